@@ -1,0 +1,1 @@
+"""The command line: a table of commands, one thin file per command. Arguments in, one call, output."""

@@ -1,0 +1,41 @@
+"""The digest of a folder of model files, and its check."""
+
+import hashlib
+from pathlib import Path
+
+from mlops_build.errors import Refused
+
+
+class DigestMismatch(Refused):
+    """The files are not the ones that were registered."""
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over every file's path, size and SHA-256, in sorted order: "sha256:<64 hex>".
+
+    Independent of the order a file system lists its files in, of times and of modes. Raises Refused for a symbolic link
+    or a special file: what it points to is not part of the folder.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise Refused(f"{path} is not a plain file", remedy="a model version holds plain files only; copy what it points to")
+        if path.is_file():
+            total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0{file_digest(path)}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path, expected: str) -> None:
+    """Raises DigestMismatch when the folder's digest is not `expected`."""
+    found = digest(folder)
+    if found != expected:
+        raise DigestMismatch(
+            f"{folder}: the files have digest {found}, the version was registered with {expected}",
+            remedy="the files were changed after registration; train again, or restore them from a backup, and do not serve these",
+        )

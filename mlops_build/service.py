@@ -1,0 +1,305 @@
+"""service.yaml: what one service is, typed and validated. The JSON schema that editors read is generated from here.
+
+A service's own commands are strict about unknown keys and suggest the right one; bridge, fleet and audit read with
+`strict=False`, since a service may be newer than they are.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from mlops_build.errors import NotFound, Refused
+from mlops_build.model.identity import ALIAS, NAME
+
+FILE = "service.yaml"
+
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+MEMORY = r"[1-9][0-9]{0,6}(?:KiB|MiB|GiB|TiB|Ki|Mi|Gi|Ti)"
+HOST = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
+# A registry host with an optional port, then path components: the grammar of the OCI distribution specification.
+REGISTRY = r"[a-z0-9](?:[a-z0-9.-]{0,250}[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-][a-z0-9]+)*){0,8}"
+IMAGE = rf"(?:{REGISTRY}/)?[a-z0-9]+(?:[._-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}(?:@sha256:[0-9a-f]{{64}})?"
+APT = r"[a-z0-9][a-z0-9+.-]{1,100}"
+TRACKING = r"(?:sqlite:///[A-Za-z0-9_./-]{1,500}|https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9_./-]{0,200})?)"
+ENDPOINT = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/?"
+
+
+class ServiceError(Refused):
+    """service.yaml is not valid; the message names file, line and key."""
+
+
+def parse_bytes(text: str) -> int:
+    """"4GiB" or Kubernetes' "4Gi" in bytes. Raises ServiceError for anything without a binary unit."""
+    match = re.fullmatch(r"([1-9][0-9]{0,6})([KMGT]iB?)", text)
+    if not match:
+        raise ServiceError(f"{text!r} is not an amount of memory", remedy="write a whole number and KiB, MiB, GiB or TiB, for example 4GiB")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def _pattern(regex: str, wanted: str) -> Any:
+    return Field(pattern=f"^{regex}$", description=wanted)
+
+
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$"), Field(description="a DNS-1123 label: a-z, 0-9 and -, at most 63")]
+Memory = Annotated[str, _pattern(MEMORY, "an amount of memory with a binary unit, such as 4GiB")]
+
+
+class _Section(BaseModel):
+    # pydantic's own regular expressions: `$` is the end there, while Python's also matches before a final newline.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class Tracking(_Section):
+    """Where MLflow is. The environment variable MLFLOW_TRACKING_URI wins."""
+
+    uri: Annotated[str, _pattern(TRACKING, "https://HOST, or sqlite:///FILE relative to the service's root")] = "sqlite:///mlflow.db"
+    s3_endpoint_url: Annotated[str, _pattern(ENDPOINT, "the S3 gateway, such as https://s3.example.com")] | None = None
+
+
+class Model(_Section):
+    """A registered model that the service serves."""
+
+    name: Name
+
+
+class Environment(_Section):
+    """A place the service runs in. It follows the alias of its own name unless `alias` says otherwise."""
+
+    alias: Annotated[str, _pattern(ALIAS.pattern, "an MLflow alias")] | None = None
+    namespace: Name
+    host: Annotated[str, Field(pattern=f"^{HOST}$", max_length=253, description="a host name in lower case")]
+    replicas: Annotated[int, Field(ge=0, le=1000, description="how many pods")] = 1
+    cpu: Annotated[str, _pattern(r"(?:[1-9][0-9]{0,5}m|[1-9][0-9]{0,2})", "CPU request, such as 500m or 2")] = "500m"
+    memory: Memory = "1GiB"
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_bytes(self.memory)
+
+
+class Gpu(_Section):
+    """none: CPU. shared: a lease on a card that others use too. exclusive: whole cards from the device plugin."""
+
+    mode: Literal["none", "shared", "exclusive"] = "none"
+    memory: Memory = "4GiB"
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_bytes(self.memory)
+
+
+class Image(_Section):
+    """How the image is named and what it starts from."""
+
+    registry: Annotated[str, _pattern(REGISTRY, "HOST[:PORT][/PATH], in lower case")] = "registry.example.com/ml"
+    base: Annotated[str, _pattern(IMAGE, "NAME:TAG, with an optional @sha256 digest")] = "python:3.11-slim"
+    apt: list[Annotated[str, _pattern(APT, "a Debian package name")]] = []
+
+
+class Serving(_Section):
+    """How the model is served."""
+
+    port: Annotated[int, Field(ge=1024, le=65535, description="the container's port")] = 8080
+    startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
+
+
+class Service(_Section):
+    """One service: one Git repository, one or more registered models, the first of which answers /invocations."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema", description="the version of this file's format")]
+    name: Name
+    team: Annotated[str, _pattern(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}", "letters, digits, space and ._-")]
+    tracking: Tracking = Tracking()
+    models: Annotated[list[Model], Field(min_length=1)]
+    environments: Annotated[dict[Name, Environment], Field(min_length=1)]
+    gpu: Gpu = Gpu()
+    image: Image = Image()
+    serving: Serving = Serving()
+    hold: Annotated[
+        dict[Name, Annotated[str, StringConstraints(min_length=1, max_length=500)]],
+        Field(description="ENVIRONMENT: why. The bridge leaves a held environment alone"),
+    ] = {}
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, models: list[Model]) -> list[Model]:
+        names = [model.name for model in models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a model is listed twice: {', '.join(names)}")
+        return models
+
+    @model_validator(mode="after")
+    def _hold_known(self) -> "Service":
+        unknown = sorted(set(self.hold) - set(self.environments))
+        if unknown:
+            raise ValueError(f"hold names {', '.join(unknown)}, which is no environment; environments: {', '.join(self.environments)}")
+        return self
+
+    def environment(self, env: str) -> Environment:
+        """Raises NotFound, naming the environments there are."""
+        if env not in self.environments:
+            raise NotFound(f"{self.name} has no environment {env!r}", remedy=f"environments in {FILE}: {', '.join(self.environments)}")
+        return self.environments[env]
+
+    def alias_of(self, env: str) -> str:
+        """The alias that an environment follows. Raises NotFound."""
+        return self.environment(env).alias or env
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The nearest folder with a service.yaml, from `start` (default: the current folder) upwards. Raises NotFound."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / FILE).is_file():
+            return folder
+    raise NotFound(f"no {FILE} in {start} or above it", remedy="run this inside a service (a repository made with `copier copy`)")
+
+
+def load(root: Path, *, strict: bool = True) -> Service:
+    """Read `root`/service.yaml. Raises NotFound or ServiceError."""
+    path = root / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"{path} is missing", remedy="run this inside a service, or restore the file from Git") from None
+    except UnicodeDecodeError as error:
+        raise ServiceError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", remedy="save it as UTF-8") from None
+    return parse(text, str(path), strict=strict)
+
+
+def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
+    """Parse service.yaml's text. `strict=False` ignores unknown keys. Raises ServiceError naming line and key."""
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="mend the line; indentation is two spaces") from None
+    if not isinstance(document, dict):
+        raise ServiceError(f"{where}: not a mapping", remedy="the file starts with `schema: 1`; see docs/reference/service-yaml.md")
+    plain = _plain(document)
+    if not strict:
+        plain = _known(plain, Service)
+    try:
+        return Service.model_validate(plain)
+    except ValidationError as error:
+        problems = [_problem(document, problem) for problem in error.errors(include_url=False)]
+        raise ServiceError("\n".join(f"{where} {line}" for line in problems), remedy="see docs/reference/service-yaml.md") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of service.yaml, for editors."""
+    schema = Service.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **{k: v for k, v in schema.items() if k != "title"}}
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's commented nodes as plain Python, so that pydantic's strict mode sees str, int, list and dict."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    if isinstance(node, bool) or node is None:
+        return node
+    for kind in (str, int, float):
+        if isinstance(node, kind):
+            return kind(node)
+    return str(node)
+
+
+def _known(node: Any, model: type[BaseModel]) -> Any:
+    """Only the keys this version knows, section by section."""
+    if not isinstance(node, dict):
+        return node
+    known: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        if key not in node:
+            continue
+        value = node[key]
+        section = _section_of(field.annotation)
+        if section and isinstance(value, dict) and name == "environments":
+            value = {env: _known(settings, section) for env, settings in value.items()}
+        elif section and isinstance(value, list):
+            value = [_known(item, section) for item in value]
+        elif section:
+            value = _known(value, section)
+        known[key] = value
+    return known
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _section_of(argument):
+            return found
+    return None
+
+
+def _problem(document: Any, problem: Any) -> str:
+    """One pydantic error as `line N: key: what is wrong (what is allowed)`."""
+    path = [part for part in problem["loc"] if part != "[key]"]
+    # pydantic reports a missing key at the key itself, which has no line; its parent has one.
+    line = _line(document, path)
+    key = ".".join(map(str, path)) or "(the file)"
+    kind, found = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        model = _model_at(path[:-1])
+        names = [field.alias or name for name, field in model.model_fields.items()] if model else []
+        close = difflib.get_close_matches(str(path[-1]), names, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
+        return f"line {line}: unknown key {key!r}; {advice}"
+    if kind == "missing":
+        return f"line {line}: {key} is missing"
+    if kind == "string_pattern_mismatch":
+        return f"line {line}: {key}: {found!r} is not {_wanted(path)}"
+    if kind == "value_error":
+        return f"line {line}: {key}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"line {line}: {key}: {problem['msg']} (found {found!r})"
+
+
+def _line(document: Any, path: list[Any]) -> int:
+    """The line (from 1) of the deepest part of `path` that stands in the document."""
+    node, line = document, 1
+    for part in path:
+        try:
+            position = node.lc.key(part) if isinstance(node, dict) else node.lc.item(part)
+            line, node = position[0] + 1, node[part]
+        except (KeyError, IndexError, AttributeError, TypeError):
+            break
+    return line
+
+
+def _model_at(path: list[Any]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Service
+    for part in path:
+        if model is None:
+            return None
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if part in fields:
+            model = _section_of(fields[part].annotation)
+    return model
+
+
+def _wanted(path: list[Any]) -> str:
+    """The description of the value at `path`, which says what is allowed."""
+    while path:
+        model = _model_at(path[:-1])
+        fields = {field.alias or name: field for name, field in model.model_fields.items()} if model else {}
+        if field := fields.get(path[-1]):
+            return field.description or _inner_description(field.annotation) or "allowed here"
+        path = path[:-1]  # an item of a list or mapping: what is allowed stands on the item's type
+    return "allowed here"
+
+
+def _inner_description(annotation: Any) -> str | None:
+    """The first description inside an annotation such as list[Annotated[str, Field(description=…)]]."""
+    for metadata in getattr(annotation, "__metadata__", ()):
+        if description := getattr(metadata, "description", None):
+            return str(description)
+    return next((found for part in get_args(annotation) if (found := _inner_description(part))), None)
