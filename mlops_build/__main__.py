@@ -10,9 +10,7 @@ from mlops_build.cli.table import COMMANDS, Command
 from mlops_build.errors import MlopsBuildError
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
-EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed, a conflict), 5 a needed service does not answer, 6 no room"
-)
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed, a conflict), 5 a needed service does not answer, 6 no room"
 
 
 def top_parser() -> argparse.ArgumentParser:
@@ -27,7 +25,9 @@ def top_parser() -> argparse.ArgumentParser:
         usage="mlops-build COMMAND [ARGUMENTS]",
     )
     parser.add_argument("--version", action="version", version=f"mlops-build {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of the commands below; `mlops-build COMMAND --help`")
+    parser.add_argument(
+        "command", metavar="COMMAND", choices=list(COMMANDS), help="one of the commands below; `mlops-build COMMAND --help`"
+    )
     return parser
 
 

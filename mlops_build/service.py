@@ -34,7 +34,7 @@ class ServiceError(Refused):
 
 
 def parse_bytes(text: str) -> int:
-    """"4GiB" or Kubernetes' "4Gi" in bytes. Raises ServiceError for anything without a binary unit."""
+    """ "4GiB" or Kubernetes' "4Gi" in bytes. Raises ServiceError for anything without a binary unit."""
     match = re.fullmatch(r"([1-9][0-9]{0,6})([KMGT]iB?)", text)
     if not match:
         raise ServiceError(f"{text!r} is not an amount of memory", remedy="write a whole number and KiB, MiB, GiB or TiB, for example 4GiB")
@@ -265,10 +265,11 @@ def _problem(document: Any, problem: Any) -> str:
 
 def _line(document: Any, path: list[Any]) -> int:
     """The line (from 1) of the deepest part of `path` that stands in the document."""
-    node, line = document, 1
+    node: Any = document
+    line = 1
     for part in path:
         try:
-            position = node.lc.key(part) if isinstance(node, dict) else node.lc.item(part)
+            position = node.lc.item(part) if isinstance(part, int) else node.lc.key(part)
             line, node = position[0] + 1, node[part]
         except (KeyError, IndexError, AttributeError, TypeError):
             break
