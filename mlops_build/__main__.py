@@ -10,7 +10,7 @@ from mlops_build.cli.table import COMMANDS, Command
 from mlops_build.errors import MlopsBuildError
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
-EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed, a conflict), 5 a needed service does not answer, 6 no room"
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service does not answer, 6 no room"
 
 
 def top_parser() -> argparse.ArgumentParser:

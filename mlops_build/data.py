@@ -1,0 +1,192 @@
+"""DVC: the pipeline, what its lock file says, and the remote. The only file that talks to DVC.
+
+DVC is called as a program (`python -m dvc`), since its Python API is not promised between releases.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlops_build.errors import Failed, NotFound, Refused, Unreachable
+
+LOCK = "dvc.lock"
+PIPELINE = "dvc.yaml"
+COMMAND_SECONDS = 24 * 3600
+SHORT_SECONDS = 120
+
+
+class PipelineFailed(Failed):
+    """A stage of the pipeline ended with an error; what it printed stands above."""
+
+
+class NoRemote(NotFound):
+    """No DVC remote is configured."""
+
+
+class RemoteUnreachable(Unreachable):
+    """The DVC remote does not answer, or refuses."""
+
+
+class DataMissing(Refused):
+    """Tracked data is in neither the cache nor the remote."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as dvc.lock has it: hashes of what went in and of what came out, and the parameters used."""
+
+    name: str
+    deps: Mapping[str, str]
+    outs: Mapping[str, str]
+    params: Mapping[str, Any]
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What DVC and its stages run with: this interpreter's programs first, and the service's own package importable."""
+    paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_CHECK_UPDATE": "false",
+    }
+
+
+def repro(root: Path, *, force: bool = False) -> None:
+    """Run the stages whose inputs changed (all with `force`); their output goes to stderr. Raises PipelineFailed."""
+    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else [])]
+    done = subprocess.run(command, cwd=root, env=environment(root), stdout=sys.stderr, timeout=COMMAND_SECONDS, check=False)
+    if done.returncode:
+        raise PipelineFailed(
+            "the pipeline failed (dvc repro)", remedy="mend what the failed stage says above, then run this again; done stages are kept"
+        )
+
+
+def stages(root: Path) -> list[Stage]:
+    """dvc.lock's stages, in its order; empty where there is none yet. Raises Refused for a file that is not DVC's."""
+    return parse_lock((root / LOCK).read_text() if (root / LOCK).exists() else "")
+
+
+def parse_lock(text: str) -> list[Stage]:
+    """The stages in dvc.lock's text."""
+    document = _yaml(text, LOCK) or {}
+    return [
+        Stage(
+            name=name,
+            deps=_hashes(stage.get("deps", [])),
+            outs=_hashes(stage.get("outs", [])),
+            params={key: value for file in stage.get("params", {}).values() for key, value in file.items()},
+        )
+        for name, stage in document.get("stages", {}).items()
+    ]
+
+
+def tracked(root: Path) -> dict[str, str]:
+    """Path → hash of everything under `data/` that a .dvc file tracks: the raw data's revision."""
+    found: dict[str, str] = {}
+    for file in sorted(root.glob("data/**/*.dvc")):
+        for out in (_yaml(file.read_text(), str(file)) or {}).get("outs", []):
+            found[(file.parent / out["path"]).relative_to(root).as_posix()] = f"md5:{out.get('md5', '')}"
+    return found
+
+
+def data_hash(tracked_data: Mapping[str, str]) -> str:
+    """One hash over the raw data: "sha256:<64 hex>" of path and hash of each tracked entry."""
+    return f"sha256:{hashlib.sha256(json.dumps(dict(tracked_data), sort_keys=True).encode()).hexdigest()}"
+
+
+def machine_files(root: Path) -> list[str]:
+    """What the pipeline writes and Git keeps: dvc.lock, and metrics, plots and other outputs that DVC does not cache. Relative paths."""
+    pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
+    found = [LOCK]
+    for stage in pipeline.get("stages", {}).values():
+        for section in ("outs", "metrics", "plots"):
+            for entry in stage.get(section, []):
+                if isinstance(entry, dict):
+                    found += [path for path, settings in entry.items() if not (settings or {}).get("cache", True)]
+    return sorted(set(found))
+
+
+def metric_files(root: Path) -> list[str]:
+    """The metrics files that dvc.yaml names. Relative paths."""
+    pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
+    entries = [entry for stage in pipeline.get("stages", {}).values() for entry in stage.get("metrics", [])]
+    return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
+
+
+def remotes(root: Path) -> dict[str, str]:
+    """Name → URL of the configured remotes."""
+    done = _short(root, ["remote", "list"])
+    return {parts[0]: parts[1] for line in done.stdout.splitlines() if len(parts := line.split("\t")) > 1 or len(parts := line.split()) > 1}
+
+
+def push(root: Path) -> None:
+    """Push the pipeline's and the tracked data to the default remote, and check that all of it is there.
+
+    `dvc push` of data that is missing everywhere prints a warning and exits 0 (dvc#1677), so the outcome is asked for afterwards.
+    Raises NoRemote, RemoteUnreachable or DataMissing.
+    """
+    if not remotes(root):
+        raise NoRemote(
+            f"no DVC remote is configured in {root / '.dvc/config'}",
+            remedy="dvc remote add --default NAME s3://BUCKET/PATH, then run this again",
+        )
+    done = _short(root, ["push"], seconds=COMMAND_SECONDS)
+    if done.returncode:
+        raise RemoteUnreachable(
+            f"dvc push failed: {_said(done)}",
+            remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
+        )
+    status = _short(root, ["status", "--cloud", "--json"], seconds=COMMAND_SECONDS)
+    if status.returncode:
+        raise RemoteUnreachable(
+            f"dvc status --cloud failed: {_said(status)}", remedy="check the remote and your credentials, then run this again"
+        )
+    missing = json.loads(status.stdout or "{}")
+    if missing:
+        names = ", ".join(sorted(missing)[:5])
+        raise DataMissing(
+            f"the DVC remote lacks {len(missing)} objects after the push: {names}",
+            remedy="run `dvc status --cloud`, restore the data, then run this again",
+        )
+
+
+def check_remote(root: Path) -> str | None:
+    """Why the default remote cannot be used, or None when it answers."""
+    if not remotes(root):
+        return "no remote is configured"
+    done = _short(root, ["status", "--cloud", "--json"])
+    return None if done.returncode == 0 else _said(done)
+
+
+def _short(root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Traceback", " "))]
+    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no message")[:400]
+
+
+def _hashes(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {entry["path"]: f"{entry.get('hash', 'md5')}:{entry.get('md5', '')}" for entry in entries}
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise Refused(
+            f"{where} is not valid YAML: {str(error).splitlines()[0]}", remedy="restore it from Git, or run `dvc repro`"
+        ) from None

@@ -1,0 +1,156 @@
+"""The environment of a model version: a hashed lock, and the wheels that stand beside it.
+
+torch is never in the lock: its CPU build, its CUDA build and a wheel on disk have different hashes, so a hashed line would
+fit only one of them. Its version is recorded, and the image installs that version by itself (docs/explanation/installing.md).
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from mlops_build.errors import Failed, Unreachable
+
+LOCK_SECONDS = 300
+BUILD_SECONDS = 120
+# Wheels carry no time: this is the earliest that a zip file can express.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class LockFailed(Failed):
+    """The resolver found no set of versions, or the service's requirements make no sense."""
+
+
+class IndexUnreachable(Unreachable):
+    """The package index does not answer."""
+
+
+def torch_version() -> str:
+    """The installed torch's release, without the local part that names its build: "2.13.0"."""
+    return metadata.version("torch").partition("+")[0]
+
+
+def python_version() -> str:
+    """The running interpreter's "MAJOR.MINOR"."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def lock(wheels: Sequence[Path], folder: Path) -> str:
+    """Resolve what these wheels need to be *served*, to exact versions with hashes, without torch and without the wheels themselves.
+
+    The versions are those of the running environment, which trained the model. `folder` is scratch space.
+    Raises LockFailed, or IndexUnreachable where the package index does not answer.
+    """
+    lines = [f"{_requirement(wheel)} @ {wheel.resolve().as_uri()}" for wheel in wheels]
+    requirements, constraints = folder / "requirements.in", folder / "constraints.txt"
+    requirements.write_text("\n".join(lines) + "\n")
+    constraints.write_text("\n".join(_installed()) + "\n")
+    # What the CPU build of torch requires: or the CUDA packages of the index's build would enter the lock.
+    metadata_of_torch = f"[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = {_torch_requires()!r}\n"
+    (folder / "pyproject.toml").write_text(f"[project]\nname = 'lock'\nversion = '0'\n\n{metadata_of_torch}")
+    options = "--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-platform linux --quiet".split()
+    left_out = ["torch", *(_requirement(wheel).partition("[")[0] for wheel in wheels)]
+    command = [sys.executable, "-m", "uv", "pip", "compile", str(requirements), "--constraint", str(constraints), *options]
+    command += ["--python-version", python_version(), *(f"--no-emit-package={name}" for name in left_out)]
+    done = subprocess.run(command, cwd=folder, env=uv_environment(), capture_output=True, text=True, timeout=LOCK_SECONDS, check=False)
+    if done.returncode:
+        said = done.stderr.strip()
+        if re.search(r"error sending request|Failed to fetch|dns error|Connection|timed out", said):
+            raise IndexUnreachable(
+                f"the package index does not answer, so the model's environment cannot be locked:\n{said[-800:]}",
+                remedy="set PIP_INDEX_URL (or UV_DEFAULT_INDEX) to your index and run this again: it goes on where it stopped",
+            )
+        raise LockFailed(
+            f"the model's environment cannot be locked:\n{said[-1500:]}",
+            remedy="mend [project].dependencies in pyproject.toml, then run this again",
+        )
+    return resolved_lines(done.stdout)
+
+
+def resolved_lines(text: str) -> str:
+    """A lock without comments and blank lines, one final newline: the same resolution is the same bytes."""
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+
+
+def uv_environment() -> dict[str, str]:
+    """The environment for uv, which ignores pip's settings: PIP_INDEX_URL and PIP_FIND_LINKS are handed on under uv's names."""
+    environment = dict(os.environ)
+    if "PIP_INDEX_URL" in environment:
+        environment.setdefault("UV_DEFAULT_INDEX", environment["PIP_INDEX_URL"])
+    if "PIP_FIND_LINKS" in environment:
+        environment.setdefault("UV_FIND_LINKS", ",".join(environment["PIP_FIND_LINKS"].split()))
+    return environment
+
+
+def project_wheel(source: Path, destination: Path) -> Path:
+    """Build the wheel of the hatchling project at `source` into `destination`. The same files make the same bytes. Raises Failed."""
+    destination.mkdir(parents=True, exist_ok=True)
+    before = set(destination.glob("*.whl"))
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(destination.resolve())]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    made = sorted(set(destination.glob("*.whl")) - before)
+    if done.returncode or len(made) != 1:
+        said = (done.stderr or done.stdout).strip()
+        raise Failed(
+            f"the wheel of {source} could not be built:\n{said[-1500:]}",
+            remedy="mend pyproject.toml (`python -m hatchling build -t wheel`)",
+        )
+    return made[0]
+
+
+def mlops_build_wheel(destination: Path) -> Path:
+    """The wheel of the running mlops-build, into `destination`: built from its source where it is installed editable, else put
+    together again from its installed files. No network in either case."""
+    installed = metadata.distribution("mlops-build")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return project_wheel(Path(unquote(urlparse(origin["url"]).path)), destination)
+    return _repacked(installed, destination)
+
+
+def _repacked(installed: metadata.Distribution, destination: Path) -> Path:
+    destination.mkdir(parents=True, exist_ok=True)
+    wheel = destination / f"mlops_build-{installed.version}-py3-none-any.whl"
+    # Written by the installer, not part of the wheel; scripts are made anew from entry_points.txt.
+    added = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json", "uv_build.json"}
+    files = [
+        file
+        for file in sorted(installed.files or [], key=str)
+        if ".." not in file.parts and file.suffix != ".pyc" and not (file.parts[0].endswith(".dist-info") and file.name in added)
+    ]
+    record = []
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            content = Path(str(file.locate())).read_bytes()
+            hashed = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            record.append(f"{file},sha256={hashed},{len(content)}")
+            archive.writestr(zipfile.ZipInfo(str(file), EPOCH), content)
+        name = f"mlops_build-{installed.version}.dist-info/RECORD"
+        archive.writestr(zipfile.ZipInfo(name, EPOCH), "\n".join([*record, f"{name},,"]) + "\n")
+    return wheel
+
+
+def _requirement(wheel: Path) -> str:
+    """The name that a wheel is required by; ours with what serving needs."""
+    name = wheel.name.partition("-")[0].replace("_", "-").lower()
+    return "mlops-build[serve]" if name == "mlops-build" else name
+
+
+def _installed() -> list[str]:
+    """Every installed distribution, pinned; torch by its release, since a local build stands in no index."""
+    found = {dist.metadata["Name"].lower(): dist.version.partition("+")[0] for dist in metadata.distributions() if dist.metadata["Name"]}
+    return sorted(f"{name}=={version}" for name, version in found.items())
+
+
+def _torch_requires() -> list[str]:
+    requires = metadata.distribution("torch").requires or []
+    return [line for line in requires if "extra ==" not in line and not re.match(r"(nvidia|cuda|triton)", line)]
