@@ -1,0 +1,1 @@
+"""Starting services from the template and keeping them up to date."""

@@ -1,0 +1,55 @@
+"""Who owns a file of a service, as copier.yml says: the team, a machine, or the template.
+
+One table, read by copier (it never overwrites what is the team's or a machine's) and by whatever compares a service with
+its template.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Literal, cast
+
+from ruamel.yaml import YAML
+
+from mlops_build.errors import NotFound
+
+Owner = Literal["team", "machine", "template"]
+
+
+def owner_of(path: str | PurePosixPath, copier_yml: Path | None = None) -> Owner:
+    """The owner of `path`, relative to the service's root.
+
+    copier_yml: the template's questionnaire; without it the one that belongs to this mlops-build. Raises NotFound if there is none.
+    """
+    parts = PurePosixPath(path).parts
+    # A release record lies inside the team's overlays: the machine's table is asked first.
+    for owner, patterns in table(copier_yml or _own()).items():
+        if any(_covers(pattern, parts) for pattern in patterns):
+            return owner
+    return "template"
+
+
+@cache
+def table(copier_yml: Path) -> Mapping[Owner, Sequence[str]]:
+    """The patterns of each owner, in the order in which they are asked. What no pattern covers is the template's."""
+    documents = list(YAML(typ="safe", pure=True).load_all(copier_yml.read_text(encoding="utf-8")))
+    merged = {key: value for document in documents for key, value in document.items()}
+    return {owner: tuple(cast(list[str], merged[f"_{owner}"])) for owner in ("machine", "team")}
+
+
+def _own() -> Path:
+    """copier.yml: beside this file in a wheel, at the root in a checkout."""
+    here = Path(__file__).resolve()
+    for candidate in (here.parent / "copier.yml", here.parents[2] / "copier.yml"):
+        if candidate.is_file():
+            return candidate
+    raise NotFound("this mlops-build has no copier.yml", remedy="give the template's own: owner_of(path, copier_yml=TEMPLATE/'copier.yml')")
+
+
+def _covers(pattern: str, parts: tuple[str, ...]) -> bool:
+    """`/a/*/b/` covers everything under such a folder, `/a/b` that file alone."""
+    wanted = PurePosixPath(pattern.lstrip("/")).parts
+    if pattern.endswith("/"):
+        parts = parts[: len(wanted)]
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
