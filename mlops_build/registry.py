@@ -238,6 +238,24 @@ class Registry:
         return destination
 
     @_translating
+    def read(self, version: ModelVersion, path: str) -> bytes:
+        """One of a version's files. Raises UnknownVersion where it is not there."""
+        import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            try:
+                found = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{version.source}/{path}", dst_path=scratch, tracking_uri=self.uri
+                )
+                return Path(found).read_bytes()
+            except (MlflowException, OSError) as error:
+                raise UnknownVersion(
+                    f"{version.uri}: {path} cannot be read from {_shown(version.source)}: {_first_line(error)}",
+                    remedy="was it registered by `mlops-build train`? check that the artifact store answers (`mlops-build doctor`)",
+                ) from error
+
+    @_translating
     def find_run(self, experiment: str, tag: str, value: str) -> Run | None:
         """The newest run of an experiment whose tag has this value."""
         known = self._client.get_experiment_by_name(experiment)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -133,12 +133,14 @@ class Service(_Section):
             raise ValueError(f"a model is listed twice: {', '.join(names)}")
         return models
 
-    @model_validator(mode="after")
-    def _hold_known(self) -> "Service":
-        unknown = sorted(set(self.hold) - set(self.environments))
+    @field_validator("hold")
+    @classmethod
+    def _hold_known(cls, hold: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        environments = info.data.get("environments", hold)  # not there when it was itself refused
+        unknown = sorted(set(hold) - set(environments))
         if unknown:
-            raise ValueError(f"hold names {', '.join(unknown)}, which is no environment; environments: {', '.join(self.environments)}")
-        return self
+            raise ValueError(f"{', '.join(unknown)} is no environment; environments: {', '.join(environments)}")
+        return hold
 
     def environment(self, env: str) -> Environment:
         """Raises NotFound, naming the environments there are."""

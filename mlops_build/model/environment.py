@@ -56,10 +56,11 @@ def lock(wheels: Sequence[Path], folder: Path) -> str:
     # What the CPU build of torch requires: or the CUDA packages of the index's build would enter the lock.
     metadata_of_torch = f"[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = {_torch_requires()!r}\n"
     (folder / "pyproject.toml").write_text(f"[project]\nname = 'lock'\nversion = '0'\n\n{metadata_of_torch}")
-    options = "--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-platform linux --quiet".split()
+    options = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    options += ["--python-platform", "linux", "--python-version", python_version(), "--quiet"]
     left_out = ["torch", *(_requirement(wheel).partition("[")[0] for wheel in wheels)]
     command = [sys.executable, "-m", "uv", "pip", "compile", str(requirements), "--constraint", str(constraints), *options]
-    command += ["--python-version", python_version(), *(f"--no-emit-package={name}" for name in left_out)]
+    command += [*(f"--no-emit-package={name}" for name in left_out)]
     done = subprocess.run(command, cwd=folder, env=uv_environment(), capture_output=True, text=True, timeout=LOCK_SECONDS, check=False)
     if done.returncode:
         said = done.stderr.strip()

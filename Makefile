@@ -1,0 +1,32 @@
+# The two commands of the README: `make demo` and `make test`. Both put everything into ./.venv first.
+DEMO_DIR ?= demo-service
+PYTHON_ = .venv/bin/python
+
+.PHONY: help install demo test lint docs lock bench
+help:       ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install:    ## the environment, into ./.venv
+	@scripts/install.sh
+
+demo: install    ## the whole road on embedded defaults, into DEMO_DIR (default ./demo-service)
+	@$(PYTHON_) scripts/demo.py "$(DEMO_DIR)"
+
+test: install    ## the whole test suite
+	@$(PYTHON_) -m pytest
+
+lint: install    ## ruff, mypy, import-linter
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy --strict mlops_build
+	@.venv/bin/lint-imports
+
+docs: install    ## the generated parts of docs/ and the JSON schema of service.yaml
+	@$(PYTHON_) scripts/docs.py
+
+lock: install    ## requirements.lock anew
+	@.venv/bin/uv pip compile pyproject.toml --universal --all-extras --group dev --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-emit-package torch --custom-compile-command "make lock" --quiet -o requirements.lock
+
+bench: install    ## the figures in the docs
+	@$(PYTHON_) benchmarks/startup.py

@@ -1,0 +1,23 @@
+"""Show what a model version was made from: commit, data, stages, parameters, metrics, environment."""
+
+import argparse
+
+from mlops_build.cli.output import result
+
+EXAMPLE = "  mlops-build lineage models:/digits@staging"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model_uri", metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build.lineage import tree
+    from mlops_build.model.identity import parse_uri
+    from mlops_build.registry import Registry
+
+    ref = parse_uri(args.model_uri)
+    registry = Registry()
+    document = tree.read(registry, registry.version(ref.name, ref.which))
+    result(args, document, tree.show(document))
+    return 0

@@ -1,0 +1,26 @@
+"""Run the pipeline, commit what it wrote, push data and commit, and register a model version that names that commit.
+
+Killed at any moment, a second run finishes it. A version is registered only if the metrics meet evaluate.thresholds in params.yaml.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")
+    parser.add_argument("--allow-dirty", action="store_true", help="register with uncommitted changes: marked dirty, with the patch")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build import service
+    from mlops_build.training import pipeline
+
+    trained = pipeline.train(service.find_root(), say=say, force=args.force, allow_dirty=args.allow_dirty)
+    next_steps = [f"next: mlops-build promote {one.name} {one.version} --to staging" for one in trained]
+    lines = [f"{one.model_uri}  commit {one.commit[:12]}{' dirty' if one.dirty else ''}" for one in trained]
+    result(args, {"models": [one.as_json() for one in trained]}, "\n".join([*lines, *next_steps]))
+    return 0

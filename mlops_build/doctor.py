@@ -1,0 +1,233 @@
+"""What is installed, reachable and configured. Each check says what it saw, or returns findings with remedies.
+
+Light on purpose: it must run where half of everything is missing, so each check imports what it needs itself.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+
+from mlops_build import __version__
+from mlops_build.errors import MlopsBuildError
+from mlops_build.finding import Finding
+
+PROBE_SECONDS = 15
+GIB = 2**30
+DISK_BYTES = 5 * GIB
+GIT_MINIMUM = (2, 30)
+# What shows that an extra is installed.
+EXTRAS = {
+    "train": ("mlflow", "dvc", "torch", "uv", "hatchling"),
+    "serve": ("mlflow", "fastapi", "torch", "prometheus_client"),
+    "operate": ("mlflow", "jinja2", "pydantic", "ruamel.yaml"),
+    "template": ("copier", "cookiecutter"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome: what was looked at, what was seen, and what is wrong with it."""
+
+    name: str
+    seen: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+def examine(root: Path | None, *, ci: bool = False) -> list[Check]:
+    """Every check of this machine, and of the service at `root` where there is one. With `ci`, what only an agent needs (an
+    engine, kubectl, a committed lock) is asked for too."""
+    checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
+    checks += [lambda: engine(required=ci), lambda: kubectl(required=ci)]
+    if root:
+        checks += [
+            lambda: service_file(root),
+            lambda: versions(root),
+            lambda: remote(root),
+            lambda: data_remote(root),
+            lambda: registry(root),
+        ]
+        if ci:
+            checks.append(lambda: lock(root))
+    return [check() for check in checks]
+
+
+def system() -> Check:
+    """Python and platform (docs: the platform table in README.md)."""
+    seen = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, mlops-build {__version__}"
+    found = []
+    if sys.platform == "win32":
+        found.append(Finding("platform", "platform", "Windows is not supported", "use WSL 2"))
+    return Check("system", seen, found)
+
+
+def extras() -> Check:
+    """Which of our extras are complete. A missing extra is no finding: a pod has only what it uses."""
+    complete = [extra for extra, modules in EXTRAS.items() if all(util.find_spec(module.partition(".")[0]) for module in modules)]
+    return Check("extras", ", ".join(complete) or "none (the base only)")
+
+
+def git() -> Check:
+    """git is there, new enough, and knows who commits."""
+    said = _output(["git", "--version"])
+    if said is None:
+        return Check("git", "not found", [Finding("git", "git-missing", "git is not installed", "install git ≥ 2.30")])
+    version = tuple(map(int, re.findall(r"\d+", said)[:2]))
+    found = []
+    if version < GIT_MINIMUM:
+        found.append(Finding("git", "git-old", f"{said} is too old", "install git ≥ 2.30"))
+    if not _output(["git", "config", "user.email"]):
+        remedy = "git config --global user.name NAME; git config --global user.email ADDRESS"
+        found.append(Finding("git", "git-identity", "git does not know who commits", remedy))
+    return Check("git", said.removeprefix("git version "), found)
+
+
+def disk(folder: Path) -> Check:
+    """Room for an environment, a model and an image."""
+    free = shutil.disk_usage(folder).free
+    seen = f"{free / GIB:.1f} GiB free at {folder}"
+    remedy = "free some: docker system prune, dvc gc --workspace, old environments"
+    return Check("disk", seen, [] if free >= DISK_BYTES else [Finding("disk", "disk-full", f"only {seen}", remedy)])
+
+
+def gpu() -> Check:
+    """The cards that NVML sees. None is no finding: the CPU does everything here."""
+    from mlops_build.gpu.cards import NoDriver, cards
+
+    try:
+        found = cards()
+    except NoDriver:
+        return Check("gpu", "no NVIDIA driver: everything runs on the CPU")
+    return Check("gpu", ", ".join(card.name for card in found) or "a driver, but no card")
+
+
+def engine(*, required: bool) -> Check:
+    """A container engine that answers."""
+    client = os.environ.get("DOCKER_CLI") or shutil.which("docker")
+    version = _output([client, "version", "--format", "{{.Server.Version}}"]) if client else None
+    if version:
+        return Check("engine", f"Docker {version}")
+    why = "no Docker engine answers" if client else "docker is not installed"
+    found = [Finding("engine", "engine", why, "install Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
+    return Check("engine", why, found if required else [])
+
+
+def kubectl(*, required: bool) -> Check:
+    """kubectl, to render and apply manifests."""
+    found = shutil.which("kubectl")
+    if found:
+        return Check("kubectl", (_output([found, "version", "--client"]) or found).splitlines()[0])
+    missing = [Finding("kubectl", "kubectl", "kubectl is not installed", "install it; `ci deploy` needs it")]
+    return Check("kubectl", "not found", missing if required else [])
+
+
+def service_file(root: Path) -> Check:
+    """service.yaml is valid."""
+    from mlops_build import service
+
+    try:
+        found = service.load(root)
+    except MlopsBuildError as error:
+        return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "mend it")])
+    held = f", held: {', '.join(found.hold)}" if found.hold else ""
+    return Check("service.yaml", f"{found.name}: {', '.join(model.name for model in found.models)}; {', '.join(found.environments)}{held}")
+
+
+def versions(root: Path) -> Check:
+    """The range that the service asks for admits the mlops-build that runs here."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    path = root / "pyproject.toml"
+    if not path.is_file():
+        return Check("versions", "no pyproject.toml", [Finding("pyproject.toml", "versions", f"{path} is missing", "restore it from Git")])
+    project = tomllib.loads(path.read_text())
+    lines = [*project.get("project", {}).get("dependencies", [])]
+    for group in (project.get("project", {}).get("optional-dependencies", {}), project.get("dependency-groups", {})):
+        lines += [line for lines in group.values() for line in lines if isinstance(line, str)]
+    wanted = next((one for line in lines if (one := Requirement(line)).name == "mlops-build"), None)
+    if wanted and not wanted.specifier.contains(__version__, prereleases=True):
+        why = f"the service asks for mlops-build{wanted.specifier}, this is {__version__}"
+        return Check(
+            "versions", why, [Finding("mlops-build", "versions", why, "run `make install` in the service, or update it: copier update")]
+        )
+    return Check(
+        "versions", f"mlops-build {__version__} fits {wanted.specifier if wanted else 'no range given'}, torch {_version('torch')}"
+    )
+
+
+def remote(root: Path) -> Check:
+    """Git's origin answers."""
+    url = _output(["git", "-C", str(root), "remote", "get-url", "origin"])
+    if not url:
+        remedy = "git remote add origin URL; until then commits stay on this machine"
+        return Check("git remote", "none", [Finding("git remote", "git-remote", "there is no remote called origin", remedy)])
+    if _output(["git", "-C", str(root), "ls-remote", "--heads", "origin"]) is None:
+        return Check(
+            "git remote",
+            "no answer",
+            [Finding("git remote", "git-remote", "origin does not answer", "check its address and your right to read it")],
+        )
+    return Check("git remote", re.sub(r"//[^/@]*@", "//", url))
+
+
+def data_remote(root: Path) -> Check:
+    """DVC's default remote answers."""
+    from mlops_build import data
+
+    configured = data.remotes(root)
+    if why := data.check_remote(root):
+        remedy = "check .dvc/config and your credentials; dvc remote add --default NAME URL"
+        return Check("data remote", why, [Finding("data remote", "data-remote", why, remedy)])
+    return Check("data remote", ", ".join(configured.values()))
+
+
+def registry(root: Path) -> Check:
+    """MLflow answers."""
+    from mlops_build import registry as border
+
+    uri = border.tracking_uri(root)
+    try:
+        models = border.Registry(uri).alias_map()
+    except MlopsBuildError as error:
+        return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
+    return Check("registry", f"{uri.rpartition('@')[2]}: {len(models)} registered models")
+
+
+def lock(root: Path) -> Check:
+    """A lock is committed: an agent must not resolve anew."""
+    tracked = _output(["git", "-C", str(root), "ls-files", "requirements.lock"])
+    if tracked:
+        return Check("lock", "requirements.lock is committed")
+    return Check(
+        "lock", "missing", [Finding("requirements.lock", "lock", "no lock is committed", "make lock, then commit requirements.lock")]
+    )
+
+
+def _output(command: list[str]) -> str | None:
+    """What a program prints, or None where it is missing, fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""A model version's origin: what it was made from."""

@@ -1,0 +1,15 @@
+"""What a service's train.py and evaluate.py import: the one Python API that is promised for years.
+
+    from mlops_build import training
+
+    with training.start_run() as run:
+        ...                                   # plain torch, plain mlflow.log_metric
+        training.log_model(Predictor, weights=WEIGHTS, example=rows, folder=FOLDER)
+
+A removal warns for two minor releases first.
+"""
+
+from mlops_build.training.model import log_model
+from mlops_build.training.run import Run, params, resume_run, start_run
+
+__all__ = ["Run", "log_model", "params", "resume_run", "start_run"]

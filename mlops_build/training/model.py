@@ -1,0 +1,110 @@
+"""Log a model so that it can be packaged: an MLflow model folder that is the same, byte for byte, for the same weights."""
+
+import json
+import shutil
+import tempfile
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from packaging.requirements import Requirement
+from ruamel.yaml import YAML
+
+from mlops_build import service
+from mlops_build.errors import NotFound, UsageError
+from mlops_build.model import files
+from mlops_build.model.identity import RUN_MODEL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Written by MLflow at every save, and different each time; loading needs none of them.
+VOLATILE = ("utc_time_created", "model_uuid", "run_id", "model_id", "artifact_path", "prompts")
+EXAMPLES = "examples/recorded.json"
+
+
+def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", folder: Path) -> str:
+    """Write the model to `folder` and tag the open run with its digest, which is returned ("sha256:<64 hex>").
+
+    predictor: a subclass of `mlflow.pyfunc.PythonModel` in the service's package. It is stored as three lines that import it
+    (models from code), so nothing is pickled; `load_context` finds the weights at `context.artifacts["weights"]`.
+    weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them; their predictions are recorded, and
+    later compared with what the deployed service answers. folder: relative to the service's root; replaced.
+    Raises UsageError or NotFound.
+    """
+    root = service.find_root()
+    if predictor.__module__ == "__main__" or "<locals>" in predictor.__qualname__:
+        raise UsageError(
+            f"{predictor.__qualname__} cannot be imported from {predictor.__module__}",
+            remedy="define the predictor at the top of a module of your package (model.py) and import it in train.py",
+        )
+    if not (root / weights).is_file():
+        raise NotFound(f"{weights} does not exist", remedy="torch.save(net.state_dict(), path) before log_model")
+    (root / folder).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=(root / folder).parent, prefix=".model-") as part:
+        made = Path(part) / "model"
+        _save(predictor, root / weights, example, made, root, Path(part))
+        (made / EXAMPLES).parent.mkdir()
+        (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
+        _strip(made / "MLmodel")
+        shutil.rmtree(root / folder, ignore_errors=True)
+        made.rename(root / folder)
+    made_digest = files.digest(root / folder)
+    mlflow.set_tag(RUN_MODEL, made_digest)
+    # The weights are in DVC; once registered they are with the version. The run shows what a caller sends and gets.
+    for name in ("MLmodel", EXAMPLES):
+        mlflow.log_artifact(str(root / folder / name), "model")
+    return made_digest
+
+
+def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
+    code = scratch / "predictor.py"
+    name = predictor.__qualname__
+    code.write_text(f"from mlflow.models import set_model\n\nfrom {predictor.__module__} import {name}\n\nset_model({name}())\n")
+    instance = predictor()
+    instance.load_context(_Context(weights))
+    mlflow.pyfunc.save_model(
+        path=str(made),
+        python_model=str(code),
+        artifacts={"weights": str(weights)},
+        signature=mlflow.models.infer_signature(example, instance.predict(None, example)),
+        input_example=example,
+        pip_requirements=_requirements(root),
+    )
+
+
+class _Context:
+    """What MLflow hands to load_context, before there is a model folder."""
+
+    def __init__(self, weights: Path) -> None:
+        self.artifacts = {"weights": str(weights)}
+        self.model_config: dict[str, Any] = {}
+
+
+def _recorded(made: Path, example: "pd.DataFrame") -> dict[str, Any]:
+    """The example as a body for /invocations, and its answer as MLflow's server words it."""
+    from mlflow.models import convert_input_example_to_serving_input
+    from mlflow.pyfunc import scoring_server
+
+    body = convert_input_example_to_serving_input(example)
+    loaded = mlflow.pyfunc.load_model(str(made))
+    answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded, loaded.metadata.get_input_schema())
+    return {"schema": 1, "input": json.loads(body), "predictions": json.loads(answer.response)["predictions"]}
+
+
+def _strip(mlmodel: Path) -> None:
+    yaml = YAML()
+    document = yaml.load(mlmodel.read_text())
+    for key in VOLATILE:
+        document.pop(key, None)
+    with mlmodel.open("w") as file:
+        yaml.dump(document, file)
+
+
+def _requirements(root: Path) -> list[str]:
+    """What the service's own code needs to serve, at the versions that trained: [project].dependencies of its pyproject.toml."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    names = [Requirement(line).name for line in project.get("dependencies", [])]
+    return [f"mlflow=={metadata.version('mlflow')}", *(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)]

@@ -1,0 +1,74 @@
+"""What a model is made from, gathered from the working tree: commit, data, parameters, package and template version."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from mlops_build import __version__, data
+from mlops_build.git.repository import Checkout
+from mlops_build.model import environment, identity
+
+ANSWERS = ".copier-answers.yml"
+
+
+def template_version(root: Path) -> str:
+    """The template's version that the service was last rendered from; "unknown" for a service not made by copier."""
+    path = root / ANSWERS
+    found = (YAML(typ="safe").load(path.read_text()) or {}) if path.is_file() else {}
+    return str(found.get("_commit", "unknown"))
+
+
+def params_hash(values: Mapping[str, Any]) -> str:
+    """One hash over params.yaml's values, whatever their order: "sha256:<64 hex>"."""
+    return f"sha256:{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}"
+
+
+def run_tags(root: Path) -> dict[str, str]:
+    """Lineage as tags on a run. A folder that is no Git repository yet has no commit, and says so."""
+    checkout = Checkout.find(root)
+    tags = {identity.PACKAGE: __version__, identity.TEMPLATE: template_version(root), identity.DATA: data.data_hash(data.tracked(root))}
+    head = checkout.head() if checkout else None
+    return {**tags, identity.COMMIT_TAG: head or "none", identity.DIRTY: "true" if not head or dirt(root) else "false"}
+
+
+def dirt(root: Path) -> list[str]:
+    """Uncommitted changes that would make a version's commit a lie: everything but what the pipeline itself writes."""
+    checkout = Checkout.find(root)
+    return checkout.changes(ignoring=data.machine_files(root)) if checkout else []
+
+
+def lineage(
+    root: Path,
+    *,
+    service: str,
+    repository: str,
+    commit: str,
+    dirty: bool,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    run_id: str,
+) -> dict[str, Any]:
+    """The lineage document of a model version. No time stamps: the same origin is the same bytes."""
+    return {
+        "schema": 1,
+        "service": service,
+        "code": {"repository": repository, "commit": commit, "dirty": dirty},
+        "data": data.tracked(root),
+        "stages": [
+            {"name": stage.name, "deps": dict(stage.deps), "outs": dict(stage.outs), "params": dict(stage.params)}
+            for stage in data.stages(root)
+        ],
+        "params": dict(params),
+        "metrics": dict(metrics),
+        "run": run_id,
+        "environment": {
+            "python": environment.python_version(),
+            "torch": environment.torch_version(),
+            "mlops-build": __version__,
+            "template": template_version(root),
+        },
+    }

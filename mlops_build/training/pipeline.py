@@ -1,0 +1,167 @@
+"""The order of training: pipeline → gate → commit → push data → push code → register a version that names that commit.
+
+Each step can be killed and run again: a stage that is done stays done, a commit without a difference is not made, a push of what is
+there is nothing, and the same content is never registered twice. Data is pushed before the commit that names it, and both before
+the version that names them, so a reader never meets a name whose thing is not there yet.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_build import data, finding
+from mlops_build.errors import NotFound, Refused
+from mlops_build.git.repository import Checkout
+from mlops_build.registry import Registry, tracking_uri
+from mlops_build.service import Service, load
+from mlops_build.training import origin, register, thresholds
+from mlops_build.training.run import params as read_params
+
+MODELS = "models"
+
+
+class GateClosed(Refused):
+    """The metrics do not meet the thresholds in params.yaml."""
+
+
+class DirtyTree(Refused):
+    """There are uncommitted changes, so a version's commit would not be what it was made from."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out. `new` is False when this content had been registered before."""
+
+    model_uri: str
+    name: str
+    version: int
+    new: bool
+    commit: str
+    run: str
+    metrics: Mapping[str, float]
+    dirty: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(root: Path, *, say: Callable[[str], None], force: bool = False, allow_dirty: bool = False) -> list[Trained]:
+    """Run all steps for the service at `root`; one result for each model in service.yaml. `say` gets a line as each step begins.
+
+    Raises PipelineFailed, GateClosed, DirtyTree, and what DVC's remote, Git and the registry raise.
+    """
+    service = load(root)
+    checkout = Checkout.find(root)
+    if checkout is None or checkout.head() is None:
+        raise NotFound(
+            f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
+        )
+    say("[1/6] pipeline: dvc repro")
+    run_pipeline(root, force)
+    say("[2/6] gate: metrics against params.yaml")
+    metrics = check_gate(root)
+    dirt = check_dirt(root, allow_dirty)
+    say("[3/6] commit: dvc.lock, metrics and plots")
+    commit = commit_results(checkout, root, service, metrics, dirty=bool(dirt))
+    say("[4/6] push data")
+    push_data(root, say)
+    say("[5/6] push code")
+    push_code(checkout, say, dirty=bool(dirt))
+    say("[6/6] register")
+    return register_models(checkout, root, service, commit, metrics, dirty=bool(dirt), say=say)
+
+
+def run_pipeline(root: Path, force: bool) -> None:
+    data.repro(root, force=force)
+
+
+def check_gate(root: Path) -> dict[str, float]:
+    """The metrics that dvc.yaml names, as one dict, if they meet the thresholds. Raises GateClosed."""
+    metrics: dict[str, float] = {}
+    for path in data.metric_files(root):
+        try:
+            metrics.update(json.loads((root / path).read_text()))
+        except (OSError, ValueError) as error:
+            raise Refused(f"{path} is no metrics file: {error}", remedy="evaluate.py writes it as a JSON object of numbers") from None
+    failed = finding.show(thresholds.failures(metrics, thresholds.of(read_params(root))))
+    if failed:
+        raise GateClosed(
+            f"not registered, the model misses its thresholds:\n{failed}", remedy="the run is in MLflow; nothing was committed or pushed"
+        )
+    return metrics
+
+
+def check_dirt(root: Path, allow_dirty: bool) -> list[str]:
+    """The uncommitted changes, which must be none without `allow_dirty`. Raises DirtyTree."""
+    dirt = origin.dirt(root)
+    if dirt and not allow_dirty:
+        shown = ", ".join(dirt[:5]) + (f" and {len(dirt) - 5} more" if len(dirt) > 5 else "")
+        raise DirtyTree(
+            f"the run is logged, but no version is registered: uncommitted changes in {shown}",
+            remedy="commit them and run this again (done stages are kept), or use --allow-dirty, which marks the version as dirty",
+        )
+    return dirt
+
+
+def commit_results(checkout: Checkout, root: Path, service: Service, metrics: Mapping[str, float], *, dirty: bool) -> str:
+    """Commit only what the pipeline writes; returns the commit that holds it. A dirty tree gets no commit: it goes into the patch."""
+    if not dirty:
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if isinstance(value, int | float))
+        present = [path for path in data.machine_files(root) if (root / path).exists()]
+        checkout.commit_paths(present, f"Train {service.name}: {summary}\n\nWritten by mlops-build train.\n")
+    head = checkout.head()
+    assert head is not None  # noqa: S101  (train() checked it)
+    return head
+
+
+def push_data(root: Path, say: Callable[[str], None]) -> None:
+    if data.remotes(root):
+        data.push(root)
+    else:
+        say("      no DVC remote is configured: the data stays on this machine (dvc remote add --default NAME URL)")
+
+
+def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool) -> None:
+    if dirty:
+        say("      the tree is dirty: nothing is pushed, the changes go into the version's patch")
+    elif checkout.origin_url():
+        checkout.push()
+    else:
+        say("      no Git remote called origin: the commit stays on this machine")
+
+
+def register_models(
+    checkout: Checkout, root: Path, service: Service, commit: str, metrics: Mapping[str, float], *, dirty: bool, say: Callable[[str], None]
+) -> list[Trained]:
+    registry = Registry(tracking_uri(root), create=True)
+    params = read_params(root)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+        tree = Path(scratch) / "tree"
+        patch = checkout.export_dirty(tree) if dirty else checkout.export(commit, tree)
+        origin_ = register.Origin(service.name, checkout.origin_url() or "", commit, tree, patch)
+        for model in service.models:
+            folder = root / MODELS / model.name
+            if not (folder / "MLmodel").is_file():
+                raise NotFound(
+                    f"service.yaml lists the model {model.name}, but the pipeline made no {MODELS}/{model.name}",
+                    remedy=f"training.log_model(…, folder=Path('{MODELS}/{model.name}')), and the same path among dvc.yaml's outs",
+                )
+            version, new = register.register(registry, root, model.name, folder, origin_, params, metrics)
+            say(f"      {version.uri} " + ("registered" if new else "was registered before with the same content"))
+            found.append(
+                Trained(
+                    version.uri,
+                    model.name,
+                    version.version,
+                    new,
+                    version.tags.get("mlops_build.commit", commit),
+                    version.run_id,
+                    metrics,
+                    dirty,
+                )
+            )
+    return found

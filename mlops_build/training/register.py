@@ -1,0 +1,101 @@
+"""Register a model version that carries everything packaging needs: files, lock, wheels, recorded examples, lineage, tags."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_build import __version__, data
+from mlops_build.errors import Refused
+from mlops_build.model import environment, files, identity
+from mlops_build.registry import ModelVersion, Registry, Run
+from mlops_build.training import origin
+
+# Where a version's files stand among its run's artifacts; what follows is the start of their digest.
+VERSIONS = "versions"
+
+
+class NoRun(Refused):
+    """MLflow knows no run that made this model."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the code of a version comes from. `tree` is a folder with exactly that code; `patch` is set for a dirty tree only."""
+
+    service: str
+    repository: str
+    commit: str
+    tree: Path
+    patch: bytes | None
+
+
+def run_of(registry: Registry, service: str, folder: Path) -> Run:
+    """The newest run that made the model in `folder`. Raises NoRun."""
+    found = registry.find_run(service, identity.RUN_MODEL, files.digest(folder))
+    if not found:
+        raise NoRun(
+            f"the pipeline has nothing to do, but MLflow at this address knows no run that made {folder.name}",
+            remedy="run `mlops-build train --force` to train it anew here, or set MLFLOW_TRACKING_URI to where it was trained",
+        )
+    return found
+
+
+def register(
+    registry: Registry, root: Path, name: str, folder: Path, origin_: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
+) -> tuple[ModelVersion, bool]:
+    """The version for this model folder and origin, and whether it is new: the same content is never registered twice.
+
+    The files are uploaded to a place named by their digest before the version is made, with all its tags, in one request: killed at
+    any moment, either there is no version or it is whole. Raises NoRun and what the environment and the registry raise.
+    """
+    run = run_of(registry, origin_.service, folder)
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+        made = Path(scratch) / "version"
+        shutil.copytree(folder, made)
+        _add_environment(made, origin_.tree, Path(scratch))
+        content = files.digest(made)
+        for version in registry.versions(name):
+            if version.tags.get(identity.CONTENT) == content and version.tags.get(identity.DIRTY) != "true" and not origin_.patch:
+                return version, False
+        lineage = origin.lineage(
+            root,
+            service=origin_.service,
+            repository=origin_.repository,
+            commit=origin_.commit,
+            dirty=origin_.patch is not None,
+            params=params,
+            metrics=metrics,
+            run_id=run.run_id,
+        )
+        (made / "lineage.json").write_text(json.dumps(lineage, indent=1, sort_keys=True) + "\n")
+        if origin_.patch is not None:
+            (made / "dirty.patch").write_bytes(origin_.patch)
+        digest = files.digest(made)
+        source = registry.upload(run.run_id, made, f"{VERSIONS}/{digest.removeprefix('sha256:')[:12]}")
+        tags = {
+            identity.SERVICE: origin_.service,
+            identity.REPOSITORY: origin_.repository,
+            identity.COMMIT_TAG: origin_.commit,
+            identity.DATA: data.data_hash(data.tracked(root)),
+            identity.PARAMS: origin.params_hash(params),
+            identity.DIGEST_TAG: digest,
+            identity.CONTENT: content,
+            identity.TEMPLATE: origin.template_version(root),
+            identity.PACKAGE: __version__,
+            **({identity.DIRTY: "true"} if origin_.patch is not None else {}),
+        }
+        return registry.create_version(name, source, run.run_id, tags), True
+
+
+def _add_environment(made: Path, tree: Path, scratch: Path) -> None:
+    wheels = made / "environment" / "wheels"
+    built = [environment.project_wheel(tree, wheels), environment.mlops_build_wheel(wheels)]
+    locked = scratch / "lock"
+    locked.mkdir()
+    (made / "environment" / "requirements.lock").write_text(environment.lock(built, locked))
+    needs = {"schema": 1, "python": environment.python_version(), "torch": environment.torch_version()}
+    (made / "environment" / "environment.json").write_text(json.dumps(needs, indent=1) + "\n")

@@ -1,0 +1,93 @@
+"""An MLflow run with seeds, parameters, lineage and tracking set up. Inside it an ML engineer uses plain mlflow."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlops_build import service
+from mlops_build.errors import NotFound, Refused
+from mlops_build.model import files
+from mlops_build.model.identity import RUN_MODEL
+from mlops_build.registry import Registry, tracking_uri
+from mlops_build.training import origin, seeds
+
+PARAMS = "params.yaml"
+# Where artifacts go when MLflow is a sqlite file: beside it, in the service's root.
+ARTIFACTS = "mlartifacts"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run. `params` is params.yaml as a dict; `root` is the service's folder."""
+
+    run_id: str
+    params: Mapping[str, Any]
+    root: Path
+
+
+def params(root: Path | None = None) -> dict[str, Any]:
+    """params.yaml of the service around the current folder, as plain Python. Raises NotFound or Refused."""
+    path = (root or service.find_root()) / PARAMS
+    try:
+        found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"{path} is missing", remedy="restore it from Git; it holds every number that training uses") from None
+    except YAMLError as error:
+        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="mend it") from None
+    if not isinstance(found, dict) or not isinstance(found.get("seed"), int):
+        raise Refused(f"{path} has no `seed`", remedy="add a line `seed: 20261124` (any whole number)")
+    return found
+
+
+@contextlib.contextmanager
+def start_run() -> Iterator[Run]:
+    """Open a run in the service's experiment: seeds fixed, params.yaml logged, and tagged with what it is made from."""
+    root = service.find_root()
+    values = params(root)
+    seeds.fix(values["seed"])
+    with mlflow.start_run(experiment_id=_experiment(root)) as run:
+        mlflow.log_params(flat(values))
+        mlflow.set_tags(origin.run_tags(root))
+        yield Run(run.info.run_id, values, root)
+
+
+@contextlib.contextmanager
+def resume_run(folder: Path) -> Iterator[Run]:
+    """Reopen the run that made the model in `folder`, to add to it (the evaluate stage does).
+
+    Where MLflow knows no such run (the model came out of DVC's cache, say), a new one is opened and tagged as that model's.
+    """
+    root = service.find_root()
+    values = params(root)
+    seeds.fix(values["seed"])
+    experiment = _experiment(root)
+    made = files.digest(root / folder)
+    found = Registry().find_run(service.load(root).name, RUN_MODEL, made)
+    with mlflow.start_run(run_id=found.run_id) if found else mlflow.start_run(experiment_id=experiment) as run:
+        if not found:
+            mlflow.log_params(flat(values))
+            mlflow.set_tags({**origin.run_tags(root), RUN_MODEL: made})
+        yield Run(run.info.run_id, values, root)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters with dotted names, as MLflow wants them: {"train.epochs": 12}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _experiment(root: Path) -> str:
+    uri = tracking_uri(root)
+    registry = Registry(uri, create=True)
+    return registry.experiment(service.load(root).name, root / ARTIFACTS if uri.startswith("sqlite:") else None)

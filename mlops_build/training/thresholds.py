@@ -1,0 +1,55 @@
+"""The gate before registration: metrics against the thresholds in params.yaml.
+
+evaluate:
+  thresholds:
+    accuracy: {min: 0.95}
+    loss: {max: 0.3}
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mlops_build.errors import Refused
+from mlops_build.finding import Finding
+
+
+def of(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The thresholds in params.yaml, checked. Raises Refused where there are none: a gate that is always open is a mistake."""
+    found = (params.get("evaluate") or {}).get("thresholds")
+    if not isinstance(found, Mapping) or not found:
+        raise Refused("params.yaml has no evaluate.thresholds", remedy="add for example `evaluate: {thresholds: {accuracy: {min: 0.9}}}`")
+    for metric, bounds in found.items():
+        if (
+            not isinstance(bounds, Mapping)
+            or not bounds
+            or set(bounds) - {"min", "max"}
+            or not all(_is_number(value) for value in bounds.values())
+        ):
+            raise Refused(
+                f"params.yaml: evaluate.thresholds.{metric}: {bounds!r} is no threshold",
+                remedy="write {min: NUMBER}, {max: NUMBER} or both",
+            )
+    return {str(metric): {str(side): float(value) for side, value in bounds.items()} for metric, bounds in found.items()}
+
+
+def failures(metrics: Mapping[str, Any], thresholds: Mapping[str, Mapping[str, float]]) -> list[Finding]:
+    """One finding for each metric that is missing, not a number, or beyond its threshold."""
+    found = []
+    for metric, bounds in thresholds.items():
+        value = metrics.get(metric)
+        wanted = " and ".join(f"{'≥' if side == 'min' else '≤'} {bound:g}" for side, bound in sorted(bounds.items(), reverse=True))
+        if not _is_number(value) or math.isnan(value):
+            why = f"{metric} is missing" if value is None else f"{metric} is {value!r}, not a number"
+        elif value < bounds.get("min", -math.inf) or value > bounds.get("max", math.inf):
+            why = f"{metric} is {value:g}, wanted {wanted}"
+        else:
+            continue
+        found.append(
+            Finding(metric, "threshold", why, f"improve the model, or change evaluate.thresholds.{metric} in params.yaml on purpose")
+        )
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,324 @@
+"""`make demo`: the whole road of a model on embedded defaults, each step with the command that a user would type.
+
+sqlite for MLflow, folders for artifacts and DVC's remote, a bare repository as Git host, the CPU. Writes DEMO_DIR/demo-report.json.
+Ends with exit code 1 if a step fails, 4 if DEMO_DIR is not its to write to.
+"""
+
+import base64
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+# Made by this script, so that it never removes a folder that is not its own.
+MARKER = ".mlops-demo"
+COMMAND_SECONDS = 300
+START_SECONDS = 60
+MODEL = "digits"
+
+
+class StepFailed(Exception):
+    """A command did not do what the demo expects of it."""
+
+
+@dataclass
+class Demo:
+    """The folder and what was found out on the way."""
+
+    root: Path
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    model_uri: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    prediction: list[Any] = field(default_factory=list)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    released: str = ""
+
+    @property
+    def scratch(self) -> Path:
+        return self.root / ".demo"
+
+    @property
+    def origin(self) -> str:
+        return (self.scratch / "origin.git").as_uri()
+
+    @property
+    def log(self) -> Path:
+        return self.scratch / "demo.log"
+
+    def run(self, *command: str) -> str:
+        """Run one command in the service; returns its stdout. What it says to people goes to the log."""
+        environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
+            "PYTHONPATH": str(self.root / "src"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.root / 'mlflow.db'}",
+            "DVC_NO_ANALYTICS": "1",
+            "COPIER_SETTINGS_PATH": os.devnull,
+            "GIT_AUTHOR_NAME": "Demo",
+            "GIT_AUTHOR_EMAIL": "demo@example.com",
+            "GIT_COMMITTER_NAME": "Demo",
+            "GIT_COMMITTER_EMAIL": "demo@example.com",
+        }
+        where = self.root if (self.root / ".git").exists() else REPOSITORY
+        with self.log.open("a") as log:
+            print(f"\n$ {' '.join(command)}", file=log, flush=True)
+            done = subprocess.run(
+                command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, timeout=COMMAND_SECONDS
+            )
+            log.write(done.stdout)
+        if done.returncode:
+            said = "\n".join(self.log.read_text().splitlines()[-15:])
+            raise StepFailed(f"`{' '.join(command)}` ended with exit code {done.returncode}:\n{said}")
+        return done.stdout
+
+    def build(self, *arguments: str) -> Any:
+        """Run `mlops-build … --json`."""
+        return json.loads(self.run(str(BIN / "mlops-build"), *arguments, "--json"))
+
+    def release(self) -> str:
+        """The tree of staging's release record at the head of the Git host: the same name is the same content."""
+        return self.run("git", "--git-dir", str(self.scratch / "origin.git"), "rev-parse", "main:deploy/overlays/staging/release").strip()
+
+
+def prepare(root: Path) -> None:
+    """Make room for the demo, or say why not: nothing is removed that the demo did not make."""
+    if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
+        raise SystemExit(
+            refuse(f"{root} is not empty and not made by `make demo`", "choose another folder: make demo DEMO_DIR=/tmp/demo-service")
+        )
+    inside = root == REPOSITORY or REPOSITORY in root.parents
+    if root == REPOSITORY or (inside and git_says(root, "check-ignore", "--quiet") != 0 and git_says(root, "rev-parse") == 0):
+        remedy = f"add /{root.relative_to(REPOSITORY)}/ to .gitignore, or choose a folder elsewhere: make demo DEMO_DIR=/tmp/demo-service"
+        raise SystemExit(
+            refuse(f"{root} is inside this repository, but not ignored by Git: the demo would be part of the template", remedy)
+        )
+    shutil.rmtree(root, ignore_errors=True)
+    (root / ".demo").mkdir(parents=True)
+    (root / MARKER).touch()
+
+
+def git_says(root: Path, *arguments: str) -> int:
+    asked = [str(root)] if arguments[0] == "check-ignore" else ["--git-dir"]
+    return subprocess.run(["git", *arguments, *asked], cwd=REPOSITORY, capture_output=True).returncode
+
+
+def refuse(what: str, remedy: str) -> int:
+    print(f"demo: {what}\n    {remedy}", file=sys.stderr)
+    return 4
+
+
+def scaffold(demo: Demo) -> str:
+    answers = [f"--data={key}={value}" for key, value in {"project_name": "Demo service", "model_name": MODEL, "example": "image"}.items()]
+    demo.run(
+        str(BIN / "copier"), "copy", "--defaults", "--overwrite", "--quiet", "--vcs-ref=HEAD", *answers, str(REPOSITORY), str(demo.root)
+    )
+    demo.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(demo.scratch / "origin.git"))
+    demo.run("git", "-C", str(demo.root), "init", "--quiet", "--initial-branch=main")
+    (demo.root / ".git/info/exclude").write_text(f"/.demo/\n/{MARKER}\n/demo-report.json\n")
+    demo.run("git", "remote", "add", "origin", demo.origin)
+    demo.run("git", "add", "--all")
+    demo.run("git", "commit", "--quiet", "--message", "Start from the template")
+    demo.run("git", "push", "--quiet", "--set-upstream", "origin", "main")
+    return f"{len(demo.run('git', 'ls-files').splitlines())} files"
+
+
+def track_data(demo: Demo) -> str:
+    demo.run("make", "--silent", "data", f"VENV={BIN.parent}")
+    demo.run("git", "add", "data")
+    demo.run("git", "commit", "--quiet", "--message", "Track the data")
+    return ", ".join(str(path.relative_to(demo.root)) for path in sorted(demo.root.glob("data/*.dvc")))
+
+
+def train(demo: Demo) -> str:
+    trained = demo.build("train")["models"][0]
+    demo.model_uri, demo.metrics = trained["model_uri"], trained["metrics"]
+    demo.lineage = demo.build("lineage", demo.model_uri)
+    return f"{demo.model_uri}, accuracy {demo.metrics['accuracy']:.3f}"
+
+
+def promote(demo: Demo) -> str:
+    moved = demo.build("promote", MODEL, demo.model_uri.rpartition("/")[2], "--to", "staging")
+    return f"staging → version {moved['version']}"
+
+
+def bridge(demo: Demo) -> str:
+    before = demo.release()
+    demo.build("bridge", "once", "--repo", demo.origin)
+    after = demo.release()
+    if before == after:
+        raise StepFailed("the alias moved, but the bridge wrote no commit")
+    return demo.run("git", "--git-dir", str(demo.scratch / "origin.git"), "log", "-1", "--format=%h %s", "main").strip()
+
+
+def first_bridge(demo: Demo) -> str:
+    found = bridge(demo)
+    demo.released = demo.release()
+    return found
+
+
+def package(demo: Demo) -> str:
+    demo.run("git", "pull", "--quiet", "--ff-only")
+    context = demo.scratch / "context"
+    demo.build("package", "staging", "-o", str(context))
+    size = sum(path.stat().st_size for path in context.rglob("*") if path.is_file())
+    return f"{sum(1 for _ in context.rglob('*'))} files, {size / 2**20:.1f} MiB"
+
+
+def serve(demo: Demo) -> str:
+    rows = pictures(demo.root / "data/raw/digits.csv", 3)
+    with serving(demo) as url:
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[picture] for picture, _ in rows]}}).encode()
+        request = urllib.request.Request(f"{url}/invocations", data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            demo.prediction = json.load(answer)["predictions"]
+    labels = [row["label"] for row in demo.prediction]
+    return f"{len(rows)} PNG pictures of {', '.join(label for _, label in rows)} → {', '.join(map(str, labels))}"
+
+
+def pictures(file: Path, count: int) -> list[tuple[str, str]]:
+    """The first scans as a client has them: PNG files, base64; and the digit that each shows."""
+    from PIL import Image
+
+    found = []
+    with file.open(newline="") as lines:
+        for row, _ in zip(csv.DictReader(lines), range(count), strict=False):
+            label = row.pop("label")
+            scan = Image.frombytes("L", (8, 8), bytes(min(255, int(float(value)) * 16) for value in row.values()))
+            png = io.BytesIO()
+            scan.save(png, "PNG")
+            found.append((base64.b64encode(png.getvalue()).decode(), label))
+    return found
+
+
+@contextlib.contextmanager
+def serving(demo: Demo) -> Iterator[str]:
+    """Serve the context, and nothing but the context, on a free loopback port. Stopped by its pid."""
+    said = demo.scratch / "serve.log"
+    command = [str(BIN / "mlops-build"), "serve", str(demo.scratch / "context"), "--port", "0"]
+    # No registry and no source tree: what the context holds must be enough.
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    with said.open("w") as log:
+        server = subprocess.Popen(command, cwd=demo.scratch, env=environment, stdout=log, stderr=log)
+    try:
+        for _ in range(START_SECONDS * 10):
+            if found := re.search(r"http://127\.0\.0\.1:\d+", said.read_text()):
+                yield found[0]
+                break
+            if server.poll() is not None:
+                raise StepFailed(f"the server ended:\n{said.read_text()[-2000:]}")
+            time.sleep(0.1)
+        else:
+            raise StepFailed(f"the server was not ready within {START_SECONDS} s:\n{said.read_text()[-2000:]}")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            code = server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            code = server.wait()
+    if code != 0:
+        raise StepFailed(f"the server stopped with exit code {code}")
+
+
+def second_version(demo: Demo) -> str:
+    params = demo.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(re.sub(r"(?m)^seed: .*$", "seed: 7", text))
+    demo.run("git", "commit", "--quiet", "--all", "--message", "Try another seed")
+    return train(demo)
+
+
+def promote_second(demo: Demo) -> str:
+    return f"{promote(demo)}; {bridge(demo)}"
+
+
+def roll_back(demo: Demo) -> str:
+    moved = demo.build("rollback", MODEL, "--env", "staging")
+    demo.build("bridge", "once", "--repo", demo.origin)
+    if demo.release() != demo.released:
+        raise StepFailed("after the rollback, Git is not where it was")
+    return f"staging → version {moved['version']}; Git's release record is {demo.released[:12]} again"
+
+
+Step = tuple[str, Callable[[Demo], str], str, str]
+STEPS: list[Step] = [
+    ("scaffold", scaffold, "service.yaml, src/, dvc.yaml", "copier copy URL my-service"),
+    ("track data", track_data, "data/raw.dvc", "make data"),
+    ("train", train, "dvc.lock, metrics.json", "mlops-build train"),
+    ("promote", promote, "mlflow ui", f"mlops-build promote {MODEL} 1 --to staging"),
+    ("bridge", first_bridge, "deploy/overlays/staging/release", "mlops-build bridge once --repo URL"),
+    ("package", package, ".demo/context/Dockerfile", "mlops-build package staging -o build/context"),
+    ("serve", serve, ".demo/serve.log", "mlops-build serve build/context"),
+    ("second version", second_version, "git log", "mlops-build lineage models:/digits/2"),
+    ("promote it", promote_second, "git log origin/main", f"mlops-build promote {MODEL} 2 --to staging"),
+    ("roll back", roll_back, "git log origin/main", f"mlops-build rollback {MODEL} --env staging"),
+]
+
+
+def main() -> int:
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-service").absolute()
+    prepare(root)
+    demo = Demo(root)
+    print(f"demo: the road of a model, in {root}")
+    rows, failed = [], None
+    for index, (name, step, look, command) in enumerate(STEPS, 1):
+        print(f"[{index:>2}/{len(STEPS)}] {name:<15}", end="", flush=True)
+        start = time.monotonic()
+        try:
+            found = step(demo)
+        except (StepFailed, subprocess.TimeoutExpired, OSError, KeyError, ValueError) as error:
+            failed, found = name, f"failed: {error}"
+        seconds = round(time.monotonic() - start, 1)
+        demo.steps.append({"name": name, "seconds": seconds, "ok": failed is None})
+        print(f"{seconds:5.1f} s  {found}", flush=True)
+        rows.append((name, f"{seconds:.1f}", "failed" if failed else "ok", look, command))
+        if failed:
+            break
+    report = {
+        "steps": demo.steps,
+        "model_uri": demo.model_uri,
+        "metrics": demo.metrics,
+        "prediction": demo.prediction,
+        "lineage": demo.lineage,
+    }
+    (root / "demo-report.json").write_text(json.dumps(report, indent=2) + "\n")
+    show(rows)
+    total = sum(step["seconds"] for step in demo.steps)
+    print(
+        print(f"\n{'FAILED at ' + failed if failed else 'Everything worked'} in {total:.0f} s")
+        print(f"Report: {root / 'demo-report.json'}, log: {demo.log}")
+    )
+    if not failed:
+        print(f"Go on from here: cd {root} && . {BIN}/activate && mlops-build doctor")
+    return 1 if failed else 0
+
+
+def show(rows: list[tuple[str, ...]]) -> None:
+    header = ("step", "seconds", "result", "where to look", "to do it yourself")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    print()
+    for row in [header, tuple("-" * width for width in widths), *rows]:
+        print(
+            "  ".join(
+                cell.rjust(width) if column == 1 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""service.yaml: what is valid, and what the message says when it is not."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from mlops_build import service
+from mlops_build.errors import NotFound
+
+ROOT = Path(__file__).parent.parent
+VALID = """\
+schema: 1
+name: digits
+team: ml-platform
+tracking: {uri: "sqlite:///mlflow.db"}
+models:
+  - name: digits
+environments:
+  staging: {namespace: ml-staging, host: digits-staging.example.com, replicas: 1, cpu: 500m, memory: 1GiB}
+  production: {namespace: ml, host: digits.example.com, replicas: 2, cpu: 500m, memory: 1GiB}
+gpu: {mode: none, memory: 4GiB}
+image: {registry: registry.example.com/ml, base: "python:3.11-slim", apt: []}
+serving: {port: 8080, startup_seconds: 120}
+hold: {}
+"""
+
+
+def test_a_valid_file_is_read() -> None:
+    found = service.parse(VALID)
+    assert found.name == "digits"
+    assert found.alias_of("production") == "production"
+    assert found.environments["staging"].memory_bytes == 2**30
+    assert found.gpu.memory_bytes == 4 * 2**30
+
+
+def test_an_environment_may_follow_another_alias() -> None:
+    assert service.parse(VALID.replace("namespace: ml,", "namespace: ml, alias: champion,")).alias_of("production") == "champion"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "said"),
+    [
+        (("replicas: 2", "replcas: 2"), 9, "unknown key 'environments.production.replcas'; did you mean 'replicas'?"),
+        (("serving:", "servin:"), 12, "unknown key 'servin'; did you mean 'serving'?"),
+        (("memory: 4GiB", "memory: 4GB"), 10, "gpu.memory: '4GB' is not an amount of memory with a binary unit, such as 4GiB"),
+        (("memory: 4GiB", "memory: 4"), 10, "gpu.memory: Input should be a valid string (found 4)"),
+        (("schema: 1", "schema: 2"), 1, "schema: Input should be 1 (found 2)"),
+        (("mode: none", "mode: exclusiv"), 10, "gpu.mode: Input should be 'none', 'shared' or 'exclusive' (found 'exclusiv')"),
+        (("  - name: digits", "  - nam: digits"), 6, "models.0.name is missing"),
+        (("apt: []", "apt: [libgomp1, 'a;b']"), 11, "image.apt.1: 'a;b' is not a Debian package name"),
+        (("host: digits.example.com", 'host: "x y"'), 9, "environments.production.host: 'x y' is not a host name in lower case"),
+        (("replicas: 2", "replicas: -1"), 9, "environments.production.replicas: Input should be greater than or equal to 0 (found -1)"),
+        (("hold: {}", "hold: {prod: why}"), 13, "hold: prod is no environment; environments: staging, production"),
+        (("  - name: digits", "  - name: digits\n  - name: digits"), 5, "models: a model is listed twice: digits, digits"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_what_is_allowed(change: tuple[str, str], line: int, said: str) -> None:
+    with pytest.raises(service.ServiceError) as caught:
+        service.parse(VALID.replace(*change))
+    assert f"service.yaml line {line}: {said}" in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert caught.value.remedy
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    with pytest.raises(service.ServiceError) as caught:
+        service.parse(VALID.replace("team:", "taem:").replace("port: 8080", "port: 80"))
+    assert len(str(caught.value).splitlines()) == 3  # unknown taem, missing team, port
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "a: b: c", "\t", "!!python/object:os.system {}"])
+def test_what_is_no_service_file_is_refused(text: str) -> None:
+    with pytest.raises(service.ServiceError):
+        service.parse(text)
+
+
+def test_a_newer_file_is_read_by_the_tolerant_door_only() -> None:
+    newer = VALID + "future: {a: 1}\n"
+    newer = newer.replace("mode: none,", "mode: none, slices: 2,").replace("replicas: 2,", "replicas: 2, zone: a,")
+    assert service.parse(newer, strict=False) == service.parse(VALID)
+    with pytest.raises(service.ServiceError, match="unknown key"):
+        service.parse(newer)
+
+
+def test_missing_file_and_unknown_environment(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"service\.yaml is missing"):
+        service.load(tmp_path)
+    with pytest.raises(NotFound, match=r"no service\.yaml in"):
+        service.find_root(tmp_path)
+    with pytest.raises(NotFound, match="no environment 'prod'") as caught:
+        service.parse(VALID).environment("prod")
+    assert "staging, production" in str(caught.value.remedy)
+
+
+def test_root_is_found_from_below(tmp_path: Path) -> None:
+    (tmp_path / "service.yaml").write_text(VALID)
+    (tmp_path / "src/deep").mkdir(parents=True)
+    assert service.find_root(tmp_path / "src/deep") == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(("text", "size"), [("1KiB", 1024), ("512Mi", 512 * 2**20), ("4GiB", 4 * 2**30), ("2Ti", 2 * 2**40)])
+def test_memory_is_read_in_binary_units(text: str, size: int) -> None:
+    assert service.parse_bytes(text) == size
+
+
+@given(st.text(max_size=20))
+def test_no_text_reaches_us_as_memory_unless_it_has_a_unit(text: str) -> None:
+    try:
+        assert service.parse_bytes(text) > 0
+    except service.ServiceError as error:
+        assert error.remedy  # noqa: PT017
+    else:
+        assert text.endswith(("i", "iB"))
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40), st.sampled_from(["registry", "base"]))
+def test_nothing_that_breaks_a_dockerfile_passes_as_an_image(text: str, key: str) -> None:
+    try:
+        service.Image.model_validate({key: text})
+    except ValueError:
+        return
+    assert not set(text) & set("\n\r \t'\"`$;&|<>\\{}()#")
+
+
+def test_the_schema_for_editors_is_the_generated_one_and_agrees() -> None:
+    stored = json.loads((ROOT / "template/.mlops-build/service.schema.json").read_text())
+    assert stored == service.json_schema(), "run `make docs`"
+    jsonschema.validate(YAML(typ="safe").load(VALID), stored)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(YAML(typ="safe").load(VALID.replace("4GiB", "4GB")), stored)
