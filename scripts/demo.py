@@ -298,10 +298,8 @@ def main() -> int:
     (root / "demo-report.json").write_text(json.dumps(report, indent=2) + "\n")
     show(rows)
     total = sum(step["seconds"] for step in demo.steps)
-    print(
-        print(f"\n{'FAILED at ' + failed if failed else 'Everything worked'} in {total:.0f} s")
-        print(f"Report: {root / 'demo-report.json'}, log: {demo.log}")
-    )
+    print(f"\n{'FAILED at ' + failed if failed else 'Everything worked'} in {total:.0f} s")
+    print(f"Report: {root / 'demo-report.json'}, log: {demo.log}")
     if not failed:
         print(f"Go on from here: cd {root} && . {BIN}/activate && mlops-build doctor")
     return 1 if failed else 0

@@ -1,0 +1,100 @@
+"""How a version is named, and the digest of its files."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_build.errors import Refused
+from mlops_build.model import files
+from mlops_build.model.identity import BadModelUri, ModelRef, parse_uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "ref"),
+    [
+        ("models:/digits/3", ModelRef("digits", version=3)),
+        ("models:/a-b/10", ModelRef("a-b", version=10)),
+        ("models:/digits@staging", ModelRef("digits", alias="staging")),
+    ],
+)
+def test_a_model_uri_is_read_and_written(uri: str, ref: ModelRef) -> None:
+    assert parse_uri(uri) == ref
+    assert str(ref) == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "digits",
+        "models:/digits",
+        "models:/digits/0",
+        "models:/digits/03",
+        "models:/../x/1",
+        "models:/digits/1\n",
+        "models:/D/1",
+        "runs:/a/b",
+        "models:/digits@a b",
+    ],
+)
+def test_anything_else_is_refused(uri: str) -> None:
+    with pytest.raises(BadModelUri) as caught:
+        parse_uri(uri)
+    assert caught.value.exit_code == 2
+
+
+@given(st.text(max_size=60))
+def test_no_text_passes_that_would_not_come_back_the_same(text: str) -> None:
+    try:
+        ref = parse_uri(f"models:/{text}")
+    except BadModelUri:
+        return
+    assert str(ref) == f"models:/{text}"
+    assert "/" not in ref.name
+    assert ".." not in ref.name
+
+
+def tree(root: Path, contents: dict[str, bytes]) -> Path:
+    for path, content in contents.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    return root
+
+
+def test_the_digest_is_of_paths_and_contents_only(tmp_path: Path) -> None:
+    one = tree(tmp_path / "one", {"a/b.txt": b"1", "c.txt": b"2"})
+    two = tree(tmp_path / "two", {"c.txt": b"2", "a/b.txt": b"1"})
+    os.utime(two / "c.txt", (0, 0))
+    (two / "a/b.txt").chmod(0o600)
+    assert files.digest(one) == files.digest(two)
+    files.verify(one, files.digest(two))
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "d/a", "d/b", "d/e/f"]), st.binary(max_size=8), max_size=4), st.data())
+def test_any_change_changes_the_digest(tmp_path_factory: pytest.TempPathFactory, contents: dict[str, bytes], data: st.DataObject) -> None:
+    contents.setdefault("z", b"last")
+    before = files.digest(tree(tmp_path_factory.mktemp("before"), contents))
+    victim = data.draw(st.sampled_from(sorted(contents)))
+    change = data.draw(st.sampled_from(["content", "name", "gone", "more"]))
+    changed = dict(contents)
+    if change == "content":
+        changed[victim] += b"x"
+    elif change == "name":
+        changed[f"{victim}2"] = changed.pop(victim)
+    elif change == "gone":
+        changed.pop(victim)
+    else:
+        changed["new"] = b""
+    after_root = tmp_path_factory.mktemp("after")
+    assert files.digest(tree(after_root, changed)) != before
+    with pytest.raises(files.DigestMismatch):
+        files.verify(after_root, before)
+
+
+def test_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(Refused, match="not a plain file"):
+        files.digest(tmp_path)
