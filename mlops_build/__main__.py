@@ -16,7 +16,7 @@ EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a c
 def top_parser() -> argparse.ArgumentParser:
     """The parser of `mlops-build` itself: it knows names and summaries only."""
     width = max(map(len, COMMANDS)) + 2
-    listing = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{width}}{summary}" for name, (_, summary, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="mlops-build",
         description=DESCRIPTION,
@@ -33,10 +33,11 @@ def top_parser() -> argparse.ArgumentParser:
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of one command; imports its (light) module. Every command gets --json."""
-    module = import_module(command.module)
+    path, summary, _ = command
+    module = import_module(path)
     parser = argparse.ArgumentParser(
         prog=f"mlops-build {name}",
-        description=(module.__doc__ or command.summary).strip(),
+        description=(module.__doc__ or summary).strip(),
         epilog=f"example:\n{module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,16 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     name = top_parser().parse_args(arguments[:1]).command
     command = COMMANDS[name]
+    extra = command[2]
     try:
         args = command_parser(name, command).parse_args(arguments[1:])
         return int(args.run(args))
     except MlopsBuildError as error:
         return show_error(name, error)
     except ModuleNotFoundError as error:
-        if command.extra is None or (error.name or "").startswith("mlops_build"):
+        if extra is None or (error.name or "").startswith("mlops_build"):
             raise
         print(f"mlops-build {name}: needs the Python package {error.name!r}, which is not installed", file=sys.stderr)
-        print(f"    pip install 'mlops-build[{command.extra}]'", file=sys.stderr)
+        print(f"    pip install 'mlops-build[{extra}]'", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"mlops-build {name}: interrupted", file=sys.stderr)

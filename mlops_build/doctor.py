@@ -59,13 +59,23 @@ def examine(root: Path | None, *, ci: bool = False) -> list[Check]:
         ]
         if ci:
             checks.append(lambda: lock(root))
-    return [check() for check in checks]
+    return [_examined(check) for check in checks]
+
+
+def _examined(check: Callable[[], Check]) -> Check:
+    """A check whose extra is not installed is itself a finding."""
+    try:
+        return check()
+    except ModuleNotFoundError as error:
+        why = f"cannot be checked: the Python package {error.name!r} is not installed"
+        remedy = "pip install 'mlops-build[train]'"
+        return Check("extras", why, [Finding("extras", "extra-missing", why, remedy)])
 
 
 def system() -> Check:
     """Python and platform (docs: the platform table in README.md)."""
     seen = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, mlops-build {__version__}"
-    found = []
+    found: list[Finding] = []
     if sys.platform == "win32":
         found.append(Finding("platform", "platform", "Windows is not supported", "use WSL 2"))
     return Check("system", seen, found)

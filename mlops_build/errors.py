@@ -3,8 +3,6 @@
 A specific error (say, `git.repository.PushRejected`) is a subclass that lives beside the code that raises it.
 """
 
-from typing import ClassVar
-
 
 class MlopsBuildError(Exception):
     """Something a user can understand and mend.
@@ -12,7 +10,7 @@ class MlopsBuildError(Exception):
     message: what is wrong and where. remedy: what to do about it.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)

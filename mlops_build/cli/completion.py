@@ -62,7 +62,7 @@ compdef _mlops_build mlops-build"""
 def fish(words: dict[str, list[str]]) -> str:
     from mlops_build.cli.table import COMMANDS
 
-    lines = [f"complete -c mlops-build -n __fish_use_subcommand -f -a {name} -d '{COMMANDS[name].summary}'" for name in words]
+    lines = [f"complete -c mlops-build -n __fish_use_subcommand -f -a {name} -d '{COMMANDS[name][1]}'" for name in words]
     for name, offered in words.items():
         for word in offered:
             what = f"-l {word.removeprefix('--')}" if word.startswith("--") else f"-a {word}"

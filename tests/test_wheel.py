@@ -1,0 +1,125 @@
+"""The wheel, installed alone and with each extra into a bare environment: what the extra promises must import, and nothing more is asked."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mlops_build.model import environment
+
+ROOT = Path(__file__).parent.parent
+# What each extra promises: modules that must import, and a module whose extra is another one.
+PROMISES = {
+    "train": ["mlops_build.training", "mlops_build.training.pipeline", "mlops_build.data", "mlops_build.ci.check", "mlops_build.ci.image"],
+    "serve": ["mlops_build.serving.app", "mlops_build.serving.server", "mlops_build.serving.load"],
+    "operate": [
+        "mlops_build.registry",
+        "mlops_build.bridge.reconcile",
+        "mlops_build.packaging.context",
+        "mlops_build.lineage.tree",
+        "mlops_build.service",
+    ],
+    "template": ["mlops_build.scaffold.ownership", "copier", "cookiecutter"],
+}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment.project_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def installed(folder: Path, wheel: Path, extra: str | None, constraints: Sequence[Path]) -> Path:
+    """A fresh environment with the wheel and an extra, at the versions of our lock; returns its bin folder."""
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True, timeout=60)
+    wanted = f"mlops-build[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
+    command = [
+        *uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(folder / "bin/python"),
+        wanted,
+        *(f"--constraint={path}" for path in constraints),
+    ]
+    done = subprocess.run(command, env=environment.uv_environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def constraints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Our lock's versions, and torch's: no hash, since the wheel itself has none."""
+    path = tmp_path_factory.mktemp("constraints") / "constraints.txt"
+    lines = [
+        line.rstrip(" \\\n")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line and not line.startswith((" ", "#"))
+    ]
+    path.write_text("\n".join([*lines, f"torch=={environment.torch_version()}"]) + "\n")
+    return [path]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "zipfile", "--list", str(wheel)], capture_output=True, text=True, check=True, timeout=20
+    ).stdout
+    names = {line.split()[0].split("/")[0] for line in listed.splitlines()[1:]}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"mlops_build"}
+    assert "mlops_build/py.typed" in listed
+    assert "Dockerfile" in listed
+
+
+def test_the_base_alone_runs_the_command_line_and_names_what_is_missing(tmp_path: Path, wheel: Path, constraints: list[Path]) -> None:
+    bin_ = installed(tmp_path / "venv", wheel, None, constraints)
+    listed = subprocess.run(
+        [bin_ / "python", "-c", "import importlib.metadata as m; print([d.name for d in m.distributions()])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert sorted(eval(listed.stdout)) == ["mlops-build", "nvidia-ml-py"]  # noqa: S307
+    done = subprocess.run([bin_ / "mlops-build", "--help"], capture_output=True, text=True, check=True, timeout=60)
+    assert "promote" in done.stdout
+    missing = subprocess.run([bin_ / "mlops-build", "lineage", "models:/a/1"], capture_output=True, text=True, check=False, timeout=60)
+    assert missing.returncode == 1
+    assert "pip install 'mlops-build[operate]'" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    doctor = subprocess.run(
+        [bin_ / "mlops-build", "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert {check["name"] for check in json.loads(doctor.stdout)["checks"]} >= {"system", "git"}
+
+
+@pytest.mark.parametrize("extra", PROMISES)
+def test_an_extra_brings_what_it_promises(tmp_path: Path, wheel: Path, constraints: list[Path], extra: str) -> None:
+    bin_ = installed(tmp_path / "venv", wheel, extra, constraints)
+    script = f"import importlib; [importlib.import_module(name) for name in {PROMISES[extra]!r}]; print('ok')"
+    done = subprocess.run(
+        [bin_ / "python", "-c", script],
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "ok"
+
+
+def test_an_installed_wheel_is_put_together_again_with_the_same_files(tmp_path: Path, wheel: Path, constraints: list[Path]) -> None:
+    """A pod or an agent has no source tree: the wheel for the image then comes from the installed files."""
+    bin_ = installed(tmp_path / "venv", wheel, "template", constraints)
+    script = "import sys; from pathlib import Path; from mlops_build.model.environment import mlops_build_wheel as w; print(w(Path(sys.argv[1])))"
+    done = subprocess.run([bin_ / "python", "-c", script, str(tmp_path / "made")], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    again = Path(done.stdout.strip())
+    second = installed(tmp_path / "second", again, None, constraints)
+    told = subprocess.run([second / "mlops-build", "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert told == subprocess.run([bin_ / "mlops-build", "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
