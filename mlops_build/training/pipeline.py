@@ -141,7 +141,11 @@ def register_models(
     found = []
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         tree = Path(scratch) / "tree"
-        patch = checkout.export_dirty(tree) if dirty else checkout.export(commit, tree)
+        patch = None
+        if dirty:
+            patch = checkout.export_dirty(tree)
+        else:
+            checkout.export(commit, tree)
         origin_ = register.Origin(service.name, checkout.origin_url() or "", commit, tree, patch)
         for model in service.models:
             folder = root / MODELS / model.name

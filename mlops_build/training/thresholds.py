@@ -39,7 +39,7 @@ def failures(metrics: Mapping[str, Any], thresholds: Mapping[str, Mapping[str, f
     for metric, bounds in thresholds.items():
         value = metrics.get(metric)
         wanted = " and ".join(f"{'≥' if side == 'min' else '≤'} {bound:g}" for side, bound in sorted(bounds.items(), reverse=True))
-        if not _is_number(value) or math.isnan(value):
+        if value is None or not _is_number(value) or math.isnan(value):
             why = f"{metric} is missing" if value is None else f"{metric} is {value!r}, not a number"
         elif value < bounds.get("min", -math.inf) or value > bounds.get("max", math.inf):
             why = f"{metric} is {value:g}, wanted {wanted}"

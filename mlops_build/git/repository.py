@@ -1,0 +1,248 @@
+"""A repository: read trees, commit through plumbing (no checkout, no hook), push with compare-and-swap.
+
+`Checkout` is a working tree on this machine; `Mirror` is a private bare copy of one branch of a remote.
+"""
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+from mlops_build.errors import Refused, UsageError
+from mlops_build.git import command
+from mlops_build.git.command import GitFailed
+
+# Who commits where git does not know: MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override.
+NAME, EMAIL = "mlops-build", "mlops-build@localhost"
+# The null object name: "this ref must not exist".
+ABSENT = "0" * 40
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who commits, and when (Unix time in seconds). The same identity, tree, parent and message give the same commit everywhere."""
+
+    name: str
+    email: str
+    seconds: int
+
+    def environment(self) -> dict[str, str]:
+        date = f"{self.seconds} +0000"
+        return {
+            **{f"GIT_{role}_NAME": self.name for role in ("AUTHOR", "COMMITTER")},
+            **{f"GIT_{role}_EMAIL": self.email for role in ("AUTHOR", "COMMITTER")},
+            **{f"GIT_{role}_DATE": date for role in ("AUTHOR", "COMMITTER")},
+        }
+
+
+class Objects:
+    """The object store at `path`: what reads and writes objects, without a working tree."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, commit: str, path: str) -> bytes | None:
+        """A file's content at a commit; None where there is none."""
+        try:
+            return command.run(self.path, "cat-file", "blob", f"{commit}:{checked_path(path)}")
+        except GitFailed:
+            return None
+
+    def files(self, commit: str, folder: str = "") -> list[str]:
+        """The paths of all files at a commit, below `folder` if given."""
+        scope = ["--", checked_path(folder)] if folder else []
+        return command.run(self.path, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, *scope).decode().split("\0")[:-1]
+
+    def tree(self, commit: str, path: str = "") -> str | None:
+        """The object name of a folder at a commit: equal names are equal contents. None where there is no such folder."""
+        try:
+            return command.text(self.path, "rev-parse", "--verify", "--quiet", f"{commit}:{checked_path(path) if path else ''}")
+        except GitFailed:
+            return None
+
+    def committed_at(self, commit: str) -> int:
+        """When a commit was committed, Unix time in seconds."""
+        return int(command.text(self.path, "show", "--no-patch", "--format=%ct", commit))
+
+    def log(self, commit: str, path: str) -> list[str]:
+        """The commits that changed `path`, newest first, along first parents."""
+        return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
+
+    def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
+        """A commit on top of `parent` with these files changed (None: removed); returns its name, or None when nothing differs.
+
+        No ref is moved. Without `identity`, git's own (or the fallback) signs it now.
+        """
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+            command.run(self.path, "read-tree", parent, environment=environment)
+            for path, content in sorted(changes.items()):
+                if content is None:
+                    lines = f"0 {ABSENT}\t{checked_path(path)}\n"
+                else:
+                    blob = command.run(self.path, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
+                    lines = f"{self._mode(parent, path)} {blob}\t{checked_path(path)}\n"
+                command.run(self.path, "update-index", "--index-info", stdin=lines.encode(), environment=environment)
+            return self._commit_index(parent, message, identity, environment)
+
+    def _commit_index(self, parent: str, message: str, identity: Identity | None, environment: Mapping[str, str]) -> str | None:
+        tree = command.text(self.path, "write-tree", environment=environment)
+        if tree == self.tree(parent):
+            return None
+        author = identity.environment() if identity else self._own_identity()
+        made = command.run(self.path, "commit-tree", tree, "-p", parent, stdin=message.encode(), environment=author)
+        return made.decode().strip()
+
+    def _mode(self, commit: str, path: str) -> str:
+        listed = command.text(self.path, "ls-tree", "--full-tree", commit, "--", path)
+        return listed.split()[0] if listed else "100644"
+
+    def _own_identity(self) -> dict[str, str]:
+        """Variables for commit-tree where git's configuration names nobody (a bare CI agent)."""
+        found = {}
+        for role in ("AUTHOR", "COMMITTER"):
+            for key, setting, fallback in (("NAME", "user.name", NAME), ("EMAIL", "user.email", EMAIL)):
+                variable = f"GIT_{role}_{key}"
+                if chosen := os.environ.get(f"MLOPS_GIT_{key}"):
+                    found[variable] = chosen
+                elif variable not in os.environ and not self._setting(setting):
+                    found[variable] = fallback
+        return found
+
+    def _setting(self, name: str) -> str | None:
+        try:
+            return command.text(self.path, "config", "--get", name)
+        except GitFailed:
+            return None
+
+
+class Mirror(Objects):
+    """A private bare copy of one branch of a remote, in `folder`. Raises RemoteUnreachable, or UsageError for a bad address."""
+
+    def __init__(self, url: str, branch: str, folder: Path) -> None:
+        self.url, self.branch = command.checked_url(url), command.checked_ref(branch)
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder)
+        command.run(folder, "init", "--quiet", "--bare")
+
+    def fetch(self, *, depth: int | None = 1) -> str:
+        """The branch's head, fetched now (with its whole history where `depth` is None)."""
+        how_deep = [f"--depth={depth}"] if depth else []
+        wanted = f"+refs/heads/{self.branch}:refs/heads/fetched"
+        try:
+            command.run(self.path, "fetch", "--quiet", "--no-tags", *how_deep, "--end-of-options", self.url, wanted)
+        except GitFailed as error:
+            raise command.RemoteUnreachable(
+                f"{command.masked(self.url)} has no branch {self.branch!r} that can be read: {error.message}",
+                remedy="push a first commit there, or name another branch",
+            ) from None
+        return command.text(self.path, "rev-parse", "refs/heads/fetched")
+
+    def push(self, commit: str, expected: str) -> None:
+        """Move the remote branch from `expected` to `commit`. Raises PushRejected when it stands elsewhere by now."""
+        lease = f"--force-with-lease=refs/heads/{self.branch}:{expected}"
+        command.run(self.path, "push", "--quiet", lease, "--end-of-options", self.url, f"{commit}:refs/heads/{self.branch}")
+
+
+class Checkout(Objects):
+    """The working tree around a folder."""
+
+    @classmethod
+    def find(cls, folder: Path) -> "Checkout | None":
+        """The checkout whose top is `folder`; None where `folder` is not the top of one."""
+        try:
+            top = command.text(folder, "rev-parse", "--show-toplevel")
+        except GitFailed:
+            return None
+        return cls(folder) if Path(top).resolve() == folder.resolve() else None
+
+    def head(self) -> str | None:
+        """The commit that is checked out; None before the first."""
+        try:
+            return command.text(self.path, "rev-parse", "--verify", "--quiet", "HEAD")
+        except GitFailed:
+            return None
+
+    def branch(self) -> str:
+        """The current branch; for a detached HEAD (a CI agent's) the one that MLOPS_GIT_BRANCH or Bamboo names. Raises Refused."""
+        try:
+            return command.text(self.path, "symbolic-ref", "--short", "--quiet", "HEAD")
+        except GitFailed:
+            named = os.environ.get("MLOPS_GIT_BRANCH") or os.environ.get("bamboo_planRepository_branchName")  # noqa: SIM112
+            if named:
+                return command.checked_ref(named)
+            raise Refused(
+                "HEAD is detached, so there is no branch to commit to", remedy="git switch BRANCH, or set MLOPS_GIT_BRANCH"
+            ) from None
+
+    def origin_url(self) -> str | None:
+        """The address of the remote called origin, without user and password."""
+        url = self._setting("remote.origin.url")
+        return command.masked(url) if url else None
+
+    def changes(self, *, ignoring: Iterable[str] = ()) -> list[str]:
+        """Paths with uncommitted changes, untracked files that are not ignored included; without those in `ignoring` or below them."""
+        left_out = [PurePosixPath(path) for path in ignoring]
+        listed = command.run(self.path, "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all").decode(errors="replace")
+        paths = [entry[3:] for entry in listed.split("\0") if entry]
+        return sorted(path for path in paths if not any(PurePosixPath(path).is_relative_to(one) for one in left_out))
+
+    def commit_paths(self, paths: Iterable[str], message: str) -> str | None:
+        """Commit exactly these working tree files and folders on top of HEAD; None when they do not differ from it.
+
+        What else is changed or staged stays so, and no hook runs. Raises Refused when HEAD moved meanwhile.
+        """
+        parent = self.head()
+        if parent is None:
+            raise Refused(f"{self.path} has no commit yet", remedy="git add --all && git commit, then run this again")
+        wanted = [checked_path(path) for path in paths]
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+            command.run(self.path, "read-tree", parent, environment=environment)
+            # --force: what the pipeline writes may stand in a .gitignore of DVC's.
+            command.run(self.path, "add", "--all", "--force", "--", *wanted, environment=environment)
+            made = self._commit_index(parent, message, None, environment)
+        if made:
+            self.advance(made, parent, wanted)
+        return made
+
+    def advance(self, commit: str, expected: str, paths: Iterable[str]) -> None:
+        """Move the current branch from `expected` to `commit`, and the index of `paths` with it. Raises Refused when it moved."""
+        try:
+            command.run(self.path, "update-ref", "-m", "mlops-build", "HEAD", commit, expected)
+        except GitFailed as error:
+            raise Refused(f"the branch moved meanwhile: {error.message}", remedy="run this again") from None
+        command.run(self.path, "reset", "--quiet", commit, "--", *paths)
+
+    def push(self) -> None:
+        """Push HEAD to the same branch of origin. Raises PushRejected or RemoteUnreachable."""
+        command.run(self.path, "push", "--quiet", "origin", f"HEAD:refs/heads/{command.checked_ref(self.branch())}")
+
+    def export(self, commit: str, folder: Path) -> None:
+        """The files of a commit, without history, into `folder`."""
+        archive = command.run(self.path, "archive", "--format=tar", commit)
+        folder.mkdir(parents=True)
+        with tarfile.open(fileobj=BytesIO(archive)) as files:
+            files.extractall(folder, filter="data")
+
+    def export_dirty(self, folder: Path) -> bytes:
+        """The working tree's files as they are (ignored ones aside) into `folder`; returns the patch from HEAD to them."""
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+            command.run(self.path, "read-tree", "HEAD", environment=environment)
+            command.run(self.path, "add", "--all", environment=environment)
+            tree = command.text(self.path, "write-tree", environment=environment)
+            patch = command.run(self.path, "diff", "--binary", "--no-ext-diff", "--full-index", "HEAD", tree)
+        self.export(tree, folder)
+        return patch
+
+
+def checked_path(path: str) -> str:
+    """A path inside the repository, relative and plain. Raises UsageError."""
+    parts = PurePosixPath(path).parts
+    if not path or path.startswith(("/", "-", ":")) or ".." in parts or ".git" in parts or any(character in path for character in "\0\n\t"):
+        raise UsageError(f"{path[:100]!r} is no path inside a repository")
+    return path
