@@ -125,9 +125,14 @@ def metric_files(root: Path) -> list[str]:
 
 
 def remotes(root: Path) -> dict[str, str]:
-    """Name → URL of the configured remotes."""
-    done = _short(root, ["remote", "list"])
-    return {parts[0]: parts[1] for line in done.stdout.splitlines() if len(parts := line.split("\t")) > 1 or len(parts := line.split()) > 1}
+    """Name → URL of the configured remotes. (`dvc remote list` wraps long lines, so the configuration itself is asked.)"""
+    done = _short(root, ["config", "--list"])
+    settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    return {
+        key.split(".", 1)[1].removesuffix(".url"): url
+        for key, url in settings.items()
+        if key.startswith("remote.") and key.endswith(".url")
+    }
 
 
 def push(root: Path) -> None:

@@ -131,10 +131,10 @@ class Registry:
                     f"MLflow's database {file} does not exist",
                     remedy="train a first model with `mlops-build train`, or set MLFLOW_TRACKING_URI to where your models are",
                 )
-        import mlflow
+        # Not mlflow.set_tracking_uri: it writes into the environment of this process and of everything that it starts.
+        from mlflow import MlflowClient
 
-        mlflow.set_tracking_uri(self.uri)
-        self._client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
+        self._client = MlflowClient(self.uri, registry_uri=self.uri)
 
     @_translating
     def version(self, name: str, which: int | str) -> ModelVersion:

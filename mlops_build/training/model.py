@@ -99,6 +99,11 @@ def _strip(mlmodel: Path) -> None:
     document = yaml.load(mlmodel.read_text())
     for key in VOLATILE:
         document.pop(key, None)
+    # Where the files lay while they were saved; MLflow finds them beside MLmodel.
+    pyfunc = document["flavors"]["python_function"]
+    pyfunc["model_code_path"] = Path(pyfunc["model_code_path"]).name
+    for artifact in pyfunc["artifacts"].values():
+        artifact["uri"] = artifact["path"]
     with mlmodel.open("w") as file:
         yaml.dump(document, file)
 

@@ -89,5 +89,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _experiment(root: Path) -> str:
     uri = tracking_uri(root)
+    mlflow.set_tracking_uri(uri)
     registry = Registry(uri, create=True)
     return registry.experiment(service.load(root).name, root / ARTIFACTS if uri.startswith("sqlite:") else None)

@@ -1,0 +1,91 @@
+"""What tests of several rooms share: services made from the template as it stands in the working tree, MLflow in a folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Nobody's settings but ours: git's, copier's, MLflow's and DVC's.
+os.environ.update(
+    GIT_CONFIG_GLOBAL=os.devnull,
+    GIT_CONFIG_SYSTEM=os.devnull,
+    GIT_AUTHOR_NAME="Test",
+    GIT_AUTHOR_EMAIL="test@example.com",
+    GIT_COMMITTER_NAME="Test",
+    GIT_COMMITTER_EMAIL="test@example.com",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DVC_NO_ANALYTICS="1",
+)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"git {arguments}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def mlops_build(
+    where: Path, *arguments: str, expect: int = 0, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as a process of its own, in a folder."""
+    command = [sys.executable, "-m", "mlops_build", *arguments]
+    done = subprocess.run(
+        command, cwd=where, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == expect, f"mlops-build {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
+    assert "Traceback (most recent call last)" not in done.stderr or expect == 0
+    return done
+
+
+@pytest.fixture(scope="session")
+def rendered_none(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service with the small synthetic example, as `copier copy` makes it from the working tree."""
+    from copier import run_copy
+
+    source = tmp_path_factory.mktemp("template")
+    shutil.copy(ROOT / "copier.yml", source)
+    shutil.copytree(ROOT / "template", source / "template", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    git(source, "init", "--quiet", "--initial-branch=main")
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message=The template")
+    settings = tmp_path_factory.mktemp("copier") / "settings.yml"
+    settings.write_text("{}\n")
+    folder = tmp_path_factory.mktemp("service")
+    answers = {"project_name": "Points", "model_name": "points", "example": "none"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPIER_SETTINGS_PATH", str(settings))
+        run_copy(str(source), folder, data=answers, defaults=True, quiet=True, vcs_ref="HEAD")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_data(rendered_none: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same under Git, with its data under DVC; nothing has run yet."""
+    folder = Path(shutil.copytree(rendered_none, tmp_path_factory.mktemp("with-data") / "points"))
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    subprocess.run(["make", "--silent", "data", f"VENV={Path(sys.executable).parent.parent}"], cwd=folder, check=True, timeout=120)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=Start")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def piped(with_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the pipeline run, and nothing committed, pushed or registered: where `mlops-build train` is after its first step.
+
+    Copies share the folder that MLflow's artifacts are in, since its database holds absolute paths.
+    """
+    from mlops_build import data
+
+    folder = Path(shutil.copytree(with_data, tmp_path_factory.mktemp("piped") / "points"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        data.repro(folder)
+    return folder

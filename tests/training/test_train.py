@@ -1,0 +1,243 @@
+"""`mlops-build train` as a user meets it: its order, what a version carries, and what happens when things are not right."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import git, mlops_build
+
+from mlops_build.model import files, identity
+from mlops_build.registry import Registry
+
+
+@pytest.fixture
+def service(piped: Path, tmp_path: Path) -> Path:
+    """A service whose pipeline has run, with an origin."""
+    folder = Path(shutil.copytree(piped, tmp_path / "points", symlinks=True))
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    git(folder, "remote", "add", "origin", (tmp_path / "origin.git").as_uri())
+    git(folder, "push", "--quiet", "origin", "main")
+    return folder
+
+
+def registry(service: Path) -> Registry:
+    return Registry(f"sqlite:///{service / 'mlflow.db'}")
+
+
+def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_path: Path) -> None:
+    before = git(service, "rev-parse", "HEAD")
+    trained = json.loads(mlops_build(service, "train", "--json").stdout)["models"][0]
+    head = git(service, "rev-parse", "HEAD")
+    assert trained["commit"] == head != before
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == head
+    assert git(service, "status", "--porcelain") == ""
+    committed = set(git(service, "show", "--name-only", "--format=", "HEAD").splitlines())
+    assert committed == {"dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"}
+
+    version = registry(service).version("points", 1)
+    tags = version.tags
+    assert tags[identity.COMMIT_TAG] == head
+    assert tags[identity.SERVICE] == "points"
+    assert tags[identity.REPOSITORY] == (tmp_path / "origin.git").as_uri()
+    assert identity.DIRTY not in tags
+    for tag in (identity.DATA, identity.PARAMS, identity.DIGEST_TAG):
+        assert identity.DIGEST.fullmatch(tags[tag])
+    assert {identity.TEMPLATE, identity.PACKAGE} <= set(tags)
+
+    made = registry(service).fetch(version, tmp_path / "files")
+    assert files.digest(made) == tags[identity.DIGEST_TAG]
+    found = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert {"MLmodel", "predictor.py", "lineage.json", "examples/recorded.json", "environment/requirements.lock"} <= found
+    assert {"environment/wheels/mlops_build-0.1.0-py3-none-any.whl", "environment/environment.json"} <= found
+    assert any(path.startswith("environment/wheels/points-") for path in found)
+    assert not [path for path in found if path.endswith((".pkl", ".pickle"))]
+    lock = (made / "environment/requirements.lock").read_text()
+    assert "--hash=sha256:" in lock
+    assert not [line for line in lock.splitlines() if line.startswith(("torch==", "points", "mlops-build", "-"))]
+    lineage = json.loads((made / "lineage.json").read_text())
+    assert lineage["code"] == {"repository": tags[identity.REPOSITORY], "commit": head, "dirty": False}
+    assert lineage["data"]["data/raw"].startswith("md5:")
+    assert [stage["name"] for stage in lineage["stages"]] == ["prepare", "train", "evaluate"]
+    assert all(value for stage in lineage["stages"] for value in (*stage["deps"].values(), *stage["outs"].values()))
+    recorded = json.loads((made / "examples/recorded.json").read_text())
+    assert recorded["input"]["dataframe_split"]["data"]
+    assert len(recorded["predictions"]) == len(recorded["input"]["dataframe_split"]["data"])
+
+    # The data is where the commit says: a clone elsewhere can pull it.
+    remote = service / "dvc-remote"
+    assert sum(1 for path in remote.rglob("*") if path.is_file()) >= 4
+
+    shown = mlops_build(service, "lineage", "models:/points/1").stdout
+    assert head in shown
+    assert "accuracy" in shown
+    as_json = json.loads(mlops_build(service, "lineage", "models:/points/1", "--json").stdout)
+    assert as_json["version"] == {"uri": "models:/points/1", "digest": tags[identity.DIGEST_TAG], "image": None}
+    assert mlops_build(service, "lineage", "models:/points/7", expect=3).stderr.count("versions: 1") == 1
+
+
+def test_killed_between_any_two_steps_a_second_run_finishes_it(service: Path, tmp_path: Path) -> None:
+    """Each run dies at the door of a later step; the last one is left alone. One version comes out, and one commit."""
+    doors = [
+        "pipeline.check_gate",
+        "pipeline.commit_results",
+        "pipeline.push_data",
+        "pipeline.push_code",
+        "pipeline.register_models",
+        "registry.Registry.upload",
+        "registry.Registry.create_version",
+    ]
+    before = git(service, "rev-parse", "HEAD")
+    script = """
+import os, signal, sys
+from mlops_build import registry
+from mlops_build.training import pipeline
+module, _, name = sys.argv[1].partition(".")
+owner = {"pipeline": pipeline, "registry": registry.Registry}[module]
+setattr(owner, name.rpartition(".")[2], lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+pipeline.train(__import__("pathlib").Path.cwd(), say=print)
+"""
+    for door in doors:
+        done = subprocess.run([sys.executable, "-c", script, door], cwd=service, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == -signal.SIGKILL, f"{door}: {done.stdout}{done.stderr}"
+        assert registry(service).versions("points") == []
+    first = json.loads(mlops_build(service, "train", "--json").stdout)["models"][0]
+    again = json.loads(mlops_build(service, "train", "--json").stdout)["models"][0]
+    assert (first["version"], first["new"]) == (1, True)
+    assert (again["version"], again["new"]) == (1, False)
+    assert [version.version for version in registry(service).versions("points")] == [1]
+    assert git(service, "rev-list", "--count", f"{before}..HEAD") == "1"
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == git(service, "rev-parse", "HEAD") == first["commit"]
+
+
+def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_stage(with_data: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    train = subprocess.Popen(
+        [sys.executable, "-m", "mlops_build", "train"], cwd=service, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert train.stderr is not None
+    for line in train.stderr:
+        if "Running stage 'train'" in line:
+            os.killpg(train.pid, signal.SIGKILL)
+            break
+    train.communicate(timeout=30)
+    done = mlops_build(service, "train")
+    assert "Stage 'prepare' didn't change, skipping" in done.stderr
+    assert [version.version for version in registry(service).versions("points")] == [1]
+
+
+def test_two_runs_give_the_same_bits(service: Path) -> None:
+    before = (service / "dvc.lock").read_text()
+    weights = files.digest(service / "models/points")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "--force"],
+        cwd=service,
+        env=in_service(service),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (service / "dvc.lock").read_text() == before
+    assert files.digest(service / "models/points") == weights
+
+
+def in_service(service: Path) -> dict[str, str]:
+    from mlops_build import data
+
+    return data.environment(service)
+
+
+def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path) -> None:
+    params = service / "params.yaml"
+    params.write_text(params.read_text().replace("accuracy: {min: 0.", "accuracy: {min: 1."))
+    assert "accuracy: {min: 1." in params.read_text()
+    git(service, "commit", "--quiet", "--all", "--message=Ask for more")
+    head = git(service, "rev-parse", "HEAD")
+    done = mlops_build(service, "train", expect=4)
+    assert "accuracy is" in done.stderr
+    assert "wanted ≥ 1" in done.stderr
+    assert registry(service).versions("points") == []
+    assert git(service, "rev-parse", "HEAD") == head
+
+
+def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path: Path) -> None:
+    (service / "src/points/new.py").write_text("ANSWER = 42\n")
+    (service / "README.md").write_text("changed\n")
+    head = git(service, "rev-parse", "HEAD")
+    done = mlops_build(service, "train", expect=4)
+    assert "README.md, src/points/new.py" in done.stderr
+    assert "--allow-dirty" in done.stderr
+    assert registry(service).versions("points") == []
+    assert git(service, "rev-parse", "HEAD") == head
+
+    trained = json.loads(mlops_build(service, "train", "--allow-dirty", "--json").stdout)["models"][0]
+    assert trained["dirty"] is True
+    assert trained["commit"] == head == git(service, "rev-parse", "HEAD") == git(tmp_path / "origin.git", "rev-parse", "main")
+    version = registry(service).version("points", 1)
+    assert version.tags[identity.DIRTY] == "true"
+    made = registry(service).fetch(version, tmp_path / "files")
+    patch = (made / "dirty.patch").read_text()
+    assert "ANSWER = 42" in patch
+    assert "dvc.lock" in patch
+    wheel = next((made / "environment/wheels").glob("points-*.whl"))
+    listed = subprocess.run([sys.executable, "-m", "zipfile", "--list", str(wheel)], capture_output=True, text=True, check=True, timeout=30)
+    assert "points/new.py" in listed.stdout
+    # The patch, put onto the commit, is the tree that was trained.
+    git(service, "stash", "--quiet", "--include-untracked")
+    git(service, "apply", "--check", str(made / "dirty.patch"))
+
+
+def test_a_dvc_remote_that_does_not_answer_stops_before_git_is_pushed(service: Path, tmp_path: Path) -> None:
+    pushed = git(tmp_path / "origin.git", "rev-parse", "main")
+    config = service / ".dvc/config"
+    config.write_text(config.read_text().replace("../dvc-remote", "s3://nothing/here\n    endpointurl = http://127.0.0.1:9"))
+    git(service, "commit", "--quiet", "--all", "--message=Another remote")
+    done = mlops_build(
+        service, "train", expect=5, environment={"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1"}
+    )
+    assert "dvc push failed" in done.stderr
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == pushed
+    assert registry(service).versions("points") == []
+
+
+def test_without_remotes_it_says_so_and_registers(service: Path) -> None:
+    git(service, "remote", "remove", "origin")
+    (service / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    git(service, "commit", "--quiet", "--all", "--message=No remotes")
+    done = mlops_build(service, "train")
+    assert "no DVC remote is configured" in done.stderr
+    assert "no Git remote called origin" in done.stderr
+    assert registry(service).version("points", 1).tags[identity.REPOSITORY] == ""
+
+
+def test_a_branch_that_moved_on_is_refused_with_what_to_do(service: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), str(other))
+    (other / "README.md").write_text("theirs\n")
+    git(other, "commit", "--quiet", "--all", "--message=Theirs")
+    git(other, "push", "--quiet")
+    done = mlops_build(service, "train", expect=4)
+    assert "git pull --rebase" in done.stderr
+    assert registry(service).versions("points") == []
+    git(service, "pull", "--quiet", "--rebase", "origin", "main")
+    mlops_build(service, "train")
+    assert registry(service).version("points", 1).tags[identity.COMMIT_TAG] == git(tmp_path / "origin.git", "rev-parse", "main")
+
+
+def test_no_mlflow_run_of_this_model_is_said_with_the_remedy(service: Path, tmp_path: Path) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'other.db'}"
+    done = mlops_build(service, "train", expect=4, environment={"MLFLOW_TRACKING_URI": elsewhere})
+    assert "mlops-build train --force" in done.stderr
+    done = mlops_build(service, "train", expect=5, environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert "MLflow at http://127.0.0.1:9 does not answer" in done.stderr
+
+
+def test_no_commit_yet_is_said_before_anything_runs(rendered_none: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(rendered_none, tmp_path / "points"))
+    assert "git init" in mlops_build(service, "train", expect=3).stderr
+    assert not (service / "dvc.lock").exists()
