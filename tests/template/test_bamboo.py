@@ -1,0 +1,124 @@
+"""bamboo-specs/bamboo.yaml: two plans and a deployment, one line a script, and nothing secret for a branch.
+
+Bamboo's own schema is lax (misspelt keys and missing jobs pass), so the structure is checked here as well.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+PLAN = {"version", "plan", "stages", "triggers", "branches", "branch-overrides"}
+DEPLOYMENT = {"version", "deployment", "release-naming", "environments"}
+
+
+@pytest.fixture(scope="module")
+def documents(render: Any) -> list[dict[str, Any]]:
+    return list(YAML(typ="safe").load_all((render() / "bamboo-specs" / "bamboo.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def plans(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {document["plan"]["key"]: document for document in documents if "stages" in document}
+
+
+@pytest.fixture(scope="module")
+def deployment(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(document for document in documents if "environments" in document)
+
+
+def jobs(plan: dict[str, Any]) -> list[str]:
+    return [job for stage in plan["stages"] for settings in stage.values() for job in settings["jobs"]]
+
+
+def scripts(tasks: list[Any]) -> list[str]:
+    return [line for task in tasks if isinstance(task, dict) and "script" in task for line in task["script"]["scripts"]]
+
+
+def test_it_fits_bamboos_schema(documents: list[dict[str, Any]]) -> None:
+    path = os.environ.get("MLOPS_TEST_BAMBOO_SCHEMA")
+    if not path:
+        pytest.skip("set MLOPS_TEST_BAMBOO_SCHEMA to a copy of https://json.schemastore.org/bamboo-spec.json")
+    from jsonschema import Draft7Validator
+
+    validator = Draft7Validator(json.loads(Path(path).read_text()))
+    for document in documents:
+        assert [error.message for error in validator.iter_errors(document)] == []
+
+
+def test_there_are_two_plans_and_one_deployment_with_permissions(documents: list[dict[str, Any]]) -> None:
+    kinds = [
+        next(kind for kind in ("plan-permissions", "deployment-permissions", "environments", "stages") if kind in document)
+        for document in documents
+    ]
+    assert kinds == ["stages", "environments", "plan-permissions", "deployment-permissions", "stages", "plan-permissions"]
+    assert all(document["version"] == 2 for document in documents)
+
+
+def test_every_key_is_one_that_bamboo_knows(documents: list[dict[str, Any]]) -> None:
+    for document in documents:
+        if "stages" in document:
+            assert set(document) - set(jobs(document)) <= PLAN
+            assert set(document["plan"]) == {"project-key", "key", "name", "description"}
+        elif "environments" in document:
+            assert set(document) - set(document["environments"]) == DEPLOYMENT
+
+
+def test_every_job_of_a_stage_is_defined_and_every_job_is_used(plans: dict[str, dict[str, Any]]) -> None:
+    for plan in plans.values():
+        assert set(jobs(plan)) == set(plan) - PLAN
+        keys = [plan[job]["key"] for job in jobs(plan)]
+        assert len(set(keys)) == len(keys) and all(re.fullmatch("[A-Z][A-Z0-9]+", key) for key in keys)
+
+
+def test_every_script_is_one_line_that_calls_the_wrapper(plans: dict[str, dict[str, Any]], deployment: dict[str, Any]) -> None:
+    lines = [line for plan in plans.values() for job in jobs(plan) for line in scripts(plan[job]["tasks"])]
+    lines += [line for env in deployment["environments"] for line in scripts(deployment[env]["tasks"])]
+    assert lines == [f"./ci/mlops-build ci {step}" for step in ("check", "image", "train", "deploy staging", "deploy production")]
+
+
+def test_release_checks_first_and_no_stage_waits_for_a_person(plans: dict[str, dict[str, Any]]) -> None:
+    # After a manual stage that nobody starts Bamboo runs nothing, so training is a plan of its own.
+    assert jobs(plans["DIGITS"]) == ["Check", "Image"] and jobs(plans["DIGITSTRAIN"]) == ["Train"]
+    assert not any(settings.get("manual") for plan in plans.values() for stage in plan["stages"] for settings in stage.values())
+    assert plans["DIGITSTRAIN"]["triggers"] == [] and plans["DIGITS"]["triggers"]
+
+
+@pytest.mark.parametrize(("branch", "covered"), [("feature/x", True), ("main-2", True), ("fix-main", True), ("main", False)])
+def test_branches_only_check(plans: dict[str, dict[str, Any]], branch: str, covered: bool) -> None:
+    (override,) = plans["DIGITS"]["branch-overrides"]
+    ((pattern, settings),) = override.items()
+    assert bool(re.fullmatch(pattern, branch)) is covered
+    assert jobs(settings) == ["Check"]
+
+
+def test_only_agents_with_credentials_run_what_needs_them(plans: dict[str, dict[str, Any]], deployment: dict[str, Any]) -> None:
+    assert "requirements" not in plans["DIGITS"]["Check"]
+    needing = [plans["DIGITS"]["Image"], plans["DIGITSTRAIN"]["Train"], *(deployment[env] for env in deployment["environments"])]
+    assert all(job["requirements"] == ["mlops.credentials"] for job in needing)
+
+
+def test_no_secret_and_no_artifact_stands_in_it(documents: list[dict[str, Any]]) -> None:
+    text = json.dumps(documents)
+    assert not re.search(r"password\"|secret\"|token\"|BAMSCRT", text, re.IGNORECASE)
+    assert '"variables"' not in text and '"artifacts"' not in text
+
+
+def test_staging_follows_at_once_and_production_waits_for_approval(deployment: dict[str, Any]) -> None:
+    assert deployment["environments"] == ["staging", "production"]
+    assert deployment["staging"]["triggers"] == ["build-success"] and "release-approval-prerequisite" not in deployment["staging"]
+    assert deployment["production"]["triggers"] == [] and deployment["production"]["release-approval-prerequisite"] == "approved"
+    assert deployment["deployment"]["source-plan"] == "ML-DIGITS"
+
+
+def test_permissions_name_what_they_belong_to_and_the_team(documents: list[dict[str, Any]]) -> None:
+    named = {document["plan"]["key"] for document in documents if "plan-permissions" in document}
+    assert named == {"ML-DIGITS", "ML-DIGITSTRAIN"}
+    for document in documents:
+        for key, permissions in document.items():
+            if key.endswith("permissions"):
+                assert permissions[0]["groups"] == ["ml-platform"] and {"roles": ["logged-in"], "permissions": ["view"]} in permissions

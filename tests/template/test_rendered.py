@@ -1,0 +1,189 @@
+"""What a service gets: exactly these files, with nothing of the template left in them, tidy from the first commit on."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import mlops_build
+from mlops_build import service
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES, GPUS, MONITORINGS = ["image", "tabular", "none"], ["none", "shared", "exclusive"], ["annotations", "prometheus-operator", "none"]
+# Every pair of values occurs; the full product would tell no more.
+MATRIX = [
+    {"example": example, "gpu": gpu, "monitoring": MONITORINGS[(row + column) % 3]}
+    for row, example in enumerate(EXAMPLES)
+    for column, gpu in enumerate(GPUS)
+]
+MATRIX[1] |= {"project_name": "A service with quite a long name indeed", "python_version": "3.12"}
+MATRIX[3] |= {
+    "dvc_remote_url": "s3://data/tabular",
+    "s3_endpoint_url": "https://s3.example.com",
+    "mlflow_tracking_uri": "https://mlflow.example.com",
+}
+MATRIX[8] |= {"project_name": "ab", "dvc_remote_url": "/mnt/dvc"}
+
+FILES = """
+.copier-answers.yml .dockerignore .dvc/.gitignore .dvc/config .dvcignore .gitignore .mlops-build/service.schema.json .pre-commit-config.yaml CODEOWNERS
+Makefile README.md bamboo-specs/bamboo.yaml ci/install ci/mlops-build deploy/base/deployment.yaml deploy/base/ingress.yaml
+deploy/base/kustomization.yaml deploy/base/service.yaml deploy/base/serviceaccount.yaml deploy/overlays/production/kustomization.yaml
+deploy/overlays/production/release/kustomization.yaml deploy/overlays/production/release/record.yaml deploy/overlays/staging/kustomization.yaml
+deploy/overlays/staging/release/kustomization.yaml deploy/overlays/staging/release/record.yaml dvc.yaml params.yaml pyproject.toml
+requirements-mlops-build.txt service.yaml src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py
+src/PACKAGE/train.py tests/test_data.py tests/test_model.py
+"""
+
+
+@pytest.fixture(params=MATRIX, ids=lambda answers: "-".join(answers[name] for name in ("example", "gpu", "monitoring")))
+def rendered(request: pytest.FixtureRequest, render: Any) -> tuple[dict[str, str], Path]:
+    return request.param, render(**request.param)
+
+
+def files(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_exactly_these_files(rendered: tuple[dict[str, str], Path]) -> None:
+    answers, root = rendered
+    package = answers.get("project_name", "Digits").lower().replace(" ", "_")
+    expected = set(FILES.replace("PACKAGE", package).split())
+    if answers["monitoring"] == "prometheus-operator":
+        expected.add("deploy/base/servicemonitor.yaml")
+    if "s3_endpoint_url" in answers:
+        expected.add(".dvc/s3.conf")
+    assert files(root) == expected
+
+
+def test_nothing_of_the_template_is_left(rendered: tuple[dict[str, str], Path]) -> None:
+    _, root = rendered
+    for name in files(root):
+        text = (root / name).read_text()
+        assert "{{" not in text and "{%" not in text, name
+        assert text.endswith("\n") and not text.endswith("\n\n") and "\n\n\n\n" not in text, name
+        assert not re.search(r"[ \t]$", text, re.MULTILINE), f"{name}: space at the end of a line"
+
+
+def test_every_yaml_toml_and_service_file_is_valid(rendered: tuple[dict[str, str], Path]) -> None:
+    answers, root = rendered
+    for name in files(root):
+        if name.endswith((".yaml", ".yml")):
+            list(YAML(typ="safe").load_all((root / name).read_text()))
+    tomllib.loads((root / "pyproject.toml").read_text())
+    loaded = service.load(root)
+    assert (loaded.gpu.mode, loaded.gpu.memory) == (answers["gpu"], "4GiB")
+    assert loaded.image.base == f"python:{answers.get('python_version', '3.11')}-slim"
+
+
+def test_python_is_linted_and_formatted(rendered: tuple[dict[str, str], Path]) -> None:
+    _, root = rendered
+    for command in (["check"], ["format", "--check", "--diff"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", str(root)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_scripts_are_executable_and_parse(rendered: tuple[dict[str, str], Path]) -> None:
+    _, root = rendered
+    for name in ("ci/install", "ci/mlops-build"):
+        assert (root / name).stat().st_mode & 0o111, name
+        subprocess.run(["sh", "-n", str(root / name)], check=True)
+
+
+def test_only_two_of_copiers_own_values_are_rendered() -> None:
+    # Others differ between copy and update (vcs_ref) or name a temporary clone (src_path), so that each update would conflict.
+    allowed = {"_copier_conf.vcs_ref_hash", "_copier_answers._src_path"}
+    for path in (ROOT / "template").rglob("*"):
+        found = set(re.findall(r"_copier_\w+(?:\.\w+)?", path.name))
+        if path.is_file() and "_copier_conf.answers_file" not in path.name:
+            found |= set(re.findall(r"_copier_\w+(?:\.\w+)?", path.read_text()))
+        assert found <= allowed | ({"_copier_conf.answers_file"} if path.name.startswith("{{ _copier_conf.answers_file") else set()), path
+
+
+def test_the_pin_names_the_templates_commit(render: Any, template: Path, commit: str) -> None:
+    lines = (render(example="none") / "requirements-mlops-build.txt").read_text().splitlines()
+    assert lines[1:] == [f"git+file://{template}@{commit}#egg=mlops-build"]
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        ("gh:team/mlops-build", "https://github.com/team/mlops-build"),
+        ("gl:team/mlops-build", "https://gitlab.com/team/mlops-build"),
+        ("https://git.example.com/scm/ml/mlops-build.git", "https://git.example.com/scm/ml/mlops-build.git"),
+        ("git+https://git.example.com/mlops-build", "https://git.example.com/mlops-build"),
+        ("git+ssh://git@git.example.com/mlops-build.git", "ssh://git@git.example.com/mlops-build.git"),
+        ("git@git.example.com:ml/mlops-build.git", "ssh://git@git.example.com/ml/mlops-build.git"),
+        ("/srv/mlops-build", "file:///srv/mlops-build"),
+    ],
+)
+def test_the_pin_is_a_line_that_pip_reads(source: str, url: str) -> None:
+    from jinja2 import Environment, StrictUndefined
+
+    text = (ROOT / "template" / "requirements-mlops-build.txt.jinja").read_text()
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    lines = (
+        environment.from_string(text).render(_copier_answers={"_src_path": source}, _copier_conf={"vcs_ref_hash": "0" * 40}).splitlines()
+    )
+    assert [line for line in lines if not line.startswith("#")] == [f"git+{url}@{'0' * 40}#egg=mlops-build"]
+
+
+def test_the_range_of_mlops_build_is_this_release(render: Any) -> None:
+    project = tomllib.loads((render(example="none") / "pyproject.toml").read_text())["project"]
+    major, minor, *_ = mlops_build.__version__.split(".")
+    assert f"mlops-build[train]~={major}.{minor}.0" in project["optional-dependencies"]["train"]
+
+
+def test_what_is_served_needs_no_training_tools(render: Any) -> None:
+    needs = {
+        example: tomllib.loads((render(example=example) / "pyproject.toml").read_text())["project"]["dependencies"] for example in EXAMPLES
+    }
+    names = {example: {re.split(r"[<>=~ ]", line)[0] for line in lines} for example, lines in needs.items()}
+    assert names == {
+        "image": {"numpy", "pandas", "pillow", "torch"},
+        "tabular": {"numpy", "pandas", "torch"},
+        "none": {"numpy", "pandas", "torch"},
+    }
+
+
+def test_the_install_script_finds_the_torch_requirement(render: Any) -> None:
+    root = render(example="image")
+    line = next(line for line in (root / "ci" / "install").read_text().splitlines() if line.startswith("torch="))
+    found = subprocess.run(["sh", "-c", f'{line}; printf %s "$torch"'], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert found in tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def test_ml_code_imports_nothing_of_mlops_build_but_training(render: Any) -> None:
+    for example in EXAMPLES:
+        for path in (render(example=example) / "src").rglob("*.py"):
+            imports = re.findall(r"^\s*(?:from|import) mlops_build.*$", path.read_text(), re.MULTILINE)
+            assert {line.strip().partition("  #")[0] for line in imports} <= {"from mlops_build import training"}, path
+
+
+def test_the_places_to_change_are_four(render: Any) -> None:
+    text = "".join(path.read_text() for path in sorted((render(example="none") / "src").rglob("*.py")))
+    assert sorted(re.findall(r"# CHANGE (\d/\d):", text)) == ["1/4", "2/4", "3/4", "4/4"]
+    assert "CHANGE" not in "".join(path.read_text() for path in (render(example="image") / "src").rglob("*.py"))
+
+
+def test_a_relative_remote_lies_in_the_service_and_git_ignores_it(render: Any) -> None:
+    root = render(example="none", dvc_remote_url="state/dvc")
+    assert "    url = ../state/dvc\n" in (root / ".dvc" / "config").read_text()
+    assert "\n/state/dvc\n" in (root / ".gitignore").read_text()
+
+
+def test_an_s3_remote_has_its_gateway_and_todays_checksums_off(render: Any) -> None:
+    root = render(**MATRIX[3])
+    config = (root / ".dvc" / "config").read_text()
+    assert (
+        "url = s3://data/tabular\n" in config
+        and "endpointurl = https://s3.example.com\n" in config
+        and "configpath = .dvc/s3.conf\n" in config
+    )
+    assert "request_checksum_calculation = when_required" in (root / ".dvc" / "s3.conf").read_text()
