@@ -21,6 +21,7 @@ os.environ.update(
     GIT_COMMITTER_EMAIL="test@example.com",
     MLFLOW_DISABLE_TELEMETRY="true",
     DVC_NO_ANALYTICS="1",
+    OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

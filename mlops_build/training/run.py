@@ -65,7 +65,6 @@ def resume_run(folder: Path) -> Iterator[Run]:
     """
     root = service.find_root()
     values = params(root)
-    seeds.fix(values["seed"])
     experiment = _experiment(root)
     made = files.digest(root / folder)
     found = Registry().find_run(service.load(root).name, RUN_MODEL, made)
