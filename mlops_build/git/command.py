@@ -1,7 +1,13 @@
-"""Run git: bounded in time, never a prompt, only the transports we mean, and no password in a message."""
+"""Run git: bounded in time, never a prompt, only the transports we mean, and no password in an argv or a message.
 
+A password for http(s) comes from MLOPS_GIT_TOKEN (with MLOPS_GIT_USER where the host wants a name), or from git's own credential
+helpers; it stands in no address.
+"""
+
+import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +16,21 @@ from mlops_build.errors import Failed, Refused, Unreachable, UsageError
 
 SECONDS = 120
 # `ext::` and friends would run a command that an address names.
-ENVIRONMENT = {
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
-    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
-    "LC_ALL": "C",
-}
+ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "LC_ALL": "C"}
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"
+# Set while git runs a hook: they would point us at another repository than the one we mean.
+OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"}
+# git's own protocol for credentials: the helper reads the variables itself, so that no argv ever holds them.
+CREDENTIAL_HELPER = (
+    '!f() { [ "$1" != get ] || printf "username=%s\\npassword=%s\\n" "${MLOPS_GIT_USER:-x-token-auth}" "$MLOPS_GIT_TOKEN"; }; f'
+)
 REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,200}[A-Za-z0-9])?")
-URL = re.compile(r"(?:(?:file|git|https?|ssh)://[^\s'\"\\-][^\s'\"\\]*|[A-Za-z0-9_][A-Za-z0-9_.@-]*:[^\s:'\"\\-][^\s'\"\\]*|/[^\s'\"\\]+)")
+# A scheme and a host, or git's short HOST:PATH for ssh, or an absolute path. None of its parts may look like an option.
+URL = re.compile(
+    r"(?:(?:file|git|https?|ssh)://[^\s'\"\\-][^\s'\"\\]*"
+    r"|(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*:(?!//)[^\s:'\"\\-][^\s'\"\\]*"
+    r"|/[^\s'\"\\]+)"
+)
 
 
 class GitFailed(Failed):
@@ -36,17 +49,55 @@ def run(
     where: Path, *arguments: str, stdin: bytes | None = None, environment: Mapping[str, str] | None = None, seconds: int = SECONDS
 ) -> bytes:
     """What `git -C WHERE ARGUMENTS` prints. Raises RemoteUnreachable, PushRejected or GitFailed."""
-    variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
     command = ["git", "-C", str(where), *arguments]
     try:
-        done = subprocess.run(command, input=stdin, env=variables, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise RemoteUnreachable(f"git {arguments[0]} did not end within {seconds} s", remedy="check the network and the Git host") from None
+        # A session of its own: a timeout then ends git's children (ssh, git-remote-https) too, and none of them finds a terminal to ask.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**_environment(), **(environment or {})},
+            start_new_session=True,
+        )
     except FileNotFoundError:
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
-    if done.returncode:
-        raise _error(arguments[0], masked(done.stderr.decode(errors="replace").strip()))
-    return done.stdout
+    with process:
+        try:
+            printed, said = process.communicate(stdin, timeout=seconds)
+        except BaseException as error:
+            _end(process)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            remedy = "check the network and the Git host"
+            raise RemoteUnreachable(f"git {arguments[0]} did not end within {seconds} s", remedy=remedy) from None
+    if process.returncode:
+        raise _error(arguments[0], masked(said.decode(errors="replace").strip()))
+    return printed
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End git and its children: politely first, so that it removes its lock files."""
+    for how, seconds in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
+def _environment() -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK} | ENVIRONMENT
+    found.setdefault("GIT_SSH_COMMAND", SSH)
+    # A commit must not depend on its maker's settings.
+    settings = [("i18n.commitEncoding", "UTF-8")]
+    if "MLOPS_GIT_TOKEN" in found:
+        # No redirects: the token is for the host that was named.
+        settings += [("credential.helper", CREDENTIAL_HELPER), ("http.followRedirects", "false")]
+    first = int(found.get("GIT_CONFIG_COUNT") or 0)
+    for number, (key, value) in enumerate(settings, start=first):
+        found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return found | {"GIT_CONFIG_COUNT": str(first + len(settings))}
 
 
 def text(where: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -60,9 +111,14 @@ def masked(said: str) -> str:
 
 
 def checked_url(url: str) -> str:
-    """The address, if it can only be an address. Raises UsageError."""
+    """The address, if it can only be an address, and holds no password. Raises UsageError."""
     if not URL.fullmatch(url):
         raise UsageError(f"{masked(url)[:200]!r} is no repository's address", remedy="write https://…, ssh://…, git@host:path or file:///…")
+    if re.match(r"[a-z]+://[^/@]*:[^/@]*@", url):
+        raise UsageError(
+            f"{masked(url)[:200]}: an address must not hold a password, every user of this machine could read it",
+            remedy="set MLOPS_GIT_TOKEN (and MLOPS_GIT_USER), or use a git credential helper",
+        )
     return url
 
 

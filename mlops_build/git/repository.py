@@ -6,19 +6,23 @@
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from random import SystemRandom
 
 from mlops_build.errors import Refused, UsageError
 from mlops_build.git import command
-from mlops_build.git.command import GitFailed
+from mlops_build.git.command import GitFailed, PushRejected
 
 # Who commits where git does not know: MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
 # The null object name: "this ref must not exist".
 ABSENT = "0" * 40
+# How often a push that lost a race is made anew: the waits between them add up to some 3 s.
+TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,21 @@ class Objects:
         """When a commit was committed, Unix time in seconds."""
         return int(command.text(self.path, "show", "--no-patch", "--format=%ct", commit))
 
+    def message(self, commit: str) -> str:
+        """A commit's whole message."""
+        return command.text(self.path, "show", "--no-patch", "--format=%B", commit)
+
+    def is_shallow(self) -> bool:
+        """Whether history ends before the first commit: a CI agent's clone often has one commit only."""
+        return command.text(self.path, "rev-parse", "--is-shallow-repository") == "true"
+
     def log(self, commit: str, path: str) -> list[str]:
         """The commits that changed `path`, newest first, along first parents."""
         return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
+
+    def differing(self, one: str, other: str) -> list[str]:
+        """The paths of the files that differ between two commits."""
+        return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", one, other).decode().split("\0")[:-1]
 
     def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
         """A commit on top of `parent` with these files changed (None: removed); returns its name, or None when nothing differs.
@@ -97,8 +113,9 @@ class Objects:
         return made.decode().strip()
 
     def _mode(self, commit: str, path: str) -> str:
-        listed = command.text(self.path, "ls-tree", "--full-tree", commit, "--", path)
-        return listed.split()[0] if listed else "100644"
+        listed = command.text(self.path, "ls-tree", "--full-tree", commit, "--", checked_path(path))
+        # A symbolic link stays none: what is written is a file.
+        return "100755" if listed.startswith("100755") else "100644"
 
     def _own_identity(self) -> dict[str, str]:
         """Variables for commit-tree where git's configuration names nobody (a bare CI agent)."""
@@ -126,7 +143,7 @@ class Mirror(Objects):
         self.url, self.branch = command.checked_url(url), command.checked_ref(branch)
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
-        command.run(folder, "init", "--quiet", "--bare")
+        command.run(folder, "init", "--quiet", "--bare", "--template=")
 
     def fetch(self, *, depth: int | None = 1) -> str:
         """The branch's head, fetched now (with its whole history where `depth` is None)."""
@@ -146,6 +163,28 @@ class Mirror(Objects):
         lease = f"--force-with-lease=refs/heads/{self.branch}:{expected}"
         command.run(self.path, "push", "--quiet", lease, "--end-of-options", self.url, f"{commit}:refs/heads/{self.branch}")
 
+    def publish(self, make: Callable[[str], str | None], *, depth: int | None = 1) -> str | None:
+        """Fetch, let `make(head)` build a commit on top, push it; when somebody was quicker, the same again with the new head.
+
+        Returns the commit, None where `make` found nothing to do. Raises PushRejected where the host has a rule against the push, or after
+        TRIES lost races.
+        """
+        for attempt in range(TRIES):
+            head = self.fetch(depth=depth)
+            made = make(head)
+            if made is None:
+                return None
+            try:
+                self.push(made, head)
+                return made
+            except PushRejected as error:
+                # A rule rejects a push although nobody moved the branch. A lock that another push holds is gone a moment later.
+                rule = "lock" not in error.message and self.fetch(depth=depth) == head
+                if rule or attempt == TRIES - 1:
+                    raise
+                time.sleep(SystemRandom().uniform(0.05, 0.15) * 2**attempt)
+        raise AssertionError("unreachable: the last try returns or raises")
+
 
 class Checkout(Objects):
     """The working tree around a folder."""
@@ -155,7 +194,12 @@ class Checkout(Objects):
         """The checkout whose top is `folder`; None where `folder` is not the top of one."""
         try:
             top = command.text(folder, "rev-parse", "--show-toplevel")
-        except GitFailed:
+        except GitFailed as error:
+            if "dubious ownership" in error.message:
+                raise Refused(
+                    f"git does not trust {folder}: it belongs to another user",
+                    remedy=f"git config --global --add safe.directory {folder}",
+                ) from None
             return None
         return cls(folder) if Path(top).resolve() == folder.resolve() else None
 
@@ -217,9 +261,19 @@ class Checkout(Objects):
             raise Refused(f"the branch moved meanwhile: {error.message}", remedy="run this again") from None
         command.run(self.path, "reset", "--quiet", commit, "--", *paths)
 
-    def push(self) -> None:
-        """Push HEAD to the same branch of origin. Raises PushRejected or RemoteUnreachable."""
-        command.run(self.path, "push", "--quiet", "origin", f"HEAD:refs/heads/{command.checked_ref(self.branch())}")
+    def restore(self, commit: str, paths: Iterable[str]) -> None:
+        """Make these working tree files what they are at `commit` (gone, where they are not in it). Touches nothing else."""
+        for path in map(checked_path, paths):
+            if self.read(commit, path) is None:
+                (self.path / path).unlink(missing_ok=True)
+            else:
+                # Without hooks: DVC's post-checkout would move data about.
+                no_hooks = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
+                command.run(self.path, "checkout", "--quiet", commit, "--", path, environment=no_hooks)
+
+    def push(self, commit: str = "HEAD") -> None:
+        """Push HEAD, or a commit on top of it, to the same branch of origin. Raises PushRejected or RemoteUnreachable."""
+        command.run(self.path, "push", "--quiet", "origin", f"{commit}:refs/heads/{command.checked_ref(self.branch())}")
 
     def export(self, commit: str, folder: Path) -> None:
         """The files of a commit, without history, into `folder`."""
