@@ -67,7 +67,7 @@ class Demo:
             "PYTHONPATH": str(self.root / "src"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.root / 'mlflow.db'}",
             "DVC_NO_ANALYTICS": "1",
-            "COPIER_SETTINGS_PATH": os.devnull,
+            "COPIER_SETTINGS_PATH": str(self.scratch / "copier-settings.yml"),
             "GIT_AUTHOR_NAME": "Demo",
             "GIT_AUTHOR_EMAIL": "demo@example.com",
             "GIT_COMMITTER_NAME": "Demo",
@@ -108,6 +108,7 @@ def prepare(root: Path) -> None:
         )
     shutil.rmtree(root, ignore_errors=True)
     (root / ".demo").mkdir(parents=True)
+    (root / ".demo/copier-settings.yml").write_text("{}\n")  # nobody's own defaults
     (root / MARKER).touch()
 
 

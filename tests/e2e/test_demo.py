@@ -1,0 +1,79 @@
+"""`make demo`'s script: the whole road, twice in a row, and the folders it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STEPS = ["scaffold", "track data", "train", "promote", "bridge", "package", "serve", "second version", "promote it", "roll back"]
+
+
+def demo(folder: Path, *, repository: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = [sys.executable, str(repository / "scripts/demo.py"), str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+def processes(folder: Path) -> list[str]:
+    """The command lines of running processes that name a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line and entry.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+def test_the_demo_works_twice_in_a_row_and_stops_what_it_started(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    for _ in range(2):
+        done = demo(folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads((folder / "demo-report.json").read_text())
+        assert [step["name"] for step in report["steps"]] == STEPS
+        assert all(step["ok"] for step in report["steps"])
+        assert report["model_uri"] == "models:/digits/2"
+        assert report["metrics"]["accuracy"] > 0.93
+        assert [row["label"] for row in report["prediction"]] == [0, 1, 2]
+        assert report["lineage"]["code"]["dirty"] is False
+        assert "Everything worked" in done.stdout
+        assert processes(folder) == []
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    done = demo(tmp_path)
+    assert done.returncode == 4
+    assert "not empty" in done.stderr
+    assert "DEMO_DIR=" in done.stderr
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_inside_the_repository_must_be_ignored(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    (clone / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")
+    (clone / ".gitignore").write_text("/demo-service/\n")
+    subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
+    done = demo(clone / "elsewhere", repository=clone)
+    assert done.returncode == 4
+    assert "not ignored by Git" in done.stderr
+    assert "/elsewhere/ to .gitignore" in done.stderr
+    assert not (clone / "elsewhere").exists()
+
+
+def test_a_failing_step_is_named_and_ends_the_demo(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    (clone / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")  # there is no template here, so nothing to make data with
+    done = demo(tmp_path / "demo", repository=clone)
+    assert done.returncode == 1
+    assert "FAILED at track data" in done.stdout
+    report = json.loads((tmp_path / "demo/demo-report.json").read_text())
+    assert report["steps"][-1]["ok"] is False
