@@ -72,7 +72,8 @@ def test_every_job_of_a_stage_is_defined_and_every_job_is_used(plans: dict[str, 
     for plan in plans.values():
         assert set(jobs(plan)) == set(plan) - PLAN
         keys = [plan[job]["key"] for job in jobs(plan)]
-        assert len(set(keys)) == len(keys) and all(re.fullmatch("[A-Z][A-Z0-9]+", key) for key in keys)
+        assert len(set(keys)) == len(keys)
+        assert all(re.fullmatch("[A-Z][A-Z0-9]+", key) for key in keys)
 
 
 def test_every_script_is_one_line_that_calls_the_wrapper(plans: dict[str, dict[str, Any]], deployment: dict[str, Any]) -> None:
@@ -83,9 +84,11 @@ def test_every_script_is_one_line_that_calls_the_wrapper(plans: dict[str, dict[s
 
 def test_release_checks_first_and_no_stage_waits_for_a_person(plans: dict[str, dict[str, Any]]) -> None:
     # After a manual stage that nobody starts Bamboo runs nothing, so training is a plan of its own.
-    assert jobs(plans["DIGITS"]) == ["Check", "Image"] and jobs(plans["DIGITSTRAIN"]) == ["Train"]
+    assert jobs(plans["DIGITS"]) == ["Check", "Image"]
+    assert jobs(plans["DIGITSTRAIN"]) == ["Train"]
     assert not any(settings.get("manual") for plan in plans.values() for stage in plan["stages"] for settings in stage.values())
-    assert plans["DIGITSTRAIN"]["triggers"] == [] and plans["DIGITS"]["triggers"]
+    assert plans["DIGITSTRAIN"]["triggers"] == []
+    assert plans["DIGITS"]["triggers"]
 
 
 @pytest.mark.parametrize(("branch", "covered"), [("feature/x", True), ("main-2", True), ("fix-main", True), ("main", False)])
@@ -105,13 +108,16 @@ def test_only_agents_with_credentials_run_what_needs_them(plans: dict[str, dict[
 def test_no_secret_and_no_artifact_stands_in_it(documents: list[dict[str, Any]]) -> None:
     text = json.dumps(documents)
     assert not re.search(r"password\"|secret\"|token\"|BAMSCRT", text, re.IGNORECASE)
-    assert '"variables"' not in text and '"artifacts"' not in text
+    assert '"variables"' not in text
+    assert '"artifacts"' not in text
 
 
 def test_staging_follows_at_once_and_production_waits_for_approval(deployment: dict[str, Any]) -> None:
     assert deployment["environments"] == ["staging", "production"]
-    assert deployment["staging"]["triggers"] == ["build-success"] and "release-approval-prerequisite" not in deployment["staging"]
-    assert deployment["production"]["triggers"] == [] and deployment["production"]["release-approval-prerequisite"] == "approved"
+    assert deployment["staging"]["triggers"] == ["build-success"]
+    assert "release-approval-prerequisite" not in deployment["staging"]
+    assert deployment["production"]["triggers"] == []
+    assert deployment["production"]["release-approval-prerequisite"] == "approved"
     assert deployment["deployment"]["source-plan"] == "ML-DIGITS"
 
 
@@ -121,4 +127,5 @@ def test_permissions_name_what_they_belong_to_and_the_team(documents: list[dict[
     for document in documents:
         for key, permissions in document.items():
             if key.endswith("permissions"):
-                assert permissions[0]["groups"] == ["ml-platform"] and {"roles": ["logged-in"], "permissions": ["view"]} in permissions
+                assert permissions[0]["groups"] == ["ml-platform"]
+                assert {"roles": ["logged-in"], "permissions": ["view"]} in permissions

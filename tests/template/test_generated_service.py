@@ -47,7 +47,9 @@ def package(root: Path) -> str:
 def test_its_own_lint_and_tests_are_green_at_once(service: Any, example: str) -> None:
     root = service(example=example)
     output = run(root, "make", "lint", "test", f"VENV={sys.prefix}")
-    assert "All checks passed!" in output and " passed" in output and "skipped" not in output
+    assert "All checks passed!" in output
+    assert " passed" in output
+    assert "skipped" not in output
     assert not (root / ".venv").exists(), "an environment that was given is used as it is"
 
 
@@ -67,9 +69,11 @@ def test_it_trains_the_same_bits_twice_and_meets_its_thresholds(service: Any, ex
     metrics = json.loads((root / "metrics.json").read_text())
     thresholds = YAML(typ="safe").load((root / "params.yaml").read_text())["evaluate"]["thresholds"]
     # Comfortably, so that another CPU's rounding does not close the gate.
-    assert set(metrics) == {"accuracy", "worst_recall"} and metrics["accuracy"] >= thresholds["accuracy"]["min"] + 0.01
+    assert set(metrics) == {"accuracy", "worst_recall"}
+    assert metrics["accuracy"] >= thresholds["accuracy"]["min"] + 0.01
     history = (root / "reports" / "history.csv").read_text().splitlines()
-    assert history[0] == "epoch,train_loss,validation_loss,validation_accuracy" and len(history) > 10
+    assert history[0] == "epoch,train_loss,validation_loss,validation_accuracy"
+    assert len(history) > 10
     assert (root / "reports" / "confusion.csv").read_text().startswith("actual,predicted\n")
     assert logged(root) == {"learning_curve.png", "confusion_matrix.png", "metrics per epoch", "parameters", "test metrics"}
 
@@ -107,7 +111,8 @@ def test_wrong_data_stops_the_pipeline_with_file_row_and_column(service: Any, ex
     def refusal(lines: list[str]) -> str:
         file.write_text("\n".join(lines) + "\n")
         output = python(root, "-m", f"{name}.data", "prepare", expect=1)
-        assert "Traceback" not in output and not (root / "data" / "prepared").exists()
+        assert "Traceback" not in output
+        assert not (root / "data" / "prepared").exists()
         return output.strip()
 
     def with_cell(value: str) -> list[str]:
@@ -120,7 +125,8 @@ def test_wrong_data_stops_the_pipeline_with_file_row_and_column(service: Any, ex
     assert refusal(dropped).startswith(f"{place} 1, column '{column}': expected a column of this name")
     for value in ("NaN", "", "99999"):
         message = refusal(with_cell(value))
-        assert message.startswith(f"{place} 6, column '{column}': expected a number from ") and message.endswith(f"got '{value}'")
+        assert message.startswith(f"{place} 6, column '{column}': expected a number from ")
+        assert message.endswith(f"got '{value}'")
     file.unlink()
     assert "is missing: run `make data`" in python(root, "-m", f"{name}.data", "prepare", expect=1)
     assert "usage: python -m" in python(root, "-m", f"{name}.data", "everything", expect=1)
@@ -136,7 +142,8 @@ def test_make_data_puts_the_data_under_dvc_and_nothing_of_it_into_git(service: A
     # DVC reads the pipeline and knows what it makes.
     stages = python(root, "-m", "dvc", "stage", "list")
     assert [line.split()[0] for line in stages.splitlines()] == ["prepare", "train", "evaluate"]
-    assert "models/digits" in stages and "data/prepared" in stages
+    assert "models/digits" in stages
+    assert "data/prepared" in stages
     for ignored in (
         "data/prepared/train.csv",
         "models/digits/MLmodel",

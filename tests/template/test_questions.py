@@ -105,7 +105,8 @@ def test_the_questions_are_the_promised_ones_in_order(questionnaire: dict[str, A
 def test_every_question_has_a_default_a_help_text_and_says_what_is_allowed(questionnaire: dict[str, Any]) -> None:
     for name in QUESTIONS:
         question = questionnaire[name]
-        assert "default" in question and len(question["help"]) > 10, name
+        assert "default" in question, name
+        assert len(question["help"]) > 10, name
         assert question.get("choices") or f"{name}: allowed " in " ".join(question["validator"].split()), name
         assert not question.get("secret"), name
 
@@ -123,7 +124,8 @@ def test_wrong_answers_are_refused_with_what_is_allowed(complaint: Any, question
     for answer in answers:
         message = complaint(question, answer)
         assert message is not None, f"{answer!r} was accepted"
-        assert question in message and ("allowed" in message or "choose" in message), message
+        assert question in message, message
+        assert "allowed" in message or "choose" in message, message
 
 
 @pytest.mark.parametrize("question", FREE_TEXT)
@@ -166,7 +168,8 @@ def test_names_are_computed_from_the_projects_name(render: Any) -> None:
     root = render(project_name="Fraud score_v2", example="none", k8s_host="fraud.ml.example.com")
     assert (root / "src" / "fraud_score_v2" / "model.py").is_file()
     loaded = service.load(root)
-    assert loaded.name == "fraud-score-v2" and [model.name for model in loaded.models] == ["fraud-score-v2"]
+    assert loaded.name == "fraud-score-v2"
+    assert [model.name for model in loaded.models] == ["fraud-score-v2"]
     assert {env: (found.namespace, found.host) for env, found in loaded.environments.items()} == {
         "staging": ("ml-staging", "fraud-staging.ml.example.com"),
         "production": ("ml", "fraud.ml.example.com"),
