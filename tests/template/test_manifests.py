@@ -91,6 +91,35 @@ def test_the_base_repeats_nothing_of_service_yaml(render: Any) -> None:
     assert "host" not in base["ingress.yaml"]["spec"]["rules"][0]
 
 
+@pytest.mark.parametrize("gpu", ["none", "shared", "exclusive"])
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_an_overlay_renders_after_a_release_as_service_yaml_says(service: Any, env: str, gpu: str) -> None:
+    from mlops_build.release import record
+    from mlops_build.service import load
+
+    root = service(gpu=gpu)
+    settings = load(root)
+    model = record.ReleasedModel("digits", 7, f"sha256:{'a' * 64}", "b" * 32)
+    released = record.Record(env, (model,), "c" * 40, f"registry.example.com/ml/digits:v7-{'d' * 12}")
+    assert record.read(root, env) == record.Record(env)
+    for path, content in record.paths(env, record.render(released, settings)).items():
+        (root / path).write_bytes(content)
+    objects = kustomize(root / "deploy" / "overlays" / env)
+    place = settings.environment(env)
+    assert {found["metadata"]["namespace"] for found in objects.values()} == {place.namespace}
+    assert objects["Ingress"]["spec"]["rules"][0]["host"] == place.host
+    spec = objects["Deployment"]["spec"]
+    assert spec["replicas"] == place.replicas
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["image"] == released.image
+    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
+    assert container["resources"]["limits"]["memory"] == "1Gi"
+    # What the base says is still there.
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"HOME"} <= {variable["name"] for variable in container["env"]}
+    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+
+
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_the_record_says_that_nothing_is_released(render: Any, env: str) -> None:
     record = YAML(typ="safe").load((render() / "deploy" / "overlays" / env / "release" / "record.yaml").read_text())
