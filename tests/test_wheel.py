@@ -1,4 +1,4 @@
-"""The wheel, installed alone and with each extra into a bare environment: what the extra promises must import, and nothing more is asked."""
+"""The wheel, installed alone and with each extra into a bare environment: what the extra promises must import."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_an_extra_brings_what_it_promises(tmp_path: Path, wheel: Path, constrain
 def test_an_installed_wheel_is_put_together_again_with_the_same_files(tmp_path: Path, wheel: Path, constraints: list[Path]) -> None:
     """A pod or an agent has no source tree: the wheel for the image then comes from the installed files."""
     bin_ = installed(tmp_path / "venv", wheel, "template", constraints)
-    script = "import sys; from pathlib import Path; from mlops_build.model.environment import mlops_build_wheel as w; print(w(Path(sys.argv[1])))"
+    script = "import sys, pathlib; from mlops_build.model import environment as e; print(e.mlops_build_wheel(pathlib.Path(sys.argv[1])))"
     done = subprocess.run([bin_ / "python", "-c", script, str(tmp_path / "made")], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     again = Path(done.stdout.strip())

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import git, mlops_build
 
 from mlops_build.model import files, identity
 from mlops_build.registry import Registry
+from tests.conftest import git, mlops_build
 
 
 @pytest.fixture
