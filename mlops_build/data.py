@@ -152,17 +152,16 @@ def push(root: Path) -> None:
             f"dvc push failed: {_said(done)}",
             remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
         )
-    status = _short(root, ["status", "--cloud", "--json"], seconds=COMMAND_SECONDS)
+    status = _short(root, ["data", "status", "--not-in-remote", "--granular", "--json"], seconds=COMMAND_SECONDS)
     if status.returncode:
         raise RemoteUnreachable(
-            f"dvc status --cloud failed: {_said(status)}", remedy="check the remote and your credentials, then run this again"
+            f"dvc data status failed: {_said(status)}", remedy="check the remote and your credentials, then run this again"
         )
-    missing = json.loads(status.stdout or "{}")
+    missing = json.loads(status.stdout or "{}").get("not_in_remote", [])
     if missing:
-        names = ", ".join(sorted(missing)[:5])
         raise DataMissing(
-            f"the DVC remote lacks {len(missing)} objects after the push: {names}",
-            remedy="run `dvc status --cloud`, restore the data, then run this again",
+            f"after the push the DVC remote lacks {', '.join(sorted(missing)[:5])}{' and more' if len(missing) > 5 else ''}",
+            remedy="the data is gone from this machine, too: restore it (dvc pull from where it is, or `make data`), then run this again",
         )
 
 

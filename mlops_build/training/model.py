@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
@@ -34,6 +33,8 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
     later compared with what the deployed service answers. folder: relative to the service's root; replaced.
     Raises UsageError or NotFound.
     """
+    import mlflow
+
     root = service.find_root()
     if predictor.__module__ == "__main__" or "<locals>" in predictor.__qualname__:
         raise UsageError(
@@ -60,6 +61,8 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
 
 
 def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
+    import mlflow
+
     code = scratch / "predictor.py"
     name = predictor.__qualname__
     code.write_text(f"from mlflow.models import set_model\n\nfrom {predictor.__module__} import {name}\n\nset_model({name}())\n")
@@ -86,10 +89,10 @@ class _Context:
 def _recorded(made: Path, example: "pd.DataFrame") -> dict[str, Any]:
     """The example as a body for /invocations, and its answer as MLflow's server words it."""
     from mlflow.models import convert_input_example_to_serving_input
-    from mlflow.pyfunc import scoring_server
+    from mlflow.pyfunc import load_model, scoring_server
 
     body = convert_input_example_to_serving_input(example)
-    loaded = mlflow.pyfunc.load_model(str(made))
+    loaded = load_model(str(made))
     answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded, loaded.metadata.get_input_schema())
     return {"schema": 1, "input": json.loads(body), "predictions": json.loads(answer.response)["predictions"]}
 

@@ -1,4 +1,7 @@
-"""An MLflow run with seeds, parameters, lineage and tracking set up. Inside it an ML engineer uses plain mlflow."""
+"""An MLflow run with seeds, parameters, lineage and tracking set up. Inside it an ML engineer uses plain mlflow.
+
+mlflow is imported where a run is opened: the prepare stage wants params.yaml only, and would wait two seconds for it.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -6,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -48,6 +50,8 @@ def params(root: Path | None = None) -> dict[str, Any]:
 @contextlib.contextmanager
 def start_run() -> Iterator[Run]:
     """Open a run in the service's experiment: seeds fixed, params.yaml logged, and tagged with what it is made from."""
+    import mlflow
+
     root = service.find_root()
     values = params(root)
     seeds.fix(values["seed"])
@@ -63,6 +67,8 @@ def resume_run(folder: Path) -> Iterator[Run]:
 
     Where MLflow knows no such run (the model came out of DVC's cache, say), a new one is opened and tagged as that model's.
     """
+    import mlflow
+
     root = service.find_root()
     values = params(root)
     experiment = _experiment(root)
@@ -87,6 +93,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _experiment(root: Path) -> str:
+    import mlflow
+
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)
     registry = Registry(uri, create=True)

@@ -1,0 +1,100 @@
+"""Read the console blocks of a Markdown page, run them in one shell, and compare what is printed with what the page says.
+
+A block starts with ```console; a line with "$ " is a command ("> " goes on), what follows is what it prints. In the expected text `…`
+stands for anything within a line, and a line of `…` alone for any number of lines. A block ```yaml title="FILE" (any language, any
+file) writes a file; ```diff title="FILE" changes one.
+"""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+END = "--- end of command {} ---"
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page, and what the page says it prints."""
+
+    text: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that the page tells its reader to write, or to change as a diff says."""
+
+    path: str
+    content: str
+    is_diff: bool
+
+
+def steps(page: str) -> list[Command | File]:
+    """What a reader of the page does, in order."""
+    found: list[Command | File] = []
+    for language, title, body in BLOCK.findall(page):
+        if title:
+            found.append(File(title, body, language == "diff"))
+        elif language == "console":
+            command: list[str] = []
+            output: list[str] = []
+            for line in body.splitlines():
+                if line.startswith("$ "):
+                    if command:
+                        found.append(Command("\n".join(command), "\n".join(output)))
+                    command, output = [line[2:]], []
+                elif line.startswith("> ") and command and not output:
+                    command.append(line[2:])
+                else:
+                    output.append(line)
+            if command:
+                found.append(Command("\n".join(command), "\n".join(output)))
+    return found
+
+
+def run(page: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[Command, str]]:
+    """Do all of it in one bash, started in `folder`; each command with what it printed (stdout and stderr)."""
+    script, commands = [], []
+    for step in steps(page):
+        if isinstance(step, File):
+            writer = f"patch --quiet {step.path}" if step.is_diff else f"cat > {step.path}"
+            script.append(f"{writer} <<'END_OF_FILE'\n{step.content}END_OF_FILE")
+        else:
+            script.append(f"{step.text}\necho '{END.format(len(commands))}'")
+            commands.append(step)
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    rest, found = done.stdout, []
+    for number, command in enumerate(commands):
+        printed, marker, rest = rest.partition(END.format(number) + "\n")
+        assert marker, f"the shell ended in: {command.text}\n{printed}"
+        found.append((command, printed))
+    return found
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Whether a page's text describes what was printed; blank space at line ends and around the whole does not count."""
+    lines = [line.rstrip() for line in expected.strip().splitlines()]
+    pattern = ""
+    for line in lines:
+        if line.strip() == "…":
+            pattern += r"(?:[^\n]*\n)*"
+        else:
+            pattern += ".*".join(re.escape(part) for part in line.split("…")) + r"[ \t]*\n"
+    return (
+        re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.strip().splitlines()) + ("\n" if printed.strip() else ""))
+        is not None
+    )

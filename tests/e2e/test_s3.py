@@ -1,0 +1,124 @@
+"""The same road on real parts: an MLflow server over HTTP, its artifacts and DVC's remote on S3 (Ceph's gateway)."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops_build.model import identity
+from tests.conftest import git, mlops_build
+
+ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
+pytestmark = pytest.mark.skipif(not ENDPOINT, reason="needs an S3 gateway: set MLOPS_TEST_S3_ENDPOINT, _ACCESS_KEY and _SECRET_KEY")
+START_SECONDS = 90
+
+
+@pytest.fixture
+def keys() -> dict[str, str]:
+    """What a user sets to talk to the gateway."""
+    return {
+        "AWS_ACCESS_KEY_ID": str(ACCESS),
+        "AWS_SECRET_ACCESS_KEY": str(SECRET),
+        "AWS_DEFAULT_REGION": "default",
+        "MLFLOW_S3_ENDPOINT_URL": str(ENDPOINT),
+    }
+
+
+@pytest.fixture
+def bucket(keys: dict[str, str], tmp_path: Path) -> str:
+    import boto3
+
+    name = f"mlops-build-{os.getpid()}-{int(time.time())}"
+    client = boto3.client("s3", endpoint_url=ENDPOINT, aws_access_key_id=ACCESS, aws_secret_access_key=SECRET, region_name="default")
+    client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def mlflow_server(keys: dict[str, str], bucket: str, tmp_path: Path) -> Iterator[str]:
+    """MLflow's own server; clients reach the artifacts through S3 themselves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path / 'server.db'}",
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        f"s3://{bucket}/mlflow",
+    ]
+    environment = {**os.environ, **keys, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def test_the_road_on_a_server_and_object_storage(
+    with_data: Path, tmp_path: Path, keys: dict[str, str], bucket: str, mlflow_server: str
+) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points", symlinks=True))
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    git(service, "remote", "add", "origin", (tmp_path / "origin.git").as_uri())
+    (service / ".dvc/config").write_text(
+        f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = s3://{bucket}/dvc\n    endpointurl = {ENDPOINT}\n"
+    )
+    git(service, "commit", "--quiet", "--all", "--message=Keep the data on S3")
+    environment = {**keys, "MLFLOW_TRACKING_URI": mlflow_server}
+
+    trained = json.loads(mlops_build(service, "train", "--json", environment=environment).stdout)["models"][0]
+    assert trained["model_uri"] == "models:/points/1"
+    mlops_build(service, "promote", "points", "1", "--to", "staging", environment=environment)
+    bridged = mlops_build(tmp_path, "bridge", "once", "--repo", (tmp_path / "origin.git").as_uri(), environment=environment)
+    assert "staging" in bridged.stderr + bridged.stdout
+
+    # A clone elsewhere has the data that the version names.
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), str(clone))
+    pulled = subprocess.run(
+        [sys.executable, "-m", "dvc", "pull"],
+        cwd=clone,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    assert (clone / "data/raw/arcs.csv").read_bytes() == (service / "data/raw/arcs.csv").read_bytes()
+    assert (clone / "models/points/MLmodel").exists()
+
+    # Packaging needs the registry and nothing else.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    mlops_build(elsewhere, "package", "models:/points@staging", "-o", "context", environment=environment)
+    context = json.loads((elsewhere / "context/context.json").read_text())
+    assert re.fullmatch(identity.DIGEST, context["models"][0]["digest"])
+    assert (elsewhere / "context/models/points/artifacts/weights.pt").read_bytes() == (service / "models/weights.pt").read_bytes()
+
+    # The address and the keys of the storage are in no commit and no context.
+    for text in (git(service, "log", "--patch", "origin/main" if git(service, "branch", "--remotes") else "main"), str(context)):
+        assert str(SECRET) not in text

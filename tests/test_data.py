@@ -1,0 +1,90 @@
+"""What dvc.lock and the .dvc files say, and the remote; on a real DVC repository."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_build import data
+from mlops_build.errors import Refused
+
+
+@pytest.fixture
+def service(with_data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_data, tmp_path / "points"))
+
+
+def test_tracked_data_has_a_revision_that_follows_its_content(service: Path) -> None:
+    before = data.tracked(service)
+    assert set(before) == {"data/raw"}
+    file = service / "data/raw/arcs.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.unlink()  # DVC links it to its cache, read-only
+    file.write_text("".join(lines[:-1]))
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "--quiet", "data/raw"], cwd=service, env=data.environment(service), check=True, timeout=60
+    )
+    after = data.tracked(service)
+    assert data.data_hash(after) != data.data_hash(before)
+
+
+def test_what_the_pipeline_writes_is_known_from_dvc_yaml(service: Path) -> None:
+    assert data.machine_files(service) == ["dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"]
+    assert data.metric_files(service) == ["metrics.json"]
+
+
+def test_a_failing_stage_is_an_error_of_ours_and_keeps_what_is_done(service: Path) -> None:
+    (service / "src/points/train.py").write_text("raise SystemExit('no GPU today')\n")
+    with pytest.raises(data.PipelineFailed):
+        data.repro(service)
+    assert [stage.name for stage in data.stages(service)] == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda text: text.replace("x,y,label", "x,label", 1), "column"),
+        (lambda text: text.replace(text.splitlines()[5], "NaN," + text.splitlines()[5].partition(",")[2]), "row 6, column 'x'"),
+        (lambda text: text.replace(text.splitlines()[7], "99," + text.splitlines()[7].partition(",")[2]), "row 8, column 'x'"),
+    ],
+)
+def test_bad_data_stops_the_pipeline_with_file_row_and_column(
+    service: Path, break_it: "object", said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = service / "data/raw/arcs.csv"
+    text = file.read_text()
+    file.unlink()
+    file.write_text(break_it(text))  # type: ignore[operator]
+    with pytest.raises(data.PipelineFailed):
+        data.repro(service)
+    printed = "".join(capfd.readouterr())
+    assert "data/raw/arcs.csv" in printed
+    assert said in printed
+    assert not (service / "dvc.lock").exists()
+
+
+def test_remotes_are_found_however_long_their_address_is(service: Path) -> None:
+    config = service / ".dvc/config"
+    config.write_text(config.read_text().replace("../dvc-remote", "s3://bucket/" + "x" * 200))
+    assert data.remotes(service) == {"storage": "s3://bucket/" + "x" * 200}
+    config.write_text("[core]\n    analytics = false\n")
+    assert data.remotes(service) == {}
+    assert data.check_remote(service) == "no remote is configured"
+    with pytest.raises(data.NoRemote):
+        data.push(service)
+
+
+def test_data_that_is_missing_everywhere_is_not_called_pushed(service: Path) -> None:
+    """`dvc push` itself prints a warning and exits 0 (dvc#1677)."""
+    shutil.rmtree(service / ".dvc/cache")
+    shutil.rmtree(service / "data/raw")
+    with pytest.raises((data.DataMissing, data.RemoteUnreachable)):
+        data.push(service)
+
+
+@pytest.mark.parametrize("text", ["a: [", "\t"])
+def test_a_broken_lock_is_refused(text: str) -> None:
+    with pytest.raises(Refused):
+        data.parse_lock(text)
