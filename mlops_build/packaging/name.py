@@ -1,0 +1,59 @@
+"""The image's name, known before any build and without a download: it is a hash over everything that goes in.
+
+Why that matters: docs/explanation/image-name.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Protocol
+
+from mlops_build.errors import Refused
+from mlops_build.packaging import grammar
+from mlops_build.service import Service
+
+TEMPLATE = "Dockerfile.jinja"
+HEX = 12
+
+
+class Released(Protocol):
+    """A model version that goes into an image. digest: "sha256:…" over its files, which include lock and wheels."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+def template() -> str:
+    """The template that every Dockerfile is rendered from."""
+    return resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+
+
+def image_name(service: Service, models: Sequence[Released]) -> str:
+    """`REGISTRY/SERVICE:v<version>-<12 hex>`; the version is the first model's. The same input has the same name everywhere.
+
+    Raises Refused for no model at all, or for a value that may not stand in a name.
+    """
+    if not models:
+        raise Refused(f"an image of {service.name} needs at least one model", remedy="promote a model version first")
+    content = {
+        "models": [
+            {
+                "name": grammar.model_name(model.name),
+                "version": grammar.version(model.version),
+                "digest": grammar.digest(model.digest, f"digest of {model.name}"),
+            }
+            for model in models
+        ],
+        "image": {"registry": service.image.registry, "base": service.image.base, "apt": sorted(set(service.image.apt))},
+        # What else the Dockerfile is rendered from.
+        "gpu": service.gpu.mode != "none",
+        "port": service.serving.port,
+        "dockerfile": hashlib.sha256(template().encode()).hexdigest(),
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{service.image.registry}/{service.name}:v{models[0].version}-{hashlib.sha256(canonical.encode()).hexdigest()[:HEX]}"
