@@ -1,0 +1,134 @@
+"""Level-triggered: desired is the registry's alias map, observed are the release records in Git; where they differ, commit.
+
+No event is needed, and none is missed: whatever happened in between, one pass brings every repository to where it should be. A pass that
+finds no difference writes nothing. Any number of bridges may run at once: they make the same commit, and one push of it wins.
+"""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from mlops_build.errors import MlopsBuildError
+from mlops_build.git.command import masked
+from mlops_build.git.repository import Mirror
+from mlops_build.registry import ModelVersion, Registry
+from mlops_build.release.write import Aliases, VersionOf, change, desired, recorded, service_at
+from mlops_build.service import Service
+
+State = Literal["released", "would release", "unchanged", "held", "nothing promoted yet", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass did for one environment of one repository; environment is None where the repository as a whole failed.
+
+    before, after: models and versions, as text. commit: the release's, where one was made. error: set where it failed.
+    """
+
+    repository: str
+    environment: str | None
+    state: State
+    before: str | None = None
+    after: str | None = None
+    commit: str | None = None
+    hold: str | None = None
+    error: MlopsBuildError | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.repository} {self.environment}" if self.environment else self.repository
+
+    def __str__(self) -> str:
+        detail = {"released": f"{self.before or 'nothing'} → {self.after}", "unchanged": self.after, "held": self.hold}
+        detail["would release"] = detail["released"]
+        commit = f"commit {self.commit[:12]}" if self.commit else None
+        error = self.error.message.splitlines()[0] if self.error else None
+        kept = f"Git keeps {self.before}" if self.before and self.state in ("held", "nothing promoted yet", "failed") else None
+        return "  ".join(part for part in (self.where, self.state, detail.get(self.state), commit, error, kept) if part)
+
+    def as_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
+        if self.error:
+            found["error"] = {"message": self.error.message, "remedy": self.error.remedy, "exit_code": self.error.exit_code}
+        return found
+
+
+def once(urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_run: bool = False) -> list[Outcome]:
+    """One pass over these repositories, the registry asked for its alias map once. One that fails does not stop the others.
+
+    Raises RegistryUnreachable, since without the alias map nothing can be decided.
+    """
+    aliases = registry.alias_map()
+
+    @cache
+    def version_of(name: str, number: int) -> ModelVersion:
+        return registry.version(name, number)
+
+    outcomes: list[Outcome] = []
+    for url in dict.fromkeys(urls):
+        outcomes += repository(url, branch, aliases, version_of, dry_run=dry_run)
+    return outcomes
+
+
+def repository(url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False) -> list[Outcome]:
+    """One repository: an outcome for each of its environments, or one that says why none could be looked at."""
+    shown = masked(url)
+    outcomes: list[Outcome] = []
+
+    def make(head: str) -> str | None:
+        outcomes[:], commit = on_top(mirror, head, shown, aliases, version_of)
+        return commit
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlops-build-bridge-") as scratch:
+            mirror = Mirror(url, branch, Path(scratch))
+            if dry_run:
+                make(mirror.fetch())
+                return [_would(outcome) for outcome in outcomes]
+            mirror.publish(make)
+    except MlopsBuildError as error:
+        return [Outcome(shown, None, "failed", error=error)]
+    return outcomes
+
+
+def on_top(mirror: Mirror, head: str, shown: str, aliases: Aliases, version_of: VersionOf) -> tuple[list[Outcome], str | None]:
+    """What is to be said for each environment, and the last of the commits that say it (None: Git says it already)."""
+    service = service_at(mirror, head)
+    outcomes: list[Outcome] = []
+    tip = head
+    for env in service.environments:
+        outcome = _environment(mirror, tip, service, env, shown, aliases, version_of)
+        tip = outcome.commit or tip
+        outcomes.append(outcome)
+    return outcomes, tip if tip != head else None
+
+
+def _environment(mirror: Mirror, parent: str, service: Service, env: str, shown: str, aliases: Aliases, version_of: VersionOf) -> Outcome:
+    there = recorded(mirror, parent, env)
+    before = str(there) if there and there.models else None
+    if hold := service.hold.get(env):
+        return Outcome(shown, env, "held", before, before, hold=hold)
+    try:
+        wanted = desired(service, env, aliases, version_of)
+        if wanted is None:
+            return Outcome(shown, env, "nothing promoted yet", before, before)
+        commit = change(mirror, parent, service, wanted)
+    except MlopsBuildError as error:
+        return Outcome(shown, env, "failed", before, error=error)
+    return Outcome(shown, env, "released" if commit else "unchanged", before, str(wanted.record), commit)
+
+
+def _would(outcome: Outcome) -> Outcome:
+    """The commit of a dry run is nowhere to be found, so it is not named."""
+    if outcome.state != "released":
+        return outcome
+    return Outcome(outcome.repository, outcome.environment, "would release", outcome.before, outcome.after)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 if all went well; the failures' own code if all have the same; else 1."""
+    codes = {outcome.error.exit_code for outcome in outcomes if outcome.error}
+    return codes.pop() if len(codes) == 1 else int(bool(codes))

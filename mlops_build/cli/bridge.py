@@ -1,0 +1,33 @@
+"""Bring the release records of many repositories to where the registry's aliases are: one pass, a commit only where they differ.
+
+Safe to run at any time, as often as you like and in several places at once. An environment held in service.yaml is left alone. Exit code:
+0, or that of the failures if all have the same, else 1.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["once"], help="once: one pass, then end")
+    parser.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be given several times")
+    parser.add_argument("--branch", default="main", metavar="NAME", help="the branch that is released from (default: main)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be released, write nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build.bridge import reconcile
+    from mlops_build.registry import Registry
+
+    outcomes = reconcile.once(args.repo, Registry(args.tracking_uri), branch=args.branch, dry_run=args.dry_run)
+    for outcome in outcomes:
+        if outcome.error:
+            say(f"mlops-build bridge: {outcome.where}: {outcome.error.message}")
+            if outcome.error.remedy:
+                say(f"    {outcome.error.remedy}")
+    result(args, {"outcomes": [outcome.as_json() for outcome in outcomes]}, "\n".join(map(str, outcomes)))
+    return reconcile.exit_code(outcomes)

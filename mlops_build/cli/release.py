@@ -1,0 +1,33 @@
+"""Write one environment's release record from its alias, as a commit on the current branch, and push it where there is an origin.
+
+The same as what the bridge does, for one repository and by hand; both make the very same commit. Only service.yaml as it was committed
+counts.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build release staging"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", metavar="ENV", help="the environment, such as staging")
+    parser.add_argument("--despite-hold", action="store_true", help="also where service.yaml holds the environment")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build import service
+    from mlops_build.registry import Registry, tracking_uri
+    from mlops_build.release import write
+
+    root = service.find_root()
+    made = write.in_checkout(root, args.env, Registry(tracking_uri(root)), despite_hold=args.despite_hold)
+    if made.commit is None:
+        text = f"nothing to do: {args.env} is released with {made.after} already"
+    else:
+        text = f"{args.env}: {made.before or 'nothing'} → {made.after}  commit {made.commit[:12]}"
+        if not made.pushed:
+            say("no Git remote called origin: the commit stays on this machine")
+    result(args, made.as_json(), text)
+    return 0

@@ -1,0 +1,68 @@
+"""Point an environment's alias back at the version before: the one remembered by `promote`, or the one that --to names.
+
+--from-git needs no MLflow: it restores the release that Git had before, and sets `hold` in service.yaml so that the bridge does not undo
+it. In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build rollback digits --env production\n  mlops-build rollback --from-git --env production"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the registered model's name (not needed with --from-git)")
+    parser.add_argument("--env", required=True, metavar="ENV", help="the environment, such as production")
+    parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the remembered one")
+    parser.add_argument("--force-dirty", action="store_true", help="with --to: also a version made from uncommitted changes, to production")
+    parser.add_argument("--from-git", action="store_true", help="restore the release that Git had before; MLflow may be down")
+    parser.add_argument("--repo", metavar="URL", help="with --from-git: this remote instead of the checkout around the current folder")
+    parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
+    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: why, written into service.yaml's hold")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build.errors import UsageError
+
+    if args.from_git:
+        if args.to is not None or args.model:
+            raise UsageError("--from-git takes no MODEL and no --to", remedy="it restores the whole release that Git had before")
+        return _from_git(args)
+    if args.repo or args.reason:
+        raise UsageError("--repo and --reason belong to --from-git", remedy="mlops-build rollback --from-git --env ENV …")
+    if not args.model:
+        raise UsageError("which MODEL?", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
+    from mlops_build.registry import Registry
+    from mlops_build.release import alias
+
+    service = alias.service_here()
+    move = alias.rollback(Registry(), service, args.model, args.env, args.to, force_dirty=args.force_dirty)
+    for line in alias.remarks(move, service):
+        say(line)
+    result(args, move.as_json(), str(move))
+    return 0
+
+
+def _from_git(args: argparse.Namespace) -> int:
+    from mlops_build.release import restore
+
+    if args.repo:
+        restored, pushed = restore.on_remote(args.repo, args.branch, args.env, args.reason), True
+    else:
+        from mlops_build import service
+
+        restored, pushed = restore.in_checkout(service.find_root(), args.env, args.reason)
+        if not pushed:
+            say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
+    say(f"the bridge leaves {args.env} alone until `hold` is removed from service.yaml")
+    document = {
+        "environment": args.env,
+        "before": restored.before and str(restored.before),
+        "after": str(restored.after),
+        "hold": restored.hold,
+        "commit": restored.commit,
+        "pushed": pushed,
+    }
+    result(args, document, f"{args.env}: {restored.before or 'unknown'} → {restored.after}  commit {restored.commit[:12]}")
+    return 0

@@ -1,0 +1,156 @@
+"""Promote and roll back: move the alias that an environment follows. Nothing else; Git and the cluster follow the alias.
+
+What the alias pointed at before is remembered as a tag on the version it moves to, written before the move: killed in between, the tag
+is there and the alias is not, which the next promotion mends.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlops_build import service as service_file
+from mlops_build.errors import NotFound, Refused, UsageError
+from mlops_build.model import identity
+from mlops_build.model.identity import ALIAS
+from mlops_build.registry import ModelVersion, Registry
+from mlops_build.release.write import released
+from mlops_build.service import Service
+
+PRODUCTION = "production"
+
+
+class DirtyVersion(Refused):
+    """A version made from uncommitted changes is not for production."""
+
+
+class NothingRemembered(Refused):
+    """No version is remembered to go back to."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What happened to an alias. before: the version it pointed at, None if it was new. hold: why the environment is held, if it is."""
+
+    model: str
+    environment: str
+    alias: str
+    before: int | None
+    after: int
+    dirty: bool
+    hold: str | None
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "changed": self.changed}
+
+    def __str__(self) -> str:
+        if not self.changed:
+            return f"nothing changed: {self.model} {self.alias} is version {self.after} already"
+        return f"{self.model} {self.alias}: {self.before or 'none'} → {self.after}"
+
+
+def service_here() -> Service | None:
+    """The service around the current folder; None outside of one: the alias then is the environment's own name."""
+    try:
+        return service_file.load(service_file.find_root())
+    except NotFound:
+        return None
+
+
+def remarks(move: Move, service: Service | None) -> list[str]:
+    """What a person should know besides the move itself."""
+    lines = []
+    if service is not None and not _serves(service, move.model):
+        lines.append(f"{move.model} is not one of {service.name}'s models, so the alias is the environment's name: {move.alias}")
+    if move.dirty:
+        lines.append(f"{move.model} {move.after} was made from uncommitted changes")
+    if move.hold:
+        lines.append(f"{move.environment} is held in service.yaml, so nothing is released: {move.hold}")
+    return lines
+
+
+def alias_of(service: Service | None, model: str, env: str) -> str:
+    """The alias that `env` follows: by service.yaml for a model of this service, else the environment's own name.
+
+    Raises NotFound for an environment that the service does not have, UsageError for a name that cannot be an alias.
+    """
+    if service is not None and _serves(service, model):
+        return service.alias_of(env)
+    if not ALIAS.fullmatch(env) or re.fullmatch(r"v[0-9]+|latest", env):
+        raise UsageError(f"{env[:100]!r} is no environment", remedy="write --to staging or --to production")
+    return env
+
+
+def promote(registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False) -> Move:
+    """Point the alias of `env` at a version (a number, or another alias such as "staging").
+
+    Raises UnknownVersion, BadVersion for one that mlops-build did not make, DirtyVersion.
+    """
+    alias = alias_of(service, model, env)
+    wanted = registry.version(model, version)
+    before = registry.aliases(model).get(alias)
+    dirty = _check(wanted, env, alias, force_dirty)
+    if before != wanted.version:
+        tag = identity.previous_tag(alias)
+        if before is not None:
+            registry.set_tag(model, wanted.version, tag, str(before))
+        elif tag in wanted.tags:
+            registry.delete_tag(model, wanted.version, tag)
+        registry.set_alias(model, alias, wanted.version)
+    return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env))
+
+
+def rollback(
+    registry: Registry, service: Service | None, model: str, env: str, to: int | None = None, *, force_dirty: bool = False
+) -> Move:
+    """Point the alias of `env` back at the version before, or at `to`. What is remembered stays, so a second one goes a step further.
+
+    Raises UnknownVersion, NothingRemembered, BadVersion, DirtyVersion.
+    """
+    alias = alias_of(service, model, env)
+    current = registry.version(model, alias)
+    target = registry.version(model, to if to is not None else _remembered(registry, current, alias, env))
+    # What ran there before may run there again.
+    dirty = _check(target, env, alias, force_dirty or to is None)
+    if target.version != current.version:
+        registry.set_alias(model, alias, target.version)
+    return Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
+
+
+def _remembered(registry: Registry, current: ModelVersion, alias: str, env: str) -> int:
+    found = current.tags.get(identity.previous_tag(alias), "")
+    if re.fullmatch(r"[1-9][0-9]{0,9}", found):
+        return int(found)
+    others = [one.version for one in registry.versions(current.name) if one.version != current.version]
+    raise NothingRemembered(
+        f"{current.name} {alias} is version {current.version}, and no version before it is remembered",
+        remedy=f"mlops-build rollback {current.name} --env {env} --to VERSION; other versions: {_some(others)}",
+    )
+
+
+def _check(version: ModelVersion, env: str, alias: str, force_dirty: bool) -> bool:
+    """Whether a version is dirty, if it may go to this environment."""
+    released(version)
+    dirty = identity.DIRTY in version.tags
+    if dirty and PRODUCTION in (env, alias) and not force_dirty:
+        raise DirtyVersion(
+            f"{version.name} {version.version} was made from uncommitted changes: nobody else can make it again",
+            remedy="commit and train again, or say --force-dirty",
+        )
+    return dirty
+
+
+def _hold(service: Service | None, model: str, env: str) -> str | None:
+    return service.hold.get(env) if service is not None and _serves(service, model) else None
+
+
+def _serves(service: Service, model: str) -> bool:
+    return any(one.name == model for one in service.models)
+
+
+def _some(versions: Sequence[int]) -> str:
+    return ", ".join(map(str, versions[:20])) or "none"

@@ -1,0 +1,269 @@
+"""The release record: what one environment should run, as three files in Git that only machines write.
+
+`deploy/overlays/ENV/release/` is a kustomize Component: record.yaml says what, kustomization.yaml and patch.yaml make it so. Everything
+that comes from the registry passes a grammar first, since a tag is text that anybody with access to MLflow may write. The same record is
+the same bytes, whoever writes it.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlops_build.errors import NotFound, Refused
+from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.release.rollout import PROBE_SECONDS, Rollout, kubernetes_memory, rollout
+from mlops_build.service import REGISTRY, Service
+
+RECORD, KUSTOMIZATION, PATCH = "record.yaml", "kustomization.yaml", "patch.yaml"
+IMAGE = re.compile(rf"{REGISTRY}/{NAME.pattern}:v[1-9][0-9]{{0,9}}-[0-9a-f]{{12}}")
+# Labels and annotations of a pod: who reads the cluster sees which model answers.
+PREFIX = "mlops-build"
+HEADER = "# What {env} should run. Only machines write this folder: mlops-build release, bridge and rollback.\n"
+
+
+class BadRecord(Refused):
+    """A release record that is not one, or that would hold what a record must not hold."""
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """One model version of a release. digest: "sha256:…" over its files. run: the MLflow run that made it."""
+
+    name: str
+    version: int
+    digest: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `environment` should run. As the template ships it: no models, no commit, no image. Raises BadRecord when made of anything else.
+
+    commit: the code that the first model was made from. image: `REGISTRY/SERVICE:v<version>-<12 hex>`.
+    """
+
+    environment: str
+    models: tuple[ReleasedModel, ...] = ()
+    commit: str | None = None
+    image: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("environment", self.environment, NAME)
+        for model in self.models:
+            _check("models.name", model.name, NAME)
+            _check(f"models.digest of {model.name}", model.digest, DIGEST)
+            _check(f"models.run of {model.name}", model.run, RUN_ID)
+            if not isinstance(model.version, int) or isinstance(model.version, bool) or not 0 < model.version < 10**10:
+                raise BadRecord(f"models.version of {model.name} is not a version: {model.version!r}")
+        if len({model.name for model in self.models}) != len(self.models):
+            raise BadRecord("a model is listed twice")
+        if self.models:
+            _check("commit", self.commit, COMMIT)
+            _check("image", self.image, IMAGE)
+        elif self.commit is not None or self.image is not None:
+            raise BadRecord("a record without models has neither commit nor image")
+
+    def version_of(self, model: str) -> int | None:
+        return next((one.version for one in self.models if one.name == model), None)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.models)) or "nothing released yet"
+
+
+def folder(env: str) -> str:
+    """The record's folder in a service's repository."""
+    _check("environment", env, NAME)
+    return f"deploy/overlays/{env}/release"
+
+
+def read(root: Path, env: str) -> Record:
+    """The record of an environment in a working tree. Raises NotFound or BadRecord."""
+    path = root / folder(env) / RECORD
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        overlays = root / "deploy" / "overlays"
+        known = sorted(found.parent.parent.name for found in overlays.glob(f"*/release/{RECORD}"))
+        raise NotFound(f"{path} is missing", remedy=f"environments with a record: {', '.join(known) or 'none'}") from None
+    except UnicodeDecodeError:
+        raise BadRecord(f"{path} is not UTF-8 text", remedy="restore it from Git") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str = RECORD) -> Record:
+    """Read record.yaml's text. Raises BadRecord."""
+    remedy = "only machines write it: restore it from Git, or write it anew with `mlops-build release ENV`"
+    try:
+        found = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise BadRecord(f"{where} is not valid YAML: {str(error).splitlines()[0]}", remedy=remedy) from None
+    if not isinstance(found, dict) or found.get("schema") != 1:
+        newer = isinstance(found, dict) and isinstance(found.get("schema"), int) and found["schema"] > 1
+        raise BadRecord(f"{where} does not say `schema: 1`", remedy="a newer mlops-build wrote it: update this one" if newer else remedy)
+    try:
+        models = tuple(ReleasedModel(**_exactly(one, {"name", "version", "digest", "run"})) for one in found["models"])
+        whole = _exactly(found, {"schema", "environment", "models", "commit", "image"})
+        return Record(whole["environment"], models, whole["commit"], whole["image"])
+    except BadRecord as error:
+        raise BadRecord(f"{where}: {error.message}", remedy=remedy) from None
+    except (KeyError, TypeError) as error:
+        raise BadRecord(f"{where} lacks {error}", remedy=remedy) from None
+
+
+def render(record: Record, service: Service) -> dict[str, str]:
+    """The three files of a release, by name. `parse(render(record, service)["record.yaml"]) == record`."""
+    if not record.models or record.image is None or record.commit is None:
+        raise BadRecord("a release has at least one model")
+    numbers = rollout(service, record.environment)
+    header = HEADER.format(env=record.environment)
+    return {
+        RECORD: header + yaml_text(_record_document(record)),
+        KUSTOMIZATION: header + yaml_text(_kustomization(record.image, service, record.environment)),
+        PATCH: header + _strategy_comment(numbers) + yaml_text(_patch(record, service, numbers)),
+    }
+
+
+def paths(env: str, files: Mapping[str, str]) -> dict[str, bytes]:
+    """Rendered files by their path in the repository."""
+    return {f"{folder(env)}/{name}": text.encode() for name, text in files.items()}
+
+
+def _record_document(record: Record) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "environment": record.environment,
+        "models": [{"name": one.name, "version": one.version, "digest": one.digest, "run": one.run} for one in record.models],
+        "commit": record.commit,
+        "image": record.image,
+    }
+
+
+def _kustomization(image: str, service: Service, env: str) -> dict[str, Any]:
+    place = service.environment(env)
+    repository, _, tag = image.rpartition(":")
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "namespace": place.namespace,
+        "images": [{"name": service.name, "newName": repository, "newTag": tag}],
+        "patches": [
+            {"path": PATCH},
+            # JSON, since a strategic patch of an Ingress would have to repeat the base's whole rule.
+            {
+                "target": {"kind": "Ingress", "name": service.name},
+                "patch": json.dumps([{"op": "add", "path": "/spec/rules/0/host", "value": place.host}]),
+            },
+        ],
+    }
+
+
+def _strategy_comment(numbers: Rollout) -> str:
+    return (
+        "# Recreate: no second pod may take room on the card beside the old one, so an update means downtime.\n" if numbers.recreate else ""
+    )
+
+
+def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]:
+    first = record.models[0]
+    labels = {f"{PREFIX}/model": first.name, f"{PREFIX}/version": str(first.version)}
+    annotations = {
+        f"{PREFIX}/models": ", ".join(f"models:/{one.name}/{one.version}" for one in record.models),
+        f"{PREFIX}/digests": ", ".join(one.digest for one in record.models),
+        f"{PREFIX}/runs": ", ".join(one.run for one in record.models),
+        f"{PREFIX}/commit": record.commit,
+    }
+    strategy: dict[str, Any] = {"type": "Recreate", "rollingUpdate": None}
+    if not numbers.recreate:
+        strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": numbers.surge, "maxUnavailable": numbers.unavailable}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": service.name, "labels": labels, "annotations": annotations},
+        "spec": {
+            "replicas": numbers.replicas,
+            "progressDeadlineSeconds": numbers.deadline_seconds,
+            "strategy": strategy,
+            "template": {
+                "metadata": {"labels": labels, "annotations": annotations},
+                # Cards of the device plugin need no runtime class; a shared card is seen through NVIDIA's.
+                "spec": {
+                    **({"runtimeClassName": "nvidia"} if numbers.gpu == "shared" else {}),
+                    "containers": [_container(service, numbers)],
+                },
+            },
+        },
+    }
+
+
+def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
+    memory = kubernetes_memory(numbers.memory_bytes)
+    resources: dict[str, Any] = {"requests": {"cpu": numbers.cpu, "memory": memory}, "limits": {"memory": memory}}
+    if numbers.cards:
+        # Extended resources cannot be overcommitted: the request is the limit.
+        resources["requests"]["nvidia.com/gpu"] = resources["limits"]["nvidia.com/gpu"] = str(numbers.cards)
+    variables: dict[str, str] = {}
+    if numbers.gpu == "shared":
+        variables["MLOPS_GPU_MEMORY"] = f"{kubernetes_memory(numbers.gpu_memory_bytes)}B"
+        variables |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    return {
+        "name": service.name,
+        # Ports merge by number: without `replace` a changed number would be a second port of the same name.
+        "ports": [{"$patch": "replace"}, {"name": "http", "containerPort": numbers.port}],
+        **({"env": [{"name": name, "value": value} for name, value in variables.items()]} if variables else {}),
+        "resources": resources,
+        "startupProbe": {"periodSeconds": PROBE_SECONDS, "failureThreshold": numbers.startup_failures},
+    }
+
+
+def _exactly(found: object, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(found, dict) or set(found) != keys:
+        raise BadRecord(f"expected the keys {', '.join(sorted(keys))}, found {str(found)[:200]}")
+    return found
+
+
+def _check(what: str, value: object, pattern: "re.Pattern[str]") -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise BadRecord(f"{what} is not allowed here: {str(value)[:100]!r}")
+
+
+# What stands in YAML without quotes and means itself in YAML 1.1 and 1.2 alike.
+PLAIN = re.compile(r"[A-Za-z$][A-Za-z0-9$_./-]*")
+RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+
+
+def yaml_text(document: Mapping[str, Any]) -> str:
+    """A document of mappings, lists, ASCII text, numbers and None as YAML: the same bytes with every version of every YAML library."""
+    return "".join(f"{line}\n" for line in _lines(document))
+
+
+def _lines(node: Mapping[str, Any] | Sequence[Any]) -> list[str]:
+    lines: list[str] = []
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if isinstance(value, Mapping | list) and value:
+                lines += [f"{_scalar(key)}:", *(f"  {line}" for line in _lines(value))]
+            else:
+                lines.append(f"{_scalar(key)}: {_scalar(value)}")
+        return lines
+    for item in node:
+        inner = _lines(item) if isinstance(item, Mapping | list) else [_scalar(item)]
+        lines += [f"- {inner[0]}", *(f"  {line}" for line in inner[1:])]
+    return lines
+
+
+def _scalar(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = str(value)
+    return text if PLAIN.fullmatch(text) and text.lower() not in RESERVED else json.dumps(text)

@@ -1,0 +1,150 @@
+"""Roll back from Git alone, while MLflow is down: the release that Git had before comes back, and a hold keeps it.
+
+Without the hold the bridge would find that Git and the alias differ, as soon as MLflow is back, and release the bad version again.
+"""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from mlops_build import service as service_file
+from mlops_build.errors import Refused
+from mlops_build.git.repository import Mirror, Objects
+from mlops_build.release import record as records
+from mlops_build.release.record import Record
+from mlops_build.release.write import checkout_of, land, recorded, service_at
+
+RESTORES = re.compile(r"^Restores: ([0-9a-f]{40})$", re.MULTILINE)
+
+
+class NothingBefore(Refused):
+    """Git has no release of this environment before the one it has now."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A commit that brings a release back and holds its environment. before: None where Git's record could not be read."""
+
+    before: Record | None
+    after: Record
+    hold: str
+    commit: str
+
+
+def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, bool]:
+    """Restore in the checkout at a service's root; also whether it was pushed to origin. Raises what `restore` and `land` raise."""
+    checkout, head = checkout_of(root)
+    restored = restore(checkout, head, env, reason)
+    return restored, land(checkout, restored.commit, head, checkout.differing(head, restored.commit))
+
+
+def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> Restored:
+    """Restore on a remote, without a checkout. Raises what `restore` raises, RemoteUnreachable and PushRejected."""
+    found: list[Restored] = []
+
+    def make(head: str) -> str:
+        found.append(restore(mirror, head, env, reason))
+        return found[-1].commit
+
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+        mirror = Mirror(url, branch, Path(scratch))
+        mirror.publish(make, depth=None)
+    return found[-1]
+
+
+def restore(objects: Objects, head: str, env: str, reason: str | None = None) -> Restored:
+    """Such a commit on top of `head`; no ref is moved. Needs history. Raises NothingBefore, NotFound, ServiceError."""
+    service = service_at(objects, head)
+    service.environment(env)
+    source = earlier(objects, head, env)
+    before, after = recorded(objects, head, env), recorded(objects, source, env)
+    if after is None:
+        raise NothingBefore(f"the release record of {env} at {source[:12]} cannot be read")
+    folder = records.folder(env)
+    hold = reason or f"rolled back from Git to {after}" + (f" (was {before})" if before else "")
+    text = (objects.read(head, service_file.FILE) or b"").decode()
+    files: dict[str, bytes | None] = dict.fromkeys(objects.files(head, folder))
+    files |= {path: objects.read(source, path) for path in objects.files(source, folder)}
+    files[service_file.FILE] = with_hold(text, env, hold).encode()
+    commit = objects.commit(head, files, _message(env, before, after, source))
+    if commit is None:
+        raise NothingBefore(f"{env} has this release and this hold already")
+    return Restored(before, after, hold, commit)
+
+
+def earlier(objects: Objects, head: str, env: str) -> str:
+    """The commit, along first parents, whose release of `env` was the one before the present one. Raises NothingBefore.
+
+    A release that was itself restored counts as the one it restored, so that doing it twice goes two steps back, not back and forth.
+    """
+    folder = records.folder(env)
+    present = objects.tree(head, folder)
+    start = head
+    for _ in range(1000):
+        changed = objects.log(start, folder)
+        named = RESTORES.search(objects.message(changed[0])) if changed else None
+        if not named or objects.tree(named[1], folder) != present:
+            break
+        start = named[1]
+    for commit in objects.log(start, folder):
+        if objects.tree(commit, folder) in (present, None):
+            continue
+        found = recorded(objects, commit, env)
+        if found is not None and found.models:
+            return commit
+    more = " (this clone is shallow: git fetch --unshallow)" if objects.is_shallow() else ""
+    raise NothingBefore(
+        f"Git has no earlier release of {env} to go back to{more}",
+        remedy="once MLflow answers: mlops-build rollback MODEL --env ENV; to stop it at once: kubectl scale deployment --replicas=0",
+    )
+
+
+def with_hold(text: str, env: str, reason: str) -> str:
+    """service.yaml's text with `hold: {env: reason}` added; comments, quotes and order stay. Raises ServiceError."""
+    was = service_file.parse(text, strict=False)
+    editor = YAML(typ="rt")
+    editor.preserve_quotes = True
+    editor.width = 2**16
+    # As the file has it: dashes of a list under their key, or further in.
+    flush = re.search(r"^models:[^\n]*\n(?:[ ]*#[^\n]*\n)*- ", text, re.MULTILINE)
+    editor.indent(mapping=2, sequence=2 if flush else 4, offset=0 if flush else 2)
+    document = editor.load(text)
+    if document.get("hold") is None:
+        document["hold"] = {env: reason}
+    else:
+        document["hold"][env] = reason
+    stream = StringIO()
+    editor.dump(document, stream)
+    now = service_file.parse(stream.getvalue(), strict=False)
+    if now != was.model_copy(update={"hold": {**was.hold, env: reason}}):
+        raise Refused(
+            f"{service_file.FILE} cannot be edited without changing more than `hold`", remedy=f"add `hold: {{{env}: why}}` by hand"
+        )
+    return stream.getvalue()
+
+
+def _message(env: str, before: Record | None, after: Record, source: str) -> str:
+    trailers = []
+    for model in after.models:
+        trailers += [
+            f"Model: {model.name}",
+            f"Version: {model.version}",
+            f"Run: {model.run}",
+            f"Previous-Version: {(before.version_of(model.name) if before else None) or 'none'}",
+        ]
+    return "\n".join(
+        [
+            f"Roll {env} back to {after}",
+            "",
+            f"The release that Git had before, and a hold in {service_file.FILE}: the bridge leaves {env} alone until it is removed.",
+            "",
+            *trailers,
+            f"Code: {after.commit}",
+            f"Restores: {source}",
+            "",
+        ]
+    )

@@ -1,0 +1,231 @@
+"""From aliases to a commit: what an environment should run according to the registry, and how Git is made to say so.
+
+The commit is deterministic. Its author is a machine with a fixed name, its date follows from what it releases, so that `mlops-build
+release` on a laptop and any number of bridges make the very same commit, and pushing it twice is pushing nothing.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_build import service as service_file
+from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.git.repository import Checkout, Identity, Objects
+from mlops_build.model import identity
+from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.packaging.name import image_name
+from mlops_build.registry import ModelVersion, Registry
+from mlops_build.release import record as records
+from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.service import Service
+
+# Who signs a release. A host that checks committers may need another: MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL.
+NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
+
+Aliases = Mapping[str, Mapping[str, int]]
+VersionOf = Callable[[str, int], ModelVersion]
+
+
+class BadVersion(Refused):
+    """A model version whose tags cannot go into a release."""
+
+
+class HalfPromoted(Refused):
+    """Some of a service's models have the environment's alias, others have not."""
+
+
+class Held(Refused):
+    """service.yaml holds the environment."""
+
+
+class NothingPromoted(NotFound):
+    """No version has the environment's alias."""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What an environment should run, with the versions it comes from, in the order of service.yaml."""
+
+    record: Record
+    versions: tuple[ModelVersion, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `in_checkout` did. before, after: models and versions, as text. commit: None where Git said so already."""
+
+    environment: str
+    before: str | None
+    after: str
+    commit: str | None
+    pushed: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False) -> Made:
+    """Release `env` of the service at `root`: a commit on its branch, pushed to origin where there is one.
+
+    Raises Held, NothingPromoted, and what `desired`, `change` and `land` raise.
+    """
+    checkout, head = checkout_of(root)
+    service = service_at(checkout, head)
+    service.environment(env)
+    hold = service.hold.get(env)
+    if hold and not despite_hold:
+        raise Held(f"{env} is held: {hold}", remedy=f"remove it from `hold` in {service_file.FILE} and commit, or say --despite-hold")
+    alias = service.alias_of(env)
+    names = [model.name for model in service.models]
+    wanted = desired(service, env, registry.alias_map(), registry.version)
+    if wanted is None:
+        raise NothingPromoted(
+            f"{', '.join(names)}: no version has the alias {alias!r}", remedy=f"mlops-build promote {names[0]} VERSION --to {env}"
+        )
+    there = recorded(checkout, head, env)
+    before = str(there) if there and there.models else None
+    commit = change(checkout, head, service, wanted)
+    pushed = land(checkout, commit, head, checkout.differing(head, commit)) if commit else False
+    return Made(env, before, str(wanted.record), commit, pushed)
+
+
+def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired | None:
+    """What `env` should run by the registry's alias map; None where nothing was promoted there.
+
+    Raises HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
+    """
+    alias = service.alias_of(env)
+    numbers = {model.name: aliases.get(model.name, {}).get(alias) for model in service.models}
+    missing = [name for name, number in numbers.items() if number is None]
+    if len(missing) == len(numbers):
+        return None
+    if missing:
+        raise HalfPromoted(
+            f"{', '.join(missing)} has no alias {alias!r}, while other models of {service.name} have it",
+            remedy=f"mlops-build promote {missing[0]} VERSION --to {env}: a service is released with all its models",
+        )
+    versions = tuple(version_of(name, number) for name, number in numbers.items() if number is not None)
+    models = tuple(released(version) for version in versions)
+    record = Record(env, models, versions[0].tags[identity.COMMIT_TAG], image_name(service, models))
+    return Desired(record, versions)
+
+
+def released(version: ModelVersion) -> ReleasedModel:
+    """A version as a release names it. Raises BadVersion unless every tag that goes into Git is what it should be."""
+    checked(version, "its name", version.name, NAME)
+    checked(version, f"the tag {identity.COMMIT_TAG}", version.tags.get(identity.COMMIT_TAG), COMMIT)
+    if data := version.tags.get(identity.DATA):
+        checked(version, f"the tag {identity.DATA}", data, DIGEST)
+    digest = checked(version, f"the tag {identity.DIGEST_TAG}", version.tags.get(identity.DIGEST_TAG), DIGEST)
+    return ReleasedModel(version.name, version.version, digest, checked(version, "its run", version.run_id, RUN_ID))
+
+
+def checked(version: ModelVersion, what: str, value: str | None, pattern: "re.Pattern[str]") -> str:
+    """`value`, if it matches. Raises BadVersion naming model, version and what is wrong."""
+    where = f"{version.name[:64]!a} version {version.version}"
+    if not value:
+        raise BadVersion(
+            f"{where} lacks {what}, so it was not made by mlops-build",
+            remedy="train it with `mlops-build train`, which registers a version with its files' digest, commit and run",
+        )
+    if not pattern.fullmatch(value):
+        raise BadVersion(
+            f"{where}: {what} is not what it should be: {value[:80]!a}",
+            remedy="somebody changed it in MLflow; promote another version, or put the right value back",
+        )
+    return value
+
+
+def service_at(objects: Objects, commit: str) -> Service:
+    """The service.yaml of a commit, keys of a newer mlops-build ignored. Raises NotFound or ServiceError."""
+    text = objects.read(commit, service_file.FILE)
+    if text is None:
+        raise NotFound(f"no {service_file.FILE} at commit {commit[:12]}", remedy="is this repository a service made from the template?")
+    return service_file.parse(text.decode(errors="replace"), f"{service_file.FILE} at {commit[:12]}", strict=False)
+
+
+def recorded(objects: Objects, commit: str, env: str) -> Record | None:
+    """Git's record of an environment at a commit; None where there is none that can be read."""
+    text = objects.read(commit, f"{records.folder(env)}/{records.RECORD}")
+    try:
+        return records.parse(text.decode(errors="replace")) if text is not None else None
+    except records.BadRecord:
+        return None
+
+
+def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> str | None:
+    """A commit on top of `parent` that makes Git say `wanted`; None where it says so already. No ref is moved.
+
+    Raises NotFound where the environment has no overlay.
+    """
+    env = wanted.record.environment
+    folder = records.folder(env)
+    overlay = folder.removesuffix("/release")
+    if objects.read(parent, f"{overlay}/kustomization.yaml") is None:
+        raise NotFound(
+            f"{service_file.FILE} has the environment {env}, but {overlay}/kustomization.yaml is missing",
+            remedy="copy another overlay and commit it; a release alone deploys nothing",
+        )
+    files: dict[str, bytes | None] = dict.fromkeys(objects.files(parent, folder))
+    files |= records.paths(env, records.render(wanted.record, service))
+    seconds = max(objects.committed_at(parent), *(version.created_ms // 1000 for version in wanted.versions))
+    said = message(service, wanted, recorded(objects, parent, env))
+    return objects.commit(parent, files, said, signer(seconds))
+
+
+def signer(seconds: int) -> Identity:
+    """Who signs a machine's commit. Raises Failed for a name that git would not take as it is."""
+    name, email = os.environ.get("MLOPS_BRIDGE_NAME") or NAME_OF_BRIDGE, os.environ.get("MLOPS_BRIDGE_EMAIL") or EMAIL_OF_BRIDGE
+    if re.search(r"[<>\n\0]", name + email):
+        raise Failed("MLOPS_BRIDGE_NAME or MLOPS_BRIDGE_EMAIL has a line break or one of <>", remedy="write a plain name and address")
+    return Identity(name, email, seconds)
+
+
+def message(service: Service, wanted: Desired, before: Record | None) -> str:
+    """The commit's message: a subject for people, trailers for `git log --format='%(trailers)'`; a group of them for each model."""
+    env, alias = wanted.record.environment, service.alias_of(wanted.record.environment)
+    changed = before is None or before.models != wanted.record.models
+    subject = f"Release {wanted.record} to {env}" if changed else f"Write the release of {wanted.record} to {env} anew"
+    why = f"The alias {alias} says so." if changed else f"{service_file.FILE}, the image or mlops-build changed; the models did not."
+    trailers = []
+    for model, version in zip(wanted.record.models, wanted.versions, strict=True):
+        trailers += [
+            f"Model: {model.name}",
+            f"Version: {model.version}",
+            f"Run: {model.run}",
+            f"Alias: {alias}",
+            f"Previous-Version: {(before.version_of(model.name) if before else None) or 'none'}",
+            f"Code: {version.tags[identity.COMMIT_TAG]}",
+            *([f"Data: {version.tags[identity.DATA]}"] if version.tags.get(identity.DATA) else []),
+        ]
+    return "\n".join([subject, "", why, "", *trailers, ""])
+
+
+def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> bool:
+    """Make `commit` the head of a checkout, its files `paths` included; returns whether it was pushed to origin, where there is one.
+
+    Pushed first: a push that is rejected leaves the checkout as it was. Raises PushRejected, RemoteUnreachable, or Refused where HEAD
+    moved or a person has changed one of these files.
+    """
+    paths = list(paths)
+    undone = sorted(set(checkout.changes()) & set(paths))
+    if undone:
+        raise Refused(f"uncommitted changes in {', '.join(undone)}", remedy="commit them, or put them back with `git checkout -- FILE`")
+    pushes = checkout.origin_url() is not None
+    if pushes:
+        checkout.push(commit)
+    checkout.advance(commit, parent, paths)
+    checkout.restore(commit, paths)
+    return pushes
+
+
+def checkout_of(root: Path) -> tuple[Checkout, str]:
+    """The checkout at a service's root, and its head. Raises NotFound where there is no commit."""
+    checkout = Checkout.find(root)
+    head = checkout.head() if checkout else None
+    if checkout is None or head is None:
+        raise NotFound(f"{root} has no Git commit", remedy="git init, git add --all, git commit: a release is a commit")
+    return checkout, head

@@ -1,0 +1,207 @@
+"""Promote and roll back against MLflow's real registry: what moves, what is remembered, what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
+from mlops_build.model import identity
+from mlops_build.registry import Registry
+from mlops_build.release import alias
+from mlops_build.release.alias import DirtyVersion, NothingRemembered
+from mlops_build.release.write import BadVersion
+from tests.release.world import SERVICE
+
+DIGITS = service_file.parse(SERVICE)
+DIRTY = {identity.DIRTY: "true"}
+Register = Callable[..., Any]
+
+
+def test_promoting_moves_the_alias_and_remembers(registry: Registry, register: Register) -> None:
+    register(), register()
+    first = alias.promote(registry, DIGITS, "digits", 1, "staging")
+    assert (first.before, first.after, first.changed, str(first)) == (None, 1, True, "digits staging: none → 1")
+    second = alias.promote(registry, DIGITS, "digits", "2", "staging")
+    assert str(second) == "digits staging: 1 → 2"
+    assert registry.aliases("digits") == {"staging": 2}
+    assert registry.version("digits", 2).tags["mlops_build.previous.staging"] == "1"
+    assert "mlops_build.previous.staging" not in registry.version("digits", 1).tags
+
+
+def test_an_environment_may_follow_another_alias(registry: Registry, register: Register) -> None:
+    register()
+    assert alias.promote(registry, DIGITS, "digits", 1, "production").alias == "live"
+    assert registry.aliases("digits") == {"live": 1}
+    # Outside the service's folder nothing says so.
+    assert alias.promote(registry, None, "digits", 1, "production").alias == "production"
+
+
+def test_promoting_from_one_environment_to_the_next(registry: Registry, register: Register) -> None:
+    register(), register()
+    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert alias.promote(registry, DIGITS, "digits", "staging", "production").after == 2
+
+
+def test_the_same_version_again_changes_nothing(registry: Registry, register: Register) -> None:
+    register(), register()
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    before = registry.version("digits", 2)
+    move = alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert not move.changed
+    assert str(move) == "nothing changed: digits staging is version 2 already"
+    assert registry.version("digits", 2) == before
+
+
+def test_rolling_back_goes_step_by_step(registry: Registry, register: Register) -> None:
+    for number in (1, 2, 3):
+        register()
+        alias.promote(registry, DIGITS, "digits", number, "staging")
+    assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 3 → 2"
+    assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 2 → 1"
+    with pytest.raises(NothingRemembered, match="no version before it is remembered") as refused:
+        alias.rollback(registry, DIGITS, "digits", "staging")
+    assert "other versions: 3, 2" in str(refused.value.remedy)
+    assert registry.aliases("digits") == {"staging": 1}
+    assert alias.rollback(registry, DIGITS, "digits", "staging", 3).after == 3
+
+
+def test_promoting_an_older_version_is_undone_by_rollback_too(registry: Registry, register: Register) -> None:
+    register(), register()
+    for number in (1, 2, 1):
+        alias.promote(registry, DIGITS, "digits", number, "staging")
+    assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 1 → 2"
+
+
+def test_killed_between_tag_and_alias_a_second_run_finishes(
+    registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(), register()
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    with monkeypatch.context() as killed:
+        killed.setattr(Registry, "set_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert registry.aliases("digits") == {"staging": 1}
+    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert alias.rollback(registry, DIGITS, "digits", "staging").after == 1
+
+
+def test_an_alias_that_was_deleted_is_not_remembered(registry: Registry, register: Register) -> None:
+    register(), register()
+    for number in (1, 2):
+        alias.promote(registry, DIGITS, "digits", number, "staging")
+    registry.delete_alias("digits", "staging")
+    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    with pytest.raises(NothingRemembered):
+        alias.rollback(registry, DIGITS, "digits", "staging")
+
+
+@pytest.mark.parametrize("nonsense", ["0", "x", "-1", "1\n", "../1", "99999999999"])
+def test_a_remembered_version_that_is_none_is_not_followed(registry: Registry, register: Register, nonsense: str) -> None:
+    register(), register()
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    registry.set_tag("digits", 1, identity.previous_tag("staging"), nonsense)
+    with pytest.raises(NothingRemembered):
+        alias.rollback(registry, DIGITS, "digits", "staging")
+
+
+def test_a_remembered_version_that_was_deleted_is_named(registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    registry.set_tag("digits", 1, identity.previous_tag("staging"), "7")
+    with pytest.raises(NotFound, match="no version 7"):
+        alias.rollback(registry, DIGITS, "digits", "staging")
+
+
+@pytest.mark.parametrize(("service", "env"), [(DIGITS, "production"), (None, "production")])
+def test_a_dirty_version_is_not_for_production(registry: Registry, register: Register, service: Any, env: str) -> None:
+    register(), register(tags=DIRTY)
+    alias.promote(registry, service, "digits", 1, env)
+    assert alias.promote(registry, service, "digits", 2, "staging").dirty
+    with pytest.raises(DirtyVersion) as refused:
+        alias.promote(registry, service, "digits", 2, env)
+    assert refused.value.exit_code == 4
+    assert "--force-dirty" in str(refused.value.remedy)
+    with pytest.raises(DirtyVersion):
+        alias.rollback(registry, service, "digits", env, 2)
+    assert alias.promote(registry, service, "digits", 2, env, force_dirty=True).after == 2
+
+
+def test_an_environment_that_follows_production_is_production(registry: Registry, register: Register) -> None:
+    register(tags=DIRTY)
+    service = service_file.parse(SERVICE.replace("  staging:\n", "  eu:\n    alias: production\n"))
+    with pytest.raises(DirtyVersion):
+        alias.promote(registry, service, "digits", 1, "eu")
+
+
+BAD_TAGS = [
+    (identity.DIGEST_TAG, None),
+    (identity.COMMIT_TAG, None),
+    (identity.DIGEST_TAG, "sha256:" + "0" * 64 + "\n"),
+    (identity.DIGEST_TAG, "../../etc"),
+    (identity.COMMIT_TAG, "{{ 7 * 7 }}"),
+    (identity.COMMIT_TAG, "a" * 40 + "\nSigned-off-by: x"),
+    (identity.COMMIT_TAG, "none"),
+    (identity.DATA, "x\n\nVersion: 9"),
+]
+
+
+@pytest.mark.parametrize(("tag", "value"), BAD_TAGS)
+def test_a_version_with_other_tags_than_ours_is_refused(registry: Registry, register: Register, tag: str, value: str | None) -> None:
+    register(tags={tag: value})
+    with pytest.raises(BadVersion, match=tag) as refused:
+        alias.promote(registry, DIGITS, "digits", 1, "staging")
+    assert "'digits' version 1" in refused.value.message
+    assert "\n" not in refused.value.message
+    assert refused.value.remedy
+    assert registry.aliases("digits") == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "env", "kind", "why"),
+    [
+        ("nope", 1, "staging", NotFound, "no registered model 'nope'"),
+        ("digits", 9, "staging", NotFound, "no version 9"),
+        ("digits", "nope", "staging", NotFound, "no alias 'nope'"),
+        ("digits", 1, "nowhere", NotFound, "no environment 'nowhere'"),
+        ("other", 1, "../x", UsageError, "no environment"),
+        ("other", 1, "latest", UsageError, "no environment"),
+        ("x'y", 1, "staging", (NotFound, UsageError), "x'y"),
+    ],
+)
+def test_what_does_not_exist_is_named(
+    registry: Registry, register: Register, model: str, version: Any, env: str, kind: type[MlopsBuildError], why: str
+) -> None:
+    register()
+    with pytest.raises(kind, match=why) as missing:
+        alias.promote(registry, DIGITS, model, version, env)
+    assert missing.value.remedy
+
+
+def test_rolling_back_where_nothing_was_promoted(registry: Registry, register: Register) -> None:
+    register()
+    with pytest.raises(NotFound, match="no alias 'staging'"):
+        alias.rollback(registry, DIGITS, "digits", "staging")
+
+
+def test_a_hold_is_mentioned(registry: Registry, register: Register) -> None:
+    register()
+    service = service_file.parse(SERVICE.replace("hold: {}", "hold: {staging: 'black friday'}"))
+    move = alias.promote(registry, service, "digits", 1, "staging")
+    assert move.changed
+    assert alias.remarks(move, service) == ["staging is held in service.yaml, so nothing is released: black friday"]
+    assert alias.remarks(alias.promote(registry, None, "digits", 1, "staging"), None) == []
+
+
+def test_another_services_model_is_remarked(registry: Registry, register: Register) -> None:
+    register("other")
+    move = alias.promote(registry, DIGITS, "other", 1, "production")
+    assert move.alias == "production"
+    assert "not one of digits's models" in alias.remarks(move, DIGITS)[0]
+
+
+def test_refused_is_the_kind_of_all_refusals() -> None:
+    assert all(issubclass(kind, Refused) for kind in (DirtyVersion, NothingRemembered, BadVersion))

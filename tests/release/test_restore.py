@@ -1,0 +1,134 @@
+"""Rolling back from Git while MLflow is down: the release before comes back, and a hold keeps it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.errors import NotFound, Refused
+from mlops_build.git.repository import Checkout
+from mlops_build.registry import Registry
+from mlops_build.release import alias, restore, write
+from mlops_build.release import record as records
+from mlops_build.release.restore import NothingBefore, with_hold
+from tests.release.world import SERVICE, change_service, git
+
+FOLDER = "deploy/overlays/staging/release"
+
+
+@pytest.fixture
+def released(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+    """A checkout in which staging was released three times: digits 1, 2 and 3, with other commits in between."""
+    for number in (1, 2, 3):
+        register()
+        alias.promote(registry, None, "digits", number, "staging")
+        write.in_checkout(checkout, "staging", registry)
+        git(checkout, "commit", "--quiet", "--allow-empty", "--message=Something else")
+    git(checkout, "push", "--quiet")
+    return checkout
+
+
+def tree(checkout: Path, commit: str) -> str:
+    return git(checkout, "rev-parse", f"{commit}:{FOLDER}")
+
+
+def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    before = git(released, "rev-parse", "HEAD")
+    restored, pushed = restore.in_checkout(released, "staging", "it answers nonsense")
+    assert pushed
+    assert (str(restored.before), str(restored.after)) == ("digits 3", "digits 2")
+    assert git(released, "rev-parse", "HEAD~1") == before
+    assert git(remote, "rev-parse", "main") == restored.commit
+    assert tree(released, "HEAD") == tree(released, "HEAD~3")
+    assert str(records.read(released, "staging")) == "digits 2"
+    assert git(released, "status", "--porcelain") == ""
+    changed = git(released, "show", "--format=", "--name-only", "HEAD").splitlines()
+    assert "service.yaml" in changed
+    assert all(path == "service.yaml" or path.startswith(FOLDER) for path in changed)
+    assert service_file.load(released).hold == {"staging": "it answers nonsense"}
+    said = git(released, "log", "-1", "--format=%B")
+    assert said.startswith("Roll staging back to digits 2")
+    assert "Previous-Version: 3" in said
+    # One line became two: comments and all else stay.
+    assert git(released, "show", "--format=", "--numstat", "HEAD", "--", "service.yaml").split()[:2] == ["2", "1"]
+
+
+def test_doing_it_again_goes_a_step_further_and_then_ends(released: Path) -> None:
+    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
+    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 1"
+    with pytest.raises(NothingBefore, match="no earlier release of staging"):
+        restore.in_checkout(released, "staging")
+    assert str(records.read(released, "staging")) == "digits 1"
+
+
+def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+    restore.in_checkout(released, "staging")
+    register()
+    alias.promote(registry, None, "digits", 4, "staging")
+    write.in_checkout(released, "staging", registry, despite_hold=True)
+    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
+
+
+def test_on_a_remote_without_a_checkout(released: Path, remote: Path) -> None:
+    restored = restore.on_remote(f"file://{remote}", "main", "staging")
+    assert str(restored.after) == "digits 2"
+    assert git(remote, "rev-parse", "main") == restored.commit
+    git(released, "pull", "--quiet")
+    assert "rolled back from Git to digits 2 (was digits 3)" in (released / "service.yaml").read_text()
+
+
+def test_a_persons_revert_counts_as_any_other_release(released: Path) -> None:
+    git(released, "checkout", "HEAD~4", "--", FOLDER)
+    git(released, "commit", "--quiet", "--message=Back to 1 by hand")
+    git(released, "push", "--quiet")
+    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 3"
+
+
+def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
+    head = git(released, "rev-parse", "HEAD")
+    with (released / "service.yaml").open("a") as file:
+        file.write("# mine\n")
+    with pytest.raises(Refused, match=r"uncommitted changes in service\.yaml"):
+        restore.in_checkout(released, "staging")
+    assert git(released, "rev-parse", "HEAD") == head
+    assert service_file.load(released).hold == {"production": "on purpose", "staging": "bad"}
+    assert "# why not" in (released / "service.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hold: {} # `production: why` stops the bridge\n", ""),
+        ("hold: {}", "hold: {staging: old}"),
+        ("hold: {} # `production: why` stops the bridge\n", "hold:\n  # first\n  production: 'x' # second\n"),
+        ("models: # the first answers\n  - name: digits\n", "models:\n# the first\n- name: digits\n"),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("reason", ["bad", "it's: {a} # [test]", "é" * 200, "line\nbreak", "null"])
+def test_only_hold_changes_in_service_yaml(old: str, new: str, reason: str) -> None:
+    text = SERVICE.replace(old, new) if old else SERVICE
+    edited = with_hold(text, "staging", reason)
+    assert service_file.parse(edited).hold["staging"] == reason
+    assert service_file.parse(edited).model_copy(update={"hold": {}}) == service_file.parse(text).model_copy(update={"hold": {}})
+    above = text.index("hold:") if "hold:" in text else len(text)
+    assert edited[:above] == text[:above]
+    for comment in ("# first", "# second", "# What this service is.", "# the image is named after it"):
+        assert (comment in edited) is (comment in text)
+
+
+def test_earlier_follows_first_parents(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+    """What a merged branch went through on its way was never released."""
+    git(released, "switch", "--quiet", "--create", "feature", "HEAD~1")
+    (released / FOLDER / "record.yaml").write_text("by: hand\n")
+    git(released, "commit", "--quiet", "--all", "--message=Detour")
+    git(released, "checkout", "--quiet", "main", "--", FOLDER)
+    git(released, "commit", "--quiet", "--message=And back")
+    git(released, "switch", "--quiet", "main")
+    git(released, "merge", "--quiet", "--no-ff", "--message=Merge", "feature")
+    found = restore.earlier(Checkout(released), git(released, "rev-parse", "HEAD"), "staging")
+    assert tree(released, found) != tree(released, "HEAD")
+    assert "digits 2" in git(released, "log", "-1", "--format=%s", found)

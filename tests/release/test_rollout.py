@@ -1,0 +1,66 @@
+"""The arithmetic of replicas, memory and GPU, and that an update never needs more of the card than was asked for."""
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_build import service as service_file
+from mlops_build.errors import NotFound
+from mlops_build.release.rollout import kubernetes_memory, rollout, steps
+from mlops_build.service import parse_bytes
+from tests.release.world import SERVICE
+
+Mode = Literal["none", "shared", "exclusive"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "replicas", "expected"),
+    [
+        ("none", 0, (1, 0)),
+        ("none", 1, (1, 0)),
+        ("none", 5, (1, 0)),
+        ("shared", 1, (None, None)),
+        ("exclusive", 1, (None, None)),
+        ("shared", 0, (None, None)),
+        ("shared", 2, (0, 1)),
+        ("exclusive", 3, (0, 1)),
+    ],
+)
+def test_steps(gpu: Mode, replicas: int, expected: tuple[int | None, int | None]) -> None:
+    assert steps(gpu, replicas) == expected
+
+
+@given(gpu=st.sampled_from(["none", "shared", "exclusive"]), replicas=st.integers(0, 1000))
+def test_an_update_takes_no_card_that_was_not_asked_for_and_always_moves_on(gpu: Any, replicas: int) -> None:
+    surge, unavailable = steps(gpu, replicas)
+    if gpu != "none":
+        assert not surge
+    if surge is not None and unavailable is not None:
+        assert surge + unavailable > 0, "Kubernetes refuses both 0"
+        assert unavailable < max(replicas, 1), "one pod always answers"
+
+
+def test_service_yaml_becomes_numbers() -> None:
+    service = service_file.parse(SERVICE.replace("{mode: none}", "{mode: shared, memory: 6GiB}"))
+    production = rollout(service, "production")
+    assert (production.replicas, production.memory_bytes, production.surge, production.unavailable) == (2, 1536 * 2**20, 0, 1)
+    assert (production.gpu_memory_bytes, production.cards) == (6 * 2**30, 0)
+    assert rollout(service, "staging").recreate
+    assert production.deadline_seconds > production.startup_seconds
+    assert production.startup_failures * 3 >= production.startup_seconds
+    exclusive = rollout(service_file.parse(SERVICE.replace("{mode: none}", "{mode: exclusive}")), "production")
+    assert (exclusive.gpu_memory_bytes, exclusive.cards) == (0, 1)
+    with pytest.raises(NotFound):
+        rollout(service, "nowhere")
+
+
+@given(st.integers(1, 2**50))
+def test_kubernetes_memory_is_exact(amount: int) -> None:
+    text = kubernetes_memory(amount)
+    assert (parse_bytes(text) if text[-1] == "i" and len(text) < 10 else amount) == amount
+
+
+def test_kubernetes_memory() -> None:
+    assert [kubernetes_memory(amount) for amount in (2**30, 1536 * 2**20, 3 * 2**10)] == ["1Gi", "1536Mi", "3Ki"]

@@ -1,0 +1,204 @@
+"""From an alias to a commit in a checkout: what it says, who signs it, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.git.command import PushRejected
+from mlops_build.registry import Registry
+from mlops_build.release import alias, write
+from mlops_build.release import record as records
+from mlops_build.release.write import BadVersion, HalfPromoted, Held, NothingPromoted
+from tests.release.world import SERVICE, change_service, git
+from tests.release.world import write as write_files
+
+Register = Callable[..., Any]
+
+
+def test_a_release_is_one_commit_of_the_machines_files(checkout: Path, remote: Path, registry: Registry, register: Register) -> None:
+    version = register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    (checkout / "mine.txt").write_text("not committed\n")
+    made = write.in_checkout(checkout, "staging", registry)
+    assert (made.before, made.after, made.pushed) == (None, "digits 1", True)
+    assert git(checkout, "rev-parse", "HEAD") == git(remote, "rev-parse", "main") == made.commit
+    changed = git(checkout, "show", "--format=", "--name-status", "HEAD").splitlines()
+    folder = "deploy/overlays/staging/release"
+    assert changed == [f"M\t{folder}/kustomization.yaml", f"A\t{folder}/patch.yaml", f"M\t{folder}/record.yaml"]
+    assert git(checkout, "status", "--porcelain") == "?? mine.txt"
+    record = records.read(checkout, "staging")
+    assert [(one.name, one.version, one.run) for one in record.models] == [("digits", 1, version.run_id)]
+    assert record.image is not None
+    assert record.image.startswith("registry.example.com:5000/ml/digits:v1-")
+    assert record.commit == version.tags["mlops_build.commit"]
+
+    again = write.in_checkout(checkout, "staging", registry)
+    assert (again.commit, again.after) == (None, "digits 1")
+    assert git(checkout, "rev-parse", "HEAD") == made.commit
+
+
+def test_what_the_commit_says(checkout: Path, registry: Registry, register: Register) -> None:
+    register(), register()
+    for number in (1, 2):
+        alias.promote(registry, None, "digits", number, "live")
+        write.in_checkout(checkout, "production", registry)
+    assert git(checkout, "log", "-1", "--format=%an <%ae> %cn <%ce>") == " ".join(["mlops-build bridge <bridge@mlops-build.invalid>"] * 2)
+    assert git(checkout, "log", "-1", "--format=%s") == "Release digits 2 to production"
+    assert git(checkout, "log", "-1", "--format=%(trailers)").splitlines() == [
+        "Model: digits",
+        "Version: 2",
+        f"Run: {2:032x}",
+        "Alias: live",
+        "Previous-Version: 1",
+        f"Code: {2:040x}",
+        f"Data: sha256:{2:064x}",
+    ]
+    assert "Previous-Version: none" in git(checkout, "log", "-1", "--format=%(trailers)", "HEAD~1")
+
+
+def test_a_changed_service_yaml_is_a_release_too_once_it_is_committed(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "live")
+    write.in_checkout(checkout, "production", registry)
+    text = (checkout / "service.yaml").read_text()
+    (checkout / "service.yaml").write_text(text.replace("replicas: 2", "replicas: 3"))
+    assert write.in_checkout(checkout, "production", registry).commit is None
+    git(checkout, "commit", "--quiet", "--all", "--message=More")
+    made = write.in_checkout(checkout, "production", registry)
+    assert made.commit
+    assert git(checkout, "log", "-1", "--format=%s") == "Write the release of digits 1 to production anew"
+    assert "replicas: 3" in (checkout / "deploy/overlays/production/release/patch.yaml").read_text()
+
+
+def test_the_date_follows_from_what_is_released(checkout: Path, registry: Registry, register: Register) -> None:
+    version = register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    parent = int(git(checkout, "log", "-1", "--format=%ct"))
+    write.in_checkout(checkout, "staging", registry)
+    assert int(git(checkout, "log", "-1", "--format=%ct")) == max(parent, version.created_ms // 1000)
+    assert git(checkout, "log", "-1", "--format=%ci").endswith("+0000")
+
+
+def test_somebody_elses_files_in_the_folder_are_removed(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    extra = checkout / "deploy/overlays/staging/release/extra.yaml"
+    extra.write_text("x: 1\n")
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message=By hand")
+    write.in_checkout(checkout, "staging", registry)
+    assert not extra.exists()
+    assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_uncommitted_changes_of_the_record_are_not_lost(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    (checkout / "deploy/overlays/staging/release/record.yaml").write_text("mine\n")
+    head = git(checkout, "rev-parse", "HEAD")
+    with pytest.raises(Refused, match=r"uncommitted changes in deploy/overlays/staging/release/record\.yaml"):
+        write.in_checkout(checkout, "staging", registry)
+    assert git(checkout, "rev-parse", "HEAD") == head
+
+
+def test_a_checkout_that_is_behind_stays_as_it_was(
+    checkout: Path, remote: Path, registry: Registry, register: Register, tmp_path: Path
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(remote), str(other))
+    git(other, "commit", "--quiet", "--allow-empty", "--message=Quicker")
+    git(other, "push", "--quiet")
+    head = git(checkout, "rev-parse", "HEAD")
+    with pytest.raises(PushRejected) as rejected:
+        write.in_checkout(checkout, "staging", registry)
+    assert "git pull" in str(rejected.value.remedy)
+    assert git(checkout, "rev-parse", "HEAD") == head
+    assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_without_an_origin_the_commit_stays_here(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    git(checkout, "remote", "remove", "origin")
+    made = write.in_checkout(checkout, "staging", registry)
+    assert made.commit
+    assert not made.pushed
+
+
+def test_a_hold_is_honoured(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    change_service(checkout, "hold: {}", "hold: {staging: because}")
+    with pytest.raises(Held, match="staging is held: because"):
+        write.in_checkout(checkout, "staging", registry)
+    assert write.in_checkout(checkout, "staging", registry, despite_hold=True).commit
+
+
+def test_nothing_promoted_and_unknown_environments(checkout: Path, registry: Registry, register: Register) -> None:
+    with pytest.raises(NothingPromoted, match="no version has the alias 'live'") as nothing:
+        write.in_checkout(checkout, "production", registry)
+    assert nothing.value.exit_code == 3
+    with pytest.raises(NotFound, match="no environment 'nowhere'"):
+        write.in_checkout(checkout, "nowhere", registry)
+    change_service(checkout, "environments:\n", "environments:\n  eu: {namespace: eu, host: eu.example.com}\n")
+    register()
+    alias.promote(registry, None, "digits", 1, "eu")
+    with pytest.raises(NotFound, match=r"deploy/overlays/eu/kustomization\.yaml is missing"):
+        write.in_checkout(checkout, "eu", registry)
+
+
+def test_a_service_with_two_models_is_released_with_both(make_repository: Any, registry: Registry, register: Register) -> None:
+    checkout = make_repository(service=SERVICE.replace("  - name: digits\n", "  - name: digits\n  - name: letters\n"))
+    register(), register("letters")
+    alias.promote(registry, None, "digits", 1, "staging")
+    with pytest.raises(HalfPromoted, match="letters has no alias 'staging'"):
+        write.in_checkout(checkout, "staging", registry)
+    alias.promote(registry, None, "letters", 1, "staging")
+    assert write.in_checkout(checkout, "staging", registry).after == "digits 1, letters 1"
+    trailers = git(checkout, "log", "-1", "--format=%(trailers:key=Model,valueonly)").split()
+    assert trailers == ["digits", "letters"]
+
+
+@pytest.mark.parametrize("value", ["a" * 40 + "\n", "../../x", "{{ x }}", f"{'a' * 40}\n\nVersion: 9", "A" * 40])
+def test_nothing_of_a_forged_tag_reaches_git(checkout: Path, registry: Registry, register: Register, value: str) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    # After the promotion, by whoever may write to MLflow.
+    registry.set_tag("digits", 1, "mlops_build.commit", value)
+    head = git(checkout, "rev-parse", "HEAD")
+    with pytest.raises(BadVersion, match=r"'digits' version 1: the tag mlops_build.commit is not what it should be"):
+        write.in_checkout(checkout, "staging", registry)
+    assert git(checkout, "rev-parse", "HEAD") == head
+
+
+@pytest.mark.parametrize("run", ["", "../x", "a" * 31 + "\n"])
+def test_a_run_that_is_none_is_refused(checkout: Path, registry: Registry, register: Register, run: str) -> None:
+    register(run=run)
+    registry.set_alias("digits", "staging", 1)
+    with pytest.raises(BadVersion, match="its run"):
+        write.in_checkout(checkout, "staging", registry)
+
+
+def test_who_signs_can_be_chosen_but_not_forged(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    monkeypatch.setenv("MLOPS_BRIDGE_NAME", "Bot")
+    monkeypatch.setenv("MLOPS_BRIDGE_EMAIL", "bot@example.com> 0 +0000\nx")
+    with pytest.raises(Failed, match="MLOPS_BRIDGE_EMAIL"):
+        write.in_checkout(checkout, "staging", registry)
+    monkeypatch.setenv("MLOPS_BRIDGE_EMAIL", "bot@example.com")
+    write.in_checkout(checkout, "staging", registry)
+    assert git(checkout, "log", "-1", "--format=%an %ce") == "Bot bot@example.com"
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path, registry: Registry) -> None:
+    write_files(tmp_path / "x", {"service.yaml": SERVICE})
+    with pytest.raises(NotFound, match="has no Git commit"):
+        write.in_checkout(tmp_path / "x", "staging", registry)

@@ -1,0 +1,183 @@
+"""A world to release in: MLflow's real registry in a sqlite file, a service's bare repository, and a person's checkout of it."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from mlops_build.model import identity
+from mlops_build.registry import ModelVersion, Registry
+
+SERVICE = """\
+# What this service is.
+schema: 1
+name: digits # the image is named after it
+team: ml
+models: # the first answers
+  - name: digits
+environments:
+  staging:
+    namespace: ml-staging
+    host: digits-staging.example.com
+  production:
+    alias: live
+    namespace: ml
+    host: digits.example.com
+    replicas: 2
+    memory: 1536MiB
+
+gpu: {mode: none}
+image: {registry: "registry.example.com:5000/ml"}
+hold: {} # `production: why` stops the bridge
+"""
+BASE = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: digits, labels: {app: digits}}
+spec:
+  selector: {matchLabels: {app: digits}}
+  template:
+    metadata: {labels: {app: digits}, annotations: {mine: kept}}
+    spec:
+      containers:
+        - name: digits
+          image: digits
+          env: [{name: HOME, value: /tmp}]
+          ports: [{name: http, containerPort: 8080}]
+          startupProbe: {httpGet: {path: /health, port: http}, periodSeconds: 5, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: digits}
+spec: {selector: {app: digits}, ports: [{name: http, port: 80, targetPort: http}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: digits}
+spec: {rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: digits, port: {name: http}}}}]}}]}
+"""
+UNRELEASED = "schema: 1\nenvironment: {env}\nmodels: [] # nothing released yet\ncommit: null\nimage: null\n"
+NOTHING = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\nreplicas:\n  - name: digits\n    count: 0\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Git as a person called Ada runs it."""
+    person = {
+        f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (("NAME", "Ada"), ("EMAIL", "ada@example.com"))
+    }
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, env={**os.environ, **person}, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_BRIDGE_", "bamboo_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: that takes longer than most tests."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    assert Registry(f"sqlite:///{file}", create=True).alias_map() == {}
+    return file
+
+
+@pytest.fixture
+def registry(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """An empty registry, which MLFLOW_TRACKING_URI names."""
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return Registry(uri)
+
+
+Register = Callable[..., ModelVersion]
+
+
+def tags_of(number: int) -> dict[str, str]:
+    """What `mlops-build train` puts on a version."""
+    return {
+        identity.SERVICE: "digits",
+        identity.COMMIT_TAG: f"{number:040x}",
+        identity.DATA: f"sha256:{number:064x}",
+        identity.DIGEST_TAG: f"sha256:{number + 1000:064x}",
+    }
+
+
+@pytest.fixture
+def register(registry: Registry) -> Register:
+    """register("digits", extra tags) registers the next version as mlops-build would; a tag of None is left out."""
+    count = 0
+
+    def one(name: str = "digits", tags: Mapping[str, str | None] | None = None, run: str | None = None) -> ModelVersion:
+        nonlocal count
+        count += 1
+        wanted = {key: value for key, value in {**tags_of(count), **(tags or {})}.items() if value is not None}
+        return registry.create_version(name, f"file:///models/{name}/{count}", f"{count:032x}" if run is None else run, wanted)
+
+    return one
+
+
+def service_files(service: str = SERVICE) -> dict[str, str]:
+    """A service's repository as far as a release needs it, before the first release."""
+    files = {"service.yaml": service, "deploy/base/all.yaml": BASE, "deploy/base/kustomization.yaml": "resources: [all.yaml]\n"}
+    for env in ("staging", "production"):
+        overlay = f"deploy/overlays/{env}"
+        files[f"{overlay}/kustomization.yaml"] = "resources: [../../base]\ncomponents: [release]\n"
+        files[f"{overlay}/release/record.yaml"] = UNRELEASED.format(env=env)
+        files[f"{overlay}/release/kustomization.yaml"] = NOTHING
+    return files
+
+
+def write(root: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+MakeRepository = Callable[..., Path]
+
+
+@pytest.fixture
+def make_repository(tmp_path: Path) -> MakeRepository:
+    """make_repository("digits", service=…) is a person's checkout of a new bare repository `digits.git`."""
+
+    def make(name: str = "digits", service: str = SERVICE) -> Path:
+        bare, work = tmp_path / f"{name}.git", tmp_path / name
+        git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+        git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
+        write(work, service_files(service))
+        git(work, "add", "--all")
+        git(work, "commit", "--quiet", "--message=First")
+        git(work, "remote", "add", "origin", f"file://{bare}")
+        git(work, "push", "--quiet", "--set-upstream", "origin", "main")
+        return work
+
+    return make
+
+
+@pytest.fixture
+def checkout(make_repository: MakeRepository) -> Path:
+    """A person's checkout of the service digits, in `tmp_path`/digits; its remote is `tmp_path`/digits.git."""
+    return make_repository()
+
+
+@pytest.fixture
+def remote(checkout: Path) -> Path:
+    return checkout.with_name("digits.git")
+
+
+def change_service(checkout: Path, old: str, new: str) -> None:
+    """A person edits service.yaml, commits and pushes."""
+    git(checkout, "pull", "--quiet", "--rebase")
+    text = (checkout / "service.yaml").read_text()
+    assert old in text
+    (checkout / "service.yaml").write_text(text.replace(old, new))
+    git(checkout, "commit", "--quiet", "--all", "--message=Edit service.yaml")
+    git(checkout, "push", "--quiet")
