@@ -94,6 +94,38 @@ def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
     with pytest.raises(Refused, match=r"uncommitted changes in service\.yaml"):
         restore.in_checkout(released, "staging")
     assert git(released, "rev-parse", "HEAD") == head
+    assert (released / "service.yaml").read_text().endswith("# mine\n")
+
+
+def test_where_nothing_was_released_before(checkout: Path, registry: Registry, register: Callable[..., Any]) -> None:
+    with pytest.raises(NothingBefore):
+        restore.in_checkout(checkout, "staging")
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    write.in_checkout(checkout, "staging", registry)
+    with pytest.raises(NothingBefore):
+        restore.in_checkout(checkout, "staging")
+    with pytest.raises(NotFound, match="no environment 'nowhere'"):
+        restore.in_checkout(checkout, "nowhere")
+
+
+def test_a_shallow_clone_says_that_it_is_one(released: Path, remote: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{remote}", str(tmp_path / "shallow"))
+    with pytest.raises(NothingBefore, match="git fetch --unshallow"):
+        restore.in_checkout(tmp_path / "shallow", "staging")
+
+
+def test_a_record_that_cannot_be_read_is_left_behind(released: Path) -> None:
+    (released / FOLDER / "record.yaml").write_text("broken: [\n")
+    git(released, "commit", "--quiet", "--all", "--message=Break it")
+    git(released, "push", "--quiet")
+    restored, _ = restore.in_checkout(released, "staging")
+    assert (restored.before, str(restored.after)) == (None, "digits 3")
+
+
+def test_a_hold_of_another_environment_stays(released: Path) -> None:
+    change_service(released, "hold: {}", "hold:\n  production: on purpose # why not")
+    restore.in_checkout(released, "staging", "bad")
     assert service_file.load(released).hold == {"production": "on purpose", "staging": "bad"}
     assert "# why not" in (released / "service.yaml").read_text()
 

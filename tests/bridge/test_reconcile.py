@@ -1,0 +1,300 @@
+"""The bridge against real repositories and a real registry: what it commits, what it leaves alone, and many of it at once."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.bridge import reconcile
+from mlops_build.errors import UsageError
+from mlops_build.git.repository import Mirror
+from mlops_build.registry import Registry, RegistryUnreachable
+from mlops_build.release import alias, write
+from tests.release.world import SERVICE, change_service, git, service_files
+from tests.release.world import write as write_files
+
+Register = Callable[..., Any]
+
+
+def url(checkout: Path) -> str:
+    return f"file://{checkout}.git"
+
+
+def head(checkout: Path) -> str:
+    return git(checkout.with_name(f"{checkout.name}.git"), "rev-parse", "main")
+
+
+def states(outcomes: list[reconcile.Outcome]) -> dict[str | None, str]:
+    return {outcome.environment: outcome.state for outcome in outcomes}
+
+
+def test_a_moved_alias_becomes_a_commit_and_no_difference_becomes_none(checkout: Path, registry: Registry, register: Register) -> None:
+    first = head(checkout)
+    assert states(reconcile.once([url(checkout)], registry)) == {"staging": "nothing promoted yet", "production": "nothing promoted yet"}
+    assert head(checkout) == first
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert states(outcomes) == {"staging": "released", "production": "nothing promoted yet"}
+    assert outcomes[0].commit == head(checkout)
+    assert str(outcomes[0]).endswith(f"staging  released  nothing → digits 1  commit {head(checkout)[:12]}")
+    for _ in range(2):
+        again = reconcile.once([url(checkout)], registry)
+        assert states(again)["staging"] == "unchanged"
+        assert again[0].commit is None
+        assert head(checkout) == outcomes[0].commit
+    git(checkout, "pull", "--quiet")
+    assert git(checkout, "log", "-1", "--format=%s") == "Release digits 1 to staging"
+
+
+def test_one_commit_for_each_environment_in_one_push(checkout: Path, registry: Registry, register: Register) -> None:
+    register(), register()
+    alias.promote(registry, None, "digits", 2, "staging")
+    alias.promote(registry, None, "digits", 1, "live")
+    outcomes = reconcile.once([url(checkout)], registry)
+    git(checkout, "pull", "--quiet")
+    assert git(checkout, "log", "--format=%s").splitlines() == ["Release digits 1 to production", "Release digits 2 to staging", "First"]
+    assert [outcome.commit for outcome in outcomes] == [git(checkout, "rev-parse", name) for name in ("HEAD~1", "HEAD")]
+
+
+def test_rolling_back_brings_git_back_to_where_it_was(checkout: Path, registry: Registry, register: Register) -> None:
+    trees = []
+    for number in (1, 2):
+        register()
+        alias.promote(registry, None, "digits", number, "staging")
+        reconcile.once([url(checkout)], registry)
+        trees.append(git(checkout.with_name("digits.git"), "rev-parse", "main:deploy"))
+    alias.rollback(registry, None, "digits", "staging")
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert (outcomes[0].before, outcomes[0].after) == ("digits 2", "digits 1")
+    assert git(checkout.with_name("digits.git"), "rev-parse", "main:deploy") == trees[0]
+    assert trees[0] != trees[1]
+
+
+def test_the_bridge_and_a_release_by_hand_make_the_same_commit(
+    checkout: Path, registry: Registry, register: Register, tmp_path: Path
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    mirror = Mirror(url(checkout), "main", tmp_path / "mirror")
+    _, made = reconcile.on_top(mirror, mirror.fetch(), "x", registry.alias_map(), registry.version)
+    assert write.in_checkout(checkout, "staging", registry).commit == made
+
+
+def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url(checkout)], registry)
+    change_service(checkout, "hold: {}", "hold: {staging: black friday}")
+    register()
+    alias.promote(registry, None, "digits", 2, "staging")
+    before = head(checkout)
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert states(outcomes)["staging"] == "held"
+    assert str(outcomes[0]).endswith("staging  held  black friday  Git keeps digits 1")
+    assert head(checkout) == before
+    change_service(checkout, "hold: {staging: black friday}", "hold: {}")
+    assert reconcile.once([url(checkout)], registry)[0].after == "digits 2"
+
+
+def test_an_alias_that_is_gone_leaves_the_release(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url(checkout)], registry)
+    before = head(checkout)
+    registry.delete_alias("digits", "staging")
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert str(outcomes[0]).endswith("staging  nothing promoted yet  Git keeps digits 1")
+    assert head(checkout) == before
+
+
+def test_a_dry_run_writes_nothing(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    before = head(checkout)
+    outcomes = reconcile.once([url(checkout)], registry, dry_run=True)
+    assert (outcomes[0].state, outcomes[0].after, outcomes[0].commit) == ("would release", "digits 1", None)
+    assert head(checkout) == before
+
+
+def test_one_broken_repository_does_not_stop_the_others(
+    make_repository: Any, registry: Registry, register: Register, tmp_path: Path
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    good, wrong, no_service = make_repository(), make_repository("wrong", service="schema: 1\nnam: x\n"), make_repository("none")
+    git(no_service, "rm", "--quiet", "service.yaml")
+    git(no_service, "commit", "--quiet", "--message=Gone")
+    git(no_service, "push", "--quiet")
+    urls = [f"file://{tmp_path}/nothing.git", url(wrong), url(no_service), "ext::sh -c id", url(good)]
+    outcomes = reconcile.once(urls, registry)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    assert [outcome.error.exit_code for outcome in failed if outcome.error] == [5, 4, 3, 2]
+    assert all(outcome.error.remedy for outcome in failed if outcome.error)
+    assert reconcile.exit_code(outcomes) == 1
+    assert reconcile.exit_code(failed[:1]) == 5
+    assert states(outcomes)["staging"] == "released"
+    assert "Release digits 1" in git(good.with_name("digits.git"), "log", "-1", "--format=%s", "main")
+
+
+def test_one_bad_environment_does_not_stop_the_other(checkout: Path, registry: Registry, register: Register) -> None:
+    register(), register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    alias.promote(registry, None, "digits", 2, "live")
+    registry.set_tag("digits", 1, "mlops_build.digest", "x\n\nVersion: 666")
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert states(outcomes) == {"staging": "failed", "production": "released"}
+    assert reconcile.exit_code(outcomes) == 4
+    assert "\n" not in str(outcomes[0])
+    assert "666" not in git(checkout.with_name("digits.git"), "log", "--format=%B", "main")
+
+
+def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, registry: Registry, register: Register) -> None:
+    checkout = make_repository(service=SERVICE + "novelty: {a: 1}\n")
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
+
+
+def test_the_alias_map_is_asked_for_once(
+    make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    checkouts = [make_repository(name) for name in ("one", "two", "three")]
+    asked = []
+    for name in ("alias_map", "version"):
+        real = getattr(Registry, name)
+        monkeypatch.setattr(Registry, name, lambda *args, real=real, name=name: (asked.append(name), real(*args))[1])
+    assert len(reconcile.once(map(url, checkouts), registry)) == 6
+    assert asked == ["alias_map", "version"]
+
+
+def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlops_build", "bridge", "once", "--json", "--tracking-uri", registry.uri, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: Any, registry: Registry, register: Register) -> None:
+    """Two repositories at once, since starting a process takes longer than what is raced for."""
+    checkouts = [make_repository("one"), make_repository("two")]
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    running = [bridge(registry, *(part for checkout in checkouts for part in ("--repo", url(checkout)))) for _ in range(3)]
+    commits = set()
+    for process in running:
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        found = json.loads(stdout)["outcomes"]
+        assert [one["state"] for one in found if one["environment"] == "staging"] == ["released"] * 2 or "unchanged" in stdout
+        commits |= {one["commit"] for one in found if one["commit"]}
+    assert commits == {head(checkout) for checkout in checkouts}
+    for checkout in checkouts:
+        assert git(checkout.with_name(f"{checkout.name}.git"), "rev-list", "--count", "main") == "2"
+
+
+def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    start = threading.Barrier(6)
+    found: list[list[reconcile.Outcome]] = []
+
+    def one() -> None:
+        start.wait()
+        found.append(reconcile.repository(url(checkout), "main", aliases, lambda *_: version))
+
+    threads = [threading.Thread(target=one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcomes[0].state for outcomes in found if outcomes[0].state not in ("released", "unchanged")] == []
+    assert {outcomes[0].commit for outcomes in found} - {None} == {head(checkout)}
+    assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "2"
+
+
+def test_a_person_who_pushes_all_the_time_loses_nothing(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    pushed = 0
+
+    def racing(name: str, number: int) -> Any:
+        """The person pushes after the bridge has looked, and before it pushes: twice."""
+        nonlocal pushed
+        if pushed < 2:
+            pushed += 1
+            git(checkout, "commit", "--quiet", "--allow-empty", f"--message=Person {pushed}")
+            git(checkout, "push", "--quiet")
+        return version
+
+    outcomes = reconcile.repository(url(checkout), "main", aliases, racing)
+    assert states(outcomes)["staging"] == "released"
+    log = git(checkout.with_name("digits.git"), "log", "--format=%s", "main").splitlines()
+    assert log == ["Release digits 1 to staging", "Person 2", "Person 1", "First"]
+
+
+def test_a_change_that_lands_in_between_is_looked_at_again(checkout: Path, registry: Registry, register: Register) -> None:
+    """The person sets a hold after the bridge has looked: the bridge must not release against it."""
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    done = []
+
+    def racing(name: str, number: int) -> Any:
+        if not done:
+            done.append(True)
+            change_service(checkout, "hold: {}", "hold: {staging: stop}")
+        return version
+
+    outcomes = reconcile.repository(url(checkout), "main", aliases, racing)
+    assert states(outcomes)["staging"] == "held"
+    assert git(checkout.with_name("digits.git"), "log", "-1", "--format=%s", "main") == "Edit service.yaml"
+
+
+def test_a_registry_that_does_not_answer_ends_it_within_seconds(checkout: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(RegistryUnreachable) as dead:
+        reconcile.once([url(checkout)], Registry("http://127.0.0.1:9"))
+    assert dead.value.exit_code == 5
+    assert time.monotonic() - began < 20
+    with pytest.raises(RegistryUnreachable):
+        Registry("sqlite:////nowhere/mlflow.db")
+
+
+def test_another_branch(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    git(checkout, "push", "--quiet", "origin", "main:refs/heads/release/1.x")
+    before = head(checkout)
+    assert states(reconcile.once([url(checkout)], registry, branch="release/1.x"))["staging"] == "released"
+    assert head(checkout) == before
+    (outcome,) = reconcile.once([url(checkout)], registry, branch="--force")
+    assert isinstance(outcome.error, UsageError)
+
+
+def test_nothing_of_a_bridge_is_left_behind(checkout: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    reconcile.once([url(checkout), "file:///nothing.git"], registry)
+    assert os.listdir(scratch) == []  # noqa: PTH208
+
+
+def test_a_record_that_a_person_broke_is_written_anew(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    write_files(checkout, {"deploy/overlays/staging/release/record.yaml": "broken: [\n"})
+    git(checkout, "commit", "--quiet", "--all", "--message=Break it")
+    git(checkout, "push", "--quiet")
+    (outcome, _) = reconcile.once([url(checkout)], registry)
+    assert (outcome.state, outcome.before, outcome.after) == ("released", None, "digits 1")
+    assert set(service_files()) - set(git(checkout.with_name("digits.git"), "ls-tree", "-r", "--name-only", "main").split()) == set()
