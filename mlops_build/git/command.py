@@ -89,8 +89,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _environment() -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK} | ENVIRONMENT
     found.setdefault("GIT_SSH_COMMAND", SSH)
-    # A commit must not depend on its maker's settings.
-    settings = [("i18n.commitEncoding", "UTF-8")]
+    # A commit must not depend on its maker's settings, and nothing may go on in a folder that is removed a moment later.
+    settings = [("i18n.commitEncoding", "UTF-8"), ("maintenance.auto", "false")]
     if "MLOPS_GIT_TOKEN" in found:
         # No redirects: the token is for the host that was named.
         settings += [("credential.helper", CREDENTIAL_HELPER), ("http.followRedirects", "false")]

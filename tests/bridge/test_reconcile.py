@@ -144,6 +144,19 @@ def test_one_broken_repository_does_not_stop_the_others(
     assert "Release digits 1" in git(good.with_name("digits.git"), "log", "-1", "--format=%s", "main")
 
 
+def test_a_rule_of_the_git_host_is_told(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    hook = checkout.with_name("digits.git") / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho 'only pull requests here'; exit 1\n")
+    hook.chmod(0o755)
+    (outcome,) = reconcile.once([url(checkout)], registry)
+    assert outcome.error is not None
+    assert (outcome.state, outcome.error.exit_code) == ("failed", 4)
+    assert "only pull requests here" in outcome.error.message
+    assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "1"
+
+
 def test_one_bad_environment_does_not_stop_the_other(checkout: Path, registry: Registry, register: Register) -> None:
     register(), register()
     alias.promote(registry, None, "digits", 1, "staging")
