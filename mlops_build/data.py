@@ -21,6 +21,14 @@ from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 LOCK = "dvc.lock"
 PIPELINE = "dvc.yaml"
 COMMAND_SECONDS = 24 * 3600
+# What DVC tells people to do next; mlops-build train does it.
+ADVICE = {
+    "To track the changes with git, run:",
+    "git add dvc.lock",
+    "To enable auto staging, run:",
+    "dvc config core.autostage true",
+    "Use `dvc push` to send your updates to remote storage.",
+}
 SHORT_SECONDS = 120
 
 
@@ -59,14 +67,20 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "DVC_NO_ANALYTICS": "1",
         "DVC_CHECK_UPDATE": "false",
+        "PYTHONUNBUFFERED": "1",
     }
 
 
 def repro(root: Path, *, force: bool = False) -> None:
-    """Run the stages whose inputs changed (all with `force`); their output goes to stderr. Raises PipelineFailed."""
+    """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed."""
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else [])]
-    done = subprocess.run(command, cwd=root, env=environment(root), stdout=sys.stderr, timeout=COMMAND_SECONDS, check=False)
-    if done.returncode:
+    with subprocess.Popen(command, cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True, errors="replace") as running:
+        assert running.stdout is not None  # noqa: S101  (it is a pipe)
+        for line in running.stdout:
+            if line.strip() and line.strip() not in ADVICE:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    if running.returncode:
         raise PipelineFailed(
             "the pipeline failed (dvc repro)", remedy="mend what the failed stage says above, then run this again; done stages are kept"
         )

@@ -113,7 +113,8 @@ def prepare(root: Path) -> None:
 
 
 def git_says(root: Path, *arguments: str) -> int:
-    asked = [str(root)] if arguments[0] == "check-ignore" else ["--git-dir"]
+    # A file below it: a pattern that ends in a slash does not match a folder that is not there yet.
+    asked = [str(root / "file")] if arguments[0] == "check-ignore" else ["--git-dir"]
     return subprocess.run(["git", *arguments, *asked], cwd=REPOSITORY, capture_output=True).returncode
 
 
@@ -153,7 +154,7 @@ def train(demo: Demo) -> str:
 
 def promote(demo: Demo) -> str:
     moved = demo.build("promote", MODEL, demo.model_uri.rpartition("/")[2], "--to", "staging")
-    return f"staging → version {moved['version']}"
+    return f"staging → version {moved['after']}"
 
 
 def bridge(demo: Demo) -> str:
@@ -252,7 +253,7 @@ def roll_back(demo: Demo) -> str:
     demo.build("bridge", "once", "--repo", demo.origin)
     if demo.release() != demo.released:
         raise StepFailed("after the rollback, Git is not where it was")
-    return f"staging → version {moved['version']}; Git's release record is {demo.released[:12]} again"
+    return f"staging → version {moved['after']}; Git's release record is {demo.released[:12]} again"
 
 
 Step = tuple[str, Callable[[Demo], str], str, str]

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import tomllib
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,14 +69,18 @@ def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Pa
     code.write_text(f"from mlflow.models import set_model\n\nfrom {predictor.__module__} import {name}\n\nset_model({name}())\n")
     instance = predictor()
     instance.load_context(_Context(weights))
-    mlflow.pyfunc.save_model(
-        path=str(made),
-        python_model=str(code),
-        artifacts={"weights": str(weights)},
-        signature=mlflow.models.infer_signature(example, instance.predict(None, example)),
-        input_example=example,
-        pip_requirements=_requirements(root),
-    )
+    with warnings.catch_warnings():
+        # Advice about integer columns with missing values, given for every answer that is a whole number.
+        warnings.filterwarnings("ignore", message="Hint: Inferred schema contains integer")
+        signature = mlflow.models.infer_signature(example, instance.predict(None, example))
+        mlflow.pyfunc.save_model(
+            path=str(made),
+            python_model=str(code),
+            artifacts={"weights": str(weights)},
+            signature=signature,
+            input_example=example,
+            pip_requirements=_requirements(root),
+        )
 
 
 class _Context:
