@@ -4,12 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from mlops_build import __version__
+
 ROOT = Path(__file__).parent.parent
+# render(example="none", …): the folder of a service with these answers.
+Render = Callable[..., Path]
 
 # Nobody's settings but ours: git's, copier's, MLflow's and DVC's.
 os.environ.update(
@@ -46,24 +50,44 @@ def mlops_build(
 
 
 @pytest.fixture(scope="session")
-def rendered_none(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service with the small synthetic example, as `copier copy` makes it from the working tree."""
-    from copier import run_copy
-
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The template as it stands in the working tree, tagged as if it were the newest release; copier reads no user's settings."""
     source = tmp_path_factory.mktemp("template")
     shutil.copy(ROOT / "copier.yml", source)
     shutil.copytree(ROOT / "template", source / "template", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     git(source, "init", "--quiet", "--initial-branch=main")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=The template")
+    git(source, "tag", __version__)
     settings = tmp_path_factory.mktemp("copier") / "settings.yml"
     settings.write_text("{}\n")
-    folder = tmp_path_factory.mktemp("service")
-    answers = {"project_name": "Points", "model_name": "points", "example": "none"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COPIER_SETTINGS_PATH", str(settings))
-        run_copy(str(source), folder, data=answers, defaults=True, quiet=True, vcs_ref="HEAD")
-    return folder
+        yield source
+
+
+@pytest.fixture(scope="session")
+def render(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """render(example="none", …) is a folder with the service of these answers; the same answers give the same folder."""
+    from copier import run_copy
+
+    rendered: dict[tuple[tuple[str, str], ...], Path] = {}
+
+    def once(**answers: str) -> Path:
+        key = tuple(sorted(answers.items()))
+        if key not in rendered:
+            folder = tmp_path_factory.mktemp("service")
+            run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
+            rendered[key] = folder
+        return rendered[key]
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def rendered_none(render: Render) -> Path:
+    """A service with the small synthetic example."""
+    return render(project_name="Points", model_name="points", example="none")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from mlops_build import service as service_file
 from mlops_build.release import record as records
 from mlops_build.release.record import Record, ReleasedModel
 from tests.release.test_record import kustomize
-from tests.template.conftest import render, template
 
 __all__ = ["render", "template"]
 
