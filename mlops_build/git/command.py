@@ -15,8 +15,8 @@ from pathlib import Path
 from mlops_build.errors import Failed, Refused, Unreachable, UsageError
 
 SECONDS = 120
-# `ext::` and friends would run a command that an address names.
-ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "LC_ALL": "C"}
+# `ext::` and friends would run a command that an address names. A path is a path: `*` in it is a character.
+ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"}
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"
 # Set while git runs a hook: they would point us at another repository than the one we mean.
 OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"}

@@ -95,13 +95,15 @@ class Objects:
         with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
             environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
             command.run(self.path, "read-tree", parent, environment=environment)
+            executable = self._executable(parent, changes)
+            lines = []
             for path, content in sorted(changes.items()):
                 if content is None:
-                    lines = f"0 {ABSENT}\t{checked_path(path)}\n"
+                    lines.append(f"0 {ABSENT}\t{path}\n")
                 else:
                     blob = command.run(self.path, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
-                    lines = f"{self._mode(parent, path)} {blob}\t{checked_path(path)}\n"
-                command.run(self.path, "update-index", "--index-info", stdin=lines.encode(), environment=environment)
+                    lines.append(f"{'100755' if path in executable else '100644'} {blob}\t{path}\n")
+            command.run(self.path, "update-index", "--index-info", stdin="".join(lines).encode(), environment=environment)
             return self._commit_index(parent, message, identity, environment)
 
     def _commit_index(self, parent: str, message: str, identity: Identity | None, environment: Mapping[str, str]) -> str | None:
@@ -112,10 +114,10 @@ class Objects:
         made = command.run(self.path, "commit-tree", tree, "-p", parent, stdin=message.encode(), environment=author)
         return made.decode().strip()
 
-    def _mode(self, commit: str, path: str) -> str:
-        listed = command.text(self.path, "ls-tree", "--full-tree", commit, "--", checked_path(path))
-        # A symbolic link stays none: what is written is a file.
-        return "100755" if listed.startswith("100755") else "100644"
+    def _executable(self, commit: str, paths: Iterable[str]) -> set[str]:
+        """Those of the paths that are executable files at a commit, and stay so. A symbolic link stays none: what is written is a file."""
+        listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
+        return {entry.partition("\t")[2] for entry in listed.split("\0") if entry.startswith("100755")}
 
     def _own_identity(self) -> dict[str, str]:
         """Variables for commit-tree where git's configuration names nobody (a bare CI agent)."""
@@ -263,13 +265,15 @@ class Checkout(Objects):
 
     def restore(self, commit: str, paths: Iterable[str]) -> None:
         """Make these working tree files what they are at `commit` (gone, where they are not in it). Touches nothing else."""
-        for path in map(checked_path, paths):
-            if self.read(commit, path) is None:
-                (self.path / path).unlink(missing_ok=True)
-            else:
-                # Without hooks: DVC's post-checkout would move data about.
-                no_hooks = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
-                command.run(self.path, "checkout", "--quiet", commit, "--", path, environment=no_hooks)
+        wanted = list(map(checked_path, paths))
+        listed = command.run(self.path, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, "--", *wanted)
+        present = set(listed.decode().split("\0")) & set(wanted)
+        for path in set(wanted) - present:
+            (self.path / path).unlink(missing_ok=True)
+        if present:
+            # Without hooks: DVC's post-checkout would move data about.
+            no_hooks = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
+            command.run(self.path, "checkout", "--quiet", commit, "--", *sorted(present), environment=no_hooks)
 
     def push(self, commit: str = "HEAD") -> None:
         """Push HEAD, or a commit on top of it, to the same branch of origin. Raises PushRejected or RemoteUnreachable."""

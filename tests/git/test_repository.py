@@ -323,6 +323,15 @@ def test_restoring_files_touches_only_them(person: Path) -> None:
     assert git(person, "status", "--porcelain") == "M run.sh"
 
 
+def test_a_star_in_a_path_is_a_character(person: Path) -> None:
+    checkout = Checkout(person)
+    for name in ("*", "a.txt"):
+        (person / name).write_text("new\n")
+    checkout.commit_paths(["*"], "Star\n")
+    assert git(person, "show", "--format=", "--name-only", "HEAD") == "*"
+    assert git(person, "status", "--porcelain") == "?? a.txt"
+
+
 def test_the_branch_of_a_detached_head(person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = Checkout(person)
     assert checkout.branch() == "main"
