@@ -78,12 +78,11 @@ def run(
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End git and its children: politely first, so that it removes its lock files."""
-    for how, seconds in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
+    for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
+            process.wait(2)
 
 
 def _environment() -> dict[str, str]:

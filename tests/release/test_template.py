@@ -12,8 +12,6 @@ from mlops_build.release import record as records
 from mlops_build.release.record import Record, ReleasedModel
 from tests.release.test_record import kustomize
 
-__all__ = ["render", "template"]
-
 MODEL = ReleasedModel("digits", 3, f"sha256:{'0' * 63}1", "1" * 32)
 
 
