@@ -17,6 +17,7 @@ from typing import Any
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
+from mlops_build.model.identity import DIGEST_TAG, SERVICE
 from mlops_build.packaging import contents, grammar
 from mlops_build.packaging.contents import Contents
 from mlops_build.packaging.dockerfile import dockerfile
@@ -79,10 +80,8 @@ def from_registry(registry: Registry, models: Sequence[Released]) -> list[Source
     return [_registered(registry, registry.version(one.name, one.version), one.digest) for one in models]
 
 
-def newest_digest(version: ModelVersion) -> str:
+def registered_digest(version: ModelVersion) -> str:
     """The digest that a version was registered with. Raises BadVersion for one that mlops-build did not register."""
-    from mlops_build.model.identity import DIGEST_TAG
-
     found = version.tags.get(DIGEST_TAG)
     if found is None:
         raise BadVersion(
@@ -123,17 +122,15 @@ def write_context(recipe: Callable[[Needs], Recipe] | Recipe, image: str | None,
 
 def write_version(registry: Registry, version: ModelVersion, destination: Path) -> Contents:
     """The context of one version where nothing but the registry is at hand: base image by the model's Python, service by its tag."""
-    from mlops_build.model.identity import SERVICE
-
     service = grammar.model_name(version.tags.get(SERVICE, version.name), f"the tag {SERVICE} of {version.uri}")
-    source = _registered(registry, version, newest_digest(version))
+    source = _registered(registry, version, registered_digest(version))
     return write_context(lambda needs: without_service(service, needs.python), None, [source], destination)
 
 
 def _registered(registry: Registry, version: ModelVersion, digest: str) -> Source:
-    if newest_digest(version) != digest:
+    if registered_digest(version) != digest:
         raise Refused(
-            f"{version.uri} has the digest {newest_digest(version)}, released was {digest}",
+            f"{version.uri} has the digest {registered_digest(version)}, released was {digest}",
             remedy="a version's digest never changes: find out who wrote the tag, then promote a version you trust",
         )
     return Source(grammar.model_name(version.name), version.version, digest, lambda folder: registry.fetch(version, folder))

@@ -1,0 +1,221 @@
+"""`ci deploy ENV`: apply one environment's release by digest, wait for it, and ask it what was recorded when the model was trained."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlops_build import service as service_file
+from mlops_build.ci import docker, image
+from mlops_build.errors import Failed, NotFound, Refused, Unreachable, UsageError
+from mlops_build.registry import Registry, RegistryUnreachable, tracking_uri
+from mlops_build.release import record as records
+from mlops_build.release.record import Record, ReleasedModel
+
+EXAMPLES = "examples/recorded.json"
+# How far an answer may be from the recorded one: other processors and thread counts round differently.
+TOLERANCE = 1e-4
+RENDER_SECONDS, APPLY_SECONDS, ASK_SECONDS = 60, 120, 30
+# A new pod is ready before the way to it is: an ingress needs some seconds. Then the answer counts.
+ROAD_SECONDS = 60
+UNREACHABLE = re.compile(r"unable to connect|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE)
+
+
+class ClusterUnreachable(Unreachable):
+    """The cluster's API does not answer, or kubectl is not told where it is."""
+
+
+class RolloutFailed(Failed):
+    """The pods of the new release do not get ready."""
+
+
+class ServiceUnreachable(Unreachable):
+    """The deployed service does not answer at its address."""
+
+
+class OtherAnswer(Refused):
+    """The deployed service answers its recorded examples otherwise."""
+
+
+def run(root: Path, env: str, *, url: str | None, timeout_s: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Deploy what the record of `env` in the working tree says. url: where the examples are asked, default http://HOST of service.yaml.
+
+    Raises NotFound (nothing released, or its image is not there), ClusterUnreachable, RolloutFailed, ServiceUnreachable, OtherAnswer.
+    While MLflow is down this still deploys (a rollback by Git must): by the image registry's digest, and without the examples, aloud.
+    """
+    service = service_file.load(root)
+    place = service.environment(env)
+    address = _address(url or f"http://{place.host}")
+    record = records.read(root, env)
+    if not record.models:
+        raise NotFound(
+            f"nothing is released to {env} yet",
+            remedy=f"mlops-build promote {service.models[0].name} VERSION --to {env}; the bridge releases it",
+        )
+    kubectl = _kubectl()
+    try:
+        registry: Registry | None = Registry(tracking_uri(root))
+        reference = image.noted(registry, record) if registry else None
+    except RegistryUnreachable as error:
+        say(f"deploy: {error.message}; the digest comes from the image registry, and the recorded examples are not asked")
+        registry = reference = None
+    reference = reference or _reference(record)
+    rendered = by_digest(_rendered(kubectl, root / "deploy" / "overlays" / env), record, reference)
+    say(f"deploy: applying {record} to {env} as {reference}")
+    _call(kubectl, ["apply", "--filename", "-"], APPLY_SECONDS, rendered)
+    _rollout(kubectl, service.name, place.namespace, timeout_s)
+    asked = None
+    if registry is not None and place.replicas:
+        asked = sum(_ask(registry, model, address, first=model == record.models[0]) for model in record.models)
+        say(f"deploy: {asked} recorded rows answered as recorded")
+    return {
+        "environment": env,
+        "namespace": place.namespace,
+        "image": record.image,
+        "reference": reference,
+        "models": [{"name": model.name, "version": model.version} for model in record.models],
+        "url": address,
+        "examples": asked,
+    }
+
+
+def by_digest(rendered: str, record: Record, reference: str) -> str:
+    """Rendered manifests with the record's image named by its digest, since a tag can be moved. Raises Refused where they lack it."""
+    line = re.compile(rf"^(?P<before>[ -]*image: )[\"']?{re.escape(str(record.image))}[\"']?$", re.MULTILINE)
+    changed, count = line.subn(rf"\g<before>{reference}", rendered)
+    if not count:
+        raise Refused(
+            f"the overlay of {record.environment} renders without the record's image {record.image}",
+            remedy="does its kustomization.yaml still list `components: [release]`?",
+        )
+    return changed
+
+
+def differences(recorded: object, answered: object, where: str = "predictions") -> list[str]:
+    """Where two answers differ: numbers by more than TOLERANCE (relative from 1 on, absolute below), all else at all."""
+    if isinstance(recorded, dict) and isinstance(answered, dict) and recorded.keys() == answered.keys():
+        return [line for key in recorded for line in differences(recorded[key], answered[key], f"{where}.{key}")]
+    if isinstance(recorded, list) and isinstance(answered, list) and len(recorded) == len(answered):
+        return [line for index, pair in enumerate(zip(recorded, answered, strict=True)) for line in differences(*pair, f"{where}[{index}]")]
+    if _number(recorded) and _number(answered):
+        left, right = float(str(recorded)), float(str(answered))
+        close = abs(left - right) <= TOLERANCE * max(1.0, abs(left)) or left == right or (math.isnan(left) and math.isnan(right))
+        return [] if close else [f"{where}: recorded {recorded}, answered {answered}"]
+    return (
+        []
+        if recorded == answered and type(recorded) is type(answered)
+        else [f"{where}: recorded {_short(recorded)}, answered {_short(answered)}"]
+    )
+
+
+def _reference(record: Record) -> str:
+    name = str(record.image)
+    digest = docker.digest_of(name)
+    if digest is None:
+        raise NotFound(f"the image {name} does not exist", remedy="mlops-build ci image builds and pushes it")
+    return image.reference(name, digest)
+
+
+def _rendered(kubectl: str, overlay: Path) -> str:
+    done = subprocess.run([kubectl, "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
+    if done.returncode:
+        raise Refused(f"{overlay} does not render: {done.stderr.strip()[-500:]}", remedy="mend it: mlops-build ci check says the same")
+    return done.stdout
+
+
+def _rollout(kubectl: str, name: str, namespace: str, timeout_s: int) -> None:
+    arguments = ["rollout", "status", f"deployment/{name}", "--namespace", namespace, f"--timeout={timeout_s}s"]
+    try:
+        _call(kubectl, arguments, timeout_s + RENDER_SECONDS)
+    except ClusterUnreachable:
+        raise
+    except Failed as error:
+        raise RolloutFailed(
+            f"{name} in {namespace} did not get ready within {timeout_s} s: {error.message}",
+            remedy=f"kubectl --namespace {namespace} describe pods; back to the version before: mlops-build rollback MODEL --env ENV",
+        ) from None
+
+
+def _call(kubectl: str, arguments: Sequence[str], seconds: int, text: str | None = None) -> None:
+    """kubectl with its output shown on stderr. Raises Failed with its last line, ClusterUnreachable."""
+    try:
+        done = subprocess.run([kubectl, *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise ClusterUnreachable(
+            f"`kubectl {arguments[0]}` did not answer within {seconds} s", remedy="check KUBECONFIG and the network"
+        ) from None
+    print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+        if UNREACHABLE.search(said):
+            raise ClusterUnreachable(f"the cluster does not answer: {said}", remedy="check KUBECONFIG, the context and the network")
+        raise Failed(f"kubectl {arguments[0]}: {said}", remedy="see above; does this account have the right to do that?")
+
+
+def _kubectl() -> str:
+    found = shutil.which("kubectl")
+    if not found:
+        raise ClusterUnreachable("there is no kubectl command here", remedy="install kubectl on the agent, and set KUBECONFIG")
+    return found
+
+
+def _ask(registry: Registry, model: ReleasedModel, address: str, *, first: bool) -> int:
+    """Send a model's recorded example; returns its rows. Raises OtherAnswer, ServiceUnreachable."""
+    version = registry.version(model.name, model.version)
+    try:
+        recorded = json.loads(registry.read(version, EXAMPLES))
+        body, wanted = json.dumps(recorded["input"]).encode(), recorded["predictions"]
+    except (ValueError, KeyError, TypeError):
+        raise Refused(f"{version.uri}: {EXAMPLES} cannot be read", remedy="train and register it again") from None
+    url = f"{address}/invocations" if first else f"{address}/models/{model.name}/invocations"
+    remedy = f"mlops-build rollback {model.name} --env ENV goes back to the version before"
+    status, answer = _post(url, body)
+    try:
+        predictions = json.loads(answer)["predictions"]
+    except (ValueError, KeyError, TypeError):
+        raise OtherAnswer(f"{url} answers {model}'s recorded example with {status}: {_short(answer)}", remedy=remedy) from None
+    found = differences(wanted, predictions)
+    if found:
+        shown = "\n".join(found[:5])
+        raise OtherAnswer(f"{url} answers {model}'s recorded example otherwise, in {len(found)} places:\n{shown}", remedy=remedy)
+    return len(wanted) if isinstance(wanted, list) else 1
+
+
+def _post(url: str, body: bytes) -> tuple[int, str]:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 # http(s): see _address
+    deadline = time.monotonic() + ROAD_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:  # noqa: S310
+                return answer.status, answer.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            if error.code not in (502, 503, 504) or time.monotonic() > deadline:
+                return error.code, error.read().decode(errors="replace")
+        except OSError as error:
+            if time.monotonic() > deadline:
+                remedy = "check host in service.yaml and the ingress, or name another address with --url"
+                raise ServiceUnreachable(f"{url} does not answer: {error}", remedy=remedy) from None
+        time.sleep(1)
+
+
+def _address(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+(?:/[^\s?#]*)?", url):
+        raise UsageError(f"{url!r} is no address", remedy="write --url https://HOST")
+    return url.rstrip("/")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,156 @@
+"""`ci image`: the image of every environment's release record is in the registry, and its digest stands on the model version.
+
+Level-triggered: what is there is not built again, so it can run at every commit, and twice.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlops_build import service as service_file
+from mlops_build.ci import docker
+from mlops_build.errors import Refused
+from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
+from mlops_build.packaging import context, recipe
+from mlops_build.packaging.name import image_name
+from mlops_build.registry import Registry, tracking_uri
+from mlops_build.release import record as records
+from mlops_build.release.record import Record
+from mlops_build.service import Service
+
+# What a plan carries to its deployment: Bamboo's inject-variables reads the first, everything else the second. Ignored by Git.
+FOLDER, VARIABLES, DOCUMENT = "build", "images.env", "image-digests.json"
+
+
+class OtherName(Refused):
+    """The record names another image than service.yaml and this mlops-build make."""
+
+
+class OtherImage(Refused):
+    """The registry holds another image under a name than the one that was built as it."""
+
+
+@dataclass
+class Image:
+    """One image. reference: `repository@sha256:…`, what is deployed. built: by this run."""
+
+    image: str
+    record: Record
+    environments: list[str] = field(default_factory=list)
+    reference: str = ""
+    built: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "reference": self.reference,
+            "built": self.built,
+            "environments": self.environments,
+            "models": [asdict(model) for model in self.record.models],
+        }
+
+
+def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Build and push what the release records in the working tree name, where it is absent. Returns {"images": [...]}.
+
+    Raises OtherName, OtherImage, EngineUnreachable and what packaging and docker raise. Nothing released is nothing to do.
+    """
+    service = service_file.load(root)
+    images = _named(root, service)
+    if not images:
+        say("image: nothing is released yet")
+    registry = Registry(tracking_uri(root)) if images else None
+    for image in images:
+        if registry is not None:
+            _settle(root, service, registry, image, say)
+    _write_results(root, images)
+    return {"images": [image.as_json() for image in images]}
+
+
+def reference(image: str, digest: str) -> str:
+    """`repository@sha256:…` of a tag."""
+    return f"{image.rpartition(':')[0]}@{digest}"
+
+
+def noted(registry: Registry, record: Record) -> str | None:
+    """The reference that `ci image` wrote onto the record's first model; None where it stands for another image, or for none.
+
+    Anybody who may write to MLflow may write a tag, so only a digest in the record's own repository counts.
+    """
+    first = record.models[0]
+    tags = registry.version(first.name, first.version).tags
+    found = tags.get(IMAGE, "")
+    repository, _, digest = found.partition("@")
+    fits = tags.get(IMAGE_NAME) == record.image and repository == str(record.image).rpartition(":")[0]
+    return found if fits and DIGEST.fullmatch(digest) else None
+
+
+def _named(root: Path, service: Service) -> list[Image]:
+    """One Image for each name in the records, in the order of service.yaml's environments."""
+    images: dict[str, Image] = {}
+    for env in service.environments:
+        if not (root / records.folder(env)).is_dir():
+            continue
+        record = records.read(root, env)
+        if not record.models or record.image is None:
+            continue
+        computed = image_name(service, record.models)
+        if computed != record.image:
+            raise OtherName(
+                f"the record of {env} names {record.image}, but service.yaml and this mlops-build make {computed}",
+                remedy=f"write the record anew: mlops-build release {env} (or wait for the bridge), with the mlops-build that CI has",
+            )
+        images.setdefault(computed, Image(computed, record)).environments.append(env)
+    return list(images.values())
+
+
+def _settle(root: Path, service: Service, registry: Registry, image: Image, say: Callable[[str], None]) -> None:
+    before = noted(registry, image.record)
+    digest = docker.digest_of(image.image)
+    if digest is None:
+        digest = _build(root, service, registry, image, say)
+        before = None
+    image.reference = reference(image.image, digest)
+    if before is not None and before != image.reference:
+        raise OtherImage(
+            f"{image.image} is {digest} in the registry, but was built as {before.partition('@')[2]}: the tag was moved",
+            remedy="find out who pushed it; delete the tag from the image registry, and `ci image` builds it again",
+        )
+    if before is None:
+        first = image.record.models[0]
+        registry.set_tag(first.name, first.version, IMAGE_NAME, image.image)
+        registry.set_tag(first.name, first.version, IMAGE, image.reference)
+    say(f"image: {image.image} {'built' if image.built else 'is there'}, {digest}")
+
+
+def _build(root: Path, service: Service, registry: Registry, image: Image, say: Callable[[str], None]) -> str:
+    say(f"image: {image.image} is absent; building it with Docker {docker.check_engine()}")
+    (root / FOLDER).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
+        folder = Path(scratch) / "context"
+        sources = context.from_registry(registry, image.record.models)
+        context.write_context(recipe.of_service(service), image.image, sources, folder)
+        docker.build(folder, image.image)
+    docker.push(image.image)
+    image.built = True
+    digest = docker.digest_of(image.image)
+    if digest is None:
+        raise docker.BuildFailed(
+            f"{image.image} was pushed, but its registry does not know it", remedy="check image.registry in service.yaml"
+        )
+    return digest
+
+
+def _write_results(root: Path, images: Sequence[Image]) -> None:
+    (root / FOLDER).mkdir(exist_ok=True)
+    variables = {_variable(env): image.reference for image in images for env in image.environments}
+    (root / FOLDER / VARIABLES).write_text("".join(f"{key}={value}\n" for key, value in sorted(variables.items())))
+    document = {"schema": 1, "images": [image.as_json() for image in images]}
+    (root / FOLDER / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _variable(env: str) -> str:
+    return f"{env.upper().replace('-', '_')}_IMAGE"

@@ -1,0 +1,66 @@
+"""Serve a model over HTTP: MLflow's /invocations, /ping, /health and /version, and /metrics for Prometheus.
+
+DIR is a build context (`mlops-build package`): its files are checked against their digests, and no registry is needed. A version of the
+registry is fetched first. The first model answers at /invocations, each also at /models/NAME/invocations.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build serve build/context --port 8000\n  mlops-build serve models:/digits@staging"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", metavar="DIR|MODEL_URI", help="a build context, a model's folder, models:/NAME/VERSION or models:/NAME@ALIAS"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8080, help="the port; 0 takes a free one (default: 8080)")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "gpu"], help="auto: a card where there is one (default: MLOPS_DEVICE, else auto)"
+    )
+    parser.add_argument("--gpu-memory", metavar="AMOUNT", help="what it may use of a card, such as 4GiB (default: MLOPS_GPU_MEMORY)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build.errors import UsageError
+
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"{args.port} is no port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
+    from mlops_build.serving import server
+
+    with server.ends_on_sigterm():
+        return _serve(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from mlops_build.serving import device, load, server
+
+    taken = server.take_port(args.host, args.port)
+    chosen = device.choose(args.device, args.gpu_memory)
+    say(f"device: {chosen}")
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+        if args.what.startswith("models:"):
+            serving = load.from_registry(args.what, Path(scratch))
+        else:
+            serving = load.from_folder(Path(args.what), say)
+        for loaded in serving.models:
+            load.warm_up(loaded)
+        from mlops_build.serving.app import app
+
+        where = server.url(args.host, taken)
+        names = ", ".join(map(str, serving.models))
+
+        def ready() -> None:
+            say(f"serving {names} on {where}")
+            models = [{"name": one.name, "version": one.version, "digest": one.digest} for one in serving.models]
+            result(args, {"service": serving.service, "image": serving.image, "models": models, "device": chosen, "url": where}, "")
+            sys.stdout.flush()  # whoever started us reads this while we go on
+
+        server.run(app(serving), taken, ready)
+    return 0

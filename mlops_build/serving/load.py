@@ -1,0 +1,158 @@
+"""Load what is to be served: a build context, a model's folder, or a version of the registry.
+
+Digests are checked before anything of the files is run.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.finding import show
+from mlops_build.model import files
+from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
+from mlops_build.packaging import contents
+from mlops_build.registry import Registry  # sets MLflow's variables for silence before mlflow is imported
+
+EXAMPLES = "examples/recorded.json"
+
+
+class CannotLoad(Failed):
+    """The model's own code, or a package it needs, fails while loading or while answering its recorded example."""
+
+
+class Unsafe(Refused):
+    """Files that were not packaged hold what could run code when they are read."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory. version and digest are None for a bare folder. recorded: its example's body and answer, where it has one."""
+
+    name: str
+    version: int | None
+    digest: str | None
+    model: Any  # mlflow.pyfunc.PyFuncModel
+    recorded: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}" if self.version is not None else self.name
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Everything that is served. image: the image's name, where it is known. The first model answers /invocations."""
+
+    service: str
+    image: str | None
+    models: tuple[Loaded, ...]
+
+
+def from_folder(folder: Path, say: Callable[[str], None]) -> Serving:
+    """A build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe, CannotLoad."""
+    if not folder.is_dir():
+        raise NotFound(f"{folder} does not exist", remedy="name a build context (mlops-build package … -o DIR) or models:/NAME/VERSION")
+    if (folder / contents.FILE).is_file():
+        return _context(folder)
+    if (folder / "MLmodel").is_file():
+        say(f"{folder} is a bare model: nothing says which digest its files should have")
+        _check(folder)
+        _code(folder / "environment" / "wheels")
+        loaded = _load(folder, folder.resolve().name, None, None)
+        return Serving(loaded.name, None, (loaded,))
+    raise NotFound(
+        f"{folder} holds neither a {contents.FILE} nor an MLmodel",
+        remedy="write a context first (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
+    )
+
+
+def from_registry(uri: str, scratch: Path) -> Serving:
+    """`models:/NAME/VERSION` or `models:/NAME@alias`, fetched into `scratch`. Raises what the registry raises, and as `from_folder`."""
+    reference = parse_uri(uri)
+    registry = Registry()
+    version = registry.version(reference.name, reference.which)
+    digest = version.tags.get(DIGEST_TAG)
+    if digest is None:
+        raise Refused(
+            f"{version.uri} has no tag {DIGEST_TAG}: it was not registered by mlops-build", remedy="register it with `mlops-build train`"
+        )
+    folder = registry.fetch(version, scratch / version.name)
+    files.verify(folder, digest)
+    _check(folder)
+    _code(folder / "environment" / "wheels")
+    loaded = _load(folder, version.name, version.version, digest)
+    return Serving(version.tags.get(SERVICE, version.name), None, (loaded,))
+
+
+def _context(folder: Path) -> Serving:
+    found = contents.read(folder)
+    for model in found.models:
+        if not (folder / model.path / "MLmodel").is_file():
+            raise NotFound(f"{folder / model.path} has no MLmodel", remedy="write the context anew: mlops-build package")
+        files.verify(folder / model.path, model.digest)
+    _code(folder / "wheels")
+    loaded = tuple(_load(folder / model.path, model.name, model.version, model.digest) for model in found.models)
+    return Serving(found.service, found.image, loaded)
+
+
+def _check(folder: Path) -> None:
+    from mlops_build.model import scan  # torch: not needed for a context, which was looked at when it was packaged
+
+    findings = scan.scan(folder)
+    if findings:
+        raise Unsafe(f"{folder} is not served, its files are not safe to load:\n{show(findings)}", remedy="see each finding above")
+
+
+def _code(wheels: Path) -> None:
+    """Put the service's own wheel first on sys.path, so that the code is the one that was registered, and not what a laptop has
+    installed. In an image there are no wheels beside the models: they are installed."""
+    for wheel in sorted(wheels.glob("*-none-any.whl")) if wheels.is_dir() else []:
+        if not wheel.name.startswith("mlops_build-"):
+            sys.path.insert(0, str(wheel.resolve()))
+
+
+def _load(folder: Path, name: str, version: int | None, digest: str | None) -> Loaded:
+    # MLflow warns about what it finds in any environment but the one it would have made itself.
+    warnings.filterwarnings("ignore", module="mlflow")
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    import mlflow.pyfunc
+
+    try:
+        model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+    except Exception as error:  # the model's own code runs here
+        missing = "No module named" in str(error)
+        raise CannotLoad(
+            f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
+            remedy=f"install what it needs: {folder}/environment/requirements.lock"
+            if missing
+            else "run its tests at the commit that its lineage.json names; MLFLOW_LOGGING_LEVEL=DEBUG says more",
+        ) from error
+    recorded = None
+    if (folder / EXAMPLES).is_file():
+        recorded = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
+    return Loaded(name, version, digest, model, recorded)
+
+
+def warm_up(loaded: Loaded) -> None:
+    """Let the model answer its recorded example, so that the first caller does not wait, and a model that cannot answer never gets
+    ready. Raises CannotLoad."""
+    if loaded.recorded is None:
+        return
+    from mlflow.pyfunc import scoring_server
+
+    body = json.dumps(loaded.recorded["input"])
+    answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded.model, loaded.model.metadata.get_input_schema())
+    if answer.status != 200:
+        raise CannotLoad(
+            f"{loaded} does not answer its own recorded example: {_first_line(answer.response)}",
+            remedy="its environment is not the one it was registered with: package it anew, or train again",
+        )
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:500]

@@ -1,0 +1,104 @@
+"""The process around the app: a port taken before the model is loaded, a word when it is ready, a gentle end on SIGTERM."""
+
+import contextlib
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from mlops_build.errors import Failed, UsageError
+from mlops_build.serving.app import App
+
+# Requests that are being answered when SIGTERM comes get this long, in seconds.
+DRAIN_SECONDS = 30
+BACKLOG = 2048
+
+
+class PortTaken(Failed):
+    """Another process listens on the port."""
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """Bind, without listening yet: a taken port is known before seconds go into loading a model. 0 takes a free one.
+
+    Raises PortTaken, or UsageError for an address that is not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise UsageError(
+            f"{host!r} is no address of this machine: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0"
+        ) from None
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind(address)
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            raise _taken(host, port) from None
+        if error.errno == errno.EACCES:
+            raise UsageError(f"port {port} needs root", remedy="choose one from 1024: --port 8080") from None
+        raise UsageError(f"cannot listen on {host}: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0") from None
+    return taken
+
+
+def url(host: str, taken: socket.socket) -> str:
+    """Where the service answers."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            host = f"[{host}]"
+    return f"http://{host}:{taken.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process with exit code 0, while loading too. In a container we are process 1, which has no default for it."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(app: App, taken: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a port that was taken, until SIGTERM or Ctrl-C; `ready` is called when requests are answered. Raises PortTaken."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+    )
+    try:
+        _Server(config, ready).run(sockets=[taken])
+    except OSError as error:
+        # Two processes can bind the same port; the second to listen is told so.
+        if error.errno == errno.EADDRINUSE:
+            host, port = taken.getsockname()[:2]
+            raise _taken(host, port) from None
+        raise
+
+
+def _taken(host: str, port: int) -> PortTaken:
+    return PortTaken(f"port {port} on {host} is taken by another process", remedy="choose another with --port, or a free one with --port 0")
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn has no stubs that mypy follows here
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
