@@ -63,9 +63,11 @@ def examine(root: Path | None, *, ci: bool = False) -> list[Check]:
 
 
 def _examined(check: Callable[[], Check]) -> Check:
-    """A check whose extra is not installed is itself a finding."""
+    """A check that cannot be made, for want of an extra or of a service.yaml that can be read, is itself a finding."""
     try:
         return check()
+    except MlopsBuildError as error:
+        return Check("service", "cannot be checked", [Finding("service", "unreadable", error.message, error.remedy or "mend it")])
     except ModuleNotFoundError as error:
         why = f"cannot be checked: the Python package {error.name!r} is not installed"
         remedy = "pip install 'mlops-build[train]'"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlops_build.__main__ import EXIT_CODES, command_parser
+from mlops_build.cli.parser import EXIT_CODES, command_parser
 from mlops_build.cli.table import COMMANDS
 from mlops_build.service import json_schema
 

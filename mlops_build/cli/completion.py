@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
 def options() -> dict[str, list[str]]:
     """Command → its options and the words it offers, from the parsers themselves."""
-    from mlops_build.__main__ import command_parser
+    from mlops_build.cli.parser import command_parser
     from mlops_build.cli.table import COMMANDS
 
     found = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build import __version__
 from tests.e2e import console
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,7 @@ TEMPLATE_URL = "https://github.com/mlops-build/mlops-build"
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working tree, as it would be published: a repository with one commit."""
+    """The working tree, as it would be published: a repository with one commit, tagged."""
     folder = tmp_path_factory.mktemp("published")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -25,7 +26,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    for command in (["init", "--quiet", "--initial-branch=main"], ["add", "--all"], ["commit", "--quiet", "--message=Publish"]):
+    for command in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--message=Publish"],
+        ["tag", __version__],
+    ):
         subprocess.run(["git", "-C", str(folder), *command], check=True)
     return folder
 
@@ -38,9 +44,12 @@ def environment(published: Path, tmp_path: Path) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "VIRTUAL_ENV": str(Path(sys.executable).parent.parent),
-        "GIT_CONFIG_COUNT": "1",
+        # copier adds .git to an address on GitHub.
+        "GIT_CONFIG_COUNT": "2",
         "GIT_CONFIG_KEY_0": f"url.{published.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": TEMPLATE_URL,
+        "GIT_CONFIG_KEY_1": f"url.{published.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_1": f"{TEMPLATE_URL}.git",
         "COPIER_SETTINGS_PATH": str(tmp_path / "settings.yml"),
         "PYTHONUNBUFFERED": "1",
     }
