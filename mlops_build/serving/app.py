@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from mlflow.pyfunc import scoring_server
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mlops_build import __version__
@@ -39,6 +39,7 @@ class Measured:
         self.inner = inner
         self.models = {f"/models/{loaded.name}/invocations": loaded.name for loaded in serving.models}
         self.models["/invocations"] = serving.models[0].name
+        disable_created_metrics()  # a second series for each counter, that says when it began
         self.registry = CollectorRegistry()
         self.requests = Counter("mlops_build_requests", "Requests to /invocations, by status", ["model", "status"], registry=self.registry)
         self.seconds = Histogram(

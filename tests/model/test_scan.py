@@ -1,0 +1,123 @@
+"""The scan finds what would run code, and runs none of it."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mlops_build.model.scan import scan
+
+
+class Command:
+    """A pickle of this runs a shell command when it is loaded."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(f"touch {tmp_path / 'executed'}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "model"
+    (made / "artifacts").mkdir(parents=True)
+    (made / "MLmodel").write_text("flavors: {}\n")
+    return made
+
+
+def rules(folder: Path) -> dict[str, str]:
+    found = scan(folder)
+    assert all(finding.why and finding.remedy for finding in found)
+    return {finding.subject: finding.rule for finding in found}
+
+
+def test_plain_weights_are_clean(folder: Path) -> None:
+    state = OrderedDict(weights=torch.zeros(3, 4), steps=torch.tensor(7, dtype=torch.int64), half=torch.zeros(2, dtype=torch.bfloat16))
+    torch.save(state, folder / "artifacts/weights.pt")
+    torch.save({"epoch": 3, "network": state}, folder / "artifacts/checkpoint.ckpt")
+    (folder / "weights.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (folder / "empty").touch()
+    with zipfile.ZipFile(folder / "service-0.1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("service/__init__.py", "")
+    assert rules(folder) == {}
+
+
+def test_numpy_numbers_beside_weights_are_on_the_allow_list(folder: Path) -> None:
+    torch.save({"weights": torch.zeros(2), "accuracy": np.float64(0.9), "labels": np.arange(3)}, folder / "weights.pt")
+    assert rules(folder) == {}
+
+
+def test_a_checkpoint_that_would_run_a_command_is_found_and_not_run(folder: Path, command: Command, tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(2), "extra": command}, folder / "artifacts/weights.pt")
+    (finding,) = scan(folder)
+    assert (finding.subject, finding.rule) == ("artifacts/weights.pt", "unsafe-import")
+    assert "posix.system" in finding.why
+    assert "state_dict" in finding.remedy
+    assert not (tmp_path / "executed").exists()
+    # The file is what it claims to be: whoever trusts it is had.
+    load = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
+    subprocess.run([sys.executable, "-c", load, str(folder / "artifacts/weights.pt")], check=True, timeout=60)
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["python_model.pkl", "model.pickle", "model.joblib", "deep/model.dill", "data.bin", "README", "weights.pt"]
+)
+def test_a_pickle_is_found_by_name_or_by_content_and_not_run(folder: Path, command: Command, tmp_path: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(pickle.dumps(command))
+    assert rules(folder) == {name: "pickled-model" if name == "python_model.pkl" else "pickle"}
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_pickled_model_is_told_how_to_be_logged(folder: Path) -> None:
+    (folder / "python_model.pkl").write_bytes(pickle.dumps({}))
+    assert "training.log_model" in scan(folder)[0].remedy
+
+
+def test_a_whole_network_is_found(folder: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), folder / "weights.pt")
+    assert rules(folder) == {"weights.pt": "unsafe-import"}
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_names_built_on_the_stack_do_not_get_past(folder: Path, command: Command, protocol: int) -> None:
+    """Newer pickle protocols name what they import indirectly; torch's list does not see that, and says so."""
+    torch.save(command, folder / "weights.pt", pickle_protocol=protocol)
+    assert rules(folder) == {"weights.pt": "unreadable"}
+
+
+def test_a_checkpoint_under_another_name_is_looked_into(folder: Path, command: Command) -> None:
+    torch.save(command, folder / "notes.txt")
+    assert rules(folder) == {"notes.txt": "unsafe-import"}
+
+
+def test_old_and_foreign_formats_are_found(folder: Path) -> None:
+    torch.save({"weights": torch.zeros(2)}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    (folder / "what.pth").write_bytes(b"\x1f\x8bnot a checkpoint")
+    (folder / "broken.pt").write_bytes(b"PK\x03\x04 and then nothing")
+    torch.jit.script(torch.nn.ReLU()).save(str(folder / "script.pt"))
+    with zipfile.ZipFile(folder / "bundle.zip", "w") as archive:
+        archive.writestr("inside/object.dat", pickle.dumps([1]))
+        archive.writestr("inside/model.joblib", b"anything")
+    assert rules(folder) == {
+        "old.pt": "pickle",
+        "what.pth": "not-a-checkpoint",
+        "broken.pt": "unreadable",
+        "script.pt": "unreadable",
+        "bundle.zip!inside/object.dat": "pickle",
+        "bundle.zip!inside/model.joblib": "pickle",
+    }

@@ -1,0 +1,83 @@
+"""The image's name: the same everywhere for the same input, another for any other input."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mlops_build import service
+from mlops_build.errors import Refused
+from mlops_build.packaging import name
+from mlops_build.packaging.contents import Model
+
+TEXT = """\
+schema: 1
+name: digits
+team: ml
+models: [{name: digits}, {name: letters}]
+environments:
+  staging: {namespace: ml-staging, host: digits-staging.example.com}
+image: {registry: registry.example.com/ml, base: "python:3.11-slim", apt: [libgl1, curl]}
+"""
+MODELS = [Model("digits", 3, f"sha256:{'a' * 64}"), Model("letters", 1, f"sha256:{'b' * 64}")]
+
+
+def image(text: str = TEXT, models: list[Model] = MODELS) -> str:
+    return name.image_name(service.parse(text), models)
+
+
+def test_the_name_is_known_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: names stand in release records, so they change only when what is built changes; the template is left out here."""
+    monkeypatch.setattr(name, "template", lambda: "FROM {{ base }}\n")
+    assert image() == "registry.example.com/ml/digits:v3-01de714cbea6"
+
+
+def test_it_has_the_form_that_records_and_registries_allow() -> None:
+    assert re.fullmatch(r"registry\.example\.com/ml/digits:v3-[0-9a-f]{12}", image())
+
+
+def test_every_input_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        image(),
+        image(models=MODELS[:1]),
+        image(models=[replace(MODELS[0], digest=f"sha256:{'c' * 64}"), MODELS[1]]),
+        image(models=[MODELS[0], replace(MODELS[1], version=2)]),
+        image(models=[MODELS[1], MODELS[0]]),
+        image(TEXT.replace("3.11-slim", "3.12-slim")),
+        image(TEXT.replace("libgl1, ", "")),
+        image(TEXT.replace("registry.example.com/ml", "registry.example.com/other")),
+        image(TEXT + "gpu: {mode: shared}\n"),
+        image(TEXT + "serving: {port: 9000}\n"),
+    ]
+    monkeypatch.setattr(name, "template", lambda: "FROM {{ base }}\n")
+    names.append(image())
+    assert len({one.rpartition("-")[2] for one in names}) == len(names)
+
+
+def test_what_does_not_go_in_does_not_count() -> None:
+    assert image(TEXT.replace("team: ml", "team: other")) == image()
+    assert image(TEXT.replace("libgl1, curl", "curl, libgl1, curl")) == image()
+    assert image(TEXT + "hold: {staging: why}\n") == image()
+    assert image(TEXT.replace("digits-staging.example.com", "other.example.com")) == image()
+    assert image(TEXT + "serving: {startup_seconds: 600}\n") == image()
+
+
+def test_another_process_finds_the_same_name() -> None:
+    script = f"""
+from mlops_build import service
+from mlops_build.packaging.contents import Model
+from mlops_build.packaging.name import image_name
+print(image_name(service.parse({TEXT!r}), {MODELS!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == image()
+
+
+def test_what_may_not_stand_in_a_name_is_refused() -> None:
+    for models in ([], [replace(MODELS[0], digest="sha256:x")], [replace(MODELS[0], name="a/b")], [replace(MODELS[0], version=0)]):
+        with pytest.raises(Refused):
+            image(models=models)
