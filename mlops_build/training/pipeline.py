@@ -118,9 +118,9 @@ def commit_results(checkout: Checkout, root: Path, service: Service, metrics: Ma
 
 
 def push_data(root: Path, say: Callable[[str], None]) -> None:
-    if data.remotes(root):
+    try:
         data.push(root)
-    else:
+    except data.NoRemote:
         say("      no DVC remote is configured: the data stays on this machine (dvc remote add --default NAME URL)")
 
 
