@@ -39,7 +39,7 @@ class Measured:
         self.inner = inner
         self.models = {f"/models/{loaded.name}/invocations": loaded.name for loaded in serving.models}
         self.models["/invocations"] = serving.models[0].name
-        disable_created_metrics()  # a second series for each counter, that says when it began
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that says when it began
         self.registry = CollectorRegistry()
         self.requests = Counter("mlops_build_requests", "Requests to /invocations, by status", ["model", "status"], registry=self.registry)
         self.seconds = Histogram(

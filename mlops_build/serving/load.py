@@ -146,10 +146,15 @@ def warm_up(loaded: Loaded) -> None:
     from mlflow.pyfunc import scoring_server
 
     body = json.dumps(loaded.recorded["input"])
-    answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded.model, loaded.model.metadata.get_input_schema())
-    if answer.status != 200:
+    schema = loaded.model.metadata.get_input_schema()
+    try:
+        answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded.model, schema)
+        wrong = None if answer.status == 200 else answer.response
+    except Exception as error:  # the model's own code runs here
+        wrong = str(getattr(error, "message", error))
+    if wrong is not None:
         raise CannotLoad(
-            f"{loaded} does not answer its own recorded example: {_first_line(answer.response)}",
+            f"{loaded} does not answer its own recorded example: {' '.join(wrong.split())[:500]}",
             remedy="its environment is not the one it was registered with: package it anew, or train again",
         )
 

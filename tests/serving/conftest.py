@@ -1,0 +1,94 @@
+"""A context of two models, and a server of it that several tests ask."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mlops_build.model import files
+from mlops_build.packaging.context import Source, write_context
+from mlops_build.packaging.recipe import Recipe
+from tests.packaging.world import World, make
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = make(tmp_path_factory.mktemp("world"))
+    made.register(made.files("one"))
+    made.files("two", weight=3.0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def context(world: World) -> Path:
+    """points 1, and lines 2 with other weights."""
+    sources = [
+        Source(
+            name, version, files.digest(world.folder / folder), lambda place, folder=folder: shutil.copytree(world.folder / folder, place)
+        )
+        for name, version, folder in (("points", 1, "one"), ("lines", 2, "two"))
+    ]
+    write_context(Recipe("points", "python:3.11-slim"), "registry.example.com/ml/points:v1-0123456789ab", sources, world.folder / "context")
+    return world.folder / "context"
+
+
+class Server:
+    """A running `mlops-build serve`."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: Path, out: Path) -> None:
+        self.process, self.log, self.out = process, log, out
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> "re.Match[str]":
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := re.search(pattern, self.log.read_text()):
+                return found
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"{pattern!r} was not said within {seconds} s:\n{self.log.read_text()}")
+
+    @property
+    def url(self) -> str:
+        return self.wait_for(r"serving .* on (http://\S+)")[1]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """Start it in an empty folder, with no registry and no GPU named; stopped by its pid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, out = folder / "serve.log", folder / "serve.out"
+    kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "MLOPS_DEVICE", "MLOPS_GPU_MEMORY")}
+    with log.open("w") as said, out.open("w") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlops_build", "serve", *arguments],
+            cwd=folder,
+            env={**kept, **environment},
+            stdout=printed,
+            stderr=said,
+            text=True,
+        )
+    try:
+        yield Server(process, log, out)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def server(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("server"), str(context), "--port", "0", "--json") as running:
+        _ = running.url
+        yield running

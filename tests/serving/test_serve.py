@@ -1,0 +1,248 @@
+"""`mlops-build serve` as a caller and an operator meet it: a real process, real HTTP."""
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.version
+import pytest
+
+from mlops_build.model import files
+from tests.conftest import mlops_build
+from tests.packaging.world import World, answered
+from tests.serving.conftest import Server, serving
+
+SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 0.25]]}}
+
+
+def ask(
+    url: str, body: bytes | str | Mapping[str, Any] | None = None, kind: str = "application/json", method: str | None = None
+) -> tuple[int, str]:
+    """Status and text of an answer."""
+    data = json.dumps(body).encode() if isinstance(body, Mapping) else body.encode() if isinstance(body, str) else body
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": kind}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_it_says_what_it_serves_and_where(server: Server) -> None:
+    log = server.log.read_text()
+    assert "device: the CPU" in log
+    assert f"serving points v1, lines v2 on {server.url}\n" in log
+    assert server.url.startswith("http://127.0.0.1:")
+    assert len(log.splitlines()) == 2, f"MLflow's own noise: {log}"
+    document = json.loads(server.out.read_text())
+    assert document["url"] == server.url
+    assert [(model["name"], model["version"]) for model in document["models"]] == [("points", 1), ("lines", 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", SPLIT),
+        ("application/json; charset=utf-8", {"dataframe_records": [{"y": 0.5, "x": 1.0}, {"x": -2, "y": 0.25, "more": 1}]}),
+        ("application/json", {"inputs": {"x": [1.0, -2.0], "y": [0.5, 0.25]}}),
+        ("text/csv", "x,y\n1.0,0.5\n-2.0,0.25\n"),
+    ],
+)
+def test_invocations_takes_mlflows_forms(server: Server, world: World, kind: str, body: Any) -> None:
+    status, text = ask(f"{server.url}/invocations", body, kind)
+    assert status == 200, text
+    assert json.loads(text)["predictions"] == answered(world.folder / "one")
+    assert json.loads(text)["predictions"][0]["label"] == "plus"
+
+
+def test_each_model_answers_under_its_name(server: Server, world: World) -> None:
+    assert json.loads(ask(f"{server.url}/models/points/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "one")
+    lines = json.loads(ask(f"{server.url}/models/lines/invocations", SPLIT)[1])["predictions"]
+    assert lines == answered(world.folder / "two") != answered(world.folder / "one")
+    assert ask(f"{server.url}/models/lines/ping") == (200, "\n")
+    assert ask(f"{server.url}/models/nobody/invocations", SPLIT)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/json", '{"dataframe_split": ', 400),
+        ("application/json", "", 400),
+        ("application/json", {"rows": []}, 400),
+        ("application/json", {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}, 400),
+        ("application/json", {"dataframe_split": {"columns": ["x", "y"], "data": [["abc", 1.0]]}}, 400),
+        ("text/csv", "x\n1\n", 400),
+        ("text/plain", "hello", 415),
+    ],
+)
+def test_a_bad_body_is_the_callers_error(server: Server, kind: str, body: Any, status: int) -> None:
+    found, text = ask(f"{server.url}/invocations", body, kind)
+    assert found == status
+    if status == 400:  # 415 is a plain sentence
+        assert json.loads(text)["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
+    assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
+
+
+def test_health_and_version(server: Server) -> None:
+    assert ask(f"{server.url}/ping") == (200, "\n")
+    assert ask(f"{server.url}/health") == (200, "\n")
+    assert ask(f"{server.url}/version") == (200, mlflow.version.VERSION)
+    assert ask(f"{server.url}/nope") == (404, '{"detail":"Not Found"}')
+    assert ask(f"{server.url}/invocations", method="GET")[0] == 405
+
+
+def test_metrics_are_prometheus(server: Server) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def samples() -> dict[tuple[str, tuple[str, ...]], float]:
+        status, text = ask(f"{server.url}/metrics")
+        assert status == 200
+        return {
+            (
+                sample.name,
+                tuple(sample.labels.get(name, "") for name in ("model", "version", "status") if name in sample.labels),
+            ): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = samples()
+    ask(f"{server.url}/invocations", SPLIT)
+    ask(f"{server.url}/invocations", "{")
+    ask(f"{server.url}/models/lines/invocations", SPLIT)
+    ask(f"{server.url}/some/path/{'x' * 50}")
+    after = samples()
+    grown = {key: after[key] - before.get(key, 0) for key in after if key[0] == "mlops_build_requests_total"}
+    assert grown[("mlops_build_requests_total", ("points", "200"))] == 1
+    assert grown[("mlops_build_requests_total", ("points", "400"))] == 1
+    assert grown[("mlops_build_requests_total", ("lines", "200"))] == 1
+    assert sum(grown.values()) == 3
+    assert after[("mlops_build_request_seconds_count", ("points",))] - before[("mlops_build_request_seconds_count", ("points",))] == 2
+    assert 0 < after[("mlops_build_request_seconds_sum", ("lines",))] < 30
+    assert after[("mlops_build_requests_in_progress", ("points",))] == 0
+    assert {key[1] for key in after if key[0] == "mlops_build_info"} == {("points", "1"), ("lines", "2")}
+    assert 'image="registry.example.com/ml/points:v1-0123456789ab"' in ask(f"{server.url}/metrics")[1]
+    assert ("process_resident_memory_bytes", ()) in after
+
+
+def test_requests_at_once_are_all_answered(server: Server) -> None:
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(ask(f"{server.url}/invocations", SPLIT)[0])) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert statuses == [200] * 16
+
+
+def test_it_ends_gently_on_sigterm_and_needs_no_write_in_its_context(context: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in context.rglob("*")}
+    with serving(tmp_path, str(context), "--port", "0", "--device", "cpu") as server:
+        assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
+        assert server.stop() == 0
+        assert "Traceback" not in server.log.read_text()
+        assert "device: the CPU\n" in server.log.read_text()
+    assert {path: path.stat().st_mtime_ns for path in context.rglob("*")} == before
+
+
+def test_sigterm_while_loading_ends_it_too(context: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(context), "--port", "0") as server:
+        server.wait_for("device: ")
+        assert server.stop() == 0
+        assert "serving" not in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_ctrl_c_is_no_traceback(context: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(context), "--port", "0") as server:
+        _ = server.url
+        assert server.stop(signal.SIGINT) == 130
+        assert "interrupted" in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_version_of_the_registry_is_served(world: World, tmp_path: Path) -> None:
+    with serving(tmp_path, "models:/points/1", "--port", "0", MLFLOW_TRACKING_URI=world.uri) as server:
+        assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "one")
+        assert "serving points v1 on" in server.log.read_text()
+
+
+def test_a_bare_model_is_served_and_said_to_be_bare(world: World, tmp_path: Path) -> None:
+    with serving(tmp_path, str(world.folder / "two"), "--port", "0") as server:
+        assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "two")
+        assert "is a bare model" in server.log.read_text()
+        assert "serving two on" in server.log.read_text()
+
+
+def fails(where: Path, *arguments: str, expect: int, environment: Mapping[str, str] | None = None) -> str:
+    done = mlops_build(where, "serve", *arguments, expect=expect, environment=environment)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(context: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = fails(tmp_path, str(context), "--port", str(port), expect=1)
+    assert f"port {port} on 127.0.0.1 is taken" in said
+    assert "--port 0" in said
+    assert "device" not in said
+
+
+@pytest.mark.parametrize("path", ["models/points/predictor.py", "models/lines/artifacts/weights.pt", "models/points/added.py"])
+def test_changed_files_are_not_served(context: Path, tmp_path: Path, path: str) -> None:
+    copy = Path(shutil.copytree(context, tmp_path / "context"))
+    with (copy / path).open("ab") as file:
+        file.write(b"\nraise SystemExit('this ran')\n")
+    said = fails(tmp_path, str(copy), "--port", "0", expect=4)
+    assert "was registered with" in said
+    assert "this ran" not in said
+
+
+@pytest.mark.parametrize("arguments", [["--gpu-memory", "4GiB"], ["--device", "gpu"]])
+def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(context: Path, tmp_path: Path, arguments: list[str]) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": ""}
+    said = fails(tmp_path, str(context), "--port", "0", *arguments, expect=6, environment=environment)
+    assert "a GPU is asked for" in said
+    assert "--device cpu" in said
+
+
+def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(context: Path, tmp_path: Path) -> None:
+    environment = {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MEMORY": "4GiB", "CUDA_VISIBLE_DEVICES": ""}
+    assert "4GiB" in fails(tmp_path, str(context), "--port", "0", expect=6, environment=environment)
+    with serving(tmp_path / "cpu", str(context), "--port", "0", "--device", "cpu", **environment) as server:
+        assert ask(f"{server.url}/ping")[0] == 200
+
+
+def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:
+    assert "does not exist" in fails(tmp_path, "nowhere", expect=3)
+    assert "holds neither a context.json nor an MLmodel" in fails(tmp_path, str(tmp_path), expect=3)
+    assert "is no port" in fails(tmp_path, str(tmp_path), "--port", "70000", expect=2)
+
+
+def test_a_model_that_does_not_answer_its_own_example_never_gets_ready(world: World, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(world.folder / "one", tmp_path / "broken"))
+    recorded = json.loads((broken / "examples/recorded.json").read_text())
+    recorded["input"] = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
+    (broken / "examples/recorded.json").write_text(json.dumps(recorded))
+    said = fails(tmp_path, str(broken), "--port", "0", expect=1)
+    assert "broken does not answer its own recorded example" in said
+    assert "missing" in said
+
+
+def test_a_pickle_is_not_loaded_from_the_registry(world: World, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(world.folder / "one", tmp_path / "bad"))
+    (bad / "python_model.pkl").write_bytes(b"\x80\x04N.")
+    world.register(bad, "pickled", digest=files.digest(bad))
+    said = fails(tmp_path, "models:/pickled/1", "--port", "0", expect=4, environment={"MLFLOW_TRACKING_URI": world.uri})
+    assert "pickled-model" in said
