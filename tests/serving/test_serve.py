@@ -107,7 +107,7 @@ def test_metrics_are_prometheus(server: Server) -> None:
         return {
             (
                 sample.name,
-                tuple(sample.labels.get(name, "") for name in ("model", "version", "status") if name in sample.labels),
+                tuple(value for name, value in sample.labels.items() if name in ("model", "version", "status", "le")),
             ): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
