@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mlops_build.model.identity import DIGEST
 
 ANSWER_SECONDS = 60
 BUILD_SECONDS = 3600
+STDERR = 2  # our own, by its number: what people watch, while stdout is for the result
 # More arguments for `docker build`, split like a shell does: --network host --build-arg PIP_INDEX_URL=…
 ARGUMENTS = "MLOPS_BUILD_DOCKER_ARGS"
 CLIENT = "DOCKER_CLI"
@@ -111,7 +111,7 @@ def _docker(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 
 def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:
     try:
-        done = subprocess.run([_client(), *arguments], env=_environment(), stdout=sys.stderr, timeout=BUILD_SECONDS, check=False)
+        done = subprocess.run([_client(), *arguments], env=_environment(), stdout=STDERR, timeout=BUILD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise BuildFailed(f"{wrong}: not done within {BUILD_SECONDS} s", remedy=remedy) from None
     if done.returncode:

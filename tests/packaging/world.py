@@ -1,8 +1,9 @@
 """A registry in a folder, and tiny model versions laid out as `mlops-build train` lays them out, made in a second instead of a minute."""
 
 import json
+import shutil
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,11 @@ class World:
     @property
     def uri(self) -> str:
         return self.registry.uri
+
+    def copy(self, database: Path) -> "World":
+        """The same files under another database, whose tags and aliases can be changed."""
+        shutil.copyfile(self.registry.uri.removeprefix("sqlite:///"), database)
+        return replace(self, registry=Registry(f"sqlite:///{database}"))
 
     def files(self, name: str, *, weight: float = 1.0) -> Path:
         """A version's files in a new folder; another weight is another model."""

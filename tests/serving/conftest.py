@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,3 +93,10 @@ def server(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with serving(tmp_path_factory.mktemp("server"), str(context), "--port", "0", "--json") as running:
         _ = running.url
         yield running
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

@@ -19,6 +19,7 @@ from tests.conftest import mlops_build
 from tests.packaging.world import World, answered
 from tests.serving.conftest import Server, serving
 
+LABELS = ("model", "version", "status", "le")
 SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 0.25]]}}
 
 

@@ -1,0 +1,59 @@
+"""A service whose environments have a release, of versions in a small registry of their own."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.model import identity
+from mlops_build.packaging.name import image_name
+from mlops_build.release import record
+from mlops_build.release.record import Record, ReleasedModel
+from tests.packaging.world import COMMIT, World, make
+
+Release = Callable[..., Record]
+
+
+@pytest.fixture(scope="session")
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """points 1 and 2, with other weights."""
+    made = make(tmp_path_factory.mktemp("world"))
+    made.register(made.files("one"))
+    made.register(made.files("two", weight=3.0))
+    return made
+
+
+@pytest.fixture
+def small_world(made_world: World, tmp_path: Path) -> World:
+    """The same with a database of its own, since tests write tags; the artifacts are shared."""
+    return made_world.copy(tmp_path / "mlflow.db")
+
+
+@pytest.fixture
+def world(small_world: World) -> World:
+    return small_world
+
+
+@pytest.fixture
+def service(rendered_none: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A service made from the template, nothing released; MLflow is the world's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
+    return Path(shutil.copytree(rendered_none, tmp_path / "points"))
+
+
+@pytest.fixture
+def release(service: Path, world: World) -> Release:
+    """Write an environment's release record into the working tree, as the bridge does."""
+
+    def write(env: str, version: int = 1, image: str | None = None) -> Record:
+        settings = service_file.load(service)
+        found = world.registry.version("points", version)
+        models = (ReleasedModel("points", version, found.tags[identity.DIGEST_TAG], found.run_id),)
+        made = Record(env, models, COMMIT, image or image_name(settings, models))
+        for name, text in record.render(made, settings).items():
+            (service / record.folder(env) / name).write_text(text)
+        return made
+
+    return write

@@ -1,0 +1,225 @@
+"""`ci deploy`: the cluster is a recorded stand-in behind `kubectl`; rendering, digests, the service and its answers are real."""
+
+import json
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mlops_build.__main__ import main
+from mlops_build.ci import deploy
+from mlops_build.errors import Refused
+from mlops_build.model import identity
+from mlops_build.release.record import Record
+from tests.packaging.world import World
+from tests.serving.conftest import free_port, serving
+
+Release = Callable[..., Record]
+DIGEST = f"sha256:{'1' * 64}"
+
+# kustomize is the real one's. What a cluster would have been told is written down; CLUSTER says what it answers.
+KUBECTL = """\
+#!/bin/sh
+if [ "$1" = kustomize ]; then exec "{real}" "$@"; fi
+echo "$*" >>"{folder}/calls"
+if [ "$1" = apply ]; then cat >"{folder}/applied.yaml"; fi
+case "$CLUSTER:$1" in
+    down:*) echo "Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused" >&2; exit 1 ;;
+    forbidden:apply) echo 'Error from server (Forbidden): deployments.apps "points" is forbidden' >&2; exit 1 ;;
+    stuck:rollout) echo "error: timed out waiting for the condition" >&2; exit 1 ;;
+esac
+echo "$1 done"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the stand-in writes to."""
+    real = shutil.which("kubectl")
+    if not real:
+        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    (folder / "kubectl").write_text(KUBECTL.format(real=real, folder=folder))
+    (folder / "kubectl").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+@pytest.fixture
+def released(release: Release, world: World) -> Record:
+    """staging runs version 1, whose image was built."""
+    record = release("staging")
+    world.registry.set_tag("points", 1, identity.IMAGE_NAME, str(record.image))
+    world.registry.set_tag("points", 1, identity.IMAGE, f"{str(record.image).rpartition(':')[0]}@{DIGEST}")
+    return record
+
+
+@pytest.fixture
+def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+    """Run `mlops-build ci deploy` in the service; returns its JSON and what it said."""
+
+    def call(*arguments: str, expect: int = 0) -> tuple[Any, str]:
+        monkeypatch.chdir(service)
+        capsys.readouterr()
+        assert main(["ci", "deploy", *arguments, "--json"]) == expect
+        out, err = capsys.readouterr()
+        return json.loads(out) if out else None, err
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def short_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits a minute for an ingress here."""
+    monkeypatch.setattr(deploy, "ROAD_SECONDS", 1)
+
+
+def test_a_release_is_applied_by_digest_and_answers_as_recorded(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "server", str(world.folder / "one"), "--port", "0") as server:
+        document, said = run("staging", "--url", server.url, "--timeout", "77")
+    assert document == {
+        "environment": "staging",
+        "namespace": document["namespace"],
+        "image": released.image,
+        "reference": f"{str(released.image).rpartition(':')[0]}@{DIGEST}",
+        "models": [{"name": "points", "version": 1}],
+        "url": server.url,
+        "examples": 2,
+    }
+    assert (cluster / "calls").read_text().splitlines() == [
+        "apply --filename -",
+        f"rollout status deployment/points --namespace {document['namespace']} --timeout=77s",
+    ]
+    objects = {one["kind"]: one for one in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == document["reference"]
+    assert objects["Deployment"]["metadata"]["namespace"] == document["namespace"]
+    assert str(released.image) not in (cluster / "applied.yaml").read_text()
+    assert "2 recorded rows answered as recorded" in said
+
+
+def test_another_models_answers_are_refused(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "server", str(world.folder / "two"), "--port", "0") as server:
+        _, said = run("staging", "--url", server.url, expect=4)
+    assert "predictions[0].score: recorded 2.0, answered 4.0" in said
+    assert "mlops-build rollback points" in said
+
+
+def test_nothing_released_is_not_found_and_nothing_is_applied(cluster: Path, run: Callable[..., tuple[Any, str]]) -> None:
+    _, said = run("staging", expect=3)
+    assert "nothing is released to staging yet" in said
+    _, said = run("stagin", expect=3)
+    assert "staging, production" in said
+    assert not (cluster / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "expect", "says"),
+    [
+        ("down", 5, "the cluster does not answer: Unable to connect"),
+        ("forbidden", 1, "is forbidden"),
+        ("stuck", 1, "points in "),
+    ],
+)
+def test_what_the_cluster_says_is_handed_on(
+    cluster: Path,
+    released: Record,
+    run: Callable[..., tuple[Any, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    expect: int,
+    says: str,
+) -> None:
+    monkeypatch.setenv("CLUSTER", state)
+    _, said = run("staging", "--timeout", "5", expect=expect)
+    assert says in said
+    assert ("rollout" in (cluster / "calls").read_text()) == (state == "stuck")
+
+
+def test_a_service_that_does_not_answer_is_told(cluster: Path, released: Record, run: Callable[..., tuple[Any, str]]) -> None:
+    _, said = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)
+    assert "does not answer" in said
+    assert "--url" in said
+    assert "write --url https://HOST" in run("staging", "--url", "file:///etc/passwd", expect=2)[1]
+
+
+def test_no_kubectl_is_told(released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no kubectl command" in run("staging", expect=5)[1]
+
+
+def test_an_overlay_without_the_release_is_refused(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], service: Path
+) -> None:
+    (service / "deploy/overlays/staging/kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n"
+    )
+    assert "components: [release]" in run("staging", expect=4)[1]
+    assert not (cluster / "calls").exists()
+
+
+def test_no_image_and_no_digest_on_the_version_asks_the_image_registry(
+    cluster: Path, release: Release, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release("staging")
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    _, said = run("staging", expect=5)
+    assert "no-such-docker" in said
+    assert not (cluster / "calls").exists()
+
+
+def test_while_mlflow_is_down_a_release_by_git_still_deploys(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlops_build.ci import docker
+
+    # The image registry's answer; the real one is asked in test_image.py.
+    monkeypatch.setattr(docker, "digest_of", lambda name: DIGEST if name == released.image else None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
+    document, said = run("staging")
+    assert document["examples"] is None
+    assert document["reference"].endswith(DIGEST)
+    assert "the recorded examples are not asked" in said
+    assert "rollout" in (cluster / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "answered", "places"),
+    [
+        ([{"label": "3", "score": 0.5}], [{"label": "3", "score": 0.50005}], 0),
+        ([1000.0], [1000.05], 0),
+        ([1000.0], [1000.2], 1),
+        ([0.0], [0.0002], 1),
+        ([1], [1.0], 0),
+        ([True], [1], 1),
+        (["3"], [3], 1),
+        ([None], [None], 0),
+        ([float("nan")], [float("nan")], 0),
+        ([float("nan")], [1.0], 1),
+        ([float("inf")], [float("inf")], 0),
+        ([[1.0, 2.0]], [[1.0, 2.0, 3.0]], 1),
+        ([{"a": 1}], [{"b": 1}], 1),
+        ([{"a": [1, 2, 3]}], [{"a": [1, 5, 9]}], 2),
+        ("text", "text", 0),
+    ],
+)
+def test_how_answers_are_compared(recorded: object, answered: object, places: int) -> None:
+    assert len(deploy.differences(recorded, answered)) == places
+
+
+def test_only_the_records_image_is_replaced(released: Record) -> None:
+    rendered = f'image: {released.image}\n  - image: "{released.image}"\nimage: {released.image}-debug\ntext: {released.image}\n'
+    made = deploy.by_digest(rendered, released, "registry.example.com/ml/points@" + DIGEST)
+    assert made.count(DIGEST) == 2
+    assert f"image: {released.image}-debug\ntext: {released.image}\n" in made
+    with pytest.raises(Refused):
+        deploy.by_digest("kind: Service\n", released, "x")

@@ -1,0 +1,265 @@
+"""`ci image`: with a real engine and a real registry where MLOPS_TEST_DOCKER_HOST and MLOPS_TEST_IMAGE_REGISTRY name them."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.__main__ import main
+from mlops_build.ci import docker, image
+from mlops_build.errors import Unreachable
+from mlops_build.model import environment, identity
+from mlops_build.registry import Registry
+from mlops_build.release.record import Record
+from tests.conftest import mlops_build
+from tests.packaging.world import World, answered, make
+from tests.serving.conftest import free_port
+
+Release = Callable[..., Record]
+REFERENCE = f"registry.example.com/ml/points@sha256:{'1' * 64}"
+
+
+def quiet(text: str) -> None:
+    del text
+
+
+def test_nothing_released_is_nothing_to_do(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first commit of a service must pass, on an agent without anything."""
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    assert image.run(service, say=quiet) == {"images": []}
+    assert (service / "build/images.env").read_text() == ""
+    assert json.loads((service / "build/image-digests.json").read_text()) == {"schema": 1, "images": []}
+
+
+def test_another_name_than_the_records_is_refused(
+    service: Path, release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = release("staging", image="registry.example.com/ml/points:v1-0123456789ab")
+    computed = release("production").image
+    monkeypatch.chdir(service)
+    assert main(["ci", "image"]) == 4
+    said = capsys.readouterr().err
+    assert str(written.image) in said
+    assert str(computed) in said
+    assert "mlops-build release staging" in said
+
+
+def test_no_engine_and_no_registry_are_told(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    release("staging")
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    with pytest.raises(docker.EngineUnreachable, match="no-such-docker") as caught:
+        image.run(service, say=quiet)
+    assert caught.value.exit_code == 5
+    assert caught.value.remedy
+    client = shutil.which(os.environ.get("MLOPS_TEST_DOCKER_CLI", "docker"))
+    if client and subprocess.run([client, "--version"], capture_output=True, check=False).returncode == 0:
+        monkeypatch.setenv("DOCKER_CLI", client)
+        monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+        with pytest.raises(docker.EngineUnreachable, match="no Docker Engine answers"):
+            docker.check_engine()
+        with pytest.raises(Unreachable, match="does not answer"):
+            docker.digest_of(f"127.0.0.1:{free_port()}/points:v1")
+
+
+def test_a_tag_that_anybody_may_write_counts_only_in_the_records_own_repository(release: Release, world: World) -> None:
+    record = release("staging")
+    registry = world.registry
+    assert image.noted(registry, record) is None
+    registry.set_tag("points", 1, identity.IMAGE_NAME, str(record.image))
+    for reference, expected in (
+        (REFERENCE, REFERENCE),
+        (REFERENCE.replace("points@", "evil@"), None),
+        (REFERENCE.replace("registry.example.com", "evil.example.com"), None),
+        (f"{REFERENCE}\nimage: evil", None),
+        ("", None),
+    ):
+        registry.set_tag("points", 1, identity.IMAGE, reference)
+        assert image.noted(registry, record) == expected
+    registry.set_tag("points", 1, identity.IMAGE, REFERENCE)
+    registry.set_tag("points", 1, identity.IMAGE_NAME, "registry.example.com/ml/points:v1-another")
+    assert image.noted(registry, record) is None
+
+
+# With Docker. The first test builds, which takes minutes on a fresh engine; the others find its layers.
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """The image registry; the environment names client and engine while these tests run."""
+    for variable in ("MLOPS_TEST_DOCKER_HOST", "MLOPS_TEST_DOCKER_CLI", "MLOPS_TEST_IMAGE_REGISTRY"):
+        if not os.environ.get(variable):
+            pytest.skip(f"set {variable} (and the others of MLOPS_TEST_DOCKER_HOST, _DOCKER_CLI, _IMAGE_REGISTRY) to build real images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", os.environ["MLOPS_TEST_DOCKER_HOST"])
+        patch.setenv("DOCKER_CLI", os.environ["MLOPS_TEST_DOCKER_CLI"])
+        patch.setenv("MLOPS_BUILD_DOCKER_ARGS", os.environ.get("MLOPS_TEST_DOCKER_ARGS", "--network host"))
+        yield os.environ["MLOPS_TEST_IMAGE_REGISTRY"]
+
+
+def client(*arguments: str) -> str:
+    done = subprocess.run([os.environ["DOCKER_CLI"], *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def built_world(engine: str, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Versions with a lock that can be installed."""
+    made = make(tmp_path_factory.mktemp("world"))
+    (made.folder / "lock").mkdir()
+    made.lock = environment.lock(sorted(made.wheels.iterdir()), made.folder / "lock")
+    made.register(made.files("one"))
+    made.register(made.files("two", weight=3.0))
+    return made
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, small_world: World) -> World:
+    """One world for all tests with Docker, so that the image is built once; the small one of this room for the others."""
+    found: World = request.getfixturevalue("built_world") if request.node.get_closest_marker("docker") else small_world
+    return found
+
+
+@pytest.fixture(scope="module")
+def repository(engine: str) -> Iterator[str]:
+    """A place in the registry that no earlier run has used."""
+    name = f"{engine}/{secrets.token_hex(4)}"
+    yield name
+    images = client("image", "ls", "--quiet", f"{name}/*").split()
+    if images:
+        client("image", "rm", "--force", *set(images))
+
+
+@pytest.fixture
+def in_registry(service: Path, repository: str) -> None:
+    path = service / "service.yaml"
+    text = path.read_text()
+    path.write_text(text.replace(f"registry: {service_file.load(service).image.registry}", f"registry: {repository}"))
+
+
+def tags(world: World, version: int) -> dict[str, str]:
+    return dict(Registry(world.uri).version("points", version).tags)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("in_registry")
+def test_an_absent_image_is_built_once_and_its_digest_stands_on_the_version(
+    service: Path, release: Release, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = release("staging")
+    release("production")
+    (first,) = json.loads(mlops_build(service, "ci", "image", "--json").stdout)["images"]
+    assert first["built"] is True
+    assert first["environments"] == ["staging", "production"]
+    assert first["image"] == record.image
+    digest = docker.digest_of(str(record.image))
+    assert first["reference"] == f"{str(record.image).rpartition(':')[0]}@{digest}"
+    assert tags(world, 1)[identity.IMAGE] == first["reference"]
+    assert tags(world, 1)[identity.IMAGE_NAME] == record.image
+    assert (service / "build/images.env").read_text() == f"PRODUCTION_IMAGE={first['reference']}\nSTAGING_IMAGE={first['reference']}\n"
+    assert json.loads((service / "build/image-digests.json").read_text())["images"] == [first]
+    assert sorted(path.name for path in (service / "build").iterdir()) == ["image-digests.json", "images.env"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(docker, "build", refuse)
+    monkeypatch.setattr(docker, "push", refuse)
+    world.registry.delete_tag("points", 1, identity.IMAGE)
+    (second,) = image.run(service, say=quiet)["images"]
+    assert second == {**first, "built": False}
+    assert tags(world, 1)[identity.IMAGE] == first["reference"], "a missing digest is completed"
+
+    moved = f"{str(record.image).rpartition(':')[0]}@sha256:{'2' * 64}"
+    world.registry.set_tag("points", 1, identity.IMAGE, moved)
+    with pytest.raises(image.OtherImage, match="the tag was moved"):
+        image.run(service, say=quiet)
+    world.registry.set_tag("points", 1, identity.IMAGE, first["reference"])
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("in_registry")
+def test_of_a_second_version_only_the_last_layer_is_new(service: Path, release: Release) -> None:
+    first, second = release("staging", 1), release("production", 2)
+    result = image.run(service, say=quiet)
+    assert len({one["reference"] for one in result["images"]}) == 2
+    layers = [json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", str(one.image))) for one in (first, second)]
+    assert layers[0][:-1] == layers[1][:-1]
+    assert layers[0][-1] != layers[1][-1]
+    assert len(layers[0]) == len(layers[1])
+    client("pull", result["images"][1]["reference"])
+
+
+@contextlib.contextmanager
+def container(*arguments: str) -> Iterator[str]:
+    name = client("run", "--detach", "--network", "host", *arguments)
+    try:
+        yield name
+    finally:
+        client("rm", "--force", name)
+
+
+def answer(url: str, body: bytes | None = None, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=10) as found:
+                return found.read().decode()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("in_registry")
+def test_the_image_answers_as_anybody_without_writing(service: Path, release: Release, world: World) -> None:
+    """A random user, a read-only root, no network of its own needed: what a strict cluster gives a pod."""
+    release("staging")
+    (made,) = image.run(service, say=quiet)["images"]
+    port = free_port()
+    strict = ["--user", f"{secrets.randbelow(10**6) + 20000}:0", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+    # Arguments after the image's go to the entry point; the last --port wins.
+    with container(*strict, "--security-opt", "no-new-privileges", made["reference"], "--port", str(port), "--host", "127.0.0.1") as name:
+        recorded = json.loads((world.folder / "one/examples/recorded.json").read_text())
+        found = answer(f"http://127.0.0.1:{port}/invocations", json.dumps(recorded["input"]).encode())
+        assert json.loads(found)["predictions"] == answered(world.folder / "one")
+        metrics = answer(f"http://127.0.0.1:{port}/metrics")
+        assert f'image="{made["image"]}"' in metrics
+        inside = 'import importlib.util as u; print([n for n in ("pip", "uv", "dvc", "boto3", "flask", "sqlalchemy") if u.find_spec(n)])'
+        assert client("exec", name, "python", "-c", inside) == "[]"
+        assert client("exec", name, "sh", "-c", "command -v gcc conda nginx java uv || echo none") == "none"
+        started = time.monotonic()
+        client("stop", name)
+        assert time.monotonic() - started < 9, "SIGTERM was not heard"
+        assert client("inspect", "--format", "{{.State.ExitCode}}", name) == "0"
+        said = subprocess.run([os.environ["DOCKER_CLI"], "logs", name], capture_output=True, text=True, timeout=30, check=True).stderr
+        assert "serving points v1 on" in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("in_registry")
+def test_what_the_image_says_of_itself(service: Path, release: Release) -> None:
+    release("staging")
+    (made,) = image.run(service, say=quiet)["images"]
+    config = json.loads(client("image", "inspect", "--format", "{{json .Config}}", made["image"]))
+    assert config["User"] == "10001:10001"
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+    assert config["ExposedPorts"] == {"8080/tcp": {}}
+    assert config["Labels"]["org.opencontainers.image.version"] == "v1"
+    assert config["Labels"]["mlops-build.model.points"] == f"1 {made['models'][0]['digest']}"
+    assert "PYTHONDONTWRITEBYTECODE=1" in config["Env"]
+    compiled = "import torch, pathlib; print(len(list(pathlib.Path(torch.__file__).parent.glob('__pycache__/*.pyc'))) > 10)"
+    assert client("run", "--rm", "--network", "none", "--entrypoint", "python", made["image"], "-c", compiled) == "True"
