@@ -155,12 +155,12 @@ def push(root: Path) -> None:
     `dvc push` of data that is missing everywhere prints a warning and exits 0 (dvc#1677), so the outcome is asked for afterwards.
     Raises NoRemote, RemoteUnreachable or DataMissing.
     """
-    if not remotes(root):
+    done = _short(root, ["push"], seconds=COMMAND_SECONDS)
+    if done.returncode and not remotes(root):
         raise NoRemote(
             f"no DVC remote is configured in {root / '.dvc/config'}",
             remedy="dvc remote add --default NAME s3://BUCKET/PATH, then run this again",
         )
-    done = _short(root, ["push"], seconds=COMMAND_SECONDS)
     if done.returncode:
         raise RemoteUnreachable(
             f"dvc push failed: {_said(done)}",

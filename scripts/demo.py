@@ -175,6 +175,7 @@ def package(demo: Demo) -> str:
     demo.run("git", "pull", "--quiet", "--ff-only")
     context = demo.scratch / "context"
     demo.build("package", "staging", "-o", str(context))
+    demo.lineage = json.loads((context / "models" / MODEL / "lineage.json").read_text())
     size = sum(path.stat().st_size for path in context.rglob("*") if path.is_file())
     return f"{sum(1 for _ in context.rglob('*'))} files, {size / 2**20:.1f} MiB"
 
@@ -235,11 +236,6 @@ def serving(demo: Demo) -> Iterator[str]:
         raise StepFailed(f"the server stopped with exit code {code}")
 
 
-def lineage(demo: Demo) -> str:
-    demo.lineage = demo.build("lineage", demo.model_uri)
-    return f"commit {demo.lineage['code']['commit'][:12]}, {len(demo.lineage['stages'])} stages, {len(demo.lineage['data'])} data entry"
-
-
 def second_version(demo: Demo) -> str:
     params = demo.root / "params.yaml"
     text = params.read_text()
@@ -269,8 +265,7 @@ STEPS: list[Step] = [
     ("bridge", first_bridge, "deploy/overlays/staging/release", "mlops-build bridge once --repo URL"),
     ("package", package, ".demo/context/Dockerfile", "mlops-build package staging -o build/context"),
     ("serve", serve, ".demo/serve.log", "mlops-build serve build/context"),
-    ("second version", second_version, "params.yaml, git log", "mlops-build train"),
-    ("lineage", lineage, "lineage.json of the version", "mlops-build lineage models:/digits/2"),
+    ("second version", second_version, "params.yaml, git log", "mlops-build lineage models:/digits/2"),
     ("promote it", promote_second, "git log origin/main", f"mlops-build promote {MODEL} 2 --to staging"),
     ("roll back", roll_back, "git log origin/main", f"mlops-build rollback {MODEL} --env staging"),
 ]

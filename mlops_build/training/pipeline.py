@@ -7,8 +7,10 @@ the version that names them, so a reader never meets a name whose thing is not t
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,8 @@ def train(root: Path, *, say: Callable[[str], None], force: bool = False, allow_
         raise NotFound(
             f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
         )
+    # The pipeline is a process of its own; meanwhile this one loads what registration needs, which takes mlflow two seconds.
+    threading.Thread(target=import_module, args=("mlflow",), daemon=True).start()
     say("[1/6] pipeline: dvc repro")
     run_pipeline(root, force)
     say("[2/6] gate: metrics against params.yaml")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["scaffold", "track data", "train", "promote", "bridge", "package", "serve", "second version", "lineage", "promote it", "roll back"]
+STEPS = ["scaffold", "track data", "train", "promote", "bridge", "package", "serve", "second version", "promote it", "roll back"]
 
 
 def demo(folder: Path, *, repository: Path = ROOT) -> "subprocess.CompletedProcess[str]":
