@@ -6,11 +6,14 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from mlops_build.errors import Failed, UsageError
-from mlops_build.serving.app import App
+
+if TYPE_CHECKING:
+    from mlops_build.serving.app import App  # imports MLflow, and a taken port should be told before that
 
 # Requests that are being answered when SIGTERM comes get this long, in seconds.
 DRAIN_SECONDS = 30
@@ -68,7 +71,7 @@ def ends_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(app: App, taken: socket.socket, ready: Callable[[], None]) -> None:
+def run(app: "App", taken: socket.socket, ready: Callable[[], None]) -> None:
     """Serve on a port that was taken, until SIGTERM or Ctrl-C; `ready` is called when requests are answered. Raises PortTaken."""
     config = uvicorn.Config(
         app,

@@ -7,20 +7,31 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow.version
 import pytest
 
-from mlops_build.model import files
+from mlops_build.__main__ import main
 from tests.conftest import mlops_build
 from tests.packaging.world import World, answered
 from tests.serving.conftest import Server, serving
 
 LABELS = ("model", "version", "status", "le")
 SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 0.25]]}}
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without an NVIDIA driver, whatever this one has."""
+    from mlops_build.gpu import cards
+
+    def none() -> None:
+        raise cards.NoDriver("no NVIDIA driver answers")
+
+    monkeypatch.setattr(cards, "cards", none)
 
 
 def ask(
@@ -182,11 +193,26 @@ def test_a_bare_model_is_served_and_said_to_be_bare(world: World, tmp_path: Path
         assert "serving two on" in server.log.read_text()
 
 
-def fails(where: Path, *arguments: str, expect: int, environment: Mapping[str, str] | None = None) -> str:
-    done = mlops_build(where, "serve", *arguments, expect=expect, environment=environment)
-    assert "Traceback" not in done.stderr
+def fails(where: Path, *arguments: str, expect: int) -> str:
+    """What a process says that ends at once."""
+    done = mlops_build(where, "serve", *arguments, expect=expect)
     assert done.stdout == ""
     return done.stderr
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The same in this process, for what is refused before a model is loaded: it saves the seconds of importing MLflow."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what --device cpu does to it is undone
+
+    def run(*arguments: str, expect: int) -> str:
+        capsys.readouterr()
+        assert main(["serve", *arguments]) == expect
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
+    return run
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(context: Path, tmp_path: Path) -> None:
@@ -201,34 +227,40 @@ def test_a_taken_port_is_told_before_anything_is_loaded(context: Path, tmp_path:
 
 
 @pytest.mark.parametrize("path", ["models/points/predictor.py", "models/lines/artifacts/weights.pt", "models/points/added.py"])
-def test_changed_files_are_not_served(context: Path, tmp_path: Path, path: str) -> None:
+def test_changed_files_are_not_served(refuses: Callable[..., str], context: Path, tmp_path: Path, path: str) -> None:
     copy = Path(shutil.copytree(context, tmp_path / "context"))
     with (copy / path).open("ab") as file:
         file.write(b"\nraise SystemExit('this ran')\n")
-    said = fails(tmp_path, str(copy), "--port", "0", expect=4)
+    said = refuses(str(copy), "--port", "0", "--device", "cpu", expect=4)
     assert "was registered with" in said
     assert "this ran" not in said
 
 
 @pytest.mark.parametrize("arguments", [["--gpu-memory", "4GiB"], ["--device", "gpu"]])
-def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(context: Path, tmp_path: Path, arguments: list[str]) -> None:
-    environment = {"CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": ""}
-    said = fails(tmp_path, str(context), "--port", "0", *arguments, expect=6, environment=environment)
+def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(
+    refuses: Callable[..., str], no_card: None, context: Path, arguments: list[str]
+) -> None:
+    said = refuses(str(context), "--port", "0", *arguments, expect=6)
     assert "a GPU is asked for" in said
     assert "--device cpu" in said
 
 
-def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(context: Path, tmp_path: Path) -> None:
-    environment = {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MEMORY": "4GiB", "CUDA_VISIBLE_DEVICES": ""}
-    assert "4GiB" in fails(tmp_path, str(context), "--port", "0", expect=6, environment=environment)
-    with serving(tmp_path / "cpu", str(context), "--port", "0", "--device", "cpu", **environment) as server:
+def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(
+    refuses: Callable[..., str], no_card: None, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MEMORY": "4GiB"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert "4GiB" in refuses(str(context), "--port", "0", expect=6)
+    with serving(tmp_path, str(context), "--port", "0", "--device", "cpu", **environment) as server:
         assert ask(f"{server.url}/ping")[0] == 200
 
 
-def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:
-    assert "does not exist" in fails(tmp_path, "nowhere", expect=3)
-    assert "holds neither a context.json nor an MLmodel" in fails(tmp_path, str(tmp_path), expect=3)
-    assert "is no port" in fails(tmp_path, str(tmp_path), "--port", "70000", expect=2)
+def test_what_cannot_be_served_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
+    assert "does not exist" in refuses(str(tmp_path / "nowhere"), "--device", "cpu", expect=3)
+    assert "holds neither a context.json nor an MLmodel" in refuses(str(tmp_path), "--port", "0", "--device", "cpu", expect=3)
+    assert "is no port" in refuses(str(tmp_path), "--port", "70000", expect=2)
+    assert "cannot listen on 203.0.113.7" in refuses(str(tmp_path), "--host", "203.0.113.7", "--port", "0", expect=2)
 
 
 def test_a_model_that_does_not_answer_its_own_example_never_gets_ready(world: World, tmp_path: Path) -> None:
@@ -241,9 +273,11 @@ def test_a_model_that_does_not_answer_its_own_example_never_gets_ready(world: Wo
     assert "missing" in said
 
 
-def test_a_pickle_is_not_loaded_from_the_registry(world: World, tmp_path: Path) -> None:
+def test_a_pickle_is_not_loaded_from_the_registry(
+    refuses: Callable[..., str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = Path(shutil.copytree(world.folder / "one", tmp_path / "bad"))
     (bad / "python_model.pkl").write_bytes(b"\x80\x04N.")
-    world.register(bad, "pickled", digest=files.digest(bad))
-    said = fails(tmp_path, "models:/pickled/1", "--port", "0", expect=4, environment={"MLFLOW_TRACKING_URI": world.uri})
-    assert "pickled-model" in said
+    world.register(bad, "pickled")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
+    assert "pickled-model" in refuses("models:/pickled/1", "--port", "0", "--device", "cpu", expect=4)
