@@ -39,7 +39,8 @@ def main() -> None:
     ratios = {name: round(median / bare, 2) for name, median in medians.items()}
     for name, median in medians.items():
         print(f"{name:<28}{median * 1000:7.1f} ms  {ratios[name]:5.2f} ×")
-    document = {"rounds": ROUNDS, "python": sys.version.split()[0], "ms": {name: round(m * 1000, 1) for name, m in medians.items()}, "ratio": ratios}
+    milliseconds = {name: round(median * 1000, 1) for name, median in medians.items()}
+    document = {"rounds": ROUNDS, "python": sys.version.split()[0], "ms": milliseconds, "ratio": ratios}
     RESULT.write_text(json.dumps(document, indent=2) + "\n")
 
 

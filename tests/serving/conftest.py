@@ -79,6 +79,8 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Serve
             stdout=printed,
             stderr=said,
             text=True,
+            # Where the tests run in the background, a shell has them ignore Ctrl-C, and so would the server.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         yield Server(process, log, out)
