@@ -100,14 +100,16 @@ def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Co
     @functools.wraps(method)
     def wrapped(self: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> T:
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 return method(self, *args, **kwargs)
         except MlflowException as error:
             raise self._translated(error) from error
-        except (SQLAlchemyError, OSError) as error:
+        except Exception as error:
+            # sqlalchemy is there only where MLflow is a database; over HTTP a pod has none.
+            if not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy"):
+                raise
             raise RegistryUnreachable(
                 f"MLflow at {_shown(self.uri)} does not answer: {_first_line(error)}", remedy="check the address, the network and the disk"
             ) from error

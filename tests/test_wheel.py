@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # What each extra promises: modules that must import, and a module whose extra is another one.
 PROMISES = {
     "train": ["mlops_build.training", "mlops_build.training.pipeline", "mlops_build.data", "mlops_build.ci.check", "mlops_build.ci.image"],
-    "serve": ["mlops_build.serving.app", "mlops_build.serving.server", "mlops_build.serving.load"],
+    "serve": ["mlops_build.serving.app", "mlops_build.serving.server", "mlops_build.serving.load", "mlops_build.registry"],
     "operate": [
         "mlops_build.registry",
         "mlops_build.bridge.reconcile",
