@@ -3,11 +3,14 @@
 DVC is called as a program (`python -m dvc`), since its Python API is not promised between releases.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,9 @@ from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK = "dvc.lock"
 PIPELINE = "dvc.yaml"
+RWLOCK = ".dvc/tmp/rwlock"
 COMMAND_SECONDS = 24 * 3600
+DYING_SECONDS = 2
 # What DVC tells people to do next; mlops-build train does it.
 ADVICE = {
     "To track the changes with git, run:",
@@ -73,6 +78,7 @@ def environment(root: Path) -> dict[str, str]:
 
 def repro(root: Path, *, force: bool = False) -> None:
     """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed."""
+    _forget_dead_holders(root / RWLOCK)
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else [])]
     with subprocess.Popen(command, cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True, errors="replace") as running:
         assert running.stdout is not None  # noqa: S101  (it is a pipe)
@@ -84,6 +90,33 @@ def repro(root: Path, *, force: bool = False) -> None:
         raise PipelineFailed(
             "the pipeline failed (dvc repro)", remedy="mend what the failed stage says above, then run this again; done stages are kept"
         )
+
+
+def _forget_dead_holders(rwlock: Path) -> None:
+    """Remove DVC's lock file where every process it names has ended; a killed run leaves it behind.
+
+    DVC looks only whether the number of a process exists, and calls one that is dead but not yet collected by its parent (in a container,
+    perhaps never) a run that goes on. One that was just killed gets a moment to end.
+    """
+    import psutil
+
+    deadline = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            holders = set(re.findall(r'"pid": *([0-9]+)', rwlock.read_text()))
+        except FileNotFoundError:
+            return
+        alive = False
+        for pid in map(int, holders):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                alive = alive or psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        if not alive:
+            if holders:
+                rwlock.unlink(missing_ok=True)
+            return
+        if time.monotonic() > deadline:
+            return  # a run that goes on: DVC says so itself
+        time.sleep(0.1)
 
 
 def stages(root: Path) -> list[Stage]:

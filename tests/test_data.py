@@ -1,5 +1,7 @@
 """What dvc.lock and the .dvc files say, and the remote; on a real DVC repository."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +84,31 @@ def test_data_that_is_missing_everywhere_is_not_called_pushed(service: Path) -> 
     shutil.rmtree(service / "data/raw")
     with pytest.raises((data.DataMissing, data.RemoteUnreachable)):
         data.push(service)
+
+
+def held(service: Path, pid: int) -> Path:
+    """DVC's lock file as a run leaves it that was killed while it wrote data/prepared."""
+    lock = service / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text(json.dumps({"write": {str(service / "data/prepared"): {"pid": pid, "cmd": "dvc repro"}}}))
+    return lock
+
+
+def test_a_lock_of_a_run_that_was_killed_holds_nobody_up(service: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])  # never waited for: a zombie, as under a container's first process
+    assert os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT) is not None
+    held(service, dead.pid)
+    data.repro(service)
+    assert [stage.name for stage in data.stages(service)] == ["prepare", "train", "evaluate"]
+    dead.wait()
+
+
+def test_a_run_that_goes_on_is_respected(service: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lock = held(service, os.getpid())
+    with pytest.raises(data.PipelineFailed):
+        data.repro(service)
+    assert "is busy" in "".join(capfd.readouterr())
+    assert lock.exists()
 
 
 @pytest.mark.parametrize("text", ["a: [", "\t"])
