@@ -156,7 +156,7 @@ def test_choices_are_closed(complaint: Any, question: str) -> None:
 @pytest.mark.parametrize(("question", "answers"), [case for case in RIGHT if case[0] not in ("git_host", "description", "project_name")])
 def test_what_is_accepted_makes_a_valid_service_yaml(render: Any, question: str, answers: list[str]) -> None:
     extra = {"gpu": "shared"} if question == "gpu_memory" else {}
-    service.load(render(**extra, **{question: answers[-1]}))
+    assert service.load(render(**extra, **{question: answers[-1]})).schema_version == 1
 
 
 def test_copier_copy_defaults_runs_unattended(template: Path, tmp_path: Path) -> None:
