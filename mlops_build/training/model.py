@@ -97,7 +97,7 @@ def _recorded(made: Path, example: "pd.DataFrame") -> dict[str, Any]:
     from mlflow.pyfunc import load_model, scoring_server
 
     body = convert_input_example_to_serving_input(example)
-    loaded = load_model(str(made))
+    loaded = load_model(str(made), suppress_warnings=True)  # it was made in this very environment
     answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded, loaded.metadata.get_input_schema())
     return {"schema": 1, "input": json.loads(body), "predictions": json.loads(answer.response)["predictions"]}
 
