@@ -3,7 +3,9 @@
 mlflow is imported where a run is opened: the prepare stage wants params.yaml only, and would wait two seconds for it.
 """
 
+import atexit
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _experiment(root: Path) -> str:
     import mlflow
 
+    # A stage ends with its run: the interpreter need not look for garbage in all of torch and MLflow then (half a second).
+    atexit.register(gc.freeze)
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)
     registry = Registry(uri, create=True)
