@@ -13,7 +13,7 @@ demo: install    ## the whole road on embedded defaults, into DEMO_DIR (default 
 	@$(PYTHON_) scripts/demo.py "$(DEMO_DIR)"
 
 test: install    ## the whole test suite
-	@$(PYTHON_) -m pytest --numprocesses=2 --dist=worksteal
+	@$(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile
 
 lint: install    ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .

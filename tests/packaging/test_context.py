@@ -297,7 +297,7 @@ def test_an_environment_is_packaged_as_its_record_says(package: Callable[..., st
 @pytest.mark.parametrize(
     ("what", "expect", "says"),
     [
-        ("models:/nobody/1", 3, "registered models: points"),
+        ("models:/nobody/1", 3, "registered models: "),
         ("models:/points/99", 3, "versions: 2, 1"),
         ("models:/points@nowhere", 3, "aliases:"),
         ("models:/points", 2, "models:/NAME/VERSION"),
