@@ -17,6 +17,7 @@ from typing import Any
 from mlops_build import data, finding
 from mlops_build.errors import NotFound, Refused
 from mlops_build.git.repository import Checkout
+from mlops_build.model import identity
 from mlops_build.registry import Registry, tracking_uri
 from mlops_build.service import Service, load
 from mlops_build.training import origin, register, thresholds
@@ -160,16 +161,6 @@ def register_models(
                 )
             version, new = register.register(registry, root, model.name, folder, origin_, params, metrics)
             say(f"      {version.uri} " + ("registered" if new else "was registered before with the same content"))
-            found.append(
-                Trained(
-                    version.uri,
-                    model.name,
-                    version.version,
-                    new,
-                    version.tags.get("mlops_build.commit", commit),
-                    version.run_id,
-                    metrics,
-                    dirty,
-                )
-            )
+            named = version.tags.get(identity.COMMIT_TAG, commit)
+            found.append(Trained(version.uri, model.name, version.version, new, named, version.run_id, metrics, dirty))
     return found
