@@ -27,6 +27,11 @@ IMAGE = rf"(?:{REGISTRY}/)?[a-z0-9]+(?:[._-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.
 APT = r"[a-z0-9][a-z0-9+.-]{1,100}"
 TRACKING = r"(?:sqlite:///[A-Za-z0-9_./-]{1,500}|https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9_./-]{0,200})?)"
 ENDPOINT = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/?"
+# A Kubernetes label's key and value; a taint has the same: kubernetes.io/docs/concepts/overview/working-with-objects/labels.
+LABEL_VALUE = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)"
+LABEL_KEY = rf"(?:{HOST}/)?{LABEL_VALUE}"
+# Two parts at least: a lease directory is no file system's top, and no part is "..".
+FOLDER = r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){2,10}"
 
 
 class ServiceError(Refused):
@@ -67,6 +72,18 @@ class Model(_Section):
     name: Name
 
 
+class Autoscale(_Section):
+    """More pods under load: `replicas` is then the lowest number. requests_in_progress needs an adapter that hands Prometheus' metrics to
+    the cluster (docs/explanation/manifests.md); cpu needs metrics-server, and a service without a GPU."""
+
+    max_replicas: Annotated[int, Field(ge=2, le=1000, description="the most pods; their cards must be there")]
+    metric: Literal["requests_in_progress", "cpu"] = "requests_in_progress"
+    target: Annotated[
+        int,
+        Field(ge=1, le=10000, description="what one pod should have on average: requests being answered, or percent of the CPU request"),
+    ]
+
+
 class Environment(_Section):
     """A place the service runs in. It follows the alias of its own name unless `alias` says otherwise."""
 
@@ -76,17 +93,72 @@ class Environment(_Section):
     replicas: Annotated[int, Field(ge=0, le=1000, description="how many pods")] = 1
     cpu: Annotated[str, _pattern(r"(?:[1-9][0-9]{0,5}m|[1-9][0-9]{0,2})", "CPU request, such as 500m or 2")] = "500m"
     memory: Memory = "1GiB"
+    priority_class: Annotated[str, _pattern(HOST, "the name of a PriorityClass that the cluster has")] | None = None
+    autoscale: Autoscale | None = None
+
+    @field_validator("autoscale")
+    @classmethod
+    def _above_replicas(cls, autoscale: Autoscale | None, info: ValidationInfo) -> Autoscale | None:
+        replicas = info.data.get("replicas", 0)  # not there when it was itself refused
+        if autoscale and autoscale.max_replicas <= replicas:
+            raise ValueError(f"max_replicas must be more than replicas, which is the lowest number of pods ({replicas})")
+        return autoscale
 
     @property
     def memory_bytes(self) -> int:
         return parse_bytes(self.memory)
 
 
+class Toleration(_Section):
+    """A taint of GPU nodes that the pods tolerate, as Kubernetes has it."""
+
+    key: Annotated[str, _pattern(LABEL_KEY, "a taint's key, such as nvidia.com/gpu")]
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: Annotated[str, _pattern(LABEL_VALUE, "a taint's value")] | None = None
+    effect: Annotated[Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None, Field(description="the taint's effect; null: any")] = (
+        None
+    )
+
+    @field_validator("value")
+    @classmethod
+    def _only_equal_has_a_value(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("operator") == "Exists":
+            raise ValueError("operator Exists (the default) takes no value; write `operator: Equal`")
+        return value
+
+
 class Gpu(_Section):
-    """none: CPU. shared: a lease on a card that others use too. exclusive: whole cards from the device plugin."""
+    """none: CPU. shared: a lease on a card that others use too. exclusive: a whole card from the device plugin. All else here counts only
+    with a GPU."""
 
     mode: Literal["none", "shared", "exclusive"] = "none"
     memory: Memory = "4GiB"
+    node_selector: Annotated[
+        dict[
+            Annotated[str, _pattern(LABEL_KEY, "a label's key")], Annotated[str, _pattern(f"{LABEL_VALUE}?", "a label's value, in quotes")]
+        ],
+        Field(description='labels of nodes with such cards, such as {"example.com/card": "l4"}'),
+    ] = {}
+    tolerations: list[Toleration] = []
+    runtime_class: (
+        Annotated[str, _pattern(HOST, "shared: the name of NVIDIA's RuntimeClass; null where it is the nodes' default")] | None
+    ) = "nvidia"
+    lease_dir: Annotated[
+        str, _pattern(FOLDER, "shared: a folder on each GPU node, such as /run/mlops-gpu, that everybody may write to (mode 1777)")
+    ] = "/run/mlops-gpu"
+    spare_memory: Memory | None = Field(
+        default=None, description="shared: memory that stays free on some card for the next version to start beside this one"
+    )
+    spare_cards: Annotated[int, Field(ge=0, le=1000, description="exclusive: cards that stay free for the same purpose")] = 0
+
+    @field_validator("spare_memory", "spare_cards")
+    @classmethod
+    def _spare_of_this_mode(cls, spare: object, info: ValidationInfo) -> object:
+        mode, counts = info.data.get("mode"), "shared" if info.field_name == "spare_memory" else "exclusive"
+        if spare and mode not in (counts, "none", None):
+            other = "spare_cards" if mode == "exclusive" else "spare_memory"
+            raise ValueError(f"counts only with mode: {counts}; with {mode} write {other}")
+        return spare
 
     @property
     def memory_bytes(self) -> int:
@@ -132,6 +204,17 @@ class Service(_Section):
         if len(set(names)) != len(names):
             raise ValueError(f"a model is listed twice: {', '.join(names)}")
         return models
+
+    @field_validator("gpu")
+    @classmethod
+    def _scaled_by_what_is_busy(cls, gpu: Gpu, info: ValidationInfo) -> Gpu:
+        for env, place in info.data.get("environments", {}).items():
+            if gpu.mode != "none" and place.autoscale and place.autoscale.metric == "cpu":
+                raise ValueError(
+                    f"environments.{env}.autoscale.metric: cpu says nothing about a service on a GPU: its CPU idles while the card is "
+                    "busy (and spins while it waits); write requests_in_progress"
+                )
+        return gpu
 
     @field_validator("hold")
     @classmethod

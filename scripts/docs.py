@@ -46,10 +46,19 @@ def service_yaml() -> str:
     parts = ["# service.yaml", "", GENERATED, "", str(schema["description"]), ""]
     parts += ["After the first day this file is the team's, and the one place for memory, replicas, hosts and namespaces.", ""]
     parts += _table(schema, sections)
-    for key, section in schema["properties"].items():
-        if name := _section(section):
-            parts += ["", f"## {key}", "", str(sections[name].get("description", "")), "", *_table(sections[name], sections)]
+    parts += _below("", schema, sections)
     return "\n".join(parts) + "\n"
+
+
+def _below(path: str, section: dict[str, Any], sections: dict[str, Any]) -> list[str]:
+    """The sections inside one, and inside those."""
+    parts = []
+    for key, value in section["properties"].items():
+        if name := _section(value):
+            described = str(sections[name].get("description", "")).replace("\n", " ")
+            parts += ["", f"{'###' if path else '##'} {path}{key}", "", described, "", *_table(sections[name], sections)]
+            parts += _below(f"{path}{key}.", sections[name], sections)
+    return parts
 
 
 def _table(section: dict[str, Any], sections: dict[str, Any]) -> list[str]:
@@ -73,7 +82,8 @@ def _what(value: dict[str, Any], sections: dict[str, Any]) -> str:
 
 
 def _section(value: dict[str, Any]) -> str | None:
-    for part in (value, value.get("items"), value.get("additionalProperties"), *value.get("patternProperties", {}).values()):
+    inner = (value.get("items"), value.get("additionalProperties"), *value.get("patternProperties", {}).values(), *value.get("anyOf", []))
+    for part in (value, *inner):
         if isinstance(part, dict) and "$ref" in part:
             return str(part["$ref"]).rpartition("/")[2]
     return None

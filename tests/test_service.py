@@ -57,6 +57,40 @@ def test_an_environment_may_follow_another_alias() -> None:
         (("replicas: 2", "replicas: -1"), 9, "environments.production.replicas: Input should be greater than or equal to 0 (found -1)"),
         (("hold: {}", "hold: {prod: why}"), 13, "hold: prod is no environment; environments: staging, production"),
         (("  - name: digits", "  - name: digits\n  - name: digits"), 5, "models: a model is listed twice: digits, digits"),
+        (
+            ("replicas: 2", "replicas: 2, autoscale: {max_replicas: 2, target: 4}"),
+            9,
+            "environments.production.autoscale: max_replicas must be",
+        ),
+        (
+            ("replicas: 2", "autoscale: {max_replicas: 2, targt: 4}"),
+            9,
+            "unknown key 'environments.production.autoscale.targt'; did you mean",
+        ),
+        (("replicas: 2", "priority_class: High"), 9, "environments.production.priority_class: 'High' is not the name of a PriorityClass"),
+        (("mode: none", "mode: shared, lease_dir: /"), 10, "gpu.lease_dir: '/' is not shared: a folder on each GPU node"),
+        (("mode: none", "mode: shared, lease_dir: /run/../etc"), 10, "gpu.lease_dir: '/run/../etc' is not shared: a folder"),
+        (
+            ("mode: none", "mode: shared, spare_cards: 1"),
+            10,
+            "gpu.spare_cards: counts only with mode: exclusive; with shared write spare_memory",
+        ),
+        (
+            ("mode: none", "mode: exclusive, spare_memory: 4GiB"),
+            10,
+            "gpu.spare_memory: counts only with mode: shared; with exclusive write",
+        ),
+        (
+            ("mode: none", "mode: shared, tolerations: [{key: a, value: b}]"),
+            10,
+            "gpu.tolerations.0.value: operator Exists (the default) takes",
+        ),
+        (("mode: none", "mode: shared, node_selector: {a: true}"), 10, "gpu.node_selector.a: Input should be a valid string (found True)"),
+        (
+            ("mode: none", 'mode: shared, node_selector: {"a b": x}'),
+            10,
+            "gpu.node_selector.a b: 'a b' is not labels of nodes with such cards",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_is_allowed(change: tuple[str, str], line: int, said: str) -> None:
@@ -65,6 +99,34 @@ def test_a_mistake_is_named_with_its_line_and_what_is_allowed(change: tuple[str,
     assert f"service.yaml line {line}: {said}" in str(caught.value)
     assert caught.value.exit_code == 4
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("mode", ["shared", "exclusive"])
+def test_a_gpu_service_is_not_scaled_by_its_cpu(mode: str) -> None:
+    scaled = VALID.replace("replicas: 2", "replicas: 2, autoscale: {max_replicas: 5, metric: cpu, target: 70}")
+    assert service.parse(scaled).environments["production"].autoscale == service.Autoscale(max_replicas=5, metric="cpu", target=70)
+    with pytest.raises(
+        service.ServiceError, match=r"line 10: gpu: environments\.production\.autoscale\.metric: cpu says nothing"
+    ) as caught:
+        service.parse(scaled.replace("mode: none", f"mode: {mode}"))
+    assert "write requests_in_progress" in str(caught.value)
+
+
+def test_what_was_added_to_the_first_format_is_optional() -> None:
+    found = service.parse(VALID)
+    assert (found.gpu.runtime_class, found.gpu.lease_dir, found.gpu.spare_memory, found.gpu.spare_cards) == (
+        "nvidia",
+        "/run/mlops-gpu",
+        None,
+        0,
+    )
+    place = found.environments["production"]
+    assert (place.autoscale, place.priority_class) == (None, None)
+    more = (
+        "mode: shared, runtime_class: null, node_selector: {example.com/card: l4}, tolerations: [{key: nvidia.com/gpu, effect: NoSchedule}]"
+    )
+    gpu = service.parse(VALID.replace("mode: none", f"{more}, spare_memory: 6GiB")).gpu
+    assert (gpu.runtime_class, gpu.node_selector, gpu.tolerations[0].operator) == (None, {"example.com/card": "l4"}, "Exists")
 
 
 def test_every_mistake_is_named_at_once() -> None:
