@@ -5,11 +5,12 @@
 It is staged beside its destination and renamed into place, so that there is never half a context.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a version's environment/ asks for."""
+    """What a version's environment/ asks for. code: the service's own wheels by name, each with the SHA-256 of its bytes."""
 
     python: str
     torch: str
     lock: str
     wheels: tuple[str, ...]
+    code: Mapping[str, str]
 
 
 def from_registry(registry: Registry, models: Sequence[Released]) -> list[Source]:
@@ -178,11 +180,16 @@ def _needs(folder: Path, name: str) -> Needs:
         grammar.torch_version(found.get("torch"), f"{name}: torch"),
         grammar.lock(locked, f"{name}: {LOCK}"),
         tuple(wheels),
+        {
+            wheel: hashlib.sha256((folder / WHEELS / wheel).read_bytes()).hexdigest()
+            for wheel in wheels
+            if not wheel.startswith("mlops_build-")
+        },
     )
 
 
 def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
-    """One image is one environment: every model must have been locked with the versions of the first. Raises BadVersion."""
+    """One image is one environment with one copy of the service's code: every model must come with the first one's. Raises BadVersion."""
     if not sources:
         raise BadVersion("a context needs at least one model")
     wanted = {"python": needs[0].python, "torch": needs[0].torch, **grammar.pinned(needs[0].lock)}
@@ -195,6 +202,13 @@ def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
                 f"{source.name} {source.version} was trained with {name} {found.get(name)}, {sources[0].name} {sources[0].version} with"
                 f" {wanted.get(name)} ({len(differing)} such differences): one image has one environment",
                 remedy="train the service's models with the same lock, then promote those versions",
+            )
+        # The first model's wheel is what is installed; a predictor of another commit's code might not even be in it.
+        if other.code != needs[0].code:
+            raise BadVersion(
+                f"{source.name} {source.version} comes with other code of the service than {sources[0].name} {sources[0].version}:"
+                " one image holds one copy",
+                remedy="after a change in src/, `mlops-build train` registers a version of every model: promote those versions together",
             )
 
 

@@ -157,6 +157,16 @@ def test_models_of_one_image_share_one_environment(world: World, altered: Path, 
         write_context(CPU, IMAGE, [one, source(altered, "lines", 7)], tmp_path / "other")
 
 
+def test_models_of_one_image_share_one_copy_of_the_services_code(world: World, altered: Path, tmp_path: Path) -> None:
+    one = source(world.folder / "one")
+    (own,) = [path for path in (altered / "environment/wheels").iterdir() if not path.name.startswith("mlops_build-")]
+    own.write_bytes(own.read_bytes() + b"changed")
+    with pytest.raises(context.BadVersion, match="lines 7 comes with other code of the service than points 1") as caught:
+        write_context(CPU, IMAGE, [one, source(altered, "lines", 7)], tmp_path / "other")
+    assert "promote those versions together" in str(caught.value.remedy)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_dockerfile_is_made_for_small_images_and_plain_builders(world: World, tmp_path: Path) -> None:
     write_context(CPU, IMAGE, [source(world.folder / "one")], tmp_path / "context")
     text = (tmp_path / "context/Dockerfile").read_text()
