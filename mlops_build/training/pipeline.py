@@ -84,13 +84,25 @@ def run_pipeline(root: Path, force: bool) -> None:
 
 
 def check_gate(root: Path) -> dict[str, float]:
-    """The metrics that dvc.yaml names, as one dict, if they meet the thresholds. Raises GateClosed."""
+    """The metrics that dvc.yaml names, as one dict, if they meet the thresholds. Raises GateClosed.
+
+    A metric that two files hold is refused: with several models, one would hide the other's from the gate.
+    """
     metrics: dict[str, float] = {}
+    source: dict[str, str] = {}
     for path in data.metric_files(root):
         try:
-            metrics.update(json.loads((root / path).read_text()))
-        except (OSError, ValueError) as error:
+            found = dict(json.loads((root / path).read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise Refused(f"{path} is no metrics file: {error}", remedy="evaluate.py writes it as a JSON object of numbers") from None
+        for name in found:
+            if name in source:
+                raise Refused(
+                    f"{source[name]} and {path} both hold the metric {name!r}: the thresholds in params.yaml could not tell them apart",
+                    remedy=f"give one of them a name of its own, such as MODEL_{name}",
+                )
+            source[name] = path
+        metrics.update(found)
     failed = finding.show(thresholds.failures(metrics, thresholds.of(read_params(root))))
     if failed:
         raise GateClosed(

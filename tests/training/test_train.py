@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.errors import Refused
 from mlops_build.model import files, identity
 from mlops_build.registry import Registry
+from mlops_build.training.pipeline import check_gate
 from tests.conftest import git, mlops_build
 
 
@@ -163,6 +165,17 @@ def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path)
     assert "wanted ≥ 1" in done.stderr
     assert registry(service).versions("points") == []
     assert git(service, "rev-parse", "HEAD") == head
+
+
+def test_a_metric_of_two_models_with_one_name_is_refused(service: Path) -> None:
+    (service / "reports/second.json").write_text('{"accuracy": 0.1}')
+    pipeline = (service / "dvc.yaml").read_text()
+    entry = "      - metrics.json: {cache: false}\n"
+    (service / "dvc.yaml").write_text(pipeline.replace(entry, entry + "      - reports/second.json: {cache: false}\n"))
+    with pytest.raises(Refused, match=r"metrics\.json and reports/second\.json both hold the metric 'accuracy'"):
+        check_gate(service)
+    (service / "reports/second.json").write_text('{"other_accuracy": 0.1}')
+    assert {"accuracy", "other_accuracy"} <= set(check_gate(service))
 
 
 def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path: Path) -> None:
