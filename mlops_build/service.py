@@ -161,6 +161,10 @@ class Gpu(_Section):
         return spare
 
     @property
+    def spare_bytes(self) -> int:
+        return parse_bytes(self.spare_memory) if self.spare_memory else 0
+
+    @property
     def memory_bytes(self) -> int:
         return parse_bytes(self.memory)
 

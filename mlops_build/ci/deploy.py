@@ -3,9 +3,6 @@
 import json
 import math
 import re
-import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,28 +10,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from mlops_build import service as service_file
-from mlops_build.ci import docker, image
-from mlops_build.errors import Failed, NotFound, Refused, Unreachable, UsageError
+from mlops_build.ci import cluster, docker, image
+from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.registry import Registry, RegistryUnreachable, tracking_uri
 from mlops_build.release import record as records
+from mlops_build.release.objects import MANAGER, MANAGER_LABEL
 from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.rollout import rollout
 
+# As kustomize writes it.
+BETWEEN = "\n---\n"
 EXAMPLES = "examples/recorded.json"
 # How far an answer may be from the recorded one: other processors and thread counts round differently.
 TOLERANCE = 1e-4
-RENDER_SECONDS, APPLY_SECONDS, ASK_SECONDS = 60, 120, 30
+ASK_SECONDS = 30
 # A new pod is ready before the way to it is: an ingress needs some seconds. Then the answer counts.
 ROAD_SECONDS = 60
-UNREACHABLE = re.compile(r"unable to connect|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE)
-
-
-class ClusterUnreachable(Unreachable):
-    """The cluster's API does not answer, or kubectl is not told where it is."""
-
-
-class RolloutFailed(Failed):
-    """The pods of the new release do not get ready."""
+# The least that a rollout is waited for, where nobody says how long.
+LEAST_SECONDS = 600
 
 
 class ServiceUnreachable(Unreachable):
@@ -45,8 +41,9 @@ class OtherAnswer(Refused):
     """The deployed service answers its recorded examples otherwise."""
 
 
-def run(root: Path, env: str, *, url: str | None, timeout_s: int, say: Callable[[str], None]) -> dict[str, Any]:
+def run(root: Path, env: str, *, url: str | None, timeout_s: int | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Deploy what the record of `env` in the working tree says. url: where the examples are asked, default http://HOST of service.yaml.
+    timeout_s: how long the rollout may take, default what replicas and startup_seconds of service.yaml allow for.
 
     Raises NotFound (nothing released, or its image is not there), ClusterUnreachable, RolloutFailed, ServiceUnreachable, OtherAnswer.
     While MLflow is down this still deploys (a rollback by Git must): by the image registry's digest, and without the examples, aloud.
@@ -60,7 +57,7 @@ def run(root: Path, env: str, *, url: str | None, timeout_s: int, say: Callable[
             f"nothing is released to {env} yet",
             remedy=f"mlops-build promote {service.models[0].name} VERSION --to {env}; the bridge releases it",
         )
-    kubectl = _kubectl()
+    cluster.kubectl()
     try:
         registry: Registry | None = Registry(tracking_uri(root))
         reference = image.noted(registry, record) if registry else None
@@ -68,10 +65,19 @@ def run(root: Path, env: str, *, url: str | None, timeout_s: int, say: Callable[
         say(f"deploy: {error.message}; the digest comes from the image registry, and the recorded examples are not asked")
         registry = reference = None
     reference = reference or _reference(record)
-    rendered = by_digest(_rendered(kubectl, root / "deploy" / "overlays" / env), record, reference)
+    rendered = by_digest(cluster.render(root / "deploy" / "overlays" / env), record, reference)
+    objects = [one for one in YAML(typ="safe", pure=True).load_all(rendered) if one]
+    # Before anything is applied: a scaler that stays a moment longer would change the number of replicas that is applied.
+    cluster.remove_unwanted(service.name, place.namespace, objects, say)
+    if scaler := scaler_of(objects, service.name):
+        rendered = with_replicas(rendered, service.name, replicas(scaler, cluster.live_replicas(service.name, place.namespace)))
+    volumes, rendered = without_volumes(rendered)
+    for name, manifest in volumes.items():
+        by_hand = f"kubectl --namespace {place.namespace} apply --filename {records.folder(env)}/gpu-leases.yaml"
+        cluster.make_volume(manifest, name, by_hand)
     say(f"deploy: applying {record} to {env} as {reference}")
-    _call(kubectl, ["apply", "--filename", "-"], APPLY_SECONDS, rendered)
-    _rollout(kubectl, service.name, place.namespace, timeout_s)
+    cluster.apply(rendered)
+    cluster.wait(service.name, place.namespace, timeout_s or max(LEAST_SECONDS, rollout(service, env).update_seconds))
     asked = None
     if registry is not None and place.replicas:
         asked = sum(_ask(registry, model, address, first=model == record.models[0]) for model in record.models)
@@ -99,6 +105,48 @@ def by_digest(rendered: str, record: Record, reference: str) -> str:
     return changed
 
 
+def scaler_of(objects: Sequence[Any], name: str) -> dict[str, Any] | None:
+    """The HorizontalPodAutoscaler that sets the replicas of the Deployment `name`, where the Deployment itself sets none."""
+    for one in objects:
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == name and "replicas" in one["spec"]:
+            return None
+    scalers: list[dict[str, Any]] = [one for one in objects if one["kind"] == "HorizontalPodAutoscaler"]
+    return next((one for one in scalers if one["spec"]["scaleTargetRef"]["name"] == name), None)
+
+
+def replicas(scaler: dict[str, Any], live: int | None) -> int:
+    """How many pods a scaled Deployment is applied with: as many as are live, within the scaler's bounds.
+
+    Without a number Kubernetes takes 1 on the day that the scaler comes in, since kubectl takes away the number that was applied before;
+    and a Deployment that stands at 0 is not scaled at all.
+    """
+    low, high = int(scaler["spec"].get("minReplicas", 1)), int(scaler["spec"]["maxReplicas"])
+    return min(max(live or low, low), high)
+
+
+def with_replicas(rendered: str, name: str, count: int) -> str:
+    """Rendered manifests whose Deployment `name` has so many replicas. Raises Refused where there is none."""
+    documents = rendered.split(BETWEEN)
+    for index, document in enumerate(documents):
+        if re.search(r"^kind: Deployment$", document, re.MULTILINE) and _name(document) == name:
+            documents[index] = re.sub(r"^spec:\n", f"spec:\n  replicas: {count}\n", document, count=1, flags=re.MULTILINE)
+            return BETWEEN.join(documents)
+    raise Refused(f"the overlay renders no Deployment {name}", remedy="does its kustomization.yaml still list `../../base`?")
+
+
+def without_volumes(rendered: str) -> tuple[dict[str, str], str]:
+    """A release's own PersistentVolumes by name, and the manifests without them."""
+    documents, ours = rendered.split(BETWEEN), f"{MANAGER_LABEL}: {MANAGER}"
+    volumes = [one for one in documents if re.search(r"^kind: PersistentVolume$", one, re.MULTILINE) and ours in one]
+    return {_name(one): one for one in volumes}, BETWEEN.join(one for one in documents if one not in volumes)
+
+
+def _name(document: str) -> str:
+    """The name in an object as kustomize writes it."""
+    found = re.search(r"^metadata:\n(?:(?:  .*)?\n)*?  name: (\S+)$", document, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def differences(recorded: object, answered: object, where: str = "predictions") -> list[str]:
     """Where two answers differ: numbers by more than TOLERANCE (relative from 1 on, absolute below), all else at all."""
     if isinstance(recorded, dict) and isinstance(answered, dict) and recorded.keys() == answered.keys():
@@ -122,49 +170,6 @@ def _reference(record: Record) -> str:
     if digest is None:
         raise NotFound(f"the image {name} does not exist", remedy="mlops-build ci image builds and pushes it")
     return image.reference(name, digest)
-
-
-def _rendered(kubectl: str, overlay: Path) -> str:
-    done = subprocess.run([kubectl, "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
-    if done.returncode:
-        raise Refused(f"{overlay} does not render: {done.stderr.strip()[-500:]}", remedy="mend it: mlops-build ci check says the same")
-    return done.stdout
-
-
-def _rollout(kubectl: str, name: str, namespace: str, timeout_s: int) -> None:
-    arguments = ["rollout", "status", f"deployment/{name}", "--namespace", namespace, f"--timeout={timeout_s}s"]
-    try:
-        _call(kubectl, arguments, timeout_s + RENDER_SECONDS)
-    except ClusterUnreachable:
-        raise
-    except Failed as error:
-        raise RolloutFailed(
-            f"{name} in {namespace} did not get ready within {timeout_s} s: {error.message}",
-            remedy=f"kubectl --namespace {namespace} describe pods; back to the version before: mlops-build rollback MODEL --env ENV",
-        ) from None
-
-
-def _call(kubectl: str, arguments: Sequence[str], seconds: int, text: str | None = None) -> None:
-    """kubectl with its output shown on stderr. Raises Failed with its last line, ClusterUnreachable."""
-    try:
-        done = subprocess.run([kubectl, *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise ClusterUnreachable(
-            f"`kubectl {arguments[0]}` did not answer within {seconds} s", remedy="check KUBECONFIG and the network"
-        ) from None
-    print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
-        if UNREACHABLE.search(said):
-            raise ClusterUnreachable(f"the cluster does not answer: {said}", remedy="check KUBECONFIG, the context and the network")
-        raise Failed(f"kubectl {arguments[0]}: {said}", remedy="see above; does this account have the right to do that?")
-
-
-def _kubectl() -> str:
-    found = shutil.which("kubectl")
-    if not found:
-        raise ClusterUnreachable("there is no kubectl command here", remedy="install kubectl on the agent, and set KUBECONFIG")
-    return found
 
 
 def _ask(registry: Registry, model: ReleasedModel, address: str, *, first: bool) -> int:

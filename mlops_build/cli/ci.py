@@ -19,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     deploy = steps.add_parser("deploy", help="apply one environment's release and check what it answers")
     deploy.add_argument("env", metavar="ENV", help="an environment of service.yaml")
     deploy.add_argument("--url", help="where the recorded examples are asked (default: http://HOST of service.yaml)")
-    deploy.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="how long the rollout may take (default: 600)")
+    deploy.add_argument(
+        "--timeout",
+        type=int,
+        metavar="SECONDS",
+        help="how long the rollout may take (default: 600, or more where replicas and startup_seconds ask for it)",
+    )
     for step in steps.choices.values():
         step.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

@@ -1,8 +1,8 @@
-"""The release record: what one environment should run, as three files in Git that only machines write.
+"""The release record: what one environment should run, as a folder in Git that only machines write.
 
-`deploy/overlays/ENV/release/` is a kustomize Component: record.yaml says what, kustomization.yaml and patch.yaml make it so. Everything
-that comes from the registry passes a grammar first, since a tag is text that anybody with access to MLflow may write. The same record is
-the same bytes, whoever writes it.
+`deploy/overlays/ENV/release/` is a kustomize Component: record.yaml says what, kustomization.yaml and patch.yaml make it so, and objects
+that service.yaml wants besides stand in files of their own (objects.py). Everything that comes from the registry passes a grammar first,
+since a tag is text that anybody with access to MLflow may write. The same record is the same bytes, whoever writes it.
 """
 
 import json
@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.release import objects
 from mlops_build.release.rollout import PROBE_SECONDS, Rollout, kubernetes_memory, rollout
 from mlops_build.service import REGISTRY, Service
 
@@ -120,15 +121,18 @@ def parse(text: str, where: str = RECORD) -> Record:
 
 
 def render(record: Record, service: Service) -> dict[str, str]:
-    """The three files of a release, by name. `parse(render(record, service)["record.yaml"]) == record`."""
+    """Exactly the files of a release's folder, by name. `parse(render(record, service)["record.yaml"]) == record`."""
     if not record.models or record.image is None or record.commit is None:
         raise BadRecord("a release has at least one model")
-    numbers = rollout(service, record.environment)
-    header = HEADER.format(env=record.environment)
+    env = record.environment
+    numbers = rollout(service, env)
+    header = HEADER.format(env=env)
+    extra = objects.files(service, env)
     return {
         RECORD: header + yaml_text(_record_document(record)),
-        KUSTOMIZATION: header + yaml_text(_kustomization(record.image, service, record.environment)),
+        KUSTOMIZATION: header + yaml_text(_kustomization(record.image, service, env, list(extra))),
         PATCH: header + _strategy_comment(numbers) + yaml_text(_patch(record, service, numbers)),
+        **{name: f"{header}# {file.comment}\n" + "---\n".join(map(yaml_text, file.objects)) for name, file in extra.items()},
     }
 
 
@@ -147,13 +151,14 @@ def _record_document(record: Record) -> dict[str, Any]:
     }
 
 
-def _kustomization(image: str, service: Service, env: str) -> dict[str, Any]:
+def _kustomization(image: str, service: Service, env: str, resources: Sequence[str]) -> dict[str, Any]:
     place = service.environment(env)
     repository, _, tag = image.rpartition(":")
     return {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
         "namespace": place.namespace,
+        **({"resources": list(resources)} if resources else {}),
         "images": [{"name": service.name, "newName": repository, "newTag": tag}],
         "patches": [
             {"path": PATCH},
@@ -167,9 +172,18 @@ def _kustomization(image: str, service: Service, env: str) -> dict[str, Any]:
 
 
 def _strategy_comment(numbers: Rollout) -> str:
-    return (
-        "# Recreate: no second pod may take room on the card beside the old one, so an update means downtime.\n" if numbers.recreate else ""
-    )
+    """What an update costs, where it costs more than a moment of one pod's memory."""
+    room = "gpu.spare_memory" if numbers.gpu == "shared" else "gpu.spare_cards"
+    lacking = f"service.yaml keeps no room for one more on a card ({room})"
+    if numbers.recreate:
+        return (
+            f"# Recreate: {lacking}, so the old pod ends before the new one loads.\n"
+            f"# An update means DOWNTIME: up to {numbers.startup_seconds} s of loading, after the old pod's last requests.\n"
+        )
+    if numbers.surge == 0:
+        less = "# With a single pod at that time an update means DOWNTIME.\n" if numbers.downtime else ""
+        return f"# maxSurge 0: {lacking}, so an update runs with one pod fewer.\n{less}"
+    return ""
 
 
 def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]:
@@ -189,19 +203,39 @@ def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]
         "kind": "Deployment",
         "metadata": {"name": service.name, "labels": labels, "annotations": annotations},
         "spec": {
-            "replicas": numbers.replicas,
+            **({} if numbers.autoscale else {"replicas": numbers.replicas}),
             "progressDeadlineSeconds": numbers.deadline_seconds,
             "strategy": strategy,
             "template": {
                 "metadata": {"labels": labels, "annotations": annotations},
-                # Cards of the device plugin need no runtime class; a shared card is seen through NVIDIA's.
-                "spec": {
-                    **({"runtimeClassName": "nvidia"} if numbers.gpu == "shared" else {}),
-                    "containers": [_container(service, numbers)],
-                },
+                "spec": {**_where(service, record.environment), "containers": [_container(service, numbers)], **_volumes(service)},
             },
         },
     }
+
+
+def _where(service: Service, env: str) -> dict[str, Any]:
+    """Which node a pod may run on, before whom, and with which runtime."""
+    gpu, place = service.gpu, service.environment(env)
+    found: dict[str, Any] = {}
+    if place.priority_class:
+        found["priorityClassName"] = place.priority_class
+    if gpu.mode == "none":
+        return found
+    # The device plugin's cards come into the container by themselves; a shared card is seen through NVIDIA's runtime.
+    if gpu.mode == "shared" and gpu.runtime_class:
+        found["runtimeClassName"] = gpu.runtime_class
+    if gpu.node_selector:
+        found["nodeSelector"] = dict(sorted(gpu.node_selector.items()))
+    if gpu.tolerations:
+        found["tolerations"] = [one.model_dump(exclude_none=True) for one in gpu.tolerations]
+    return found
+
+
+def _volumes(service: Service) -> dict[str, Any]:
+    if service.gpu.mode != "shared":
+        return {}
+    return {"volumes": [{"name": "gpu-leases", "persistentVolumeClaim": {"claimName": objects.claim(service)}}]}
 
 
 def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
@@ -211,9 +245,12 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
         # Extended resources cannot be overcommitted: the request is the limit.
         resources["requests"]["nvidia.com/gpu"] = resources["limits"]["nvidia.com/gpu"] = str(numbers.cards)
     variables: dict[str, str] = {}
+    shared: dict[str, Any] = {}
     if numbers.gpu == "shared":
         variables["MLOPS_GPU_MEMORY"] = f"{kubernetes_memory(numbers.gpu_memory_bytes)}B"
+        variables["MLOPS_GPU_LEASE_DIR"] = objects.LEASE_DIR
         variables |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+        shared = {"volumeMounts": [{"name": "gpu-leases", "mountPath": objects.LEASE_DIR}]}
     return {
         "name": service.name,
         # Ports merge by number: without `replace` a changed number would be a second port of the same name.
@@ -221,6 +258,7 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
         **({"env": [{"name": name, "value": value} for name, value in variables.items()]} if variables else {}),
         "resources": resources,
         "startupProbe": {"periodSeconds": PROBE_SECONDS, "failureThreshold": numbers.startup_failures},
+        **shared,
     }
 
 

@@ -4,25 +4,34 @@ Where the arithmetic comes from: a rolling update needs spare memory. Kubernetes
 old one. On a node whose cards are full that pod never becomes ready, or it takes memory from a neighbour and kills it (LLMKube#192,
 airunway#400, kserve#4618). Main memory is the scheduler's: a pod that does not fit waits, and nobody is hurt. Hence:
 
-| GPU              | replicas  | strategy                        | while updating                                            |
-| ---------------- | --------- | ------------------------------- | --------------------------------------------------------- |
-| none             | any       | maxSurge 1, maxUnavailable 0    | one pod more; never fewer than asked for                  |
-| shared/exclusive | 2 or more | maxSurge 0, maxUnavailable 1    | one pod fewer; never a card more than asked for           |
-| shared/exclusive | 0 or 1    | Recreate                        | the old pod ends, then the new one loads: downtime        |
+| GPU, room for one more | replicas          | strategy                     | while updating                                      |
+| ---------------------- | ----------------- | ---------------------------- | --------------------------------------------------- |
+| none                   | any               | maxSurge 1, maxUnavailable 0 | one pod more; never fewer than asked for            |
+| a card, room           | any               | maxSurge 1, maxUnavailable 0 | one pod more, in the room that was kept for it      |
+| a card, no room        | 2 or more, scaled | maxSurge 0, maxUnavailable 1 | one pod fewer; never a card more than asked for     |
+| a card, no room        | 0 or 1            | Recreate                     | the old pod ends, then the new one loads: downtime  |
 
-Memory is requested and limited alike, since it cannot be taken back; CPU is requested only, since a limit slows a pod down on an idle node.
+Room for one more is what service.yaml promises: `gpu.spare_memory` of at least `gpu.memory` (shared), `gpu.spare_cards` of at least 1
+(exclusive). Memory is requested and limited alike, since it cannot be taken back; CPU is requested only, since a limit slows a pod down
+on an idle node.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mlops_build.service import Service
+from mlops_build.service import Autoscale, Gpu, Service
 
 # How often the start-up probe asks.
 PROBE_SECONDS = 3
-# What a pod needs besides loading its model: its image is pulled, and the pod before it may take this long to end.
+# What a pod needs besides loading its model: its image is pulled, and the pod before it may take GRACE_SECONDS to end.
 PULL_SECONDS = 300
+# terminationGracePeriodSeconds of the template's Deployment.
+GRACE_SECONDS = 60
+# Kubernetes' own least time between two looks before pods are taken away.
+CALM_SECONDS = 300
+
+Mode = Literal["none", "shared", "exclusive"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Rollout:
     """The numbers of one Deployment. Memory in bytes, CPU as Kubernetes writes it, `cards` whole GPUs from the device plugin,
     `gpu_memory_bytes` the budget on a shared card.
 
-    surge and unavailable: pods more and fewer than `replicas` during an update; both None means Recreate.
+    surge and unavailable: pods more and fewer than `replicas` during an update; both None means Recreate. autoscale: None where a fixed
+    number of pods runs, and where none runs (`replicas: 0` stops a service, whatever it scales on).
     """
 
     replicas: int
@@ -38,15 +48,26 @@ class Rollout:
     unavailable: int | None
     memory_bytes: int
     cpu: str
-    gpu: Literal["none", "shared", "exclusive"]
+    gpu: Mode
     cards: int
     gpu_memory_bytes: int
     port: int
     startup_seconds: int
+    autoscale: Autoscale | None = None
 
     @property
     def recreate(self) -> bool:
         return self.surge is None
+
+    @property
+    def downtime(self) -> bool:
+        """Whether an update can mean that nobody answers for a while."""
+        return self.recreate or (self.surge == 0 and self.replicas <= 1)
+
+    @property
+    def most(self) -> int:
+        """The largest number of pods that run outside an update."""
+        return self.autoscale.max_replicas if self.autoscale else self.replicas
 
     @property
     def startup_failures(self) -> int:
@@ -58,11 +79,22 @@ class Rollout:
         """progressDeadlineSeconds: longer than the longest start, or every slow start is a failed rollout."""
         return self.startup_seconds + PULL_SECONDS
 
+    @property
+    def update_seconds(self) -> int:
+        """How long an update may take: the image is pulled, then one pod after the other ends and loads."""
+        return PULL_SECONDS + max(self.most, 1) * (self.startup_seconds + GRACE_SECONDS)
+
+    @property
+    def calm_seconds(self) -> int:
+        """How long the load must have been low before a pod is taken away: no shorter than it takes to get it back."""
+        return max(CALM_SECONDS, self.startup_seconds)
+
 
 def rollout(service: Service, env: str) -> Rollout:
     """What service.yaml asks for in one environment. Raises NotFound for an unknown one."""
     place = service.environment(env)
-    surge, unavailable = steps(service.gpu.mode, place.replicas)
+    autoscale = place.autoscale if place.replicas else None
+    surge, unavailable = steps(service.gpu.mode, place.replicas, room=room(service.gpu), scaled=autoscale is not None)
     return Rollout(
         replicas=place.replicas,
         surge=surge,
@@ -74,14 +106,23 @@ def rollout(service: Service, env: str) -> Rollout:
         gpu_memory_bytes=service.gpu.memory_bytes if service.gpu.mode == "shared" else 0,
         port=service.serving.port,
         startup_seconds=service.serving.startup_seconds,
+        autoscale=autoscale,
     )
 
 
-def steps(gpu: Literal["none", "shared", "exclusive"], replicas: int) -> tuple[int | None, int | None]:
-    """(maxSurge, maxUnavailable), or (None, None) for Recreate: the table above."""
-    if gpu == "none":
+def room(gpu: Gpu) -> bool:
+    """Whether service.yaml promises room on a card for one pod more than asked for. Without a GPU there always is: the scheduler's."""
+    if gpu.mode == "shared":
+        return gpu.spare_bytes >= gpu.memory_bytes
+    return gpu.mode == "none" or gpu.spare_cards >= 1
+
+
+def steps(gpu: Mode, replicas: int, *, room: bool = False, scaled: bool = False) -> tuple[int | None, int | None]:
+    """(maxSurge, maxUnavailable), or (None, None) for Recreate: the table above. room: for one pod more, on a card. scaled: the number of
+    pods changes, `replicas` is the lowest."""
+    if gpu == "none" or room:
         return 1, 0
-    return (0, 1) if replicas > 1 else (None, None)
+    return (0, 1) if replicas > 1 or scaled else (None, None)
 
 
 def kubernetes_memory(amount: int) -> str:

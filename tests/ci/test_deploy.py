@@ -26,7 +26,18 @@ KUBECTL = """\
 #!/bin/sh
 if [ "$1" = kustomize ]; then exec "{real}" "$@"; fi
 echo "$*" >>"{folder}/calls"
-if [ "$1" = apply ]; then cat >"{folder}/applied.yaml"; fi
+if [ "$1" = apply ]; then
+    cat >"{folder}/applied.yaml"
+    if grep -q '^kind: PersistentVolume$' "{folder}/applied.yaml"; then
+        cp "{folder}/applied.yaml" "{folder}/volume.yaml"
+        if [ "$CLUSTER" = modest ]; then echo 'Error from server (Forbidden): persistentvolumes is forbidden' >&2; exit 1; fi
+    fi
+fi
+case "$1 $2" in
+    "get deployment") printf %s "$LIVE_REPLICAS"; exit ;;
+    "get persistentvolume") printf %s "$LIVE_VOLUME"; exit ;;
+    "get "*) printf '%s\\n' $LIVE_OBJECTS; exit ;;
+esac
 case "$CLUSTER:$1" in
     down:*) echo "Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused" >&2; exit 1 ;;
     forbidden:apply) echo 'Error from server (Forbidden): deployments.apps "points" is forbidden' >&2; exit 1 ;;
@@ -93,7 +104,10 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
         "url": server.url,
         "examples": 2,
     }
+    labels = "app.kubernetes.io/name=points,app.kubernetes.io/managed-by=mlops-build"
+    kinds = "horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy,persistentvolumeclaims"
     assert (cluster / "calls").read_text().splitlines() == [
+        f"get {kinds} --namespace {document['namespace']} --selector {labels} --output name --ignore-not-found",
         "apply --filename -",
         f"rollout status deployment/points --namespace {document['namespace']} --timeout=77s",
     ]
@@ -150,6 +164,140 @@ def test_a_service_that_does_not_answer_is_told(cluster: Path, released: Record,
     assert "does not answer" in said
     assert "--url" in said
     assert "write --url https://HOST" in run("staging", "--url", "file:///etc/passwd", expect=2)[1]
+
+
+@pytest.fixture
+def image_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image registry has every image; the real one is asked in test_image.py."""
+    from mlops_build.ci import docker
+
+    monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
+
+
+@pytest.fixture
+def promise(service: Path) -> Callable[[str, str], None]:
+    """promise(old, new) edits service.yaml."""
+
+    def edit(old: str, new: str) -> None:
+        text = (service / "service.yaml").read_text()
+        assert old in text
+        (service / "service.yaml").write_text(text.replace(old, new, 1))
+
+    return edit
+
+
+def applied(cluster: Path) -> dict[str, Any]:
+    return {one["kind"]: one for one in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
+
+
+@pytest.mark.parametrize(("live", "expected"), [("", 2), ("0", 2), ("1", 2), ("4", 4), ("9", 6)])
+def test_a_scaled_deployment_keeps_the_pods_it_has(
+    cluster: Path,
+    promise: Callable[[str, str], None],
+    release: Release,
+    run: Callable[..., tuple[Any, str]],
+    image_is_there: None,
+    monkeypatch: pytest.MonkeyPatch,
+    live: str,
+    expected: int,
+) -> None:
+    promise("replicas: 1", "replicas: 2\n    autoscale: {max_replicas: 6, target: 4}")
+    release("staging")
+    monkeypatch.setenv("LIVE_REPLICAS", live)
+    monkeypatch.setenv("CLUSTER", "stuck")
+    run("staging", expect=1)
+    objects = applied(cluster)
+    assert objects["Deployment"]["spec"]["replicas"] == expected
+    assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    assert {"Service", "Ingress", "NetworkPolicy"} <= set(objects)
+
+
+def test_what_a_release_has_no_more_is_removed_before_it_is_applied(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = "horizontalpodautoscaler.autoscaling/points poddisruptionbudget.policy/points persistentvolumeclaim/points-gpu-leases-1 strange"
+    monkeypatch.setenv("LIVE_OBJECTS", there)
+    monkeypatch.setenv("CLUSTER", "stuck")
+    _, said = run("staging", expect=1)
+    calls = (cluster / "calls").read_text().splitlines()
+    assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points poddisruptionbudgets.policy/points --namespace ")
+    assert calls[2] == "apply --filename -"
+    assert "persistentvolumeclaim points-gpu-leases-1" in said
+    assert "by hand" in said
+    assert not any("persistentvolumeclaim" in call for call in calls[1:])
+
+
+def test_what_a_release_still_has_is_not_removed(
+    cluster: Path,
+    promise: Callable[[str, str], None],
+    release: Release,
+    run: Callable[..., tuple[Any, str]],
+    image_is_there: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promise("replicas: 1", "replicas: 2")
+    release("staging")
+    monkeypatch.setenv("LIVE_OBJECTS", "poddisruptionbudget.policy/points")
+    monkeypatch.setenv("CLUSTER", "stuck")
+    run("staging", expect=1)
+    assert "delete" not in (cluster / "calls").read_text()
+    assert "PodDisruptionBudget" in applied(cluster)
+
+
+@pytest.mark.parametrize("state", ["absent", "there", "forbidden"])
+def test_the_volume_of_gpu_leases_is_made_once(
+    cluster: Path,
+    promise: Callable[[str, str], None],
+    release: Release,
+    run: Callable[..., tuple[Any, str]],
+    image_is_there: None,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+) -> None:
+    promise("mode: none", "mode: shared")
+    release("staging")
+    volume = next(
+        line.split()[1]
+        for line in (cluster.parent / "points/deploy/overlays/staging/release/gpu-leases.yaml").read_text().splitlines()
+        if line.startswith("  name: ml-")
+    )
+    monkeypatch.setenv("LIVE_VOLUME", f"persistentvolume/{volume}" if state == "there" else "")
+    monkeypatch.setenv("CLUSTER", "modest" if state == "forbidden" else "stuck")
+    _, said = run("staging", expect=4 if state == "forbidden" else 1)
+    if state == "forbidden":
+        assert "kubectl --namespace ml-staging apply --filename deploy/overlays/staging/release/gpu-leases.yaml" in said
+        assert "rollout" not in (cluster / "calls").read_text()
+        return
+    assert (cluster / "volume.yaml").exists() is (state == "absent")
+    objects = applied(cluster)
+    assert "PersistentVolume" not in objects
+    claim = objects["PersistentVolumeClaim"]
+    assert claim["spec"]["volumeName"] == volume
+    if state == "absent":
+        made = YAML(typ="safe").load((cluster / "volume.yaml").read_text())
+        assert made["metadata"]["name"] == volume
+        assert made["spec"]["claimRef"] == {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "namespace": claim["metadata"]["namespace"],
+            "name": claim["metadata"]["name"],
+        }
+
+
+def test_a_slow_model_is_waited_for(
+    cluster: Path,
+    promise: Callable[[str, str], None],
+    release: Release,
+    run: Callable[..., tuple[Any, str]],
+    image_is_there: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promise("startup_seconds: 120", "startup_seconds: 1800")
+    release("staging")
+    monkeypatch.setenv("CLUSTER", "stuck")
+    run("staging", expect=1)
+    waited = int((cluster / "calls").read_text().rstrip("s\n").rpartition("--timeout=")[2])
+    assert waited > 1800
 
 
 def test_no_kubectl_is_told(released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

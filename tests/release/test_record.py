@@ -38,10 +38,12 @@ found = st.builds(
 @settings(max_examples=30, deadline=None)
 def test_what_is_written_is_read_back(record: Record) -> None:
     files = records.render(record, DIGITS)
-    assert set(files) == {"record.yaml", "kustomization.yaml", "patch.yaml"}
+    several = {"pdb.yaml"} if record.environment == "production" else set()
+    assert set(files) == {"record.yaml", "kustomization.yaml", "patch.yaml"} | several
     assert records.parse(files["record.yaml"]) == record
     assert records.render(record, DIGITS) == files
     for text in files.values():
+        assert text.isascii()
         assert isinstance(YAML(typ="safe", pure=True).load(text), dict)
 
 
@@ -143,7 +145,10 @@ def kustomize(overlay: Path) -> dict[str, dict[str, Any]]:
         pytest.skip("kubectl is not on PATH")
     done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    return {found["kind"]: found for found in YAML(typ="safe").load_all(done.stdout)}
+    found = list(YAML(typ="safe").load_all(done.stdout))
+    kinds = {one["kind"]: one for one in found}
+    assert len(kinds) == len(found), "two of a kind"
+    return kinds
 
 
 def release(root: Path, service: str) -> None:
@@ -192,15 +197,16 @@ def test_the_release_of_a_gpu_service_renders(tmp_path: Path, mode: str, replica
     assert spec["strategy"] == (
         {"type": "Recreate"} if replicas == 1 else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     )
-    assert ("downtime" in (tmp_path / "deploy/overlays/production/release/patch.yaml").read_text()) is (replicas == 1)
+    assert ("DOWNTIME" in (tmp_path / "deploy/overlays/production/release/patch.yaml").read_text()) is (replicas == 1)
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     variables = {one["name"]: one["value"] for one in container["env"]}
     if mode == "shared":
         assert pod["runtimeClassName"] == "nvidia"
         assert variables["MLOPS_GPU_MEMORY"] == "6GiB"
-        assert "nvidia.com/gpu" not in container["resources"]["limits"]
+        assert variables["MLOPS_GPU_LEASE_DIR"] == container["volumeMounts"][0]["mountPath"] == "/run/mlops-gpu"
+        assert "nvidia.com/gpu" not in container["resources"]["limits"] | container["resources"]["requests"]
     else:
-        assert "runtimeClassName" not in pod
+        assert not {"runtimeClassName", "volumes"} & set(pod)
         assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == "1"
         assert set(variables) == {"HOME"}

@@ -28,8 +28,10 @@ def test_the_templates_overlays_render_with_a_release(render: Callable[..., Path
     assert records.read(root, env) == record
     after = kustomize(root / "deploy" / "overlays" / env)
     place = service.environment(env)
-    assert set(after) == set(before)
-    assert {found["metadata"]["namespace"] for found in after.values()} == {place.namespace}
+    more = {"PodDisruptionBudget"} if place.replicas > 1 else set()
+    more |= {"PersistentVolume", "PersistentVolumeClaim"} if gpu == "shared" else set()
+    assert set(after) == set(before) | more
+    assert {found["metadata"].get("namespace") for kind, found in after.items() if kind != "PersistentVolume"} == {place.namespace}
     deployment: dict[str, Any] = after["Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert (deployment["spec"]["replicas"], container["image"]) == (place.replicas, record.image)
@@ -40,6 +42,7 @@ def test_the_templates_overlays_render_with_a_release(render: Callable[..., Path
     assert deployment["spec"]["progressDeadlineSeconds"] > service.serving.startup_seconds
     # What the base says besides stays.
     old = before["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    kept = {key: value for key, value in old.items() if key not in ("image", "ports", "env", "resources", "startupProbe")}
+    kept = {key: value for key, value in old.items() if key not in ("image", "ports", "env", "resources", "startupProbe", "volumeMounts")}
     assert {key: container[key] for key in kept} == kept
     assert [one for one in container["env"] if one in old["env"]] == old["env"]
+    assert [one for one in container["volumeMounts"] if one in old["volumeMounts"]] == old["volumeMounts"]

@@ -1,87 +1,383 @@
-"""deploy/: both overlays render before anything was released, run nothing, and hold nothing that service.yaml says."""
+"""deploy/: every overlay of every kind of service, before and after a release, against the schemas and rules that a cluster has."""
 
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from mlops_build import service as service_file
+from mlops_build.ci import deploy
+from mlops_build.release import record as records
+from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.serving import server
+from mlops_build.serving.app import Measured
+from tests.conftest import Render
+
 ENVIRONMENTS = ["staging", "production"]
+MODES, MONITORINGS = ["none", "shared", "exclusive"], ["annotations", "prometheus-operator", "none"]
+MODEL = ReleasedModel("digits", 7, f"sha256:{'a' * 64}", "b" * 32)
+DIGEST = f"sha256:{'e' * 64}"
+# What service.yaml says of production, by name of the case; "unreleased" is the tree as the template makes it.
+CASES: dict[str, tuple[str, ...]] = {
+    "unreleased": (),
+    "one": ("replicas: 1",),
+    "three": ("replicas: 3", "priority_class: serving"),
+    "scaled": ("replicas: 2", "autoscale: {max_replicas: 5, target: 3}"),
+    "scaled from one": ("replicas: 1", "autoscale: {max_replicas: 5, target: 3}"),
+    "stopped": ("replicas: 0", "autoscale: {max_replicas: 5, target: 3}"),
+}
+ALL = list(product(MODES, MONITORINGS, CASES))
+
+# Everything that a release of a GPU service can hold.
+GPU_NODES = "node_selector: {example.com/card: l4}\n  tolerations: [{key: nvidia.com/gpu, effect: NoSchedule}]"
 
 
-def kustomize(overlay: Path) -> dict[str, dict[str, Any]]:
-    """The rendered objects by kind."""
+@dataclass(frozen=True)
+class Rendered:
+    """One overlay as it is applied: the objects by kind, and the text with the image's digest in it."""
+
+    objects: Mapping[str, dict[str, Any]]
+    text: str
+    root: Path
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        return self.objects["Deployment"]
+
+    @property
+    def pod(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.deployment["spec"]["template"]["spec"]
+        return found
+
+    @property
+    def container(self) -> dict[str, Any]:
+        (found,) = self.pod["containers"]
+        assert isinstance(found, dict)
+        return found
+
+
+def kustomize(overlay: Path) -> Rendered:
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not on PATH")
+        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
     done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    objects = [found for found in YAML(typ="safe").load_all(done.stdout) if found]
+    assert not done.stderr, done.stderr
+    return read(done.stdout, overlay.parents[2])
+
+
+def read(text: str, root: Path) -> Rendered:
+    objects = [found for found in YAML(typ="safe").load_all(text) if found]
     kinds = {found["kind"]: found for found in objects}
-    assert len(kinds) == len(objects)
-    return kinds
+    assert len(kinds) == len(objects), "two of a kind"
+    return Rendered(kinds, text, root)
 
 
-@pytest.mark.parametrize("monitoring", ["annotations", "prometheus-operator", "none"])
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_an_overlay_renders_before_the_first_release_and_runs_nothing(render: Any, env: str, monitoring: str) -> None:
-    objects = kustomize(render(monitoring=monitoring) / "deploy" / "overlays" / env)
-    assert set(objects) == {"Deployment", "Service", "Ingress", "ServiceAccount"} | (
-        {"ServiceMonitor"} if monitoring == "prometheus-operator" else set()
-    )
-    assert {found["metadata"]["name"] for found in objects.values()} == {"digits"}
-    assert objects["Deployment"]["spec"]["replicas"] == 0
-    annotations = objects["Deployment"]["spec"]["template"]["metadata"].get("annotations", {})
-    assert bool(annotations) is (monitoring == "annotations")
+def release(root: Path, env: str) -> Record:
+    """Write a release of MODEL, as the bridge does."""
+    service = service_file.load(root)
+    record = Record(env, (MODEL,), "c" * 40, f"{service.image.registry}/{service.name}:v7-{'d' * 12}")
+    shutil.rmtree(root / records.folder(env))
+    (root / records.folder(env)).mkdir()
+    for path, content in records.paths(env, records.render(record, service)).items():
+        (root / path).write_bytes(content)
+    return record
 
 
-def test_the_objects_find_each_other(render: Any) -> None:
-    objects = kustomize(render(monitoring="prometheus-operator") / "deploy" / "overlays" / "staging")
-    spec = objects["Deployment"]["spec"]
+def edit(root: Path, mode: str, *lines: str) -> None:
+    """Let service.yaml say this of production, and of GPU nodes where the service has a GPU."""
+    text = (root / "service.yaml").read_text()
+    if lines:
+        text = re.sub(r"^    replicas: 2$", "".join(f"    {line}\n" for line in lines).rstrip("\n"), text, count=1, flags=re.MULTILINE)
+    if mode != "none":
+        text, count = re.subn(r"node_selector: \{\}.*\n  tolerations: \[\].*", GPU_NODES, text)
+        assert count == 1
+    (root / "service.yaml").write_text(text)
+    service_file.load(root)
+
+
+@pytest.fixture(scope="module")
+def overlay(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """overlay(mode, monitoring, case) is production's overlay, rendered once, and by digest where it is released."""
+
+    @cache
+    def once(mode: str, monitoring: str, case: str) -> Rendered:
+        source = render(gpu=mode, monitoring=monitoring)
+        root = Path(shutil.copytree(source, tmp_path_factory.mktemp("service") / "digits"))
+        if case == "unreleased":
+            return kustomize(root / "deploy/overlays/production")
+        edit(root, mode, *CASES[case])
+        record = release(root, "production")
+        found = kustomize(root / "deploy/overlays/production")
+        return read(deploy.by_digest(found.text, record, f"registry.example.com/ml/digits@{DIGEST}"), root)
+
+    return once
+
+
+@pytest.fixture(params=ALL, ids=lambda one: "-".join(one).replace(" ", "_"))
+def rendered(request: pytest.FixtureRequest, overlay: Any) -> tuple[tuple[str, str, str], Rendered]:
+    return request.param, overlay(*request.param)
+
+
+def test_exactly_these_objects(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    (mode, monitoring, case), found = rendered
+    expected = {"Deployment", "Service", "Ingress", "ServiceAccount", "NetworkPolicy"}
+    expected |= {"ServiceMonitor"} if monitoring == "prometheus-operator" else set()
+    if case != "unreleased":
+        expected |= {"PersistentVolume", "PersistentVolumeClaim"} if mode == "shared" else set()
+        expected |= {"PodDisruptionBudget"} if case in ("three", "scaled", "scaled from one") else set()
+        expected |= {"HorizontalPodAutoscaler"} if case in ("scaled", "scaled from one") else set()
+    assert set(found.objects) == expected
+    named = {one["metadata"]["name"] for kind, one in found.objects.items() if not kind.startswith("PersistentVolume")}
+    assert named == {"digits"}
+    if case != "unreleased":
+        namespaces = {one["metadata"].get("namespace") for kind, one in found.objects.items() if kind != "PersistentVolume"}
+        assert namespaces == {"ml"}
+    annotated = {
+        name for name in found.deployment["spec"]["template"]["metadata"].get("annotations", {}) if name.startswith("prometheus.io")
+    }
+    # Without a port Prometheus takes the declared one, which follows serving.port.
+    assert annotated == ({"prometheus.io/scrape", "prometheus.io/path"} if monitoring == "annotations" else set())
+
+
+def test_each_object_is_valid_for_a_cluster(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    import kubernetes_validate
+
+    _, found = rendered
+    for kind, one in found.objects.items():
+        if kind != "ServiceMonitor":  # a custom resource: its schema is the operator's
+            kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_objects_find_each_other(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    _, found = rendered
+    spec, objects = found.deployment["spec"], found.objects
     labels = spec["template"]["metadata"]["labels"]
-    (container,) = spec["template"]["spec"]["containers"]
-    assert spec["selector"]["matchLabels"].items() <= labels.items()
-    assert objects["Service"]["spec"]["selector"].items() <= labels.items()
-    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
+    selectors = [
+        spec["selector"]["matchLabels"],
+        objects["Service"]["spec"]["selector"],
+        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        *(one["labelSelector"]["matchLabels"] for one in found.pod["topologySpreadConstraints"]),
+        *(objects[kind]["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget",) if kind in objects),
+    ]
+    for selector in selectors:
+        assert selector
+        assert selector.items() <= labels.items()
+    assert not any(key.startswith("mlops-build/") for key in spec["selector"]["matchLabels"]), "a selector can never be changed"
+    assert found.container["ports"] == [{"name": "http", "containerPort": 8080}]
     (port,) = objects["Service"]["spec"]["ports"]
     assert port["targetPort"] == "http"
     backend = objects["Ingress"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
     assert backend == {"name": objects["Service"]["metadata"]["name"], "port": {"name": port["name"]}}
-    assert spec["template"]["spec"]["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
-    assert objects["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items() <= objects["Service"]["metadata"]["labels"].items()
-    assert objects["ServiceMonitor"]["spec"]["endpoints"][0]["port"] == port["name"]
-
-
-def test_pods_meet_the_restricted_security_standard(render: Any) -> None:
-    pod = kustomize(render() / "deploy" / "overlays" / "production")["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["runAsUser"] > 0
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert pod["automountServiceAccountToken"] is False
-    assert all(set(volume) <= {"name", "emptyDir"} for volume in pod["volumes"])
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp"}
-
-
-def test_images_can_be_pulled_and_pods_stop_gently(render: Any) -> None:
-    objects = kustomize(render() / "deploy" / "overlays" / "production")
+    assert found.pod["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
     assert objects["ServiceAccount"]["imagePullSecrets"] == [{"name": "registry-credentials"}]
-    assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
-    pod = objects["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+    if monitor := objects.get("ServiceMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= objects["Service"]["metadata"]["labels"].items()
+        assert monitor["spec"]["endpoints"][0]["port"] == port["name"]
+    if scaler := objects.get("HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) == ("Deployment", found.deployment["metadata"]["name"])
+
+
+def test_pods_meet_the_restricted_security_standard(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    """Each rule of https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, those of `baseline` included."""
+    _, found = rendered
+    pod = found.pod
+    everyone = [*pod["containers"], *pod.get("initContainers", []), *pod.get("ephemeralContainers", [])]
+    own = pod.get("securityContext", {})
+    # baseline: HostProcess, host namespaces, privileged, host ports, AppArmor, SELinux, /proc, sysctls
+    assert not own.get("windowsOptions")
+    assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+    assert not {"appArmorProfile", "seLinuxOptions", "sysctls"} & set(own)
+    # restricted: volume types; a folder of the node only through a claim
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+    assert all(set(volume) - {"name"} <= allowed for volume in pod["volumes"])
+    # restricted: not root, seccomp; set for the pod, and for no container otherwise
+    assert own["runAsNonRoot"] is True
+    assert own["runAsUser"] != 0
+    assert own["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+    for container in everyone:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"]["drop"] == ["ALL"]
+        assert set(security["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"}
+        assert not security.get("privileged")
+        assert security.get("procMount", "Default") == "Default"
+        assert security.get("runAsNonRoot", True) is True
+        assert security.get("runAsUser", 10001) != 0
+        assert not {"seccompProfile", "seLinuxOptions", "appArmorProfile", "windowsOptions"} & set(security)
+        assert not any(port.get("hostPort") for port in container["ports"])
+        probes = [container[name] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+        assert not any(probe["httpGet"].get("host") for probe in probes)
+
+
+def test_pods_can_write_to_the_cache_alone_and_hold_no_token(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    (mode, _, case), found = rendered
+    assert found.container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert found.pod["automountServiceAccountToken"] is False
+    assert found.objects["ServiceAccount"]["automountServiceAccountToken"] is False
+    leases = {"/run/mlops-gpu"} if mode == "shared" and case != "unreleased" else set()
+    assert {mount["mountPath"] for mount in found.container["volumeMounts"]} == {"/tmp"} | leases
+    cache_ = next(volume for volume in found.pod["volumes"] if volume["name"] == "tmp")
+    assert cache_ == {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}
+    assert {"name": "HOME", "value": "/tmp"} in found.container["env"]
+
+
+def test_a_pod_starts_slowly_and_ends_gently(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    (_, _, case), found = rendered
+    container, grace = found.container, found.pod["terminationGracePeriodSeconds"]
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > 2 * pause
-    paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
-    assert paths == {"startupProbe": "/health", "readinessProbe": "/ping", "livenessProbe": "/health"}
+    assert grace >= (pause + server.DRAIN_SECONDS) * 1.5
+    probes = {name: container[name] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert {name: probe["httpGet"]["path"] for name, probe in probes.items()} == {
+        "startupProbe": "/health",
+        "readinessProbe": "/ping",
+        "livenessProbe": "/health",
+    }
+    budget = probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"]
+    longest = service_file.load(found.root).serving.startup_seconds
+    assert budget >= longest
+    killed_after = probes["livenessProbe"]["periodSeconds"] * probes["livenessProbe"]["failureThreshold"]
+    unready_after = probes["readinessProbe"]["periodSeconds"] * probes["readinessProbe"]["failureThreshold"]
+    assert killed_after >= 120
+    assert killed_after > 4 * unready_after
+    if case != "unreleased":
+        assert found.deployment["spec"]["progressDeadlineSeconds"] > budget
 
 
-def test_the_base_repeats_nothing_of_service_yaml(render: Any) -> None:
+def test_a_gpu_is_had_as_its_mode_says(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    (mode, _, case), found = rendered
+    if case == "unreleased":
+        assert "resources" not in found.container
+        return
+    resources, pod = found.container["resources"], found.pod
+    variables = {one["name"]: one["value"] for one in found.container["env"]}
+    cards = {resources[kind].get("nvidia.com/gpu") for kind in ("requests", "limits")}
+    assert cards == ({"1"} if mode == "exclusive" else {None})
+    assert pod.get("runtimeClassName") == ("nvidia" if mode == "shared" else None)
+    assert pod.get("nodeSelector") == (None if mode == "none" else {"example.com/card": "l4"})
+    assert pod.get("tolerations") == (None if mode == "none" else [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}])
+    assert pod.get("priorityClassName") == ("serving" if case == "three" else None)
+    if mode != "shared":
+        assert set(variables) == {"HOME"}
+        return
+    assert variables["MLOPS_GPU_MEMORY"] == "4GiB"
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
+    mount = next(one for one in found.container["volumeMounts"] if one["mountPath"] == variables["MLOPS_GPU_LEASE_DIR"])
+    claimed = next(one for one in pod["volumes"] if one["name"] == mount["name"])["persistentVolumeClaim"]["claimName"]
+    claim, volume = found.objects["PersistentVolumeClaim"], found.objects["PersistentVolume"]
+    assert claimed == claim["metadata"]["name"] == volume["spec"]["claimRef"]["name"]
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    assert volume["spec"]["claimRef"]["namespace"] == claim["metadata"]["namespace"]
+    for key in ("storageClassName", "accessModes"):
+        assert claim["spec"][key] == volume["spec"][key]
+    assert volume["spec"]["hostPath"] == {"path": "/run/mlops-gpu", "type": "Directory"}
+    assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+
+
+def test_replicas_strategy_and_what_guards_them(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+    (mode, _, case), found = rendered
+    spec = found.deployment["spec"]
+    patch = found.root / records.folder("production") / "patch.yaml"
+    if case == "unreleased":
+        assert (spec["replicas"], "strategy" in spec, patch.exists()) == (0, False, False)
+        return
+    # Where a scaler sets the number, nobody else does.
+    assert spec.get("replicas") == {"one": 1, "three": 3, "stopped": 0}.get(case)
+    strategy = spec["strategy"]
+    if mode == "none":
+        assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    elif case in ("one", "stopped"):
+        assert strategy == {"type": "Recreate"}
+    else:
+        assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    assert ("DOWNTIME" in patch.read_text()) is (mode != "none" and case in ("one", "stopped", "scaled from one"))
+    if budget := found.objects.get("PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1, "less than the pods there are: a node can be drained"
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    if scaler := found.objects.get("HorizontalPodAutoscaler"):
+        bounds = scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]
+        assert bounds == ((2, 5) if case == "scaled" else (1, 5))
+        (metric,) = scaler["spec"]["metrics"]
+        assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "3"}
+
+
+def test_the_scaler_reads_a_gauge_that_the_server_has(overlay: Any) -> None:
+    from mlops_build.serving.load import Loaded, Serving
+
+    scaler = overlay("shared", "annotations", "scaled").objects["HorizontalPodAutoscaler"]
+    (metric,) = scaler["spec"]["metrics"]
+    measured = Measured(lambda *_: None, Serving("digits", None, (Loaded("digits", 7, None, None, None),)))  # type: ignore[arg-type,return-value]
+    assert metric["pods"]["metric"]["name"] in {family.name for family in measured.registry.collect() if family.type == "gauge"}
+
+
+def test_a_service_without_a_gpu_may_be_scaled_by_its_cpu(render: Render, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(render(), tmp_path / "digits"))
+    edit(root, "none", "replicas: 2", "autoscale: {max_replicas: 4, metric: cpu, target: 70}")
+    release(root, "production")
+    spec = kustomize(root / "deploy/overlays/production").objects["HorizontalPodAutoscaler"]["spec"]
+    assert spec["metrics"] == [
+        {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}
+    ]
+
+
+@pytest.mark.parametrize(("mode", "spare"), [("shared", "spare_memory: null"), ("exclusive", "spare_cards: 0")])
+def test_with_room_for_one_more_an_update_means_no_downtime(render: Render, tmp_path: Path, mode: str, spare: str) -> None:
+    root = Path(shutil.copytree(render(gpu=mode), tmp_path / "digits"))
+    text = (root / "service.yaml").read_text()
+    assert f"  {spare} " in text
+    (root / "service.yaml").write_text(text.replace(spare, {"shared": "spare_memory: 4GiB", "exclusive": "spare_cards: 1"}[mode]))
+    release(root, "staging")
+    strategy = kustomize(root / "deploy/overlays/staging").deployment["spec"]["strategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert "DOWNTIME" not in (root / records.folder("staging") / "patch.yaml").read_text()
+
+
+def test_which_model_answers_is_written_on_the_pods(render: Render, tmp_path: Path) -> None:
+    longest = "m" * 63
+    root = Path(shutil.copytree(render(model_name=longest), tmp_path / "digits"))
+    service = service_file.load(root)
+    record = Record(
+        "production", (ReleasedModel(longest, 7, MODEL.digest, MODEL.run),), "c" * 40, f"registry.example.com/digits:v7-{'d' * 12}"
+    )
+    for path, content in records.paths("production", records.render(record, service)).items():
+        (root / path).write_bytes(content)
+    metadata = kustomize(root / "deploy/overlays/production").deployment["spec"]["template"]["metadata"]
+    assert metadata["labels"]["mlops-build/model"] == longest
+    assert metadata["labels"]["mlops-build/version"] == "7"
+    # https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+    assert all(re.fullmatch(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?", value) for value in metadata["labels"].values())
+    assert metadata["annotations"]["mlops-build/models"] == f"models:/{longest}/7"
+    assert metadata["annotations"]["mlops-build/digests"] == MODEL.digest
+
+
+def test_the_pods_are_asked_by_anybody_and_ask_nobody(overlay: Any) -> None:
+    spec = overlay("none", "annotations", "one").objects["NetworkPolicy"]["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    (out,) = spec["egress"]
+    assert {port["port"] for port in out["ports"]} == {53}
+    assert out["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]
+
+
+def test_another_port_is_followed_everywhere(render: Render, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(render(monitoring="prometheus-operator"), tmp_path / "digits"))
+    text = (root / "service.yaml").read_text()
+    (root / "service.yaml").write_text(text.replace("port: 8080", "port: 9000"))
+    release(root, "staging")
+    found = kustomize(root / "deploy/overlays/staging")
+    assert found.container["ports"] == [{"name": "http", "containerPort": 9000}]
+    assert "8080" not in found.text
+
+
+def test_the_base_repeats_nothing_of_service_yaml(render: Render) -> None:
     root = render()
     base = {path.name: YAML(typ="safe").load(path.read_text()) for path in (root / "deploy" / "base").glob("*.yaml")}
     spec = base["deployment.yaml"]["spec"]
@@ -91,46 +387,19 @@ def test_the_base_repeats_nothing_of_service_yaml(render: Any) -> None:
     assert "host" not in base["ingress.yaml"]["spec"]["rules"][0]
 
 
-@pytest.mark.parametrize("gpu", ["none", "shared", "exclusive"])
 @pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_an_overlay_renders_after_a_release_as_service_yaml_says(service: Any, env: str, gpu: str) -> None:
-    from mlops_build.release import record
-    from mlops_build.service import load
-
-    root = service(gpu=gpu)
-    settings = load(root)
-    model = record.ReleasedModel("digits", 7, f"sha256:{'a' * 64}", "b" * 32)
-    released = record.Record(env, (model,), "c" * 40, f"registry.example.com/ml/digits:v7-{'d' * 12}")
-    assert record.read(root, env) == record.Record(env)
-    for path, content in record.paths(env, record.render(released, settings)).items():
-        (root / path).write_bytes(content)
-    objects = kustomize(root / "deploy" / "overlays" / env)
-    place = settings.environment(env)
-    assert {found["metadata"]["namespace"] for found in objects.values()} == {place.namespace}
-    assert objects["Ingress"]["spec"]["rules"][0]["host"] == place.host
-    spec = objects["Deployment"]["spec"]
-    assert spec["replicas"] == place.replicas
-    (container,) = spec["template"]["spec"]["containers"]
-    assert container["image"] == released.image
-    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
-    assert container["resources"]["limits"]["memory"] == "1Gi"
-    # What the base says is still there.
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert {"HOME"} <= {variable["name"] for variable in container["env"]}
-    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-
-
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_the_record_says_that_nothing_is_released(render: Any, env: str) -> None:
+def test_the_record_says_that_nothing_is_released(render: Render, env: str) -> None:
     record = YAML(typ="safe").load((render() / "deploy" / "overlays" / env / "release" / "record.yaml").read_text())
     assert record == {"schema": 1, "environment": env, "models": [], "commit": None, "image": None}
 
 
-def test_a_teams_own_patch_is_applied(service: Any) -> None:
+def test_a_teams_own_patch_is_applied(service: Render) -> None:
     root = service()
     overlay = root / "deploy" / "overlays" / "staging"
     (overlay / "mine.yaml").write_text("apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: digits\nspec:\n  minReadySeconds: 7\n")
     text = (overlay / "kustomization.yaml").read_text()
     assert "patches: []" in text
     (overlay / "kustomization.yaml").write_text(text.replace("patches: []", "patches: [{path: mine.yaml}]"))
-    assert kustomize(overlay)["Deployment"]["spec"]["minReadySeconds"] == 7
+    assert kustomize(overlay).deployment["spec"]["minReadySeconds"] == 7
+    release(root, "staging")
+    assert kustomize(overlay).deployment["spec"]["minReadySeconds"] == 7

@@ -32,8 +32,8 @@ MATRIX[8] |= {"project_name": "ab", "dvc_remote_url": "/mnt/dvc"}
 FILES = """
 .copier-answers.yml .dockerignore .dvc/.gitignore .dvc/config .dvcignore .gitignore .mlops-build/service.schema.json
 .pre-commit-config.yaml CODEOWNERS Makefile README.md bamboo-specs/bamboo.yaml ci/install ci/mlops-build
-deploy/base/deployment.yaml deploy/base/ingress.yaml deploy/base/kustomization.yaml deploy/base/service.yaml
-deploy/base/serviceaccount.yaml deploy/overlays/production/kustomization.yaml
+deploy/base/deployment.yaml deploy/base/ingress.yaml deploy/base/kustomization.yaml deploy/base/networkpolicy.yaml
+deploy/base/service.yaml deploy/base/serviceaccount.yaml deploy/overlays/production/kustomization.yaml
 deploy/overlays/production/release/kustomization.yaml deploy/overlays/production/release/record.yaml
 deploy/overlays/staging/kustomization.yaml deploy/overlays/staging/release/kustomization.yaml
 deploy/overlays/staging/release/record.yaml dvc.yaml params.yaml pyproject.toml requirements-mlops-build.txt service.yaml
