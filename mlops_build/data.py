@@ -76,10 +76,13 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def repro(root: Path, *, force: bool = False) -> None:
-    """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed."""
+def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
+    """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed.
+
+    With `pull`, what is not on this machine comes from the remote: a CI agent has a fresh clone, and no data.
+    """
     _forget_dead_holders(root / RWLOCK)
-    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else [])]
+    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *(["--pull"] if pull else [])]
     with subprocess.Popen(command, cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True, errors="replace") as running:
         assert running.stdout is not None  # noqa: S101  (it is a pipe)
         for line in running.stdout:

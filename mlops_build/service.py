@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -32,6 +32,8 @@ LABEL_VALUE = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)"
 LABEL_KEY = rf"(?:{HOST}/)?{LABEL_VALUE}"
 # Two parts at least: a lease directory is no file system's top, and no part is "..".
 FOLDER = r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){2,10}"
+GIT_API = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/?"
+JIRA = r"[A-Z][A-Z0-9_]{1,19}-[1-9][0-9]{0,8}"
 
 
 class ServiceError(Refused):
@@ -184,6 +186,26 @@ class Serving(_Section):
     startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
 
 
+class Git(_Section):
+    """What machines do on the Git host: pull requests for retrained models, and how their commits are called."""
+
+    pull_requests: Annotated[
+        Literal["none", "bitbucket"], Field(description="who opens one for retrain/N: nobody, or Bitbucket Data Center's REST API")
+    ] = "none"
+    api: Annotated[str, _pattern(GIT_API, "Bitbucket's address, such as https://git.example.com")] | None = None
+    commit_prefix: Annotated[str, _pattern(JIRA, "a Jira issue that machines' commits name first, such as ML-123")] | None = None
+
+    @model_validator(mode="after")
+    def _has_address(self) -> "Git":
+        if self.pull_requests != "none" and not self.api:
+            raise ValueError(f"pull_requests: {self.pull_requests} needs `api:`, the host's address")
+        return self
+
+    def subject(self, text: str) -> str:
+        """A commit's subject, after the issue that a hook of the host may want to see."""
+        return f"{self.commit_prefix} {text}" if self.commit_prefix else text
+
+
 class Service(_Section):
     """One service: one Git repository, one or more registered models, the first of which answers /invocations."""
 
@@ -196,6 +218,7 @@ class Service(_Section):
     gpu: Gpu = Gpu()
     image: Image = Image()
     serving: Serving = Serving()
+    git: Git = Git()
     hold: Annotated[
         dict[Name, Annotated[str, StringConstraints(min_length=1, max_length=500)]],
         Field(description="ENVIRONMENT: why. The bridge leaves a held environment alone"),

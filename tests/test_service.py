@@ -56,6 +56,13 @@ def test_an_environment_may_follow_another_alias() -> None:
         (("host: digits.example.com", 'host: "x y"'), 9, "environments.production.host: 'x y' is not a host name in lower case"),
         (("replicas: 2", "replicas: -1"), 9, "environments.production.replicas: Input should be greater than or equal to 0 (found -1)"),
         (("hold: {}", "hold: {prod: why}"), 13, "hold: prod is no environment; environments: staging, production"),
+        (("hold: {}", "git: {pull_requests: bitbucket}"), 13, "git: pull_requests: bitbucket needs `api:`, the host's address"),
+        (
+            ("hold: {}", "git: {commit_prefix: 'ML-1\\nX'}"),
+            13,
+            "git.commit_prefix: 'ML-1\\\\nX' is not a Jira issue that machines' commits",
+        ),
+        (("hold: {}", "git: {api: 'https://a@git.example.com'}"), 13, "git.api: 'https://a@git.example.com' is not Bitbucket's address"),
         (("  - name: digits", "  - name: digits\n  - name: digits"), 5, "models: a model is listed twice: digits, digits"),
         (
             ("replicas: 2", "replicas: 2, autoscale: {max_replicas: 2, target: 4}"),
@@ -147,6 +154,11 @@ def test_a_newer_file_is_read_by_the_tolerant_door_only() -> None:
     assert service.parse(newer, strict=False) == service.parse(VALID)
     with pytest.raises(service.ServiceError, match="unknown key"):
         service.parse(newer)
+
+
+def test_machines_commits_may_name_an_issue() -> None:
+    assert service.parse(VALID).git.subject("Release") == "Release"
+    assert service.parse(VALID + "git: {commit_prefix: ML-42}\n").git.subject("Release") == "ML-42 Release"
 
 
 def test_missing_file_and_unknown_environment(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
 """The steps that the Bamboo plans call. They hold all logic, so that they run the same on a laptop.
 
-check: service.yaml, lint, tests, overlays. train: the same as `mlops-build train`. image: build and push the image of each
-environment's release record, if it is not there yet. deploy ENV: apply one environment by digest and ask the recorded examples.
+check: service.yaml, lint, tests, overlays. train: what `mlops-build train` does, with the commit on a branch retrain/N and a pull request.
+image: build and push the image of each environment's release record, if it is not there yet. deploy ENV: apply one environment by digest
+and ask the recorded examples.
 """
 
 import argparse
 
 from mlops_build.cli.output import result, say
 
-EXAMPLE = "  mlops-build ci check\n  mlops-build ci deploy staging"
+EXAMPLE = "  mlops-build ci check\n  mlops-build ci train --build 12\n  mlops-build ci deploy staging"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     steps.add_parser("check", help="service.yaml, lint, tests, overlays; needs no secret")
-    steps.add_parser("train", help="run the pipeline, commit, push, register")
+    train = steps.add_parser("train", help="run the pipeline, commit on retrain/N, push, register, ask for a merge")
+    train.add_argument("--build", metavar="N", help="the number in retrain/N (default: bamboo_buildNumber, else the next free one)")
+    train.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")
     steps.add_parser("image", help="build and push what the release records name, if it is absent")
     deploy = steps.add_parser("deploy", help="apply one environment's release and check what it answers")
     deploy.add_argument("env", metavar="ENV", help="an environment of service.yaml")
@@ -38,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
         result(args, {"checks": check.run(root, say=say)}, "")
     elif args.step == "train":
-        from mlops_build.training import pipeline
+        from mlops_build.ci import train
 
-        result(args, {"models": [one.as_json() for one in pipeline.train(root, say=say)]}, "")
+        result(args, train.run(root, build=args.build, force=args.force, say=say), "")
     elif args.step == "image":
         from mlops_build.ci import image
 

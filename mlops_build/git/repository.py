@@ -19,6 +19,8 @@ from mlops_build.git.command import GitFailed, PushRejected
 
 # Who commits where git does not know: MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
+# What Bamboo leaves as the address of origin after a checkout through its own proxy.
+NO_ADDRESS = ("file:///nothing", "/nothing")
 # The null object name: "this ref must not exist".
 ABSENT = "0" * 40
 # How often a push that lost a race is made anew: the waits between them add up to some 3 s.
@@ -225,9 +227,19 @@ class Checkout(Objects):
             ) from None
 
     def origin_url(self) -> str | None:
-        """The address of the remote called origin, without user and password."""
-        url = self._setting("remote.origin.url")
+        """The address that is pushed to, without user and password: MLOPS_GIT_URL, else origin's, else (on an agent) the plan's."""
+        address = self._origin()
+        url = self._setting("remote.origin.url") if address == "origin" else address
         return command.masked(url) if url else None
+
+    def _origin(self) -> str | None:
+        """What git is told to push to: "origin", or an address where that leads nowhere."""
+        if named := os.environ.get("MLOPS_GIT_URL"):
+            return command.checked_url(named)
+        if self._setting("remote.origin.url") not in (None, *NO_ADDRESS):
+            return "origin"
+        named = os.environ.get("bamboo_planRepository_repositoryUrl")  # noqa: SIM112
+        return command.checked_url(named) if named else None
 
     def changes(self, *, ignoring: Iterable[str] = ()) -> list[str]:
         """Paths with uncommitted changes, untracked files that are not ignored included; without those in `ignoring` or below them."""
@@ -236,10 +248,62 @@ class Checkout(Objects):
         paths = [entry[3:] for entry in listed.split("\0") if entry]
         return sorted(path for path in paths if not any(PurePosixPath(path).is_relative_to(one) for one in left_out))
 
-    def commit_paths(self, paths: Iterable[str], message: str) -> str | None:
+    def parents(self, commit: str) -> list[str]:
+        """The commits it stands on, as it names them: a shallow clone lacks them."""
+        header = command.run(self.path, "cat-file", "commit", commit).decode(errors="replace").partition("\n\n")[0]
+        return [line.removeprefix("parent ") for line in header.splitlines() if line.startswith("parent ")]
+
+    def branches(self, prefix: str) -> dict[str, str]:
+        """Branch → commit of the branches whose name starts with `prefix`, here and at origin, which wins. Raises RemoteUnreachable."""
+        found: dict[str, str] = {}
+        pattern = f"refs/heads/{command.checked_ref(prefix.rstrip('/'))}"
+        listed = command.text(self.path, "for-each-ref", "--format=%(objectname)\t%(refname)", pattern)
+        if origin := self._origin():
+            listed += "\n" + command.text(self.path, "ls-remote", "--heads", "--end-of-options", origin, f"{pattern}*")
+        for line in listed.splitlines():
+            commit, _, ref = line.partition("\t")
+            if ref.startswith(f"refs/heads/{prefix}"):
+                found[ref.removeprefix("refs/heads/")] = commit
+        return found
+
+    def fetch(self, branch: str) -> str:
+        """Origin's head of a branch, its objects fetched; no ref is moved. Raises RemoteUnreachable."""
+        origin = self._origin()
+        if origin is None:
+            raise Refused("there is no Git remote called origin", remedy="git remote add origin URL")
+        command.run(self.path, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", origin, f"refs/heads/{branch}")
+        return command.text(self.path, "rev-parse", "FETCH_HEAD")
+
+    def has(self, commit: str) -> bool:
+        """Whether a commit is here, not only its name."""
+        try:
+            command.run(self.path, "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitFailed:
+            return False
+        return True
+
+    def switch(self, branch: str, commit: str) -> None:
+        """Be on `branch`, which must be at `commit` or not be there yet. No file is touched, nor the index. Raises Refused."""
+        ref = f"refs/heads/{command.checked_ref(branch)}"
+        try:
+            if command.text(self.path, "for-each-ref", "--format=%(objectname)", ref) != commit:
+                command.run(self.path, "update-ref", ref, commit, ABSENT)
+        except GitFailed as error:
+            raise Refused(f"there is a branch {branch} at another commit: {error.message}", remedy=f"git branch -D {branch}") from None
+        command.run(self.path, "symbolic-ref", "-m", f"mlops-build: on {branch}", "HEAD", ref)
+
+    def take(self, branch: str, commit: str, paths: Iterable[str]) -> None:
+        """Be on `branch` at `commit`, which differs from HEAD in `paths` only; these files become what they are there. Raises Refused."""
+        wanted = list(paths)
+        self.restore(commit, wanted)
+        self.switch(branch, commit)
+        command.run(self.path, "reset", "--quiet", commit, "--", *wanted)
+
+    def commit_paths(self, paths: Iterable[str], message: str, *, branch: str | None = None) -> str | None:
         """Commit exactly these working tree files and folders on top of HEAD; None when they do not differ from it.
 
-        What else is changed or staged stays so, and no hook runs. Raises Refused when HEAD moved meanwhile.
+        With `branch`, on that one: made at HEAD where it is not the current one, and checked out. What else is changed or staged stays so,
+        and no hook runs. Raises Refused when HEAD moved meanwhile.
         """
         parent = self.head()
         if parent is None:
@@ -252,6 +316,8 @@ class Checkout(Objects):
             command.run(self.path, "add", "--all", "--force", "--", *wanted, environment=environment)
             made = self._commit_index(parent, message, None, environment)
         if made:
+            if branch:
+                self.switch(branch, parent)
             self.advance(made, parent, wanted)
         return made
 
@@ -277,7 +343,8 @@ class Checkout(Objects):
 
     def push(self, commit: str = "HEAD") -> None:
         """Push HEAD, or a commit on top of it, to the same branch of origin. Raises PushRejected or RemoteUnreachable."""
-        command.run(self.path, "push", "--quiet", "origin", f"{commit}:refs/heads/{command.checked_ref(self.branch())}")
+        target = f"refs/heads/{command.checked_ref(self.branch())}"
+        command.run(self.path, "push", "--quiet", "--end-of-options", self._origin() or "origin", f"{commit}:{target}")
 
     def export(self, commit: str, folder: Path) -> None:
         """The files of a commit, without history, into `folder`."""

@@ -201,7 +201,7 @@ def message(service: Service, wanted: Desired, before: Record | None) -> str:
             f"Code: {version.tags[identity.COMMIT_TAG]}",
             *([f"Data: {version.tags[identity.DATA]}"] if version.tags.get(identity.DATA) else []),
         ]
-    return "\n".join([subject, "", why, "", *trailers, ""])
+    return "\n".join([service.git.subject(subject), "", why, "", *trailers, ""])
 
 
 def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> bool:

@@ -51,10 +51,20 @@ class Trained:
         return asdict(self)
 
 
-def train(root: Path, *, say: Callable[[str], None], force: bool = False, allow_dirty: bool = False) -> list[Trained]:
+def train(
+    root: Path,
+    *,
+    say: Callable[[str], None],
+    force: bool = False,
+    allow_dirty: bool = False,
+    branch: str | None = None,
+    pull: bool = False,
+) -> list[Trained]:
     """Run all steps for the service at `root`; one result for each model in service.yaml. `say` gets a line as each step begins.
 
-    Raises PipelineFailed, GateClosed, DirtyTree, and what DVC's remote, Git and the registry raise.
+    branch: the one that gets the commit, made where there is something to commit; no other is pushed. Default: the current one.
+    pull: data that is not on this machine comes from DVC's remote. Raises PipelineFailed, GateClosed, DirtyTree, and what DVC's remote,
+    Git and the registry raise.
     """
     service = load(root)
     checkout = Checkout.find(root)
@@ -65,22 +75,22 @@ def train(root: Path, *, say: Callable[[str], None], force: bool = False, allow_
     # The pipeline is a process of its own; meanwhile this one loads what registration needs, which takes mlflow two seconds.
     threading.Thread(target=import_module, args=("mlflow",), daemon=True).start()
     say("[1/6] pipeline: dvc repro")
-    run_pipeline(root, force)
+    run_pipeline(root, force, pull)
     say("[2/6] gate: metrics against params.yaml")
     metrics = check_gate(root)
     dirt = check_dirt(root, allow_dirty)
     say("[3/6] commit: dvc.lock, metrics and plots")
-    commit = commit_results(checkout, root, service, metrics, dirty=bool(dirt))
+    commit = commit_results(checkout, root, service, metrics, dirty=bool(dirt), branch=branch)
     say("[4/6] push data")
     push_data(root, say)
     say("[5/6] push code")
-    push_code(checkout, say, dirty=bool(dirt))
+    push_code(checkout, say, dirty=bool(dirt), branch=branch)
     say("[6/6] register")
     return register_models(checkout, root, service, commit, metrics, dirty=bool(dirt), say=say)
 
 
-def run_pipeline(root: Path, force: bool) -> None:
-    data.repro(root, force=force)
+def run_pipeline(root: Path, force: bool, pull: bool) -> None:
+    data.repro(root, force=force, pull=pull)
 
 
 def check_gate(root: Path) -> dict[str, float]:
@@ -123,12 +133,15 @@ def check_dirt(root: Path, allow_dirty: bool) -> list[str]:
     return dirt
 
 
-def commit_results(checkout: Checkout, root: Path, service: Service, metrics: Mapping[str, float], *, dirty: bool) -> str:
+def commit_results(
+    checkout: Checkout, root: Path, service: Service, metrics: Mapping[str, float], *, dirty: bool, branch: str | None = None
+) -> str:
     """Commit only what the pipeline writes; returns the commit that holds it. A dirty tree gets no commit: it goes into the patch."""
     if not dirty:
         summary = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if isinstance(value, int | float))
         present = [path for path in data.machine_files(root) if (root / path).exists()]
-        checkout.commit_paths(present, f"Train {service.name}: {summary}\n\nWritten by mlops-build train.\n")
+        subject = service.git.subject(f"Train {service.name}: {summary}")
+        checkout.commit_paths(present, f"{subject}\n\nWritten by mlops-build train.\n", branch=branch)
     head = checkout.head()
     assert head is not None  # noqa: S101  (train() checked it)
     return head
@@ -141,9 +154,11 @@ def push_data(root: Path, say: Callable[[str], None]) -> None:
         say("      no DVC remote is configured: the data stays on this machine (dvc remote add --default NAME URL)")
 
 
-def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool) -> None:
+def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool, branch: str | None = None) -> None:
     if dirty:
         say("      the tree is dirty: nothing is pushed, the changes go into the version's patch")
+    elif branch and checkout.branch() != branch:
+        say(f"      the pipeline wrote nothing new: no commit, and no branch {branch}")
     elif checkout.origin_url():
         checkout.push()
     else:

@@ -1,0 +1,212 @@
+"""Pull requests on the Git host: Bitbucket Data Center's REST API.
+
+The token is MLOPS_GIT_TOKEN, the same that git pushes with. It goes to the host that service.yaml names and to no other: redirects are not
+followed, and it does not travel over plain http but to this machine itself.
+"""
+
+import json
+import os
+import re
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlops_build.errors import Refused, Unreachable, UsageError
+from mlops_build.git.command import checked_ref, masked
+
+SECONDS = 30
+# The most that is read of an answer.
+ANSWER_BYTES = 2**20
+# Bitbucket's own limits: 255 characters of a title, 32768 of a description.
+TITLE, DESCRIPTION = 255, 32768
+# Where other programs find the certificates of a company; SSL_CERT_FILE and SSL_CERT_DIR are Python's own.
+BUNDLES = ("GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+PROJECT = rf"(?:[A-Za-z][A-Za-z0-9_]{{0,127}}|~{NAME})"
+HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})(?::[0-9]{1,5})?"
+# https://HOST[/CONTEXT]/scm/PROJECT/NAME.git and ssh://[USER@]HOST[:PORT]/PROJECT/NAME.git, as Bitbucket's clone button writes them.
+HTTP = re.compile(rf"https?://(?:[^/@\s]+@)?{HOST}(?:/[A-Za-z0-9_.-]+)*?/scm/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
+SSH = re.compile(rf"ssh://(?:{NAME}@)?{HOST}/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
+
+
+class HostUnreachable(Unreachable):
+    """The Git host does not answer, or answers that it cannot now."""
+
+
+class HostRefused(Refused):
+    """The Git host does not let us, or does not know what is asked for."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on Bitbucket: its project's key (~USER for a person's own) and its name in addresses."""
+
+    project: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.project}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """A pull request. new: it was opened by this call."""
+
+    number: int
+    url: str
+    new: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def repository_of(url: str) -> Repository:
+    """Project and name in a clone address. Raises UsageError for one that is not Bitbucket's."""
+    found = HTTP.fullmatch(url) or SSH.fullmatch(url)
+    if not found or ".." in url:
+        raise UsageError(
+            f"{masked(url)[:200]!r} is no clone address of Bitbucket Data Center, so it is not known whose pull requests are meant",
+            remedy="https://HOST/scm/PROJECT/NAME.git or ssh://git@HOST:7999/PROJECT/NAME.git; on an agent, MLOPS_GIT_URL names it",
+        )
+    return Repository(found["project"], found["name"])
+
+
+def token() -> str:
+    """MLOPS_GIT_TOKEN. Raises HostRefused where there is none, or one that no header can hold."""
+    found = os.environ.get("MLOPS_GIT_TOKEN", "")
+    if not re.fullmatch(r"[\x21-\x7e]+", found):
+        raise HostRefused(
+            "MLOPS_GIT_TOKEN is not set" if not found else "MLOPS_GIT_TOKEN holds a blank or a character that no token has",
+            remedy="an HTTP access token of the bot with the permission to write to the repository; Bitbucket: repository settings",
+        )
+    return found
+
+
+def checked_api(api: str) -> str:
+    """Bitbucket's address without the final slash. Raises UsageError, or HostRefused where the token would travel in the clear."""
+    parts = urlsplit(api)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise UsageError(f"{masked(api)[:200]!r} is no address of Bitbucket", remedy="write https://HOST[/PATH], without user and query")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise HostRefused(
+            f"{api} is not https: everybody on the way could read the token", remedy="write https:// in service.yaml's git.api"
+        )
+    return api.rstrip("/")
+
+
+def open_pull_request(api: str, repository: Repository, *, source: str, target: str, title: str, description: str) -> PullRequest | None:
+    """Ask for `source` to be merged into `target`; the one that is open already counts as done. None: everything is merged already.
+
+    Raises HostUnreachable, HostRefused, UsageError. No message holds the token.
+    """
+    api = checked_api(api)
+    where = {"slug": repository.name, "project": {"key": repository.project}}
+    document = {
+        "title": title[:TITLE],
+        "description": description[:DESCRIPTION],
+        "fromRef": {"id": f"refs/heads/{checked_ref(source)}", "repository": where},
+        "toRef": {"id": f"refs/heads/{checked_ref(target)}", "repository": where},
+    }
+    status, answer = _call(api, f"/projects/{repository.project}/repos/{repository.name}/pull-requests", document)
+    if status == 201 and (number := _number(answer)):
+        return PullRequest(number, _address(api, repository, number), new=True)
+    for error in _errors(answer):
+        kind = str(error.get("exceptionName", "")).rpartition(".")[2]
+        if status == 409 and kind == "DuplicatePullRequestException" and (number := _number(error.get("existingPullRequest"))):
+            return PullRequest(number, _address(api, repository, number), new=False)
+        if status == 409 and kind == "EmptyPullRequestException":
+            return None
+    raise _refusal(api, repository, status, answer)
+
+
+def check(api: str, repository: Repository) -> None:
+    """Whether the token may see the repository; nothing is changed. Raises HostUnreachable, HostRefused, UsageError."""
+    api = checked_api(api)
+    status, answer = _call(api, f"/projects/{repository.project}/repos/{repository.name}", None)
+    if status != 200:
+        raise _refusal(api, repository, status, answer)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, Any]:
+    """Status and parsed body (None where it is no JSON)."""
+    request = urllib.request.Request(  # noqa: S310 # http(s): see checked_api
+        f"{api}/rest/api/1.0{path}",
+        data=json.dumps(document).encode() if document is not None else None,
+        headers={
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "X-Atlassian-Token": "no-check",
+            # Not followed anywhere else: urllib would send this header wherever it is sent.
+            "Authorization": f"Bearer {token()}",
+        },
+    )
+    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=_context()))
+    try:
+        with opener.open(request, timeout=SECONDS) as answer:
+            return answer.status, _parsed(answer.read(ANSWER_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, _parsed(error.read(ANSWER_BYTES))
+    except (OSError, ValueError) as error:  # ValueError: what answers does not speak HTTP
+        reason = getattr(error, "reason", error)
+        remedy = "check `git.api` in service.yaml, the network and the proxy"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            remedy = f"a certificate of your company? name its file in SSL_CERT_FILE (or {', '.join(BUNDLES)})"
+        raise HostUnreachable(f"{api} does not answer: {str(reason)[:200]}", remedy=remedy) from None
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for variable in BUNDLES:
+        if bundle := os.environ.get(variable):
+            try:
+                context.load_verify_locations(cafile=bundle)
+            except (OSError, ssl.SSLError):
+                raise HostUnreachable(f"{variable} names {bundle}, which holds no certificates", remedy="a file in PEM format") from None
+    return context
+
+
+def _refusal(api: str, repository: Repository, status: int, answer: Any) -> Exception:
+    said = "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)) or "without a reason"
+    message = f"{api} answers {status} for {repository}: {masked(said)}"
+    if status >= 500 or status == 429:
+        return HostUnreachable(message, remedy="run this again later; everything before it is kept")
+    remedies = {
+        401: "MLOPS_GIT_TOKEN is unknown or has expired: make a new HTTP access token",
+        403: "MLOPS_GIT_TOKEN may not do that: it needs to write to this repository",
+        404: "the repository is not there, or the token may not see it: check `git.api`, origin's address and the token",
+    }
+    redirect = "the address leads elsewhere: write the one that it leads to" if 300 <= status < 400 else "see what it says"
+    return HostRefused(message, remedy=remedies.get(status, redirect))
+
+
+def _errors(answer: Any) -> list[dict[str, Any]]:
+    errors = answer.get("errors") if isinstance(answer, dict) else None
+    return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
+
+
+def _number(pull_request: Any) -> int | None:
+    number = pull_request.get("id") if isinstance(pull_request, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+
+
+def _address(api: str, repository: Repository, number: int) -> str:
+    """Where people see it; made here, so that no answer decides what is printed."""
+    return f"{api}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
