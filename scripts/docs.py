@@ -1,13 +1,17 @@
-"""`make docs`: what is generated from the code: the CLI's and service.yaml's reference, and the JSON schema that editors read.
+"""`make docs`: what is generated: the CLI's and service.yaml's reference, the JSON schema that editors read, and cookiecutter's questions.
 
 A test compares the files with what this makes, so that they cannot drift. `--check` does the same: exit code 1 if one differs.
 """
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, meta
+from ruamel.yaml import YAML
 
 from mlops_build.cli.parser import EXIT_CODES, command_parser
 from mlops_build.cli.table import COMMANDS
@@ -93,7 +97,53 @@ def schema() -> str:
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def cookiecutter_json() -> str:
+    """The questions of copier.yml as cookiecutter asks them: the same names, defaults and choices in the same order.
+
+    What is computed is called `__NAME`: cookiecutter renders it and does not ask. Cookiecutter has no conditions: `__asked_NAME` says
+    whether an answer counts. Validators stay with copier, which the hook calls.
+    """
+    documents = YAML(typ="safe").load_all((ROOT / "copier.yml").read_text())
+    merged = {key: value for document in documents for key, value in document.items()}
+    questions = {name: question for name, question in merged.items() if not name.startswith("_")}
+    called = {name: f"__{name}" if question.get("when") is False else name for name, question in questions.items()}
+
+    def ported(template: str) -> str:
+        """A template of copier's, where names are bare, as cookiecutter's; replacing names in it would hit filters and words too."""
+        used = meta.find_undeclared_variables(Environment().parse(template))  # noqa: S701  (no HTML)
+        return "".join(f"{{% set {name} = cookiecutter['{called[name]}'] %}}" for name in called if name in used) + template
+
+    asked: dict[str, Any] = {}
+    prompts: dict[str, Any] = {}
+    for name, question in questions.items():
+        if question["type"] != "str" or question.get("multiselect") or "{" in question.get("help", ""):
+            raise SystemExit(f"copier.yml: {name}: cookiecutter_json() in {__file__} knows single words with a plain help text only")
+        if question.get("when") is False:
+            asked[called[name]] = ported(question["default"])
+            continue
+        prompt = question["help"]
+        if condition := question.get("when"):
+            asked[f"__asked_{name}"] = ported(condition)
+            prompt += f" (counts only if {condition.strip('{} ')})"
+        # rich, which prints it, would take [/PATH] for a tag.
+        prompt = re.sub(r"(\\*)(\[[a-z#/@])", r"\1\1\\\2", prompt)
+        if choices := question.get("choices"):
+            values = list(choices.values() if isinstance(choices, dict) else choices)
+            asked[name] = sorted(values, key=lambda value: value != question["default"])  # cookiecutter's default is the first
+            labels = {value: label for label, value in choices.items()} if isinstance(choices, dict) else {}
+            prompts[name] = {"__prompt__": prompt, **labels}
+        else:
+            asked[name] = ported(question["default"])
+            prompts[name] = prompt
+    # The folder is made before anything is validated: no answer may lead out of where cookiecutter was told to write.
+    asked["__folder"] = "{{ cookiecutter['__project_slug'] | replace('/', '_') or '_' }}"
+    asked["__message"] = ported(merged["_message_after_copy"])
+    asked["__prompts__"] = prompts
+    return json.dumps(asked, indent=2, ensure_ascii=False) + "\n"
+
+
 FILES = {
+    "cookiecutter.json": cookiecutter_json,
     "docs/reference/cli.md": cli,
     "docs/reference/service-yaml.md": service_yaml,
     "template/.mlops-build/service.schema.json": schema,

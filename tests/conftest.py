@@ -53,8 +53,11 @@ def mlops_build(
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The template as it stands in the working tree, tagged as if it were the newest release; copier reads no user's settings."""
     source = tmp_path_factory.mktemp("template")
-    shutil.copy(ROOT / "copier.yml", source)
-    shutil.copytree(ROOT / "template", source / "template", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name in ("copier.yml", "cookiecutter.json"):
+        shutil.copy(ROOT / name, source)
+    for name in ("template", "{{cookiecutter.__folder}}", "hooks", "mlops_build"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    (source / ".gitignore").write_text("__pycache__/\n")
     git(source, "init", "--quiet", "--initial-branch=main")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=The template")

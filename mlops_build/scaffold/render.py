@@ -39,6 +39,10 @@ class TemplateUnreachable(Unreachable):
     """The template's Git host does not answer, or does not let us in."""
 
 
+class NoCopier(Failed):
+    """copier is not installed."""
+
+
 def copy(source: str, destination: Path, answers: Mapping[str, object], *, version: str | None = None) -> None:
     """Render the template at `source` into `destination`, with its defaults for what `answers` leaves open; asks nothing, runs nothing.
 
@@ -49,7 +53,7 @@ def copy(source: str, destination: Path, answers: Mapping[str, object], *, versi
     answers: by question. Each must be a question that is asked.
     version: a tag, branch or commit; None: the newest tag, or HEAD where there are no tags.
 
-    Raises ScaffoldError, BadTemplate, TemplateUnreachable, and Failed if copier is missing or the disk refuses.
+    Raises ScaffoldError, BadTemplate, TemplateUnreachable, NoCopier, and Failed if the disk refuses.
     """
     source = recordable(source)
     destination = destination.absolute()
@@ -121,7 +125,7 @@ def _run(source: str, destination: Path, answers: Mapping[str, object], version:
         from copier.errors import ConfigFileError, CopierError
         from jinja2 import TemplateError
     except ImportError:
-        raise Failed("copier is not installed", remedy="pip install 'mlops-build[template]'") from None
+        raise NoCopier("copier is not installed", remedy="pip install 'mlops-build[template]'") from None
     try:
         worker = run_copy(
             source,

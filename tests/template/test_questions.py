@@ -1,5 +1,6 @@
 """The questionnaire: every default works, every validator refuses what would break a file, and nothing asks for trust."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_every_question_has_a_default_a_help_text_and_says_what_is_allowed(quest
         assert len(question["help"]) > 10, name
         assert question.get("choices") or f"{name}: allowed " in " ".join(question["validator"].split()), name
         assert not question.get("secret"), name
+
+
+def test_every_question_is_used(questionnaire: dict[str, Any]) -> None:
+    files = [path for path in (ROOT / "template").rglob("*") if path.is_file()]
+    text = "".join(path.relative_to(ROOT).as_posix() + path.read_text() for path in files if path.suffix != ".json")
+    text += "".join(str(question) for name, question in questionnaire.items() if not name.startswith("_"))
+    uses = {name: len(re.findall(rf"\b{name}\b", text)) for name in questionnaire if not name.startswith("_")}
+    own = {name: len(re.findall(rf"\b{name}\b", str(questionnaire[name]))) for name in uses}
+    assert [name for name in uses if uses[name] == own[name]] == []
 
 
 def test_the_reference_describes_every_question(questionnaire: dict[str, Any]) -> None:
