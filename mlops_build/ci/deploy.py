@@ -41,17 +41,24 @@ class OtherAnswer(Refused):
     """The deployed service answers its recorded examples otherwise."""
 
 
-def run(root: Path, env: str, *, url: str | None, timeout_s: int | None, say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    root: Path, env: str, *, url: str | None, timeout_s: int | None, say: Callable[[str], None], if_released: bool = False
+) -> dict[str, Any]:
     """Deploy what the record of `env` in the working tree says. url: where the examples are asked, default http://HOST of service.yaml.
-    timeout_s: how long the rollout may take, default what replicas and startup_seconds of service.yaml allow for.
+    timeout_s: how long the rollout may take, default what replicas and startup_seconds of service.yaml allow for. if_released: nothing
+    released is nothing to do, not an error.
 
     Raises NotFound (nothing released, or its image is not there), ClusterUnreachable, RolloutFailed, ServiceUnreachable, OtherAnswer.
-    While MLflow is down this still deploys (a rollback by Git must): by the image registry's digest, and without the examples, aloud.
+    The digest is the one that the build of this release wrote beside its record, else the model version's, else the image registry's.
+    While MLflow is down this still deploys (a rollback by Git must), without the examples, aloud.
     """
     service = service_file.load(root)
     place = service.environment(env)
     address = _address(url or f"http://{place.host}")
     record = records.read(root, env)
+    if not record.models and if_released:
+        say(f"deploy: nothing is released to {env} yet")
+        return {"environment": env, "namespace": place.namespace, "image": None, "models": []}
     if not record.models:
         raise NotFound(
             f"nothing is released to {env} yet",
@@ -60,11 +67,11 @@ def run(root: Path, env: str, *, url: str | None, timeout_s: int | None, say: Ca
     cluster.kubectl()
     try:
         registry: Registry | None = Registry(tracking_uri(root))
-        reference = image.noted(registry, record) if registry else None
+        noted = image.noted(registry, record) if registry else None
     except RegistryUnreachable as error:
-        say(f"deploy: {error.message}; the digest comes from the image registry, and the recorded examples are not asked")
-        registry = reference = None
-    reference = reference or _reference(record)
+        say(f"deploy: {error.message}; the digest comes from elsewhere, and the recorded examples are not asked")
+        registry = noted = None
+    reference = image.carried(root, record) or noted or _reference(record)
     rendered = by_digest(cluster.render(root / "deploy" / "overlays" / env), record, reference)
     objects = [one for one in YAML(typ="safe", pure=True).load_all(rendered) if one]
     # Before anything is applied: a scaler that stays a moment longer would change the number of replicas that is applied.

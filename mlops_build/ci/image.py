@@ -4,6 +4,7 @@ Level-triggered: what is there is not built again, so it can run at every commit
 """
 
 import json
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 from mlops_build import service as service_file
 from mlops_build.ci import docker
 from mlops_build.errors import Refused
+from mlops_build.git.repository import Checkout
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name
@@ -21,8 +23,9 @@ from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.service import Service
 
-# What a plan carries to its deployment: Bamboo's inject-variables reads the first, everything else the second. Ignored by Git.
-FOLDER, VARIABLES, DOCUMENT = "build", "images.env", "image-digests.json"
+# What a build leaves, ignored by Git. RELEASE is what a deployment takes: the commit's files, and DOCUMENT in the same place among them.
+# One file, so that a digest cannot get apart from the record it belongs to (as a variable of the build could).
+FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
 
 
 class OtherName(Refused):
@@ -67,6 +70,7 @@ def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
         if registry is not None:
             _settle(root, service, registry, image, say)
     _write_results(root, images)
+    _write_release(root, say)
     return {"images": [image.as_json() for image in images]}
 
 
@@ -82,10 +86,23 @@ def noted(registry: Registry, record: Record) -> str | None:
     """
     first = record.models[0]
     tags = registry.version(first.name, first.version).tags
-    found = tags.get(IMAGE, "")
-    repository, _, digest = found.partition("@")
-    fits = tags.get(IMAGE_NAME) == record.image and repository == str(record.image).rpartition(":")[0]
-    return found if fits and DIGEST.fullmatch(digest) else None
+    return _fitting(record, tags.get(IMAGE_NAME), tags.get(IMAGE))
+
+
+def carried(root: Path, record: Record) -> str | None:
+    """The reference that the build of this release wrote beside the record; None where it built another image, or where there is none."""
+    try:
+        document = json.loads((root / FOLDER / DOCUMENT).read_text())
+        found = {str(one["image"]): one["reference"] for one in document["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _fitting(record, record.image, found.get(str(record.image)))
+
+
+def _fitting(record: Record, name: object, found: object) -> str | None:
+    repository, _, digest = str(found).partition("@")
+    fits = name == record.image and repository == str(record.image).rpartition(":")[0]
+    return str(found) if fits and DIGEST.fullmatch(digest) else None
 
 
 def _named(root: Path, service: Service) -> list[Image]:
@@ -146,11 +163,21 @@ def _build(root: Path, service: Service, registry: Registry, image: Image, say: 
 
 def _write_results(root: Path, images: Sequence[Image]) -> None:
     (root / FOLDER).mkdir(exist_ok=True)
-    variables = {_variable(env): image.reference for image in images for env in image.environments}
-    (root / FOLDER / VARIABLES).write_text("".join(f"{key}={value}\n" for key, value in sorted(variables.items())))
     document = {"schema": 1, "images": [image.as_json() for image in images]}
     (root / FOLDER / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _variable(env: str) -> str:
-    return f"{env.upper().replace('-', '_')}_IMAGE"
+def _write_release(root: Path, say: Callable[[str], None]) -> None:
+    """RELEASE: what is committed, as it is committed, and the digests of its images."""
+    checkout = Checkout.find(root)
+    head = checkout.head() if checkout else None
+    if checkout is None or head is None:
+        say(f"image: this is no Git checkout, so there is no {FOLDER}/{RELEASE}")
+        return
+    with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="release-") as scratch:
+        made = Path(scratch) / RELEASE
+        made.write_bytes(checkout.archive(head))
+        with tarfile.open(made, "a") as archive:
+            archive.add(root / FOLDER / DOCUMENT, f"{FOLDER}/{DOCUMENT}")
+        made.replace(root / FOLDER / RELEASE)
+    say(f"image: {FOLDER}/{RELEASE} is commit {head[:12]} with its digests")

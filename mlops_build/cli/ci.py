@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_parser("image", help="build and push what the release records name, if it is absent")
     deploy = steps.add_parser("deploy", help="apply one environment's release and check what it answers")
     deploy.add_argument("env", metavar="ENV", help="an environment of service.yaml")
+    deploy.add_argument("--if-released", action="store_true", help="nothing released there yet is nothing to do, not an error")
     deploy.add_argument("--url", help="where the recorded examples are asked (default: http://HOST of service.yaml)")
     deploy.add_argument(
         "--timeout",
@@ -51,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         from mlops_build.ci import deploy
 
-        result(args, deploy.run(root, args.env, url=args.url, timeout_s=args.timeout, say=say), "")
+        result(args, deploy.run(root, args.env, url=args.url, timeout_s=args.timeout, say=say, if_released=args.if_released), "")
     return 0

@@ -346,11 +346,14 @@ class Checkout(Objects):
         target = f"refs/heads/{command.checked_ref(self.branch())}"
         command.run(self.path, "push", "--quiet", "--end-of-options", self._origin() or "origin", f"{commit}:{target}")
 
+    def archive(self, commit: str) -> bytes:
+        """The files of a commit, without history, as a tar file."""
+        return command.run(self.path, "archive", "--format=tar", commit)
+
     def export(self, commit: str, folder: Path) -> None:
         """The files of a commit, without history, into `folder`."""
-        archive = command.run(self.path, "archive", "--format=tar", commit)
         folder.mkdir(parents=True)
-        with tarfile.open(fileobj=BytesIO(archive)) as files:
+        with tarfile.open(fileobj=BytesIO(self.archive(commit))) as files:
             files.extractall(folder, filter="data")
 
     def export_dirty(self, folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,6 +18,8 @@ def service(rendered_none: Path, tmp_path: Path) -> Path:
 def test_a_fresh_service_passes(service: Path) -> None:
     done = mlops_build(service, "ci", "check", "--json")
     assert json.loads(done.stdout) == {"checks": ["service.yaml", "lint", "format", "tests", "overlays"]}
+    (suite,) = ElementTree.parse(service / "build/test-reports/tests.xml").getroot()  # noqa: S314 # pytest's own
+    assert (int(suite.get("tests", 0)) > 0, suite.get("failures")) == (True, "0")
     if shutil.which("kubectl"):
         assert "check overlay staging: ok" in done.stderr
         assert "check overlay production: ok" in done.stderr

@@ -133,6 +133,9 @@ def test_nothing_released_is_not_found_and_nothing_is_applied(cluster: Path, run
     assert "nothing is released to staging yet" in said
     _, said = run("stagin", expect=3)
     assert "staging, production" in said
+    document, said = run("staging", "--if-released")
+    assert (document["image"], document["models"]) == (None, [])
+    assert "nothing is released to staging yet" in said
     assert not (cluster / "calls").exists()
 
 
@@ -323,6 +326,18 @@ def test_no_image_and_no_digest_on_the_version_asks_the_image_registry(
     _, said = run("staging", expect=5)
     assert "no-such-docker" in said
     assert not (cluster / "calls").exists()
+
+
+def test_the_digest_that_the_build_wrote_wins_over_the_versions(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reference = f"{str(released.image).rpartition(':')[0]}@sha256:{'2' * 64}"
+    (service / "build").mkdir()
+    (service / "build/image-digests.json").write_text(json.dumps({"images": [{"image": released.image, "reference": reference}]}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    assert run("staging")[0]["reference"] == reference
+    assert reference in (cluster / "applied.yaml").read_text()
 
 
 def test_while_mlflow_is_down_a_release_by_git_still_deploys(

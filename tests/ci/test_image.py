@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from mlops_build.errors import Unreachable
 from mlops_build.model import environment, identity
 from mlops_build.registry import Registry
 from mlops_build.release.record import Record
-from tests.conftest import mlops_build
+from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered, make
 from tests.serving.conftest import free_port
 
@@ -37,7 +38,6 @@ def test_nothing_released_is_nothing_to_do(service: Path, monkeypatch: pytest.Mo
     """The first commit of a service must pass, on an agent without anything."""
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
     assert image.run(service, say=quiet) == {"images": []}
-    assert (service / "build/images.env").read_text() == ""
     assert json.loads((service / "build/image-digests.json").read_text()) == {"schema": 1, "images": []}
 
 
@@ -88,6 +88,40 @@ def test_a_tag_that_anybody_may_write_counts_only_in_the_records_own_repository(
     registry.set_tag("points", 1, identity.IMAGE, REFERENCE)
     registry.set_tag("points", 1, identity.IMAGE_NAME, "registry.example.com/ml/points:v1-another")
     assert image.noted(registry, record) is None
+
+
+def test_a_release_is_the_commit_with_its_digests(service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    git(service, "init", "--quiet", "--initial-branch=main")
+    git(service, "add", "--all")
+    git(service, "commit", "--quiet", "--message=Start")
+    (service / "README.md").write_text("not committed\n")
+    image.run(service, say=quiet)
+    with tarfile.open(service / "build/release.tar") as archive:
+        archive.extractall(tmp_path / "release", filter="data")
+    assert json.loads((tmp_path / "release/build/image-digests.json").read_text()) == {"schema": 1, "images": []}
+    listed = {path.relative_to(tmp_path / "release").as_posix() for path in (tmp_path / "release").rglob("*") if path.is_file()}
+    assert listed == {*git(service, "ls-files").splitlines(), "build/image-digests.json"}
+    assert os.access(tmp_path / "release/ci/mlops-build", os.X_OK)
+    assert "not committed" not in (tmp_path / "release/README.md").read_text()
+    assert git(service, "status", "--porcelain") == "M README.md"
+
+
+def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, release: Release) -> None:
+    record = release("staging")
+    good = f"{str(record.image).rpartition(':')[0]}@sha256:{'1' * 64}"
+    (service / "build").mkdir()
+    for text, expected in (
+        (json.dumps({"images": [{"image": record.image, "reference": good}]}), good),
+        (json.dumps({"images": [{"image": record.image, "reference": good.replace("registry.", "evil.")}]}), None),
+        (json.dumps({"images": [{"image": f"{record.image}0", "reference": good}]}), None),
+        (json.dumps({"images": [{"image": record.image, "reference": f"{good}\n"}]}), None),
+        (json.dumps([1]), None),
+        ("not JSON", None),
+    ):
+        (service / "build/image-digests.json").write_text(text)
+        assert image.carried(service, record) == expected
+    (service / "build/image-digests.json").unlink()
+    assert image.carried(service, record) is None
 
 
 # With Docker. The first test builds, which takes minutes on a fresh engine; the others find its layers.
@@ -166,9 +200,8 @@ def test_an_absent_image_is_built_once_and_its_digest_stands_on_the_version(
     assert first["reference"] == f"{str(record.image).rpartition(':')[0]}@{digest}"
     assert tags(world, 1)[identity.IMAGE] == first["reference"]
     assert tags(world, 1)[identity.IMAGE_NAME] == record.image
-    assert (service / "build/images.env").read_text() == f"PRODUCTION_IMAGE={first['reference']}\nSTAGING_IMAGE={first['reference']}\n"
     assert json.loads((service / "build/image-digests.json").read_text())["images"] == [first]
-    assert sorted(path.name for path in (service / "build").iterdir()) == ["image-digests.json", "images.env"]
+    assert sorted(path.name for path in (service / "build").iterdir()) == ["image-digests.json"]
 
     def refuse(*_: object) -> None:
         raise AssertionError("built again")
