@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlops_build.errors import Failed, Refused, Unreachable, UsageError
@@ -46,9 +46,18 @@ class PushRejected(Refused):
 
 
 def run(
-    where: Path, *arguments: str, stdin: bytes | None = None, environment: Mapping[str, str] | None = None, seconds: int = SECONDS
+    where: Path,
+    *arguments: str,
+    stdin: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: int = SECONDS,
+    good: Sequence[int] = (0,),
+    held: Sequence[int] = (),
 ) -> bytes:
-    """What `git -C WHERE ARGUMENTS` prints. Raises RemoteUnreachable, PushRejected or GitFailed."""
+    """What `git -C WHERE ARGUMENTS` prints. Raises RemoteUnreachable, PushRejected or GitFailed.
+
+    good: the exit codes that are no failure. held: descriptors that git holds as long as it lives, such as a lock's.
+    """
     command = ["git", "-C", str(where), *arguments]
     try:
         # A session of its own: a timeout then ends git's children (ssh, git-remote-https) too, and none of them finds a terminal to ask.
@@ -59,6 +68,7 @@ def run(
             stderr=subprocess.PIPE,
             env={**_environment(), **(environment or {})},
             start_new_session=True,
+            pass_fds=held,
         )
     except FileNotFoundError:
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
@@ -71,7 +81,7 @@ def run(
                 raise
             remedy = "check the network and the Git host"
             raise RemoteUnreachable(f"git {arguments[0]} did not end within {seconds} s", remedy=remedy) from None
-    if process.returncode:
+    if process.returncode not in good:
         raise _error(arguments[0], masked(said.decode(errors="replace").strip()))
     return printed
 

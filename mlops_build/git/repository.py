@@ -110,11 +110,13 @@ class Objects:
 
     def _commit_index(self, parent: str, message: str, identity: Identity | None, environment: Mapping[str, str]) -> str | None:
         tree = command.text(self.path, "write-tree", environment=environment)
-        if tree == self.tree(parent):
-            return None
+        return None if tree == self.tree(parent) else self.commit_tree(tree, [parent], message, identity)
+
+    def commit_tree(self, tree: str, parents: Iterable[str], message: str, identity: Identity | None = None) -> str:
+        """A commit of a tree that is in the store; returns its name. No ref is moved. Without `identity`, git's own signs it now."""
         author = identity.environment() if identity else self._own_identity()
-        made = command.run(self.path, "commit-tree", tree, "-p", parent, stdin=message.encode(), environment=author)
-        return made.decode().strip()
+        before = [argument for parent in parents for argument in ("-p", parent)]
+        return command.run(self.path, "commit-tree", tree, *before, stdin=message.encode(), environment=author).decode().strip()
 
     def _executable(self, commit: str, paths: Iterable[str]) -> set[str]:
         """Those of the paths that are executable files at a commit, and stay so. A symbolic link stays none: what is written is a file."""

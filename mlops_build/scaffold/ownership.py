@@ -22,12 +22,23 @@ def owner_of(path: str | PurePosixPath, copier_yml: Path | None = None) -> Owner
 
     copier_yml: the template's questionnaire; without it the one that belongs to this mlops-build. Raises NotFound if there is none.
     """
+    return _asked(path, copier_yml)[0]
+
+
+def owned_together(path: str | PurePosixPath, copier_yml: Path | None = None) -> str:
+    """What the path's owner owns as one: the folder that a pattern names, `deploy/overlays/staging/release`, else the path itself."""
+    return _asked(path, copier_yml)[1]
+
+
+def _asked(path: str | PurePosixPath, copier_yml: Path | None) -> tuple[Owner, str]:
     parts = PurePosixPath(path).parts
     # A release record lies inside the team's overlays: the machine's table is asked first.
     for owner, patterns in table(copier_yml or _own()).items():
-        if any(_covers(pattern, parts) for pattern in patterns):
-            return owner
-    return "template"
+        for pattern in patterns:
+            if _covers(pattern, parts):
+                wanted = PurePosixPath(pattern.lstrip("/")).parts
+                return owner, "/".join(parts[: len(wanted)])
+    return "template", str(path)
 
 
 @cache
@@ -35,7 +46,7 @@ def table(copier_yml: Path) -> Mapping[Owner, Sequence[str]]:
     """The patterns of each owner, in the order in which they are asked. What no pattern covers is the template's."""
     documents = list(YAML(typ="safe", pure=True).load_all(copier_yml.read_text(encoding="utf-8")))
     merged = {key: value for document in documents for key, value in document.items()}
-    return {owner: tuple(cast(list[str], merged[f"_{owner}"])) for owner in ("machine", "team")}
+    return {owner: tuple(cast(list[str], merged.get(f"_{owner}", ()))) for owner in ("machine", "team")}
 
 
 def _own() -> Path:

@@ -1,0 +1,279 @@
+"""Merge what changed in the template into a service, with Git's own merge and without a checkout.
+
+Three trees: `old`, the template rendered as the service was last made or updated from it; `ours`, the service; `new`, the template
+rendered as it should become. Git merges them with renames followed. Before it does, four things are said that Git cannot know:
+
+* What the team or a machine owns stays as it is (mlops_build/scaffold/ownership.py).
+* What the team deleted stays deleted, under the name too that the template gives it now.
+* A file that the team keeps with other line ends is compared in those.
+* Of two versions of mlops-build in one line the newer one is kept.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlops_build.errors import Failed
+from mlops_build.git import command
+from mlops_build.git.repository import Identity, Objects
+from mlops_build.scaffold import pin, tree
+from mlops_build.scaffold.ownership import Owner
+from mlops_build.scaffold.tree import Change, Entry, Tree
+
+NEEDED = (2, 38)
+# Settings of the person who runs it must not change what comes out. Files follow a rename; a new file does not follow its folder's, since
+# whoever wrote it, the team or the template, said where it is to be.
+SETTINGS = ("merge.renames=true", "merge.directoryRenames=false", "merge.renameLimit=0", "merge.renormalize=false", "diff.renames=true")
+REGULAR = ("100644", "100755")
+NOBODY = Identity("mlops-build", "mlops-build@localhost", 1_000_000_000)  # git takes small numbers for something else
+
+# What Git calls a conflict, what it means here, and what a person does about it.
+WHY = {
+    "content": ("you and the template changed the same lines", "choose or combine the lines"),
+    "binary": ("you and the template changed this binary file", "choose one of the two"),
+    "add/add": ("you and the template added it with different content", "combine them, or rename yours"),
+    "modify/delete": ("one side changed it, the other deleted it", "keep it or delete it"),
+    "rename/delete": ("one side renamed it, the other deleted it", "keep it or delete it"),
+    "rename/rename": ("you and the template renamed it differently", "keep one of the names"),
+    "file/directory": ("it is a file on one side and a folder on the other", "rename yours"),
+    "distinct types": ("it is a file on one side and a link on the other", "choose one of the two"),
+    "distinct modes": ("one side made it executable, the other did not", "choose one of the two"),
+    "submodule": ("both sides changed this submodule", "choose one of the two commits"),
+}
+UNKNOWN = ("Git cannot merge it", "look at both sides")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A path that could not be merged: Git's short name for why, and the same in plain words."""
+
+    path: str
+    kind: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One side of a path in conflict, as an index keeps it. number: 1 before, 2 the team's, 3 the template's."""
+
+    path: str
+    number: int
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came out.
+
+    tree: the service's tree afterwards (with conflict markers where there are conflicts). changes: from the service's tree to that one.
+    stages: both sides of each conflict. kept: the template's files that the team has edited, as they are called afterwards. deleted: what
+    the team deleted although the template has changed it since. outdated: the team's own files that the template starts differently now.
+    """
+
+    tree: str
+    changes: tuple[Change, ...]
+    conflicts: tuple[Conflict, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    kept: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
+
+
+def check_git() -> None:
+    """Raises Failed for a Git that cannot merge without a checkout."""
+    said = command.text(Path("/"), "--version")
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if not found or (int(found[1]), int(found[2])) < NEEDED:
+        raise Failed(f"{said} cannot merge without a checkout", remedy=f"install git ≥ {'.'.join(map(str, NEEDED))}")
+
+
+def merge(
+    repository: Path,
+    old: Tree,
+    ours: str,
+    new: Tree,
+    *,
+    owner: Callable[[str], Owner],
+    together: Callable[[str], str],
+    answers: str = ".copier-answers.yml",
+    labels: tuple[str, str] = ("yours", "template"),
+    is_newer: pin.IsNewer = pin.unknown,
+) -> Merged:
+    """Merge what changed from `old` to `new` into the tree `ours`; all of them are in the repository's store.
+
+    owner, together: of a path, who owns it, and the folder that is owned as one (ownership.py). answers: the path of copier's answers file,
+    which is the new rendering's whatever the service has. labels: what conflict markers call the two sides. is_newer: about two commits of
+    the template's repository.
+    """
+    service = tree.read(repository, ours)
+    base, theirs = dict(old), dict(new)
+    in_the_way = _leave_owned(base, theirs, service, owner, together)
+    if answers in service:
+        base[answers] = service[answers]
+    before = tree.write(repository, base)
+    by_team = tree.changes(repository, before, ours)
+    by_template = tree.changes(repository, before, tree.write(repository, theirs))
+    moved_by_team = {change.old: change.path for change in by_team if change.old}
+    moved = {change.old: change.path for change in by_template if change.old}
+    deleted = [change.path for change in by_team if change.what == "deleted"]
+    told = _leave_deleted(base, theirs, service, deleted, moved)
+    _compare_in_our_line_ends(repository, base, theirs, service, moved_by_team, moved)
+    merged_in = ours
+    if chosen := _newer_pins(repository, base, service, theirs, is_newer):
+        merged_in = tree.write(repository, {**service, **chosen})
+    result, stages, conflicts = _three_way(repository, tree.write(repository, base), merged_in, tree.write(repository, theirs), labels)
+    edited = {path for path, entry in old.items() if service.get(path, entry) != entry} | set(moved_by_team)
+    edited -= {conflict.path for conflict in conflicts} | {answers}
+    after = {path: moved_by_team.get(path) or moved.get(path, path) for path in edited if owner(path) == "template"}
+    return Merged(
+        result,
+        tuple(tree.changes(repository, ours, result)),
+        (*in_the_way, *conflicts),
+        stages,
+        tuple(sorted(after.values())),
+        tuple(told),
+        tuple(
+            path for path in sorted(new) if owner(path) == "team" and path in service and new[path] not in (old.get(path), service[path])
+        ),
+    )
+
+
+def _leave_owned(base: Tree, theirs: Tree, service: Tree, owner: Callable[[str], Owner], together: Callable[[str], str]) -> list[Conflict]:
+    """Make what the team or a machine owns look untouched by the template. What the template has new is added, as copier adds it.
+
+    A machine's folder is one thing: a part is added only with the whole, where neither the service nor the old rendering has any of it.
+    """
+    started = {together(path) for path in (*base, *service) if owner(path) == "machine"}
+    for path in {*base, *theirs, *service}:
+        if (who := owner(path)) == "template":
+            continue
+        if path in service:
+            base[path] = theirs[path] = service[path]
+        elif path in base or (who == "machine" and together(path) in started):
+            base.pop(path, None)
+            theirs.pop(path, None)
+    kept = {path for path in service if owner(path) != "template"}
+    for path in _clashes(base, kept):
+        base.pop(path)
+    clashes = sorted(_clashes(theirs, kept))
+    for path in clashes:
+        theirs.pop(path)
+        base.pop(path, None)
+    return [Conflict(path, "file/directory", *WHY["file/directory"]) for path in clashes]
+
+
+def _clashes(files: Tree, kept: Collection[str]) -> set[str]:
+    """Where a file and a folder have one name: the paths that are not `kept`."""
+    pairs = [(path, str(parent)) for path in files for parent in PurePosixPath(path).parents if str(parent) in files]
+    return {path for pair in pairs for path in pair} - set(kept)
+
+
+def _leave_deleted(base: Tree, theirs: Tree, service: Tree, deleted: Collection[str], moved: Mapping[str, str]) -> list[str]:
+    """Drop what the team deleted from both renderings; returns what the template has changed since all the same."""
+    told = []
+    for path in deleted:
+        now = moved.get(path, path)
+        if now in theirs and now not in service and theirs.pop(now) != base[path]:
+            told.append(now)
+        base.pop(path)
+    return told
+
+
+def _compare_in_our_line_ends(
+    repository: Path, base: Tree, theirs: Tree, service: Tree, moved_by_team: Mapping[str, str], moved: Mapping[str, str]
+) -> None:
+    """Give both renderings of a file the line ends that the team's has throughout, where the template's has the others."""
+    pairs = {
+        path: service[now] for path in base if (now := moved_by_team.get(path, path)) in service and service[now].blob != base[path].blob
+    }
+    pairs = {path: entry for path, entry in pairs.items() if {entry.mode, base[path].mode} <= set(REGULAR)}
+    contents = tree.blobs(repository, [name for path, entry in pairs.items() for name in (entry.blob, base[path].blob)])
+    for path, entry in pairs.items():
+        wanted = _line_end(contents[entry.blob])
+        if not wanted or _line_end(contents[base[path].blob]) in (wanted, None):
+            continue
+        for files, name in ((base, path), (theirs, moved.get(path, path))):
+            if name in files and files[name].mode in REGULAR:
+                content = tree.blobs(repository, [files[name].blob])[files[name].blob].replace(b"\r\n", b"\n").replace(b"\n", wanted)
+                files[name] = Entry(files[name].mode, tree.add_blob(repository, content))
+
+
+def _line_end(content: bytes) -> bytes | None:
+    """The one kind of line end in a text; None where there are none, both, or where it is no text."""
+    both, newlines = content.count(b"\r\n"), content.count(b"\n")
+    if not newlines or b"\0" in content or 0 < both < newlines:
+        return None
+    return b"\r\n" if both else b"\n"
+
+
+def _newer_pins(repository: Path, base: Tree, service: Tree, theirs: Tree, is_newer: pin.IsNewer) -> Tree:
+    """Write the newer of two versions into all three; what the service then has instead is returned, the renderings are changed."""
+    chosen: Tree = {}
+    for path in pin.PINS:
+        if path not in base or path not in service or path not in theirs:
+            continue
+        contents = tree.blobs(repository, [files[path].blob for files in (base, service, theirs)])
+        three = pin.Three(*(contents[files[path].blob] for files in (base, service, theirs)))
+        if newer := pin.with_the_newer(path, three, is_newer):
+            base[path] = Entry(base[path].mode, tree.add_blob(repository, newer.base))
+            chosen[path] = Entry(service[path].mode, tree.add_blob(repository, newer.ours))
+            theirs[path] = Entry(theirs[path].mode, tree.add_blob(repository, newer.theirs))
+    return chosen
+
+
+def _three_way(
+    repository: Path, base: str, ours: str, theirs: str, labels: tuple[str, str]
+) -> tuple[str, tuple[Stage, ...], tuple[Conflict, ...]]:
+    """Git's merge of three trees, by way of commits that no branch knows."""
+    if theirs == base:
+        return ours, (), ()
+    store = Objects(repository)
+    root = store.commit_tree(base, [], "before", NOBODY)
+    sides = [store.commit_tree(one, [root], label, NOBODY) for one, label in zip((ours, theirs), labels, strict=True)]
+    settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
+    printed = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
+    fields = printed.decode(errors="surrogateescape").split("\0")
+    result, fields = fields[0], fields[1:]
+    end = fields.index("")
+    stages = []
+    for line in fields[:end]:
+        about, _, path = line.partition("\t")
+        mode, blob, number = about.split()
+        stages.append(Stage(path, int(number), Entry(mode, blob)))
+    conflicts = _conflicts(fields[end + 1 :], {stage.path for stage in stages})
+    if conflicts:
+        named = {sides[0]: labels[0], sides[1]: labels[1], root: "before"}
+        result = _with_labels(repository, result, {stage.path for stage in stages}, named)
+    return result, tuple(stages), conflicts
+
+
+def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
+    """Git's messages: how many paths, the paths, a type, a sentence; and again. One conflict a path, the most telling kind of it."""
+    kinds: dict[str, str] = dict.fromkeys(unmerged, "")
+    at = 0
+    while at < len(fields) - 1:
+        count = int(fields[at])
+        paths, kind, sentence = fields[at + 1 : at + 1 + count], fields[at + 1 + count], fields[at + 2 + count]
+        at += count + 3
+        # The type calls two files that were added a conflict of contents, the sentence calls a binary file a warning.
+        if found := re.match(r"CONFLICT \((binary)\)", kind) or re.match(r"CONFLICT ?\(([^)]+)\)", sentence):
+            # A rename's first path is where the file was; it is in conflict only if Git says so by its stages.
+            for path in [path for path in paths if path in unmerged] or paths:
+                if kinds.get(path, "") in ("", "content"):
+                    kinds[path] = found[1]
+    return tuple(Conflict(path, kind, *WHY.get(kind, UNKNOWN)) for path, kind in sorted(kinds.items()))
+
+
+def _with_labels(repository: Path, result: str, paths: set[str], named: Mapping[str, str]) -> str:
+    """Conflict markers that say whose side it is, where Git wrote the names of commits."""
+    files = tree.read(repository, result)
+    present = [path for path in sorted(paths) if path in files and files[path].mode in REGULAR]
+    contents = tree.blobs(repository, [files[path].blob for path in present])
+    for path in present:
+        content = contents[files[path].blob]
+        for commit, label in named.items():
+            content = re.sub(rf"(?m)^(<{{7,}}|>{{7,}}|\|{{7,}}) {commit}".encode(), rf"\1 {label}".encode(), content)
+        files[path] = Entry(files[path].mode, tree.add_blob(repository, content))
+    return tree.write(repository, files)

@@ -1,0 +1,145 @@
+"""The template's repository, fetched once into a private clone, and the versions in it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build.errors import NotFound
+from mlops_build.git import command
+from mlops_build.git.command import GitFailed
+
+# A tag, a branch, a commit, or `git describe`'s 0.1.0-3-gabcdef1.
+REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+/-]{0,200}[A-Za-z0-9])?")
+# A line of CHANGELOG.md's table of releases: version, date, commit.
+RELEASE = re.compile(r"^\|\s*([0-9][0-9A-Za-z.]*)\s*\|[^|]*\|\s*`?([0-9a-f]{40})`?\s*\|", re.MULTILINE)
+SHORT = (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/"))
+
+
+class NoSuchVersion(NotFound):
+    """The template's repository has no such version, at least not in the copy that can be reached."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """recorded: the address as a service records it. url: the same as git takes it. clone: a private bare clone of it."""
+
+    recorded: str
+    url: str
+    clone: Path
+
+    def resolve(self, revision: str) -> str | None:
+        """The commit that a tag, branch, commit, description or line of CHANGELOG.md's table names; None where there is none."""
+        if not REVISION.fullmatch(revision) or ".." in revision:
+            return None
+        # A tag may be missing in this copy of the repository; the table of releases travels with every copy.
+        return self._parse(revision) or self._parse(self.releases().get(revision.removeprefix("v"), "-"))
+
+    def newest(self) -> str:
+        """What copier takes by itself: the newest release among the tags by PEP 440, else HEAD."""
+        from packaging.version import InvalidVersion, Version
+
+        found = []
+        for tag in command.text(self.clone, "for-each-ref", "--format=%(refname:strip=2)", "refs/tags").splitlines():
+            try:
+                version = Version(tag)
+            except InvalidVersion:
+                continue
+            if not version.is_prerelease:
+                found.append((version, tag))
+        return max(found)[1] if found else "HEAD"
+
+    def describe(self, commit: str) -> str:
+        """The commit's name as copier records it: its tag, or the nearest tag and how far from it, or its first digits."""
+        return command.text(self.clone, "describe", "--tags", "--always", commit)
+
+    def is_newer(self, one: str, other: str) -> bool | None:
+        """Whether `other` is in the history of `one`; None where one of them is not known here."""
+        known = [self._parse(commit) for commit in (one, other)]
+        if None in known:
+            return None
+        missing = command.text(self.clone, "rev-list", "--count", f"{known[0]}..{known[1]}")
+        return missing == "0"
+
+    def later(self, commit: str) -> int:
+        """How many commits HEAD is ahead of this one."""
+        return int(command.text(self.clone, "rev-list", "--count", f"{commit}..HEAD"))
+
+    def releases(self) -> dict[str, str]:
+        """CHANGELOG.md's table as it stands at HEAD: version → commit."""
+        try:
+            return releases(command.text(self.clone, "cat-file", "blob", "HEAD:CHANGELOG.md"))
+        except GitFailed:
+            return {}
+
+    def file(self, commit: str, path: str) -> bytes | None:
+        """A file's content at a commit."""
+        try:
+            return command.run(self.clone, "cat-file", "blob", f"{commit}:{path}")
+        except GitFailed:
+            return None
+
+    def keep(self, commit: str) -> None:
+        """Give a commit a name, so that copies of the clone have it too."""
+        command.run(self.clone, "update-ref", f"refs/heads/mlops-build-{commit}", commit)
+
+    def look_for(self, commit: str) -> str | None:
+        """A commit by its full name: in the clone, else asked of the template's host, which may know it without a branch that has it."""
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            return None
+        if not self._parse(commit):
+            try:
+                command.run(self.clone, "fetch", "--quiet", "--no-tags", "--", self.url, commit)
+            except (GitFailed, command.RemoteUnreachable):
+                return None
+        return self._parse(commit)
+
+    def _parse(self, revision: str) -> str | None:
+        try:
+            return command.text(self.clone, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        except GitFailed:
+            return None
+
+
+def fetch(recorded: str, folder: Path) -> Source:
+    """Clone the template, with all its branches and tags, into `folder`. Raises NotFound, UsageError, RemoteUnreachable."""
+    url = address(recorded)
+    if not Path(url).is_absolute():
+        command.checked_url(url)
+    elif not Path(url).exists():
+        raise NotFound(
+            f"the template's address is {url}, and there is nothing",
+            remedy="name the address where it is now: mlops-build update --template URL",
+        )
+    try:
+        command.run(folder.parent, "clone", "--quiet", "--bare", "--template=", "--", url, str(folder))
+    except GitFailed as error:
+        raise NotFound(
+            f"the template {command.masked(recorded)} is no Git repository: {error.message}",
+            remedy="name its address: mlops-build update --template URL",
+        ) from None
+    return Source(recorded, url, folder)
+
+
+def address(recorded: str) -> str:
+    """What git makes of an address that copier recorded: `gh:` and `gl:` are short for two hosts, `git+` says that it is a repository."""
+    for prefix, host in SHORT:
+        if recorded.startswith(prefix):
+            recorded = host + recorded.removeprefix(prefix).lstrip("/")
+    if recorded.startswith("git+"):
+        return recorded.removeprefix("git+")
+    if recorded.startswith(("https://github.com/", "https://gitlab.com/")) and not recorded.endswith(".git"):
+        return f"{recorded}.git"
+    if re.match(r"[a-z]+://|[\w.-]+@[\w.-]+:", recorded):
+        return recorded
+    path = Path(recorded).expanduser()
+    if not path.is_absolute():
+        raise NotFound(
+            f"the template's address was recorded as {recorded!r}, which leads nowhere from here",
+            remedy="name it: mlops-build update --template /absolute/path or URL",
+        )
+    return str(path)
+
+
+def releases(changelog: str) -> dict[str, str]:
+    """The table of releases in CHANGELOG.md: version → commit, newest first."""
+    return dict(RELEASE.findall(changelog))

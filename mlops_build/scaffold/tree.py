@@ -1,0 +1,131 @@
+"""A tree of files as Git keeps it: path → mode and blob. Read from a commit, taken from a folder, written back; nothing is checked out.
+
+Paths are text with undecodable bytes kept (os.fsdecode), so that every file name survives.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mlops_build.git import command
+
+# A rendered file is what its template says, whatever this machine's or this repository's settings make of files.
+AS_RENDERED = (
+    "core.fileMode=true",
+    "core.symlinks=true",
+    "core.ignoreCase=false",
+    "core.safecrlf=false",
+    "core.autocrlf=false",
+    "core.sparseCheckout=false",
+    "core.fsmonitor=false",
+    f"core.hooksPath={os.devnull}",
+)
+
+
+class Entry(NamedTuple):
+    """One file: Git's mode (100644, 100755 executable, 120000 symbolic link, 160000 submodule), and the name of its content."""
+
+    mode: str
+    blob: str
+
+
+Tree = dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happened to one file. what: added, changed, deleted or renamed; `old` is where a renamed one was."""
+
+    path: str
+    what: str
+    old: str | None = None
+
+
+def read(repository: Path, treeish: str) -> Tree:
+    """All files of a commit or tree."""
+    found: Tree = {}
+    for line in command.run(repository, "ls-tree", "-r", "-z", "--full-tree", treeish).split(b"\0")[:-1]:
+        about, _, path = line.partition(b"\t")
+        mode, _, blob = about.decode().split()
+        found[os.fsdecode(path)] = Entry(mode, blob)
+    return found
+
+
+def write(repository: Path, files: Mapping[str, Entry]) -> str:
+    """The name of the tree with these files."""
+    lines = [f"{entry.mode} {entry.blob}\t".encode() + os.fsencode(path) + b"\0" for path, entry in sorted(files.items())]
+    with _private_index() as index:
+        command.run(repository, "update-index", "-z", "--index-info", stdin=b"".join(lines), environment=index)
+        return command.text(repository, "write-tree", environment=index)
+
+
+def store(repository: Path, worktree: Path, prefix: str, attributes: Mapping[str, bytes]) -> Tree:
+    """The files below `prefix` in a folder, put into the repository's store as its own `git add` would put them; paths below the prefix.
+
+    attributes: by path, the .gitattributes that the repository has; where the folder has none of its own there, they hold for it too.
+    """
+    borrowed = []
+    for path, content in attributes.items():
+        if (worktree / path).parent.is_dir() and not os.path.lexists(worktree / path):
+            (worktree / path).write_bytes(content)
+            borrowed.append(path)
+    where = command.text(repository, "rev-parse", "--absolute-git-dir")
+    settings = [argument for setting in AS_RENDERED for argument in ("-c", setting)]
+    with _private_index() as index:
+        environment = {**index, "GIT_DIR": where, "GIT_WORK_TREE": str(worktree)}
+        # --force: what the template's own .gitignore names is the template's too.
+        command.run(worktree, *settings, "add", "--all", "--force", prefix or ".", environment=environment)
+        found = read(repository, command.text(repository, "write-tree", environment=index))
+    return {path.removeprefix(prefix): entry for path, entry in found.items() if path not in borrowed}
+
+
+def graft(repository: Path, whole: str, prefix: str, part: str) -> str:
+    """The tree `whole` with the tree `part` instead of what is below `prefix`."""
+    if not prefix:
+        return part
+    others = {path: entry for path, entry in read(repository, whole).items() if not path.startswith(prefix)}
+    return write(repository, others | {prefix + path: entry for path, entry in read(repository, part).items()})
+
+
+def blobs(repository: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The contents of these blobs, by name."""
+    wanted = sorted(set(names))
+    if not wanted:
+        return {}
+    printed = command.run(repository, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in wanted).encode())
+    found, at = {}, 0
+    for name in wanted:
+        end = printed.index(b"\n", at)
+        size = int(printed[at:end].split()[2])
+        found[name] = printed[end + 1 : end + 1 + size]
+        at = end + 1 + size + 1
+    return found
+
+
+def add_blob(repository: Path, content: bytes) -> str:
+    """The name of this content, which is in the store from now on."""
+    return command.run(repository, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
+
+
+def changes(repository: Path, before: str, after: str) -> list[Change]:
+    """What differs between two trees, in the order of the paths, with renames found as a merge finds them."""
+    listed = command.run(repository, "diff-tree", "-r", "-z", "--name-status", "-M", "-l0", "--no-rename-empty", before, after)
+    fields = iter(listed.decode(errors="surrogateescape").split("\0")[:-1])
+    found = []
+    for status in fields:
+        if status.startswith("R"):
+            old, path = next(fields), next(fields)
+            found.append(Change(path, "renamed", old))
+        else:
+            found.append(Change(next(fields), {"A": "added", "D": "deleted"}.get(status, "changed")))
+    return found
+
+
+@contextmanager
+def _private_index() -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+        yield {"GIT_INDEX_FILE": str(Path(scratch) / "index")}

@@ -1,0 +1,415 @@
+"""Bring a service up to a newer version of its template: copier renders the old and the new version, Git merges the difference.
+
+`plan` works on any repository that has the service's commit, without a checkout; `update` puts its result into a checkout.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlops_build.errors import Refused, UsageError
+from mlops_build.git import command
+from mlops_build.git.repository import Checkout, Objects
+from mlops_build.scaffold import answers, apply, tree
+from mlops_build.scaffold.answers import Answers, Origin
+from mlops_build.scaffold.merge import Merged, check_git, merge
+from mlops_build.scaffold.ownership import owned_together, owner_of
+from mlops_build.scaffold.render import recordable
+from mlops_build.scaffold.rendering import BadAnswers, Job, Problem, render
+from mlops_build.scaffold.source import NoSuchVersion, Source, fetch
+from mlops_build.scaffold.tree import Tree
+
+
+class Drift(Refused):
+    """The record of answers, and what the service's files say, differ."""
+
+
+class Downgrade(Refused):
+    """The version asked for is older than the one that the service has."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the template: the name that copier records for it, and its commit."""
+
+    name: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update does, or would do.
+
+    status: `merged`, `conflict`, or `nothing` where the service has that version already. merged: of the service's folder alone; None for
+    `nothing`. tree: of the whole repository afterwards. written: whether index and files say so now. commit: the one that was made.
+    """
+
+    status: Literal["merged", "conflict", "nothing"]
+    template: str
+    before: Version
+    after: Version
+    merged: Merged | None = None
+    notes: tuple[str, ...] = ()
+    tree: str | None = field(default=None, repr=False)
+    written: bool = False
+    commit: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """For --json; paths that are no text are shown with backslashes."""
+        merged = self.merged
+        return {
+            "status": self.status,
+            "template": self.template,
+            "from": asdict(self.before),
+            "to": asdict(self.after),
+            "changes": [{name: shown(value) for name, value in asdict(one).items() if value} for one in merged.changes] if merged else [],
+            "conflicts": [{name: shown(value) for name, value in asdict(one).items()} for one in merged.conflicts] if merged else [],
+            "kept": [*map(shown, merged.kept)] if merged else [],
+            "deleted_by_you": [*map(shown, merged.deleted)] if merged else [],
+            "outdated": [*map(shown, merged.outdated)] if merged else [],
+            "notes": list(self.notes),
+            "written": self.written,
+            "commit": self.commit,
+        }
+
+
+def shown(path: str) -> str:
+    """A path for people and JSON: what is no text in it as backslashes."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def update(
+    service: Path,
+    *,
+    to: str | None = None,
+    data: Mapping[str, str] | None = None,
+    template: str | None = None,
+    dry_run: bool = False,
+    write_conflicts: bool = False,
+    commit: bool = False,
+) -> Update:
+    """Update the service in this folder of a checkout; without a conflict its index and files are what came out.
+
+    to: a tag, branch or commit of the template; None: what copier takes, the newest release. data: answers that change. template: where the
+    template is now, if it has moved. dry_run: nothing is written. write_conflicts: also with conflicts, and their markers, as `git merge`
+    would leave them. commit: commit the result too.
+
+    Raises apply.Dirty, Drift, Downgrade, rendering.BadAnswers, source.NoSuchVersion, and the errors of git/command.py.
+    """
+    check_git()
+    place = apply.find(service.resolve())
+    with apply.alone(place) as lock:
+        apply.check_clean(place)
+        head = str(Checkout(place.top).head())
+        planned = plan(place.top, head, place.prefix, to=to, data=data, template=template, where=place.service)
+        if planned.merged is None or planned.tree is None:
+            return planned
+        if planned.status == "merged" or write_conflicts:
+            apply.check_room(place, head, planned.tree)
+        if dry_run or (planned.status == "conflict" and not write_conflicts):
+            return planned
+        apply.write(place, lock, planned.tree, planned.merged.stages)
+        if commit and planned.status == "merged":
+            checkout = Checkout(place.top)
+            made = checkout.commit_tree(planned.tree, [head], message(planned))
+            command.run(place.top, "update-ref", "-m", "mlops-build update", "HEAD", made, head)
+            planned = replace(planned, commit=made)
+        return replace(planned, written=True)
+
+
+def message(planned: Update) -> str:
+    """The commit message of an update."""
+    return f"Update from the template: {planned.before.name} → {planned.after.name}\n\n{planned.template}\n"
+
+
+def plan(
+    repository: Path,
+    head: str,
+    prefix: str = "",
+    *,
+    to: str | None = None,
+    data: Mapping[str, str] | None = None,
+    template: str | None = None,
+    where: Path | None = None,
+) -> Update:
+    """What an update of the service below `prefix` at `head` would make of it. Objects are stored; no ref, index or file changes.
+
+    where: how messages call the service's folder.
+    """
+    data = dict(data or {})
+    where = where or repository
+    ours = command.text(repository, "rev-parse", "--verify", f"{head}^{{commit}}:{prefix.rstrip('/')}")
+    record = answers.read(repository, ours, where)
+    with tempfile.TemporaryDirectory(prefix="mlops-build-update-") as scratch:
+        source = fetch(recordable(template) if template else record.source, Path(scratch, "template.git"))
+        origin = answers.origin(repository, head, prefix)
+        candidates = _made_from(source, record, origin)
+        target = to or source.newest()
+        new = source.resolve(target)
+        if new is None:
+            raise NoSuchVersion(
+                f"the template has no version {target}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
+            )
+        before, after = Version(record.version, candidates[0]), Version(source.describe(new), new)
+        notes = [*_untaken(source, to, new)]
+        if not data and template is None and new in candidates:
+            return Update("nothing", record.source, replace(before, commit=new), after, notes=tuple(notes))
+        if new not in candidates and source.is_newer(before.commit, new):
+            if to is None and not data:
+                notes.append(f"the service was made from a commit after {after.name}, the newest release; --to HEAD takes what came later")
+                return Update("nothing", record.source, before, before, notes=tuple(notes))
+            raise Downgrade(
+                f"{record.version}, which the service has, is newer than {after.name}",
+                remedy="to go back, revert the commit of the update: git revert",
+            )
+        work = _Work(repository, Path(scratch), source, head, ours, prefix, where.name or "service", new)
+        old, renderings = work.renderings(record, origin, candidates, data)
+        if old != candidates[0]:
+            notes.append(f"{record.version} is another commit now; the service was made from {old[:12]}, and that is what is compared")
+        notes += [f"{name}: not asked any more; the answer {record.values[name]!r} is dropped" for name in work.dropped(record)]
+        if template:
+            _take_over_address(repository, renderings[0], ours)
+        merged = merge(
+            repository,
+            renderings[0],
+            ours,
+            renderings[1],
+            owner=work.owner,
+            together=work.together,
+            answers=answers.FILE,
+            labels=("yours", f"template {after.name}"),
+            is_newer=source.is_newer,
+        )
+    whole = tree.graft(repository, head, prefix, merged.tree)
+    status: Literal["conflict", "merged"] = "conflict" if merged.conflicts else "merged"
+    return Update(status, source.recorded, replace(before, commit=old), after, merged, tuple(notes), whole)
+
+
+def _made_from(source: Source, record: Answers, origin: Origin) -> list[str]:
+    """The commits that the service may have been made from, likeliest first: what its version names now, and what its pin named then."""
+    named = source.resolve(record.version)
+    pinned = source.look_for(origin.commit) if origin.commit else None
+    found = list(dict.fromkeys(commit for commit in (named, pinned) if commit))
+    if not found:
+        pin = f" (commit {origin.commit[:12]})" if origin.commit else ""
+        raise NoSuchVersion(
+            f"the template at {command.masked(source.url)} does not have the version {record.version}{pin} that the service was made from",
+            remedy="name a clone that has it, with --template; a tag that did not travel along comes back with `make tag` there",
+        )
+    for commit in found:
+        source.keep(commit)
+    return found
+
+
+def _take_over_address(repository: Path, old: Tree, ours: str) -> None:
+    """Where the template has moved, the old rendering names its new address; the service was rendered with the one it has."""
+    service = tree.read(repository, ours)
+    if answers.PIN not in old or answers.PIN not in service:
+        return
+    contents = tree.blobs(repository, [old[answers.PIN].blob, service[answers.PIN].blob])
+    before, now = (contents[files[answers.PIN].blob].decode(errors="replace") for files in (old, service))
+    if answers.PINNED.sub(r"\1", before) == answers.PINNED.sub(r"\1", now):
+        old[answers.PIN] = service[answers.PIN]
+
+
+def _untaken(source: Source, to: str | None, new: str) -> Sequence[str]:
+    later = 0 if to else source.later(new)
+    return [f"{later} later commits of the template are no release yet; --to HEAD takes them"] if later else []
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the renderings of one update share."""
+
+    repository: Path
+    scratch: Path
+    source: Source
+    head: str
+    ours: str
+    prefix: str
+    name: str
+    new: str
+
+    def __post_init__(self) -> None:
+        content = self.source.file(self.new, "copier.yml")
+        if content is None:
+            raise NoSuchVersion(f"the template has no copier.yml at {self.new[:12]}", remedy="name another version: --to VERSION")
+        self._copier_yml.write_bytes(content)
+        self.source.keep(self.new)
+
+    @property
+    def _copier_yml(self) -> Path:
+        return self.scratch / "copier.yml"
+
+    @property
+    def owner(self) -> Any:
+        return partial(owner_of, copier_yml=self._copier_yml)
+
+    @property
+    def together(self) -> Any:
+        return partial(owned_together, copier_yml=self._copier_yml)
+
+    @cached_property
+    def asked(self) -> Mapping[str, Any]:
+        """What the new version's copier.yml says; nothing where only copier can read it (`!include`)."""
+        try:
+            documents = list(YAML(typ="safe", pure=True).load_all(StringIO(self._copier_yml.read_text(encoding="utf-8"))))
+        except YAMLError:
+            return {}
+        merged = {name: value for document in documents if document for name, value in document.items()}
+        # As copier does it, the lists of several documents are one.
+        return merged | {"_exclude": [pattern for document in documents if document for pattern in document.get("_exclude", [])]}
+
+    def dropped(self, record: Answers) -> list[str]:
+        asked = self.asked
+        return [name for name in record.values if asked and name not in asked]
+
+    def renderings(
+        self, record: Answers, origin: Origin, candidates: Sequence[str], data: Mapping[str, str]
+    ) -> tuple[str, tuple[Tree, Tree]]:
+        """The commit that the service was made from, and both renderings. Raises BadAnswers, Drift, UsageError."""
+        asked = self.asked
+        for name in data:
+            if asked and (name.startswith("_") or name not in asked):
+                raise UsageError(f"--data {name}: the template has no such question", remedy=f"it asks {', '.join(_names(asked))}")
+        excluded = asked.get("_exclude", [])
+        wanted = {**record.values, **data}
+        service = tree.read(self.repository, self.ours)
+        seeded = {
+            name: value for name, value in answers.of_service(wanted, self._text(service, "service.yaml")).items() if name not in data
+        }
+        jobs = {"new": Job(self._folder("new"), self.new, wanted)}
+        jobs |= {commit: Job(self._folder(commit), commit, record.values, excluded) for commit in candidates}
+        if answers.differing(origin.values, record.values):
+            jobs["answered"] = Job(self._folder("answered"), candidates[0], origin.values, excluded)
+        if seeded:
+            jobs["service.yaml"] = Job(self._folder("service.yaml"), self.new, {**wanted, **seeded})
+        problems = dict(zip(jobs, render(self.source, list(jobs.values()), self.scratch), strict=True))
+        _refuse_answers(problems["new"], asked, wanted)
+        usable = [commit for commit in candidates if not problems[commit]]
+        if not usable:
+            _refuse_record(record, problems[candidates[0]])
+        attributes = self._attributes()
+        trees = {name: self._store(job, attributes) for name, job in jobs.items() if not problems[name]}
+        old = usable[0] if len(usable) == 1 else max(usable, key=lambda commit: self._alike(trees[commit], service))
+        if "answered" in trees:
+            self._refuse_edited_record(record, origin, trees["answered"], trees[old], service)
+        if "service.yaml" in trees:
+            self._refuse_service(wanted, seeded, trees["new"], trees["service.yaml"])
+        return old, (trees[old], trees["new"])
+
+    def _folder(self, name: str) -> str:
+        return str(self.scratch / "rendered" / name / (self.prefix or self.name))
+
+    def _store(self, job: Job, attributes: Mapping[str, bytes]) -> Tree:
+        folder = Path(job.folder)
+        worktree = folder if not self.prefix else folder.parents[len(Path(self.prefix).parts) - 1]
+        return tree.store(self.repository, worktree, self.prefix, attributes)
+
+    def _attributes(self) -> dict[str, bytes]:
+        """The .gitattributes that hold in the service, by path in the repository; those of the folders above it among them."""
+        store = Objects(self.repository)
+        above = [f"{parent}/.gitattributes" for parent in Path(self.prefix).parents if str(parent) != "."] if self.prefix else []
+        found = {path: store.read(self.head, path) for path in ([".gitattributes", *above] if self.prefix else [])}
+        for path in tree.read(self.repository, self.ours):
+            if Path(path).name == ".gitattributes":
+                found[self.prefix + path] = store.read(self.head, self.prefix + path)
+        return {path: content for path, content in found.items() if content is not None}
+
+    def _text(self, files: Tree, path: str) -> str | None:
+        content = Objects(self.repository).read(self.ours, path) if path in files else None
+        return content.decode(errors="replace") if content is not None else None
+
+    def _alike(self, rendered: Tree, service: Tree) -> int:
+        return sum(service.get(path) == entry for path, entry in rendered.items() if self.owner(path) == "template")
+
+    def _refuse_edited_record(self, record: Answers, origin: Origin, answered: Tree, recorded: Tree, service: Tree) -> None:
+        """Raises Drift where files are as the answers of before say, and not as the record says now."""
+        files = [
+            path
+            for path in sorted(answered.keys() | recorded.keys())
+            if path != answers.FILE and self.owner(path) == "template" and answered.get(path) != recorded.get(path)
+        ]
+        stale = [path for path in files if path in service and service[path] == answered.get(path)]
+        if stale:
+            changed = answers.differing(origin.values, record.values)
+            gone = answers.differing(record.values, origin.values)
+            names = sorted(changed.keys() | gone.keys())
+            back = {name: origin.values.get(name) for name in names}
+            raise Drift(
+                f"{answers.FILE} was edited by hand: it says {_said(changed)}, and {_some(stale)} say {_said(back)}",
+                remedy=f"git checkout the record's former content, then: mlops-build update {_arguments(changed)}",
+            )
+
+    def _refuse_service(self, wanted: Mapping[str, Any], seeded: Mapping[str, Any], new: Tree, as_service_says: Tree) -> None:
+        """Raises Drift where service.yaml holds another value than the answers, and files of the template's are rendered from it."""
+        files = [
+            path
+            for path in sorted(new.keys() | as_service_says.keys())
+            if path != answers.FILE and self.owner(path) == "template" and new.get(path) != as_service_says.get(path)
+        ]
+        if files:
+            raise Drift(
+                f"service.yaml says {_said(seeded)}, the answers say {_said({name: wanted[name] for name in seeded})}; "
+                f"{_some(files)} come from the answers",
+                remedy=f"take over what service.yaml says: mlops-build update {_arguments(seeded)}\n"
+                f"    or keep the answers: mlops-build update {_arguments({name: wanted[name] for name in seeded})}",
+            )
+
+
+def _refuse_answers(problems: Sequence[Problem], asked: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises BadAnswers with every answer that the new version does not take, and every one that it misses."""
+    if not problems:
+        return
+    named = {problem.name for problem in problems}
+    missing = [
+        name
+        for name in _names(asked)
+        if name not in wanted
+        and name not in named
+        and isinstance(asked[name], dict)
+        and "default" not in asked[name]
+        and "when" not in asked[name]
+    ]
+    found = [*problems, *(Problem(name, "it is asked now, and has no default") for name in missing)]
+    lines = [f"{one.name}: {one.why}" if one.value is None else f"{one.name}: {one.value!r}: {one.why}" for one in found]
+    raise BadAnswers(
+        found,
+        message="the new version does not take these answers:\n    " + "\n    ".join(lines),
+        remedy="give them: mlops-build update " + " ".join(f"--data {one.name}=VALUE" for one in found),
+    )
+
+
+def _refuse_record(record: Answers, problems: Sequence[Problem]) -> None:
+    said = "; ".join(f"{one.name}: {one.value!r}: {one.why}" for one in problems)
+    raise BadAnswers(
+        problems,
+        message=f"{answers.FILE} holds what {record.version} did not take: {said}",
+        remedy="it was edited by hand; restore it from Git's history",
+    )
+
+
+def _names(asked: Mapping[str, Any]) -> list[str]:
+    return [name for name in asked if not name.startswith("_")]
+
+
+def _said(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    import shlex
+
+    return " ".join(f"--data {shlex.quote(f'{name}={value}')}" for name, value in values.items())
+
+
+def _some(paths: Sequence[str]) -> str:
+    head = ", ".join(map(shown, paths[:3]))
+    return head if len(paths) <= 3 else f"{head} and {len(paths) - 3} more files"
