@@ -2,7 +2,7 @@
 DEMO_DIR ?= demo-service
 PYTHON_ = .venv/bin/python
 
-.PHONY: help install demo test lint docs lock bench
+.PHONY: help install demo checkov test lint docs lock bench
 help:       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -12,7 +12,10 @@ install:    ## the environment, into ./.venv
 demo: install    ## the whole road on embedded defaults, into DEMO_DIR (default ./demo-service)
 	@$(PYTHON_) scripts/demo.py "$(DEMO_DIR)"
 
-test: install    ## the whole test suite
+checkov: install
+	@scripts/install-checkov.sh
+
+test: checkov    ## the whole test suite
 	@$(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile
 
 lint: install    ## ruff, mypy, import-linter
@@ -24,9 +27,11 @@ lint: install    ## ruff, mypy, import-linter
 docs: install    ## the generated parts of docs/ and the JSON schema of service.yaml
 	@$(PYTHON_) scripts/docs.py
 
-lock: install    ## requirements.lock anew
+lock: install    ## requirements.lock and requirements-checkov.lock anew
 	@.venv/bin/uv pip compile pyproject.toml --universal --all-extras --group dev --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-emit-package torch --custom-compile-command "make lock" --quiet -o requirements.lock
+	@echo "checkov>=3.2" | .venv/bin/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements-checkov.lock
 
 bench: install    ## the figures in the docs
 	@$(PYTHON_) benchmarks/startup.py

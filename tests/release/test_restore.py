@@ -56,6 +56,19 @@ def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Pat
     assert git(released, "show", "--format=", "--numstat", "HEAD", "--", "service.yaml").split()[:2] == ["2", "1"]
 
 
+def test_a_release_comes_back_with_the_files_it_had(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+    folder = released / FOLDER
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    change_service(released, "host: digits-staging.example.com", "host: digits-staging.example.com\n    replicas: 3")
+    write.in_checkout(released, "staging", registry)
+    git(released, "push", "--quiet")
+    assert {path.name for path in folder.iterdir()} == {*before, "pdb.yaml"}
+    restore.in_checkout(released, "staging")
+    # Byte for byte, and the budget of three pods is gone with them.
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert git(released, "status", "--porcelain") == ""
+
+
 def test_doing_it_again_goes_a_step_further_and_then_ends(released: Path) -> None:
     assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
     assert str(restore.in_checkout(released, "staging")[0].after) == "digits 1"

@@ -94,6 +94,23 @@ def test_somebody_elses_files_in_the_folder_are_removed(checkout: Path, registry
     assert git(checkout, "status", "--porcelain") == ""
 
 
+def test_what_service_yaml_wants_no_more_leaves_git_with_the_next_release(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "live")
+    change_service(checkout, "{mode: none}", "{mode: shared}")
+    change_service(checkout, "    replicas: 2\n", "    replicas: 2\n    autoscale: {max_replicas: 4, target: 2}\n")
+    write.in_checkout(checkout, "production", registry)
+    folder = checkout / "deploy/overlays/production/release"
+    always = {"record.yaml", "kustomization.yaml", "patch.yaml"}
+    assert {path.name for path in folder.iterdir()} == always | {"pdb.yaml", "hpa.yaml", "gpu-leases.yaml"}
+    change_service(checkout, "{mode: shared}", "{mode: exclusive}")
+    change_service(checkout, "    replicas: 2\n    autoscale: {max_replicas: 4, target: 2}\n", "    replicas: 1\n")
+    assert write.in_checkout(checkout, "production", registry).commit
+    assert {path.name for path in folder.iterdir()} == always
+    assert "resources" not in (folder / "kustomization.yaml").read_text()
+    assert git(checkout, "status", "--porcelain") == ""
+
+
 def test_uncommitted_changes_of_the_record_are_not_lost(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")

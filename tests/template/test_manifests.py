@@ -1,8 +1,11 @@
 """deploy/: every overlay of every kind of service, before and after a release, against the schemas and rules that a cluster has."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +38,16 @@ CASES: dict[str, tuple[str, ...]] = {
     "stopped": ("replicas: 0", "autoscale: {max_replicas: 5, target: 3}"),
 }
 ALL = list(product(MODES, MONITORINGS, CASES))
+# Checkov's findings that are right and stay. Two more are explained to everybody who looks at a service, by its Deployment's annotations.
+BEFORE_A_RELEASE = {
+    "CKV_K8S_10": "no CPU request: service.yaml's comes with a release",
+    "CKV_K8S_12": "no memory limit: as above",
+    "CKV_K8S_13": "no memory request: as above",
+    "CKV_K8S_14": "no image tag: there is no image, and no pod",
+    "CKV_K8S_43": "no image digest: as above",
+    "CKV_K8S_21": "no namespace: as above",
+}
+ON_THE_DEPLOYMENT = {"CKV_K8S_11", "CKV_K8S_15"}
 
 # Everything that a release of a GPU service can hold.
 GPU_NODES = "node_selector: {example.com/card: l4}\n  tolerations: [{key: nvidia.com/gpu, effect: NoSchedule}]"
@@ -403,3 +416,34 @@ def test_a_teams_own_patch_is_applied(service: Render) -> None:
     assert kustomize(overlay).deployment["spec"]["minReadySeconds"] == 7
     release(root, "staging")
     assert kustomize(overlay).deployment["spec"]["minReadySeconds"] == 7
+
+
+def checkov(folder: Path) -> dict[str, set[tuple[str, str]]]:
+    """Checkov's failed and skipped checks on the manifests in a folder, each with its file's name. It asks nobody: no key, no downloads."""
+    program = Path(sys.executable).parents[1] / "checkov" / "bin" / "checkov"
+    if not program.exists():
+        pytest.skip("checkov is not in .venv/checkov: make checkov")
+    command = [str(program), "--directory", ".", "--framework", "kubernetes", "--output", "json", "--compact", "--skip-download"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BC_", "CKV_", "CHECKOV_", "PRISMA_"))}
+    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads(done.stdout)
+    assert report["summary"]["parsing_errors"] == 0
+    found = report["results"]
+    return {
+        kind: {(one["check_id"], Path(one["file_path"]).stem) for one in found.get(f"{kind}_checks", [])} for kind in ("failed", "skipped")
+    }
+
+
+def test_checkov_has_no_finding_that_is_not_explained(overlay: Any, tmp_path: Path) -> None:
+    # One process for all, since its start takes seconds. Names of their own keep the services apart: some checks look across objects.
+    names = {f"service-{number}": case for number, case in enumerate(ALL)}
+    for name, case in names.items():
+        (tmp_path / f"{name}.yaml").write_text(re.sub(r"\bdigits\b", name, overlay(*case).text))
+    bad = re.sub(r"\bdigits\b", "bad", overlay(*ALL[1]).text).replace("readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false")
+    (tmp_path / "bad.yaml").write_text(bad.replace("allowPrivilegeEscalation: false", "privileged: true"))
+    found = checkov(tmp_path)
+    assert {"CKV_K8S_16", "CKV_K8S_20", "CKV_K8S_22"} <= {check for check, name in found["failed"] if name == "bad"}
+    unreleased = {(check, name) for name, case in names.items() if case[2] == "unreleased" for check in BEFORE_A_RELEASE}
+    assert {(check, name) for check, name in found["failed"] if name != "bad"} == unreleased
+    assert {check for check, name in found["skipped"] if name in names} == ON_THE_DEPLOYMENT
