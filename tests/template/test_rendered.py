@@ -51,15 +51,20 @@ def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
-def test_exactly_these_files(rendered: tuple[dict[str, str], Path]) -> None:
-    answers, root = rendered
+def expected_files(answers: dict[str, str]) -> set[str]:
+    """What a service with these answers holds, and nothing else."""
     package = answers.get("project_name", "Digits").lower().replace(" ", "_")
     expected = set(FILES.replace("PACKAGE", package).split())
     if answers["monitoring"] == "prometheus-operator":
         expected.add("deploy/base/servicemonitor.yaml")
     if "s3_endpoint_url" in answers:
         expected.add(".dvc/s3.conf")
-    assert files(root) == expected
+    return expected
+
+
+def test_exactly_these_files(rendered: tuple[dict[str, str], Path]) -> None:
+    answers, root = rendered
+    assert files(root) == expected_files(answers)
 
 
 def test_nothing_of_the_template_is_left(rendered: tuple[dict[str, str], Path]) -> None:
