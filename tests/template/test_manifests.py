@@ -19,10 +19,11 @@ from ruamel.yaml import YAML
 from mlops_build import service as service_file
 from mlops_build.ci import deploy
 from mlops_build.release import record as records
+from mlops_build.release import rollout
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.serving import server
 from mlops_build.serving.app import Measured
-from tests.conftest import Render
+from tests.conftest import ROOT, Render
 
 ENVIRONMENTS = ["staging", "production"]
 MODES, MONITORINGS = ["none", "shared", "exclusive"], ["annotations", "prometheus-operator", "none"]
@@ -263,6 +264,22 @@ def test_a_pod_starts_slowly_and_ends_gently(rendered: tuple[tuple[str, str, str
     assert killed_after > 4 * unready_after
     if case != "unreleased":
         assert found.deployment["spec"]["progressDeadlineSeconds"] > budget
+
+
+def test_the_page_about_manifests_says_these_numbers(overlay: Any) -> None:
+    page = (ROOT / "docs" / "explanation" / "manifests.md").read_text()
+    found: Rendered = overlay("none", "annotations", "three")
+    pause, grace = int(found.container["lifecycle"]["preStop"]["exec"]["command"][1]), found.pod["terminationGracePeriodSeconds"]
+    assert f"({pause} + {server.DRAIN_SECONDS}) × 1.5 = {grace} s" in page
+    ready, alive = found.container["readinessProbe"], found.container["livenessProbe"]
+    for probe in (ready, alive):
+        period, failures = probe["periodSeconds"], probe["failureThreshold"]
+        assert f"every {period} s, {probe['timeoutSeconds']} s each, {failures} failures: {period * failures} s" in page
+    assert f"every {rollout.PROBE_SECONDS} s, ⌈`serving.startup_seconds` ÷ {rollout.PROBE_SECONDS}⌉ failures" in page
+    assert f"`startup_seconds` + {rollout.PULL_SECONDS} s" in page
+    assert (rollout.GRACE_SECONDS, f"+ {grace} s), at least {deploy.LEAST_SECONDS} s" in page) == (grace, True)
+    assert f"after {rollout.CALM_SECONDS} s of low load" in page
+    assert f"CKV_K8S_{', '.join(sorted(check.removeprefix('CKV_K8S_') for check in BEFORE_A_RELEASE))} |" in page
 
 
 def test_a_gpu_is_had_as_its_mode_says(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
