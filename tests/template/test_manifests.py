@@ -370,6 +370,20 @@ def test_with_room_for_one_more_an_update_means_no_downtime(render: Render, tmp_
     assert "DOWNTIME" not in (root / records.folder("staging") / "patch.yaml").read_text()
 
 
+def test_answers_that_yaml_would_take_for_numbers_stay_text(render: Render, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(render(project_name="E1", model_name="1e3", team="0x1f", k8s_namespace="123"), tmp_path / "e1"))
+    service = service_file.load(root)
+    assert (service.models[0].name, service.team, service.environment("production").namespace) == ("1e3", "0x1f", "123")
+    model = ReleasedModel("1e3", 7, MODEL.digest, MODEL.run)
+    record = Record("production", (model,), "0" * 40, f"registry.example.com/ml/e1:v7-{'0' * 12}")
+    for path, content in records.paths("production", records.render(record, service)).items():
+        (root / path).write_bytes(content)
+    found = kustomize(root / "deploy/overlays/production")
+    assert found.deployment["metadata"]["namespace"] == "123"
+    labels = found.deployment["spec"]["template"]["metadata"]["labels"]
+    assert (labels["team"], labels["mlops-build/model"]) == ("0x1f", "1e3")
+
+
 def test_which_model_answers_is_written_on_the_pods(render: Render, tmp_path: Path) -> None:
     longest = "m" * 63
     root = Path(shutil.copytree(render(model_name=longest), tmp_path / "digits"))

@@ -39,6 +39,7 @@ FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_versi
 WRONG = [
     ("project_name", ["", "7digits", "a", "Two  spaces", "-x", "x-", "x" * 41, "naïve", "a/b", "../up"]),
     ("project_name", ["class", "torch", "MLflow", "mlops-build", "test", "JSON"]),
+    ("project_name", ["Null", "True", "no", "Off"]),
     ("description", ["", "x" * 121, "1st", "key: value", "ends with, "]),
     ("team", ["", "a b", "-a", "a/b", "x" * 64]),
     ("model_name", ["", "Digits", "a_b", "-a", "a-", "x" * 64]),
