@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 class Finding:
     """subject: what it is about (a file, a remote, a version). rule: the check's short name, stable, for machines.
 
-    why: what is wrong. remedy: what to do.
+    why: what is wrong. remedy: what to do. file, line: where it stands, where it stands in a file (line from 1).
     """
 
     subject: str
     rule: str
     why: str
     remedy: str
+    file: str | None = None
+    line: int | None = None
 
 
 def show(findings: Sequence[Finding]) -> str:
@@ -22,6 +24,19 @@ def show(findings: Sequence[Finding]) -> str:
     return "\n".join(f"{finding.subject}: {finding.why} [{finding.rule}]\n    {finding.remedy}" for finding in findings)
 
 
-def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """Findings as plain dicts, in the order given."""
-    return [asdict(finding) for finding in findings]
+def show_by_file(findings: Sequence[Finding]) -> str:
+    """Findings that have a file, grouped by it: the file, then for each its line and what it is about, and what to do."""
+    lines: list[str] = []
+    file = None
+    for finding in findings:
+        if finding.file != file:
+            file = finding.file
+            lines += [*([""] if lines else []), file or "(no file)"]
+        subject = "" if finding.subject == file else f"{finding.subject}: "
+        lines += [f"  line {finding.line}  {subject}{finding.why} [{finding.rule}]", f"      {finding.remedy}"]
+    return "\n".join(lines)
+
+
+def as_json(findings: Sequence[Finding]) -> list[dict[str, str | int]]:
+    """Findings as plain dicts, in the order given; without what they do not have."""
+    return [{key: value for key, value in asdict(finding).items() if value is not None} for finding in findings]

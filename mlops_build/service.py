@@ -206,6 +206,19 @@ class Git(_Section):
         return f"{self.commit_prefix} {text}" if self.commit_prefix else text
 
 
+class Verify(_Section):
+    """How `mlops-build verify` judges this service."""
+
+    kubernetes: Annotated[str, _pattern(r"1\.[0-9]{1,2}", "the cluster's version, such as 1.31; without it the newest known")] | None = None
+    ignore: Annotated[
+        dict[
+            Annotated[str, _pattern(r"[a-z0-9]+(?:-[a-z0-9]+)*", "a rule of docs/reference/verify-rules.md")],
+            Annotated[str, StringConstraints(min_length=1, max_length=500)],
+        ],
+        Field(description="RULE: why. Findings of these rules are taken as they are"),
+    ] = {}
+
+
 class Service(_Section):
     """One service: one Git repository, one or more registered models, the first of which answers /invocations."""
 
@@ -219,6 +232,7 @@ class Service(_Section):
     image: Image = Image()
     serving: Serving = Serving()
     git: Git = Git()
+    verify: Verify = Verify()
     hold: Annotated[
         dict[Name, Annotated[str, StringConstraints(min_length=1, max_length=500)]],
         Field(description="ENVIRONMENT: why. The bridge leaves a held environment alone"),

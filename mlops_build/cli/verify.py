@@ -1,0 +1,74 @@
+"""Say what is wrong with Kubernetes manifests and Bamboo specs before they are applied: each finding with its file, line and remedy.
+
+In a service every overlay is rendered (with kubectl) and judged as a whole, and bamboo-specs/ with it. Any other folder or file is read as
+it is: plain manifests, plain specs. Exit code 4 with findings, 0 without. A finding is ignored by a comment on its line or the line before,
+`# mlops-build: ignore RULE: why`, or for a whole service in service.yaml, `verify: {ignore: {RULE: why}}`. The rules:
+docs/reference/verify-rules.md
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from mlops_build.cli.output import result, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLE = "  mlops-build verify\n  mlops-build verify deploy/extra.yaml --json\n  mlops-build verify --sarif findings.sarif"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a service, or a folder or file of YAML (default: the service around here)")
+    parser.add_argument("--sarif", metavar="FILE", help="also write the findings as SARIF 2.1.0; - for stdout, instead of the text")
+    parser.add_argument("--kubernetes", metavar="VERSION", help="judge by this version's schemas, such as 1.31 (default: the newest known)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from mlops_build import finding, service
+    from mlops_build.errors import UsageError
+    from mlops_build.verify import look, sarif
+
+    if args.json and args.sarif == "-":
+        raise UsageError("--json and --sarif - would both write to stdout", remedy="write SARIF to a file")
+    root = Path(args.path) if args.path else service.find_root()
+    report = look(root, kubernetes=args.kubernetes)
+    for note in report.notes:
+        say(note)
+    for found, why in report.ignored:
+        say(f"ignored: {found.file} line {found.line} [{found.rule}]: {why}")
+    if args.sarif:
+        log = json.dumps(sarif.document(report.findings, report.ignored), indent=2, ensure_ascii=False) + "\n"
+        if args.sarif == "-":
+            print(log, end="")
+        else:
+            _write(Path(args.sarif), log)
+    count = len(report.findings)
+    say(f"{report.files} files, {report.objects} objects: {count or 'no'} finding{'' if count == 1 else 's'}")
+    if args.sarif != "-":
+        document = {
+            "findings": finding.as_json(report.findings),
+            "ignored": [{**finding.as_json([found])[0], "reason": why} for found, why in report.ignored],
+            "files": report.files,
+            "objects": report.objects,
+            "notes": report.notes,
+        }
+        result(args, document, finding.show_by_file(report.findings))
+    return 4 if report.findings else 0
+
+
+def _write(path: "Path", content: str) -> None:
+    """All of it or nothing."""
+    import os
+
+    from mlops_build.errors import Failed
+
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="name a file in a folder that is there") from None

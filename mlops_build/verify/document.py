@@ -1,0 +1,260 @@
+"""YAML with source lines: every value knows the line it was written on.
+
+Read event by event, since a file that is to be checked may be anything: no nesting overflows a stack, no alias expands without bound, a
+key that is written twice is a fault and not an exception. Scalars mean what Kubernetes' and Bamboo's parsers take them for: YAML 1.1,
+except that a date stays text.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+Path = tuple[str | int, ...]
+
+# More than the largest bundle of custom resource definitions that anybody publishes; less than what would make a checker a burden.
+MAX_BYTES, MAX_DEPTH, MAX_NODES = 16 * 2**20, 100, 500_000
+
+NULL = {"", "~", "null", "Null", "NULL"}
+TRUE = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y"}
+FALSE = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N"}
+INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
+OCTAL = re.compile(r"[-+]?0o?([0-7]+)")
+HEXADECIMAL = re.compile(r"[-+]?0x[0-9a-fA-F]+")
+FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+# The whole comment: `# mlops-build: ignore RULE: why`.
+IGNORE = re.compile(r"#\s*mlops-build:\s*ignore\s+(?P<rule>[a-z0-9-]+)(?:\s*:\s*(?P<why>.*\S))?")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with the text itself. line: from 1. rule: of the catalogue."""
+
+    line: int
+    rule: str
+    why: str
+
+
+@dataclass(slots=True)
+class Node:
+    """A value and where it stands. line: of its key or dash, from 1. text_line: where the value itself begins.
+
+    children: the nodes of a mapping by key or of a list by index; None for a scalar.
+    """
+
+    value: Any
+    line: int
+    text_line: int
+    children: dict[str | int, "Node"] | list["Node"] | None = None
+
+    def line_of(self, path: Path) -> tuple[int, int]:
+        """The line of the deepest part of `path` that is there, and how many of its parts are."""
+        node, depth = self, 0
+        for part in path:
+            found = node.child(part)
+            if found is None:
+                break
+            node, depth = found, depth + 1
+        return node.line, depth
+
+    def child(self, part: str | int) -> "Node | None":
+        if isinstance(self.children, dict):
+            return self.children.get(part)
+        if isinstance(self.children, list) and isinstance(part, int) and 0 <= part < len(self.children):
+            return self.children[part]
+        return None
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A comment that takes a rule's findings on its line (or, standing alone, on the next) as they are. why: None where it gives none."""
+
+    rule: str
+    why: str | None
+    line: int
+    comment_line: int
+
+
+@dataclass
+class File:
+    """A parsed file. name: as findings show it. documents: those that hold anything."""
+
+    name: str
+    documents: list[Node] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
+
+
+def parse(text: str, name: str) -> File:
+    """Every document of a YAML text. Never raises for what the text is: what is wrong stands in `troubles`."""
+    from yaml import YAMLError
+
+    file = File(name, ignored=list(_ignored(text)))
+    if len(text) > MAX_BYTES:
+        file.troubles.append(Trouble(1, "too-large", f"the file has {len(text):,} characters; {MAX_BYTES:,} are read"))
+        return file
+    composer = _Composer(file)
+    try:
+        for event in _events(text):
+            composer.take(event)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        file.troubles.append(Trouble(mark.line + 1 if mark else 1, "yaml-syntax", f"not valid YAML: {said}"))
+    except _Stop as error:
+        file.troubles.append(error.trouble)
+    return file
+
+
+def _events(text: str) -> Iterator[Any]:
+    import yaml
+
+    yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _ignored(text: str) -> Iterator[Ignored]:
+    if "mlops-build:" not in text:
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := IGNORE.search(line):
+            alone = line.lstrip().startswith("#")
+            yield Ignored(found["rule"], found["why"], number + 1 if alone else number, number)
+
+
+class _Stop(Exception):
+    """Reading on is impossible or pointless."""
+
+    def __init__(self, line: int, rule: str, why: str) -> None:
+        super().__init__(why)
+        self.trouble = Trouble(line, rule, why)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A mapping or list that is being read. key: the mapping's key that waits for its value, as (key, line)."""
+
+    node: Node
+    key: tuple[str, int] | None = None
+    merged: list[Node] = field(default_factory=list)
+
+
+class _Composer:
+    """Builds nodes from parser events, with a stack of its own."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.stack: list[_Open] = []
+        self.anchors: dict[str, tuple[Node, int]] = {}  # and how many nodes stand below
+        self.sizes: list[tuple[str, Node, int]] = []  # anchors of open collections, with the count at their start
+        self.nodes = 0
+
+    def take(self, event: Any) -> None:
+        kind = type(event).__name__
+        line = event.start_mark.line + 1
+        if kind == "DocumentStartEvent":
+            self.anchors.clear()
+        elif kind == "ScalarEvent":
+            self._count(line)
+            node = Node(_scalar(event), line, line)
+            if event.anchor:
+                self.anchors[event.anchor] = (node, 1)
+            self._put(node, line, event.value)
+        elif kind == "AliasEvent":
+            if event.anchor not in self.anchors:
+                raise _Stop(line, "yaml-syntax", f"the alias *{event.anchor} stands inside or before what it names")
+            node, size = self.anchors[event.anchor]
+            self._count(line, size)
+            self._put(Node(node.value, line, node.text_line, node.children), line)
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            self._count(line)
+            if len(self.stack) >= MAX_DEPTH:
+                raise _Stop(line, "too-large", f"nested more than {MAX_DEPTH} deep")
+            node = Node({}, line, line, {}) if kind == "MappingStartEvent" else Node([], line, line, [])
+            if event.anchor:
+                self.sizes.append((event.anchor, node, self.nodes))
+            self.stack.append(_Open(node))
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            open_ = self.stack.pop()
+            for other in open_.merged:
+                _merge(open_.node, other)
+            if self.sizes and self.sizes[-1][1] is open_.node:
+                anchor, node, before = self.sizes.pop()
+                self.anchors[anchor] = (node, self.nodes - before + 1)
+            self._put(open_.node, open_.node.text_line)
+
+    def _count(self, line: int, more: int = 1) -> None:
+        self.nodes += more
+        if self.nodes > MAX_NODES:
+            raise _Stop(line, "too-large", f"more than {MAX_NODES:,} values, aliases expanded")
+
+    def _put(self, node: Node, line: int, written: str | None = None) -> None:
+        """Hang a finished node where it belongs. written: a scalar's text, which is what it is called as a key."""
+        if not self.stack:
+            if node.value is not None:
+                self.file.documents.append(node)
+            return
+        parent = self.stack[-1]
+        if isinstance(parent.node.children, list):
+            node.line = line
+            parent.node.children.append(node)
+            parent.node.value.append(node.value)
+        elif parent.key is None:
+            parent.key = (str(node.value) if written is None else written, line)
+        else:
+            (key, key_line), parent.key = parent.key, None
+            node.line = key_line
+            siblings = cast("dict[str | int, Node]", parent.node.children)
+            if key == "<<" and isinstance(node.value, dict | list):
+                parent.merged += node.children if isinstance(node.children, list) else [node]
+                return
+            if key in siblings:
+                first = siblings[key].line
+                why = f"the key {key!r} is written twice; it stands on line {first} already"
+                self.file.troubles.append(Trouble(key_line, "duplicate-key", why))
+            siblings[key] = node
+            parent.node.value[key] = node.value
+
+
+def _merge(into: Node, other: Node) -> None:
+    """YAML's `<<`: what `into` does not say itself."""
+    if not isinstance(other.children, dict) or not isinstance(into.children, dict):
+        return
+    for key, node in other.children.items():
+        if key not in into.children:
+            into.children[key] = node
+            into.value[key] = node.value
+
+
+def _scalar(event: Any) -> Any:
+    """A scalar's value: text where it is quoted or tagged so."""
+    text: str = event.value
+    if event.tag and event.tag != "!":
+        return _TAGGED.get(event.tag.rpartition(":")[2], Tagged)(text)
+    return plain(text) if event.implicit[0] else text
+
+
+def plain(text: str) -> Any:
+    """What an unquoted scalar means."""
+    if text in NULL:
+        return None
+    if text in TRUE or text in FALSE:
+        return text in TRUE
+    first = text[0]
+    if not (first.isdigit() or first in "+-."):
+        return text
+    if len(text) > 400:  # Python reads no longer integers
+        return text
+    if INTEGER.fullmatch(text):
+        return int(text.replace("_", ""))
+    if octal := OCTAL.fullmatch(text):
+        return int(octal[1], 8) * (-1 if first == "-" else 1)
+    if HEXADECIMAL.fullmatch(text):
+        return int(text, 16)
+    return float(text) if FLOAT.fullmatch(text) else text
+
+
+class Tagged(str):
+    """Text with a tag of its own, such as Bamboo's `!include file.yaml`: what it stands for is not known here."""
+
+
+_TAGGED: dict[str, Callable[[str], Any]] = {"int": plain, "float": plain, "bool": plain, "null": lambda _: None, "str": str}

@@ -1,0 +1,42 @@
+"""Every rule finds its fault, in the file and on the line where it is, and nothing else finds anything."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlops_build.verify import Report, examine, look
+from mlops_build.verify.catalogue import RULES
+from tests.verify.faults import APP, FAULTS, Fault
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
+
+
+@needs_kubectl
+def test_the_app_without_a_fault_has_no_finding() -> None:
+    assert examine(APP) == []
+
+
+@needs_kubectl
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.in_manifests], ids=lambda fault: fault.name)
+def test_a_fault_of_the_manifests_is_found_where_it_is(fault: Fault, tmp_path: Path) -> None:
+    root = fault.apply(tmp_path / "app")
+    assert (fault.rule, fault.where or fault.file, fault.line(root)) in places(look(root))
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if not fault.in_manifests], ids=lambda fault: fault.name)
+def test_a_fault_of_the_specs_is_found_where_it_is(fault: Fault, tmp_path: Path) -> None:
+    root = fault.apply(tmp_path / "app")
+    assert places(look(root, environments=[])) == [(fault.rule, fault.file, fault.line(root))]
+
+
+def places(report: Report) -> list[tuple[str, str | None, int | None]]:
+    return [(finding.rule, finding.file, finding.line) for finding in report.findings]
+
+
+def test_every_rule_has_a_fault() -> None:
+    assert {fault.rule for fault in FAULTS} | {"duplicate-object"} == set(RULES)
+
+
+def test_the_faults_that_tools_were_compared_on_are_here() -> None:
+    assert len([fault for fault in FAULTS if fault.listed]) >= 29
