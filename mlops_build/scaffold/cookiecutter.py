@@ -29,7 +29,11 @@ def main(given: Mapping[str, str], repository: Path) -> int:
     folder = Path.cwd()
     (folder / NOT_RENDERED).unlink(missing_ok=True)
     try:
-        render.copy(recorded(given, repository), folder, answers(given), version=checked_out(repository))
+        version = checked_out(repository)
+        # Before anything is written: the service may lie in the template's own folder.
+        changed = git(repository, "status", "--porcelain") if version else ""
+        render.copy(recorded(given, repository), folder, answers(given), version=version)
+        said = [given["__message"].rstrip(), *notes(given, repository, folder, changed)]
     except render.NoCopier:
         remedy = f"pipx inject cookiecutter copier, or: {sys.executable} -m pip install copier"
         return refuse(Failed("copier is not installed beside cookiecutter, and it renders the service", remedy=remedy))
@@ -39,7 +43,7 @@ def main(given: Mapping[str, str], repository: Path) -> int:
         with suppress(OSError):  # cookiecutter removes the folder of a hook that failed, and leaves that of an interrupted one
             folder.rmdir()
         return 130
-    print(given["__message"].rstrip(), *notes(given, repository, folder), sep="\n", file=sys.stderr)
+    print(*said, sep="\n", file=sys.stderr)
     return 0
 
 
@@ -71,8 +75,8 @@ def checked_out(repository: Path) -> str | None:
     return git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else None
 
 
-def notes(given: Mapping[str, str], repository: Path, folder: Path) -> list[str]:
-    """What a user may not expect of the version that was rendered."""
+def notes(given: Mapping[str, str], repository: Path, folder: Path, changed: str) -> list[str]:
+    """What a user may not expect of the version that was rendered. changed: what `git status` said of the template before."""
     found = re.search(r"^_commit: (.+)$", (folder / render.ANSWERS).read_text(encoding="utf-8"), re.MULTILINE)
     if not found:
         return [f"note: {repository} is no Git repository; no later update can find out what changed in it"]
@@ -80,7 +84,7 @@ def notes(given: Mapping[str, str], repository: Path, folder: Path) -> list[str]
     if found[1] not in git(repository, "tag", "--points-at", "HEAD").split():
         how = "it is what is checked out there" if given["_repo_dir"] == given["_template"] else "cookiecutter --checkout TAG takes one"
         said.append(f"note: rendered from {found[1]}, which is no release; {how}")
-    if git(repository, "status", "--porcelain"):
+    if changed:
         said.append(f"note: the uncommitted changes of {repository} are not in it")
     return said
 

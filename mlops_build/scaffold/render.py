@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,8 +141,13 @@ def _run(source: str, destination: Path, answers: Mapping[str, object], version:
         )
     except ConfigFileError:
         raise BadTemplate(f"{source}: its copier.yml cannot be read", remedy="mend it, or name another version") from None
-    except (CopierError, ValueError, TemplateError) as error:
+    except (CopierError, ValueError) as error:
         raise _refusal(source, version, " ".join(str(error).split())) from None
+    except TemplateError as error:
+        # Jinja's own frames name the file of the template, in copier's clone.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
+        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
+        raise ScaffoldError(f"{source}: {place}{error}", remedy="this is a fault of the template; name another version") from None
     except OSError as error:  # git's failures too
         raise _failure(source, destination, version, error) from None
     _check(source, worker, answers)

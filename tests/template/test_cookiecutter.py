@@ -277,6 +277,16 @@ def test_checkout_takes_a_release_and_copier_takes_the_newest(
     assert tree(tmp_path / "again" / "digits") == tree(tmp_path / "copied")
 
 
+def test_a_service_in_the_templates_own_folder_is_no_change_of_the_template(
+    cookiecutter: Door, repository: Path, copier_copy: Door, tmp_path: Path
+) -> None:
+    folder = Path(shutil.move(repository, tmp_path / "origin" / "with ' and ü"))
+    said = cookiecutter(".", "--no-input", where=folder, **SMALL).stderr
+    assert "note:" not in said
+    copier_copy(str(folder), str(tmp_path / "copied"), **SMALL)
+    assert tree(folder / "digits") == tree(tmp_path / "copied")
+
+
 @pytest.mark.parametrize("start", ["tagged", "untagged", "folder"])
 def test_copier_update_goes_on_from_there(cookiecutter: Door, repository: Path, tmp_path: Path, copier_copy: Door, start: str) -> None:
     if start == "untagged":

@@ -129,6 +129,7 @@ def test_the_pin_names_the_templates_commit(render: Any, template: Path, commit:
         ("git+ssh://git@git.example.com/mlops-build.git", "ssh://git@git.example.com/mlops-build.git"),
         ("git@git.example.com:ml/mlops-build.git", "ssh://git@git.example.com/ml/mlops-build.git"),
         ("/srv/mlops-build", "file:///srv/mlops-build"),
+        ("/srv/our templates/mlops-build", "file:///srv/our%20templates/mlops-build"),
     ],
 )
 def test_the_pin_is_a_line_that_pip_reads(source: str, url: str) -> None:

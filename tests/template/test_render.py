@@ -134,7 +134,7 @@ def test_a_template_that_wants_trust_or_breaks_while_it_renders(tmp_path: Path) 
     full.mkdir()
     (full / "mine").write_text("mine\n")
     for destination in (tmp_path / "service", full):
-        assert "'nobody' is undefined" in refusal(ScaffoldError, broken, destination)
+        assert f"{broken}: z.jinja, line 1: 'nobody' is undefined" in refusal(ScaffoldError, broken, destination)
 
 
 def test_where_it_may_not_write(template: Path, tmp_path: Path) -> None:
