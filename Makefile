@@ -2,7 +2,7 @@
 DEMO_DIR ?= demo-service
 PYTHON_ = .venv/bin/python
 
-.PHONY: help install demo checkov test lint docs lock bench
+.PHONY: help install demo checkov test soak tag lint docs lock bench
 help:       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -17,6 +17,12 @@ checkov: install
 
 test: checkov    ## the whole test suite
 	@$(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile
+
+soak: install    ## the same tests with many more random cases; SOAK_EXAMPLES says how many
+	@$(PYTHON_) -m pytest --numprocesses=2 -m soak
+
+tag:        ## the releases' tags, as CHANGELOG.md lists them
+	@scripts/tag.sh
 
 lint: install    ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .

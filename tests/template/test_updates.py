@@ -1,0 +1,209 @@
+"""A service made from any release, brought up to the template of the working tree."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.scaffold.ownership import owner_of
+from mlops_build.scaffold.update import update
+from tests.conftest import git, mlops_build
+from tests.scaffold.trees import Content, commit, same, taken
+from tests.template.releases import NEXT, RELEASES, ROOT, published
+
+COPIER_YML = ROOT / "copier.yml"
+SMALL = {"project_name": "Points", "example": "none"}
+LARGE = {
+    "project_name": "Fraud score",
+    "example": "tabular",
+    "team": "payments",
+    "gpu": "shared",
+    "gpu_memory": "6GiB",
+    "python_version": "3.12",
+    "dvc_remote_url": "s3://data/fraud",
+    "s3_endpoint_url": "https://s3.example.com",
+    "mlflow_tracking_uri": "https://mlflow.example.com",
+    "monitoring": "prometheus-operator",
+}
+
+# make(version, answers): a folder with such a service, committed; a copy that a test may change.
+Make = Callable[[str, dict[str, str]], Path]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("published") / "template")
+
+
+@pytest.fixture(scope="module")
+def rendered(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[tuple[str, str], ...]], Path]:
+    from copier import run_copy
+
+    made: dict[tuple[str, tuple[tuple[str, str], ...]], Path] = {}
+
+    def once(version: str, answers: tuple[tuple[str, str], ...]) -> Path:
+        if (version, answers) not in made:
+            folder = tmp_path_factory.mktemp("rendered") / "service"
+            with pytest.MonkeyPatch.context() as patch:
+                (folder.parent / "settings.yml").write_text("{}\n")
+                patch.setenv("COPIER_SETTINGS_PATH", str(folder.parent / "settings.yml"))
+                run_copy(str(source), folder, data=dict(answers), vcs_ref=version, defaults=True, quiet=True)
+            commit(folder, "Start from the template")
+            made[(version, answers)] = folder
+        return made[(version, answers)]
+
+    return once
+
+
+@pytest.fixture
+def make(rendered: Callable[[str, tuple[tuple[str, str], ...]], Path], tmp_path: Path) -> Make:
+    def copy(version: str, answers: dict[str, str]) -> Path:
+        folder = tmp_path / f"{version}-{len(list(tmp_path.iterdir()))}"
+        return Path(shutil.copytree(rendered(version, tuple(answers.items())), folder, symlinks=True))
+
+    return copy
+
+
+def owned(files: dict[str, Content], *owners: str) -> dict[str, Content]:
+    return {path: content for path, content in files.items() if owner_of(path, COPIER_YML) in owners}
+
+
+@pytest.mark.parametrize("answers", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("version", RELEASES)
+def test_an_update_without_edits_is_a_fresh_rendering(make: Make, version: str, answers: dict[str, str]) -> None:
+    service, fresh = make(version, answers), taken(make(NEXT, answers))
+    before = taken(service)
+    by_copier = Path(shutil.copytree(service, service.with_name("by-copier"), symlinks=True))
+    done = json.loads(mlops_build(service, "update", "--json", "--commit").stdout)
+    assert (done["status"], done["from"]["name"], done["to"]["name"]) == ("merged", version, NEXT)
+    after = taken(service)
+    # No file too many, none too few; the template's are as new; what the team and machines own is as it was, or new.
+    assert after.keys() == fresh.keys() | owned(before, "team", "machine").keys()
+    assert same(owned(after, "template"), owned(fresh, "template"))
+    assert same(owned(after, "team", "machine"), {**owned(fresh, "team", "machine"), **owned(before, "team", "machine")}) or (
+        # A machine's folder is not touched in part: what the template has new in it comes with the next release record.
+        same(owned(after, "team"), {**owned(fresh, "team"), **owned(before, "team")})
+        and same(owned(after, "machine"), owned(before, "machine"))
+    )
+    assert not git(service, "status", "--porcelain")
+    assert json.loads(mlops_build(service, "update", "--json").stdout)["status"] == "nothing"
+
+    # Plain copier goes on working, and comes to the same.
+    environment = {"COPIER_SETTINGS_PATH": str(service.parent / "settings.yml")}
+    (service.parent / "settings.yml").write_text("{}\n")
+    command = [str(Path(sys.executable).with_name("copier")), "update", "--defaults", "--quiet"]
+    subprocess.run(command, cwd=by_copier, env={**os.environ, **environment}, check=True, timeout=120)
+    assert same(owned(taken(by_copier), "template"), owned(after, "template"))
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize("version", RELEASES)
+def test_an_edit_in_every_file_is_kept_or_reported(make: Make, version: str, where: str) -> None:
+    service = make(version, LARGE)
+    before = taken(service)
+    mine = {}
+    for path, content in before.items():
+        if path == ".copier-answers.yml" or not isinstance(content, str):
+            continue
+        lines = content.splitlines(keepends=True)
+        at = {"first": 0, "middle": len(lines) // 2, "last": len(lines)}[where]
+        mine[path] = f"# edited by the team in {path}\n"
+        lines.insert(at, mine[path])
+        (service / path).write_text("".join(lines))
+    commit(service, "Edit everything")
+    edited = taken(service)
+    done = update(service)
+    assert done.merged is not None
+    conflicts = {conflict.path for conflict in done.merged.conflicts}
+    # Most edits are not where the template changed: if they conflict, the merge is at fault.
+    assert len(conflicts) <= len(mine) / 4, conflicts
+    listed = git(service, "ls-tree", "-r", "-z", "--name-only", done.merged.tree).split("\0")
+    renamed = {change.old: change.path for change in done.merged.changes}
+    for path, line in mine.items():
+        now = renamed.get(path, path)
+        if {path, now} & conflicts:
+            continue
+        assert now in listed, path
+        assert line in git(service, "show", f"{done.merged.tree}:{now}") + "\n", path
+        if owner_of(path, COPIER_YML) == "template":
+            assert now in done.merged.kept
+    if conflicts:
+        assert taken(service) == edited
+        assert all(conflict.why and conflict.remedy for conflict in done.merged.conflicts)
+
+
+def untagged(source: Path, folder: Path) -> Path:
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(source), str(folder)], check=True)
+    return folder
+
+
+def test_from_clones_without_tags(source: Path, make: Make, tmp_path: Path) -> None:
+    version, release = next(iter(RELEASES.items()))
+    from copier import run_copy
+
+    clone = untagged(source, tmp_path / "untagged")
+    service = tmp_path / "service"
+    (tmp_path / "settings.yml").write_text("{}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPIER_SETTINGS_PATH", str(tmp_path / "settings.yml"))
+        run_copy(str(clone), service, data=SMALL, vcs_ref=release, defaults=True, quiet=True)
+    commit(service)
+    recorded = next(line for line in (service / ".copier-answers.yml").read_text().splitlines() if line.startswith("_commit: "))
+    assert release.startswith(recorded.removeprefix("_commit: ").strip("'"))
+    fresh = owned(taken(make(NEXT, SMALL)), "template")
+
+    def as_fresh(done: dict[str, Any]) -> None:
+        assert done["status"] == "merged", done
+        after = owned(taken(service), "template")
+        # These two name the clone.
+        for name in (".copier-answers.yml", "requirements-mlops-build.txt"):
+            assert str(clone) in str(after.pop(name))
+        assert same(
+            after, {name: content for name, content in fresh.items() if name not in (".copier-answers.yml", "requirements-mlops-build.txt")}
+        )
+
+    as_fresh(json.loads(mlops_build(service, "update", "--json").stdout))
+    # A service that names a tag, and a clone that has lost it: copier stops with a traceback.
+    git(service, "reset", "--quiet", "--hard")
+    text = (service / ".copier-answers.yml").read_text()
+    (service / ".copier-answers.yml").write_text(text.replace(recorded, f"_commit: {version}"))
+    commit(service)
+    done = json.loads(mlops_build(service, "update", "--json").stdout)
+    assert done["from"] == {"name": version, "commit": release}
+    as_fresh(done)
+    # Tags that came back (`make tag`).
+    git(service, "reset", "--quiet", "--hard")
+    git(clone, "tag", version, release)
+    git(clone, "tag", NEXT)
+    done = json.loads(mlops_build(service, "update", "--json").stdout)
+    assert (done["from"]["name"], done["to"]["name"]) == (version, NEXT)
+    as_fresh(done)
+    # A tag that somebody moved: what was rendered counts.
+    git(service, "reset", "--quiet", "--hard")
+    git(clone, "tag", "--force", version, f"{NEXT}~1")
+    done = json.loads(mlops_build(service, "update", "--json").stdout)
+    assert done["from"] == {"name": version, "commit": release}
+    assert "is another commit now" in done["notes"][0]
+    as_fresh(done)
+
+
+def test_the_manifests_still_render(make: Make) -> None:
+    """Old release records under a new base: what an update leaves is what is deployed next."""
+    kubectl = shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("kubectl is not on PATH")
+    for version in RELEASES:
+        service = make(version, LARGE)
+        assert update(service).status == "merged"
+        for env in ("staging", "production"):
+            done = subprocess.run(
+                [kubectl, "kustomize", str(service / "deploy/overlays" / env)], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert "kind: Deployment" in done.stdout
