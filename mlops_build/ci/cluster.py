@@ -65,8 +65,6 @@ def make_volume(manifest: str, name: str, by_hand: str) -> None:
         return
     try:
         apply(manifest)
-    except ClusterUnreachable:
-        raise
     except Failed as error:
         raise Refused(
             f"the volume {name} is not there, and this account may not make it: {error.message}",
@@ -79,19 +77,26 @@ def remove_unwanted(name: str, namespace: str, objects: Sequence[Any], say: Call
     wanted = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in objects}
     kinds, selector = ",".join([*REMOVED.values(), *TOLD.values()]), f"{NAME_LABEL}={name},{MANAGER_LABEL}={MANAGER}"
     there = re.findall(
-        r"^([a-z]+)(?:\.[a-z0-9.]+)?/([a-z0-9.-]+)$",
+        rf"^({'|'.join([*REMOVED, *TOLD])})(?:\.[a-z0-9.]+)?/([a-z0-9.-]+)$",
         _get([kinds, "--namespace", namespace, "--selector", selector, "--output", "name"]),
         re.MULTILINE,
     )
-    unwanted = [(kind, found) for kind, found in there if f"{kind}/{found}" not in wanted]
-    if gone := [f"{REMOVED[kind]}/{found}" for kind, found in unwanted if kind in REMOVED]:
-        say(f"deploy: removing {', '.join(gone)}, which this release has no more")
-        _call(["delete", *gone, "--namespace", namespace, "--ignore-not-found"], APPLY_SECONDS)
-    for kind, found in unwanted:
+    for kind, found in there:
+        if f"{kind}/{found}" in wanted:
+            continue
         if kind in TOLD:
             say(
-                f"deploy: {kind} {found} in {namespace} is left from an earlier release; it holds no data: delete it and its volume by hand"
+                f"deploy: {kind} {found} in {namespace} is left from an earlier release and holds no data: delete it and its volume by hand"
             )
+            continue
+        say(f"deploy: removing {kind} {found}, which this release has no more")
+        try:
+            _call(["delete", f"{REMOVED[kind]}/{found}", "--namespace", namespace, "--ignore-not-found"], APPLY_SECONDS)
+        except Failed as error:
+            # A scaler would go on setting the number of pods; a budget of one pod at a time hurts nobody.
+            if kind == "horizontalpodautoscaler":
+                raise
+            say(f"deploy: {kind} {found} in {namespace} stays: {error.message}")
 
 
 def wait(name: str, namespace: str, seconds: int) -> None:
@@ -99,8 +104,6 @@ def wait(name: str, namespace: str, seconds: int) -> None:
     arguments = ["rollout", "status", f"deployment/{name}", "--namespace", namespace, f"--timeout={seconds}s"]
     try:
         _call(arguments, seconds + RENDER_SECONDS)
-    except ClusterUnreachable:
-        raise
     except Failed as error:
         raise RolloutFailed(
             f"{name} in {namespace} did not get ready within {seconds} s: {error.message}",

@@ -41,6 +41,7 @@ esac
 case "$CLUSTER:$1" in
     down:*) echo "Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused" >&2; exit 1 ;;
     forbidden:apply) echo 'Error from server (Forbidden): deployments.apps "points" is forbidden' >&2; exit 1 ;;
+    careful:delete) echo 'Error from server (Forbidden): you may not delete that' >&2; exit 1 ;;
     stuck:rollout) echo "error: timed out waiting for the condition" >&2; exit 1 ;;
 esac
 echo "$1 done"
@@ -223,11 +224,23 @@ def test_what_a_release_has_no_more_is_removed_before_it_is_applied(
     monkeypatch.setenv("CLUSTER", "stuck")
     _, said = run("staging", expect=1)
     calls = (cluster / "calls").read_text().splitlines()
-    assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points poddisruptionbudgets.policy/points --namespace ")
-    assert calls[2] == "apply --filename -"
+    assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points --namespace ")
+    assert calls[2].startswith("delete poddisruptionbudgets.policy/points --namespace ")
+    assert calls[3] == "apply --filename -"
     assert "persistentvolumeclaim points-gpu-leases-1" in said
     assert "by hand" in said
     assert not any("persistentvolumeclaim" in call for call in calls[1:])
+
+
+@pytest.mark.parametrize(("kind", "goes_on"), [("poddisruptionbudget.policy", True), ("horizontalpodautoscaler.autoscaling", False)])
+def test_what_may_not_be_removed_stops_a_deployment_only_where_it_would_hurt(
+    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, kind: str, goes_on: bool
+) -> None:
+    monkeypatch.setenv("LIVE_OBJECTS", f"{kind}/points")
+    monkeypatch.setenv("CLUSTER", "careful")
+    _, said = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5 if goes_on else 1)
+    assert "may not delete" in said
+    assert ("apply" in (cluster / "calls").read_text()) is goes_on
 
 
 def test_what_a_release_still_has_is_not_removed(
