@@ -23,7 +23,13 @@ PROMISES = {
         "mlops_build.lineage.tree",
         "mlops_build.service",
     ],
-    "template": ["mlops_build.scaffold.ownership", "copier", "cookiecutter"],
+    "template": [
+        "mlops_build.scaffold.ownership",
+        "mlops_build.scaffold.render",
+        "mlops_build.scaffold.cookiecutter",
+        "copier",
+        "cookiecutter",
+    ],
 }
 
 

@@ -181,7 +181,8 @@ def _refusal(source: str, version: str | None, said: str) -> MlopsBuildError:
             f"{source}: {said.partition(' If you trust')[0]}", remedy="mlops-build runs nothing of a template; name another one"
         )
     if found := re.match(r"Validation error for question '(?P<name>\w+)': (?P<why>.*)", said):
-        return ScaffoldError(found["why"] if found["why"].startswith(found["name"]) else f"{found['name']}: {found['why']}")
+        # Until 0.1.0 the validators said the name themselves.
+        return ScaffoldError(f"{found['name']}: {found['why'].removeprefix(found['name'] + ': ')}")
     if found := re.match(r"Invalid choice for '(?P<name>\w+)': (?P<why>.*)", said):
         return ScaffoldError(f"{found['name']}: {found['why']}")
     return ScaffoldError(f"{source}: {said}")
