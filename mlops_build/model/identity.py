@@ -31,6 +31,8 @@ PREVIOUS_PREFIX = "mlops_build.previous."
 
 # On a run: the digest of the model folder that it logged.
 RUN_MODEL = "mlops_build.model"
+# On a run of a script that logs no model itself: the digest of the weights that it left.
+RUN_WEIGHTS = "mlops_build.weights"
 
 
 class BadModelUri(UsageError):

@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 from mlops_build import service
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import files
-from mlops_build.model.identity import RUN_MODEL
+from mlops_build.model.identity import RUN_MODEL, RUN_WEIGHTS
 from mlops_build.registry import Registry, tracking_uri
 from mlops_build.training import origin, seeds
 
@@ -64,22 +64,26 @@ def start_run() -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def resume_run(folder: Path) -> Iterator[Run]:
-    """Reopen the run that made the model in `folder`, to add to it (the evaluate stage does).
+def resume_run(made: Path) -> Iterator[Run]:
+    """Reopen the run that made the model in the folder `made`, to add to it (the evaluate stage does).
 
     Where MLflow knows no such run (the model came out of DVC's cache, say), a new one is opened and tagged as that model's.
+    made: or the file of weights that a script left (`python -m mlops_build.training.script`), to log a model of it.
     """
     import mlflow
 
     root = service.find_root()
     values = params(root)
     experiment = _experiment(root)
-    made = files.digest(root / folder)
-    found = Registry().find_run(service.load(root).name, RUN_MODEL, made)
+    if (root / made).is_file():
+        tag, digest = RUN_WEIGHTS, f"sha256:{files.file_digest(root / made)}"
+    else:
+        tag, digest = RUN_MODEL, files.digest(root / made)
+    found = Registry().find_run(service.load(root).name, tag, digest)
     with mlflow.start_run(run_id=found.run_id) if found else mlflow.start_run(experiment_id=experiment) as run:
         if not found:
             mlflow.log_params(flat(values))
-            mlflow.set_tags({**origin.run_tags(root), RUN_MODEL: made})
+            mlflow.set_tags({**origin.run_tags(root), tag: digest})
         yield Run(run.info.run_id, values, root)
 
 
