@@ -155,10 +155,45 @@ def data_hash(tracked_data: Mapping[str, str]) -> str:
     return f"sha256:{hashlib.sha256(json.dumps(dict(tracked_data), sort_keys=True).encode()).hexdigest()}"
 
 
+def add(root: Path, path: str) -> None:
+    """Put a file or folder of the service under DVC: its content goes into the cache, `path`.dvc names it. Raises Failed."""
+    done = _short(root, ["add", "--quiet", path], seconds=COMMAND_SECONDS)
+    if done.returncode:
+        raise Failed(f"{path} cannot be put under DVC: {_said(done)}", remedy="see what DVC says; is there room on the disk?")
+
+
+def import_reference(root: Path, source: str, path: str, *, endpoint: str | None = None) -> None:
+    """Track `source` (an absolute path, or s3://BUCKET/PATH) as `path` without copying it: `path`.dvc says where it is, and its hash.
+
+    The pipeline's first run fetches it, the push after that gives the remote a copy, and from then on it is like any other data.
+    endpoint: the S3 gateway's address. Raises Unreachable for a source on S3, Failed for another.
+    """
+    # The option takes any number of values, so it stands last.
+    settings = ["--fs-config", f"endpointurl={endpoint}"] if endpoint and source.startswith("s3://") else []
+    done = _short(root, ["import-url", "--quiet", "--no-download", source, path, *settings], seconds=COMMAND_SECONDS)
+    if done.returncode and source.startswith("s3://"):
+        raise RemoteUnreachable(
+            f"{source} cannot be imported: {_said(done)}",
+            remedy="check the address, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the gateway (--answer s3_endpoint_url=https://…)",
+        )
+    if done.returncode:
+        raise Failed(f"{source} cannot be imported: {_said(done)}", remedy="check that you may read all of it")
+
+
+def imports(root: Path) -> list[str]:
+    """The .dvc files under `data/` that import something by reference. Relative paths."""
+    return sorted(
+        file.relative_to(root).as_posix() for file in root.glob("data/**/*.dvc") if (_yaml(file.read_text(), str(file)) or {}).get("deps")
+    )
+
+
 def machine_files(root: Path) -> list[str]:
-    """What the pipeline writes and Git keeps: dvc.lock, and metrics, plots and other outputs that DVC does not cache. Relative paths."""
+    """What the pipeline writes and Git keeps. Relative paths.
+
+    dvc.lock; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, into which DVC writes what it fetched.
+    """
     pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
-    found = [LOCK]
+    found = [LOCK, *imports(root)]
     for stage in pipeline.get("stages", {}).values():
         for section in ("outs", "metrics", "plots"):
             for entry in stage.get(section, []):
