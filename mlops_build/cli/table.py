@@ -7,6 +7,7 @@ cost every start some milliseconds.
 Command = tuple[str, str, str | None]
 
 COMMANDS: dict[str, Command] = {
+    "scaffold": ("mlops_build.cli.scaffold", "start a service around a training script that exists", "train,template"),
     "train": ("mlops_build.cli.train", "run the pipeline, commit, push, register a version", "train"),
     "promote": ("mlops_build.cli.promote", "point an environment's alias at a model version", "operate"),
     "rollback": ("mlops_build.cli.rollback", "point it back at the version before", "operate"),

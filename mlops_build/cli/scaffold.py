@@ -1,0 +1,53 @@
+"""Start a service around a training script that exists. Nothing of yours is changed, moved or run.
+
+The script and the modules beside it are copied into a service made from the template; the train stage runs it with its arguments, whose
+defaults go to params.yaml. Small data is copied and put under DVC; more than 1 GiB, anything on S3, and all of it with --by-reference,
+stays where it is. What a program cannot know is listed, and written to TODO.md.
+"""
+
+import argparse
+from pathlib import Path
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = """\
+  mlops-build scaffold fraud-score --from ~/work/train.py --data ~/work/transactions.csv
+  mlops-build scaffold fraud-score --from ~/work/train.py --data s3://datasets/fraud --answer s3_endpoint_url=https://s3.example.com"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("destination", metavar="DEST", type=Path, help="the service's folder, which must not exist yet, or be empty")
+    parser.add_argument("--from", dest="script", metavar="SCRIPT", type=Path, required=True, help="the script that trains")
+    parser.add_argument(
+        "--data", metavar="PATH", action="append", default=[], help="a file or folder, or s3://BUCKET/PATH; may be repeated"
+    )
+    parser.add_argument("--by-reference", action="store_true", help="copy no data, whatever its size")
+    parser.add_argument("--template", metavar="URL", help="another template than mlops-build's own: an address or a folder")
+    parser.add_argument("--version", metavar="REF", help="a tag, branch or commit of the template; default: its newest release")
+    parser.add_argument(
+        "--answer", metavar="NAME=VALUE", action="append", default=[], help="an answer to one of the template's questions; may be repeated"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build.errors import UsageError
+    from mlops_build.scaffold import existing, render
+
+    answers: dict[str, object] = {}
+    for one in args.answer:
+        name, separator, value = one.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--answer {one!r}: there is no =", remedy="write --answer NAME=VALUE, for example --answer team=ml-platform")
+        answers[name] = value
+    made = existing.scaffold(
+        args.destination,
+        args.script,
+        args.data,
+        answers,
+        template=args.template or render.TEMPLATE,
+        version=args.version,
+        by_reference=args.by_reference,
+        say=say,
+    )
+    result(args, made.as_json(), made.as_text())
+    return 0

@@ -1,0 +1,75 @@
+"""Their files in the service's package: every line as it was, but imports of each other and paths to the data."""
+
+import difflib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build.scaffold import modules as modules_of
+from mlops_build.scaffold import script as scripts
+from mlops_build.scaffold.modules import Edit, Module
+from mlops_build.scaffold.script import Script
+from mlops_build.scaffold.sources import Source
+
+
+@dataclass(frozen=True)
+class Copied:
+    """One file. path: in the service. diff: unified, "" where it is the same to the byte."""
+
+    original: str
+    path: str
+    diff: str
+    edits: tuple[Edit, ...]
+
+    def line(self, line: int) -> int:
+        """Where a line of the original is now: an import that became two statements moved what follows."""
+        return line + sum(edit.text.count("\n") for edit in self.edits if edit.start[0] < line)
+
+    @property
+    def changed_lines(self) -> int:
+        return sum(line.startswith("+") and not line.startswith("+++") for line in self.diff.splitlines())
+
+
+def copy(modules: Sequence[Module], sources: Sequence[Source], root: Path, package: str) -> dict[Path, Copied]:
+    """Copy the modules into `root`/src/PACKAGE; by the path of the original."""
+    folder = modules[0].script.path.parent
+    imports = modules_of.localized(modules, folder, package)
+    found = {}
+    for module in modules:
+        script = module.script
+        edits = [*imports.get(script.path, []), *_places(script, sources)]
+        path, original = f"src/{package}/{module.inside}", script.path.relative_to(folder).as_posix()
+        new = modules_of.changed(script, edits)
+        diff = "\n".join(difflib.unified_diff(script.lines, new.split("\n"), original, path, lineterm="", n=1))
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        if edits:
+            (root / path).write_text(new, encoding="utf-8")
+            shutil.copymode(script.path, root / path)
+        else:
+            shutil.copy(script.path, root / path)
+        found[script.path] = Copied(original, path, diff + "\n" if diff else "", tuple(edits))
+    return found
+
+
+def bases(script: Script) -> list[Path]:
+    """The folders that a path in the script may start from: its own, and the one it is started in."""
+    return list(dict.fromkeys([script.path.parent, Path.cwd()]))
+
+
+def place(value: str, sources: Sequence[Source], start: Sequence[Path]) -> str | None:
+    """Where a path of theirs to the data leads in the service; None for anything else."""
+    if len(value) > 4096 or value.strip(f"{os.sep}. ") == "":
+        return None
+    return next((found for source in sources if (found := source.within(value, start)) is not None), None)
+
+
+def _places(script: Script, sources: Sequence[Source]) -> list[Edit]:
+    edits = []
+    for node in script.strings():
+        inside, quote = place(str(node.value), sources, bases(script)), scripts.quote(script, node)
+        if inside is not None and quote is not None:
+            end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
+            edits.append(Edit((node.lineno, node.col_offset), end, f"{quote}{inside}{quote[-1]}"))
+    return edits

@@ -1,0 +1,395 @@
+"""What a Python file says of itself, read from its syntax tree. It is never imported or run.
+
+Values are followed as far as a reader would without a pencil: literals, names that are assigned once, defaults of command line options
+(`args.out`), os.path.join, Path(…) / …, and f-strings of these. What is not known this way is None, and becomes something left to do.
+"""
+
+import ast
+import io
+import os
+import re
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlops_build.errors import NotFound, Refused, UsageError
+
+LARGEST = 1_000_000  # bytes; a syntax tree takes a hundred times as much memory
+FLAG = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+SECRET = re.compile(r"passw|secret|token|api_?-?key|credential", re.IGNORECASE)
+# Libraries whose command lines are made at run time, so that no option stands in the file.
+OTHER_PARSERS = {"typer", "fire", "hydra", "absl", "docopt", "simple_parsing", "jsonargparse", "tap", "tyro", "draccus"}
+# Methods and functions that write a file, with the position of its path among the arguments.
+WRITERS = {
+    "torch.save": 1,
+    "torch.jit.save": 1,
+    "torch.onnx.export": 2,
+    "save_file": 1,
+    "joblib.dump": 1,
+    "numpy.save": 0,
+    "np.save": 0,
+    "np.savez": 0,
+    "np.savetxt": 0,
+    ".savefig": 0,
+    ".to_csv": 0,
+    ".to_parquet": 0,
+    ".to_pickle": 0,
+    ".to_feather": 0,
+    ".save_pretrained": 0,
+}
+PATH_KEYWORDS = ("f", "path", "filename", "fname", "file", "path_or_buf", "save_directory")
+
+
+class BadScript(Refused):
+    """A file that cannot be read as Python."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command line. name: as on the command line, without dashes. default: None where there is none or it is not known.
+
+    kind: value, flag (it is there or not) or positional. usable: it can stand in params.yaml.
+    """
+
+    flag: str
+    name: str
+    dest: str
+    default: object
+    kind: str
+    required: bool
+    line: int
+    usable: bool = True
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that a script writes. path: None where it is not known. what: what is saved (torch.save only)."""
+
+    script: "Script" = field(repr=False, compare=False)
+    path: str | None
+    by: str
+    line: int
+    source: str
+    what: ast.expr | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: its dotted name, the names taken from it, how many dots stand before it."""
+
+    module: str
+    names: tuple[str, ...]
+    level: int
+    node: ast.Import | ast.ImportFrom = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A parsed file. text: as decoded, with \\n line ends."""
+
+    path: Path
+    text: str
+    tree: ast.Module
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
+
+    def source(self, node: ast.AST) -> str:
+        """The text of a node on one line, shortened."""
+        found = " ".join((ast.get_source_segment(self.text, node) or "").split())
+        return found if len(found) <= 120 else f"{found[:117]}…"
+
+    def imports(self) -> list[Import]:
+        """Every import in the file, wherever it stands."""
+        found = []
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found += [Import(alias.name, (), 0, node) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found.append(Import(node.module or "", tuple(alias.name for alias in node.names), node.level, node))
+        return found
+
+    def calls(self) -> Iterator[tuple[str, ast.Call]]:
+        """Every call with its dotted name, "…" for what comes before a dot and is no name."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Call):
+                yield dotted(node.func), node
+
+    def strings(self) -> list[ast.Constant]:
+        """Every string literal that is a value: not a docstring, and not a piece of an f-string."""
+        pieces = {id(part) for node in ast.walk(self.tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        prose = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)}
+        return [
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces | prose
+        ]
+
+    def is_guarded(self) -> bool:
+        """Whether importing it runs nothing: at its top stand only definitions, imports, assignments and `if __name__ == …`."""
+        quiet = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+        for node in self.tree.body:
+            if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+                continue
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue
+            if not isinstance(node, quiet) or (isinstance(node, ast.Assign) and _is_costly(node.value)):
+                return False
+        return True
+
+    def classes(self) -> set[str]:
+        return {node.name for node in self.tree.body if isinstance(node, ast.ClassDef)}
+
+
+def read(path: Path) -> Script:
+    """Parse a Python file. Raises NotFound, UsageError for what is no script, BadScript naming file and line."""
+    if not path.is_file():
+        raise NotFound(
+            f"{path} does not exist" if not path.exists() else f"{path} is no file", remedy="name the script that trains: train.py"
+        )
+    if path.suffix == ".ipynb":
+        raise UsageError(
+            f"{path} is a notebook; a pipeline runs scripts",
+            remedy=f"jupyter nbconvert --to script {path.name}, leave out what only looks at things, then use {path.stem}.py",
+        )
+    if path.suffix != ".py":
+        raise UsageError(f"{path} is no Python file", remedy="name the script that trains: train.py")
+    if not re.fullmatch(r"[\w .-]+", path.name):
+        raise UsageError(f"{path.name!r} is no name for a module", remedy="rename it: letters, digits and _")
+    if path.stat().st_size > LARGEST:
+        raise BadScript(
+            f"{path} has {path.stat().st_size:,} bytes; {LARGEST:,} are read", remedy="move data out of the code, then try again"
+        )
+    content = path.read_bytes()
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        return Script(path, text, ast.parse(text))
+    except SyntaxError as error:
+        where = f"{path}:{error.lineno}" if error.lineno else str(path)
+        raise BadScript(f"{where}: {error.msg}", remedy="mend it; `python -m py_compile` says the same") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BadScript(f"{path} is not Python text: {error}", remedy="save it as UTF-8") from None
+    except (RecursionError, MemoryError):
+        raise BadScript(f"{path} is nested too deeply to be read", remedy="is it written by a program? move data out of the code") from None
+
+
+def dotted(node: ast.expr) -> str:
+    """`torch.save` of such an expression; `….save` where what comes before the dot is no name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return "…"
+
+
+def options(script: Script) -> list[Option]:
+    """The options of argparse (add_argument) and of click (@option, @argument), in the file's order, each name once."""
+    known = constants(script)
+    found: dict[str, Option] = {}
+    for called, call in sorted(script.calls(), key=lambda one: (one[1].lineno, one[1].col_offset)):
+        last = called.rpartition(".")[2]
+        flags = [flag for argument in call.args if isinstance(flag := known.value(argument), str)]
+        if last == "add_argument" and flags and len(flags) == len(call.args):
+            one = _argparse(call, flags, known)
+        elif called in ("click.option", "option", "click.argument", "argument") and flags:
+            one = _click(call, flags, known, positional=last == "argument")
+        else:
+            continue
+        if one is not None:
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def parser_of(script: Script) -> str | None:
+    """A library that reads the command line in a way that is not read here, with `subcommands` for argparse's."""
+    for one in script.imports():
+        if one.level == 0 and one.module.partition(".")[0] in OTHER_PARSERS:
+            return one.module.partition(".")[0]
+    if any(called.endswith(".add_subparsers") or called in ("click.group", "group") for called, _ in script.calls()):
+        return "subcommands"
+    if any(isinstance(node, ast.Attribute) and dotted(node) == "sys.argv" for node in ast.walk(script.tree)):
+        return "sys.argv"
+    return None
+
+
+def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
+    """The files that the script writes, in its order. arguments: dest → default of the options of all its files."""
+    known = constants(script, arguments)
+    found = []
+    for called, call in sorted(script.calls(), key=lambda one: one[1].lineno):
+        target = _target(called, call, known)
+        if target is not None:
+            path = known.path(target)
+            what = call.args[0] if called == "torch.save" and call.args else None
+            found.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what))
+    return found
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Names of a file whose value is known. arguments: what `args.NAME` is by default."""
+
+    names: Mapping[str, ast.expr]
+    arguments: Mapping[str, object]
+
+    def value(self, node: ast.expr, depth: int = 0) -> object:
+        """The value of an expression, None where it is not known."""
+        if depth > 20:
+            return None
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.UnaryOp | ast.List | ast.Tuple):
+            try:
+                return ast.literal_eval(node)
+            except (ValueError, TypeError, RecursionError):
+                return None
+        if isinstance(node, ast.Name) and node.id in self.names:
+            return self.value(self.names[node.id], depth + 1)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in ("self", "cls"):
+            return self.arguments.get(node.attr)
+        if isinstance(node, ast.Name):
+            return self.arguments.get(node.id)  # click hands its options on as parameters
+        return None
+
+    def path(self, node: ast.expr, depth: int = 0) -> str | None:
+        """The path that an expression stands for, None where it is not known."""
+        if depth > 20:
+            return None
+        parts: Sequence[ast.expr] | None = None
+        if isinstance(node, ast.Call) and not node.keywords:
+            called = dotted(node.func)
+            if called in ("os.path.join", "path.join", "join", "Path", "pathlib.Path", "PurePath", "str", "os.fspath"):
+                parts = node.args
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            parts = [node.left, node.right]
+        elif isinstance(node, ast.JoinedStr):
+            pieces = [self.path(part.value if isinstance(part, ast.FormattedValue) else part, depth + 1) for part in node.values]
+            return None if None in pieces else "".join(map(str, pieces))
+        elif isinstance(node, ast.Name) and node.id in self.names:
+            return self.path(self.names[node.id], depth + 1)
+        if parts is not None:
+            found = [self.path(part, depth + 1) for part in parts]
+            return None if not found or None in found else os.path.join(*map(str, found))  # noqa: PTH118  (text, of whatever is joined)
+        value = self.value(node, depth)
+        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip() else None
+
+
+def constants(script: Script, arguments: Mapping[str, object] | None = None) -> Constants:
+    """The names of a file that are assigned once, with what they are assigned."""
+    assigned: dict[str, ast.expr] = {}
+    counts: dict[str, int] = {}
+    for node in ast.walk(script.tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
+            counts[node.id] = counts.get(node.id, 0) + 1
+        elif isinstance(node, ast.arg):
+            counts[node.arg] = counts.get(node.arg, 0) + 1
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            assigned[node.targets[0].id] = node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            assigned[node.target.id] = node.value
+    return Constants({name: value for name, value in assigned.items() if counts.get(name) == 1}, arguments or {})
+
+
+def assigned(script: Script, name: str) -> ast.expr | None:
+    """What a name was assigned first, if that is a call: `Net(…)` of `model = Net(…).to(device)`."""
+    for node in ast.walk(script.tree):
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            value = node.value
+            while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
+                value = value.func.value
+            if isinstance(value, ast.Call):
+                return value
+    return None
+
+
+def _argparse(call: ast.Call, flags: list[str], known: Constants) -> Option | None:
+    given = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    action = known.value(given["action"]) if "action" in given else None
+    unusual = "action" in given and action not in ("store", "store_true", "store_false")
+    if action in ("help", "version"):
+        return None
+    default = _default(given, known)
+    if not flags[0].startswith("-"):
+        optional = "default" in given or (known.value(given["nargs"]) if "nargs" in given else None) in ("?", "*")
+        return Option(flags[0], flags[0], flags[0], default, "positional", not optional, call.lineno, bool(NAME.fullmatch(flags[0])))
+    flag = next((one for one in flags if one.startswith("--")), flags[0])
+    dest = known.value(given["dest"]) if "dest" in given else flag.lstrip("-").replace("-", "_")
+    kind = "flag" if action in ("store_true", "store_false") else "value"
+    required = bool(known.value(given["required"])) if "required" in given else False
+    usable = bool(FLAG.fullmatch(flag)) and not unusual
+    return Option(flag, flag.lstrip("-"), str(dest), False if kind == "flag" else default, kind, required, call.lineno, usable)
+
+
+def _click(call: ast.Call, flags: list[str], known: Constants, *, positional: bool) -> Option | None:
+    given = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    default = _default(given, known)
+    if positional:
+        required = "default" not in given and (known.value(given["required"]) if "required" in given else True) is not False
+        return Option(flags[0], flags[0], flags[0], default, "positional", required, call.lineno, bool(NAME.fullmatch(flags[0])))
+    flag = next((one for one in flags if one.startswith("--")), flags[0])
+    on, _, off = flag.partition("/")
+    dest = next((one for one in flags if not one.startswith("-")), on.lstrip("-").replace("-", "_")).lower()
+    is_flag = "is_flag" in given and known.value(given["is_flag"]) is True
+    kind = "flag" if is_flag or off else "value"
+    # `--x/--no-x` that is on by default could only be switched off by its other name.
+    usable = bool(FLAG.fullmatch(on)) and not (off and default is True) and "multiple" not in given and "count" not in given
+    required = bool(known.value(given["required"])) if "required" in given else False
+    return Option(on, on.lstrip("-"), dest, bool(default) if kind == "flag" else default, kind, required, call.lineno, usable)
+
+
+def _default(given: Mapping[str, ast.expr], known: Constants) -> object:
+    """An option's default as it would stand on a command line; None where there is none, or it is made at run time."""
+    if "default" not in given:
+        return None
+    value = known.value(given["default"])
+    return known.path(given["default"]) if value is None and isinstance(given["default"], ast.Call) else value
+
+
+def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
+    """The expression that says which file a call writes; None for a call that writes none."""
+    method = f".{called.rpartition('.')[2]}"
+    if called in ("open", "io.open") or method == ".open":
+        if called in ("webbrowser.open", "Image.open", "os.open", "urllib.request.urlopen"):
+            return None
+        place = 1 if called in ("open", "io.open", "gzip.open", "bz2.open") else 0
+        mode = next((one.value for one in call.keywords if one.arg == "mode"), call.args[place] if len(call.args) > place else None)
+        text = known.value(mode) if mode is not None else "r"
+        if not isinstance(text, str) or not re.fullmatch(r"[rwaxbt+]{1,4}", text) or not set(text) & set("wax"):
+            return None
+        if place == 0:
+            return call.func.value if isinstance(call.func, ast.Attribute) else None
+        return call.args[0] if call.args else None
+    if method in (".write_text", ".write_bytes"):
+        return call.func.value if isinstance(call.func, ast.Attribute) else None
+    place = WRITERS.get(called, WRITERS.get(method, -1))
+    if place < 0:
+        return None
+    named = next((one.value for one in call.keywords if one.arg in PATH_KEYWORDS), None)
+    found = call.args[place] if len(call.args) > place else named
+    # A file object, or text in memory: what was opened is seen where it was opened.
+    return None if found is None or (isinstance(found, ast.Name) and found.id in ("f", "file", "fh", "buffer", "out_file")) else found
+
+
+def _is_costly(node: ast.expr) -> bool:
+    return any(
+        isinstance(part, ast.Call) and dotted(part.func).rpartition(".")[2] in ("parse_args", "read_csv", "load", "open")
+        for part in ast.walk(node)
+    )
+
+
+def quote(script: Script, node: ast.Constant) -> str | None:
+    """The opening quote of a string literal, with its prefix; None for one in several pieces or in triple quotes."""
+    text = ast.get_source_segment(script.text, node) or ""
+    found = re.match(r"""[rRuU]?(["'])""", text)
+    if not found or node.lineno != node.end_lineno or text.startswith(('"""', "'''")) or text.count(found[1]) != 2:
+        return None
+    return found[0]
+
+
+def uses_of_file(script: Script) -> list[int]:
+    """The lines where `__file__` stands."""
+    return [node.lineno for node in ast.walk(script.tree) if isinstance(node, ast.Name) and node.id == "__file__"]

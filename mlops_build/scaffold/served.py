@@ -1,0 +1,197 @@
+"""predictor.py and log_model.py of a service around a script: filled in as far as the script says, the rest marked TODO."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlops_build.scaffold.modules import Module
+from mlops_build.scaffold.script import Script, Written, assigned, constants, dotted
+
+PREDICTOR = '''\
+"""What callers talk to: the network that {script} trains, what is sent to it and what it answers."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+{imports}
+WEIGHTS = Path({weights})
+MODEL = Path("models/{model}")
+
+
+def device() -> torch.device:
+    """The card that `mlops-build` chose for this process (it is then the only one visible), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def example() -> pd.DataFrame:
+    """A few rows as a caller sends them. Each version keeps them with its answers; they are asked again after a deployment."""
+    # TODO {rows}: one column for each thing that a caller sends, two or three rows of it.
+    raise NotImplementedError("TODO {rows}, see TODO.md")
+
+
+class Predictor(mlflow.pyfunc.PythonModel):
+    """What is served: rows in, an answer for each out."""
+
+    def load_context(self, context: Any) -> None:
+        weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
+{network}
+        self.network.load_state_dict(weights{key})
+        self.network.to(device()).eval()
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        # TODO {answer}: the tensor that goes in, and the columns that come out.
+        raise NotImplementedError("TODO {answer}, see TODO.md")
+'''
+
+LOGGER = '''\
+"""Log what {script} left as a model that can be served, and measure it: the stage `model` of dvc.yaml.
+
+python -m {package}.{logger}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlops_build import training
+
+from {package}.{predictor} import MODEL, WEIGHTS, Predictor, example
+
+METRICS = Path("{metrics}")
+
+
+def measure(model: Any) -> dict[str, float]:
+    """The model as it is served, on data that it was not trained with. params.yaml says what each metric must reach."""
+    # TODO {number}: read rows, `answers = model.predict(rows)`, compare.
+    raise NotImplementedError("TODO {number}, see TODO.md")
+
+
+def main() -> None:
+    with training.resume_run(WEIGHTS):
+        training.log_model(Predictor, weights=WEIGHTS, example=example(), folder=MODEL)
+        metrics = measure(mlflow.pyfunc.load_model(str(MODEL), suppress_warnings=True))
+        mlflow.log_metrics(metrics)
+        METRICS.parent.mkdir(exist_ok=True)
+        METRICS.write_text(json.dumps(metrics, indent=1) + "\\n")
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+TEST = '''\
+"""What a caller sends is what the service says it takes."""
+
+import pytest
+
+from {package} import {predictor}
+
+
+def test_the_example_is_a_few_rows_with_named_columns() -> None:
+    try:
+        rows = {predictor}.example()
+    except (FileNotFoundError, NotImplementedError) as missing:
+        pytest.skip(f"nothing to look at yet: {{missing}}")
+    assert 1 <= len(rows) <= 100
+    assert all(isinstance(column, str) for column in rows.columns)
+'''
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network that is saved. name: of its class or of the function that makes it; module: where that is defined, None if not beside
+    the script. call: its source. arguments: the same with values for what is known; is_known: for all. follows: some come from options.
+    key: how the weights are found in what is saved, such as `["model"]`. whole: what is saved is no state_dict, as far as one sees.
+    """
+
+    name: str = ""
+    module: Module | None = None
+    call: str = ""
+    line: int = 0
+    arguments: str = ""
+    is_known: bool = False
+    follows: bool = False
+    key: str = ""
+    whole: bool = False
+
+
+def network(saves: Written | None, modules: Sequence[Module], arguments: Mapping[str, object]) -> Network:
+    """What the call that saves the weights tells of the network. arguments: dest → default of the script's options."""
+    if saves is None or saves.what is None:
+        return Network()
+    script = saves.script
+    saved, key = _state(script, saves.what)
+    whole = saved is None
+    made = assigned(script, saved or _base(saves.what) or "")
+    if not isinstance(made, ast.Call):
+        return Network(key=key, whole=whole)
+    name = dotted(made.func).rpartition(".")[2]
+    home = next((module for module in modules if name in _definitions(module.script)), None)
+    known = constants(script, arguments)
+    values: list[str] = []
+    is_known, follows = True, False
+    for label, given in [("", one) for one in made.args] + [(f"{one.arg}=" if one.arg else "**", one.value) for one in made.keywords]:
+        value = known.value(given)
+        if label == "**" or isinstance(given, ast.Starred) or (value is None and not isinstance(given, ast.Constant)):
+            is_known = False
+            values.append(f"{label}{script.source(given)}")
+            continue
+        follows = follows or not isinstance(given, ast.Constant)
+        values.append(label + (_text(value) if isinstance(value, str) else repr(value)))
+    return Network(name, home, script.source(made), made.lineno, ", ".join(values), is_known, follows, key, whole)
+
+
+def predictor(package: str, script: str, weights: str, model: str, made: Network, numbers: Mapping[str, int]) -> str:
+    """predictor.py. numbers: of the TODOs rows, network (where there is one) and answer."""
+    imports = f"\nfrom {package}.{made.module.name} import {made.name}\n" if made.module and made.is_known else ""
+    lines = []
+    if "network" in numbers:
+        lines.append(f"        # TODO {numbers['network']}: as {script} makes it" + (f": {made.call}" if made.call else "."))
+    if made.module and made.is_known:
+        lines.append(f"        self.network = {made.name}({made.arguments})")
+    else:
+        lines.append(f'        raise NotImplementedError("TODO {numbers["network"]}, see TODO.md")')
+    return PREDICTOR.format(
+        script=script,
+        imports=imports,
+        weights=_text(weights),
+        model=model,
+        network="\n".join(lines),
+        key=made.key,
+        rows=numbers["rows"],
+        answer=numbers["answer"],
+    )
+
+
+def _text(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _state(script: Script, node: ast.expr) -> tuple[str | None, str]:
+    """The name of what `….state_dict()` is saved, and how it is found in the file."""
+    if isinstance(node, ast.Name):
+        value = constants(script).names.get(node.id)
+        return _state(script, value) if value is not None and not isinstance(value, ast.Name) else (None, "")
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "state_dict":
+        return _base(node.func.value), ""
+    if isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            name, _ = _state(script, value) if isinstance(value, ast.Call) else (None, "")
+            if isinstance(key, ast.Constant) and isinstance(key.value, str) and name and "optim" not in f"{key.value} {name}".lower():
+                return name, f"[{_text(key.value)}]"
+    return None, ""
+
+
+def _base(node: ast.expr) -> str | None:
+    """`model` of `model.module` or `model.cpu()`."""
+    while isinstance(node, ast.Attribute | ast.Call):
+        node = node.value if isinstance(node, ast.Attribute) else node.func
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _definitions(script: Script) -> set[str]:
+    return {node.name for node in script.tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}

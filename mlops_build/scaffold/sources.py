@@ -1,0 +1,143 @@
+"""The data of a script that exists: where it is, and how it comes under DVC without anything of it being changed or moved."""
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_build import data
+from mlops_build.errors import Failed, NotFound, UsageError
+
+# More than this is not copied: it stays where it is, and DVC holds its hash.
+LARGEST = 2**30
+S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9!_.*'()=+@, -]+)*/?")
+HEADER_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class Source:
+    """One piece of data. given: as the user wrote it. place: an absolute path, or s3://BUCKET/PATH. inside: its path in the service.
+
+    size: bytes, at least; None on S3, where nobody asks. by_reference: it is not copied.
+    """
+
+    given: str
+    place: str
+    inside: str
+    size: int | None
+    by_reference: bool
+
+    @property
+    def is_remote(self) -> bool:
+        return self.place.startswith("s3://")
+
+    def within(self, value: str, bases: Sequence[Path]) -> str | None:
+        """Where a path in the script leads to in the service, if it is this source or something in it."""
+        if self.is_remote:
+            place = self.place.rstrip("/")
+            rest = value.removeprefix(place)
+            return f"{self.inside}{rest.rstrip('/')}" if value.startswith(place) and (not rest or rest.startswith("/")) else None
+        if "\0" in value or "\n" in value or not value.strip():
+            return None
+        for base in bases:
+            path = Path(os.path.normpath(base / Path(value).expanduser()))
+            if path == Path(self.place) or path.resolve() == Path(self.place):
+                return self.inside
+            if Path(self.place) in path.parents and path.exists():
+                return f"{self.inside}/{path.relative_to(self.place).as_posix()}"
+        return None
+
+    def said(self) -> str:
+        """What is done with it, for people who wait."""
+        if self.by_reference:
+            return f"reading {self.place}, to name its content; it is not copied"
+        size = self.size or 0
+        return f"copying {self.place} ({size / 2**20:,.1f} MiB)" if size > 2**20 else f"copying {self.place} ({size:,} bytes)"
+
+    def columns(self) -> list[str]:
+        """The header of a CSV file; empty for anything else."""
+        if self.is_remote or not self.place.endswith(".csv") or not Path(self.place).is_file():
+            return []
+        with Path(self.place).open(encoding="utf-8", errors="replace", newline="") as file:
+            first = file.readline(HEADER_BYTES)
+        return [name for name in next(csv.reader([first]), []) if name]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"from": self.place, "path": self.inside, "by_reference": self.by_reference}
+
+
+def plan(given: Sequence[str], script: Path, *, by_reference: bool) -> list[Source]:
+    """What is to be done with each piece of data. Raises NotFound, UsageError."""
+    found: dict[str, Source] = {}
+    for one in given:
+        source = _remote(one) if re.match(r"[a-z0-9]+://", one) else _local(one, script, by_reference)
+        if source.inside in found:
+            raise UsageError(
+                f"{found[source.inside].given} and {one} would both be {source.inside}",
+                remedy="give the folder that holds both, or rename one",
+            )
+        found[source.inside] = source
+    return list(found.values())
+
+
+def put(source: Source, root: Path, endpoint: str | None) -> None:
+    """Put it under DVC in the service at `root`. Raises Failed, Unreachable."""
+    (root / source.inside).parent.mkdir(parents=True, exist_ok=True)
+    if source.by_reference:
+        data.import_reference(root, source.place, source.inside, endpoint=endpoint)
+        return
+    try:
+        if Path(source.place).is_dir():
+            shutil.copytree(source.place, root / source.inside)
+        else:
+            shutil.copyfile(source.place, root / source.inside)
+    except (OSError, shutil.Error) as error:
+        said = str(error) if isinstance(error, OSError) else "some of its files cannot be read"
+        raise Failed(f"{source.given} cannot be copied: {said[:300]}", remedy="mend that, or use --by-reference") from None
+    data.add(root, source.inside)
+
+
+def endpoint_of(answers: Mapping[str, object]) -> str | None:
+    """The S3 gateway: the template's answer, else the variable that every S3 client reads."""
+    return str(answers.get("s3_endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "") or None
+
+
+def _remote(given: str) -> Source:
+    if not S3.fullmatch(given):
+        raise UsageError(f"{given[:200]!r} is no data that can be imported", remedy="give a file, a folder or s3://BUCKET/PATH")
+    return Source(given, given.rstrip("/"), _inside(given.rstrip("/").rpartition("/")[2]), None, True)
+
+
+def _local(given: str, script: Path, by_reference: bool) -> Source:
+    place = Path(given).expanduser()
+    if not place.exists():
+        raise NotFound(f"the data {given} does not exist", remedy="give a file, a folder or s3://BUCKET/PATH")
+    place = place.resolve()
+    if not (place.is_file() or place.is_dir()):
+        raise UsageError(f"{given} is neither a file nor a folder", remedy="give a file, a folder or s3://BUCKET/PATH")
+    if place in script.resolve().parents or place == script.resolve():
+        raise UsageError(f"{given} holds the script itself", remedy="give the file or folder with nothing but the data")
+    size = _size(place)
+    return Source(given, str(place), _inside(place.name), size, by_reference or size > LARGEST)
+
+
+def _inside(name: str) -> str:
+    """`data/NAME`; a folder called data becomes data/raw, as in every service."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name).strip(".") or "raw"
+    return f"data/{'raw' if plain == 'data' else plain}"
+
+
+def _size(place: Path) -> int:
+    """The bytes of a file or folder; counting ends where it is too much anyway."""
+    total, waiting = 0, [place]
+    while waiting and total <= LARGEST:
+        path = waiting.pop()
+        if path.is_dir():
+            waiting += path.iterdir()
+        elif path.is_file():
+            total += path.stat().st_size
+    return total

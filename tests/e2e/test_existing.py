@@ -1,0 +1,37 @@
+"""docs/how-to/start-from-an-existing-train-py.md, done as its reader does it; then what the page says in words only."""
+
+import json
+from pathlib import Path
+
+from mlops_build.registry import Registry
+from tests.conftest import ROOT, git
+from tests.e2e import console
+
+PAGE = ROOT / "docs/how-to/start-from-an-existing-train-py.md"
+
+
+def test_a_script_becomes_a_service_that_trains_registers_and_answers(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = console.run(PAGE.read_text(), tmp_path, environment)
+    wrong = [
+        f"$ {command.text}\n--- the page:\n{command.expected}\n--- printed:\n{printed}"
+        for command, printed in done
+        if not console.matches(command.expected, printed)
+    ]
+    assert not wrong, "\n\n".join(wrong)
+    # Nothing of theirs was changed, and nothing was run where it lies.
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["net.py", "train.py", "wine.csv"]
+    service = tmp_path / "wine"
+    written = next(step for step in console.steps(PAGE.read_text()) if isinstance(step, console.File) and step.path == "work/net.py")
+    assert (service / "src/wine/net.py").read_text() == written.content
+
+    # The run of the version holds what the script logs by itself, what was measured afterwards, and the parameters.
+    registry = Registry(f"sqlite:///{service / 'mlflow.db'}")
+    version = registry.version("wine", 1)
+    run = registry.run(version.run_id)
+    assert run is not None
+    assert {"loss", "accuracy"} <= set(run.metrics)
+    assert run.params["train.hidden"] == "32"
+    lineage = json.loads(registry.read(version, "lineage.json"))
+    assert set(lineage["data"]) == {"data/wine.csv"}
+    assert [stage["name"] for stage in lineage["stages"]] == ["train", "model"]
+    assert git(service, "status", "--porcelain").splitlines() == []

@@ -1,0 +1,250 @@
+"""`mlops-build scaffold`: what a service around somebody's script holds, what is left to do, and what is refused without a trace."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mlops_build.__main__ import main
+from mlops_build.errors import MlopsBuildError
+from mlops_build.scaffold import existing
+from mlops_build.scaffold.existing import Made
+from tests.conftest import git
+
+TRAIN = """\
+import argparse
+import cv2
+import numpy as np
+import nobody_knows_this
+import torch
+from torchish import nothing
+import layers.conv
+from net import Net
+
+p = argparse.ArgumentParser()
+p.add_argument("--rows", required=True)
+p.add_argument("--epochs", type=int, default=3)
+p.add_argument("--depth", type=int, required=True)
+args = p.parse_args()
+print(open("labels.txt").read(), np.load("rows/first.npy"))
+model = Net(args.epochs, wide=args.depth)
+torch.save(model, "model.pt")
+open(f"{args.rows}-log.txt", "w").write("x")
+"""
+WORK = {
+    "train.py": TRAIN,
+    "net.py": "import yaml\nfrom torch import nn\nclass Net(nn.Module):\n    pass\n",
+    "layers/conv.py": "import mlflow\nmlflow.set_tracking_uri('http://elsewhere')\nHERE = __file__\n",
+    "labels.txt": "a\nb\n",
+    "rows/first.npy": "1",
+    "rows/more/second.npy": "2",
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return written(tmp_path / "work", WORK)
+
+
+def written(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def make(
+    template: Path, destination: Path, script: Path, *data: Path | str, answers: Mapping[str, object] | None = None, **more: Any
+) -> Made:
+    return existing.scaffold(
+        destination, script, [str(one) for one in data], answers or {}, template=str(template), say=lambda _: None, **more
+    )
+
+
+def tree(folder: Path) -> dict[str, tuple[int, str]]:
+    """Everything in a folder: its time and content."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.lstat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def test_everything_that_is_known_is_filled_in_and_the_rest_is_listed_with_its_line(
+    template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(work)
+    ran: list[str] = []
+    monkeypatch.setattr(sys, "path", [str(work), *sys.path])
+    sys.addaudithook(lambda event, details: ran.append(str(details)) if event == "exec" and str(work) in str(details) else None)
+    made = make(template, tmp_path / "reader", work / "train.py", work / "rows", answers={"team": "vision"})
+    assert tree(work) == before
+    assert ran == []  # nothing of theirs was run or imported
+    root = tmp_path / "reader"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reader", "work"]
+
+    # The data, with everything in it, under DVC; what leads to it is changed, and nothing else but imports.
+    assert (root / "data/rows/more/second.npy").read_text() == "2"
+    assert YAML(typ="safe").load((root / "data/rows.dvc").read_text())["outs"][0]["path"] == "rows"
+    changed = [line for one in made.copied for line in one.diff.splitlines() if re.match(r"\+[^+]", line)]
+    assert changed == [
+        "+import reader.layers.conv",
+        "+from reader import layers",
+        "+from reader.net import Net",
+        '+print(open("labels.txt").read(), np.load("data/rows/first.npy"))',
+    ]
+
+    pipeline = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
+    words = "python -m mlops_build.training.script model.pt -m reader.train --rows data/rows ${train}"
+    assert made.command == pipeline["train"]["cmd"] == words
+    assert pipeline["train"]["deps"] == ["data/rows", "src/reader/layers/conv.py", "src/reader/net.py", "src/reader/train.py"]
+    assert pipeline["train"]["outs"] == ["model.pt"]
+    assert pipeline["model"]["outs"] == ["models/reader"]
+    params = YAML(typ="safe").load((root / "params.yaml").read_text())
+    assert params == {"seed": existing.SEED, "train": {"epochs": 3}, "evaluate": {"thresholds": {"accuracy": {"min": 0.9}}}}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert [line.partition(">")[0] for line in project["dependencies"]] == ["pyyaml", "numpy", "pandas", "torch"]
+    assert "opencv-python-headless" in project["optional-dependencies"]["train"]
+    assert "vision" in (root / "service.yaml").read_text()
+    assert "/model.pt" in (root / ".gitignore").read_text().splitlines()
+
+    # The list: each with a file that is there and the line that it speaks of.
+    for one in made.left:
+        lines = (root / one.file).read_text().splitlines()
+        assert 1 <= one.line <= len(lines)
+    said = {f"{one.file}:{one.line}": one.what for one in made.left}
+    here = {place: what for place, what in said.items() if place.startswith("src/reader/train.py")}
+    assert "imports nobody_knows_this" in here["src/reader/train.py:4"]
+    assert "imports torchish" in here["src/reader/train.py:6"]
+    assert "reads labels.txt" in here["src/reader/train.py:16"]  # 15 in the original: an import became two lines
+    assert "saves what is no state_dict" in here["src/reader/train.py:18"]
+    assert "writes what is not known from the code" in here["src/reader/train.py:19"]
+    assert "requires --depth" in said["dvc.yaml:4"]
+    assert "set_tracking_uri" in said["src/reader/layers/conv.py:2"]
+    assert "__file__" in said["src/reader/layers/conv.py:3"]
+    network = next(one for one in made.left if "make the network" in one.what)
+    assert network.example == "from reader.net import Net\n\nself.network = Net(3, wide=args.depth)"
+    todo = (root / "TODO.md").read_text()
+    assert all(f"{one.number}. [ ] `{one.file}:{one.line}`" in todo for one in made.left)
+
+    # A repository without a commit; the example of the template is gone, and what took its place parses.
+    assert git(root, "status", "--porcelain", "--branch").splitlines()[0] == "## No commits yet on main"
+    assert "data/rows/first.npy" not in git(root, "ls-files", "--others", "--exclude-standard")
+    assert {path.name for path in (root / "src/reader").glob("*.py")} == {
+        "__init__.py",
+        "log_model.py",
+        "net.py",
+        "predictor.py",
+        "train.py",
+    }
+    for path in root.rglob("*.py"):
+        ast.parse(path.read_text())
+    assert not list(root.rglob("*arcs*"))
+    assert "CHANGE 1/4" not in "".join(path.read_text() for path in root.rglob("*.md"))
+    assert "data fetch" not in (root / "Makefile").read_text()
+
+
+def test_what_it_writes_itself_is_clean_before_and_after_the_first_edit(template: Path, work: Path, tmp_path: Path) -> None:
+    make(template, tmp_path / "reader", work / "train.py", work / "rows")
+    files = ["src/reader/predictor.py", "src/reader/log_model.py", "tests/test_predictor.py"]
+    for check in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *check, *files]
+        done = subprocess.run(command, cwd=tmp_path / "reader", capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_modules_with_the_names_of_ours_keep_theirs(template: Path, tmp_path: Path) -> None:
+    files = {"train.py": "import predictor, log_model, data\n", "predictor.py": "A = 1\n", "log_model.py": "", "data.py": "B = 1\n"}
+    work = written(tmp_path / "work", files)
+    made = make(template, tmp_path / "names", work / "train.py")
+    source = tmp_path / "names/src/names"
+    assert (source / "predictor.py").read_text() == "A = 1\n"
+    assert (source / "data.py").read_text() == "B = 1\n"
+    assert "from names.service_predictor import MODEL" in (source / "service_log_model.py").read_text()
+    assert any("no data was given" in one.what for one in made.left)
+
+
+def test_a_script_that_runs_at_its_top_is_told_where_serving_would_import_it(template: Path, tmp_path: Path) -> None:
+    start = "import torch\nclass Net(torch.nn.Module):\n    pass\n"
+    work = written(tmp_path / "work", {"my-train.py": start + "net = Net()\nprint(net)\ntorch.save(net.state_dict(), 'm.pt')\n"})
+    made = make(template, tmp_path / "flat", work / "my-train.py")
+    assert made.command == "python -m mlops_build.training.script m.pt -m flat.my_train"
+    assert any("importing it runs it" in one.what and one.file == "src/flat/my_train.py" for one in made.left)
+    assert "self.network = Net()" in (tmp_path / "flat/src/flat/predictor.py").read_text()
+    (work / "my-train.py").write_text(start + "if __name__ == '__main__':\n    net = Net()\n    torch.save(net.state_dict(), 'm.pt')\n")
+    made = make(template, tmp_path / "guarded", work / "my-train.py")
+    assert not any("importing it runs it" in one.what for one in made.left)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["full", "--from", "work/train.py"], 4, "full is not empty"),
+        (["file", "--from", "work/train.py"], 4, "file is not empty"),
+        (["a/b", "--from", "work/train.py"], 3, "mkdir --parents"),
+        (["new", "--from", "work/none.py"], 3, "none.py does not exist"),
+        (["new", "--from", "work/labels.txt"], 2, "no Python file"),
+        (["new", "--from", "work/train.py", "--data", "work/none"], 3, "the data work/none does not exist"),
+        (["new", "--from", "work/train.py", "--data", "work"], 2, "holds the script itself"),
+        (["new", "--from", "work/train.py", "--data", "gs://bucket/x"], 2, "no data that can be imported"),
+        (["new", "--from", "work/train.py", "--data", "s3://b;id/x"], 2, "no data that can be imported"),
+        (["new", "--from", "work/train.py", "--data", "work/rows", "--data", "other/rows"], 2, "would both be data/rows"),
+        (["new", "--from", "work/train.py", "--answer", "team"], 2, "there is no ="),
+        (["new", "--from", "work/train.py", "--answer", "gpu=some"], 4, "gpu"),
+        (["new", "--from", "work/train.py", "--answer", "nobody=asks"], 4, "nobody"),
+        (["new", "--from", "work/train.py", "--answer", "example=image"], 2, "leave it out"),
+        (["1-2", "--from", "work/train.py", "--answer", "project_name=1-2"], 4, "project_name"),
+        (["new", "--from", "work/train.py", "--version", "9.9.9"], 3, "9.9.9"),
+        (["new", "--from", "work/train.py", "--data", "unreadable"], 1, "cannot be copied"),
+    ],
+)
+def test_a_refusal_says_why_and_leaves_nothing_behind(
+    template: Path, work: Path, tmp_path: Path, arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    written(tmp_path, {"full/mine": "", "file": "", "other/rows": "x", "unreadable/a": ""})
+    (tmp_path / "unreadable/link").symlink_to(tmp_path / "gone")
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["scaffold", *arguments, "--template", str(template)]) == code
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert tree(tmp_path) == before
+
+
+def test_a_failure_in_the_middle_leaves_nothing_behind(template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlops_build.data.add", full)
+    with pytest.raises(MlopsBuildError, match="No space left on device"):
+        make(template, tmp_path / "new", work / "train.py", work / "rows")
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+def test_an_empty_folder_will_do_and_json_has_all_of_it(
+    template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(work)
+    assert main(["scaffold", "../new", "--from", "train.py", "--data", "rows", "--template", str(template), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert Path(document["service"]).resolve() == (tmp_path / "new").resolve()
+    assert document["data"] == [{"from": str(work / "rows"), "path": "data/rows", "by_reference": False}]
+    assert {"number", "file", "line", "what", "needed", "example"} == set(document["left"][0])
+    assert document["files"][0]["path"] == "src/new/train.py"
+    assert os.access(tmp_path / "new/.git", os.R_OK)

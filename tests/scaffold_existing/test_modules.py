@@ -1,0 +1,108 @@
+"""The modules beside a script come along, and their imports of each other get the package's name; nothing else changes."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from mlops_build.errors import Refused
+from mlops_build.scaffold import modules, script
+
+BESIDE = {
+    "net.py": "import layers.conv\nfrom layers import conv as other\nWIDTH = layers.conv.SIZE + other.SIZE\n",
+    "layers/__init__.py": "",
+    "layers/conv.py": "from . import sizes\nfrom .sizes import SIZE\n",
+    "layers/sizes.py": "SIZE = 3\n",
+    "metrics.py": "NAME = 'accuracy'\n",
+    "unused.py": "raise SystemExit('never imported')\n",
+}
+
+
+def written(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def moved(folder: Path, package: str = "service") -> Path:
+    """The script and what comes along, as a package in a folder of its own."""
+    found, _ = modules.collect(script.read(folder / "train.py"))
+    edits = modules.localized(found, folder, package)
+    target = folder.parent / "moved"
+    (target / package).mkdir(parents=True)
+    (target / package / "__init__.py").touch()
+    for module in found:
+        (target / package / module.inside).parent.mkdir(parents=True, exist_ok=True)
+        (target / package / module.inside).write_text(modules.changed(module.script, edits.get(module.script.path, [])))
+    return target
+
+
+def run(where: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=where, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from net import WIDTH\nprint(WIDTH)\n",
+        "import net\nprint(net.WIDTH)\n",
+        "import net as n, os\nprint(n.WIDTH, os.sep)\n",
+        "import metrics, net; print(metrics.NAME, net.WIDTH)\n",
+        "import layers.conv\nprint(layers.conv.SIZE)\n",
+        "import layers.conv as conv\nprint(conv.SIZE)\n",
+        "def f():\n    import net\n    from layers.sizes import (\n        SIZE,\n    )\n    return net.WIDTH, SIZE\nprint(f())\n",
+        "if True:  # ü\n    import json, layers.sizes\n    print(json.dumps(layers.sizes.SIZE))\n",
+        "from layers import *\nfrom net import *\nprint(WIDTH)\n",
+    ],
+)
+def test_a_script_does_the_same_as_a_module_of_a_package(tmp_path: Path, text: str) -> None:
+    folder = written(tmp_path / "work", {**BESIDE, "train.py": text})
+    before = run(folder, "train.py")
+    target = moved(folder)
+    assert run(target, "-m", "service.train") == before
+    assert not (target / "service/unused.py").exists()
+
+
+def test_a_script_in_a_package_of_its_own_keeps_its_relative_imports(tmp_path: Path) -> None:
+    files = {**BESIDE, "__init__.py": "", "net.py": "WIDTH = 6\n"}
+    text = "from . import metrics\nfrom .net import WIDTH\nfrom work.layers.sizes import SIZE\nimport work.metrics as m\n"
+    text += "print(WIDTH, SIZE, m.NAME)\n"
+    folder = written(tmp_path / "work", {**files, "train.py": text})
+    before = run(tmp_path, "-m", "work.train")
+    target = moved(folder)
+    changed = (target / "service/train.py").read_text().splitlines()
+    assert changed[:2] == text.splitlines()[:2]
+    assert changed[2:4] == ["from service.layers.sizes import SIZE", "from service import metrics as m"]
+    assert run(target, "-m", "service.train") == before
+
+
+def test_an_import_from_above_the_folder_is_reported(tmp_path: Path) -> None:
+    folder = written(tmp_path / "work", {"train.py": "import os\nfrom ..shared import nets\n"})
+    _, outside = modules.collect(script.read(folder / "train.py"))
+    assert [(line, text) for _, line, text in outside] == [(2, "from ..shared import nets")]
+
+
+def test_a_project_is_not_a_script(tmp_path: Path) -> None:
+    files = {f"m{number}.py": "" for number in range(250)}
+    folder = written(tmp_path / "work", {**files, "train.py": "\n".join(f"import m{number}" for number in range(250))})
+    with pytest.raises(Refused, match="more than 200 modules"):
+        modules.collect(script.read(folder / "train.py"))
+
+
+def test_a_syntax_error_in_a_module_beside_it_names_that_file(tmp_path: Path) -> None:
+    folder = written(tmp_path / "work", {"train.py": "import net\n", "net.py": "\nclass Net(\n"})
+    with pytest.raises(script.BadScript, match=r"net\.py:2: "):
+        modules.collect(script.read(folder / "train.py"))
+
+
+def test_packages_are_named_by_their_distribution_and_never_guessed() -> None:
+    installed = {"yaml": ["PyYAML"], "google": ["protobuf", "google-auth"]}
+    assert (modules.distribution("yaml", installed) or ("",))[0] == "pyyaml"
+    assert modules.distribution("cv2", installed) == ("opencv-python-headless", None)
+    assert modules.distribution("google", installed) is None
+    assert modules.distribution("torchh", installed) is None
