@@ -73,12 +73,12 @@ def recordable(source: str) -> str:
     Raises BadTemplate for a folder that is not there, UsageError for an address with a password in it.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         return str(folder if folder.is_absolute() else folder.resolve())
     if not URL.fullmatch(source):
         if folder.is_file():  # a Git bundle
             return str(folder if folder.is_absolute() else folder.resolve())
-        raise BadTemplate(f"{source}: there is no such template", remedy=f"give a folder or an address, for example {TEMPLATE}")
+        raise BadTemplate(f"{source!r}: there is no such template", remedy=f"give a folder or an address, for example {TEMPLATE}")
     if re.match(r"(?:git\+)?(?:https?://[^/@]*@|[a-z+]+://[^/@]*:[^/@]*@)", source):
         raise UsageError(
             f"{re.sub(r'://[^/@]*@', '://', source)}: the address holds a user or a password, which the service would record for everybody",
@@ -170,16 +170,14 @@ def _check(source: str, worker: Any, answers: Mapping[str, object]) -> None:
 
 
 def _refusal(source: str, version: str | None, said: str) -> MlopsBuildError:
+    """What copier refuses, in our words."""
     if "Unknown revision" in said:
-        return BadTemplate(
-            f"{source} has no version {version}", remedy="name a tag, branch or commit that is there: git ls-remote --tags " + source
-        )
+        return _no_version(source, version)
     if "must be a directory" in said:
         return BadTemplate(f"{source}: there is no such template", remedy=f"give a folder or an address, for example {TEMPLATE}")
     if "--trust" in said:
-        return ScaffoldError(
-            f"{source}: {said.partition(' If you trust')[0]}", remedy="mlops-build runs nothing of a template; name another one"
-        )
+        remedy = "mlops-build runs nothing of a template; name another one"
+        return ScaffoldError(f"{source}: {said.partition(' If you trust')[0]}", remedy=remedy)
     if found := re.match(r"Validation error for question '(?P<name>\w+)': (?P<why>.*)", said):
         # Until 0.1.0 the validators said the name themselves.
         return ScaffoldError(f"{found['name']}: {found['why'].removeprefix(found['name'] + ': ')}")
@@ -189,19 +187,25 @@ def _refusal(source: str, version: str | None, said: str) -> MlopsBuildError:
 
 
 def _failure(source: str, destination: Path, version: str | None, error: OSError) -> MlopsBuildError:
-    said = str(getattr(error, "stderr", "") or "")  # of plumbum's ProcessExecutionError, by which copier runs git
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    first = re.sub(
-        r"://[^/@\s]*@", "://", next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[0] if lines else "")
-    )
-    if not first:
+    """What git or the disk refuses. Copier runs git by plumbum, whose error is an OSError with git's own words."""
+    said = str(getattr(error, "stderr", "") or "")
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("Cloning", "Preparing", "warning:"))]
+    if not lines:
         return Failed(f"{destination}: {error.strerror or error}", remedy="check that you may write there")
-    if re.search(r"invalid reference|unknown revision|pathspec|not a commit|not a valid object", first):
-        return BadTemplate(
-            f"{source} has no version {version}", remedy=f"name a tag, branch or commit that is there: git ls-remote --tags {source}"
-        )
+    reason = re.sub(r"://[^/@\s]*@", "://", lines[0])  # what ssh says comes before git sums it up
+    if re.search(r"invalid reference|unknown revision|pathspec|not a commit|not a valid object", reason):
+        return _no_version(source, version)
     if NETWORK.search(said):
-        return TemplateUnreachable(
-            f"{source}: {first}", remedy="check the address, the network, and that you may read it: git ls-remote " + source
-        )
-    return BadTemplate(f"{source}: {first}", remedy="check the address: git ls-remote " + source)
+        remedy = f"check the address, the network, and that you may read it: git ls-remote {_for_git(source)}"
+        return TemplateUnreachable(f"{source}: {reason}", remedy=remedy)
+    return BadTemplate(f"{source}: {reason}", remedy=f"check the address: git ls-remote {_for_git(source)}")
+
+
+def _no_version(source: str, version: str | None) -> BadTemplate:
+    remedy = f"name a tag, branch or commit that is there: git ls-remote {_for_git(source)}"
+    return BadTemplate(f"{source} has no version {version}", remedy=remedy)
+
+
+def _for_git(source: str) -> str:
+    """The address without what only copier understands."""
+    return re.sub(r"^gl:/?", "https://gitlab.com/", re.sub(r"^gh:/?", "https://github.com/", source.removeprefix("git+")))

@@ -1,6 +1,7 @@
 """Rendering behind one door: the same tree as `copier copy`, each failure in a sentence, and nothing left behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,8 @@ def test_a_template_that_is_not_there(template: Path, tmp_path: Path) -> None:
     destination = tmp_path / "service"
     assert "there is no such template" in refusal(BadTemplate, tmp_path / "nowhere", destination)
     assert "there is no such template" in refusal(BadTemplate, "mlops-build", destination)
+    assert "'': there is no such template" in refusal(BadTemplate, "", destination)
+    assert "there is no such template" in refusal(BadTemplate, "ext::sh -c touch% ran", destination)
     assert f"{template} has no version v9" in refusal(BadTemplate, template, destination, "v9")
     assert "has no version --upload-pack=x" in refusal(BadTemplate, template, destination, "--upload-pack=x")
     gone = f"git+file://{tmp_path}/gone"
@@ -118,7 +121,10 @@ def test_a_template_that_is_not_there(template: Path, tmp_path: Path) -> None:
 def test_a_host_that_does_not_answer(tmp_path: Path) -> None:
     message = refusal(TemplateUnreachable, "https://127.0.0.1:9/mlops-build", tmp_path / "service")
     assert "127.0.0.1" in message
-    assert "git ls-remote" in message
+    assert message.endswith("git ls-remote https://127.0.0.1:9/mlops-build")
+    if shutil.which("ssh"):
+        message = refusal(TemplateUnreachable, "ssh://nobody@127.0.0.1:9/x.git", tmp_path / "service")
+        assert "ssh: connect to host 127.0.0.1 port 9: Connection refused" in message
 
 
 def test_a_template_that_wants_trust_or_breaks_while_it_renders(tmp_path: Path) -> None:
