@@ -4,6 +4,7 @@
 Kubernetes' schemas, the other files hold one family of rules each, and catalogue.py says what every rule is about.
 """
 
-from mlops_build.verify.examine import Report, examine, look
+from mlops_build.verify.examine import examine, look
+from mlops_build.verify.report import Report
 
 __all__ = ["Report", "examine", "look"]

@@ -419,6 +419,13 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
             "resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}\n# of a pod with nvidia.com/gpu",
         ),
         Rule(
+            "hpa-twice",
+            "Two autoscalers scale one workload",
+            "They undo each other's work.",
+            "name each its own workload",
+            "scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: digits}  # in two of them",
+        ),
+        Rule(
             "hpa-replicas",
             "The workload that an autoscaler scales sets replicas",
             "Every deployment sets the number back.",

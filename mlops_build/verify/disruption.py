@@ -15,8 +15,15 @@ def check(world: World) -> Iterator[Fault]:
         yield from _strategy(deployment)
     for budget in world.of("PodDisruptionBudget"):
         yield from _budget(world, budget)
+    scaled: dict[tuple[str, str, str], Object] = {}
     for scaler in world.of("HorizontalPodAutoscaler"):
         yield from _scaler(world, scaler)
+        target = mapping(scaler.spec.get("scaleTargetRef"))
+        known = (text(target.get("kind")), text(target.get("name")), scaler.namespace)
+        if world.closed and known[1] and known in scaled:
+            why = f"{scaled[known]} scales {known[0]}/{known[1]} as well, and the two undo each other's work"
+            yield Fault("hpa-twice", scaler, ("spec", "scaleTargetRef", "name"), why)
+        scaled.setdefault(known, scaler)
 
 
 def amount(value: object, of: int, *, up: bool) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import dotted, shown
-from mlops_build.verify.world import BUILT_IN, Container, Fault, Object, Pod, World, mapping, mappings, of_pods, text
+from mlops_build.verify.world import BUILT_IN, Container, Fault, Object, Pod, World, at, mapping, mappings, of_pods, text
 
 LABEL_1123 = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_1035 = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -21,7 +21,6 @@ ENVIRONMENT_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 QUANTITY = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
 UNIT = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {unit: 1000.0 ** (power + 2) for power, unit in enumerate("MGTPE")}
 UNIT |= {f"{unit}i": 1024.0 ** (power + 1) for power, unit in enumerate("KMGTPE")}
-# Where an IANA name or a number of a port may stand beside the ports themselves.
 IMAGE = re.compile(
     r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
@@ -29,7 +28,19 @@ IMAGE = re.compile(
 )
 
 
+# What something is to fill in before it is applied: ${NAME}, <name>, {name}, ko://path.
+PLACEHOLDER = re.compile(r"\$[{(]|[<>{}]|^ko://")
+
+
 def check(world: World) -> Iterator[Fault]:
+    for fault in _all(world):
+        # Where everything is rendered, nobody will.
+        value = at(fault.about.data, fault.path)
+        if world.closed or not (isinstance(value, str) and PLACEHOLDER.search(value)):
+            yield fault
+
+
+def _all(world: World) -> Iterator[Fault]:
     for one in world.objects:
         yield from _object_name(one)
         yield from _labels(one, (), one.data)

@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from mlops_build.verify.document import File, Node, Path, parse
-from mlops_build.verify.world import Object, mapping, text
+from mlops_build.verify.world import Object, at, mapping, text
 
 NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 RENDER_SECONDS = 60
@@ -63,7 +63,9 @@ class Sources:
     remote: list[tuple[str, int, str]] = field(default_factory=list)
     # Prefixes and suffixes of names, which pieces do not know.
     affixes: list[tuple[str, str]] = field(default_factory=list)
-    _open: set[FilePath] = field(default_factory=set)
+    component: bool = False
+    # Folders whose kustomizations were read, this one's first.
+    folders: list[FilePath] = field(default_factory=list)
 
     def locate(self, one: Mapping[str, Any]) -> Callable[[Path], tuple[str, int]]:
         """A function that finds the source of any path of a rendered object."""
@@ -77,7 +79,7 @@ class Sources:
                 first = next(iter(self.files), "")
                 return first, 1
             whole = [(piece, node) for piece, node, depth in found if depth == len(path)]
-            value = _at(one, path)
+            value = at(one, path)
             if whole and not isinstance(value, Mapping | list):
                 piece, node = next(((piece, node) for piece, node in reversed(whole) if node.value == value), whole[-1])
             elif whole:
@@ -96,22 +98,13 @@ class Sources:
                 yield {**one, "metadata": {"name": name.removeprefix(prefix).removesuffix(suffix)}}
 
 
-def _at(data: Any, path: Path) -> Any:
-    for part in path:
-        inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if not inside:
-            return None
-        data = data[part]
-    return data
-
-
 def _follow(piece: Piece, data: Any, path: Path) -> tuple[Node, int]:
     """How far a piece knows a path of the rendered object: the deepest node and how many parts of the path lead there."""
     node, depth = piece.node, len(piece.at)
     if path[:depth] != piece.at:
         # It changes something else, or a part of what is asked for: that is no better than knowing nothing.
         return node, len(path) if piece.at[: len(path)] == path else -1
-    data = _at(data, piece.at)
+    data = at(data, piece.at)
     for part in path[depth:]:
         if isinstance(part, int):
             data = data[part] if isinstance(data, list) and part < len(data) else None
@@ -156,17 +149,26 @@ def kustomization(folder: FilePath) -> FilePath | None:
 
 def _read(found: Sources, folder: FilePath) -> None:
     path = kustomization(folder) if folder.is_relative_to(found.root) else None
-    if path is None or path in found._open or len(found.files) > MAX_FILES:
+    if path is None or folder in found.folders or len(found.files) > MAX_FILES:
         return
-    found._open.add(path)
+    found.folders.append(folder)
     file = _file(found, path)
     if file is None:
         return
     for document in file.documents:
         settings = mapping(document.value)
+        found.component |= len(found.folders) == 1 and settings.get("kind") == "Component"
         for key in ("resources", "bases", "components"):
             for node in _items(document, key):
                 _named(found, file, folder, node)
+        for key in ("transformers", "generators", "validators", "configurations", "crds"):
+            for node in _items(document, key):
+                # Settings of kustomize itself: read, so that they count as its own, and no source of objects.
+                if text(node.value) and "\n" not in text(node.value):
+                    _file(found, (folder / text(node.value)[:500]).resolve())
+        for node in _items(document, "replacements"):
+            if name := text(mapping(node.value).get("path")):
+                _file(found, (folder / name[:500]).resolve())
         _generated(found, file.name, document)
         _patches(found, file, folder, document)
         _settings(found, file.name, document)
@@ -331,8 +333,16 @@ def render(overlay: FilePath) -> str | None:
     except subprocess.TimeoutExpired:
         raise NotRendered(f"kubectl kustomize took more than {RENDER_SECONDS} s") from None
     if done.returncode != 0:
-        raise NotRendered(done.stderr.decode(errors="replace").strip().removeprefix("error: ") or "kubectl kustomize failed")
+        raise NotRendered(_said(done.stderr.decode(errors="replace")))
     return done.stdout.decode(errors="replace")
+
+
+def _said(stderr: str) -> str:
+    """kubectl's error: `error: …`, or a log line with the error in it where the error has several lines."""
+    said = stderr.strip().removeprefix("error: ")
+    if logged := re.search(r"err=(?:<\n(.*)\n\s*>|\"(.*)\")\s*$", said, re.DOTALL):
+        said = " ".join(line.strip() for line in (logged[1] or logged[2] or "").splitlines())
+    return said or "kubectl kustomize failed"
 
 
 def objects(rendered: str, found: Sources) -> list[Object]:
@@ -359,7 +369,7 @@ def _images_too(found: Sources, data: Mapping[str, Any]) -> Callable[[Path], tup
 
     def where(path: Path) -> tuple[str, int]:
         if path and path[-1] == "image":
-            named = image_line(found, text(_at(data, path)))
+            named = image_line(found, text(at(data, path)))
             if named:
                 return named
         return locate(path)

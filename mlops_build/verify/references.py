@@ -1,18 +1,17 @@
 """Do the objects find each other? Services and their pods, Ingresses and their Services, scalers, budgets, policies, mounted objects.
 
-What is missing is a fault only where it would have to be here. `World.knows` and `World.makes_all_pods` decide: in what an overlay renders
-everything is there; a folder of plain files may be a part of something, unless others of the kind are in it. A Secret is nearly always made
-elsewhere, so one that is missing counts only where its name is nearly that of one that is here.
+What is missing is a fault only where it would have to be here: in what an overlay renders everything is there. A folder of plain files may
+be a part of something, so there only a near miss counts, a name that is nearly one that is here. A Secret is nearly always made elsewhere:
+of Secrets only near misses count, everywhere.
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import shown
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, same_namespace, text
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, nearly, same_namespace, text
 
 # What the cluster puts into every namespace itself.
 GIVEN = {"ConfigMap": {"kube-root-ca.crt", "openshift-service-ca.crt"}, "ServiceAccount": {"default"}}
@@ -41,15 +40,28 @@ def check(world: World) -> Iterator[Fault]:
     yield from _namespaces(world)
 
 
+# Labels that controllers put on the pods they make.
+OF_CONTROLLERS = {
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-uid",
+    "job-name",
+    "pod-template-hash",
+    "statefulset.kubernetes.io/pod-name",
+}
+
+
 def matches(selector: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
-    """Whether a label selector (matchLabels and matchExpressions) takes these labels."""
-    if not mapping(selector.get("matchLabels")).items() <= labels.items():
+    """Whether a label selector (matchLabels and matchExpressions) takes these labels of a pod template."""
+    wanted = {key: value for key, value in mapping(selector.get("matchLabels")).items() if key not in OF_CONTROLLERS}
+    if not wanted.items() <= labels.items():
         return False
-    for wanted in mappings(selector.get("matchExpressions")):
-        key, values, operator = wanted.get("key"), wanted.get("values") or [], wanted.get("operator")
+    for expression in mappings(selector.get("matchExpressions")):
+        key, values, operator = expression.get("key"), expression.get("values") or [], expression.get("operator")
         there = labels.get(key) if isinstance(key, str) else None
         ok = {"In": there in values, "NotIn": there not in values, "Exists": there is not None, "DoesNotExist": there is None}
-        if not ok.get(str(operator), True):
+        if key not in OF_CONTROLLERS and not ok.get(str(operator), True):
             return False
     return True
 
@@ -60,8 +72,10 @@ def selected(world: World, selector: Mapping[str, Any], namespace: str) -> list[
 
 
 def nobody(world: World, one: Object, where: Path, selector: Mapping[str, Any], rule: str, what: str) -> Iterator[Fault]:
-    """A fault where a selector takes no pod although all pods are known."""
+    """A fault where a selector takes no pod although all pods are known, or nearly takes one."""
     if selected(world, selector, one.namespace) or not world.makes_all_pods(one.namespace):
+        return
+    if not world.closed and not any(_nearly_takes(selector, pod) for pod in world.pods):
         return
     elsewhere = [pod for pod in world.pods if matches(selector, pod.labels)]
     if elsewhere:
@@ -69,6 +83,14 @@ def nobody(world: World, one: Object, where: Path, selector: Mapping[str, Any], 
         yield Fault(rule, one, where, why, "a selector sees only its own namespace: put both into one")
         return
     yield Fault(rule, one, where, f"{what} selects no pod: {_said(selector)}", _nearest(world, one, selector))
+
+
+def _nearly_takes(selector: Mapping[str, Any], pod: Pod) -> bool:
+    """Whether a pod has all the labels, with values that are or nearly are those wanted."""
+    wanted = mapping(selector.get("matchLabels"))
+    return bool(wanted) and all(
+        pod.labels.get(key) == value or nearly(text(value), [text(pod.labels.get(key))]) is not None for key, value in wanted.items()
+    )
 
 
 def _said(selector: Mapping[str, Any]) -> str:
@@ -94,26 +116,27 @@ def _service(world: World, service: Object) -> Iterator[Fault]:
     if not labels or service.spec.get("type") == "ExternalName":
         return
     yield from nobody(world, service, ("spec", "selector"), {"matchLabels": labels}, "service-no-pods", "the Service")
-    pods = world.selected(labels, service.namespace)
+    pods = selected(world, {"matchLabels": labels}, service.namespace)
     for index, port in enumerate(mappings(service.spec.get("ports"))):
         target = port.get("targetPort", port.get("port"))
         where: Path = ("spec", "ports", index, "targetPort" if "targetPort" in port else "port")
         for pod in pods:
-            if problem := _absent(pod, target):
+            if problem := _absent(world, pod, target):
                 yield Fault("service-target-port", service, where, f"{problem} in the pods of {pod.owner}, which the Service selects")
                 break
 
 
-def _absent(pod: Pod, target: object) -> str | None:
-    """What is wrong with a port that a Service sends to: a name that no container has; a number where every container says its ports."""
+def _absent(world: World, pod: Pod, target: object) -> str | None:
+    """What is wrong with a port that a Service sends to: a name that no container has; in a service, a number that none lists."""
     ports = [port for container in pod.serving for port in container.ports]
     if isinstance(target, str):
         named = [text(port.get("name")) for port in ports if port.get("name")]
         if target in named:
             return None
         return f"no container port is named {shown(target)} (there {'are' if len(named) > 1 else 'is'} {', '.join(named) or 'none'})"
-    if not isinstance(target, int) or not ports or not all(container.ports for container in pod.serving):
-        return None  # containerPort only informs: who does not list ports may listen all the same
+    # containerPort only informs: who does not list a port may listen on it all the same.
+    if not isinstance(target, int) or world.service is None or not all(container.ports for container in pod.serving):
+        return None
     if any(port.get("containerPort") == target for port in ports):
         return None
     return f"no container listens on {target}, by the ports they list ({', '.join(str(port.get('containerPort')) for port in ports)})"
@@ -127,7 +150,7 @@ def _ingress(world: World, ingress: Object) -> Iterator[Fault]:
             continue
         service = world.find("Service", name, ingress.namespace)
         if service is None:
-            if world.knows("Service", ingress.namespace):
+            if world.lacks("Service", name, ingress.namespace):
                 why = f"the Ingress sends to the Service {shown(name)}, which is not here"
                 yield Fault("ingress-backend", ingress, (*where, "service", "name"), why, _others(world, "Service", ingress, name))
             continue
@@ -136,7 +159,11 @@ def _ingress(world: World, ingress: Object) -> Iterator[Fault]:
             continue
         known = [value for one in ports for value in (one.get("port"), one.get("name")) if value]
         for key in ("number", "name"):
-            if key in port and port[key] not in [one.get("port" if key == "number" else "name") for one in ports]:
+            if (
+                key in port
+                and port[key] != "use-annotation"
+                and port[key] not in [one.get("port" if key == "number" else "name") for one in ports]
+            ):
                 why = f"the Service {name} has no port {shown(port[key])}; it has {', '.join(map(str, known))}"
                 yield Fault("ingress-backend", ingress, (*where, "service", "port", key), why)
 
@@ -151,7 +178,7 @@ def _backends(ingress: Object) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 def _others(world: World, kind: str, one: Object, name: str) -> str | None:
-    names = sorted({other.name for other in world.of(kind) if same_namespace(other.namespace, one.namespace)})
+    names = world.names(kind, one.namespace)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     return f"did you mean {close[0]!r}?" if close else f"there is {', '.join(names[:5])}" if names else None
 
@@ -161,7 +188,9 @@ def _scaler(world: World, scaler: Object) -> Iterator[Fault]:
     kind, name = text(target.get("kind")), text(target.get("name"))
     if kind not in WORKLOADS or not name:
         return
-    if world.find(kind, name, scaler.namespace) is None and world.knows(kind, scaler.namespace):
+    # A scaler that is named after a workload here and scales another, that is not here, was copied.
+    copied = scaler.name in world.names(kind, scaler.namespace) and world.find(kind, name, scaler.namespace) is None
+    if copied or world.lacks(kind, name, scaler.namespace):
         elsewhere = next((one for one in world.of(kind) if one.name == name), None)
         where = f"in the namespace {elsewhere.namespace}" if elsewhere else "not here"
         why = f"it scales {kind}/{name}, which is {where}"
@@ -193,7 +222,7 @@ def _monitor(world: World, monitor: Object) -> Iterator[Fault]:
         return
     selector = mapping(monitor.spec.get("selector"))
     services = [one for one in world.of("Service") if same_namespace(one.namespace, monitor.namespace) and matches(selector, one.labels)]
-    if not services and world.knows("Service", monitor.namespace):
+    if not services and world.closed:
         why = f"the ServiceMonitor selects no Service: {_said(selector).replace('workload', 'Service')}"
         yield Fault("servicemonitor-target", monitor, ("spec", "selector"), why)
     ports = {text(port.get("name")) for one in services for port in mappings(one.spec.get("ports"))}
@@ -214,7 +243,12 @@ def _binding(world: World, binding: Object) -> Iterator[Fault]:
         if not namespace and binding.kind == "ClusterRoleBinding":
             why = f"the subject ServiceAccount {shown(name)} has no namespace"
             yield Fault("missing-field", binding, ("subjects", index), why, "add namespace: to the subject")
-        elif world.closed and same_namespace(namespace, binding.namespace) and not _there(world, "ServiceAccount", name, namespace):
+        elif (
+            world.service is not None
+            and same_namespace(namespace, binding.namespace)
+            and name not in GIVEN["ServiceAccount"]
+            and world.lacks("ServiceAccount", name, namespace)
+        ):
             why = f"the ServiceAccount {shown(name)} is not here"
             yield Fault(
                 "missing-service-account", binding, ("subjects", index, "name"), why, _others(world, "ServiceAccount", binding, name)
@@ -224,10 +258,6 @@ def _binding(world: World, binding: Object) -> Iterator[Fault]:
 # What pods mount and read
 
 
-def _there(world: World, kind: str, name: str, namespace: str) -> bool:
-    return name in GIVEN.get(kind, set()) or world.find(kind, name, namespace) is not None
-
-
 def _mounted(world: World, pod: Pod) -> Iterator[Fault]:
     for kind, name, where, reference, keys in _read_by(pod):
         if not name or reference.get("optional") is True:
@@ -235,7 +265,7 @@ def _mounted(world: World, pod: Pod) -> Iterator[Fault]:
         found = world.find(kind, name, pod.namespace)
         if found is not None:
             yield from _keys(found, kind, pod, where, keys)
-        elif kind == "ConfigMap" and name not in GIVEN[kind] and world.knows(kind, pod.namespace):
+        elif kind == "ConfigMap" and name not in GIVEN[kind] and world.lacks(kind, name, pod.namespace):
             why = f"the ConfigMap {shown(name)} is not here"
             yield Fault("missing-configmap", pod.owner, where, why, _others(world, kind, pod.owner, name))
         elif kind == "Secret" and (close := _nearly(world, name, pod)):
@@ -244,7 +274,7 @@ def _mounted(world: World, pod: Pod) -> Iterator[Fault]:
     for index, volume in enumerate(mappings(pod.spec.get("volumes"))):
         name = text(mapping(volume.get("persistentVolumeClaim")).get("claimName"))
         kind = "PersistentVolumeClaim"
-        if name and name not in claims and not world.find(kind, name, pod.namespace) and world.knows(kind, pod.namespace):
+        if name and name not in claims and world.lacks(kind, name, pod.namespace):
             where = (*pod.path, "spec", "volumes", index, kind[0].lower() + kind[1:], "claimName")
             why = f"the claim {shown(name)} is not here"
             yield Fault("missing-claim", pod.owner, where, why, _others(world, kind, pod.owner, name))
@@ -297,16 +327,12 @@ def _nearly(world: World, name: str, pod: Pod) -> str | None:
     """A Secret that is made here under nearly this name."""
     made = [one.name for one in world.of("Secret", "SealedSecret", "ExternalSecret") if same_namespace(one.namespace, pod.namespace)]
     made += [text(one.spec.get("secretName")) for one in world.of("Certificate")]
-    if name in made:
-        return None
-    close = difflib.get_close_matches(name, [one for one in made if one], n=1, cutoff=0.85)
-    # a-1 and a-2 are two Secrets, not one misspelt.
-    return close[0] if close and re.sub(r"\d+", "", close[0]) != re.sub(r"\d+", "", name) else None
+    return None if name in made else nearly(name, made)
 
 
 def _service_account(world: World, pod: Pod) -> Iterator[Fault]:
     name = text(pod.spec.get("serviceAccountName"))
-    if not name or _there(world, "ServiceAccount", name, pod.namespace) or not world.knows("ServiceAccount", pod.namespace):
+    if not name or name in GIVEN["ServiceAccount"] or not world.lacks("ServiceAccount", name, pod.namespace):
         return
     why = f"the ServiceAccount {shown(name)} is not here"
     where = (*pod.path, "spec", "serviceAccountName")

@@ -14,7 +14,7 @@ from mlops_build.verify.world import Container, Fault, Object, Pod, World, envir
 
 # A name that means a secret, at its end: DB_PASSWORD, apiToken, aws_secret_access_key. Not PASSWORD_FILE, TOKEN_URL, SECRET_NAME.
 SECRET_NAME = re.compile(
-    r"(?i)(?:^|[_.-]|(?<=[a-z]))(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_.-]?key|access[_.-]?key|private[_.-]?key|credentials?)$"
+    r"(?i)(?:^|[_.-]|(?<=[a-z]))(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_.-]?key|secret[_.-]?(?:access[_.-]?)?key|private[_.-]?key|credentials?)$"
 )
 # A name that only looks like one.
 NOT_SECRET = re.compile(r"(?i)(?:csrf|cancel|page|next|max|min|num|eos|bos|pad|unk|stop|public)[_.-]?tokens?$|access[_.-]?key[_.-]?id$")
@@ -24,9 +24,10 @@ SECRET_VALUE = re.compile(
     r"|\bxox[baprs]-[A-Za-z0-9-]{10,}|\bsk-[A-Za-z0-9]{32,}"
 )
 URL_WITH_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}$]*:(?P<secret>[^\s/@'\"<>{}$*]{3,})@[a-zA-Z0-9]")
-# Not a secret: empty, a reference, a path, a number or a switch, an address, a placeholder.
+# Not a secret: a placeholder in capitals, a setting, empty, a reference, a path, a number or a switch, an address.
 HARMLESS = re.compile(
-    r"(?i)\s*(?:|\$[({].*|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*)\s*"
+    r"\s*(?:[A-Z][A-Z_]+|\w+=.*"
+    r"|(?i:|\$[({].*|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*))\s*"
 )
 ARGUMENT = re.compile(r"--?(?P<name>[A-Za-z0-9_.-]+)[= ](?P<value>\S+)")
 
@@ -80,7 +81,9 @@ def _config_map(one: Object) -> Iterator[Fault]:
     for key, value in mapping(one.data.get("data")).items():
         if not isinstance(value, str):
             continue
-        reason = secret_in(key, value if len(value) < 100_000 else "")
+        # A name counts for a value of one line: a whole file may be called credentials, and say where they are.
+        plain = len(value) < 200 and "\n" not in value.strip() and value[:1] not in "{["
+        reason = secret_in(key if plain else "", value if len(value) < 100_000 else "")
         if reason:
             yield Fault("secret-in-configmap", one, ("data", key), f"{key} is in a ConfigMap, which is no place for a secret; {reason}")
 

@@ -1,5 +1,7 @@
 """What is judged together: the objects that are applied side by side, and what a rule finds wrong with them."""
 
+import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -168,12 +170,12 @@ class World:
     def find(self, kind: str, name: str, namespace: str) -> Object | None:
         return next((one for one in self.of(kind) if one.name == name and same_namespace(one.namespace, namespace)), None)
 
-    def knows(self, kind: str, namespace: str) -> bool:
-        """Whether a name of this kind that is missing here is missing altogether: everything is here, or others of its kind are."""
-        return self.closed or any(same_namespace(one.namespace, namespace) for one in self.of(kind))
+    def names(self, kind: str, namespace: str) -> list[str]:
+        return sorted({one.name for one in self.of(kind) if same_namespace(one.namespace, namespace)})
 
-    def selected(self, labels: Mapping[str, Any], namespace: str) -> list[Pod]:
-        return [pod for pod in self.pods if same_namespace(pod.namespace, namespace) and labels.items() <= pod.labels.items()]
+    def lacks(self, kind: str, name: str, namespace: str) -> bool:
+        """Whether an object that is not here must be a mistake: everything is here, or one with nearly this name is."""
+        return self.find(kind, name, namespace) is None and (self.closed or nearly(name, self.names(kind, namespace)) is not None)
 
     def makes_all_pods(self, namespace: str) -> bool:
         """Whether a selector that finds no pod here finds none: there are workloads here, and nothing that an operator makes pods of."""
@@ -244,6 +246,12 @@ def pods_of(one: Object) -> list[Pod]:
     return []
 
 
+def nearly(name: str, names: Iterable[str]) -> str | None:
+    """The name that was meant, where one is nearly the same. a-1 and a-2 are two names, not one misspelt."""
+    close = difflib.get_close_matches(name, [one for one in names if one], n=1, cutoff=0.85)
+    return close[0] if close and close[0] != name and re.sub(r"\d+", "", close[0]) != re.sub(r"\d+", "", name) else None
+
+
 def same_namespace(one: str, other: str) -> bool:
     """An object without a namespace goes where the others go."""
     return one == other or not one or not other
@@ -258,6 +266,16 @@ def gpus(pod: Pod) -> dict[str, int]:
             if name.rpartition("/")[2] == "gpu" or name.startswith(("nvidia.com/", "amd.com/gpu", "gpu.intel.com/")):
                 found[name] = found.get(name, 0) + (int(str(amount)) if str(amount).isdigit() else 0)
     return found
+
+
+def at(data: Any, path: Path) -> Any:
+    """The value at a path; None where there is none."""
+    for part in path:
+        inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if not inside:
+            return None
+        data = data[part]
+    return data
 
 
 def mapping(value: object) -> Mapping[str, Any]:

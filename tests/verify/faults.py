@@ -409,6 +409,15 @@ FAULTS: tuple[Fault, ...] = (
         also=(*NO_GPU, (DEPLOYMENT, "              cpu: 500m\n", "")),
     ),
     Fault(
+        "two HPAs of one workload",
+        "hpa-twice",
+        HPA,
+        "",
+        "---\napiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata:\n  name: second\nspec:\n  scaleTargetRef:\n"
+        "    apiVersion: apps/v1\n    kind: Deployment\n    name: digits # again\n  maxReplicas: 3\n",
+        "again",
+    ),
+    Fault(
         "HPA and replicas",
         "hpa-replicas",
         DEPLOYMENT,
