@@ -90,7 +90,7 @@ def origin(repository: Path, head: str, prefix: str) -> Origin:
     path = f"{prefix}{FILE}"
     wanted = parse(_file(repository, head, path) or "", FILE)
     log = command.text(repository, "log", "--format=%H", "--max-count=200", head, "--", path).split()
-    wrote = head
+    wrote, values = head, wanted.values
     for commit in log:
         content = _file(repository, commit, path)
         if content is None:
@@ -101,8 +101,7 @@ def origin(repository: Path, head: str, prefix: str) -> Origin:
             break
         if (found.source, found.version) != (wanted.source, wanted.version):
             break
-        wrote = commit
-    values = parse(_file(repository, wrote, path) or "", FILE).values
+        wrote, values = commit, found.values
     pinned = PINNED.search(_file(repository, wrote, f"{prefix}{PIN}") or "")
     shallow = command.text(repository, "rev-parse", "--is-shallow-repository") == "true"
     return Origin(pinned[1] if pinned else None, values, not (shallow and wrote == (log or [head])[-1]))

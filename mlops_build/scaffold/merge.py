@@ -112,18 +112,16 @@ def merge(
     in_the_way = _leave_owned(base, theirs, service, owner, together)
     if answers in service:
         base[answers] = service[answers]
-    before = tree.write(repository, base)
-    by_team = tree.changes(repository, before, ours)
-    by_template = tree.changes(repository, before, tree.write(repository, theirs))
+    write = _Writer(repository, {ours: service})
+    by_team = tree.changes(repository, write(base), ours)
+    by_template = tree.changes(repository, write(base), write(theirs))
     moved_by_team = {change.old: change.path for change in by_team if change.old}
     moved = {change.old: change.path for change in by_template if change.old}
     deleted = [change.path for change in by_team if change.what == "deleted"]
     told = _leave_deleted(base, theirs, service, deleted, moved)
     _compare_in_our_line_ends(repository, base, theirs, service, moved_by_team, moved)
-    merged_in = ours
-    if chosen := _newer_pins(repository, base, service, theirs, is_newer):
-        merged_in = tree.write(repository, {**service, **chosen})
-    result, stages, conflicts = _three_way(repository, tree.write(repository, base), merged_in, tree.write(repository, theirs), labels)
+    chosen = _newer_pins(repository, base, service, theirs, is_newer)
+    result, stages, conflicts = _three_way(repository, write(base), write({**service, **chosen}), write(theirs), labels)
     edited = {path for path, entry in old.items() if service.get(path, entry) != entry} | set(moved_by_team)
     edited -= {conflict.path for conflict in conflicts} | {answers}
     after = {path: moved_by_team.get(path) or moved.get(path, path) for path in edited if owner(path) == "template"}
@@ -138,6 +136,20 @@ def merge(
             path for path in sorted(new) if owner(path) == "team" and path in service and new[path] not in (old.get(path), service[path])
         ),
     )
+
+
+class _Writer:
+    """Write trees into the store, each only once."""
+
+    def __init__(self, repository: Path, known: Mapping[str, Tree]) -> None:
+        self.repository = repository
+        self.known = {frozenset(files.items()): name for name, files in known.items()}
+
+    def __call__(self, files: Tree) -> str:
+        content = frozenset(files.items())
+        if content not in self.known:
+            self.known[content] = tree.write(self.repository, files)
+        return self.known[content]
 
 
 def _leave_owned(base: Tree, theirs: Tree, service: Tree, owner: Callable[[str], Owner], together: Callable[[str], str]) -> list[Conflict]:

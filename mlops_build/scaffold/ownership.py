@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from ruamel.yaml import YAML
 
@@ -44,9 +44,14 @@ def _asked(path: str | PurePosixPath, copier_yml: Path | None) -> tuple[Owner, s
 @cache
 def table(copier_yml: Path) -> Mapping[Owner, Sequence[str]]:
     """The patterns of each owner, in the order in which they are asked. What no pattern covers is the template's."""
-    documents = list(YAML(typ="safe", pure=True).load_all(copier_yml.read_text(encoding="utf-8")))
-    merged = {key: value for document in documents for key, value in document.items()}
+    merged = {key: value for document in documents(copier_yml) for key, value in document.items()}
     return {owner: tuple(cast(list[str], merged.get(f"_{owner}", ()))) for owner in ("machine", "team")}
+
+
+@cache
+def documents(copier_yml: Path) -> Sequence[Mapping[str, Any]]:
+    """The parts of a questionnaire: copier joins them, and their lists."""
+    return [document for document in YAML(typ="safe", pure=True).load_all(copier_yml.read_text(encoding="utf-8")) if document]
 
 
 def _own() -> Path:

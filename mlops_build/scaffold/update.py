@@ -7,11 +7,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mlops_build.errors import Refused, UsageError
@@ -20,7 +18,7 @@ from mlops_build.git.repository import Checkout, Objects
 from mlops_build.scaffold import answers, apply, tree
 from mlops_build.scaffold.answers import Answers, Origin
 from mlops_build.scaffold.merge import Merged, check_git, merge
-from mlops_build.scaffold.ownership import owned_together, owner_of
+from mlops_build.scaffold.ownership import documents, owned_together, owner_of
 from mlops_build.scaffold.render import recordable
 from mlops_build.scaffold.rendering import BadAnswers, Job, Problem, render
 from mlops_build.scaffold.source import NoSuchVersion, Source, fetch
@@ -260,12 +258,11 @@ class _Work:
     def asked(self) -> Mapping[str, Any]:
         """What the new version's copier.yml says; nothing where only copier can read it (`!include`)."""
         try:
-            documents = list(YAML(typ="safe", pure=True).load_all(StringIO(self._copier_yml.read_text(encoding="utf-8"))))
+            parts = documents(self._copier_yml)
         except YAMLError:
             return {}
-        merged = {name: value for document in documents if document for name, value in document.items()}
-        # As copier does it, the lists of several documents are one.
-        return merged | {"_exclude": [pattern for document in documents if document for pattern in document.get("_exclude", [])]}
+        merged = {name: value for part in parts for name, value in part.items()}
+        return merged | {"_exclude": [pattern for part in parts for pattern in part.get("_exclude", [])]}
 
     def dropped(self, record: Answers) -> list[str]:
         asked = self.asked
