@@ -41,3 +41,4 @@ lock: install    ## requirements.lock and requirements-checkov.lock anew
 
 bench: install    ## the figures in the docs
 	@$(PYTHON_) benchmarks/startup.py
+	@$(PYTHON_) benchmarks/update.py

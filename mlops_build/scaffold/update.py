@@ -171,6 +171,11 @@ def plan(
         old, renderings = work.renderings(record, origin, candidates, data)
         if old != candidates[0]:
             notes.append(f"{record.version} is another commit now; the service was made from {old[:12]}, and that is what is compared")
+        notes += [
+            f"service.yaml says {name}: {said}, which is yours to change"
+            for name, said in work.otherwise({**record.values, **data}).items()
+            if name in data
+        ]
         notes += [f"{name}: not asked any more; the answer {record.values[name]!r} is dropped" for name in work.dropped(record)]
         if template:
             _take_over_address(repository, renderings[0], ours)
@@ -268,6 +273,11 @@ class _Work:
         asked = self.asked
         return [name for name in record.values if asked and name not in asked]
 
+    def otherwise(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The answers that service.yaml says otherwise, and what it says."""
+        content = Objects(self.repository).read(self.ours, "service.yaml")
+        return answers.of_service(wanted, content.decode(errors="replace") if content else None)
+
     def renderings(
         self, record: Answers, origin: Origin, candidates: Sequence[str], data: Mapping[str, str]
     ) -> tuple[str, tuple[Tree, Tree]]:
@@ -279,9 +289,7 @@ class _Work:
         excluded = asked.get("_exclude", [])
         wanted = {**record.values, **data}
         service = tree.read(self.repository, self.ours)
-        seeded = {
-            name: value for name, value in answers.of_service(wanted, self._text(service, "service.yaml")).items() if name not in data
-        }
+        seeded = {name: value for name, value in self.otherwise(wanted).items() if name not in data}
         jobs = {"new": Job(self._folder("new"), self.new, wanted)}
         jobs |= {commit: Job(self._folder(commit), commit, record.values, excluded) for commit in candidates}
         if answers.differing(origin.values, record.values):
@@ -319,10 +327,6 @@ class _Work:
             if Path(path).name == ".gitattributes":
                 found[self.prefix + path] = store.read(self.head, self.prefix + path)
         return {path: content for path, content in found.items() if content is not None}
-
-    def _text(self, files: Tree, path: str) -> str | None:
-        content = Objects(self.repository).read(self.ours, path) if path in files else None
-        return content.decode(errors="replace") if content is not None else None
 
     def _alike(self, rendered: Tree, service: Tree) -> int:
         return sum(service.get(path) == entry for path, entry in rendered.items() if self.owner(path) == "template")

@@ -272,7 +272,8 @@ def test_what_service_yaml_says_otherwise_is_refused_where_it_matters(make_templ
     assert "service.yaml says team: others, gpu: shared, the answers say team: ml, gpu: none; OWNERS come from the answers" in done.stderr
     assert "mlops-build update --data team=others --data gpu=shared\n" in done.stderr
     # gpu alone only seeded service.yaml: that is the team's to change.
-    assert document(service, "--dry-run", "--data", "team=ml")["status"] == "merged"
+    kept = document(service, "--dry-run", "--data", "team=ml")
+    assert (kept["status"], kept["notes"]) == ("merged", ["service.yaml says team: others, which is yours to change"])
     assert document(service, "--data", "team=others")["status"] == "merged"
     assert (service / "OWNERS").read_text() == "others\n"
 
