@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlops_build.scaffold import script as scripts
 from mlops_build.scaffold.copied import Copied
 from mlops_build.scaffold.look import look
 from mlops_build.scaffold.modules import Module
-from mlops_build.scaffold.script import Script, Written
+from mlops_build.scaffold.script import Option, Script, Written
 from mlops_build.scaffold.sources import Source
 from mlops_build.scaffold.todo import Left, Todo, listing, page
 
@@ -169,17 +169,18 @@ class _Around:
         files = [one for module in self.modules for one in scripts.written(module.script, self.defaults)]
         weights, saves = self._weights([one for one in files if one.by == "torch.save"])
         outputs = self._outputs(files, weights)
-        said = pipeline.arguments(self.options, self._path_options(outputs))
+        said = pipeline.arguments(self._saving(saves), self._path_options(outputs))
         network = served.network(saves, self.modules, self.defaults)
         predictor, logger = self._free("predictor"), self._free("log_model")
         serves = modules_of.reached(network.module, self.modules, self.script.path.parent) if network.module else []
         reports = [path for path in outputs if path.endswith(".json")]
         metrics = METRICS if METRICS not in outputs else "reports/metrics.json"
+        self.command = pipeline.command(self.package, self.modules[0].name, weights, said)
         stages = pipeline.dvc_yaml(
             self.package,
-            self.modules[0].name,
-            said,
-            weights=weights,
+            self.name,
+            self.command,
+            numbers=bool(said.numbers),
             reads=[*(one.inside for one in self.sources), *self._deps(self.modules)],
             writes=outputs,
             model=self.model,
@@ -192,14 +193,14 @@ class _Around:
             metrics=metrics,
             logger=logger,
         )
-        self.command = re.sub(r"^ +cmd: ", "", stages.splitlines()[STAGE_LINE - 1])
         self._text("dvc.yaml", stages)
         self._serving(network, saves, weights, predictor)
         self._measuring(logger, predictor, metrics, reports)
         gate = self.todo.add("params.yaml", "what must the metrics reach for a version to be registered?", "    accuracy: {min: 0.9}")
         self._text("params.yaml", pipeline.params_yaml(self.name, said, SEED if said.seed is None else said.seed, gate))
         self._other_arguments()
-        look(self.modules, self.copied, outside, self.sources, outputs, self.package, self.todo)
+        written = [one.path for one in files if one.path is not None]
+        look(self.modules, self.copied, outside, self.sources, [*outputs, *written], self.package, self.todo)
         self._requirements(serves)
         self._ignore(outputs)
         self._readme_and_makefile(predictor, logger)
@@ -216,9 +217,21 @@ class _Around:
             return normal(str(best.path)), best
         last = saves[-1] if saves else None
         why = f"where the weights are saved is not known from the code: {last.source}" if last else "no torch.save was found"
-        what = f"{why}. Save them as {WEIGHTS}, or name their file in dvc.yaml and as WEIGHTS in predictor.py"
+        what = f"{why}. Save the weights as {WEIGHTS}, or name their file in dvc.yaml and as WEIGHTS in predictor.py"
         self._add(last.script if last else self.script, last.line if last else 1, what, f'torch.save(model.state_dict(), "{WEIGHTS}")')
         return WEIGHTS, last
+
+    def _saving(self, saves: Written | None) -> list[Option]:
+        """The options, with the flag set by which the script saves at all: `if args.save_model: torch.save(…)`."""
+        deciding = scripts.conditions(saves.script, saves.line) if saves else []
+        found = []
+        for option in self.options:
+            if option.kind == "flag" and option.flag.startswith("--") and option.dest in deciding and not option.flag.startswith("--no-"):
+                what = f"weights are saved with {option.flag} only, so it is true under train"
+                self.todo.add("params.yaml", what, line=1, needed=False)
+                option = replace(option, default=True)
+            found.append(option)
+        return found
 
     def _outputs(self, files: Sequence[Written], weights: str) -> list[str]:
         """What the script writes into the service, the weights first. What it writes elsewhere, or where nobody knows, is left to do."""
@@ -347,10 +360,12 @@ class _Around:
 
     def _ignore(self, outputs: Sequence[str]) -> None:
         """Outputs belong to DVC. It would write this itself at the first run, and so make the tree dirty."""
-        lines = [f"/{output}\n" for output in outputs if not within(output, "models")]
-        if lines:
-            path = self.root / ".gitignore"
-            path.write_text(f"{path.read_text(encoding='utf-8').rstrip()}\n\n# What training writes\n{''.join(lines)}", encoding="utf-8")
+        lines = "".join(f"/{output}\n" for output in outputs if not within(output, "models"))
+        text = (self.root / ".gitignore").read_text(encoding="utf-8")
+        # Among their like, not at the end, where the template adds what is new: both would be a conflict at every update.
+        there = re.search(r"(?m)^/models\n", text)
+        place = there.end() if there else len(text)
+        self._text(".gitignore", text[:place] + lines + text[place:])
 
     def _readme_and_makefile(self, predictor: str, logger: str) -> None:
         """Where the template's own speak of its example. Another template may word it otherwise: then they stay."""

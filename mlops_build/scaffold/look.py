@@ -12,6 +12,9 @@ from mlops_build.scaffold.script import Script
 from mlops_build.scaffold.sources import Source
 from mlops_build.scaffold.todo import Todo
 
+CARD = re.compile(r"cuda:[0-9]+")
+# A path above the folder, or of one machine.
+ELSEWHERE = re.compile(r"\.\./[\w./ -]*$|(?:/(?:home|mnt|media|srv|data|scratch|Users|nfs|tmp)|~)/[\w./ -]+$")
 SEEDS = ("manual_seed", "seed_everything", "set_seed", "fix_seed", "seed_all")
 
 
@@ -81,6 +84,17 @@ def _paths(script: Script, one: Copied, sources: Sequence[Source], outputs: Sequ
     seen: set[str] = set()
     for node in script.strings():
         value = str(node.value)
+        if CARD.fullmatch(value):
+            what = f"names a card: {value}. The one that is chosen for it is the only one it sees: write cuda"
+            todo.add(
+                one.path, what, 'torch.device("cuda" if torch.cuda.is_available() else "cpu")', line=one.line(node.lineno), needed=False
+            )
+        elif value == "CUDA_VISIBLE_DEVICES":
+            todo.add(one.path, "chooses a card, which mlops-build does: leave it out", line=one.line(node.lineno), needed=False)
+        elif ELSEWHERE.match(value) and not copies.place(value, sources, start) and value not in seen and value not in outputs:
+            seen.add(value)
+            what = f"leads out of the service: {value}. Give it as --data if it is read; write into the service"
+            todo.add(one.path, what, line=one.line(node.lineno), needed=False)
         if value in seen or not _is_like_a_path(value) or Path(value).as_posix() in outputs or copies.place(value, sources, start):
             continue
         seen.add(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mlops_build.scaffold.script import SECRET, Option
 
 # What stands in YAML without quotes and means itself.
-WORD = re.compile(r"[A-Za-z0-9_./:=,+-]*")
+WORD = re.compile(r"[A-Za-z0-9_./:=,+-]+")
 PLAIN = re.compile(r"[A-Za-z0-9_./-][A-Za-z0-9_./ =${}-]*")
 
 
@@ -74,12 +74,17 @@ def arguments(options: Sequence[Option], paths: dict[str, str]) -> Arguments:
     return Arguments((*places, *words, *short), numbers, seed)
 
 
+def command(package: str, module: str, weights: str, said: Arguments) -> str:
+    """What the train stage runs."""
+    return " ".join(["python -m mlops_build.training.script", shlex.quote(weights), "-m", f"{package}.{module}", *said.words])
+
+
 def dvc_yaml(
     package: str,
-    module: str,
-    said: Arguments,
+    script: str,
+    command: str,
     *,
-    weights: str,
+    numbers: bool,
     reads: Sequence[str],
     writes: Sequence[str],
     model: str,
@@ -87,19 +92,20 @@ def dvc_yaml(
     metrics: str,
     logger: str,
 ) -> str:
-    """The stages `train` and `model`. reads, writes: of the script. served: the files that the stage `model` depends on."""
-    command = " ".join(["python -m mlops_build.training.script", shlex.quote(weights), "-m", f"{package}.{module}", *said.words])
+    """The stages `train` and `model`. numbers: params.yaml has some of the script's. reads, writes: of the script.
+
+    served: the files that the stage `model` depends on.
+    """
     lines = [
         "# The pipeline; `mlops-build train` runs it, `dvc repro` too.",
         "stages:",
-        f"  train: # {module}.py as it ran before, in an MLflow run of the service"
-        + ("; ${train} is `train` in params.yaml" if said.numbers else ""),
+        f"  train: # {script} as it ran before, in an MLflow run of the service",
         f"    cmd: {quoted(command)}",
         "    deps:",
         *(f"      - {quoted(path)}" for path in reads),
         "    params:",
         "      - seed",
-        *(["      - train"] if said.numbers else []),
+        *(["      - train"] if numbers else []),
         "    outs:",
         *(f"      - {quoted(path)}" for path in writes),
         "  model: # logs and measures what it left, so that it can be served",

@@ -222,6 +222,8 @@ def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
     found = []
     for called, call in sorted(script.calls(), key=lambda one: one[1].lineno):
         target = _target(called, call, known)
+        if called == "torch.save" and len(call.args) > 1 and isinstance(call.args[1], ast.Name):
+            target = _opened(script, call.args[1].id) or call.args[1]
         if target is not None:
             path = known.path(target)
             what = call.args[0] if called == "torch.save" and call.args else None
@@ -294,16 +296,38 @@ def constants(script: Script, arguments: Mapping[str, object] | None = None) -> 
     return Constants({name: value for name, value in assigned.items() if counts.get(name) == 1}, arguments or {})
 
 
-def assigned(script: Script, name: str) -> ast.expr | None:
-    """What a name was assigned first, if that is a call: `Net(…)` of `model = Net(…).to(device)`."""
-    for node in ast.walk(script.tree):
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
-            value = node.value
-            while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
-                value = value.func.value
-            if isinstance(value, ast.Call):
-                return value
+def assigned(script: Script, name: str) -> ast.Call | None:
+    """What a name was assigned first, if that makes something: `Net(…)` of `model = Net(…).to(device)`."""
+    for value in _values(script.tree, name):
+        while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
+            value = value.func.value
+        if isinstance(value, ast.Call) and dotted(value.func).rpartition(".")[2] not in ("load", "to", "cuda", "DataParallel", "compile"):
+            return value
     return None
+
+
+def value_at(script: Script, name: str, line: int) -> ast.expr | None:
+    """What a name was last assigned above a line, in the function around it, else anywhere if it is assigned once."""
+    functions = [
+        node
+        for node in ast.walk(script.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    for scope in sorted(functions, key=lambda node: -node.lineno):
+        if above := [value for value in _values(scope, name) if value.lineno <= line]:
+            return above[-1]
+    return constants(script).names.get(name)
+
+
+def conditions(script: Script, line: int) -> list[str]:
+    """The names that decide whether a line is reached: `save` for what stands under `if args.save:`."""
+    return [
+        node.test.attr if isinstance(node.test, ast.Attribute) else node.test.id
+        for node in ast.walk(script.tree)
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Attribute | ast.Name)
+        and node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0)
+    ]
 
 
 def _argparse(call: ast.Call, flags: list[str], known: Constants) -> Option | None:
@@ -372,6 +396,26 @@ def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
     found = call.args[place] if len(call.args) > place else named
     # A file object, or text in memory: what was opened is seen where it was opened.
     return None if found is None or (isinstance(found, ast.Name) and found.id in ("f", "file", "fh", "buffer", "out_file")) else found
+
+
+def _values(scope: ast.AST, name: str) -> list[ast.expr]:
+    """Everything that a name is assigned in a scope, in the order of the lines."""
+    found = [
+        node.value
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    ]
+    return sorted(found, key=lambda value: value.lineno)
+
+
+def _opened(script: Script, name: str) -> ast.expr | None:
+    """The path of `with open(PATH, …) as NAME`."""
+    for node in ast.walk(script.tree):
+        if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name) and node.optional_vars.id == name:
+            call = node.context_expr
+            if isinstance(call, ast.Call) and dotted(call.func) in ("open", "io.open") and call.args:
+                return call.args[0]
+    return None
 
 
 def _is_costly(node: ast.expr) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlops_build.scaffold.modules import Module
-from mlops_build.scaffold.script import Script, Written, assigned, constants, dotted
+from mlops_build.scaffold.script import Script, Written, assigned, constants, dotted, value_at
 
 PREDICTOR = '''\
 """What callers talk to: the network that {script} trains, what is sent to it and what it answers."""
@@ -174,7 +174,7 @@ def _text(value: str) -> str:
 def _state(script: Script, node: ast.expr) -> tuple[str | None, str]:
     """The name of what `….state_dict()` is saved, and how it is found in the file."""
     if isinstance(node, ast.Name):
-        value = constants(script).names.get(node.id)
+        value = value_at(script, node.id, node.lineno)
         return _state(script, value) if value is not None and not isinstance(value, ast.Name) else (None, "")
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "state_dict":
         return _base(node.func.value), ""

@@ -188,6 +188,47 @@ def test_a_script_that_runs_at_its_top_is_told_where_serving_would_import_it(tem
     assert not any("importing it runs it" in one.what for one in made.left)
 
 
+CHECKPOINT = """\
+import argparse, os, torch
+from net import Net
+parser = argparse.ArgumentParser()
+parser.add_argument("--wide", type=int, default=8)
+parser.add_argument("--save-model", action="store_true")
+args = parser.parse_args()
+os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+device = torch.device("cuda:0")
+def save(net, optimizer):
+    state = {"epoch": 3, "optimizer": optimizer.state_dict(), "net": net.module.state_dict()}
+    if args.save_model:
+        torch.save(state, "best.pt")
+    torch.save(state, "../elsewhere/last.pt")
+def main():
+    net = Net(args.wide, deep=True, name="a").to(device)
+    state = torch.load("old.pt")
+    save(net, None)
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_checkpoint_is_opened_by_its_key_and_what_chooses_a_card_is_told(template: Path, work: Path, tmp_path: Path) -> None:
+    (work / "train.py").write_text(CHECKPOINT)
+    made = make(template, tmp_path / "reader", work / "train.py", work / "rows")
+    assert made.command == "python -m mlops_build.training.script best.pt -m reader.train ${train}"
+    params = YAML(typ="safe").load((tmp_path / "reader/params.yaml").read_text())
+    assert params["train"] == {"wide": 8, "save-model": True}  # without it nothing would be saved
+    predictor = (tmp_path / "reader/src/reader/predictor.py").read_text()
+    assert 'self.network = Net(8, deep=True, name="a")' in predictor
+    assert 'self.network.load_state_dict(weights["net"])' in predictor
+    said = {(one.line, one.what.partition(":")[0]) for one in made.left if one.file.endswith("/train.py")}
+    assert {
+        (7, "chooses a card, which mlops-build does"),
+        (8, "names a card"),
+        (13, "writes outside of the service"),
+    } <= said
+    assert not any(what == "leads out of the service" for _, what in said)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

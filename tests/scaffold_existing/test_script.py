@@ -52,9 +52,9 @@ def test_options_that_dvc_cannot_unpack_are_named_one_by_one(tmp_path: Path) -> 
     text = (
         'p.add_argument("size", nargs="?", default=8)\np.add_argument("-b", type=int, default=16)\np.add_argument("--epochs", default=2)\n'
     )
-    text += 'p.add_argument("-n", default="two words")\n'
+    text += 'p.add_argument("-n", default="two words")\np.add_argument("--resume", default="")\n'
     said = pipeline.arguments(script.options(parsed(tmp_path, text)), {})
-    assert said.words == ("${train.size}", "-n 'two words'", "-b", "${train.b}", "--epochs", "${train.epochs}")
+    assert said.words == ("${train.size}", "-n 'two words'", "--resume", "''", "-b", "${train.b}", "--epochs", "${train.epochs}")
     assert said.numbers == {"size": 8, "b": 16, "epochs": 2}
 
 
@@ -93,6 +93,7 @@ def test_click_options_are_read_too(tmp_path: Path) -> None:
         ('torch.save(net, args.dir + "/last.pt")', None),
         ('torch.save(net, f"epoch-{epoch}.pt")', None),
         ('OUT = "a"\nOUT = "b"\ntorch.save(net, OUT)', None),
+        ('with open("model.pt", "wb") as f:\n    torch.save(net, f)', "model.pt"),
         ('open("log.txt", "w").write("x")', "log.txt"),
         ('open("log.txt", mode="ab")', "log.txt"),
         ('Path("log.txt").open("w")', "log.txt"),
@@ -103,8 +104,8 @@ def test_click_options_are_read_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_written_is_followed_as_far_as_it_is_certain(tmp_path: Path, code: str, path: str | None) -> None:
-    (found,) = script.written(parsed(tmp_path, code), {"dir": "checkpoints"})
-    assert found.path == path
+    found = script.written(parsed(tmp_path, code), {"dir": "checkpoints"})
+    assert {one.path for one in found} == {path}
 
 
 @pytest.mark.parametrize(
