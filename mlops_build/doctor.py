@@ -45,20 +45,15 @@ class Check:
 
 
 def examine(root: Path | None, *, ci: bool = False) -> list[Check]:
-    """Every check of this machine, and of the service at `root` where there is one. With `ci`, what only an agent needs (an
-    engine, kubectl, a committed lock) is asked for too."""
+    """Every check of this machine, and of the service at `root` where there is one.
+
+    With `ci`, without what the checklist looks at more closely (mlops_build/checklist): engine, kubectl, remotes and registry.
+    """
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
-    checks += [lambda: engine(required=ci), lambda: kubectl(required=ci)]
+    checks += [] if ci else [lambda: engine(required=False), lambda: kubectl(required=False)]
     if root:
-        checks += [
-            lambda: service_file(root),
-            lambda: versions(root),
-            lambda: remote(root),
-            lambda: data_remote(root),
-            lambda: registry(root),
-        ]
-        if ci:
-            checks.append(lambda: lock(root))
+        checks += [lambda: service_file(root), lambda: versions(root)]
+        checks += [] if ci else [lambda: remote(root), lambda: data_remote(root), lambda: registry(root)]
     return [_examined(check) for check in checks]
 
 

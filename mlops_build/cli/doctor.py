@@ -1,34 +1,63 @@
 """Check what is installed, reachable and configured, on this machine and for the service around the current folder.
 
-Exit code 4 when something is wrong; each finding says what to do.
+With --ci, as a script of a Bamboo job: also every line of what people must do by hand in Bamboo, Bitbucket, the image registry, the
+cluster, MLflow and S3, as far as an agent can see it (`??` where it cannot, with who to ask). Nothing is changed. --checklist prints that
+list, with this service's names, and looks at nothing. Exit code 4 when something is wrong; each finding says what to do.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result
 
-EXAMPLE = "  mlops-build doctor"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLE = "  mlops-build doctor\n  mlops-build doctor --ci\n  mlops-build doctor --ci --checklist > checklist.md"
+MARKS = {"ok": "ok ", "no": "NO ", "unseen": "?? "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ci", action="store_true", help="also ask for what a CI agent needs: an engine, kubectl, a committed lock")
+    parser.add_argument("--ci", action="store_true", help="also look at each line of the administrator's checklist, from an agent")
+    parser.add_argument("--checklist", action="store_true", help="print that checklist as Markdown; look at nothing")
 
 
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    root = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "service.yaml").is_file()), None)
+    return _print_checklist(args, root) if args.checklist else _examine(args, root)
+
+
+def _print_checklist(args: argparse.Namespace, root: "Path | None") -> int:
+    from dataclasses import asdict
+
+    from mlops_build import service
+    from mlops_build.checklist import items, names
+
+    found = names.read(root or service.find_root())
+    lines = [{key: value for key, value in asdict(item).items() if key != "look"} for item in items.items(found)]
+    result(args, {"service": found.service.name, "checklist": lines}, items.markdown(found).rstrip("\n"))
+    return 0
+
+
+def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     from mlops_build import doctor, finding
 
-    root = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "service.yaml").is_file()), None)
     checks = doctor.examine(root, ci=args.ci)
     findings = [found for check in checks for found in check.findings]
-    width = max(len(check.name) for check in checks)
-    lines = [f"{'ok ' if check.ok else 'NO '} {check.name:<{width}}  {check.seen}" for check in checks]
+    rows = [("ok" if check.ok else "no", check.name, check.seen) for check in checks]
+    document: dict[str, object] = {"checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks]}
+    if args.ci and root and any(check.name == "service.yaml" and check.ok for check in checks):
+        from mlops_build.checklist import items, names
+
+        looked = items.examine(names.read(root))
+        rows += [(one.seen.state, one.item.id, one.seen.what) for one in looked]
+        findings += [finding.Finding(one.item.where, one.item.id, one.seen.what, one.item.how) for one in items.findings_of(looked)]
+        document["checklist"] = [one.as_json() for one in looked]
+    width = max(len(name) for _, name, _ in rows)
+    lines = [f"{MARKS[state]} {name:<{width}}  {seen}" for state, name, seen in rows]
     if findings:
         lines += ["", finding.show(findings)]
-    document = {
-        "checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks],
-        "findings": finding.as_json(findings),
-    }
-    result(args, document, "\n".join(lines))
+    result(args, {**document, "findings": finding.as_json(findings)}, "\n".join(lines))
     return 4 if findings else 0

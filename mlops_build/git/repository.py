@@ -348,6 +348,17 @@ class Checkout(Objects):
         target = f"refs/heads/{command.checked_ref(self.branch())}"
         command.run(self.path, "push", "--quiet", "--end-of-options", self._origin() or "origin", f"{commit}:{target}")
 
+    def try_push(self, branch: str) -> None:
+        """Ask origin for the right to push HEAD to a branch, and send nothing. Raises PushRejected or RemoteUnreachable."""
+        target = f"refs/heads/{command.checked_ref(branch)}"
+        command.run(self.path, "push", "--quiet", "--dry-run", "--end-of-options", self._origin() or "origin", f"HEAD:{target}")
+
+    def signs_as(self) -> tuple[str, str]:
+        """Name and address that a commit made now would have."""
+        said = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
+        name, _, rest = said.partition(" <")
+        return name, rest.partition(">")[0]
+
     def archive(self, commit: str) -> bytes:
         """The files of a commit, without history, as a tar file."""
         return command.run(self.path, "archive", "--format=tar", commit)

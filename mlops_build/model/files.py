@@ -1,6 +1,7 @@
 """The digest of a folder of model files, and its check."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from mlops_build.errors import Refused
@@ -23,6 +24,12 @@ def digest(folder: Path) -> str:
         if path.is_file():
             total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0{file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def remove_bytecode(folder: Path) -> None:
+    """Remove what Python writes beside a model's own code when it is loaded: other bits each time, and not kept by DVC."""
+    for bytecode in list(folder.rglob("__pycache__")):
+        shutil.rmtree(bytecode, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

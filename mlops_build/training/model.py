@@ -51,6 +51,7 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
         (made / EXAMPLES).parent.mkdir()
         (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
         _strip(made / "MLmodel")
+        files.remove_bytecode(made)  # of recording, which loads the model
         shutil.rmtree(root / folder, ignore_errors=True)
         made.rename(root / folder)
     made_digest = files.digest(root / folder)

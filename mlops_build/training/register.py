@@ -52,6 +52,7 @@ def register(
     The files are uploaded to a place named by their digest before the version is made, with all its tags, in one request: killed at
     any moment, either there is no version or it is whole. Raises NoRun and what the environment and the registry raise.
     """
+    files.remove_bytecode(folder)  # of evaluating, which loads the model
     run = run_of(registry, origin_.service, folder)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         made = Path(scratch) / "version"

@@ -78,6 +78,7 @@ def resume_run(made: Path) -> Iterator[Run]:
     if (root / made).is_file():
         tag, digest = RUN_WEIGHTS, f"sha256:{files.file_digest(root / made)}"
     else:
+        files.remove_bytecode(root / made)  # of whoever loaded the model before
         tag, digest = RUN_MODEL, files.digest(root / made)
     found = Registry().find_run(service.load(root).name, tag, digest)
     with mlflow.start_run(run_id=found.run_id) if found else mlflow.start_run(experiment_id=experiment) as run:

@@ -36,7 +36,8 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"MLOPS_GIT_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": self.uri, **self.more}
+        # As anywhere but on a developer's machine, Python writes bytecode.
+        return {"MLOPS_GIT_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": self.uri, "PYTHONDONTWRITEBYTECODE": "", **self.more}
 
     @property
     def registry(self) -> Registry:

@@ -1,0 +1,124 @@
+"""The names that the checklist is written with, from the service's own files."""
+
+import configparser
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlops_build import service as service_file
+from mlops_build.errors import NotFound, Refused, UsageError
+from mlops_build.git import host
+from mlops_build.git.repository import Checkout
+from mlops_build.service import Service
+
+SPECS = "bamboo-specs/bamboo.yaml"
+
+
+@dataclass(frozen=True)
+class Names:
+    """root: the service's folder. plans: their full keys, such as ML-DIGITS, the first the one that deploys. capabilities: what jobs ask
+    of an agent. origin: the repository's address. remote, endpoint: DVC's default remote. python: the interpreter's command.
+    """
+
+    root: Path
+    service: Service
+    project: str
+    plans: tuple[str, ...]
+    deployment: str
+    capabilities: tuple[str, ...]
+    origin: str | None
+    remote: str | None
+    endpoint: str | None
+    python: str
+
+    @property
+    def image(self) -> str:
+        """The repository that images are pushed to."""
+        return f"{self.service.image.registry}/{self.service.name}"
+
+    @property
+    def image_host(self) -> str:
+        return self.service.image.registry.partition("/")[0]
+
+    @property
+    def repository(self) -> host.Repository | None:
+        """On Bitbucket; None where origin is elsewhere."""
+        try:
+            return host.repository_of(self.origin) if self.origin else None
+        except UsageError:
+            return None
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether git or the API needs MLOPS_GIT_TOKEN."""
+        return self.service.git.pull_requests != "none" or str(self.origin).startswith("https://")
+
+
+def read(root: Path, *, origin: str | None = None) -> Names:
+    """The names of the service at `root`. origin: what is not in a file; default: the checkout's. Raises NotFound or Refused."""
+    service = service_file.load(root)
+    documents = _documents(root / SPECS)
+    plans = [document["plan"] for document in documents if "stages" in document]
+    deployment = next((document for document in documents if "environments" in document), {})
+    source = str(deployment.get("deployment", {}).get("source-plan", ""))
+    keys = sorted((f"{plan.get('project-key')}-{plan.get('key')}" for plan in plans), key=lambda key: (key != source, key))
+    if not keys:
+        raise NotFound(f"{root / SPECS} has no plan", remedy="restore it from Git, or update the service from its template")
+    remote, endpoint = _remote(root / ".dvc" / "config")
+    checkout = Checkout.find(root)
+    return Names(
+        root=root,
+        service=service,
+        project=keys[0].partition("-")[0],
+        plans=tuple(keys),
+        deployment=str(deployment.get("deployment", {}).get("name", "")),
+        capabilities=tuple(sorted(set(_requirements(documents)))),
+        origin=origin or (checkout.origin_url() if checkout else None),
+        remote=remote,
+        endpoint=endpoint,
+        python=_python(root / "pyproject.toml"),
+    )
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = list(YAML(typ="safe").load_all(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise NotFound(f"{path} is missing", remedy="restore it from Git, or update the service from its template") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="mend it, or restore it from Git") from None
+    return [document for document in found if isinstance(document, dict)]
+
+
+def _requirements(documents: list[dict[str, Any]]) -> list[str]:
+    return [
+        str(one)
+        for document in documents
+        for value in document.values()
+        if isinstance(value, dict)
+        for requirement in value.get("requirements") or []
+        for one in (requirement if isinstance(requirement, Mapping) else [requirement])
+    ]
+
+
+def _remote(path: Path) -> tuple[str | None, str | None]:
+    """URL and endpoint of DVC's default remote. (The command that would say so takes a second.)"""
+    config = configparser.ConfigParser(interpolation=None)
+    try:
+        config.read_string(path.read_text())
+    except (OSError, configparser.Error):
+        return None, None
+    section = f"'remote \"{config.get('core', 'remote', fallback='')}\"'"
+    if not config.has_section(section):
+        return None, None
+    return config.get(section, "url", fallback=None), config.get(section, "endpointurl", fallback=None)
+
+
+def _python(path: Path) -> str:
+    found = re.search(r'requires-python = ">=(3\.[0-9]{1,2})"', path.read_text()) if path.is_file() else None
+    return f"python{found[1]}" if found else "python3"

@@ -1,0 +1,453 @@
+"""Both plans and the deployment project, every line of them, run as Bamboo's agents would (agent.py), in a service made from the template.
+
+Real: the repository behind a Git host with pull requests, the training, MLflow, the container engine and the image registry, rendering, the
+image that answers. A stand-in: the cluster, which writes down what it is told, and as its ingress runs the image that was applied. Left
+out: `make install`, since MLOPS_BUILD names a mlops-build that is installed (test_generated_service.py and `make demo` install).
+"""
+
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mlops_build.ci import docker
+from mlops_build.model import identity
+from mlops_build.registry import Registry
+from tests.ci.agent import Agent, Bamboo, Build, Job, NotInterpreted, bare_environment
+from tests.conftest import Render, git, mlops_build
+from tests.git.bitbucket import Bitbucket, bitbucket
+from tests.serving.conftest import free_port
+
+TOKEN = "the-bots-token"
+RELEASE, TRAIN = "ML-POINTS", "ML-POINTSTRAIN"
+NEEDED = ("MLOPS_TEST_DOCKER_HOST", "MLOPS_TEST_DOCKER_CLI", "MLOPS_TEST_IMAGE_REGISTRY")
+
+KUBECTL = """\
+#!/bin/sh
+if [ "$1" = kustomize ]; then exec "{real}" "$@"; fi
+echo "$*" >>"{folder}/calls"
+if [ "$1" = apply ]; then cat >"{folder}/applied.yaml"; fi
+if [ "$1" != get ]; then echo "$1 done"; fi
+"""
+
+
+CURIOUS = """\
+#!/bin/sh
+mkdir -p build/test-reports
+echo '<testsuites><testsuite tests="1" failures="0" errors="0"/></testsuites>' >build/test-reports/tests.xml
+env | grep -E 'TOKEN|TRACKING|DOCKER' || echo found nothing
+"""
+
+
+@dataclass
+class Cluster:
+    """folder: calls, applied.yaml and the kubectl that writes them. asked: host names for which the ingress was asked."""
+
+    folder: Path
+    asked: list[str] = field(default_factory=list)
+    container: str | None = None
+    port: int = 0
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines() if (self.folder / "calls").exists() else []
+
+    def objects(self) -> dict[str, Any]:
+        return {one["kind"]: one for one in YAML(typ="safe").load_all((self.folder / "applied.yaml").read_text()) if one}
+
+    def image(self) -> str:
+        (container,) = self.objects()["Deployment"]["spec"]["template"]["spec"]["containers"]
+        return str(container["image"])
+
+    def answer(self, host: str, path: str, body: bytes) -> bytes:
+        """What the image that was applied answers; it is started at the first question."""
+        self.asked.append(host)
+        if not self.container:
+            self.port = free_port()
+            self.container = client("run", "--detach", "--network", "host", self.image(), "--port", str(self.port), "--host", "127.0.0.1")
+        end = time.monotonic() + 60
+        while True:
+            try:
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{self.port}{path}", data=body, headers={"Content-Type": "application/json"}
+                )
+                opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+                with opener.open(request, timeout=30) as found:
+                    return bytes(found.read())
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+
+@dataclass
+class Company:
+    """folder: everything lies in it. person: a developer's clone of the service."""
+
+    folder: Path
+    host: Bitbucket
+    bamboo: Bamboo
+    cluster: Cluster
+    person: Path
+    uri: str
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.uri)
+
+    def head(self, branch: str) -> str | None:
+        return self.host.head("ml", "points", f"refs/heads/{branch}")
+
+
+def client(*arguments: str) -> str:
+    environment = {**os.environ, "DOCKER_HOST": os.environ["MLOPS_TEST_DOCKER_HOST"]}
+    command = [os.environ["MLOPS_TEST_DOCKER_CLI"], *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(image_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """kubectl's stand-in, and what the ingress started of the images in `image_registry`."""
+    real = shutil.which("kubectl")
+    if not real:
+        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "kubectl").write_text(KUBECTL.format(real=real, folder=folder))
+    (folder / "kubectl").chmod(stat.S_IRWXU)
+    yield (found := Cluster(folder))
+    if found.container:
+        client("rm", "--force", found.container)
+
+
+@pytest.fixture(scope="module")
+def ingress(cluster: Cluster) -> Iterator[str]:
+    """The address of a proxy, so that service.yaml's host names lead to what is deployed."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            host, _, path = self.path.removeprefix("http://").partition("/")
+            found = cluster.answer(host, f"/{path}", body)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            self.wfile.write(found)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def image_registry() -> Iterator[str]:
+    """A place in the image registry that no earlier run has used."""
+    for variable in NEEDED:
+        if not os.environ.get(variable):
+            pytest.skip(f"set {variable} (and the others of {', '.join(NEEDED)}) to build real images")
+    name = f"{os.environ['MLOPS_TEST_IMAGE_REGISTRY']}/{secrets.token_hex(4)}"
+    yield name
+    if images := client("image", "ls", "--quiet", f"{name}/*").split():
+        client("image", "rm", "--force", *set(images))
+
+
+@pytest.fixture(scope="module")
+def company(
+    render: Render, cluster: Cluster, ingress: str, image_registry: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Company]:
+    """A service on main with its data under DVC and nothing trained; one agent without anything, and one that has credentials."""
+    folder = tmp_path_factory.mktemp("company")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    answers = {"project_name": "Points", "model_name": "points", "example": "none", "dvc_remote_url": str(folder / "dvc-remote")}
+    person = Path(shutil.copytree(render(**answers), folder / "person"))
+    with bitbucket(folder / "bitbucket", TOKEN) as host:
+        url = host.make("ml", "points")
+        settings = person / "service.yaml"
+        text = settings.read_text().replace("registry: registry.example.com/ml", f"registry: {image_registry}")
+        settings.write_text(f"{text}git: {{pull_requests: bitbucket, api: {host.url}}}\n")
+        git(person, "init", "--quiet", "--initial-branch=main")
+        subprocess.run(["make", "--silent", "data", f"VENV={Path(sys.executable).parent.parent}"], cwd=person, check=True, timeout=120)
+        subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], cwd=person, check=True, timeout=60)
+        git(person, "add", "--all")
+        git(person, "commit", "--quiet", "--message=Start")
+        git(person, "remote", "add", "origin", (folder / "bitbucket/ml/points.git").as_uri())
+        git(person, "push", "--quiet", "origin", "main")
+        # As a server would: artifacts in a place that outlives an agent's folder.
+        Registry(uri, create=True).experiment("points", folder / "mlartifacts")
+        agents = make_agents(folder, cluster, ingress, uri)
+        yield Company(folder, host, Bamboo(folder, folder / "bitbucket/ml/points.git", url, agents), cluster, person, uri)
+
+
+def make_agents(folder: Path, cluster: Cluster, ingress: str, uri: str) -> list[Agent]:
+    installed = {"MLOPS_BUILD": str(Path(sys.executable).parent / "mlops-build"), "OMP_NUM_THREADS": "1"}
+    bare = {**bare_environment([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]), **installed}
+    credentials = {
+        **bare,
+        "PATH": f"{cluster.folder}{os.pathsep}{bare['PATH']}",
+        "MLFLOW_TRACKING_URI": uri,
+        "MLOPS_GIT_TOKEN": TOKEN,
+        "MLOPS_GIT_NAME": "Points bot",
+        "MLOPS_GIT_EMAIL": "points-bot@example.com",
+        "DOCKER_HOST": os.environ["MLOPS_TEST_DOCKER_HOST"],
+        "DOCKER_CLI": os.environ["MLOPS_TEST_DOCKER_CLI"],
+        "MLOPS_BUILD_DOCKER_ARGS": os.environ.get("MLOPS_TEST_DOCKER_ARGS", "--network host"),
+        "http_proxy": ingress,
+        "no_proxy": "127.0.0.1",
+    }
+    agents = [
+        Agent("plain", frozenset(), bare, folder / "home-plain"),
+        Agent("credentials", frozenset({"mlops.credentials"}), credentials, folder / "home-credentials"),
+    ]
+    for agent in agents:
+        agent.home.mkdir()
+    return agents
+
+
+@pytest.fixture(scope="module")
+def untouched(company: Company) -> tuple[Build, Job]:
+    """The first build of main, before anything is trained, and what follows it."""
+    build = company.bamboo.build(RELEASE)
+    assert build.ok, build.log
+    return build, company.bamboo.deploy(build, "staging")
+
+
+@pytest.fixture(scope="module")
+def training(company: Company) -> Build:
+    return company.bamboo.build(TRAIN)
+
+
+@pytest.fixture(scope="module")
+def releases(company: Company, training: Build, untouched: tuple[Build, Job]) -> tuple[Build, Build]:
+    """The retraining is merged, promoted and released by the bridge; then main is built, and once more for a commit of no consequence."""
+    assert training.ok, training.log
+    git(company.person, "fetch", "--quiet", "origin")
+    git(company.person, "merge", "--quiet", "--no-edit", "origin/retrain/1")
+    git(company.person, "push", "--quiet", "origin", "main")
+    environment = {"MLFLOW_TRACKING_URI": company.uri, "MLOPS_GIT_TOKEN": TOKEN}
+    for env in ("staging", "production"):
+        mlops_build(company.person, "promote", "points", "1", "--to", env, environment=environment)
+    mlops_build(company.person, "bridge", "once", "--repo", company.bamboo.url, environment=environment)
+    first = company.bamboo.build(RELEASE)
+    git(company.person, "pull", "--quiet", "--rebase", "origin", "main")
+    (company.person / "README.md").write_text("# points\n")
+    git(company.person, "commit", "--quiet", "--all", "--message=Say less")
+    git(company.person, "push", "--quiet", "origin", "main")
+    return first, company.bamboo.build(RELEASE)
+
+
+@pytest.mark.docker
+def test_the_first_commit_is_green_and_deploys_nothing(company: Company, untouched: tuple[Build, Job]) -> None:
+    build, staging = untouched
+    assert [job.name for job in build.jobs] == ["Check", "Image"]
+    assert build.job("Check").tests
+    assert "nothing is released yet" in build.job("Image").log
+    assert company.bamboo.follows("staging")
+    assert staging.ok, staging.log
+    assert "nothing is released to staging yet" in staging.log
+    assert not company.bamboo.follows("production")
+
+
+@pytest.mark.docker
+def test_a_branch_is_checked_where_no_credential_is_and_a_failing_test_is_counted(company: Company, untouched: tuple[Build, Job]) -> None:
+    git(company.person, "switch", "--quiet", "--create", "bugfix/red", "main")
+    (company.person / "tests/test_red.py").write_text("def test_red() -> None:\n    raise AssertionError\n")
+    git(company.person, "add", "--all")
+    git(company.person, "commit", "--quiet", "--message=Red")
+    git(company.person, "push", "--quiet", "origin", "bugfix/red")
+    git(company.person, "switch", "--quiet", "main")
+    build = company.bamboo.build(RELEASE, "bugfix/red")
+    assert not build.ok
+    assert [(job.name, job.agent) for job in build.jobs] == [("Check", "plain")]
+    assert build.job("Check").tests == (untouched[0].job("Check").tests or 0) + 1
+    assert "checks failed: tests" in build.log
+    assert build.artifacts == {}
+
+
+@pytest.mark.docker
+def test_where_branches_take_mains_plan_nothing_of_them_runs_beside_credentials(company: Company) -> None:
+    """A branch whose own script would tell what it finds, and says that its tests have passed."""
+    git(company.person, "switch", "--quiet", "--create", "feature/curious", "main")
+    (company.person / "ci/mlops-build").write_text(CURIOUS)
+    git(company.person, "commit", "--quiet", "--all", "--message=Look around")
+    git(company.person, "push", "--quiet", "origin", "feature/curious")
+    git(company.person, "switch", "--quiet", "main")
+    company.bamboo.specs_of_branches = False
+    try:
+        build = company.bamboo.build(RELEASE, "feature/curious")
+    finally:
+        company.bamboo.specs_of_branches = True
+    assert build.ok, build.log
+    assert (build.job("Check").agent, build.job("Image").agent) == ("plain", "credentials")
+    assert build.job("Check").log == "found nothing\n"
+    assert (build.job("Image").scripts, build.job("Image").skipped, build.job("Image").log) == ([], ["script"], "")
+    assert build.artifacts == {}
+
+
+@pytest.mark.docker
+def test_training_leaves_a_branch_a_version_and_a_pull_request(company: Company, training: Build) -> None:
+    assert training.ok, training.log
+    assert [(job.name, job.agent) for job in training.jobs] == [("Train", "credentials")]
+    pushed = company.head("retrain/1")
+    bare = company.bamboo.bare
+    assert git(bare, "rev-parse", f"{pushed}^") == training.commit, "main was not pushed"
+    assert git(bare, "show", "--format=%ae %ce", "--no-patch", str(pushed)) == "points-bot@example.com points-bot@example.com"
+    changed = set(git(bare, "diff", "--name-only", training.commit, str(pushed)).splitlines())
+    assert changed == {"dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"}
+    version = company.registry.version("points", 1)
+    assert version.tags[identity.COMMIT_TAG] == pushed
+    (pull,) = company.host.pull_requests
+    assert (pull["fromRef"]["id"], pull["toRef"]["id"]) == ("refs/heads/retrain/1", "refs/heads/main")
+    assert "models:/points/1" in pull["description"]
+    assert TOKEN not in training.log
+
+
+@pytest.mark.docker
+def test_the_same_build_again_changes_nothing(company: Company, training: Build) -> None:
+    before = company.head("retrain/1")
+    again = company.bamboo.build(TRAIN, again=training.number)
+    assert again.ok, again.log
+    assert company.head("retrain/1") == before
+    assert [version.version for version in company.registry.versions("points")] == [1]
+    assert len(company.host.pull_requests) == 1
+
+
+@pytest.mark.docker
+def test_a_release_build_makes_the_image_once(company: Company, releases: tuple[Build, Build]) -> None:
+    first, second = releases
+    assert first.ok, first.log
+    assert second.ok, second.log
+    assert "is absent; building it" in first.job("Image").log
+    assert "is there, sha256:" in second.job("Image").log
+    assert "building it" not in second.job("Image").log
+    tags = company.registry.version("points", 1).tags
+    assert tags[identity.IMAGE].endswith(str(docker_digest(tags[identity.IMAGE_NAME])))
+    assert set(second.artifacts) == {"release"}
+
+
+def docker_digest(image: str) -> str | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", os.environ["MLOPS_TEST_DOCKER_HOST"])
+        patch.setenv("DOCKER_CLI", os.environ["MLOPS_TEST_DOCKER_CLI"])
+        return docker.digest_of(image)
+
+
+@pytest.mark.docker
+def test_a_deployment_takes_what_its_build_made(company: Company, releases: tuple[Build, Build]) -> None:
+    """The older of two releases, while main has moved on, and MLflow's tag has been moved by somebody."""
+    _, build = releases
+    reference = company.registry.version("points", 1).tags[identity.IMAGE]
+    git(company.person, "pull", "--quiet", "--rebase", "origin", "main")
+    settings = company.person / "service.yaml"
+    settings.write_text(settings.read_text().replace("namespace: ml-staging", "namespace: ml-newer"))
+    git(company.person, "commit", "--quiet", "--all", "--message=Move staging")
+    git(company.person, "push", "--quiet", "origin", "main")
+    company.registry.set_tag("points", 1, identity.IMAGE, f"{reference.partition('@')[0]}@sha256:{'0' * 64}")
+
+    job = company.bamboo.deploy(build, "staging")
+    assert job.ok, job.log
+    assert company.cluster.image() == reference
+    assert company.cluster.objects()["Deployment"]["metadata"]["namespace"] == "ml-staging"
+    rollouts = [call for call in company.cluster.calls() if call.startswith("rollout")]
+    assert rollouts[-1].startswith("rollout status deployment/points --namespace ml-staging ")
+    assert company.cluster.asked[-1] == "points-staging.example.com"
+    assert "recorded rows answered as recorded" in job.log
+
+    with pytest.raises(NotInterpreted, match="not approved"):
+        company.bamboo.deploy(build, "production")
+    job = company.bamboo.deploy(build, "production", approved=True)
+    assert job.ok, job.log
+    assert company.cluster.objects()["Deployment"]["metadata"]["namespace"] == "ml"
+    assert company.cluster.objects()["Deployment"]["spec"]["replicas"] == 2
+    assert company.cluster.image() == reference
+    assert company.cluster.asked[-1] == "points.example.com"
+
+
+# The interpreter itself: what it lets through and what not.
+
+SPEC = """\
+version: 2
+plan: {project-key: ML, key: TRY, name: try}
+stages:
+  - One: {jobs: [Make]}
+  - Two: {jobs: [Use, Refuse]}
+  - Three: {manual: true, jobs: [Never]}
+  - Four: {final: true, jobs: [Never]}
+Make:
+  key: MAKE
+  tasks:
+    - script:
+        interpreter: SHELL
+        scripts: ["mkdir out; echo built >out/a.txt; echo '#!/bin/sh' >out/run; chmod +x out/run; echo hidden >b.txt; echo digest=sha256:1 >v.env"]
+    - inject-variables: {file: v.env, scope: RESULT, namespace: made}
+    - inject-variables: v.env
+  artifacts:
+    - {name: out, location: out, pattern: '**/*'}
+    - {name: b, pattern: b.txt, shared: false}
+Use:
+  key: USE
+  tasks:
+    - script: {interpreter: SHELL, scripts: ['cat a.txt; echo $bamboo_made_digest ${bamboo.made.digest} [$bamboo_inject_digest] $bamboo_buildNumber; env | grep ^SECRET']}
+  final-tasks:
+    - script: {interpreter: SHELL, scripts: ['test ! -x run && test ! -e b.txt && echo cleaned']}
+Refuse:
+  key: REFUSE
+  requirements: [secret]
+  artifact-subscriptions: []
+  tasks:
+    - checkout: {force-clean-build: "true"}
+    - script: {interpreter: SHELL, scripts: ['test ! -e a.txt && echo "secret $SECRET"; git remote get-url origin; git symbolic-ref HEAD || echo detached']}
+Never:
+  key: NEVER
+  tasks: []
+"""  # noqa: E501
+
+
+def test_the_interpreter_carries_what_is_declared_and_nothing_else(tmp_path: Path) -> None:
+    work, bare = tmp_path / "work-tree", tmp_path / "try.git"
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
+    (work / "bamboo-specs").mkdir()
+    (work / "bamboo-specs/bamboo.yaml").write_text(SPEC)
+    git(work, "add", "--all")
+    git(work, "commit", "--quiet", "--message=Start")
+    git(work, "push", "--quiet", str(bare), "main")
+    environment = bare_environment(["/usr/bin", "/bin"])
+    agents = [
+        Agent("plain", frozenset(), environment, tmp_path),
+        Agent("secret", frozenset({"secret"}), {**environment, "SECRET": "xyzzy"}, tmp_path),
+    ]
+    bamboo = Bamboo(tmp_path / "bamboo", bare, "https://git.example.com/scm/ml/try.git", agents)
+    build = bamboo.build("ML-TRY")
+    assert [job.name for job in build.jobs] == ["Make", "Use", "Refuse"]
+    assert build.waiting_for_a_person, "after a manual stage that nobody starts nothing runs, not even a final one"
+    use = build.job("Use")
+    assert (use.agent, use.ok) == ("plain", False), "grep found no SECRET there"
+    assert use.log == "built\nsha256:1 sha256:1 [] 1\ncleaned\n"
+    assert build.job("Refuse").log == "secret xyzzy\nfile:///nothing\nfatal: ref HEAD is not a symbolic ref\ndetached\n"
+    assert set(build.artifacts) == {"out"}
+    assert build.variables == {"made.digest": "sha256:1"}
+    assert bamboo.build("ML-TRY").number == 2
+    for bad in (SPEC.replace("key: MAKE", "key: MAKE\n  arifacts: []"), SPEC.replace("interpreter: SHELL", "interpreter: PYTHON")):
+        (work / "bamboo-specs/bamboo.yaml").write_text(bad)
+        git(work, "commit", "--quiet", "--all", "--message=Bad")
+        git(work, "push", "--quiet", str(bare), "main")
+        with pytest.raises(NotInterpreted):
+            bamboo.build("ML-TRY")
