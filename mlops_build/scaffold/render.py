@@ -61,7 +61,13 @@ def copy(source: str, destination: Path, answers: Mapping[str, object], *, versi
     if destination.exists() and not destination.is_dir():
         raise ScaffoldError(f"{destination} is no folder", remedy="name another destination")
     held = {path.name for path in destination.iterdir()} if destination.is_dir() else set()
+    if version and version.startswith("-"):
+        raise _no_version(source, version)  # copier hands it to git, which would take it for an option
     with _nothing_left(destination, held), nobodys_settings():
+        try:
+            destination.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _failure(source, destination, version, error) from None
         if held - {ANSWERS}:
             _run(source, destination, answers, version, pretend=True)
         _run(source, destination, answers, version)
@@ -203,7 +209,9 @@ def _failure(source: str, destination: Path, version: str | None, error: OSError
 
 def _no_version(source: str, version: str | None) -> BadTemplate:
     remedy = f"name a tag, branch or commit that is there: git ls-remote {_for_git(source)}"
-    return BadTemplate(f"{source} has no version {version}", remedy=remedy)
+    return BadTemplate(
+        f"{source} has no version {version}" if version else f"{source}: it has no commit that could be rendered", remedy=remedy
+    )
 
 
 def _for_git(source: str) -> str:

@@ -3,9 +3,11 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,13 +400,13 @@ def test_who_runs_no_hooks_is_told_what_is_missing(cookiecutter: Door, template:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """bare("cookiecutter"): the Python of a fresh environment that holds these packages, at our lock's versions, and nothing else."""
+    """bare("cookiecutter"): the Python of a fresh environment with these packages and what they need, at our lock's versions."""
 
     def install(*packages: str) -> Path:
         folder = tmp_path_factory.mktemp("bare")
-        locked = [
-            line.rstrip(" \\\n") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and line[0].isalpha()
-        ]
+        lines = (ROOT / "requirements.lock").read_text().splitlines()
+        pinned = tuple(f"{package.partition('==')[0]}==" for package in packages if "==" in package)
+        locked = [line.rstrip(" \\\n") for line in lines if "==" in line and line[0].isalpha() and not line.startswith(pinned)]
         (folder / "constraints.txt").write_text("\n".join(locked) + "\n")
         uv = [sys.executable, "-m", "uv"]
         python = folder / "venv" / "bin" / "python"
@@ -417,11 +419,23 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return install
 
 
+def oldest() -> list[str]:
+    """cookiecutter and copier in the oldest versions that pyproject.toml and copier.yml name."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["template"]
+    (cookiecutter,) = [need.partition(">=")[2] for need in needs if need.startswith("cookiecutter>=")]
+    (copier,) = re.findall(r'^_min_copier_version: "(.+?)"', (ROOT / "copier.yml").read_text(), re.MULTILINE)
+    return [f"cookiecutter=={cookiecutter}", f"copier=={copier}"]
+
+
+@pytest.mark.parametrize("packages", [["cookiecutter", "copier"], oldest()], ids=["locked", "oldest"])
 def test_it_needs_cookiecutter_and_copier_and_nothing_else(
-    cookiecutter: Door, bare: Callable[..., Path], template: Path, render: Render, tmp_path: Path
+    cookiecutter: Door, bare: Callable[..., Path], template: Path, render: Render, tmp_path: Path, packages: list[str]
 ) -> None:
-    python = bare("cookiecutter", "copier")
+    python = bare(*packages)
     cookiecutter(str(template), "--no-input", python=python, **SMALL)
+    assert tree(tmp_path / "digits") == tree(render(**SMALL))
+    done = cookiecutter(str(template), "--no-input", "-f", python=python, expect=1, **SMALL, team="a b")
+    assert "mlops-build: team: allowed are 1 to 63 ASCII letters" in done.stderr
     assert tree(tmp_path / "digits") == tree(render(**SMALL))
 
 

@@ -111,6 +111,8 @@ def test_a_template_that_is_not_there(template: Path, tmp_path: Path) -> None:
     gone = f"git+file://{tmp_path}/gone"
     assert f"{gone}: fatal: '{tmp_path}/gone' does not appear to be a git repository" in refusal(BadTemplate, gone, destination)
     assert "has no version v9" in refusal(BadTemplate, f"git+file://{template}", destination, "v9")
+    git(tmp_path, "init", "--quiet", "empty")
+    assert "it has no commit that could be rendered" in refusal(BadTemplate, tmp_path / "empty", destination)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "x").write_text("x\n")
     assert "is no template" in refusal(BadTemplate, tmp_path / "plain", destination)
