@@ -170,7 +170,9 @@ def import_reference(root: Path, source: str, path: str, *, endpoint: str | None
     """
     # The option takes any number of values, so it stands last.
     settings = ["--fs-config", f"endpointurl={endpoint}"] if endpoint and source.startswith("s3://") else []
-    done = _short(root, ["import-url", "--quiet", "--no-download", source, path, *settings], seconds=COMMAND_SECONDS)
+    # To name a big folder's content takes minutes: on a terminal DVC shows how far it is.
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    done = _short(root, ["import-url", *quiet, "--no-download", source, path, *settings], seconds=COMMAND_SECONDS, is_shown=not quiet)
     if done.returncode and source.startswith("s3://"):
         raise RemoteUnreachable(
             f"{source} cannot be imported: {_said(done)}",
@@ -258,12 +260,20 @@ def check_remote(root: Path) -> str | None:
     return None if done.returncode == 0 else _said(done)
 
 
-def _short(root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS) -> "subprocess.CompletedProcess[str]":
+def _short(
+    root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS, is_shown: bool = False
+) -> "subprocess.CompletedProcess[str]":
+    """Run DVC. is_shown: what it says on stderr is seen by people, and not in the result."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=seconds, check=False)
+    errors = None if is_shown else subprocess.PIPE
+    return subprocess.run(
+        command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=errors, text=True, timeout=seconds, check=False
+    )
 
 
 def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    if done.stderr is None:
+        return "see above"
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Traceback", " "))]
     return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no message")[:400]
 

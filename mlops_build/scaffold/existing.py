@@ -180,7 +180,7 @@ class _Around:
             self.package,
             self.name,
             self.command,
-            numbers=bool(said.numbers),
+            sections=said.sections,
             reads=[*(one.inside for one in self.sources), *self._deps(self.modules)],
             writes=outputs,
             model=self.model,

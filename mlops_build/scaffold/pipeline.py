@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlops_build.scaffold.script import SECRET, Option
@@ -15,63 +15,59 @@ PLAIN = re.compile(r"[A-Za-z0-9_./-][A-Za-z0-9_./ =${}-]*")
 
 @dataclass(frozen=True)
 class Arguments:
-    """A script's command line. words: what stands in dvc.yaml's command. numbers: what stands under `train` in params.yaml."""
+    """A script's command line. words: what stands in dvc.yaml's command. numbers: what stands under `train` in params.yaml, by long names.
+
+    others: under `arguments`, what has no long name.
+    """
 
     words: tuple[str, ...]
-    numbers: dict[str, object]
+    numbers: Mapping[str, object]
+    others: Mapping[str, object]
     seed: int | None
 
+    @property
+    def sections(self) -> list[str]:
+        """The sections of params.yaml that the command takes values from."""
+        return ["seed", *(["train"] if self.numbers else []), *(["arguments"] if self.others else [])]
 
-def arguments(options: Sequence[Option], paths: dict[str, str]) -> Arguments:
+
+def arguments(options: Sequence[Option], paths: Mapping[str, str]) -> Arguments:
     """The command line of these options with their defaults. paths: dest → a path, which stands in the command and not in params.yaml.
 
-    `${train}` in the command is DVC's: every key of the section as an option, `true` as a flag, `false` not at all.
+    `${train}` in the command is DVC's: every key of the section as an option, quoted; `true` as a flag, `false` not at all. Only long names
+    can be written that way. `${arguments.b}` is the value as it is, so what a shell would read otherwise stands in the command, quoted.
     """
-    words: list[str] = []
-    short: list[str] = []
     places: list[str] = []
+    words: list[str] = []
     numbers: dict[str, object] = {}
+    others: dict[str, object] = {}
     seed = None
     for option in options:
+        before = [] if option.kind == "positional" else [option.flag]
+        into = places if option.kind == "positional" else words
         if option.dest in paths:
-            place = shlex.quote(paths[option.dest])
-            if option.kind == "positional":
-                places.append(place)
-            else:
-                words += [option.flag, place]
-        elif not option.usable or option.default is None or SECRET.search(option.name) or not _is_plain(option.default):
+            into += [*before, shlex.quote(paths[option.dest])]
+        elif not option.usable or SECRET.search(option.name) or not _is_plain(option.default):
             continue
         elif option.name == "seed" and type(option.default) is int and option.kind == "value":
             seed = option.default
             words += [option.flag, "${seed}"]
-        elif isinstance(option.default, str) and not WORD.fullmatch(option.default) and not option.flag.startswith("--"):
-            # DVC quotes what it unpacks, and nothing else.
-            (places if option.kind == "positional" else words).append(
-                " ".join([*([option.flag] if option.flag.startswith("-") else []), shlex.quote(option.default)])
-            )
-        elif option.kind == "positional":
+        elif option.kind != "flag" and isinstance(option.default, bool):
+            into += [*before, str(option.default)]  # DVC would take it for a flag
+        elif option.default in ([], ()):
+            continue
+        elif option.flag.startswith("--"):
             numbers[option.name] = option.default
-            places.append(f"${{train.{option.name}}}")
-        elif not option.flag.startswith("--"):
-            if option.kind == "value":
-                numbers[option.name] = option.default
-                short += [option.flag, f"${{train.{option.name}}}"]
+        elif option.kind == "flag":
+            continue
+        elif isinstance(option.default, list | tuple):
+            into += [*before, *(shlex.quote(str(one)) for one in option.default)]
+        elif WORD.fullmatch(str(option.default)):
+            others[option.name] = option.default
+            into += [*before, f"${{arguments.{option.name}}}"]
         else:
-            numbers[option.name] = option.default
-    # What is named one by one must not come again out of the whole section.
-    apart = {word[len("${train.") : -1] for word in [*short, *places] if word.startswith("${train.")}
-    if apart:
-        for option in [option for option in options if option.name in numbers and option.name not in apart]:
-            if option.kind == "value" and (not isinstance(option.default, str) or WORD.fullmatch(option.default)):
-                short += [option.flag, f"${{train.{option.name}}}"]
-            elif option.kind == "value":
-                del numbers[option.name]
-                words += [option.flag, shlex.quote(str(option.default))]
-            else:
-                del numbers[option.name]  # a flag that is off; DVC can only unpack it with the section
-    elif numbers:
-        short.append("${train}")
-    return Arguments((*places, *words, *short), numbers, seed)
+            into += [*before, shlex.quote(str(option.default))]
+    return Arguments((*places, *words, *(["${train}"] if numbers else [])), numbers, others, seed)
 
 
 def command(package: str, module: str, weights: str, said: Arguments) -> str:
@@ -84,7 +80,7 @@ def dvc_yaml(
     script: str,
     command: str,
     *,
-    numbers: bool,
+    sections: Sequence[str],
     reads: Sequence[str],
     writes: Sequence[str],
     model: str,
@@ -92,7 +88,7 @@ def dvc_yaml(
     metrics: str,
     logger: str,
 ) -> str:
-    """The stages `train` and `model`. numbers: params.yaml has some of the script's. reads, writes: of the script.
+    """The stages `train` and `model`. sections: of params.yaml, in the command. reads, writes: of the script.
 
     served: the files that the stage `model` depends on.
     """
@@ -104,8 +100,7 @@ def dvc_yaml(
         "    deps:",
         *(f"      - {quoted(path)}" for path in reads),
         "    params:",
-        "      - seed",
-        *(["      - train"] if numbers else []),
+        *(f"      - {section}" for section in sections),
         "    outs:",
         *(f"      - {quoted(path)}" for path in writes),
         "  model: # logs and measures what it left, so that it can be served",
@@ -126,11 +121,11 @@ def params_yaml(script: str, said: Arguments, seed: int, number: int) -> str:
         "# Every number that training uses. MLflow logs them, and a change makes DVC run again what depends on it.",
         f"seed: {seed}",
     ]
-    if said.numbers:
-        lines += [
-            f"train: # the options of {script}, by their names",
-            *(f"  {key}: {_value(value)}" for key, value in said.numbers.items()),
-        ]
+    for section, what, values in (
+        ("train", f"the options of {script}, by their names", said.numbers),
+        ("arguments", f"what {script} takes without a long name", said.others),
+    ):
+        lines += [f"{section}: # {what}", *(f"  {key}: {_value(value)}" for key, value in values.items())] if values else []
     lines += [
         "evaluate:",
         f"  thresholds: # a version is registered only if all of them are met; TODO {number}",

@@ -48,14 +48,15 @@ def test_argparse_options_become_a_command_line_and_numbers(tmp_path: Path) -> N
     assert "  learning-rate: 1.0e-05\n" in pipeline.params_yaml("train.py", said, 3, 1)
 
 
-def test_options_that_dvc_cannot_unpack_are_named_one_by_one(tmp_path: Path) -> None:
+def test_options_without_a_long_name_are_named_one_by_one(tmp_path: Path) -> None:
     text = (
         'p.add_argument("size", nargs="?", default=8)\np.add_argument("-b", type=int, default=16)\np.add_argument("--epochs", default=2)\n'
     )
     text += 'p.add_argument("-n", default="two words")\np.add_argument("--resume", default="")\n'
     said = pipeline.arguments(script.options(parsed(tmp_path, text)), {})
-    assert said.words == ("${train.size}", "-n 'two words'", "--resume", "''", "-b", "${train.b}", "--epochs", "${train.epochs}")
-    assert said.numbers == {"size": 8, "b": 16, "epochs": 2}
+    assert said.words == ("${arguments.size}", "-b", "${arguments.b}", "-n", "'two words'", "${train}")
+    assert (said.numbers, said.others) == ({"epochs": 2, "resume": ""}, {"size": 8, "b": 16})
+    assert said.sections == ["seed", "train", "arguments"]
 
 
 CLICK = """
