@@ -7,7 +7,6 @@ template's are rendered from as well, record and files say different things; an 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,12 @@ class Origin:
 
 def parse(text: str, where: str) -> Answers:
     """A record's content. Raises Refused where it is none."""
+    # Copier's own reader and writer: for another one a commit like 12e4567 is a number.
+    import yaml
+
     try:
-        # YAML 1.1, as copier reads and writes it.
-        yaml = YAML(typ="safe", pure=True)
-        yaml.version = (1, 1)
-        found = yaml.load(StringIO(text))
-    except YAMLError as error:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise Refused(f"{where} is no YAML: {' '.join(str(error).split())[:200]}", remedy="restore it from Git; copier writes it") from None
     if not isinstance(found, dict) or not isinstance(found.get("_src_path"), str):
         raise Refused(f"{where} does not name the template (_src_path)", remedy="restore it from Git; copier writes it")

@@ -20,6 +20,13 @@ from mlops_build.git.repository import Checkout
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import Stage
 
+UNFINISHED = {
+    "MERGE_HEAD": "a merge",
+    "CHERRY_PICK_HEAD": "a cherry-pick",
+    "REVERT_HEAD": "a revert",
+    "rebase-merge": "a rebase",
+    "rebase-apply": "a rebase",
+}
 NOTE, LOCK = "mlops-build-update.json", "mlops-build-update.lock"
 
 
@@ -73,7 +80,10 @@ def alone(place: Place) -> Iterator[int]:
 
 
 def check_clean(place: Place) -> None:
-    """Raises Dirty for tracked files that differ from HEAD, in the service's folder."""
+    """Raises Dirty for tracked files that differ from HEAD, in the service's folder, and where a merge or rebase is not finished."""
+    for name, what in UNFINISHED.items():
+        if (place.folder / name).exists():
+            raise Dirty(f"{what} is not finished in {place.top}", remedy="finish it, or give it up; then run this again")
     arguments = ["--porcelain=v1", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=dirty"]
     listed = command.run(place.top, "status", *arguments, "--", place.prefix or ".").split(b"\0")
     changed = [os.fsdecode(entry[3:]) for entry in listed if entry]

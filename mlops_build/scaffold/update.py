@@ -4,6 +4,7 @@
 """
 
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -149,33 +150,21 @@ def plan(
         source = fetch(recordable(template) if template else record.source, Path(scratch, "template.git"))
         origin = answers.origin(repository, head, prefix)
         candidates = _made_from(source, record, origin)
-        target = to or source.newest()
-        new = source.resolve(target)
-        if new is None:
-            raise NoSuchVersion(
-                f"the template has no version {target}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
-            )
-        before, after = Version(record.version, candidates[0]), Version(source.describe(new), new)
-        notes = [*_untaken(source, to, new)]
-        if not data and template is None and new in candidates:
-            return Update("nothing", record.source, replace(before, commit=new), after, notes=tuple(notes))
-        if new not in candidates and source.is_newer(before.commit, new):
-            if to is None and not data:
-                notes.append(f"the service was made from a commit after {after.name}, the newest release; --to HEAD takes what came later")
-                return Update("nothing", record.source, before, before, notes=tuple(notes))
-            raise Downgrade(
-                f"{record.version}, which the service has, is newer than {after.name}",
-                remedy="to go back, revert the commit of the update: git revert",
-            )
+        new = _target(source, to)
+        after = Version(source.describe(new), new)
+        changes = bool(data) or template is not None
+        notes = list(_untaken(source, to, new))
+        # With one commit to have been made from, what needs no rendering is known now.
+        if len(candidates) == 1 and (done := _nothing(source, record, candidates[0], after, to, changes, notes)):
+            return done
         work = _Work(repository, Path(scratch), source, head, ours, prefix, where.name or "service", new)
         old, renderings = work.renderings(record, origin, candidates, data)
         if old != candidates[0]:
             notes.append(f"{record.version} is another commit now; the service was made from {old[:12]}, and that is what is compared")
-        notes += [
-            f"service.yaml says {name}: {said}, which is yours to change"
-            for name, said in work.otherwise({**record.values, **data}).items()
-            if name in data
-        ]
+        if len(candidates) > 1 and (done := _nothing(source, record, old, after, to, changes, notes)):
+            return done
+        otherwise = work.otherwise({**record.values, **data})
+        notes += [f"service.yaml says {name}: {said}, which is yours to change" for name, said in otherwise.items() if name in data]
         notes += [f"{name}: not asked any more; the answer {record.values[name]!r} is dropped" for name in work.dropped(record)]
         if template:
             _take_over_address(repository, renderings[0], ours)
@@ -190,9 +179,64 @@ def plan(
             labels=("yours", f"template {after.name}"),
             is_newer=source.is_newer,
         )
+    notes += _stale_lock(repository, ours, merged)
+    before = Version(record.version, old)
+    if not merged.changes and not merged.conflicts:
+        return Update("nothing", command.masked(source.recorded), before, after, notes=tuple(notes))
     whole = tree.graft(repository, head, prefix, merged.tree)
     status: Literal["conflict", "merged"] = "conflict" if merged.conflicts else "merged"
-    return Update(status, source.recorded, replace(before, commit=old), after, merged, tuple(notes), whole)
+    return Update(status, command.masked(source.recorded), before, after, merged, tuple(notes), whole)
+
+
+def _target(source: Source, to: str | None) -> str:
+    """The commit to go to. Raises NoSuchVersion."""
+    wanted = to or source.newest()
+    if found := source.resolve(wanted):
+        return found
+    raise NoSuchVersion(
+        f"the template has no version {wanted}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
+    )
+
+
+def _nothing(
+    source: Source, record: Answers, old: str, after: Version, to: str | None, changes: bool, notes: Sequence[str]
+) -> Update | None:
+    """What there is to say where nothing is to be done; None where there is. changes: of answers or of the address. Raises Downgrade."""
+    before, template = Version(record.version, old), command.masked(source.recorded)
+    if old == after.commit:
+        return None if changes else Update("nothing", template, before, after, notes=tuple(notes))
+    if not source.is_newer(old, after.commit):
+        return None
+    if to is None and not changes:
+        later = f"the service was made from a commit after {after.name}, the newest release; --to HEAD takes what came later"
+        return Update("nothing", template, before, before, notes=(*notes, later))
+    raise Downgrade(
+        f"{record.version}, which the service has, is newer than {after.name}",
+        remedy="to go back, revert the commit of the update: git revert",
+    )
+
+
+def _stale_lock(repository: Path, ours: str, merged: Merged) -> list[str]:
+    """A word where the requirements have changed and requirements.lock, which is the team's, was resolved from the former ones."""
+    store = Objects(repository)
+    former, now = (_requirements(store.read(treeish, "pyproject.toml")) for treeish in (ours, merged.tree))
+    stale = former is not None and now is not None and former != now and store.read(ours, "requirements.lock") is not None
+    return ["the requirements in pyproject.toml have changed: make lock resolves requirements.lock anew"] if stale else []
+
+
+def _requirements(pyproject: bytes | None) -> list[object] | None:
+    """What requirements.lock is resolved from; mlops-build itself is pinned elsewhere. None where there is nothing to read."""
+    try:
+        found = tomllib.loads((pyproject or b"").decode())
+        project = found["project"]
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError):
+        return None
+    parts = [
+        project.get("dependencies", []),
+        *project.get("optional-dependencies", {}).values(),
+        *found.get("dependency-groups", {}).values(),
+    ]
+    return [project.get("requires-python"), *([one for one in part if not str(one).startswith("mlops-build")] for part in parts)]
 
 
 def _made_from(source: Source, record: Answers, origin: Origin) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mlops_build.scaffold.update import update
+from mlops_build.scaffold.answers import Answers, parse
+from mlops_build.scaffold.update import plan, update
 from tests.conftest import mlops_build
 from tests.scaffold.conftest import COPIER_YML, FIRST, SECOND, TEN, MakeService, MakeTemplate
 from tests.scaffold.trees import Link, Run, commit, git, only, put, same, taken
@@ -410,6 +411,69 @@ def test_a_tag_that_names_another_commit_now(service: Path, template: Path) -> N
     done = mlops_build(service, "update")
     assert f"0.1.0 is another commit now; the service was made from {made[:12]}" in done.stderr
     assert (service / "kept.txt").read_text() == TEN.replace("line 8\n", "line eight\n")
+
+
+def test_a_newest_tag_that_moved_after_the_update_is_taken_again(service: Path, template: Path) -> None:
+    document(service, "--commit")
+    former = git(template, "rev-parse", "0.2.0")
+    put(template, {"template/kept.txt": TEN.replace("line 8\n", "line eight\n").replace("line 2\n", "line two\n")})
+    commit(template)
+    git(template, "tag", "--force", "0.2.0")
+    done = document(service)
+    assert (done["status"], done["from"]["commit"]) == ("merged", former)
+    assert "line two\n" in (service / "kept.txt").read_text()
+    # A version that was only written into the record is not believed either.
+    git(service, "reset", "--quiet", "--hard", "HEAD~")
+    edit(service, ".copier-answers.yml", "_commit: 0.1.0", "_commit: 0.2.0")
+    commit(service)
+    done = document(service)
+    assert (done["status"], done["from"]["commit"]) == ("merged", git(template, "rev-parse", "0.1.0"))
+    assert (service / "renamed.txt").is_file()
+
+
+def test_a_commit_that_looks_like_a_number(service: Path) -> None:
+    """12e4567 is a number for some readers of YAML, and copier writes it without quotes."""
+    assert parse("_src_path: /x\n_commit: 12e4567\nname: '0012'\n", "x") == Answers("/x", "12e4567", {"name": "0012"})
+
+
+def test_a_host_that_does_not_answer(service: Path, template: Path) -> None:
+    edit(service, ".copier-answers.yml", f"_src_path: {template}", "_src_path: http://127.0.0.1:9/template.git")
+    commit(service)
+    assert "the Git remote cannot be used" in mlops_build(service, "update", expect=5).stderr
+    edit(service, ".copier-answers.yml", "http://127", "http://me:secret@127")
+    commit(service)
+    done = mlops_build(service, "update", expect=2)
+    assert "must not hold a password" in done.stderr
+    assert "secret" not in done.stderr + done.stdout
+
+
+def test_a_merge_that_is_not_finished(service: Path) -> None:
+    (service / ".git/MERGE_HEAD").write_text(git(service, "rev-parse", "HEAD") + "\n")
+    assert "a merge is not finished" in mlops_build(service, "update", expect=4).stderr
+
+
+def test_a_plan_needs_no_checkout(service: Path, tmp_path: Path) -> None:
+    """What many services are updated by: a bare clone, a commit, and nothing else."""
+    git(tmp_path, "clone", "--quiet", "--bare", str(service), "bare.git")
+    made = plan(tmp_path / "bare.git", "main")
+    assert made.status == "merged"
+    assert made.tree
+    update(service)
+    git(service, "add", "--all")
+    assert git(service, "write-tree") == made.tree
+
+
+def test_requirements_that_changed_and_the_lock_that_did_not(make_template: MakeTemplate, make_service: MakeService) -> None:
+    def pyproject(package: str, version: str) -> dict[str, str]:
+        text = f'[project]\nname = "x"\ndependencies = ["{package}"]\n\n\n\n[dependency-groups]\ndev = ["mlops-build~={version}"]\n'
+        return {**FIRST, "template/pyproject.toml": text}
+
+    releases = {"0.1.0": pyproject("a", "0.1.0"), "0.2.0": pyproject("a", "0.2.0"), "0.3.0": pyproject("b", "0.3.0")}
+    service = make_service(make_template(releases))
+    put(service, {"requirements.lock": "a==1\n"})
+    commit(service)
+    assert document(service, "--to", "0.2.0", "--commit")["notes"] == []
+    assert document(service)["notes"] == ["the requirements in pyproject.toml have changed: make lock resolves requirements.lock anew"]
 
 
 def test_a_clone_of_the_template_without_tags(service: Path, template: Path) -> None:
