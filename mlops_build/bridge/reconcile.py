@@ -15,6 +15,7 @@ from mlops_build.errors import MlopsBuildError
 from mlops_build.git.command import masked
 from mlops_build.git.repository import Mirror
 from mlops_build.registry import ModelVersion, Registry
+from mlops_build.release import gate
 from mlops_build.release.write import Aliases, VersionOf, change, desired, recorded, service_at
 from mlops_build.service import Service
 
@@ -26,6 +27,7 @@ class Outcome:
     """What one pass did for one environment of one repository; environment is None where the repository as a whole failed.
 
     before, after: models and versions, as text. commit: the release's, where one was made. error: set where it failed.
+    remarks: what the check of its manifests could not see, or saw and let pass.
     """
 
     repository: str
@@ -35,6 +37,7 @@ class Outcome:
     after: str | None = None
     commit: str | None = None
     hold: str | None = None
+    remarks: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
 
     @property
@@ -56,8 +59,12 @@ class Outcome:
         return found
 
 
-def once(urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_run: bool = False) -> list[Outcome]:
+def once(
+    urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_run: bool = False, despite_findings: bool = False
+) -> list[Outcome]:
     """One pass over these repositories, the registry asked for its alias map once. One that fails does not stop the others.
+
+    A release whose manifests `verify` finds wrong is reported and not written, unless it goes back or despite_findings is given.
 
     Raises RegistryUnreachable, since without the alias map nothing can be decided.
     """
@@ -69,17 +76,19 @@ def once(urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_r
 
     outcomes: list[Outcome] = []
     for url in dict.fromkeys(urls):
-        outcomes += repository(url, branch, aliases, version_of, dry_run=dry_run)
+        outcomes += repository(url, branch, aliases, version_of, dry_run=dry_run, despite_findings=despite_findings)
     return outcomes
 
 
-def repository(url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False) -> list[Outcome]:
+def repository(
+    url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False, despite_findings: bool = False
+) -> list[Outcome]:
     """One repository: an outcome for each of its environments, or one that says why none could be looked at."""
     shown = masked(url)
     outcomes: list[Outcome] = []
 
     def make(head: str) -> str | None:
-        outcomes[:], commit = on_top(mirror, head, shown, aliases, version_of)
+        outcomes[:], commit = on_top(mirror, head, shown, aliases, version_of, despite_findings=despite_findings)
         return commit
 
     try:
@@ -94,19 +103,30 @@ def repository(url: str, branch: str, aliases: Aliases, version_of: VersionOf, *
     return outcomes
 
 
-def on_top(mirror: Mirror, head: str, shown: str, aliases: Aliases, version_of: VersionOf) -> tuple[list[Outcome], str | None]:
+def on_top(
+    mirror: Mirror, head: str, shown: str, aliases: Aliases, version_of: VersionOf, *, despite_findings: bool = False
+) -> tuple[list[Outcome], str | None]:
     """What is to be said for each environment, and the last of the commits that say it (None: Git says it already)."""
     service = service_at(mirror, head)
     outcomes: list[Outcome] = []
     tip = head
     for env in service.environments:
-        outcome = _environment(mirror, tip, service, env, shown, aliases, version_of)
+        outcome = _environment(mirror, tip, service, env, shown, aliases, version_of, despite_findings)
         tip = outcome.commit or tip
         outcomes.append(outcome)
     return outcomes, tip if tip != head else None
 
 
-def _environment(mirror: Mirror, parent: str, service: Service, env: str, shown: str, aliases: Aliases, version_of: VersionOf) -> Outcome:
+def _environment(
+    mirror: Mirror,
+    parent: str,
+    service: Service,
+    env: str,
+    shown: str,
+    aliases: Aliases,
+    version_of: VersionOf,
+    despite_findings: bool,
+) -> Outcome:
     there = recorded(mirror, parent, env)
     before = str(there) if there and there.models else None
     if hold := service.hold.get(env):
@@ -116,16 +136,17 @@ def _environment(mirror: Mirror, parent: str, service: Service, env: str, shown:
         if wanted is None:
             return Outcome(shown, env, "nothing promoted yet", before, before)
         commit = change(mirror, parent, service, wanted)
+        remarks = gate.check(mirror, commit, there, wanted.record, despite_findings=despite_findings) if commit else []
     except MlopsBuildError as error:
         return Outcome(shown, env, "failed", before, error=error)
-    return Outcome(shown, env, "released" if commit else "unchanged", before, str(wanted.record), commit)
+    return Outcome(shown, env, "released" if commit else "unchanged", before, str(wanted.record), commit, remarks=tuple(remarks))
 
 
 def _would(outcome: Outcome) -> Outcome:
     """The commit of a dry run is nowhere to be found, so it is not named."""
     if outcome.state != "released":
         return outcome
-    return Outcome(outcome.repository, outcome.environment, "would release", outcome.before, outcome.after)
+    return Outcome(outcome.repository, outcome.environment, "would release", outcome.before, outcome.after, remarks=outcome.remarks)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

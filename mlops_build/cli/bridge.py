@@ -1,7 +1,8 @@
 """Bring the release records of many repositories to where the registry's aliases are: one pass, a commit only where they differ.
 
-Safe to run at any time, as often as you like and in several places at once. An environment held in service.yaml is left alone. Exit code:
-0, or that of the failures if all have the same, else 1.
+Safe to run at any time, as often as you like and in several places at once. An environment held in service.yaml is left alone; a release
+whose manifests `mlops-build verify` finds wrong is reported and not written, unless it goes back to older versions. Exit code: 0, or that
+of the failures if all have the same, else 1.
 """
 
 import argparse
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be given several times")
     parser.add_argument("--branch", default="main", metavar="NAME", help="the branch that is released from (default: main)")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
+    parser.add_argument("--despite-findings", action="store_true", help="also release what `mlops-build verify` finds wrong")
     parser.add_argument("--dry-run", action="store_true", help="say what would be released, write nothing")
 
 
@@ -23,8 +25,12 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build.bridge import reconcile
     from mlops_build.registry import Registry
 
-    outcomes = reconcile.once(args.repo, Registry(args.tracking_uri), branch=args.branch, dry_run=args.dry_run)
+    outcomes = reconcile.once(
+        args.repo, Registry(args.tracking_uri), branch=args.branch, dry_run=args.dry_run, despite_findings=args.despite_findings
+    )
     for outcome in outcomes:
+        for remark in outcome.remarks:
+            say(f"mlops-build bridge: {outcome.where}: {remark}")
         if outcome.error:
             say(f"mlops-build bridge: {outcome.where}: {outcome.error.message}")
             if outcome.error.remedy:

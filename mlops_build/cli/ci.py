@@ -1,6 +1,6 @@
 """The steps that the Bamboo plans call. They hold all logic, so that they run the same on a laptop.
 
-check: service.yaml, lint, tests, overlays. train: what `mlops-build train` does, with the commit on a branch retrain/N and a pull request.
+check: service.yaml, lint, tests, manifests. train: what `mlops-build train` does, with the commit on a branch retrain/N and a pull request.
 image: build and push the image of each environment's release record, if it is not there yet. deploy ENV: apply one environment by digest
 and ask the recorded examples.
 """
@@ -14,7 +14,7 @@ EXAMPLE = "  mlops-build ci check\n  mlops-build ci train --build 12\n  mlops-bu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-    steps.add_parser("check", help="service.yaml, lint, tests, overlays; needs no secret")
+    steps.add_parser("check", help="service.yaml, lint, tests, manifests and specs; needs no secret")
     train = steps.add_parser("train", help="run the pipeline, commit on retrain/N, push, register, ask for a merge")
     train.add_argument("--build", metavar="N", help="the number in retrain/N (default: bamboo_buildNumber, else the next free one)")
     train.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")

@@ -1,7 +1,7 @@
 """Write one environment's release record from its alias, as a commit on the current branch, and push it where there is an origin.
 
 The same as what the bridge does, for one repository and by hand; both make the very same commit. Only service.yaml as it was committed
-counts.
+counts. A release whose manifests `mlops-build verify` finds wrong is refused (exit code 4), unless it goes back to older versions.
 """
 
 import argparse
@@ -14,6 +14,7 @@ EXAMPLE = "  mlops-build release staging"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", metavar="ENV", help="the environment, such as staging")
     parser.add_argument("--despite-hold", action="store_true", help="also where service.yaml holds the environment")
+    parser.add_argument("--despite-findings", action="store_true", help="also where `mlops-build verify` finds the manifests wrong")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +23,11 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build.release import write
 
     root = service.find_root()
-    made = write.in_checkout(root, args.env, Registry(tracking_uri(root)), despite_hold=args.despite_hold)
+    made = write.in_checkout(
+        root, args.env, Registry(tracking_uri(root)), despite_hold=args.despite_hold, despite_findings=args.despite_findings
+    )
+    for remark in made.remarks:
+        say(remark)
     if made.commit is None:
         text = f"nothing to do: {args.env} is released with {made.after} already"
     else:

@@ -89,6 +89,16 @@ class Objects:
         """The paths of the files that differ between two commits."""
         return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", one, other).decode().split("\0")[:-1]
 
+    def archive(self, commit: str, *paths: str) -> bytes:
+        """The files of a commit (only those at or below `paths`, which must be there, if any are given), without history, as a tar file."""
+        return command.run(self.path, "archive", "--format=tar", commit, *(["--", *map(checked_path, paths)] if paths else []))
+
+    def export(self, commit: str, folder: Path, *paths: str) -> None:
+        """The same, into a new `folder`."""
+        folder.mkdir(parents=True)
+        with tarfile.open(fileobj=BytesIO(self.archive(commit, *paths))) as files:
+            files.extractall(folder, filter="data")
+
     def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
         """A commit on top of `parent` with these files changed (None: removed); returns its name, or None when nothing differs.
 
@@ -358,16 +368,6 @@ class Checkout(Objects):
         said = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
         name, _, rest = said.partition(" <")
         return name, rest.partition(">")[0]
-
-    def archive(self, commit: str) -> bytes:
-        """The files of a commit, without history, as a tar file."""
-        return command.run(self.path, "archive", "--format=tar", commit)
-
-    def export(self, commit: str, folder: Path) -> None:
-        """The files of a commit, without history, into `folder`."""
-        folder.mkdir(parents=True)
-        with tarfile.open(fileobj=BytesIO(self.archive(commit))) as files:
-            files.extractall(folder, filter="data")
 
     def export_dirty(self, folder: Path) -> bytes:
         """The working tree's files as they are (ignored ones aside) into `folder`; returns the patch from HEAD to them."""

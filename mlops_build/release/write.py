@@ -18,6 +18,7 @@ from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
 from mlops_build.packaging.name import image_name
 from mlops_build.registry import ModelVersion, Registry
+from mlops_build.release import gate
 from mlops_build.release import record as records
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.service import Service
@@ -55,22 +56,26 @@ class Desired:
 
 @dataclass(frozen=True)
 class Made:
-    """What `in_checkout` did. before, after: models and versions, as text. commit: None where Git said so already."""
+    """What `in_checkout` did. before, after: models and versions, as text. commit: None where Git said so already.
+
+    remarks: what the check of the manifests could not see, or saw and let pass.
+    """
 
     environment: str
     before: str | None
     after: str
     commit: str | None
     pushed: bool
+    remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False) -> Made:
+def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False, despite_findings: bool = False) -> Made:
     """Release `env` of the service at `root`: a commit on its branch, pushed to origin where there is one.
 
-    Raises Held, NothingPromoted, and what `desired`, `change` and `land` raise.
+    Raises Held, NothingPromoted, Faulty, and what `desired`, `change` and `land` raise.
     """
     checkout, head = checkout_of(root)
     service = service_at(checkout, head)
@@ -88,8 +93,11 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     there = recorded(checkout, head, env)
     before = str(there) if there and there.models else None
     commit = change(checkout, head, service, wanted)
-    pushed = land(checkout, commit, head, checkout.differing(head, commit)) if commit else False
-    return Made(env, before, str(wanted.record), commit, pushed)
+    if commit is None:
+        return Made(env, before, str(wanted.record), None, pushed=False)
+    remarks = gate.check(checkout, commit, there, wanted.record, despite_findings=despite_findings)
+    pushed = land(checkout, commit, head, checkout.differing(head, commit))
+    return Made(env, before, str(wanted.record), commit, pushed, tuple(remarks))
 
 
 def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired | None:

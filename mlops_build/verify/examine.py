@@ -21,19 +21,19 @@ def examine(path: Path, *, kubernetes: str | None = None) -> list[Finding]:
     return look(path, kubernetes=kubernetes).findings
 
 
-def look(path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None) -> Report:
+def look(path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None, specs: bool = True) -> Report:
     """Look at a service's root (every overlay as it renders, and bamboo-specs/), at one of its overlays, or at a folder or file of YAML.
 
     kubernetes: the version whose schemas count, such as "1.31"; by default service.yaml's, else the newest there is. environments: only
-    these of a service. Raises NothingThere, ServiceError for a service.yaml that is none, and UnknownVersion.
+    these of a service. specs: Bamboo's as well. Raises NothingThere, ServiceError for a service.yaml that is none, and UnknownVersion.
     """
     if not path.exists():
         raise plain.NothingThere(f"{path} does not exist", remedy="name a service's folder, or a folder or file of YAML")
     if _is_service(path):
-        return _service(path, kubernetes, environments)
+        return _service(path, kubernetes, environments, specs)
     root = path.resolve().parent.parent.parent
     if overlay.kustomization(path) and path.resolve().parent == root / OVERLAYS and _is_service(root):
-        return _service(root, kubernetes, [path.resolve().name])
+        return _service(root, kubernetes, [path.resolve().name], False)
     return plain.look(path, kubernetes)
 
 
@@ -41,7 +41,7 @@ def _is_service(path: Path) -> bool:
     return (path / service_file.FILE).is_file() and (path / OVERLAYS).is_dir()
 
 
-def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | None) -> Report:
+def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | None, with_specs: bool) -> Report:
     service = service_file.load(root, strict=False)
     version = kubernetes or service.verify.kubernetes
     report, gathered = Report(), Gathered()
@@ -52,7 +52,7 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     chosen = [folder for folder in folders if environments is None or folder.name in environments]
     for folder in chosen:
         _overlay(root, folder, service, version, report, gathered)
-    specs = [parsed(found, root) for found in plain.yaml_files(root / plain.SPECS)]
+    specs = [parsed(found, root) for found in plain.yaml_files(root / plain.SPECS)] if with_specs else []
     gathered.files |= {file.name: file for file in specs}
     gathered.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
     return finish(report, gathered, [folder.name for folder in chosen], service.verify.ignore, settings)

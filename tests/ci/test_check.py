@@ -17,12 +17,12 @@ def service(rendered_none: Path, tmp_path: Path) -> Path:
 
 def test_a_fresh_service_passes(service: Path) -> None:
     done = mlops_build(service, "ci", "check", "--json")
-    assert json.loads(done.stdout) == {"checks": ["service.yaml", "lint", "format", "tests", "overlays"]}
+    assert json.loads(done.stdout) == {"checks": ["service.yaml", "lint", "format", "tests", "manifests"]}
     (suite,) = ElementTree.parse(service / "build/test-reports/tests.xml").getroot()  # noqa: S314 # pytest's own
     assert (int(suite.get("tests", 0)) > 0, suite.get("failures")) == (True, "0")
     if shutil.which("kubectl"):
-        assert "check overlay staging: ok" in done.stderr
-        assert "check overlay production: ok" in done.stderr
+        assert "check manifests: ok (" in done.stderr
+        assert "not rendered" not in done.stderr
 
 
 def test_every_failure_is_named(service: Path) -> None:
@@ -30,7 +30,7 @@ def test_every_failure_is_named(service: Path) -> None:
     (service / "tests/test_bad.py").write_text("def test_bad() -> None:\n    assert 1 == 2\n")
     (service / "deploy/overlays/staging/kustomization.yaml").write_text("resources: [nowhere.yaml]\n")
     done = mlops_build(service, "ci", "check", expect=4)
-    named = "lint, format, tests" + (", overlay staging" if shutil.which("kubectl") else "")
+    named = "lint, format, tests" + (", manifests" if shutil.which("kubectl") else "")
     assert f"checks failed: {named}" in done.stderr
 
 

@@ -36,23 +36,25 @@ hold: {} # `production: why` stops the bridge
 BASE = """\
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: digits, labels: {app: digits}}
+metadata: {name: digits, labels: {app.kubernetes.io/name: digits}}
 spec:
-  selector: {matchLabels: {app: digits}}
+  selector: {matchLabels: {app.kubernetes.io/name: digits}}
   template:
-    metadata: {labels: {app: digits}, annotations: {mine: kept}}
+    metadata: {labels: {app.kubernetes.io/name: digits}, annotations: {mine: kept}}
     spec:
+      securityContext: {runAsNonRoot: true, runAsUser: 10001}
       containers:
         - name: digits
           image: digits
           env: [{name: HOME, value: /tmp}]
           ports: [{name: http, containerPort: 8080}]
           startupProbe: {httpGet: {path: /health, port: http}, periodSeconds: 5, failureThreshold: 1}
+          readinessProbe: {httpGet: {path: /ping, port: http}}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: digits}
-spec: {selector: {app: digits}, ports: [{name: http, port: 80, targetPort: http}]}
+spec: {selector: {app.kubernetes.io/name: digits}, ports: [{name: http, port: 80, targetPort: http}]}
 ---
 apiVersion: networking.k8s.io/v1
 kind: Ingress
