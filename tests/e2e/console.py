@@ -13,7 +13,7 @@ from pathlib import Path
 
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 END = "--- end of command {} ---"
-SECONDS = 300
+SECONDS = 600
 
 
 @dataclass(frozen=True)
