@@ -356,7 +356,7 @@ def test_a_deployment_takes_what_its_build_made(company: Company, releases: tupl
     reference = company.registry.version("points", 1).tags[identity.IMAGE]
     git(company.person, "pull", "--quiet", "--rebase", "origin", "main")
     settings = company.person / "service.yaml"
-    settings.write_text(settings.read_text().replace("namespace: ml-staging", "namespace: ml-newer"))
+    settings.write_text(settings.read_text().replace("ml-staging", "ml-newer"))
     git(company.person, "commit", "--quiet", "--all", "--message=Move staging")
     git(company.person, "push", "--quiet", "origin", "main")
     company.registry.set_tag("points", 1, identity.IMAGE, f"{reference.partition('@')[0]}@sha256:{'0' * 64}")

@@ -360,6 +360,93 @@ def test_origin_without_its_password(person: Path) -> None:
     assert Checkout(person).origin_url() is None
 
 
+def test_where_an_agents_checkout_pushes_to(person: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bamboo leaves an origin that leads nowhere, and names the plan's address; MLOPS_GIT_URL wins over both."""
+    checkout = Checkout(person)
+    monkeypatch.setenv("bamboo_planRepository_repositoryUrl", remote.as_uri())
+    assert checkout.origin_url() == str(remote), "an origin of one's own is kept"
+    for nowhere in ("file:///nothing", "/nothing"):
+        git(person, "remote", "set-url", "origin", nowhere)
+        assert checkout.origin_url() == remote.as_uri()
+    git(person, "commit", "--quiet", "--allow-empty", "--message=Second")
+    checkout.push()
+    assert git(remote, "rev-parse", "main") == checkout.head()
+    monkeypatch.setenv("MLOPS_GIT_URL", "https://bot@git.example.com/scm/ml/digits.git")
+    assert checkout.origin_url() == "https://git.example.com/scm/ml/digits.git"
+    for bad in ("https://bot:word@git.example.com/scm/ml/digits.git", "--upload-pack=x"):
+        monkeypatch.setenv("MLOPS_GIT_URL", bad)
+        with pytest.raises(UsageError):
+            checkout.origin_url()
+    monkeypatch.delenv("MLOPS_GIT_URL")
+    monkeypatch.delenv("bamboo_planRepository_repositoryUrl")
+    assert checkout.origin_url() is None
+
+
+def test_branches_by_their_beginning_and_origins_word_counts(person: Path, remote: Path) -> None:
+    checkout = Checkout(person)
+    first = str(checkout.head())
+    git(person, "branch", "retrain/1")
+    git(person, "branch", "retrain/2")
+    git(person, "branch", "retrained")
+    git(person, "commit", "--quiet", "--allow-empty", "--message=Second")
+    git(person, "push", "--quiet", "origin", "HEAD:refs/heads/retrain/2", "HEAD:refs/heads/retrain/30", "HEAD:refs/heads/retrains/4")
+    second = str(checkout.head())
+    assert checkout.branches("retrain/") == {"retrain/1": first, "retrain/2": second, "retrain/30": second}
+    assert checkout.branches("retrain/3") == {"retrain/30": second}
+    git(person, "remote", "set-url", "origin", "file:///nowhere")
+    with pytest.raises(RemoteUnreachable):
+        checkout.branches("retrain/")
+
+
+def test_a_commit_on_a_branch_of_its_own(person: Path, remote: Path) -> None:
+    checkout = Checkout(person)
+    first = str(checkout.head())
+    assert checkout.commit_paths(["folder/a.txt"], "Nothing\n", branch="retrain/1") is None
+    assert checkout.branch() == "main", "nothing to commit, no branch"
+    (person / "folder/a.txt").write_text("b\n")
+    made = checkout.commit_paths(["folder/a.txt"], "Second\n", branch="retrain/1")
+    assert (checkout.branch(), checkout.head(), git(person, "rev-parse", "main")) == ("retrain/1", made, first)
+    assert checkout.parents(str(made)) == [first]
+    assert git(person, "status", "--porcelain") == ""
+    checkout.push()
+    assert git(remote, "rev-parse", "retrain/1") == made
+    assert git(remote, "rev-parse", "main") == first
+    with pytest.raises(Refused, match="a branch retrain/1 at another commit"):
+        checkout.switch("retrain/1", first)
+
+
+def test_a_shallow_clone_takes_a_branch_that_stands_on_what_it_has(person: Path, remote: Path, tmp_path: Path) -> None:
+    (person / "new.txt").write_text("new\n")
+    (person / "run.sh").unlink()
+    git(person, "add", "--all")
+    git(person, "commit", "--quiet", "--message=Second")
+    git(person, "push", "--quiet", "origin", "HEAD:refs/heads/retrain/1")
+    git(tmp_path, "clone", "--quiet", "--depth=1", remote.as_uri(), "agent")
+    agent = Checkout(tmp_path / "agent")
+    git(agent.path, "checkout", "--quiet", "--detach")
+    head, wanted = str(agent.head()), str(Checkout(person).head())
+    assert not agent.has(wanted)
+    assert agent.fetch("retrain/1") == wanted
+    assert agent.has(wanted)
+    assert agent.parents(wanted) == [head]
+    assert set(agent.differing(head, wanted)) == {"new.txt", "run.sh"}
+    agent.take("retrain/1", wanted, agent.differing(head, wanted))
+    assert (agent.branch(), agent.head()) == ("retrain/1", wanted)
+    assert git(agent.path, "status", "--porcelain") == ""
+    assert not (agent.path / "run.sh").exists()
+
+
+def test_a_tried_push_asks_and_sends_nothing(http_remote: str, remote: Path, person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(person, "remote", "set-url", "origin", http_remote)
+    checkout = Checkout(person)
+    with pytest.raises(RemoteUnreachable):
+        checkout.try_push("retrain/1")
+    monkeypatch.setenv("MLOPS_GIT_USER", USER)
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
+    checkout.try_push("retrain/1")
+    assert "retrain" not in git(remote, "for-each-ref")
+
+
 def test_pushing_a_checkout_that_is_behind_is_refused(remote: Path, person: Path, tmp_path: Path) -> None:
     there = mirror(remote, tmp_path)
     there.publish(lambda head: there.commit(head, {"x": b"1"}, "x\n", BRIDGE))
