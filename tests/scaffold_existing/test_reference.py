@@ -89,6 +89,10 @@ def test_the_first_run_fetches_it_and_the_remote_gets_a_copy(template: Path, tmp
     data.push(service)  # nothing is here yet, and that is no error
     git(service, "add", "--all")
     git(service, "commit", "--quiet", "--message=Start")
+    # An agent's fresh clone, before the first training: it gets the data from the source.
+    git(tmp_path, "clone", "--quiet", str(service), "agent")
+    data.repro(tmp_path / "agent", pull=True)
+    assert (tmp_path / "agent/data/pictures/a.bin").read_bytes() == b"a" * 1000
     lives_through_a_run(service, tmp_path)
     # What was fetched is not what the source is later, until somebody says so.
     (source / "a.bin").write_bytes(b"c" * 1500)
@@ -167,7 +171,8 @@ def lives_through_a_run(service: Path, folder: Path) -> None:
     place = folder / "pictures"
     if place.exists():
         place.rename(folder / "away")
-    dvc(clone, "pull")
+    data.repro(clone, pull=True)
+    assert git(clone, "status", "--porcelain") == ""
     assert (clone / "data/pictures/more/b.bin").read_bytes() == b"b" * 2000
     assert (clone / "model.pt").exists()
     if (folder / "away").exists():
