@@ -341,7 +341,7 @@ def _said(stderr: str) -> str:
     """kubectl's error: `error: …`, or a log line with the error in it where the error has several lines."""
     said = stderr.strip().removeprefix("error: ")
     if logged := re.search(r"err=(?:<\n(.*)\n\s*>|\"(.*)\")\s*$", said, re.DOTALL):
-        said = " ".join(line.strip() for line in (logged[1] or logged[2] or "").splitlines())
+        said = " ".join(line.strip() for line in (logged[1] or logged[2].replace('\\"', '"')).splitlines())
     return said or "kubectl kustomize failed"
 
 

@@ -1,0 +1,119 @@
+"""Which single faults in a service's manifests do tools find? `mlops-build verify` beside kubernetes-validate, checkov and kubectl.
+
+    .venv/bin/python benchmarks/verify.py [--checkov .venv/checkov/bin/checkov]
+
+The faults are those of tests/verify/faults.py, in the service tests/verify/app: one edit each. Every tool sees the same: the production
+overlay as `kubectl kustomize` renders it (faults that do not render are left out, since kustomize itself finds them). A tool finds a fault
+if it says something that it does not say of the service without it; `mlops-build verify` only if it names the right rule, file and line.
+kubectl is asked as far as it goes without a cluster, `kubectl set image --local`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mlops_build.verify import look, overlay
+from tests.verify.faults import APP, FAULTS, OVERLAY, Fault
+
+RESULT = Path(__file__).with_suffix(".json")
+PYTHON = sys.executable
+Said = dict[str, set[str]]  # by fault's name; "" is the service without one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkov", type=Path, default=Path(".venv/checkov/bin/checkov"), help="checkov's program, in its own environment")
+    checkov = parser.parse_args().checkov
+    with tempfile.TemporaryDirectory() as scratch:
+        ours: dict[str, bool] = {}
+        files: dict[str, Path] = {}
+        faults = []
+        for number, fault in enumerate([None, *(fault for fault in FAULTS if fault.in_manifests)]):
+            root = fault.apply(Path(scratch) / f"service{number}") if fault else APP
+            try:
+                rendered = overlay.render(root / OVERLAY)
+            except overlay.NotRendered:
+                continue
+            if rendered is None:
+                sys.exit("kubectl is not on PATH")
+            file = Path(scratch) / "rendered" / str(number) / "app.yaml"
+            file.parent.mkdir(parents=True)
+            file.write_text(rendered)
+            files[fault.name if fault else ""] = file
+            if fault:
+                faults.append(fault)
+                wanted = (fault.rule, fault.where or fault.file, fault.line(root))
+                ours[fault.name] = wanted in [(one.rule, one.file, one.line) for one in look(root).findings]
+        tools: dict[str, Said | None] = {
+            "kubernetes-validate --strict": {name: kubernetes_validate(file) for name, file in files.items()},
+            "checkov": checkov_says(checkov, files) if checkov.is_file() else None,
+            "kubectl set image --local": {name: kubectl(file) for name, file in files.items()},
+        }
+    report(faults, ours, tools)
+
+
+def kubernetes_validate(file: Path) -> set[str]:
+    done = subprocess.run([PYTHON, "-m", "kubernetes_validate", "--strict", str(file)], capture_output=True, text=True, check=False)
+    return {line.partition(" for resource ")[2] for line in done.stdout.splitlines() if line.startswith(("ERROR", "FATAL"))}
+
+
+def checkov_says(program: Path, files: dict[str, Path]) -> Said:
+    """Every failed check of every file, from one run over the folder that holds them all: a run of its own for each takes minutes."""
+    folder = files[""].parent.parent
+    command = [str(program), "-d", str(folder), "--framework", "kubernetes", "-o", "json", "--compact", "--quiet", "--skip-download"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = json.loads(done.stdout)["results"]["failed_checks"]
+    said: Said = {name: set() for name in files}
+    names = {file.resolve(): name for name, file in files.items()}
+    for check in failed:
+        said[names[Path(check["file_abs_path"]).resolve()]].add(f"{check['check_id']} {check['resource']}")
+    return said
+
+
+def kubectl(file: Path) -> set[str]:
+    """What `kubectl set image --local` refuses. It knows no custom resources, so those are left out."""
+    documents = [one for one in yaml.safe_load_all(file.read_text()) if one and one["apiVersion"] != "monitoring.coreos.com/v1"]
+    known = file.with_name("known.yaml")
+    known.write_text(yaml.safe_dump_all(documents))
+    command = ["kubectl", "set", "image", "--local", "-f", str(known), "*=registry.example.com/other:1", "-o", "name"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {done.stderr.strip()} if done.returncode else set()
+
+
+def report(faults: list[Fault], ours: dict[str, bool], tools: dict[str, Said | None]) -> None:
+    found = {"mlops-build verify": ours}
+    for tool, said in tools.items():
+        if said is not None:
+            found[tool] = {fault.name: bool(said[fault.name] - said[""]) for fault in faults}
+    others = [by for tool, by in found.items() if tool != "mlops-build verify"]
+    found["the others together"] = {fault.name: any(by[fault.name] for by in others) for fault in faults}
+    listed = [fault.name for fault in faults if fault.listed]
+    print(f"{'':<32}{'of the ' + str(len(listed)) + ' listed':>16}{'of all ' + str(len(faults)):>12}")
+    for tool, by in found.items():
+        print(f"{tool:<32}{sum(by[name] for name in listed):>16}{sum(by.values()):>12}")
+    for name in [name for name, there in ours.items() if not there]:
+        print(f"not found by mlops-build verify: {name}")
+    for tool, said in tools.items():
+        if said is None:
+            print(f"{tool} was not asked: it is not installed")
+    document = {
+        "listed": len(listed),
+        "faults": len(faults),
+        "found_of_listed": {tool: sum(by[name] for name in listed) for tool, by in found.items()},
+        "found": {tool: sum(by.values()) for tool, by in found.items()},
+        "each": {
+            fault.name: sorted(tool for tool, by in found.items() if by[fault.name] and tool != "the others together") for fault in faults
+        },
+    }
+    RESULT.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Plain files and kustomizations of anybody: nothing is said of what may be right, and near misses are found."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlops_build.verify import look
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
+
+POD = """\
+    metadata:
+      labels: {app: web}
+    spec:
+      serviceAccountName: made-elsewhere
+      containers:
+        - name: web
+          image: nginx
+          ports: [{containerPort: 80}]
+          envFrom:
+            - configMapRef: {name: made-elsewhere}
+            - secretRef: {name: made-elsewhere}
+          volumeMounts: [{name: data, mountPath: /data}]
+      volumes:
+        - name: data
+          persistentVolumeClaim: {claimName: made-elsewhere}
+"""
+DEPLOYMENT = (
+    f"apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  template:\n{POD}"
+)
+SERVICE = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n"
+PRIVILEGED = "image: nginx\n          securityContext: {privileged: true}"
+VARIABLES = """\
+          env:
+            - {name: PASSWORD_FILE, value: /run/secret}
+            - {name: TOKEN, value: $(OTHER)}
+            - {name: MAX_TOKENS, value: '512'}
+            - {name: API_KEY, value: ''}
+            - {name: SECRET_NAME, value: web}
+"""
+GOOD = {
+    "references to what is not here": DEPLOYMENT
+    + """---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec:
+  rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: other-team, port: {number: 80}}}}]}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: metrics}
+spec: {selector: {run: by-an-operator}, ports: [{port: 9090}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: another}
+data: {a: b}
+""",
+    "a port that is not listed": DEPLOYMENT + SERVICE + "  {selector: {app: web}, ports: [{port: 80, targetPort: 9000}]}\n",
+    "a Service of one pod of a StatefulSet": DEPLOYMENT.replace("Deployment", "StatefulSet").replace("  sel", "  serviceName: web\n  sel")
+    + SERVICE
+    + "  selector: {app: web, statefulset.kubernetes.io/pod-name: web-0}\n  ports: [{port: 80}]\n",
+    "a Service without a selector": SERVICE + "  {type: ExternalName, externalName: db.example.com}\n",
+    "a custom resource": "apiVersion: example.com/v1\nkind: Anything\nmetadata: {name: a.b.c}\nspec: {whatever: [1, {deep: true}]}\n",
+    "a kind's configuration file": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 10\n",
+    "names to be filled in": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '${NAME}', namespace: <namespace>}\n",
+    "a privileged DaemonSet": DEPLOYMENT.replace("Deployment", "DaemonSet").replace("image: nginx", PRIVILEGED),
+    "null is absent": DEPLOYMENT.replace("metadata: {name: web}", "metadata: {name: web, creationTimestamp: null}") + "status: null\n",
+    "a list of objects": "apiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: ConfigMap\n    metadata: {name: a}\n",
+    "a file of something else": "name: not a manifest\nversion: 2\nservices: {}\n",
+    "no document at all": "# nothing\n---\n",
+    "passwords that are none": DEPLOYMENT.replace("          envFrom:", VARIABLES + "          envFrom:"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_nothing_is_said_of_what_may_be_right(name: str, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(GOOD[name])
+    assert [(one.rule, one.line, one.why) for one in look(tmp_path).findings] == []
+    assert look(tmp_path / "all.yaml").findings == []
+
+
+def found(folder: Path) -> list[tuple[str, str | None, int | None]]:
+    return [(one.rule, one.file, one.line) for one in look(folder).findings]
+
+
+def test_near_misses_of_plain_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(DEPLOYMENT.replace("app: web}", "app: website}"))
+    (tmp_path / "b.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector:\n    app: websites\n  ports: [{port: 80}]\n"
+    )
+    (tmp_path / "c.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: made-elsewher\n")
+    assert found(tmp_path) == [("missing-configmap", "a.yaml", 16), ("service-no-pods", "b.yaml", 5)]
+
+
+def test_items_of_a_list_have_their_own_lines(tmp_path: Path) -> None:
+    good = "  - apiVersion: v1\n    kind: ConfigMap\n    metadata: {name: good}\n"
+    items = good + good.replace("{name: good}", "\n      name: Bad_Name")
+    (tmp_path / "list.yaml").write_text(f"apiVersion: v1\nkind: List\nitems:\n{items}")
+    assert found(tmp_path) == [("bad-name", "list.yaml", 10)]
+
+
+def test_an_object_that_a_file_describes_twice(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("---\n".join(["apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n"] * 2))
+    (tmp_path / "alternative.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n")
+    assert found(tmp_path) == [("duplicate-object", "all.yaml", 9)]
+
+
+def test_folders_are_worlds_of_their_own(tmp_path: Path) -> None:
+    for name, image in (("one", "nginx"), ("two", "Nginx")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "web.yaml").write_text(DEPLOYMENT.replace("image: nginx", f"image: {image}"))
+    assert found(tmp_path) == [("bad-image", "two/web.yaml", 13)]
+
+
+def test_charts_and_other_peoples_files_are_left_out(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.yaml"
+    outside.write_text("a: b: c\n")
+    inside = tmp_path / "inside"
+    (inside / "chart" / "templates").mkdir(parents=True)
+    (inside / "chart" / "Chart.yaml").write_text("name: chart\n")
+    (inside / "chart" / "templates" / "all.yaml").write_text("{{ if .Values.x }}\n")
+    (inside / "node_modules").mkdir()
+    (inside / "node_modules" / "x.yaml").write_text("a: b: c\n")
+    (inside / "link.yaml").symlink_to(outside)
+    report = look(inside)
+    assert (report.findings, report.files) == ([], 0)
+
+
+@needs_kubectl
+def test_a_kustomization_is_judged_as_it_renders(tmp_path: Path) -> None:
+    base, overlay, part = tmp_path / "base", tmp_path / "overlay", tmp_path / "part"
+    for folder in (base, overlay, part):
+        folder.mkdir()
+    # Alone the base would lack its selector and the patch everything.
+    (base / "web.yaml").write_text(DEPLOYMENT.replace("  selector: {matchLabels: {app: web}}\n", "").replace("made-elsewhere", "default"))
+    (base / "kustomization.yaml").write_text("resources: [web.yaml]\n")
+    memory = "          resources:\n            limits:\n              memory: 2GB\n"
+    head = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  template:\n    spec:\n      containers:\n"
+    (overlay / "memory.yaml").write_text(f"{head}        - name: web\n{memory}")
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../base]\ncomponents: [../part]\ncommonLabels: {app: web}\nnamePrefix: my-\npatches: [{path: memory.yaml}]\n"
+        "configMapGenerator: [{name: default, literals: [a=b]}]\n"
+    )
+    (part / "kustomization.yaml").write_text("apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\ncommonAnnotations: {a: b}\n")
+    assert look(tmp_path).notes == []
+    places = found(tmp_path)
+    assert ("bad-quantity", "overlay/memory.yaml", 11) in places
+    assert {rule for rule, _, _ in places} == {"bad-quantity", "missing-claim"}
+
+
+@needs_kubectl
+def test_what_is_not_rendered_is_said(tmp_path: Path) -> None:
+    for name, resource in (("network", "https://example.com/app.yaml"), ("missing", "nowhere.yaml")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kustomization.yaml").write_text(f"resources: [{resource}]\n")
+    report = look(tmp_path)
+    assert report.findings == []
+    assert "network was not rendered: it takes https://example.com/app.yaml from the network" in report.notes
+    assert any(note.startswith("missing was not rendered: accumulating resources") for note in report.notes)
+
+
+def test_specs_of_others_are_not_a_closed_world(tmp_path: Path) -> None:
+    specs = tmp_path / "bamboo-specs"
+    specs.mkdir()
+    (specs / "bamboo.yaml").write_text("---\n!include release.yaml\n")
+    (specs / "release.yaml").write_text(
+        "version: 2\nplan: {project-key: AB, key: CD, name: x}\nstages:\n  - One:\n      manual: true\n      jobs: [A]\n  - Two: [B]\n"
+        "A:\n  tasks:\n    - some-plugin: {anything: true}\n    - script: [make]\nB: !include job.yaml\n"
+        "---\nversion: 2\ndeployment: {name: x, source-plan: OTHER-PLAN}\nenvironments: [QA]\nQA:\n  tasks: [clean]\n"
+    )
+    assert found(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: 1\n")
+    (tmp_path / "a.yaml").chmod(0)
+    assert "a.yaml was not read" in look(tmp_path).notes[0]

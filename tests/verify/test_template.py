@@ -1,0 +1,84 @@
+"""Nothing that the template renders has a finding: before and after a release, whatever was answered and whatever service.yaml says."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.release import record as records
+from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.verify import look
+from tests.conftest import Render
+
+pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
+GPUS, MONITORING, EXAMPLES = ("none", "shared", "exclusive"), ("annotations", "prometheus-operator", "none"), ("image", "tabular", "none")
+
+
+def release(root: Path) -> None:
+    """What a release writes, in each environment."""
+    service = service_file.load(root)
+    for env in service.environments:
+        model = ReleasedModel(service.models[0].name, 3, f"sha256:{'0' * 64}", "1" * 32)
+        record = Record(env, (model,), "2" * 40, f"{service.image.registry}/{service.name}:v3-0123456789ab")
+        folder = root / records.folder(env)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for path, content in records.paths(env, records.render(record, service)).items():
+            (root / path).write_bytes(content)
+
+
+def silent(root: Path) -> None:
+    report = look(root)
+    assert [(one.file, one.line, one.rule, one.why) for one in report.findings] == []
+    assert report.notes == report.ignored == []
+    assert report.objects >= 8
+
+
+@pytest.mark.parametrize(("gpu", "monitoring"), itertools.product(GPUS, MONITORING))
+def test_before_and_after_a_release(render: Render, tmp_path: Path, gpu: str, monitoring: str) -> None:
+    root = Path(shutil.copytree(render(gpu=gpu, monitoring=monitoring, example="none"), tmp_path / "service"))
+    silent(root)
+    release(root)
+    silent(root)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example(render: Render, example: str) -> None:
+    silent(render(example=example))
+
+
+# (mode, what is added to gpu:, replicas of production, what is added to production)
+SETTINGS = (
+    ("none", "", 1, ""),
+    ("none", "", 3, "    priority_class: high\n"),
+    ("none", "", 2, "    autoscale: {max_replicas: 4, metric: cpu, target: 80}\n"),
+    ("shared", "", 1, ""),
+    ("shared", "", 3, "    autoscale: {max_replicas: 5, target: 4}\n"),
+    ("shared", "  spare_memory: 4GiB\n  runtime_class: null\n", 3, ""),
+    ("shared", '  node_selector: {"example.com/card": l4}\n  tolerations: [{key: nvidia.com/gpu}]\n', 2, ""),
+    ("exclusive", "", 1, ""),
+    ("exclusive", "", 3, ""),
+    ("exclusive", "  spare_cards: 1\n", 3, "    autoscale: {max_replicas: 5, target: 4}\n"),
+)
+
+
+@pytest.mark.parametrize(("gpu", "settings", "replicas", "place"), SETTINGS)
+def test_what_service_yaml_may_say(render: Render, tmp_path: Path, gpu: str, settings: str, replicas: int, place: str) -> None:
+    root = Path(shutil.copytree(render(gpu=gpu, example="none"), tmp_path / "service"))
+    path = root / "service.yaml"
+    text = path.read_text()
+    head, production, rest = text.partition("  production:\n")
+    body, gpu_key, tail = rest.partition("gpu:\n")
+    body = body.replace("replicas: 2", f"replicas: {replicas}") + place
+    # A key that the template seeds is replaced.
+    lines = [
+        line
+        for line in tail.splitlines(keepends=True)
+        if not any(line.startswith(one.split(":")[0] + ":") for one in settings.splitlines())
+    ]
+    path.write_text(head + production + body + gpu_key + settings + "".join(lines))
+    assert service_file.load(root).environments["production"].replicas == replicas
+    release(root)
+    silent(root)
