@@ -62,7 +62,7 @@ def recorded(given: Mapping[str, str], repository: Path) -> str:
     """The template's address as the service records it: a folder's absolute path, or what was typed, never cookiecutter's own clone."""
     typed = given["_template"]
     if given["_repo_dir"] == typed:
-        return str(repository)
+        return typed if Path(typed).is_absolute() else str(repository)
     if typed.lower().endswith(".zip"):
         raise Refused(
             f"{typed}: no later update can follow a zip file", remedy=f"give the repository's address, for example {render.TEMPLATE}"

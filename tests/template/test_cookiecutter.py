@@ -181,6 +181,16 @@ def test_a_relative_folder_is_recorded_as_absolute(cookiecutter: Door, template:
     assert tree(work / "out" / "here" / "digits") == tree(render(**SMALL))
 
 
+def test_an_absolute_folder_is_recorded_as_typed(cookiecutter: Door, template: Path, tmp_path: Path, copier_copy: Door) -> None:
+    """A link that is moved to another checkout is meant to be followed."""
+    link = tmp_path / "origin"
+    link.symlink_to(template)
+    cookiecutter(str(link), "--no-input", **SMALL)
+    copier_copy(str(link), str(tmp_path / "copied"), **SMALL)
+    assert tree(tmp_path / "digits") == tree(tmp_path / "copied")
+    assert f"_src_path: {link}\n" in (tmp_path / "digits" / ".copier-answers.yml").read_text()
+
+
 def test_a_relative_folder_is_found_where_a_process_tells_nobody_its_folder(template: Path, tmp_path: Path) -> None:
     """As on macOS, without /proc: the hook as cookiecutter renders it, started by a process that stands elsewhere."""
     from cookiecutter.utils import create_env_with_context
