@@ -45,7 +45,7 @@ def copy(modules: Sequence[Module], sources: Sequence[Source], root: Path, packa
         diff = "\n".join(difflib.unified_diff(script.lines, new.split("\n"), original, path, lineterm="", n=1))
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         if edits:
-            (root / path).write_text(new, encoding="utf-8")
+            script.write(new, root / path)
             shutil.copymode(script.path, root / path)
         else:
             shutil.copy(script.path, root / path)

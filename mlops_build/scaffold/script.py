@@ -87,11 +87,17 @@ class Import:
 
 @dataclass(frozen=True)
 class Script:
-    """A parsed file. text: as decoded, with \\n line ends."""
+    """A parsed file. text: as decoded, with \\n line ends. encoding, line_end: how it is on disk."""
 
     path: Path
     text: str
     tree: ast.Module
+    encoding: str = "utf-8"
+    line_end: str = "\n"
+
+    def write(self, text: str, path: Path) -> None:
+        """Write a changed text as the file was written."""
+        path.write_bytes(text.replace("\n", self.line_end).encode(self.encoding))
 
     @property
     def lines(self) -> list[str]:
@@ -166,8 +172,9 @@ def read(path: Path) -> Script:
     content = path.read_bytes()
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-        text = content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        return Script(path, text, ast.parse(text))
+        decoded = content.decode(encoding)
+        text = decoded.replace("\r\n", "\n").replace("\r", "\n")
+        return Script(path, text, ast.parse(text), encoding, "\r\n" if "\r\n" in decoded else "\n")
     except SyntaxError as error:
         where = f"{path}:{error.lineno}" if error.lineno else str(path)
         raise BadScript(f"{where}: {error.msg}", remedy="mend it; `python -m py_compile` says the same") from None

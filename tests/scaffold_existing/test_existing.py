@@ -17,8 +17,10 @@ from ruamel.yaml import YAML
 
 from mlops_build.__main__ import main
 from mlops_build.errors import MlopsBuildError
-from mlops_build.scaffold import existing
+from mlops_build.scaffold import existing, script
+from mlops_build.scaffold.copied import copy
 from mlops_build.scaffold.existing import Made
+from mlops_build.scaffold.modules import collect
 from tests.conftest import git
 
 TRAIN = """\
@@ -186,6 +188,22 @@ def test_a_script_that_runs_at_its_top_is_told_where_serving_would_import_it(tem
     (work / "my-train.py").write_text(start + "if __name__ == '__main__':\n    net = Net()\n    torch.save(net.state_dict(), 'm.pt')\n")
     made = make(template, tmp_path / "guarded", work / "my-train.py")
     assert not any("importing it runs it" in one.what for one in made.left)
+
+
+@pytest.mark.parametrize(
+    ("start", "encoding", "line_end"),
+    [("# -*- coding: latin-1 -*-\n", "latin-1", "\n"), ("", "utf-8-sig", "\r\n"), ("", "utf-8", "\r\n")],
+)
+def test_a_changed_file_keeps_its_encoding_and_line_ends(tmp_path: Path, start: str, encoding: str, line_end: str) -> None:
+    text = f"{start}# Zoë\nfrom net import Net\nprint('é')\n"
+    work = written(tmp_path / "work", {"net.py": "Net = 1\n"})
+    (work / "train.py").write_bytes(text.replace("\n", line_end).encode(encoding))
+    modules, _ = collect(script.read(work / "train.py"))
+    done = copy(modules, [], tmp_path / "service", "reader")
+    made = (tmp_path / "service/src/reader/train.py").read_bytes()
+    assert made == text.replace("\n", line_end).replace("from net", "from reader.net").encode(encoding)
+    assert done[work / "train.py"].changed_lines == 1
+    compile(made, "train.py", "exec")
 
 
 CHECKPOINT = """\
