@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/verify.py [--checkov .venv/checkov/bin/checkov]
 
 The faults are those of tests/verify/faults.py, in the service tests/verify/app: one edit each. Every tool sees the same: the production
-overlay as `kubectl kustomize` renders it (faults that do not render are left out, since kustomize itself finds them). A tool finds a fault
+overlay as `kubectl kustomize` renders it (left out: what does not render, since kustomize itself finds it, and what is
+not in the manifests but about them). A tool finds a fault
 if it says something that it does not say of the service without it; `mlops-build verify` only if it names the right rule, file and line.
 kubectl is asked as far as it goes without a cluster, `kubectl set image --local`.
 """
@@ -35,7 +36,8 @@ def main() -> None:
         ours: dict[str, bool] = {}
         files: dict[str, Path] = {}
         faults = []
-        for number, fault in enumerate([None, *(fault for fault in FAULTS if fault.in_manifests)]):
+        asked = [fault for fault in FAULTS if fault.in_manifests and not fault.rule.startswith(("overlay-", "bad-ignore"))]
+        for number, fault in enumerate([None, *asked]):
             root = fault.apply(Path(scratch) / f"service{number}") if fault else APP
             try:
                 rendered = overlay.render(root / OVERLAY)
@@ -84,7 +86,8 @@ def kubectl(file: Path) -> set[str]:
     known.write_text(yaml.safe_dump_all(documents))
     command = ["kubectl", "set", "image", "--local", "-f", str(known), "*=registry.example.com/other:1", "-o", "name"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {done.stderr.strip()} if done.returncode else set()
+    # That a Service has no pod template is no fault of the Service.
+    return {error.strip() for error in done.stderr.split("error: ") if error.strip() and "does not have a pod template" not in error}
 
 
 def report(faults: list[Fault], ours: dict[str, bool], tools: dict[str, Said | None]) -> None:

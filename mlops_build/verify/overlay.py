@@ -22,6 +22,12 @@ MAX_FILES = 500
 # What kustomize appends to the name of a generated object: a hash in an alphabet without vowels.
 HASH = re.compile(r"-[bcdfghkmt2456789]{10}")
 REMOTE = re.compile(r"://|^git@|^git::|^(?:www\.)?(?:github|gitlab|bitbucket)\.[a-z]+[/:]|\?(?:ref|version)=")
+# Fields of a kustomization whose texts are loaded, and what in them is text itself.
+LOADED = (
+    "resources", "bases", "components", "crds", "openapi", "configurations", "generators", "transformers", "validators", "patches",
+    "patchesStrategicMerge", "patchesJson6902", "replacements", "configMapGenerator", "secretGenerator", "helmCharts",
+)  # fmt: skip
+NOT_LOADED = {"patch", "target", "literals", "options", "name", "namespace"}
 # What tells list items apart, in the order in which it is asked.
 ITEM_KEYS = ("name", "containerPort", "mountPath", "port", "key", "topologyKey", "ip", "host", "path", "secretRef", "configMapRef")
 
@@ -157,10 +163,11 @@ def _read(found: Sources, folder: FilePath) -> None:
         return
     for document in file.documents:
         settings = mapping(document.value)
+        found.remote += [(file.name, node.line, text(node.value)) for node in _loaded(document) if REMOTE.search(text(node.value))]
         found.component |= len(found.folders) == 1 and settings.get("kind") == "Component"
         for key in ("resources", "bases", "components"):
             for node in _items(document, key):
-                _named(found, file, folder, node)
+                _named(found, folder, node)
         for key in ("transformers", "generators", "validators", "configurations", "crds"):
             for node in _items(document, key):
                 # Settings of kustomize itself: read, so that they count as its own, and no source of objects.
@@ -178,11 +185,26 @@ def _read(found: Sources, folder: FilePath) -> None:
             found.affixes += [affixes, *((affixes[0] + prefix, suffix + affixes[1]) for prefix, suffix in found.affixes)]
 
 
-def _named(found: Sources, file: File, folder: FilePath, node: Node) -> None:
-    """A resource, base or component: a file, a folder, or an address in the network."""
-    name = text(node.value)
+def _loaded(document: Node) -> Iterator[Node]:
+    """Everything in a kustomization that kustomize loads, from the network too if it is an address."""
+    for key in LOADED:
+        if (node := document.child(key)) is not None:
+            yield from _names(node)
+
+
+def _names(node: Node) -> Iterator[Node]:
+    children = node.children.items() if isinstance(node.children, dict) else enumerate(node.children or [])
+    if node.children is None:
+        yield node
+    for key, child in children:
+        if key not in NOT_LOADED:
+            yield from _names(child)
+
+
+def _named(found: Sources, folder: FilePath, node: Node) -> None:
+    """A resource, base or component: a file or a folder."""
+    name = text(node.value)[:500]
     if REMOTE.search(name):
-        found.remote.append((file.name, node.line, name))
         return
     path = (folder / name).resolve()
     if path.is_dir():

@@ -118,6 +118,15 @@ FAULTS: tuple[Fault, ...] = (
         "  - ../../base\n  - https://example.com/app.yaml\n",
         "https",
     ),
+    Fault("patch from the network", "overlay-remote", KUSTOMIZATION, "path: patch.yaml", "path: https://example.com/patch.yaml", "https"),
+    Fault(
+        "files of a ConfigMap from the network",
+        "overlay-remote",
+        KUSTOMIZATION,
+        "",
+        "configMapGenerator:\n  - name: more\n    files: [settings=https://example.com/settings]\n",
+        "https",
+    ),
     Fault(
         "environment without overlay",
         "overlay-missing",

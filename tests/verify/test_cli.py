@@ -36,7 +36,7 @@ def edit(root: Path, file: str, old: str, new: str) -> None:
 
 @needs_kubectl
 def test_nothing_wrong(app: Path) -> None:
-    done = mlops_build(app / "deploy", "verify")  # the service around the folder
+    done = mlops_build(app / "deploy" / "base", "verify")  # the service around the folder
     assert done.stdout == ""
     assert done.stderr == "15 files, 11 objects: no findings\n"
 
