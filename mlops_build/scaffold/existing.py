@@ -117,7 +117,7 @@ def scaffold(
             sources.put(source, root, sources.endpoint_of(given))
         shutil.rmtree(root / ".dvc/tmp", ignore_errors=True)  # it names the folder that this was made in
         made = around.made(destination)
-        root.rename(destination)
+        _place(root, destination)
     except OSError as error:
         raise Failed(
             f"{destination} cannot be written: {error.strerror or error}", remedy="is there room, and may you write there?"
@@ -125,6 +125,21 @@ def scaffold(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+def _place(root: Path, destination: Path) -> None:
+    """Move what was made to its place; an empty folder that is there stays the same folder, since somebody may stand in it."""
+    if not destination.exists():
+        root.rename(destination)
+        return
+    moved = []
+    try:
+        for path in sorted(root.iterdir()):
+            moved.append(path.rename(destination / path.name))
+    except OSError:
+        for path in moved:
+            path.rename(root / path.name)
+        raise
 
 
 def _check_destination(destination: Path) -> None:
@@ -143,9 +158,11 @@ class _Around:
         self.name = self.script.path.name
         self.model = service_file.load(root).models[0].name
         self.package = next(path.parent.name for path in sorted((root / "src").glob("*/__init__.py")))
-        self.options = list({one.name: one for module in reversed(modules) for one in reversed(scripts.options(module.script))}.values())[
-            ::-1
-        ]
+        options: dict[str, Option] = {}
+        for module in modules:
+            for option in scripts.options(module.script):
+                options.setdefault(option.name, option)
+        self.options = list(options.values())
         self.defaults = {one.dest: one.default for one in self.options if one.default is not None}
         # A table among the data, and its columns: what examples of code are written with.
         self.table = next(((one.inside, columns) for one in planned if (columns := one.columns())), None)

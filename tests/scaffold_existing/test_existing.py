@@ -299,8 +299,9 @@ def test_an_empty_folder_will_do_and_json_has_all_of_it(
     template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "new").mkdir()
-    monkeypatch.chdir(work)
-    assert main(["scaffold", "../new", "--from", "train.py", "--data", "rows", "--template", str(template), "--json"]) == 0
+    monkeypatch.chdir(tmp_path / "new")
+    assert main(["scaffold", ".", "--from", "../work/train.py", "--data", "../work/rows", "--template", str(template), "--json"]) == 0
+    assert Path("service.yaml").is_file()  # where one stands
     document = json.loads(capsys.readouterr().out)
     assert Path(document["service"]).resolve() == (tmp_path / "new").resolve()
     assert document["data"] == [{"from": str(work / "rows"), "path": "data/rows", "by_reference": False}]
