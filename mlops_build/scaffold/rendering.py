@@ -1,4 +1,4 @@
-"""Render several versions of a template, in one process of its own: `python -m mlops_build.scaffold.rendering`.
+"""Render several versions of a template, in one process of its own (child.py).
 
 Copier takes a second to be imported and changes the working directory while it works, so one child renders everything, one after the
 other. It has no way to the network: the template's address leads to the clone that was fetched already, while the answers file goes on
@@ -7,10 +7,8 @@ naming the real one. Nobody's settings reach it.
 
 import json
 import os
-import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +19,6 @@ from mlops_build.scaffold.render import ScaffoldError
 from mlops_build.scaffold.source import Source
 
 SECONDS = 300
-INVALID = re.compile(r"(?:Validation error for question|Invalid choice for) '\w+': (.*)", re.DOTALL)
-REQUIRED = re.compile(r"Question \"(\w+)\" is required")
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,9 @@ def render(source: Source, jobs: Sequence[Job], scratch: Path) -> list[list[Prob
 
     Raises ScaffoldError where the template itself cannot be rendered.
     """
-    request = json.dumps({"source": source.recorded, "jobs": [asdict(job) for job in jobs]})
+    request = json.dumps({"source": source.recorded, "clone": str(source.clone), "jobs": [asdict(job) for job in jobs]})
     done = subprocess.run(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-m", "mlops_build.scaffold.child"],
         input=request,
         env=_environment(source, scratch),
         cwd=scratch,
@@ -104,66 +100,3 @@ def _environment(source: Source, scratch: Path) -> dict[str, str]:
         **{name: text for n, (key, value) in pairs for name, text in ((f"GIT_CONFIG_KEY_{n}", key), (f"GIT_CONFIG_VALUE_{n}", value))},
         "GIT_TERMINAL_PROMPT": "0",
     }
-
-
-def _render(source: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """One job, in the child. An answer that is not taken is left out and the rest tried, so that all of them are named at once."""
-    from copier import run_copy
-    from copier.errors import CopierError
-    from jinja2 import TemplateError
-
-    answers, problems = dict(job["answers"]), []
-    while True:
-        try:
-            run_copy(
-                source,
-                job["folder"],
-                data=answers,
-                vcs_ref=job["commit"],
-                exclude=job["exclude"],
-                defaults=True,
-                overwrite=True,
-                quiet=True,
-                skip_tasks=True,
-                unsafe=False,
-            )
-        except (CopierError, ValueError, TemplateError, OSError) as error:
-            said = str(error)
-            name = _asked(error)
-            if name in answers:
-                found = INVALID.match(said)
-                problems.append({"name": name, "why": " ".join((found[1] if found else said).split()), "value": answers.pop(name)})
-                continue
-            if required := REQUIRED.match(said):
-                problems.append({"name": required[1], "why": "it is asked now, and has no default", "value": None})
-            elif not problems:
-                return {"error": " ".join(said.split())[:500] or type(error).__name__, "problems": []}
-        return {"error": "", "problems": problems}
-
-
-def _asked(error: BaseException) -> str:
-    """The question that copier was at when it failed: its messages do not always say."""
-    trace, name = error.__traceback__, ""
-    while trace:
-        asker = trace.tb_frame.f_locals.get("self")
-        name = str(getattr(asker, "var_name", name))
-        trace = trace.tb_next
-    return name
-
-
-def main() -> None:
-    """Read jobs from stdin, do them, and print what became of each."""
-    request = json.load(sys.stdin)
-    warnings.simplefilter("ignore")
-    from copier import _main
-
-    # An _exclude that asks for _copier_operation is told that this is an update, as copier's own update tells it.
-    _main._operation.set("update")
-    # Copier looks, by a git process for each file, whether a repository at the destination ignores modes. There is no repository.
-    _main.Worker._sync_git_index_executable_bit = lambda *_: None
-    replies = [_render(request["source"], job) for job in request["jobs"]]
-    print(json.dumps(replies, default=str))
-
-
-if __name__ == "__main__":
-    main()
