@@ -79,9 +79,12 @@ def environment(root: Path) -> dict[str, str]:
 def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
     """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed.
 
-    With `pull`, what is not on this machine comes from the remote: a CI agent has a fresh clone, and no data.
+    With `pull`, what is not on this machine comes from the remote: a CI agent has a fresh clone, and no data. Raises RemoteUnreachable or
+    DataMissing then, too.
     """
     _forget_dead_holders(root / RWLOCK)
+    if pull:
+        _pull_tracked(root)
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *(["--pull"] if pull else [])]
     with subprocess.Popen(command, cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True, errors="replace") as running:
         assert running.stdout is not None  # noqa: S101  (it is a pipe)
@@ -92,6 +95,24 @@ def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
     if running.returncode:
         raise PipelineFailed(
             "the pipeline failed (dvc repro)", remedy="mend what the failed stage says above, then run this again; done stages are kept"
+        )
+
+
+def _pull_tracked(root: Path) -> None:
+    """The raw data, before any stage looks for it: what cannot be had is then said as such, and a forced run does not pull by itself."""
+    files = [file.relative_to(root).as_posix() for file in sorted(root.glob("data/**/*.dvc"))]
+    if not files or not remotes(root):
+        return
+    done = _short(root, ["pull", *files], seconds=COMMAND_SECONDS)
+    if done.returncode and "Checkout failed" in done.stderr:
+        raise DataMissing(
+            f"the DVC remote lacks the data of {', '.join(files)}",
+            remedy="`dvc push` where the data is (mlops-build train does that), then run this again",
+        )
+    if done.returncode:
+        raise RemoteUnreachable(
+            f"dvc pull failed: {_said(done)}",
+            remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
         )
 
 

@@ -127,8 +127,9 @@ def _agents(names: Names) -> Iterator[Item]:
         "agent-programs",
         AGENTS,
         f"Agents have `{names.python}`, `git`, `make` and `tar`; those with credentials also `docker` and `kubectl`.",
-        f"Debian: `apt-get install {names.python} {names.python}-venv git make`. `ci/mlops-build` installs the rest "
-        "into `.venv` of each checkout.",
+        f"Debian: `apt-get install {names.python} {names.python}-venv git make`. `ci/mlops-build` installs the rest into `.venv` of each "
+        "clean checkout, which takes minutes at first and seconds with `uv` on PATH and its cache; MLOPS_BUILD names a mlops-build that is "
+        "installed, and then nothing is.",
         lambda: agent.programs([names.python, "git", "make", "tar"]),
     )
     yield Item(

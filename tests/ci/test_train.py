@@ -117,9 +117,9 @@ def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) ->
     assert [version.version for version in place.registry.versions("points")] == [1]
     assert place.head("retrain/7") == model["commit"]
 
-    # Once it is merged, there is nothing to train: no branch, no commit, no pull request.
+    # Once it is merged, training again brings nothing new, even by force: no branch, no commit, no pull request.
     git(place.folder / "bitbucket/ml/points.git", "update-ref", "refs/heads/main", model["commit"])
-    nothing = place.train(place.agent(), 8)
+    nothing = place.train(place.agent(), 8, "--force")
     assert (nothing["branch"], nothing["pull_request"]) == (None, None)
     assert nothing["models"][0]["new"] is False
     assert place.head("retrain/8") is None
@@ -199,6 +199,20 @@ def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -
     assert (
         "is no build number" in mlops_build(agent, "ci", "train", "--build", "0", expect=2, environment={"MLOPS_GIT_BRANCH": "main"}).stderr
     )
+    assert place.registry.versions("points") == []
+
+
+def test_data_that_cannot_be_had_is_said_as_such(place: Place) -> None:
+    agent = place.agent()
+    stored = place.folder / "dvc-remote"
+    stored.rename(place.folder / "elsewhere")
+    said = place.train(agent, expect=4)
+    assert "the DVC remote lacks the data of data/raw.dvc" in said
+    config = agent / ".dvc/config"
+    config.write_text(config.read_text().replace(str(stored), "s3://nothing/here\n    endpointurl = http://127.0.0.1:9"))
+    git(agent, "commit", "--quiet", "--all", "--message=Another remote")
+    place.more = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1"}
+    assert "dvc pull failed" in place.train(agent, expect=5)
     assert place.registry.versions("points") == []
 
 
