@@ -54,16 +54,19 @@ def render(source: Source, jobs: Sequence[Job], scratch: Path) -> list[list[Prob
     Raises ScaffoldError where the template itself cannot be rendered.
     """
     request = json.dumps({"source": source.recorded, "clone": str(source.clone), "jobs": [asdict(job) for job in jobs]})
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops_build.scaffold.child"],
-        input=request,
-        env=_environment(source, scratch),
-        cwd=scratch,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlops_build.scaffold.child"],
+            input=request,
+            env=_environment(source, scratch),
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"copier did not end within {SECONDS} s", remedy="try again on a machine that is less busy") from None
     try:
         replies = json.loads(done.stdout)
     except ValueError:
