@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/verify.py [--checkov .venv/checkov/bin/checkov]
 
 The faults are those of tests/verify/faults.py, in the service tests/verify/app: one edit each. Every tool sees the same: the production
-overlay as `kubectl kustomize` renders it (left out: what does not render, since kustomize itself finds it, and what is
-not in the manifests but about them). A tool finds a fault
-if it says something that it does not say of the service without it; `mlops-build verify` only if it names the right rule, file and line.
+overlay as `kubectl kustomize` renders it. Left out is what does not render, since kustomize itself finds it, and what is not in the
+manifests but about them. A tool finds a fault if it says something that it does not say of the service without it; `mlops-build verify`
+only if it names the right rule, file and line.
 kubectl is asked as far as it goes without a cluster, `kubectl set image --local`.
 """
 

@@ -110,6 +110,13 @@ def verify_rules() -> str:
         "Ignore a finding with `# mlops-build: ignore RULE: why` on its line, or alone on the line before; a rule for a whole service in"
     ]
     parts += ["service.yaml: `verify: {ignore: {RULE: why}}`. What is ignored is still listed, with the reason.", ""]
+    parts += [
+        "`ci check` asks every rule of every commit. `release` and `bridge` ask them of the overlay that their commit makes, and refuse"
+    ]
+    parts += [
+        "it (exit code 4) unless it goes back to older versions or `--despite-findings` is given: going back must always be possible."
+    ]
+    parts += ["`rollback --from-git` asks nothing.", ""]
     for family, rules in FAMILIES.items():
         parts += [
             f"- [{family}](#{family.lower().replace(' ', '-').replace(',', '')}): " + ", ".join(f"[`{one.id}`](#{one.id})" for one in rules)

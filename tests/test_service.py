@@ -175,6 +175,10 @@ def test_root_is_found_from_below(tmp_path: Path) -> None:
     (tmp_path / "service.yaml").write_text(VALID)
     (tmp_path / "src/deep").mkdir(parents=True)
     assert service.find_root(tmp_path / "src/deep") == tmp_path.resolve()
+    # The template keeps the Kubernetes Service in a file of the same name.
+    (tmp_path / "deploy/base").mkdir(parents=True)
+    (tmp_path / "deploy/base/service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata:\n  name: digits\n")
+    assert service.find_root(tmp_path / "deploy/base") == tmp_path.resolve()
 
 
 @pytest.mark.parametrize(("text", "size"), [("1KiB", 1024), ("512Mi", 512 * 2**20), ("4GiB", 4 * 2**30), ("2Ti", 2 * 2**40)])
