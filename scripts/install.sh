@@ -16,7 +16,7 @@ for candidate in python3.13 python3.12 python3.11 python3; do
 done
 [ -n "$python" ] || { say "no Python ≥ 3.11 found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }
 
-wanted=$(cat pyproject.toml requirements.lock scripts/install.sh | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+wanted=$(cat pyproject.toml requirements.lock scripts/install.sh mlops_build/__init__.py | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 [ -f $stamp ] && [ "$(cat $stamp)" = "$wanted" ] && exit 0
 rm -f $stamp
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import service
+from mlops_build import __version__, service
 from mlops_build.__main__ import main
 from mlops_build.errors import Refused
 from mlops_build.model import files
@@ -55,7 +55,7 @@ def test_a_context_holds_what_an_image_needs_and_nothing_else(world: World, tmp_
     assert files.digest(tmp_path / "context/models/points") == one.digest
     assert (tmp_path / "context/requirements.lock").read_text() == LOCK
     wheels = sorted(path.name for path in (tmp_path / "context/wheels").iterdir())
-    assert wheels == ["mlops_build-0.1.0-py3-none-any.whl", "points-0.1.0-py3-none-any.whl"]
+    assert wheels == [f"mlops_build-{__version__}-py3-none-any.whl", "points-0.1.0-py3-none-any.whl"]
     document = json.loads((tmp_path / "context/context.json").read_text())
     assert document["models"] == [{"name": "points", "version": 1, "digest": one.digest, "path": "models/points"}]
     assert (document["schema"], document["service"], document["image"], document["python"]) == (1, "points", IMAGE, "3.11")

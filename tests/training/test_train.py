@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build import __version__
 from mlops_build.errors import Refused
 from mlops_build.model import files, identity
 from mlops_build.registry import Registry
@@ -55,7 +56,7 @@ def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_pa
     assert files.digest(made) == tags[identity.DIGEST_TAG]
     found = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     assert {"MLmodel", "predictor.py", "lineage.json", "examples/recorded.json", "environment/requirements.lock"} <= found
-    assert {"environment/wheels/mlops_build-0.1.0-py3-none-any.whl", "environment/environment.json"} <= found
+    assert {f"environment/wheels/mlops_build-{__version__}-py3-none-any.whl", "environment/environment.json"} <= found
     assert any(path.startswith("environment/wheels/points-") for path in found)
     assert not [path for path in found if path.endswith((".pkl", ".pickle"))]
     lock = (made / "environment/requirements.lock").read_text()
