@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlops_build import __version__
 
@@ -28,6 +29,10 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# No test asserts a time: on a busy machine a case takes many times as long.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def git(folder: Path, *arguments: str) -> str:
