@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build.errors import UsageError
-    from mlops_build.scaffold import existing, render
+    from mlops_build.scaffold import render
+    from mlops_build.scaffold.existing import around
 
     answers: dict[str, object] = {}
     for one in args.answer:
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if not separator or not name:
             raise UsageError(f"--answer {one!r}: there is no =", remedy="write --answer NAME=VALUE, for example --answer team=ml-platform")
         answers[name] = value
-    made = existing.scaffold(
+    made = around.scaffold(
         args.destination,
         args.script,
         args.data,

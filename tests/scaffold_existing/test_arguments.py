@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build import data
-from mlops_build.scaffold import existing
+from mlops_build.scaffold.existing import around
 
 ARGPARSE = """\
 import argparse, json
@@ -70,7 +70,7 @@ def test_a_stage_hands_a_script_what_a_shell_did(template: Path, tmp_path: Path,
     subprocess.run([sys.executable, "train.py"], cwd=work, check=True, timeout=60)
     by_shell = json.loads((work / "made/args.json").read_text())
     service = tmp_path / "service"
-    existing.scaffold(service, work / "train.py", [str(work / "rows.csv")], {}, template=str(template), say=lambda _: None)
+    around.scaffold(service, work / "train.py", [str(work / "rows.csv")], {}, template=str(template), say=lambda _: None)
     # Here it is about the arguments: neither an MLflow run, nor the stage that logs a model.
     pipeline = (service / "dvc.yaml").read_text()
     pipeline = pipeline[: pipeline.index("  model:")].replace("mlops_build.training.script models/weights.pt -m ", "")

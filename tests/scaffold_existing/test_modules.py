@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.errors import Refused
-from mlops_build.scaffold import modules, script
+from mlops_build.scaffold.existing import modules, script
 
 BESIDE = {
     "net.py": "import layers.conv\nfrom layers import conv as other\nWIDTH = layers.conv.SIZE + other.SIZE\n",

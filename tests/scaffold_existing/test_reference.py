@@ -11,7 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from mlops_build import data
-from mlops_build.scaffold import existing, sources
+from mlops_build.scaffold.existing import around
+from mlops_build.scaffold.existing import data as sources
 from tests.conftest import git
 
 ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
@@ -23,10 +24,10 @@ torch.save({"total": torch.tensor(total)}, "model.pt")
 """
 
 
-def make(template: Path, folder: Path, place: str, **more: object) -> tuple[Path, existing.Made]:
+def make(template: Path, folder: Path, place: str, **more: object) -> tuple[Path, around.Made]:
     (folder / "work").mkdir(exist_ok=True)
     (folder / "work/train.py").write_text(TRAIN.replace("PLACE", place))
-    made = existing.scaffold(
+    made = around.scaffold(
         folder / "service",
         folder / "work/train.py",
         [place],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.errors import MlopsBuildError
-from mlops_build.scaffold import pipeline, script
+from mlops_build.scaffold.existing import pipeline, script
 
 
 def parsed(folder: Path, text: str) -> script.Script:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlops_build.errors import Refused
-from mlops_build.scaffold.script import Script, read
+from mlops_build.scaffold.existing.script import Script, read
 
 MOST = 200  # modules; more is a project, not a script
 

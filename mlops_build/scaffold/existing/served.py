@@ -4,8 +4,8 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlops_build.scaffold.modules import Module
-from mlops_build.scaffold.script import Script, Written, assigned, constants, dotted, value_at
+from mlops_build.scaffold.existing.modules import Module
+from mlops_build.scaffold.existing.script import Script, Written, assigned, constants, dotted, value_at
 
 PREDICTOR = '''\
 """What callers talk to: the network that {script} trains, what is sent to it and what it answers."""

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlops_build.scaffold.script import SECRET, Option
+from mlops_build.scaffold.existing.script import SECRET, Option
 
 # What stands in YAML without quotes and means itself.
 WORD = re.compile(r"[A-Za-z0-9_./:=,+-]+")

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mlops_build.scaffold import copied as copies
-from mlops_build.scaffold import script as scripts
-from mlops_build.scaffold.copied import Copied
-from mlops_build.scaffold.modules import Module
-from mlops_build.scaffold.script import Script
-from mlops_build.scaffold.sources import Source
-from mlops_build.scaffold.todo import Todo
+from mlops_build.scaffold.existing import copied as copies
+from mlops_build.scaffold.existing import script as scripts
+from mlops_build.scaffold.existing.copied import Copied
+from mlops_build.scaffold.existing.data import Source
+from mlops_build.scaffold.existing.modules import Module
+from mlops_build.scaffold.existing.script import Script
+from mlops_build.scaffold.existing.todo import Todo
 
 CARD = re.compile(r"cuda:[0-9]+")
 # A path above the folder, or of one machine.

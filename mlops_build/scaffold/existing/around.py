@@ -17,16 +17,18 @@ from typing import Any
 from mlops_build import service as service_file
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.git import command as git
-from mlops_build.scaffold import copied as copies
-from mlops_build.scaffold import modules as modules_of
-from mlops_build.scaffold import pipeline, render, served, sources
-from mlops_build.scaffold import script as scripts
-from mlops_build.scaffold.copied import Copied
-from mlops_build.scaffold.look import look
-from mlops_build.scaffold.modules import Module
-from mlops_build.scaffold.script import Option, Script, Written
-from mlops_build.scaffold.sources import Source
-from mlops_build.scaffold.todo import Left, Todo, listing, page
+from mlops_build.scaffold import render
+from mlops_build.scaffold.existing import copied as copies
+from mlops_build.scaffold.existing import data as sources
+from mlops_build.scaffold.existing import modules as modules_of
+from mlops_build.scaffold.existing import pipeline, served
+from mlops_build.scaffold.existing import script as scripts
+from mlops_build.scaffold.existing.copied import Copied
+from mlops_build.scaffold.existing.data import Source
+from mlops_build.scaffold.existing.look import look
+from mlops_build.scaffold.existing.modules import Module
+from mlops_build.scaffold.existing.script import Option, Script, Written
+from mlops_build.scaffold.existing.todo import Left, Todo, listing, page
 
 PROJECT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[ _-][A-Za-z0-9]+)*")
 # A path that may stand in dvc.yaml and in Python as it is.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_build.scaffold import modules as modules_of
-from mlops_build.scaffold import script as scripts
-from mlops_build.scaffold.modules import Edit, Module
-from mlops_build.scaffold.script import Script
-from mlops_build.scaffold.sources import Source
+from mlops_build.scaffold.existing import modules as modules_of
+from mlops_build.scaffold.existing import script as scripts
+from mlops_build.scaffold.existing.data import Source
+from mlops_build.scaffold.existing.modules import Edit, Module
+from mlops_build.scaffold.existing.script import Script
 
 
 @dataclass(frozen=True)
