@@ -99,8 +99,12 @@ def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
 
 
 def _pull_tracked(root: Path) -> None:
-    """The raw data, before any stage looks for it: what cannot be had is then said as such, and a forced run does not pull by itself."""
-    files = [file.relative_to(root).as_posix() for file in sorted(root.glob("data/**/*.dvc"))]
+    """The raw data, before any stage looks for it: what cannot be had is then said as such, and a forced run does not pull by itself.
+
+    Imports are left to the run: until the first one has fetched them from their source, no remote has a copy.
+    """
+    known = (file.relative_to(root).as_posix() for file in sorted(root.glob("data/**/*.dvc")))
+    files = [name for name in known if name not in imports(root)]
     if not files or not remotes(root):
         return
     done = _short(root, ["pull", *files], seconds=COMMAND_SECONDS)

@@ -180,12 +180,12 @@ def test_the_release_renders_over_a_base(tmp_path: Path) -> None:
     assert container["startupProbe"] == {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 3, "failureThreshold": 34}
     assert container["env"] == [{"name": "HOME", "value": "/tmp"}]
     for metadata in (deployment["metadata"], pod["metadata"]):
-        assert metadata["labels"] == {"app": "digits", "mlops-build/model": "digits", "mlops-build/version": "3"}
+        assert metadata["labels"] == {"app.kubernetes.io/name": "digits", "mlops-build/model": "digits", "mlops-build/version": "3"}
         assert metadata["annotations"]["mlops-build/models"] == "models:/digits/3"
         assert metadata["annotations"]["mlops-build/digests"] == MODEL.digest
         assert metadata["annotations"]["mlops-build/commit"] == RECORD.commit
     assert pod["metadata"]["annotations"]["mine"] == "kept"
-    assert deployment["spec"]["selector"]["matchLabels"] == {"app": "digits"}
+    assert deployment["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "digits"}
 
 
 @pytest.mark.parametrize(("mode", "replicas"), [("shared", 1), ("shared", 2), ("exclusive", 1), ("exclusive", 3)])
