@@ -246,8 +246,12 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
         resources["requests"]["nvidia.com/gpu"] = resources["limits"]["nvidia.com/gpu"] = str(numbers.cards)
     variables: dict[str, str] = {}
     shared: dict[str, Any] = {}
+    if numbers.gpu != "none":
+        variables["MLOPS_DEVICE"] = "gpu"
+        variables["MLOPS_SERVICE"] = service.name
     if numbers.gpu == "shared":
         variables["MLOPS_GPU_MEMORY"] = f"{kubernetes_memory(numbers.gpu_memory_bytes)}B"
+        variables["MLOPS_GPU_WAIT"] = str(numbers.wait_seconds)
         variables["MLOPS_GPU_LEASE_DIR"] = objects.LEASE_DIR
         variables |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
         shared = {"volumeMounts": [{"name": "gpu-leases", "mountPath": objects.LEASE_DIR}]}

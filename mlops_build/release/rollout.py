@@ -70,19 +70,30 @@ class Rollout:
         return self.autoscale.max_replicas if self.autoscale else self.replicas
 
     @property
+    def wait_seconds(self) -> int:
+        """How long a pod may wait for room on a shared card before it loads: as long as the pod that goes before it takes to end, or a
+        neighbour that loads onto the same card takes for that."""
+        return max(self.startup_seconds, GRACE_SECONDS) if self.gpu == "shared" else 0
+
+    @property
+    def start_seconds(self) -> int:
+        """The longest start: waiting, then loading."""
+        return self.wait_seconds + self.startup_seconds
+
+    @property
     def startup_failures(self) -> int:
         """How often the start-up probe may fail before the pod counts as broken."""
-        return math.ceil(self.startup_seconds / PROBE_SECONDS)
+        return math.ceil(self.start_seconds / PROBE_SECONDS)
 
     @property
     def deadline_seconds(self) -> int:
         """progressDeadlineSeconds: longer than the longest start, or every slow start is a failed rollout."""
-        return self.startup_seconds + PULL_SECONDS
+        return self.start_seconds + PULL_SECONDS
 
     @property
     def update_seconds(self) -> int:
-        """How long an update may take: the image is pulled, then one pod after the other ends and loads."""
-        return PULL_SECONDS + max(self.most, 1) * (self.startup_seconds + GRACE_SECONDS)
+        """How long an update may take: the image is pulled, then one pod after the other ends, waits and loads."""
+        return PULL_SECONDS + max(self.most, 1) * (self.start_seconds + GRACE_SECONDS)
 
     @property
     def calm_seconds(self) -> int:

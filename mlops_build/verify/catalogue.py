@@ -433,6 +433,14 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
             "kind: Deployment\nspec: {replicas: 2}\n# with a HorizontalPodAutoscaler",
             "service",
         ),
+        Rule(
+            "hpa-no-monitoring",
+            "An autoscaler counts what nothing collects",
+            "A metric of pods comes through Prometheus, and nothing here tells it to ask these: they are never scaled.",
+            "answer `monitoring` with annotations or prometheus-operator; where Prometheus is told elsewhere, ignore this and say so",
+            "metrics:\n  - type: Pods\n    pods: {metric: {name: requests}, …}\n# and neither ServiceMonitor nor prometheus.io/scrape",
+            "service",
+        ),
     ),
     "Memory and GPUs": (
         Rule(
@@ -494,6 +502,14 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
             "Neighbours count on the promise: more than that kills one of them.",
             "remove MLOPS_GPU_MEMORY from your patch; the release writes it from gpu.memory",
             "env:\n  - {name: MLOPS_GPU_MEMORY, value: 8GiB}\n# and gpu: {memory: 4GiB}",
+            "service",
+        ),
+        Rule(
+            "gpu-leases",
+            "A service on a shared card cannot write its lease where its neighbours look",
+            "They do not know of it, and take the memory that it needs; it starts on a card chosen at random.",
+            "mount the node's gpu.lease_dir, writable, at MLOPS_GPU_LEASE_DIR, as the release's patch does",
+            "env:\n  - {name: MLOPS_GPU_LEASE_DIR, value: /run/mlops-gpu}\n# and no volumeMount there",
             "service",
         ),
     ),

@@ -117,6 +117,10 @@ def _scaler(world: World, scaler: Object) -> Iterator[Fault]:
         if kind == "Utilization" and lacking:
             why = f"it scales on a percentage of the {resource} request, and {', '.join(lacking)} of {owner} requests none"
             yield Fault("hpa-no-request", scaler, where, why)
+    if world.service and world.released and not _asked_by_prometheus(world, pods):
+        for where, name in _pod_metrics(scaler):
+            why = f"it scales {owner} on {name} of its pods, and nothing here tells Prometheus to ask them"
+            yield Fault("hpa-no-monitoring", scaler, where, why)
     if world.service and "replicas" in owner.spec and pods[0].replicas != 0:
         why = f"{owner} sets replicas, so every deployment undoes what the scaler did"
         yield Fault("hpa-replicas", owner, ("spec", "replicas"), why)
@@ -131,6 +135,22 @@ def _resource_metrics(scaler: Object) -> Iterator[tuple[Path, str, str]]:
         if metric.get("type") == "Resource":
             where: Path = ("spec", "metrics", index, "resource", "name")
             yield where, text(resource.get("name")), text(mapping(resource.get("target")).get("type"))
+
+
+def _pod_metrics(scaler: Object) -> Iterator[tuple[Path, str]]:
+    """(path, name) of the metrics of pods that an autoscaler looks at."""
+    for index, metric in enumerate(mappings(scaler.spec.get("metrics"))):
+        name = text(mapping(mapping(metric.get("pods")).get("metric")).get("name"))
+        if metric.get("type") == "Pods" and name:
+            yield ("spec", "metrics", index, "pods", "metric", "name"), name
+
+
+def _asked_by_prometheus(world: World, pods: list[Pod]) -> bool:
+    """Whether something here is about scraping: a monitor of the operator, or an annotation of pods or Services."""
+    if world.of("ServiceMonitor", "PodMonitor", "ScrapeConfig"):
+        return True
+    described = [mapping(pod.data.get("metadata")) for pod in pods] + [one.metadata for one in world.of("Service")]
+    return any(str(mapping(one.get("annotations")).get("prometheus.io/scrape")).lower() == "true" for one in described)
 
 
 def _requests(container: object, resource: str) -> bool:

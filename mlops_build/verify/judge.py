@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlops_build.verify import disruption, enumerations, names, overlay, references, repeats, resources, schema, security, workloads
+from mlops_build.verify import disruption, enumerations, leases, names, overlay, references, repeats, resources, schema, security, workloads
 from mlops_build.verify.document import File, Node
 from mlops_build.verify.document import Path as DataPath
 from mlops_build.verify.world import Fault, Locate, World
@@ -17,6 +17,7 @@ FAMILIES: tuple[Callable[[World], Iterator[Fault]], ...] = (
     workloads.check,
     disruption.check,
     resources.check,
+    leases.check,
     security.check,
 )
 

@@ -204,9 +204,12 @@ def test_the_release_of_a_gpu_service_renders(tmp_path: Path, mode: str, replica
     if mode == "shared":
         assert pod["runtimeClassName"] == "nvidia"
         assert variables["MLOPS_GPU_MEMORY"] == "6GiB"
+        budget = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
+        assert budget >= int(variables["MLOPS_GPU_WAIT"]) + 120, "who waits for room still has all of startup_seconds to load"
+        assert spec["progressDeadlineSeconds"] > budget
         assert variables["MLOPS_GPU_LEASE_DIR"] == container["volumeMounts"][0]["mountPath"] == "/run/mlops-gpu"
         assert "nvidia.com/gpu" not in container["resources"]["limits"] | container["resources"]["requests"]
     else:
         assert not {"runtimeClassName", "volumes"} & set(pod)
         assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == "1"
-        assert set(variables) == {"HOME"}
+        assert variables == {"HOME": "/tmp", "MLOPS_DEVICE": "gpu", "MLOPS_SERVICE": "digits"}

@@ -257,7 +257,8 @@ def test_a_pod_starts_slowly_and_ends_gently(rendered: tuple[tuple[str, str, str
     }
     budget = probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"]
     longest = service_file.load(found.root).serving.startup_seconds
-    assert budget >= longest
+    waits = {one["name"]: one["value"] for one in container["env"]}.get("MLOPS_GPU_WAIT", "0")
+    assert budget >= longest + int(waits)
     killed_after = probes["livenessProbe"]["periodSeconds"] * probes["livenessProbe"]["failureThreshold"]
     unready_after = probes["readinessProbe"]["periodSeconds"] * probes["readinessProbe"]["failureThreshold"]
     assert killed_after >= 120
@@ -276,7 +277,8 @@ def test_the_page_about_manifests_says_these_numbers(overlay: Any) -> None:
         period, failures = probe["periodSeconds"], probe["failureThreshold"]
         assert f"every {period} s, {probe['timeoutSeconds']} s each, {failures} failures: {period * failures} s" in page
     assert f"every {rollout.PROBE_SECONDS} s, ⌈`serving.startup_seconds` ÷ {rollout.PROBE_SECONDS}⌉ failures" in page
-    assert f"`startup_seconds` + {rollout.PULL_SECONDS} s" in page
+    assert f"the start-up budget + {rollout.PULL_SECONDS} s" in page
+    assert f"at least {rollout.GRACE_SECONDS} s" in page
     assert (rollout.GRACE_SECONDS, f"+ {grace} s), at least {deploy.LEAST_SECONDS} s" in page) == (grace, True)
     assert f"after {rollout.CALM_SECONDS} s of low load" in page
     assert f"CKV_K8S_{', '.join(sorted(check.removeprefix('CKV_K8S_') for check in BEFORE_A_RELEASE))} |" in page
@@ -295,8 +297,10 @@ def test_a_gpu_is_had_as_its_mode_says(rendered: tuple[tuple[str, str, str], Ren
     assert pod.get("nodeSelector") == (None if mode == "none" else {"example.com/card": "l4"})
     assert pod.get("tolerations") == (None if mode == "none" else [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}])
     assert pod.get("priorityClassName") == ("serving" if case == "three" else None)
+    own = {} if mode == "none" else {"MLOPS_DEVICE": "gpu", "MLOPS_SERVICE": "digits"}
+    assert own.items() <= variables.items()
     if mode != "shared":
-        assert set(variables) == {"HOME"}
+        assert set(variables) == {"HOME", *own}
         return
     assert variables["MLOPS_GPU_MEMORY"] == "4GiB"
     assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"

@@ -84,6 +84,45 @@ REPLICAS = (
     (DEPLOYMENT, "  progressDeadlineSeconds: 600\n", "  progressDeadlineSeconds: 600\n  replicas: 2\n"),
 )
 ENV = "              value: north\n"
+# Where neighbours look for the leases of a shared card, and what keeps this service's from them.
+LEASES = (SETTINGS, "mode: exclusive", "mode: shared")
+LEASE_VARIABLE = (PATCH, ENV, f"{ENV}            - name: MLOPS_GPU_LEASE_DIR\n              value: /leases\n")
+MOUNT = (
+    PATCH,
+    "value: /leases\n",
+    "value: /leases\n          volumeMounts:\n            - name: leases\n              mountPath: /leases\n",
+)
+VOLUME = "      volumes:\n        - name: leases\n"
+FOLDER = (PATCH, "", f"{VOLUME}          hostPath:\n            path: /run/mlops-gpu\n            type: Directory\n")
+CLAIMED = (PATCH, "", f"{VOLUME}          persistentVolumeClaim:\n            claimName: digits-leases\n")
+NODE_VOLUME = """\
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata:
+  name: digits-leases
+spec:
+  storageClassName: ""
+  capacity:
+    storage: 1Mi
+  accessModes: [ReadWriteMany]
+  hostPath:
+    path: /run/mlops-gpu
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: digits-leases
+spec:
+  storageClassName: ""
+  volumeName: digits-leases
+  accessModes: [ReadWriteMany]
+  resources:
+    requests:
+      storage: 1Mi
+"""
+ON_FOLDER = (*SHARED[1:], LEASE_VARIABLE, MOUNT, FOLDER)
+ON_CLAIM = (*SHARED[1:], LEASE_VARIABLE, MOUNT, CLAIMED, (CLAIM, "", NODE_VOLUME))
 
 FAULTS: tuple[Fault, ...] = (
     # Files
@@ -418,6 +457,15 @@ FAULTS: tuple[Fault, ...] = (
         also=(*NO_GPU, (DEPLOYMENT, "              cpu: 500m\n", "")),
     ),
     Fault(
+        "HPA on a metric that nobody collects",
+        "hpa-no-monitoring",
+        f"{BASE}/kustomization.yaml",
+        "  - servicemonitor.yaml\n",
+        "",
+        "name: requests_in_progress",
+        where=HPA,
+    ),
+    Fault(
         "two HPAs of one workload",
         "hpa-twice",
         HPA,
@@ -508,6 +556,56 @@ FAULTS: tuple[Fault, ...] = (
         "mode: shared",
         "value: 8GiB",
         also=(*SHARED[1:], (PATCH, ENV, ENV + "            - name: MLOPS_GPU_MEMORY\n              value: 8GiB\n")),
+        where=PATCH,
+    ),
+    Fault("shared without a lease directory", "gpu-leases", *LEASES, "- name: digits$", also=SHARED[1:], where=DEPLOYMENT),
+    Fault("leases where nothing is mounted", "gpu-leases", *LEASES, "value: /leases", also=(*SHARED[1:], LEASE_VARIABLE), where=PATCH),
+    Fault(
+        "leases read-only",
+        "gpu-leases",
+        *LEASES,
+        "readOnly",
+        also=(*ON_FOLDER, (PATCH, "mountPath: /leases\n", "mountPath: /leases\n              readOnly: true\n")),
+        where=PATCH,
+    ),
+    Fault(
+        "leases of one pod",
+        "gpu-leases",
+        *LEASES,
+        "emptyDir",
+        also=(*SHARED[1:], LEASE_VARIABLE, MOUNT, (PATCH, "", f"{VOLUME}          emptyDir: {{}}\n")),
+        where=PATCH,
+    ),
+    Fault(
+        "leases in another folder",
+        "gpu-leases",
+        *LEASES,
+        "path: /tmp",
+        also=(*ON_FOLDER, (PATCH, "path: /run/mlops-gpu", "path: /tmp/leases")),
+        where=PATCH,
+    ),
+    Fault(
+        "leases in a folder of the kubelet's",
+        "gpu-leases",
+        *LEASES,
+        "OrCreate",
+        also=(*ON_FOLDER, (PATCH, "type: Directory", "type: DirectoryOrCreate")),
+        where=PATCH,
+    ),
+    Fault(
+        "lease volume of another folder",
+        "gpu-leases",
+        *LEASES,
+        "path: /var",
+        also=(*ON_CLAIM, (CLAIM, "path: /run/mlops-gpu", "path: /var/leases")),
+        where=CLAIM,
+    ),
+    Fault(
+        "lease claim read-only",
+        "gpu-leases",
+        *LEASES,
+        "readOnly",
+        also=(*ON_CLAIM, (PATCH, "claimName: digits-leases\n", "claimName: digits-leases\n            readOnly: true\n")),
         where=PATCH,
     ),
     # Security

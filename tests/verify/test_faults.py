@@ -7,7 +7,7 @@ import pytest
 
 from mlops_build.verify import Report, examine, look
 from mlops_build.verify.catalogue import RULES
-from tests.verify.faults import APP, FAULTS, Fault
+from tests.verify.faults import APP, FAULTS, LEASES, ON_CLAIM, ON_FOLDER, Fault
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
 
@@ -28,6 +28,13 @@ def test_a_fault_of_the_manifests_is_found_where_it_is(fault: Fault, tmp_path: P
 def test_a_fault_of_the_specs_is_found_where_it_is(fault: Fault, tmp_path: Path) -> None:
     root = fault.apply(tmp_path / "app")
     assert places(look(root, environments=[])) == [(fault.rule, fault.file, fault.line(root))]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("mount", [ON_FOLDER, ON_CLAIM], ids=["folder", "claim"])
+def test_a_lease_directory_that_neighbours_see_has_no_finding(mount: tuple[tuple[str, str, str], ...], tmp_path: Path) -> None:
+    root = Fault("right", "none", *LEASES, "", also=mount).apply(tmp_path / "app")
+    assert "gpu-leases" not in {rule for rule, _, _ in places(look(root))}
 
 
 def places(report: Report) -> list[tuple[str, str | None, int | None]]:
