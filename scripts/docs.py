@@ -3,6 +3,7 @@
 A test compares the files with what this makes, so that they cannot drift. `--check` does the same: exit code 1 if one differs.
 """
 
+import argparse
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from jinja2 import Environment, meta
 from ruamel.yaml import YAML
 
 from mlops_build.checklist import items, names
-from mlops_build.cli.parser import EXIT_CODES, command_parser
+from mlops_build.cli.parser import EXIT_CODES, command_parser, subparsers
 from mlops_build.cli.table import COMMANDS
 from mlops_build.service import json_schema
 from mlops_build.verify.catalogue import FAMILIES
@@ -42,7 +43,12 @@ def cli() -> str:
         f"| [`{name}`](#{name}) | {summary} | {f'`[{extra}]`' if extra else 'the base'} |" for name, (_, summary, extra) in COMMANDS.items()
     ]
     for name, command in COMMANDS.items():
-        parts += ["", f"## {name}", "", "```text", command_parser(name, command).format_help().rstrip(), "```"]
+        parser = command_parser(name, command)
+        parts += ["", f"## {name}", "", "```text", parser.format_help().rstrip(), "```"]
+        for below, one in subparsers(parser).items():
+            # A subcommand without arguments of its own has said everything in its command's help.
+            if any(action.help is not argparse.SUPPRESS and action.dest != "help" for action in one._actions):
+                parts += ["", f"### {name} {below}", "", "```text", one.format_help().rstrip(), "```"]
     return "\n".join(parts) + "\n"
 
 

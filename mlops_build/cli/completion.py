@@ -1,4 +1,4 @@
-"""Print a completion script for your shell: commands, and each command's options."""
+"""Print a completion script for your shell: commands, subcommands, and the options of each."""
 
 import argparse
 
@@ -19,28 +19,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options() -> dict[str, list[str]]:
-    """Command → its options and the words it offers, from the parsers themselves."""
-    from mlops_build.cli.parser import command_parser
+    """Command, or command and subcommand → its options and the words it offers, from the parsers themselves."""
+    from mlops_build.cli.parser import command_parser, subparsers
     from mlops_build.cli.table import COMMANDS
 
     found = {}
     for name, command in COMMANDS.items():
-        actions = command_parser(name, command)._actions
-        words = [option for action in actions for option in action.option_strings if option.startswith("--")]
-        words += [str(choice) for action in actions for choice in (action.choices or ()) if not action.option_strings]
-        found[name] = sorted(words)
+        parser = command_parser(name, command)
+        found[name] = _offered(parser)
+        found |= {f"{name} {below}": _offered(one) for below, one in subparsers(parser).items()}
     return found
 
 
+def _offered(parser: argparse.ArgumentParser) -> list[str]:
+    words = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    words += [str(choice) for action in parser._actions for choice in (action.choices or ()) if not action.option_strings]
+    return sorted(words)
+
+
+def _commands(words: dict[str, list[str]]) -> str:
+    return " ".join(name for name in words if " " not in name)
+
+
 def bash(words: dict[str, list[str]]) -> str:
-    cases = "\n".join(f"    {name}) words='{' '.join(offered)}' ;;" for name, offered in words.items())
+    deepest_first = sorted(words.items(), key=lambda item: -item[0].count(" "))
+    cases = "\n".join(f"    '{name} '*) words='{' '.join(offered)}' ;;" for name, offered in deepest_first)
+    commands = f"{_commands(words)} --help --version"
+    # The words that are complete, each with a blank behind it: `gpu ` is not yet `gpu pick `.
     return f"""_mlops_build() {{
   local words current="${{COMP_WORDS[COMP_CWORD]}}"
-  case "${{COMP_WORDS[1]}}" in
+  case "${{COMP_WORDS[*]:1:COMP_CWORD-1}} " in
 {cases}
-    *) words='{" ".join(words)} --help --version' ;;
+    *) words='{commands}' ;;
   esac
-  [ "$COMP_CWORD" -gt 1 ] || words='{" ".join(words)} --help --version'
   COMPREPLY=($(compgen -W "$words" -- "$current"))
   [ -n "${{COMPREPLY[*]}}" ] || COMPREPLY=($(compgen -f -- "$current"))
 }}
@@ -48,11 +59,12 @@ complete -F _mlops_build mlops-build"""
 
 
 def zsh(words: dict[str, list[str]]) -> str:
-    cases = "\n".join(f"    {name}) compadd -- {' '.join(offered)}; _files ;;" for name, offered in words.items())
+    deepest_first = sorted(words.items(), key=lambda item: -item[0].count(" "))
+    cases = "\n".join(f"    '{name} '*) compadd -- {' '.join(offered)}; _files ;;" for name, offered in deepest_first)
     return f"""#compdef mlops-build
 _mlops_build() {{
-  if (( CURRENT == 2 )); then compadd -- {" ".join(words)} --help --version; return; fi
-  case "${{words[2]}}" in
+  if (( CURRENT == 2 )); then compadd -- {_commands(words)} --help --version; return; fi
+  case "${{words[2,CURRENT-1]}} " in
 {cases}
   esac
 }}
@@ -62,9 +74,12 @@ compdef _mlops_build mlops-build"""
 def fish(words: dict[str, list[str]]) -> str:
     from mlops_build.cli.table import COMMANDS
 
-    lines = [f"complete -c mlops-build -n __fish_use_subcommand -f -a {name} -d '{COMMANDS[name][1]}'" for name in words]
+    lines = [f"complete -c mlops-build -n __fish_use_subcommand -f -a {name} -d '{summary}'" for name, (_, summary, _) in COMMANDS.items()]
     for name, offered in words.items():
+        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
+        below = [one.partition(" ")[2] for one in words if one.startswith(f"{name} ")]
+        unless = f"; and not __fish_seen_subcommand_from {' '.join(below)}" if below else ""
         for word in offered:
             what = f"-l {word.removeprefix('--')}" if word.startswith("--") else f"-a {word}"
-            lines.append(f"complete -c mlops-build -n '__fish_seen_subcommand_from {name}' {what}")
+            lines.append(f"complete -c mlops-build -n '{seen}{unless}' {what}")
     return "\n".join(lines)

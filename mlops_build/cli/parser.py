@@ -1,6 +1,8 @@
 """The parsers: one of `mlops-build` itself, which imports no command, and one of each command."""
 
 import argparse
+import os
+import sys
 from importlib import import_module
 
 from mlops_build import __version__
@@ -10,15 +12,41 @@ DESCRIPTION = "From data to a deployed model service. Every command: --help with
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service does not answer, 6 no room"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help is laid out as written; so are the parsers of its subcommands."""
+
+    def __init__(
+        self, prog: str | None = None, usage: str | None = None, description: str | None = None, epilog: str | None = None
+    ) -> None:
+        super().__init__(prog, usage, description, epilog, formatter_class=Formatter)
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal. argparse alone asks shutil, whose import takes longer than building every parser here."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """What shutil.get_terminal_size().columns is."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80 if sys.__stdout__ else 80
+    except (ValueError, OSError):  # closed, or no terminal
+        return 80
+
+
 def top_parser() -> argparse.ArgumentParser:
     """The parser of `mlops-build` itself: it knows names and summaries only."""
     width = max(map(len, COMMANDS)) + 2
     listing = "\n".join(f"  {name:<{width}}{summary}" for name, (_, summary, _) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlops-build",
         description=DESCRIPTION,
         epilog=f"commands:\n{listing}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="mlops-build COMMAND [ARGUMENTS]",
     )
     parser.add_argument("--version", action="version", version=f"mlops-build {__version__}")
@@ -32,13 +60,19 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of one command; imports its (light) module. Every command gets --json."""
     path, summary, _ = command
     module = import_module(path)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"mlops-build {name}",
         description=(module.__doc__ or summary).strip(),
         epilog=f"example:\n{module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
     parser.set_defaults(run=module.run)
     return parser
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The subcommands of a command, such as `gpu pick`: name → parser."""
+    return {
+        name: one for action in parser._actions if isinstance(action, argparse._SubParsersAction) for name, one in action.choices.items()
+    }

@@ -103,3 +103,11 @@ def test_bash_completes_commands_and_options() -> None:
     asked += 'COMP_WORDS=(mlops-build pro); COMP_CWORD=1; _mlops_build; echo "${COMPREPLY[@]}"\n'
     done = subprocess.run(["bash"], input=asked, capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout.splitlines() == ["--force", "promote"]
+
+
+def test_bash_completes_subcommands_and_their_options() -> None:
+    script = cli("completion", "bash").stdout
+    for words, cursor in (("mlops-build ci d", 2), ("mlops-build ci deploy --time", 3), ("mlops-build ci deploy", 2)):
+        script += f'\nCOMP_WORDS=({words}); COMP_CWORD={cursor}; _mlops_build; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout.splitlines() == ["deploy", "--timeout", "deploy"]
