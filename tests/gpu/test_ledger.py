@@ -1,0 +1,423 @@
+"""Leases on disk, with real processes: who lives, who is believed, and what a hostile directory cannot do."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlops_build.gpu import ledger as leases
+from mlops_build.gpu.ledger import Ledger, LockHeld, NoLedger
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+HOLD = """
+import os, sys, time
+from mlops_build.gpu.ledger import Ledger
+if sys.argv[2] != "-": os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+os.umask(0o077)
+ledger = Ledger.open(sys.argv[1])
+held = ledger.promise(["GPU-a"], 1 << 30, exclusive=False, service=sys.argv[3])
+exec(sys.argv[4])
+print("held", held.promise.id, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are 0700, and other users' processes look in
+        folder.chmod(0o755)
+    path = tmp_path / "leases"
+    path.mkdir()
+    path.chmod(0o1777)
+    return path
+
+
+@pytest.fixture
+def holder(directory: Path):
+    """Starts a process that holds a lease until its standard input ends: holder(uid=…, service=…, then="code")."""
+    started = []
+
+    def start(*, uid: int | None = None, service: str = "a", then: str = "") -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(directory), "-" if uid is None else str(uid), service, then],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline().startswith("held"), "the holder failed"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def services(directory: Path) -> list[str]:
+    with Ledger.open(directory) as ledger:
+        return [promise.service for promise in ledger.promises()]
+
+
+def test_a_lease_is_what_its_owner_promised_and_others_can_read_it(directory: Path, holder) -> None:
+    holder(service="ranker")
+    with Ledger.open(directory) as ledger:
+        (promise,) = ledger.promises()
+        assert (promise.uuids, promise.bytes, promise.exclusive, promise.service) == (("GPU-a",), 1 << 30, False, "ranker")
+        assert (promise.seen, promise.loaded, promise.uid) == ({}, False, os.geteuid())
+        ledger.report(promise.id, {"GPU-a": 5, "GPU-other": 7}, loaded=True)
+        (promise,) = ledger.promises()
+        assert (promise.seen, promise.loaded) == ({"GPU-a": 5}, True)
+
+
+@pytest.mark.parametrize("end", ["exit", "kill -9", "crash"])
+def test_the_kernel_ends_a_lease_with_its_owner(directory: Path, holder, end: str) -> None:
+    process = holder()
+    assert services(directory) == ["a"]
+    if end == "exit":
+        process.communicate("")
+    else:
+        process.send_signal(signal.SIGKILL if end == "kill -9" else signal.SIGSEGV)
+    process.wait()
+    assert services(directory) == []
+    assert list(directory.glob("*.lease")) == [], "who looks also tidies"
+
+
+def test_a_lease_survives_exec_and_ends_with_the_program(directory: Path, holder) -> None:
+    program = "import sys; print('held', flush=True); sys.stdin.read()"
+    process = holder(then=f"os.execv(sys.executable, [sys.executable, '-c', {program!r}])")
+    assert services(directory) == ["a"]
+    process.kill()
+    process.wait()
+    assert services(directory) == []
+
+
+def test_a_lease_survives_its_master_in_forked_workers(directory: Path, holder) -> None:
+    process = holder(then=FORK)
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        assert services(directory) == ["a"], "the worker inherited it"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: services(directory) == [])
+
+
+FORK = """
+child = os.fork()
+if child == 0:
+    time.sleep(600)
+print("held", flush=True)
+print(child, flush=True)
+"""
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.02)
+
+
+def test_a_subprocess_does_not_keep_the_lease(directory: Path, holder) -> None:
+    process = holder(then="import subprocess; subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)")
+    process.kill()
+    process.wait()
+    assert services(directory) == []
+
+
+def test_withdrawn_for_everybody_who_inherited_it(directory: Path) -> None:
+    with Ledger.open(directory) as ledger:
+        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        inherited = os.dup(held.descriptor)
+        ledger.withdraw(held)
+        assert ledger.promises() == []
+        assert list(directory.iterdir()) == []
+        os.close(inherited)
+
+
+@root
+def test_users_see_each_others_leases_whatever_their_umask(directory: Path, holder) -> None:
+    holder(uid=65534, service="theirs")
+    holder(service="ours")
+    with Ledger.open(directory) as ledger:
+        assert {(promise.service, promise.uid) for promise in ledger.promises()} == {("theirs", 65534), ("ours", 0)}
+    seen = as_user(directory, "print(sorted(promise.service for promise in ledger.promises()))")
+    assert seen == "['ours', 'theirs']"
+
+
+@root
+def test_the_lock_is_everybodys_whoever_made_it(directory: Path) -> None:
+    decide = "with ledger.deciding(): print('decided')"
+    assert as_user(directory, decide) == "decided", "made by 65534, umask 077"
+    with Ledger.open(directory) as ledger, ledger.deciding():
+        pass
+    (directory / "lock").unlink()
+    with Ledger.open(directory) as ledger, ledger.deciding():
+        pass
+    assert as_user(directory, decide) == "decided", "made by root"
+
+
+@root
+def test_only_the_owner_reports_for_a_lease_and_only_root_and_oneself_give_peaks(directory: Path) -> None:
+    with Ledger.open(directory) as ledger:
+        held = ledger.promise(["GPU-a"], 1 << 30, exclusive=False, service="a")
+        as_user(directory, f"ledger.report({held.promise.id!r}, {{'GPU-a': 1 << 40}}, loaded=True); ledger.write_peaks({{'a': 1}})")
+        (promise,) = ledger.promises()
+        assert (promise.seen, promise.loaded) == ({}, False)
+        ledger.write_peaks({"b": 2})
+        assert ledger.peaks() == [{"b": 2}]
+        assert as_user(directory, "print(sorted(map(str, ledger.peaks())))") == "[\"{'a': 1}\", \"{'b': 2}\"]"
+        ledger.withdraw(held)
+
+
+def as_user(directory: Path, code: str, uid: int = 65534) -> str:
+    # What it needs is imported first: another user need not be able to read this interpreter's folder.
+    become = f"import os; os.umask(0o077); os.setgroups([]); os.setgid({uid}); os.setuid({uid})"
+    program = f"from mlops_build.gpu.ledger import Ledger\n{become}\nledger = Ledger.open({str(directory)!r})\n{code}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+HOSTILE = {
+    "a fifo": lambda path: os.mkfifo(path),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "a secret": lambda path: path.symlink_to("/etc/shadow"),
+    "a folder": lambda path: path.mkdir(),
+    "sparse": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 10 << 30),
+    "nobody": lambda path: path.touch(),
+}
+
+
+@pytest.mark.parametrize("name", ["0" * 16 + ".lease", "0" * 16 + ".seen", "lock", "peaks-0.json", "decisions-0.jsonl"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_something_hostile_in_place_of_a_file_blocks_nobody(directory: Path, what: str, name: str) -> None:
+    HOSTILE[what](directory / name)
+    with Ledger.open(directory) as ledger:
+        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        assert [promise.service for promise in ledger.promises()] == ["a"]
+        ledger.peaks()
+        if name == "lock" and what not in ("sparse", "nobody"):
+            with pytest.raises(NoLedger, match="lock"), ledger.deciding():
+                pass
+        else:
+            with ledger.deciding():
+                pass
+        with contextlib.suppress(NoLedger):
+            ledger.append("decisions-0.jsonl", b"{}\n", 1024)
+        ledger.withdraw(held)
+
+
+GOOD = {"uuids": ["GPU-a"], "bytes": 5, "exclusive": False, "service": "a", "pid": 1, "pid_namespace": 2, "created": 3.0}
+WRONG = [
+    b"",
+    b"\0" * 300,
+    b"[" * 60000,
+    b'{"bytes": ' + b"9" * 60000 + b"}",
+    b'"text"',
+    b"\xff\xfe",
+    *(
+        json.dumps(GOOD | change).encode()
+        for change in (
+            {"bytes": -1},
+            {"bytes": float("nan")},
+            {"bytes": 1e300},
+            {"bytes": True},
+            {"bytes": "5"},
+            {"bytes": 1 << 60},
+            {"uuids": "GPU-a"},
+            {"uuids": []},
+            {"uuids": [5]},
+            {"uuids": ["GPU-a"] * 5000},
+            {"uuids": ["GPU a\n"]},
+            {"created": float("inf")},
+            {"created": None},
+            {"pid": -5},
+        )
+    ),
+    json.dumps(GOOD).replace("3.0", "1e400").encode(),
+]
+
+
+@pytest.mark.parametrize("content", WRONG)
+def test_a_corrupt_lease_that_is_locked_is_named_and_ignored(directory: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    path = directory / ("f" * 16 + ".lease")
+    path.write_bytes(content)
+    with Ledger.open(directory) as ledger, path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert ledger.promises() == []
+        assert ledger.promises() == []
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in message
+    assert f"uid {os.geteuid()}" in message
+
+
+def test_what_others_wrote_is_fit_for_a_terminal(directory: Path) -> None:
+    path = directory / ("f" * 16 + ".lease")
+    path.write_text(json.dumps(GOOD | {"service": "evil\x1b[2J\nname\u202e" + "x" * 5000, "uuids": ["GPU-a", "GPU-a"]}))
+    with Ledger.open(directory) as ledger, path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (promise,) = ledger.promises()
+    assert promise.service.startswith("evil?[2J?name?xxx")
+    assert len(promise.service) == 100
+    assert promise.uuids == ("GPU-a",)
+
+
+@root
+def test_a_flood_of_one_user_does_not_hide_another_users_lease(directory: Path) -> None:
+    flood = f"""
+held = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+for number in range(3000):
+    path = f"{directory}/{{number:016x}}.lease"
+    file = open(path, "w")
+    file.write({json.dumps(GOOD)!r}); file.flush()
+    fcntl.flock(file, fcntl.LOCK_EX)
+    held.append(file)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4096:
+        pytest.skip("needs 4096 open files")
+    become = "import fcntl, os, resource, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    process = subprocess.Popen([sys.executable, "-c", become + flood], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        with Ledger.open(directory) as ledger:
+            held = ledger.promise(["GPU-a"], 1, exclusive=False, service="ours")
+            promises = ledger.promises()
+            assert "ours" in [promise.service for promise in promises]
+            assert len(promises) == leases.FILES_PER_UID + 1
+            ledger.withdraw(held)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_one_decides_at_a_time(directory: Path) -> None:
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    def decide() -> None:
+        nonlocal inside, most
+        with Ledger.open(directory) as ledger, ledger.deciding(timeout=30):
+            with guard:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.005)
+            with guard:
+                inside -= 1
+
+    threads = [threading.Thread(target=decide) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_lock_that_a_stopped_process_holds_is_given_up(directory: Path, holder) -> None:
+    process = holder(then="cm = ledger.deciding(); cm.__enter__()")
+    process.send_signal(signal.SIGSTOP)
+    with Ledger.open(directory) as ledger, pytest.raises(LockHeld, match=r"held for more than 0.1 s.*pid"), ledger.deciding(timeout=0.1):
+        pass
+
+
+def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
+    """Someone removes the file while we wait for it: what we then lock is nobody's lock any more."""
+    with Ledger.open(directory) as ledger:
+        with ledger.deciding():
+            pass
+        old = os.open(directory / "lock", os.O_RDONLY)
+        fcntl.flock(old, fcntl.LOCK_EX)
+        entered = threading.Event()
+
+        def decide() -> None:
+            with ledger.deciding(timeout=30):
+                entered.set()
+
+        thread = threading.Thread(target=decide)
+        thread.start()
+        (directory / "lock").unlink()
+        with Ledger.open(directory) as other, other.deciding():
+            os.close(old)
+            assert not entered.wait(0.2), "both would decide"
+        thread.join(20)
+        assert entered.is_set()
+
+
+def test_no_directory_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NoLedger, match="No such file") as caught:
+        Ledger.open(tmp_path / "absent")
+    assert "1777" in caught.value.remedy
+    assert not (tmp_path / "absent").exists(), "a directory made here would be shared with nobody"
+    (tmp_path / "file").touch()
+    with pytest.raises(NoLedger, match="Not a directory"):
+        Ledger.open(tmp_path / "file")
+
+
+@root
+def test_a_directory_that_may_only_be_read(directory: Path, holder) -> None:
+    holder(service="ours")
+    directory.chmod(0o755)
+    program = """
+try: Ledger.open(ledger.path)
+except NoLedger as error: print(error)
+print([promise.service for promise in ledger.promises()])
+"""
+    become = "from mlops_build.gpu.ledger import Ledger, NoLedger\nimport os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    opened = f"ledger = Ledger.open({str(directory)!r}, reading=True)\n"
+    out = subprocess.run([sys.executable, "-c", become + opened + program], capture_output=True, text=True, check=True).stdout
+    assert "not writable for uid 65534" in out
+    assert "['ours']" in out
+
+
+def test_a_full_disk_is_no_ledger_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real full disk is a mount of its own (tests/gpu); here the kernel's answer."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Ledger.open(directory) as ledger:
+        monkeypatch.setattr(leases.os, "write", full)
+        with pytest.raises(NoLedger, match="No space left"):
+            ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        with pytest.raises(NoLedger, match="No space left"):
+            ledger.report("0" * 16, {}, loaded=False)
+        monkeypatch.undo()
+        assert list(directory.iterdir()) == []
+
+
+def test_what_a_dead_process_left_half_made_is_removed_when_it_is_old(directory: Path) -> None:
+    (directory / ("." + "a" * 16 + ".lease.new")).touch()
+    (directory / ("b" * 16 + ".seen")).touch()
+    (directory / "theirs.new").touch()
+    assert services(directory) == []
+    assert len(list(directory.iterdir())) == 3, "somebody may be writing them"
+    for path in directory.iterdir():
+        os.utime(path, (0, 0))
+    assert services(directory) == []
+    assert [path.name for path in directory.iterdir()] == ["theirs.new"]
+
+
+def test_a_log_keeps_its_newest_half(directory: Path) -> None:
+    with Ledger.open(directory) as ledger:
+        for number in range(100):
+            ledger.append("decisions-0.jsonl", b"%04d\n" % number, 100)
+        content, _ = ledger.read("decisions-0.jsonl")
+    numbers = [int(line) for line in content.split()]
+    assert numbers[-1] == 99
+    assert numbers == list(range(numbers[0], 100))
+    assert 9 <= len(numbers) <= 20
+    assert (directory / "decisions-0.jsonl").stat().st_mode & 0o777 == 0o644
