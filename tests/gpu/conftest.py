@@ -1,0 +1,62 @@
+"""Simulated nodes for the tests of this folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.gpu import testing
+
+ROOT = Path(__file__).parents[2]
+MakeNode = Callable[..., testing.Node]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _package_for_processes() -> Iterator[None]:
+    """Processes that tests start import the package that the tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        yield
+
+
+@pytest.fixture(scope="session")
+def simulation() -> Path:
+    """The folder of the simulated libraries. Skips where they cannot be built."""
+    try:
+        return testing.libraries()
+    except testing.NoCompiler as error:
+        pytest.skip(f"{error.message}; {error.remedy}")
+
+
+@pytest.fixture
+def node(simulation: Path, tmp_path: Path) -> Iterator[MakeNode]:
+    """Makes nodes: `node("24GiB", "24GiB")` or `node(SimulatedCard(…), context=0)`. They are closed after the test."""
+    with ExitStack() as made:
+        count = 0
+
+        def make(*cards: testing.SimulatedCard | str, **options: Any) -> testing.Node:
+            nonlocal count
+            count += 1
+            options.setdefault("directory", tmp_path / f"node{count}")
+            return made.enter_context(testing.Node(cards, **options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., str]:
+    """Runs a script on a node (`run_python(script, node.environment, *arguments)`) and returns its stdout; it must not fail."""
+
+    def run(script: str, environment: Mapping[str, str], *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
