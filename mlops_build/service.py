@@ -15,10 +15,10 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
+from mlops_build.quantity import UNITS
 
 FILE = "service.yaml"
 
-UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 MEMORY = r"[1-9][0-9]{0,6}(?:KiB|MiB|GiB|TiB|Ki|Mi|Gi|Ti)"
 HOST = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
 # A registry host with an optional port, then path components: the grammar of the OCI distribution specification.

@@ -1,44 +1,275 @@
-"""The NVIDIA cards that NVML sees. NVML looks at a card without making a CUDA context on it, which torch would."""
+"""The cards of this machine with what is promised on them, and the arithmetic that every choice of a card rests on.
 
-from dataclasses import dataclass
+    committed = what is used without a lease (as much as is counted for it) + reserve + for each lease the greater of its budget and its use
+    left      = total - committed
 
-import pynvml
+A new lease fits if its budget is at most `left`; then the promises on a card never add up to more than it has. Where something cannot be
+known, it is counted twice rather than not at all: a lease whose memory nobody has seen yet may be part of what is used already.
+"""
 
-from mlops_build.errors import NoRoom
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mlops_build.gpu.declared import Declared, settings
+from mlops_build.gpu.ledger import Promise
+from mlops_build.gpu.neighbours import Known, Neighbour, ancestors, declaration, key_of, known, name_of, pid_namespace
+from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
+from mlops_build.gpu.peaks import ALL, REST, Peaks, counted
+from mlops_build.gpu.visible import AmbiguousMask, visible
+
+__all__ = ["Card", "NoDriver", "account", "cards", "look", "unleased"]
+
+# A lease's owner was started before the lease was made: a process that is younger only has the pid of one that is gone. The slack is for
+# the clock, which says when the lease was made, and may have been set since.
+CLOCK_SECONDS = 2.0
 
 
-class NoDriver(NoRoom):
-    """There is no NVIDIA driver here, or it does not answer."""
+@dataclass(frozen=True, slots=True)
+class Card(Reading):
+    """A reading with its leases and neighbours. Memory in bytes.
 
+    leases: as the ledger says, `seen` replaced by what NVML shows of their processes where it can. external_bytes: in use without a lease.
+    external_counted_bytes: what is counted for that. foreign_bytes: what is certainly no lease's, the least that external can be.
+    visible: whether CUDA_VISIBLE_DEVICES lets this process use it; None if that cannot be said.
+    """
 
-@dataclass(frozen=True)
-class Card:
-    """One card. Memory in bytes; None where the card does not say (a MIG parent, a Jetson)."""
+    leases: tuple[Promise, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    external_bytes: int = 0
+    external_counted_bytes: int = 0
+    committed_bytes: int = 0
+    foreign_bytes: int = 0
+    visible: bool | None = True
 
-    uuid: str
-    name: str
-    total_bytes: int | None
-    used_bytes: int | None
+    @property
+    def left_bytes(self) -> int:
+        """What can still be promised; 0 on a card in trouble."""
+        return 0 if self.trouble or self.total_bytes is None else max(0, self.total_bytes - self.committed_bytes)
+
+    @property
+    def headroom(self) -> float:
+        """What can still be promised, of the whole: 0 to 1."""
+        return self.left_bytes / self.total_bytes if self.total_bytes else 0.0
 
 
 def cards() -> list[Card]:
-    """Every card, in NVML's order. Raises NoDriver."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise NoDriver(
-            f"no NVIDIA driver answers: {error}", remedy="install the driver, or run on the CPU on purpose (--device cpu)"
-        ) from None
-    try:
-        return [_card(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+    """One look at every card, each MIG parent followed by its instances, in NVML's order. Raises NoDriver, BadConfig."""
+    with Nvml() as nvml:
+        return look(nvml, (), {}, full=True)
 
 
-def _card(handle: object) -> Card:
+def look(
+    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+) -> list[Card]:
+    """One look through an open NVML, with the promises and peaks that the lease directory has.
+
+    full, utilisation: as `Nvml.read`. now: unix s, default the clock. Raises NoDriver, BadConfig.
+    """
+    readings = nvml.read(full, utilisation=utilisation)
+    node = settings()
+    found = account(
+        readings,
+        promises,
+        peaks=peaks,
+        declared=node.neighbours,
+        now=time.time() if now is None else now,
+        reserve=node.reserve_bytes,
+        processes=known(process.pid for reading in readings for process in reading.processes or ()),
+        namespace=pid_namespace(),
+    )
     try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        total, used = int(memory.total), int(memory.used)
-    except pynvml.NVMLError:
-        return Card(str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle)), None, None)
-    return Card(str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle)), total, used)
+        mine = {card.uuid for card in visible(found)}
+    except AmbiguousMask:
+        return [replace(card, visible=None) for card in found]
+    return [card if card.uuid in mine else replace(card, visible=False) for card in found]
+
+
+def account(
+    readings: Sequence[Reading],
+    promises: Sequence[Promise],
+    *,
+    peaks: Peaks,
+    declared: Sequence[Declared],
+    now: float,
+    reserve: int = 0,
+    processes: Mapping[int, Known] | None = None,
+    namespace: int | None = None,
+) -> list[Card]:
+    """The cards that these readings, promises, peaks and declarations make. Pure.
+
+    now: unix s. reserve: bytes kept free on each card. processes: what /proc says about the pids that NVML names, None where they are not
+    /proc's. namespace: this process' pid namespace.
+    """
+    return [_card(reading, readings, promises, peaks, declared, now, reserve, processes, namespace) for reading in readings]
+
+
+def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
+    """What is certainly used without a lease, by UUID and the neighbour's key, for `peaks.observe`.
+
+    Certainly: a lease's memory that cannot be told from a neighbour's (it is loading; its processes are in another container) must not be
+    remembered as one's for a week.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for card in cards:
+        if card.trouble is not None or card.used_bytes is None:
+            continue
+        found[card.uuid] = {ALL: card.foreign_bytes}
+        if all(one.key != ALL for one in card.neighbours):
+            seen = [one for one in card.neighbours if one.key != REST]
+            found[card.uuid] |= {one.key: one.used_bytes for one in seen if one.why != "declared"}
+            found[card.uuid][REST] = max(0, card.foreign_bytes - sum(one.used_bytes for one in seen))
+    return found
+
+
+def _card(
+    reading: Reading,
+    readings: Sequence[Reading],
+    promises: Sequence[Promise],
+    peaks: Peaks,
+    declared: Sequence[Declared],
+    now: float,
+    reserve: int,
+    processes: Mapping[int, Known] | None,
+    namespace: int | None,
+) -> Card:
+    pool = _pool(reading, readings)
+    uuids = {card.uuid for card in pool}
+    leases = [promise for promise in promises if uuids & set(promise.uuids)]
+    used = reading.used_bytes or 0
+    users = _users(pool) if processes is not None else None
+    owners = _owners(users or (), leases, processes or {})
+    shown = _shown(users or (), owners, leases, reading.total_bytes)
+
+    held: dict[str, int] = {}  # what each lease uses, of `used`
+    charged: dict[str, int] = {}
+    foreign = used
+    for lease in leases:
+        here = users is not None and (lease.id in shown or lease.pid_namespace == namespace)
+        if here and all(user.used_bytes is not None for user in users or () if _is(owners.get(user.pid), lease)):
+            held[lease.id] = shown.get(lease.id, 0)
+            exact = True
+        else:
+            said = sum(lease.seen.get(uuid, 0) for uuid in uuids)
+            held[lease.id] = max(shown.get(lease.id, 0), min(said, used))
+            exact = False
+        charged[lease.id] = max(_budget(lease, uuids, reading.total_bytes), held[lease.id])
+        foreign -= held[lease.id] if exact else charged[lease.id]
+        if exact:
+            leases[leases.index(lease)] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
+
+    external = max(0, used - sum(held.values()))
+    strangers = None if users is None else [user for user in users if user.pid not in owners]
+    neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, declared, peaks, now)
+    external_counted = external + sum(one.counted_bytes - one.used_bytes for one in neighbours)
+    return Card(
+        **{name: getattr(reading, name) for name in Reading.__slots__},
+        leases=tuple(leases),
+        neighbours=tuple(neighbours),
+        external_bytes=external,
+        external_counted_bytes=external_counted,
+        committed_bytes=external_counted + reserve + sum(charged.values()),
+        foreign_bytes=max(0, foreign),
+    )
+
+
+def _pool(reading: Reading, readings: Sequence[Reading]) -> list[Reading]:
+    """The readings that have the same memory: compute instances of one GPU instance share it, and each reports all of it."""
+    if reading.mig_parent is None or reading.mig_instance is None:
+        return [reading]
+    place = (reading.mig_parent, reading.mig_instance[0])
+    return [one for one in readings if one.mig_instance and (one.mig_parent, one.mig_instance[0]) == place]
+
+
+def _users(pool: Sequence[Reading]) -> list[Process] | None:
+    if any(reading.processes is None for reading in pool):
+        return None
+    return [process for reading in pool for process in reading.processes or ()]
+
+
+def _owners(users: Iterable[Process], leases: Sequence[Promise], processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
+    """By pid, the (pid namespace, pid) of the lease's owner, which it is or descends from; the nearest, if there are several."""
+    made: dict[tuple[int, int], float] = {}
+    for lease in leases:
+        place = (lease.pid_namespace, lease.pid)
+        made[place] = max(made.get(place, 0.0), lease.created)
+    owners = {}
+    for user in users:
+        for process in ancestors(user.pid, processes):
+            if process.namespace is None:
+                continue
+            place = (process.namespace, process.inner_pid)
+            if place in made and process.started <= made[place] + CLOCK_SECONDS:
+                owners[user.pid] = place
+                break
+    return owners
+
+
+def _is(place: tuple[int, int] | None, lease: Promise) -> bool:
+    return place == (lease.pid_namespace, lease.pid)
+
+
+def _shown(users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
+    """What NVML shows of each lease's processes, by the lease's id. Several leases of one process are filled one after the other."""
+    sums: dict[tuple[int, int], int] = {}
+    for user in users:
+        if user.pid in owners:
+            sums[owners[user.pid]] = sums.get(owners[user.pid], 0) + (user.used_bytes or 0)
+    shown: dict[str, int] = {}
+    for place, left in sums.items():
+        same = [lease for lease in leases if _is(place, lease)]
+        for lease in same:
+            shown[lease.id] = min(left, _budget(lease, set(lease.uuids), total))
+            left -= shown[lease.id]
+        shown[same[0].id] += left
+    return shown
+
+
+def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
+    """What it promises to keep to on this card. More than the card has is no promise, and must not close the card for everybody."""
+    return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0
+
+
+def _neighbours(
+    uuid: str,
+    external: int,
+    strangers: Sequence[Process] | None,
+    processes: Mapping[int, Known],
+    declared: Sequence[Declared],
+    peaks: Peaks,
+    now: float,
+) -> list[Neighbour]:
+    if strangers is None:
+        return _one("others (their processes cannot be seen from here)", ALL, uuid, external, peaks, now)
+    groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
+    for user in strangers:
+        process = processes.get(user.pid)
+        fits = declaration(process, declared) if process else None
+        key = f"declared:{declared.index(fits)}" if fits else key_of(process) if process else "hidden"
+        groups.setdefault(key, []).append((user, process, fits))
+    found = []
+    for key, group in groups.items():
+        used = sum(user.used_bytes or 0 for user, _, _ in group)
+        user, process, fits = max(group, key=lambda one: one[0].used_bytes or 0)
+        count = max(used, fits.memory_bytes) if fits else counted(peaks, uuid, key, used, now)
+        found.append(
+            Neighbour(
+                fits.name if fits else name_of(process) if process else "hidden processes",
+                process.uid if process else None,
+                user.pid,
+                process.command if process else None,
+                process.cgroup if process else None,
+                used,
+                count,
+                "declared" if fits else "peak" if count > used else "used",
+                key,
+            )
+        )
+    rest = max(0, external - sum(one.used_bytes for one in found))
+    found += _one("nobody that can be seen", REST, uuid, rest, peaks, now)
+    return sorted(found, key=lambda one: -one.counted_bytes)
+
+
+def _one(name: str, key: str, uuid: str, used: int, peaks: Peaks, now: float) -> list[Neighbour]:
+    count = counted(peaks, uuid, key, used, now)
+    return [Neighbour(name, None, None, None, None, used, count, "peak" if count > used else "used", key)] if count else []

@@ -1,5 +1,6 @@
 """`mlops-build serve` as a caller and an operator meet it: a real process, real HTTP."""
 
+import importlib
 import json
 import shutil
 import signal
@@ -26,7 +27,7 @@ SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without an NVIDIA driver, whatever this one has."""
-    from mlops_build.gpu import cards
+    cards = importlib.import_module("mlops_build.gpu.cards")  # `from mlops_build.gpu import cards` is the function of that name
 
     def none() -> None:
         raise cards.NoDriver("no NVIDIA driver answers")

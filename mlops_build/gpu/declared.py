@@ -1,0 +1,140 @@
+"""/etc/mlops-gpu.toml: what an administrator says about a node, above all about those who use memory without a lease.
+
+    loading = 1                      # services that may load onto one card at a time
+    reserve = "512MiB"               # kept free on each card
+
+    [[neighbour]]
+    name = "billing"                 # how `gpu list` calls it
+    user = "billing"                 # or uid = 1001
+    cgroup = "/system.slice/billing*"    # shell patterns, on the whole path or command line; all that is given must fit
+    command = "*score.py*"
+    memory = "6GiB"                  # counted on each card where it runs, instead of its observed peak
+
+A declaration counts where its processes can be seen (neighbours.py); inside a container they cannot, and only `reserve` does.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_build.errors import UsageError
+from mlops_build.quantity import NotAnAmount, parse_bytes
+
+FILE, FILE_VARIABLE = "/etc/mlops-gpu.toml", "MLOPS_GPU_CONFIG"
+MOST_LOADING = 64
+
+
+class BadConfig(UsageError):
+    """The administrator's file is not valid; the message names file and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A neighbour whose memory somebody vouches for. uid, cgroup, command: None fits everybody; the latter two are shell patterns."""
+
+    name: str
+    memory_bytes: int
+    uid: int | None = None
+    cgroup: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """loading: how many services may load onto one card at a time. reserve_bytes: kept free on each card."""
+
+    neighbours: tuple[Declared, ...] = ()
+    loading: int = 1
+    reserve_bytes: int = 0
+
+
+def settings(path: str | None = None) -> Settings:
+    """The node's settings: from `path`, else the file that MLOPS_GPU_CONFIG names, else /etc/mlops-gpu.toml; defaults without a file.
+
+    Raises BadConfig: an unknown key is refused, since a budget that is not read is a neighbour that gets hurt.
+    """
+    path = path or os.environ.get(FILE_VARIABLE) or FILE
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs its import
+            content = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings()
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}", remedy="let everybody read it: chmod 644") from None
+    return parse(content, path)
+
+
+def parse(content: bytes, path: str = FILE) -> Settings:
+    """The settings that a file's content says; `path` is for messages. Raises BadConfig."""
+    import tomllib
+
+    try:
+        document = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadConfig(
+            f"{path} is not TOML: {error}", remedy="mend it; docs/how-to/live-with-services-that-hold-no-lease.md has one"
+        ) from None
+    _known(document, ("loading", "reserve", "neighbour"), path)
+    tables = document.get("neighbour", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadConfig(f"{path}: `neighbour` is no list of tables", remedy="begin each one with [[neighbour]]")
+    loading = document.get("loading", 1)
+    if type(loading) is not int or not 1 <= loading <= MOST_LOADING:
+        raise BadConfig(f"{path}: `loading` is {loading!r}", remedy=f"a whole number from 1 to {MOST_LOADING}")
+    return Settings(
+        tuple(_neighbour(table, f"{path}: neighbour {number}") for number, table in enumerate(tables, 1)),
+        loading,
+        _amount(document, "reserve", path) if "reserve" in document else 0,
+    )
+
+
+def _neighbour(table: Mapping[str, Any], where: str) -> Declared:
+    _known(table, ("name", "uid", "user", "cgroup", "command", "memory"), where)
+    for key in ("name", "user", "cgroup", "command"):
+        if key in table and (not isinstance(table[key], str) or not 0 < len(table[key]) <= 500):
+            raise BadConfig(f"{where}: `{key}` is {table[key]!r}"[:300], remedy="write a text in quotes")
+    if "memory" not in table:
+        raise BadConfig(f"{where} has no `memory`", remedy='say what it may use on a card: memory = "6GiB"')
+    if not table.keys() & {"uid", "user", "cgroup", "command"}:
+        raise BadConfig(f"{where} fits every process", remedy="say whose it is: uid, user, cgroup or command")
+    if "uid" in table and "user" in table:
+        raise BadConfig(f"{where} has both `uid` and `user`", remedy="keep one of them")
+    uid = table.get("uid")
+    if uid is not None and (type(uid) is not int or not 0 <= uid < 2**32 - 1):
+        raise BadConfig(f"{where}: `uid` is {uid!r}", remedy="a user's number, or `user` with a name")
+    if "user" in table:
+        uid = _uid(table["user"], where)
+    cgroup, command = table.get("cgroup"), table.get("command")
+    name = table.get("name") or table.get("user") or cgroup or command or f"uid {uid}"
+    return Declared(str(name), _amount(table, "memory", where), uid, cgroup, command)
+
+
+def _uid(user: str, where: str) -> int:
+    import pwd
+
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        raise BadConfig(f"{where}: there is no user {user!r} on this machine", remedy="write `uid` and the user's number") from None
+
+
+def _amount(table: Mapping[str, Any], key: str, where: str) -> int:
+    value = table[key]
+    try:
+        if type(value) is not str:
+            raise NotAnAmount(f"{value!r} is not an amount of memory"[:200], remedy='write it in quotes, with a unit: "6GiB"')
+        return parse_bytes(value)
+    except NotAnAmount as error:
+        raise BadConfig(f"{where}: `{key}`: {error.message}", remedy=error.remedy) from None
+
+
+def _known(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in keys:
+            import difflib
+
+            near = difflib.get_close_matches(key, keys, 1)
+            raise BadConfig(
+                f"{where}: unknown key {key[:100]!r}", remedy=f"did you mean `{near[0]}`?" if near else f"known: {', '.join(keys)}"
+            )
