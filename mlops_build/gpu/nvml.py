@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlops_build.errors import NoRoom
+from mlops_build.gpu import libnvml as nvml
 
 SECONDS = 2.0  # what one look may take of a card, and starting NVML
 
@@ -109,25 +110,17 @@ class Nvml:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._pynvml: Any = None
         self._static: dict[int, tuple[Any, Reading]] = {}  # by index: NVML's handle, and what never changes
         self._asked: dict[int, _Answer] = {}
 
     def __enter__(self) -> Self:
-        try:
-            import pynvml
-        except ImportError:
-            remedy = "pip install nvidia-ml-py"
-            raise NoDriver("Python's package nvidia-ml-py is not here", reason=DriverTrouble.NO_LIBRARY, remedy=remedy) from None
-        self._pynvml = pynvml
-        self._ask(pynvml.nvmlInit)
+        self._ask(nvml.nvmlInit)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # A call that hangs still uses the library: stopping it under that call could hang or crash. The process' end does it.
         if all(answer.done() for answer in self._asked.values()):
-            _Answer(self._pynvml.nvmlShutdown).wait(time.monotonic() + self._seconds)
-        self._pynvml = None
+            _Answer(nvml.nvmlShutdown).wait(time.monotonic() + self._seconds)
         self._static.clear()
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
@@ -136,7 +129,7 @@ class Nvml:
         full: temperature, power, ECC errors and utilisation, too; a decision needs only the rest, or `utilisation`. Raises NoDriver when no
         card can be asked; a card that cannot be read is a Reading with a trouble.
         """
-        count = int(self._ask(self._pynvml.nvmlDeviceGetCount))
+        count = int(self._ask(nvml.nvmlDeviceGetCount))
         deadline = time.monotonic() + self._seconds
         # A card that has hung since an earlier look is neither asked again (a thread more at every look) nor waited for again.
         hanging = {index for index, answer in self._asked.items() if not answer.done()}
@@ -168,7 +161,6 @@ class Nvml:
 
     def _card(self, index: int, full: bool, utilisation: bool) -> list[Reading]:
         """Runs in a thread of its own. Raises NVMLError."""
-        nvml = self._pynvml
         if index not in self._static:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             fixed = Reading(
@@ -192,7 +184,6 @@ class Nvml:
         return [self._sized(handle, fixed, full, utilisation)]
 
     def _instances(self, parent: Any, card: Reading) -> Iterator[Reading]:
-        nvml = self._pynvml
         for number in range(self._or_none(nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):
             try:
                 handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, number)
@@ -210,7 +201,6 @@ class Nvml:
 
     def _sized(self, handle: Any, reading: Reading, full: bool, utilisation: bool) -> Reading:
         """The reading with its memory, its processes, and what else was asked for."""
-        nvml = self._pynvml
         try:
             total, used = self._memory(handle)
         except nvml.NVMLError as error:
@@ -238,7 +228,6 @@ class Nvml:
 
     def _memory(self, handle: Any) -> tuple[int, int]:
         """(what can be used, what is used of it), bytes. Version 2 keeps what the driver reserves apart; version 1 counts it as used."""
-        nvml = self._pynvml
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError as error:
@@ -250,11 +239,10 @@ class Nvml:
 
     def _processes(self, handle: Any) -> tuple[Process, ...] | None:
         """Who uses it: compute and graphics. One process may be both, and each list then has all of its memory."""
-        nvml = self._pynvml
         found: dict[int, int | None] = {}
         said = False
         for kind in ("Compute", "Graphics"):
-            # Only the newest version by default: an older driver has _v2, and pynvml does not fall back.
+            # Only the newest version by default: an older driver has _v2, and NVML does not fall back.
             for version in ("_v3", "_v2"):
                 try:
                     listed = getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}")(handle)
@@ -273,7 +261,7 @@ class Nvml:
         """What a card need not be able to say."""
         try:
             return question(*arguments)
-        except self._pynvml.NVMLError:
+        except nvml.NVMLError:
             return None
 
 
@@ -312,35 +300,31 @@ def _text(value: str | bytes) -> str:
 
 def _trouble(error: Exception) -> tuple[Trouble, str]:
     """A card's error as a trouble, and in words."""
-    import pynvml
-
-    if not isinstance(error, pynvml.NVMLError):
+    if not isinstance(error, nvml.NVMLError):
         return Trouble.FAULT, f"{type(error).__name__}: {error}"
     value = int(error.value)
     kinds = {
-        pynvml.NVML_ERROR_GPU_IS_LOST: (Trouble.LOST, "has fallen off the bus: reset the card or reboot the node"),
-        pynvml.NVML_ERROR_RESET_REQUIRED: (Trouble.LOST, "needs a reset (`nvidia-smi --gpu-reset`)"),
-        pynvml.NVML_ERROR_NO_PERMISSION: (Trouble.DENIED, "this user may not look at it"),
-        pynvml.NVML_ERROR_TIMEOUT: (Trouble.SLOW, "the driver gave up waiting for it"),
+        nvml.NVML_ERROR_GPU_IS_LOST: (Trouble.LOST, "has fallen off the bus: reset the card or reboot the node"),
+        nvml.NVML_ERROR_RESET_REQUIRED: (Trouble.LOST, "needs a reset (`nvidia-smi --gpu-reset`)"),
+        nvml.NVML_ERROR_NO_PERMISSION: (Trouble.DENIED, "this user may not look at it"),
+        nvml.NVML_ERROR_TIMEOUT: (Trouble.SLOW, "the driver gave up waiting for it"),
     }
     return kinds.get(value, (Trouble.FAULT, f"NVML: {error} ({value})"))
 
 
 def _driver_trouble(error: Exception) -> NoDriver:
-    import pynvml
-
-    if not isinstance(error, pynvml.NVMLError):
+    if not isinstance(error, nvml.NVMLError):
         return NoDriver(f"the NVIDIA driver's library cannot be used: {error}")
     value = int(error.value)
     kinds = {
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (DriverTrouble.NO_LIBRARY, "there is no NVIDIA driver here: libnvidia-ml.so.1 is not found"),
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (DriverTrouble.NOT_LOADED, "the NVIDIA driver's kernel module is not loaded"),
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        nvml.NVML_ERROR_LIBRARY_NOT_FOUND: (DriverTrouble.NO_LIBRARY, "there is no NVIDIA driver here: libnvidia-ml.so.1 is not found"),
+        nvml.NVML_ERROR_DRIVER_NOT_LOADED: (DriverTrouble.NOT_LOADED, "the NVIDIA driver's kernel module is not loaded"),
+        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
             DriverTrouble.MISMATCH,
             "the NVIDIA driver's library and kernel module are of two versions",
         ),
-        pynvml.NVML_ERROR_NO_PERMISSION: (DriverTrouble.DENIED, "this user may not use the NVIDIA driver"),
-        pynvml.NVML_ERROR_TIMEOUT: (DriverTrouble.SLOW, "the NVIDIA driver gave up waiting"),
+        nvml.NVML_ERROR_NO_PERMISSION: (DriverTrouble.DENIED, "this user may not use the NVIDIA driver"),
+        nvml.NVML_ERROR_TIMEOUT: (DriverTrouble.SLOW, "the NVIDIA driver gave up waiting"),
     }
     reason, message = kinds.get(value, (DriverTrouble.FAULT, f"the NVIDIA driver fails: {error} ({value})"))
     return NoDriver(message, reason=reason)
