@@ -108,14 +108,10 @@ def disk(folder: Path) -> Check:
 
 
 def gpu() -> Check:
-    """The cards that NVML sees. None is no finding: the CPU does everything here."""
-    from mlops_build.gpu.cards import NoDriver, cards
+    """The cards, their driver, and the folder of their leases. None is no finding: the CPU does everything here."""
+    from mlops_build.gpu import health
 
-    try:
-        found = cards()
-    except NoDriver:
-        return Check("gpu", "no NVIDIA driver: everything runs on the CPU")
-    return Check("gpu", ", ".join(card.name for card in found) or "a driver, but no card")
+    return Check("gpu", *health.look())
 
 
 def engine(*, required: bool) -> Check:

@@ -1,0 +1,104 @@
+"""`mlops-build doctor` on nodes whose cards, driver or lease directory are not well."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.gpu import testing
+from tests.gpu.conftest import MakeNode
+
+# The checks of the GPU alone: the others look at this machine.
+SCRIPT = """
+import json
+from mlops_build.finding import as_json
+from mlops_build.gpu import health
+seen, findings = health.look()
+print(json.dumps({"seen": seen, "findings": as_json(findings)}))
+"""
+
+
+def look(environment: Mapping[str, str]) -> tuple[str, list[dict[str, Any]]]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=dict(environment), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert all(one["remedy"] for one in found["findings"])
+    return found["seen"], found["findings"]
+
+
+def rules(environment: Mapping[str, str]) -> list[str]:
+    return [one["rule"] for one in look(environment)[1]]
+
+
+def leases(made: testing.Node) -> Path:
+    return Path(made.environment["MLOPS_GPU_LEASE_DIR"])
+
+
+def test_a_node_that_is_well(node: MakeNode) -> None:
+    made = node("24GiB", testing.SimulatedCard(name="NVIDIA A100", mig_capable=True))
+    made.mig(1, ["10GiB", "10GiB"])
+    seen, findings = look(made.environment)
+    assert findings == []
+    assert "NVIDIA L4" in seen
+
+
+def test_cards_in_trouble_are_named_with_what_to_do(node: MakeNode) -> None:
+    made = node("24GiB", "24GiB", testing.SimulatedCard(ecc_errors=3), testing.SimulatedCard(memory_supported=False))
+    made.lose(1)
+    _, findings = look(made.environment)
+    assert [one["rule"] for one in findings] == ["gpu-card", "gpu-ecc"]
+    assert made.cards[1].uuid in findings[0]["subject"] or "gpu 1" in findings[0]["subject"]
+    assert "nvidia-smi --gpu-reset" in findings[0]["remedy"]
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(9, "modprobe"), (18, "reboot"), (4, "/dev/nvidia")])
+def test_a_driver_that_is_there_and_fails_is_a_finding(node: MakeNode, code: int, remedy: str) -> None:
+    made = node("24GiB")
+    made.fail_init(code)
+    (finding,) = look(made.environment)[1]
+    assert finding["rule"] == "gpu-driver"
+    assert remedy in finding["remedy"]
+
+
+def test_no_driver_is_no_finding() -> None:
+    if "NVIDIA" in look(os.environ)[0] and look(os.environ)[0] != "no NVIDIA driver: everything runs on the CPU":
+        pytest.skip("this machine has a card")
+    assert look(os.environ) == ("no NVIDIA driver: everything runs on the CPU", [])
+
+
+def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
+    made = node("24GiB")
+    for mode in (0o777, 0o755):
+        leases(made).chmod(mode)
+        assert rules(made.environment) == ["gpu-leases"]
+    for mode in (0o1777, 0o3770):  # everybody's, or a group's
+        leases(made).chmod(mode)
+        assert rules(made.environment) == []
+    _, (finding,) = look({**made.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
+    assert finding["rule"] == "gpu-leases"
+    assert "tmpfiles.d" in finding["remedy"]
+
+
+def test_a_lock_that_somebody_sits_on_and_a_clock_that_is_wrong(node: MakeNode) -> None:
+    made = node("24GiB")
+    assert rules(made.environment) == []
+    with (leases(made) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert rules(made.environment) == ["gpu-lock"]
+    os.utime(leases(made) / "lock", (time.time() + 3600, time.time() + 3600))
+    assert rules(made.environment) == ["gpu-clock"]
+
+
+def test_a_configuration_that_nobody_can_read(node: MakeNode) -> None:
+    made = node("24GiB")
+    Path(made.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbor]]\n")
+    (finding,) = look(made.environment)[1]
+    assert finding["rule"] == "gpu-config"
+    assert "neighbor" in finding["why"]
