@@ -1,0 +1,203 @@
+"""Which card: pure arithmetic over what was seen, so that a recorded decision can be made again.
+
+A strategy is a plain function: it gets the cards that have the room and puts them in order of preference. The names of gpu-utilities
+stand for their equivalents here: WORST_FIT is `spread`, BEST_FIT is `pack`, RANDOM is `random` (weighted).
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from mlops_build.errors import UsageError
+from mlops_build.gpu.cards import Card
+from mlops_build.gpu.nvml import Trouble
+from mlops_build.quantity import show_bytes
+
+# An "empty" card is not always at zero: a driver's own daemons keep a few MiB on it.
+EXCLUSIVE_SLACK = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for. bytes: on each card. names: patterns of a card's name ("*A100*"). uuids: their beginnings. max_utilisation: %."""
+
+    bytes: int
+    count: int = 1
+    exclusive: bool = False
+    strategy: "str | Strategy" = "spread"
+    names: tuple[str, ...] = ()
+    uuids: tuple[str, ...] = ()
+    max_utilisation: int | None = None
+    min_compute_capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen cards; none where there is no room. refused: why each other card could not be taken."""
+
+    uuids: tuple[str, ...]
+    refused: Mapping[str, str]
+
+
+Strategy = Callable[[Sequence[Card], Request, Random], Sequence[Card]]
+
+
+def spread(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
+    """Most room first, as a share of the card, after what is asked for: unlike cards fill evenly, and services can grow. WORST_FIT."""
+    return sorted(cards, key=lambda card: (-_left_after(card, request) / (card.total_bytes or 1), card.index, card.uuid))
+
+
+def pack(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
+    """Least room first, in bytes: whole cards stay free for who needs one. BEST_FIT."""
+    return sorted(cards, key=lambda card: (_left_after(card, request), card.index, card.uuid))
+
+
+def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
+    """By chance, weighted by what is left. The best there is where nobody can see what others are about to take. RANDOM.
+
+    Weighted order without replacement: sort by u^(1/weight) (Efraimidis and Spirakis, 2006).
+    """
+    keys = {card.uuid: rng.random() ** (1 / max(card.left_bytes / (1 << 20), 1e-6)) for card in cards}
+    return sorted(cards, key=lambda card: (-keys[card.uuid], card.index))
+
+
+BEST_FIT, WORST_FIT, RANDOM = pack, spread, random
+STRATEGIES: dict[str, Strategy] = {
+    "spread": spread,
+    "pack": pack,
+    "random": random,
+    "BEST_FIT": BEST_FIT,
+    "WORST_FIT": WORST_FIT,
+    "RANDOM": RANDOM,
+}
+
+
+def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
+    """Choose among these cards. The same cards, request and seed give the same choice.
+
+    A card that cannot be read is never chosen, nor one whose promises and neighbours leave less than what is asked for. Raises UsageError
+    for a strategy that does not exist or names cards that it was not given.
+    """
+    refused = {card.uuid: why for card in cards if (why := why_not(card, request)) is not None}
+    free = [card for card in cards if card.uuid not in refused]
+    if len(free) < request.count:
+        few = f"it has room, but {request.count} cards are asked for" if request.count > 1 else ""
+        return Choice((), refused | {card.uuid: few for card in free})
+    order = _strategy(request)(free, request, Random(seed))  # noqa: S311 -- nothing secret
+    chosen = tuple(dict.fromkeys(card.uuid for card in order))[: request.count]
+    if len(chosen) < request.count or not set(chosen) <= {card.uuid for card in free}:
+        raise UsageError(
+            f"the strategy {name_of(request.strategy)} did not put the cards in order that it was given",
+            remedy="a strategy returns all of its `cards`, in order of preference",
+        )
+    return Choice(chosen, refused)
+
+
+def why_not(card: Card, request: Request) -> str | None:
+    """Why this card cannot take the request; None if it can."""
+    total = card.total_bytes
+    if card.trouble is not None:
+        return f"{card.trouble}: {card.why}" if card.why else str(card.trouble)
+    if total is None or card.used_bytes is None:
+        return "it does not say how much memory it has"
+    if not card.visible:
+        return (
+            "hidden by CUDA_VISIBLE_DEVICES"
+            if card.visible is False
+            else "CUDA_VISIBLE_DEVICES does not say for certain whether it is meant"
+        )
+    if request.names and not any(fnmatch.fnmatchcase(card.name.lower(), name.lower()) for name in request.names):
+        return f"its name is {card.name}"
+    if request.uuids and not any(card.uuid.lower().startswith(uuid.lower()) for uuid in request.uuids):
+        return "its uuid is not among those asked for"
+    if request.count > 1 and card.mig_parent is not None:
+        return "it is a MIG instance, and CUDA gives a process only one of them"
+    if (capability := request.min_compute_capability) is not None:
+        if card.compute_capability is None:
+            return "it does not say its compute capability"
+        if card.compute_capability < capability:
+            return f"its compute capability is {_dotted(card.compute_capability)}, below {_dotted(capability)}"
+    if request.bytes > total:
+        return f"it has {show_bytes(total)} in all"
+    if (busiest := request.max_utilisation) is not None:
+        if card.utilisation is None:
+            return "it does not say its utilisation"
+        if card.utilisation > busiest:
+            return f"its utilisation is {card.utilisation} %, above {busiest} %"
+    return _crowded(card, request)
+
+
+def could_ever(cards: Sequence[Card], request: Request) -> bool:
+    """Could this be granted once everybody has left the cards? If not, waiting is no use."""
+    empty = [_emptied(card, request) for card in cards]
+    return bool(choose(empty, replace(request, strategy="spread"), 0).uuids)
+
+
+def _emptied(card: Card, request: Request) -> Card:
+    if card.trouble in (Trouble.SLOW, Trouble.FAULT):  # it may come back
+        card = replace(card, trouble=None, total_bytes=card.total_bytes or request.bytes, used_bytes=0)
+    return replace(
+        card,
+        used_bytes=None if card.used_bytes is None else 0,
+        utilisation=None if card.utilisation is None else 0,
+        leases=(),
+        neighbours=(),
+        external_bytes=0,
+        external_counted_bytes=0,
+        committed_bytes=0,
+    )
+
+
+def name_of(strategy: str | Strategy) -> str:
+    """A strategy's name, for a record or a message; that of a user's own function has its module."""
+    if isinstance(strategy, str):
+        return strategy
+    for name, known in STRATEGIES.items():
+        if known is strategy:
+            return name
+    return f"{getattr(strategy, '__module__', '?')}:{getattr(strategy, '__qualname__', '?')}"
+
+
+def _crowded(card: Card, request: Request) -> str | None:
+    for lease in card.leases:
+        if lease.exclusive:
+            return f"{lease.service} has it for itself"
+    if request.exclusive:
+        if card.leases:
+            return f"asked for alone, but {_named(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
+        if card.external_counted_bytes > EXCLUSIVE_SLACK:
+            return f"asked for alone, but {show_bytes(card.external_counted_bytes)} of it are used without a lease"
+    if card.left_bytes < request.bytes:
+        promised = card.committed_bytes - card.external_counted_bytes
+        held = f"{show_bytes(promised)} are promised to {_named(card)}" if card.leases else "nothing is promised"
+        return (
+            f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} are left: {held}, "
+            f"{show_bytes(card.external_counted_bytes)} count for those without a lease"
+        )
+    return None
+
+
+def _named(card: Card) -> str:
+    """The leases' services, the largest first."""
+    names = list(dict.fromkeys(lease.service for lease in sorted(card.leases, key=lambda lease: -lease.bytes)))
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _left_after(card: Card, request: Request) -> int:
+    return card.left_bytes - request.bytes
+
+
+def _strategy(request: Request) -> Strategy:
+    if not isinstance(request.strategy, str):
+        return request.strategy
+    try:
+        return STRATEGIES[request.strategy]
+    except KeyError:
+        raise UsageError(
+            f"{request.strategy!r} is no strategy", remedy=f"one of {', '.join(STRATEGIES)}, or a function of your own"
+        ) from None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,193 @@
+"""What was decided, one JSON line each, with all that it was decided from: `gpu explain` shows them, and they can be made again.
+
+Each uid writes its own file in the lease directory, readable for all, at most LIMIT bytes of the newest.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mlops_build.errors import MlopsBuildError, Refused
+from mlops_build.gpu.cards import Card
+from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, name_of
+from mlops_build.gpu.ledger import Ledger, Promise, printable
+from mlops_build.gpu.nvml import Trouble
+
+SCHEMA = 1
+LIMIT = 256 * 1024
+# granted: a lease. waiting: no room at first, and it waits. refused: no room. cpu: no room, and the CPU was allowed.
+OUTCOMES = ("granted", "waiting", "refused", "cpu")
+_CARD = ("index", "uuid", "name", "total_bytes", "used_bytes", "why", "utilisation", "mig_parent", "visible")
+_SUMS = ("external_bytes", "external_counted_bytes", "committed_bytes")
+_LEASE = ("id", "service", "uid", "bytes", "exclusive", "loaded")
+
+
+class NotReplayable(Refused):
+    """A line that is no decision of ours, or that a strategy made which is not here."""
+
+
+def line(
+    outcome: str, request: Request, seed: int, cards: Sequence[Card], choice: Choice, *, service: str, lease: str | None, waited: float
+) -> str:
+    """One decision as one line of JSON. waited: seconds since it was asked for."""
+    document = {
+        "schema": SCHEMA,
+        "time": round(time.time(), 3),
+        "outcome": outcome,
+        "service": printable(service),
+        "lease": lease,
+        "waited": round(waited, 3),
+        "request": {
+            "bytes": request.bytes,
+            "count": request.count,
+            "exclusive": request.exclusive,
+            "strategy": name_of(request.strategy),
+            "names": request.names,
+            "uuids": request.uuids,
+            "max_utilisation": request.max_utilisation,
+            "min_compute_capability": request.min_compute_capability,
+        },
+        "seed": seed,
+        "cards": [_card(card) for card in cards],
+        "chosen": choice.uuids,
+        "refused": dict(choice.refused),
+    }
+    return json.dumps(document, ensure_ascii=True, separators=(",", ":"))
+
+
+def replay(text: str, strategies: dict[str, Strategy] | None = None) -> Choice:
+    """Make a recorded decision again, from the line alone; the choice is the recorded one. Raises NotReplayable.
+
+    strategies: your own, by the name that the record gives them (`module:function`).
+    """
+    try:
+        document = json.loads(text)
+        said = document["request"]
+        known = STRATEGIES | (strategies or {})
+        if said["strategy"] not in known:
+            raise NotReplayable(f"it was decided by {printable(said['strategy'])}, which is not here", remedy="pass it in `strategies`")
+        capability = said["min_compute_capability"]
+        request = Request(
+            bytes=said["bytes"],
+            count=said["count"],
+            exclusive=said["exclusive"],
+            strategy=known[said["strategy"]],
+            names=tuple(said["names"]),
+            uuids=tuple(said["uuids"]),
+            max_utilisation=said["max_utilisation"],
+            min_compute_capability=None if capability is None else (capability[0], capability[1]),
+        )
+        return choose([_read_card(card) for card in document["cards"]], request, document["seed"])
+    except MlopsBuildError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise NotReplayable(f"this line is no decision: {type(error).__name__}: {printable(str(error))}") from None
+
+
+def record(ledger: Ledger, text: str, uid: int) -> None:
+    """Append to this uid's file. Raises NoLedger (a full disk)."""
+    ledger.append(f"decisions-{uid}.jsonl", text.encode() + b"\n", LIMIT)
+
+
+def read(ledger: Ledger, count: int | None = None) -> list[dict[str, Any]]:
+    """The newest `count` decisions of all uids (all that are kept, if None), oldest first, as the documents of their lines."""
+    found = [document for name in ledger.files("decisions-") for document in _documents(ledger, name)]
+    found.sort(key=lambda document: document["time"])
+    return found if count is None else found[-count:] if count > 0 else []
+
+
+@dataclass(slots=True)
+class Follower:
+    """Decisions as they are made, for an exporter that counts refusals and waits. Guards how far it has read."""
+
+    ledger: Ledger
+    _seen: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def new(self) -> list[dict[str, Any]]:
+        """Decisions since the last call, oldest first; the first call gives all that are kept."""
+        fresh = []
+        for name in self.ledger.files("decisions-"):
+            newest, times = self._seen.get(name, (0.0, 0))
+            documents = _documents(self.ledger, name)
+            # A file is turned over when it is full, so positions mean nothing; times do, and several may share one.
+            later = [document for document in documents if document["time"] > newest]
+            same = [document for document in documents if document["time"] == newest][times:]
+            fresh += same + later
+            if documents:
+                latest = max(newest, *(document["time"] for document in documents))
+                self._seen[name] = (latest, sum(document["time"] == latest for document in documents))
+        return sorted(fresh, key=lambda document: document["time"])
+
+
+def follow(ledger: Ledger) -> Follower:
+    """Begin to follow: what is decided from now on comes from the follower's `new()`."""
+    follower = Follower(ledger)
+    follower.new()
+    return follower
+
+
+def _documents(ledger: Ledger, name: str) -> list[dict[str, Any]]:
+    """The decisions in a uid's file; none of a file that another uid wrote under that name. Lines that do not parse are left out."""
+    content = ledger.read(name, 2 * LIMIT + 65536)
+    if content is None or name != f"decisions-{content[1]}.jsonl":
+        return []
+    found = []
+    for row in content[0].splitlines():
+        try:
+            document = json.loads(row)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(document, dict) and document.get("outcome") in OUTCOMES and _is_time(document.get("time")):
+            found.append(_clean(document) | {"uid": content[1]})
+    return found
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e11
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    """Strings of another uid's file, fit for a terminal and a log."""
+    if isinstance(value, str):
+        return printable(value, 300) if value else ""
+    if isinstance(value, dict):
+        return {printable(str(key)): _clean(inner, depth + 1) for key, inner in value.items()} if depth < 8 else {}
+    if isinstance(value, list):
+        return [_clean(inner, depth + 1) for inner in value] if depth < 8 else []
+    return value
+
+
+def _card(card: Card) -> dict[str, Any]:
+    document: dict[str, Any] = {name: getattr(card, name) for name in _CARD + _SUMS}
+    document["trouble"] = None if card.trouble is None else card.trouble.value
+    document["compute_capability"] = card.compute_capability
+    document["left_bytes"] = card.left_bytes
+    document["leases"] = [{name: getattr(lease, name) for name in _LEASE} | {"seen": lease.seen.get(card.uuid)} for lease in card.leases]
+    document["neighbours"] = [
+        {name: getattr(neighbour, name) for name in ("name", "uid", "used_bytes", "counted_bytes", "why")} for neighbour in card.neighbours
+    ]
+    return document
+
+
+def _read_card(document: dict[str, Any]) -> Card:
+    capability = document["compute_capability"]
+    leases = tuple(
+        Promise(
+            **{name: lease[name] for name in _LEASE},
+            uuids=(document["uuid"],),
+            pid=0,
+            pid_namespace=0,
+            created=0.0,
+            seen=MappingProxyType({} if lease["seen"] is None else {document["uuid"]: lease["seen"]}),
+        )
+        for lease in document["leases"]
+    )
+    return Card(
+        **{name: document[name] for name in _CARD + _SUMS},
+        trouble=None if document["trouble"] is None else Trouble(document["trouble"]),
+        compute_capability=None if capability is None else (capability[0], capability[1]),
+        leases=leases,
+    )

@@ -1,0 +1,311 @@
+"""gpu.lease() in real processes on a simulated node: chosen, promised, masked, refused, waited for, ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from mlops_build.gpu import testing
+
+# A process that leases, says what it got, and then does one line at a time what it is told.
+LESSEE = """
+import contextlib, json, os, sys, traceback
+from mlops_build import gpu
+from mlops_build.errors import MlopsBuildError
+def say(**what): print(json.dumps(what), flush=True)
+try:
+    lease = gpu.lease(**eval(sys.argv[1]))
+except MlopsBuildError as error:
+    say(error=type(error).__name__, code=error.exit_code, message=error.message, remedy=error.remedy)
+    sys.exit(error.exit_code)
+say(uuids=lease.uuids, mask=os.environ.get("CUDA_VISIBLE_DEVICES"), order=os.environ.get("CUDA_DEVICE_ORDER"), cpu=lease.cpu, id=lease.id)
+for line in sys.stdin:
+    try:
+        exec(line)
+    except BaseException as error:
+        say(error=type(error).__name__, message=str(error))
+    else:
+        say(done=True)
+"""
+HOLD_THE_LOCK = """
+import sys
+from mlops_build.gpu.ledger import Ledger
+held = Ledger.open().deciding()
+held.__enter__()
+print("{}", flush=True)
+sys.stdin.read()
+"""
+GIB = 1 << 30
+
+
+class Lessee(subprocess.Popen[str]):
+    """A process with a lease, or what it was refused with: `said`."""
+
+    said: dict
+
+    def do(self, line: str) -> dict:
+        """Have it run a line of Python; what it said first."""
+        self.stdin.write(line + "\n")
+        self.stdin.flush()
+        said = json.loads(self.stdout.readline())
+        if "done" not in said and "error" not in said:
+            assert "done" in json.loads(self.stdout.readline())
+        return said
+
+    def end(self) -> str:
+        """What it wrote on stderr."""
+        return self.communicate()[1]
+
+
+@pytest.fixture
+def lease() -> Iterator[Callable[..., Lessee]]:
+    """Starts a process that leases: lease(environment, memory="4GiB", …)."""
+    started = []
+
+    def start(environment: Mapping[str, str], *, script: str = LESSEE, asked: str = "", **arguments: object) -> Lessee:
+        said = "{**" + repr(arguments) + (f", **{asked}" if asked else "") + "}"
+        pipe = subprocess.PIPE
+        lessee = Lessee([sys.executable, "-c", script, said], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        started.append(lessee)
+        line = lessee.stdout.readline()
+        assert line, lessee.communicate()[1]
+        lessee.said = json.loads(line)
+        return lessee
+
+    yield start
+    for lessee in started:
+        if lessee.poll() is None:
+            lessee.kill()
+            lessee.communicate()
+
+
+def promised(node: testing.Node, run_python) -> dict[str, int]:
+    """Bytes promised on each card."""
+    script = """
+import json
+from mlops_build.gpu.ledger import Ledger
+sums = {}
+for promise in Ledger.open().promises():
+    for uuid in promise.uuids: sums[uuid] = sums.get(uuid, 0) + promise.bytes
+print(json.dumps(sums))
+"""
+    return json.loads(run_python(script, node.environment))
+
+
+def uuids(node: testing.Node) -> list[str]:
+    return [card.uuid for card in node.cards]
+
+
+def test_a_card_is_chosen_promised_and_the_only_one_that_the_process_sees(node, lease, run_python) -> None:
+    machine = node("24GiB", "24GiB")
+    first = lease(machine.environment, memory="4GiB", service="ranker")
+    second = lease(machine.environment, memory="4GiB")
+    (a,), (b,) = first.said["uuids"], second.said["uuids"]
+    assert {a, b} == set(uuids(machine)), "spread: each on a card of its own"
+    assert first.said["mask"] == a
+    assert first.said["order"] == "PCI_BUS_ID"
+    assert promised(machine, run_python) == {a: 4 * GIB, b: 4 * GIB}
+    assert first.do("lease.release(); say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))")["mask"] is None
+    assert promised(machine, run_python) == {b: 4 * GIB}
+    second.kill()
+    second.wait()
+    assert promised(machine, run_python) == {}
+
+
+def test_no_room_says_of_every_card_why(node, lease) -> None:
+    machine = node(
+        "24GiB",
+        testing.SimulatedCard(total="24GiB", name="NVIDIA A10", used="23GiB"),
+        testing.SimulatedCard(memory_supported=False),
+        "2GiB",
+    )
+    lease(machine.environment, memory="20GiB", service="ranker")
+    refused = lease(machine.environment, memory="10GiB").said
+    assert (refused["error"], refused["code"]) == ("NoRoom", 6)
+    lines = refused["message"].splitlines()
+    assert "10.0 GiB" in lines[0]
+    for uuid, why in zip(
+        uuids(machine), ["promised to ranker", "23.0 GiB count for those without a lease", "memory", "2.0 GiB in all"], strict=True
+    ):
+        (line,) = [line for line in lines if uuid in line]
+        assert why in line
+    assert "wait=" in refused["remedy"]
+
+
+def test_promises_count_before_anything_is_loaded_and_never_exceed_the_card(node, lease, run_python) -> None:
+    machine = node("10GiB")
+    got = [lease(machine.environment, memory="3GiB").said for _ in range(4)]
+    assert ["uuids" in said for said in got] == [True, True, True, False]
+    assert promised(machine, run_python) == {uuids(machine)[0]: 9 * GIB}
+
+
+def test_waits_for_room_and_says_for_whom(node, lease) -> None:
+    machine = node("10GiB")
+    holder = lease(machine.environment, memory="8GiB", service="ranker")
+    script = LESSEE.replace("from mlops_build import gpu", "from mlops_build import gpu\nprogress = lambda text: say(waiting=text)")
+    waiter = lease(machine.environment, script=script, memory="4GiB", wait=60, asked="{'progress': progress}")
+    assert "promised to ranker" in waiter.said["waiting"]
+    holder.kill()
+    assert json.loads(waiter.stdout.readline())["uuids"] == uuids(machine)
+
+
+def test_waiting_is_bounded_and_useless_waiting_is_not_begun(node, lease) -> None:
+    machine = node("10GiB")
+    lease(machine.environment, memory="8GiB")
+    assert lease(machine.environment, memory="4GiB", wait=0.2).said["message"].startswith("no room for 4.0 GiB after waiting 0.2 s")
+    never = lease(machine.environment, memory="11GiB", wait=600)  # the test would not end
+    assert never.said["error"] == "NoRoom"
+    assert "no waiting helps" in never.said["remedy"]
+
+
+def test_the_cpu_only_if_it_was_allowed_and_then_aloud(node, lease) -> None:
+    machine = node("4GiB")
+    assert lease(machine.environment, memory="8GiB").said["error"] == "NoRoom"
+    allowed = lease(machine.environment, memory="8GiB", otherwise="cpu")
+    assert (allowed.said["cpu"], allowed.said["mask"], allowed.said["uuids"]) == (True, "", [])
+    assert "the CPU instead" in allowed.end().replace("The", "the")
+    machine.fail_init(9)
+    gone = lease(machine.environment, memory="1GiB").said
+    assert (gone["error"], gone["code"]) == ("NoDriver", 6)
+    allowed = lease(machine.environment, memory="1GiB", otherwise="cpu")
+    assert allowed.said["cpu"]
+    assert "the CPU instead" in allowed.end()
+
+
+@pytest.mark.parametrize("mask", ["", "-1"])
+def test_a_mask_that_hides_every_card_is_no_room(node, lease, mask: str) -> None:
+    machine = node("24GiB")
+    refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).said
+    assert refused["error"] == "NoRoom"
+    assert "hidden by CUDA_VISIBLE_DEVICES" in refused["message"]
+
+
+def test_a_mask_that_is_there_is_kept_to_and_put_back(node, lease) -> None:
+    machine = node("24GiB", "24GiB", "24GiB")
+    second = uuids(machine)[1]
+    lessee = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, memory="1GiB")
+    assert lessee.said["uuids"] == [second]
+    assert lessee.said["mask"] == second
+    assert lessee.do("lease.release(); say(mask=os.environ['CUDA_VISIBLE_DEVICES'])")["mask"] == "1"
+
+
+def test_two_cards_at_once(node, lease, run_python) -> None:
+    machine = node("8GiB", "8GiB", "8GiB")
+    pair = lease(machine.environment, memory="6GiB", count=2)
+    assert pair.said["mask"] == ",".join(pair.said["uuids"])
+    assert promised(machine, run_python) == dict.fromkeys(pair.said["uuids"], 6 * GIB)
+    refused = lease(machine.environment, memory="6GiB", count=2).said
+    assert "2 cards are asked for" in refused["message"]
+
+
+def test_exclusive_means_alone(node, lease) -> None:
+    machine = node("24GiB", testing.SimulatedCard(total="24GiB", used="1GiB"))
+    alone = lease(machine.environment, memory="1GiB", exclusive=True, service="trainer")
+    assert alone.said["uuids"] == uuids(machine)[:1]
+    assert "asked for alone" in lease(machine.environment, memory="1GiB", exclusive=True).said["message"]
+    other = lease(machine.environment, memory="1GiB", uuids=[uuids(machine)[0]]).said
+    assert "trainer has it for itself" in other["message"]
+    assert lease(machine.environment, memory="1GiB").said["uuids"] == uuids(machine)[1:]
+
+
+def test_a_mig_instance(node, lease) -> None:
+    machine = node(testing.SimulatedCard(total="40GiB", name="NVIDIA A100", mig_capable=True))
+    parts = machine.mig(0, ["10GiB", "10GiB"])
+    first, second = (lease(machine.environment, memory="8GiB").said["mask"] for _ in range(2))
+    assert {first, second} == {part if isinstance(part, str) else part.uuid for part in parts}
+    assert "divided by MIG" in lease(machine.environment, memory="8GiB").said["message"]
+    assert "only one of them" in lease(machine.environment, memory="1GiB", count=2).said["message"]
+
+
+def test_a_lost_card_is_never_chosen_and_hides_no_other(node, lease) -> None:
+    machine = node("24GiB", "8GiB")
+    machine.lose(0)
+    assert lease(machine.environment, memory="1GiB").said["uuids"] == uuids(machine)[1:]
+    assert "fallen off the bus" in lease(machine.environment, memory="9GiB").said["message"]
+
+
+def test_refused_once_cuda_is_started(node, lease) -> None:
+    """A stand-in for torch, which here is built without CUDA."""
+    machine = node("24GiB")
+    torch = machine.directory / "modules" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
+    environment = machine.environment
+    environment["PYTHONPATH"] = os.pathsep.join([str(torch.parent), environment["PYTHONPATH"]])
+    refused = lease(environment, script="import torch\n" + LESSEE, memory="1GiB").said
+    assert (refused["error"], refused["code"]) == ("CudaStarted", 4)
+    assert "before" in refused["remedy"]
+
+
+def test_a_process_has_one_lease_at_a_time(node, lease) -> None:
+    machine = node("24GiB")
+    lessee = lease(machine.environment, memory="1GiB")
+    refused = lessee.do("gpu.lease('1GiB')")
+    assert refused["error"] == "Nested"
+    assert lessee.do("lease.release(); lease = gpu.lease('2GiB')") == {"done": True}
+    assert lessee.do("lease.release(); lease.release()") == {"done": True}
+
+
+def test_a_forked_child_does_not_end_its_parents_lease(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    lessee = lease(machine.environment, memory="1GiB")
+    assert lessee.do("child = os.fork() or (lease.release(), os._exit(0)); os.waitpid(child, 0)") == {"done": True}
+    assert promised(machine, run_python) == {uuids(machine)[0]: GIB}
+
+
+def test_what_makes_no_sense_is_refused_with_a_remedy(node, lease) -> None:
+    machine = node("24GiB")
+    for wrong in (
+        {"memory": "4GB"},
+        {"memory": 0},
+        {"memory": -5},
+        {"memory": "1GiB", "count": 0},
+        {"memory": "1GiB", "wait": -1},
+        {"memory": "1GiB", "otherwise": "tpu"},
+        {"memory": "1GiB", "strategy": "best"},
+        {"memory": "1GiB", "names": "A100"},
+    ):
+        refused = lease(machine.environment, **wrong).said
+        assert refused["code"] == 2, wrong
+        assert refused["remedy"], wrong
+
+
+def test_no_budget_is_four_gibibytes_aloud(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    lessee = lease(machine.environment)
+    assert promised(machine, run_python) == {uuids(machine)[0]: 4 * GIB}
+    assert "4.0 GiB are assumed" in lessee.end()
+
+
+def test_filters_and_a_strategy_of_ones_own(node, lease) -> None:
+    big, busy, old = (
+        testing.SimulatedCard(total="80GiB", name="NVIDIA A100-SXM4-80GB", compute_capability=(8, 0)),
+        testing.SimulatedCard(total="24GiB", utilisation=90),
+        testing.SimulatedCard(total="16GiB", name="Tesla T4", compute_capability=(7, 5)),
+    )
+    machine = node(big, busy, old)
+    all_of_them = uuids(machine)
+
+    def chosen(**filters: object) -> str:
+        return lease(machine.environment, memory="1GiB", **filters).said["uuids"][0]
+
+    assert chosen(names=["*t4*"]) == all_of_them[2]
+    assert chosen(uuids=[all_of_them[1][:20]]) == all_of_them[1]
+    assert chosen(strategy="pack", max_utilisation=50, min_compute_capability=(8, 0)) == all_of_them[0]
+    assert chosen(strategy="pack") == all_of_them[2]
+    assert chosen(strategy="WORST_FIT") == all_of_them[0]
+    own = "{'strategy': lambda cards, request, rng: sorted(cards, key=lambda card: card.name == 'NVIDIA L4', reverse=True)}"
+    assert lease(machine.environment, memory="1GiB", asked=own).said["uuids"] == [all_of_them[1]]
+
+
+def test_a_stopped_holder_of_the_lock_stops_nobody(node, lease, run_python) -> None:
+    machine = node("8GiB", "8GiB")
+    lease(machine.environment, script=HOLD_THE_LOCK).send_signal(signal.SIGSTOP)
+    got = [lease(machine.environment, memory="6GiB") for _ in range(3)]
+    assert ["uuids" in one.said for one in got] == [True, True, False], "and even so nobody promised what another had"
+    assert sorted(promised(machine, run_python)) == sorted(uuids(machine))
+    assert "has been held for more than 2 s" in got[0].end()
