@@ -13,13 +13,18 @@
 A declaration counts where its processes can be seen (neighbours.py); inside a container they cannot, and only `reserve` does.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlops_build.errors import UsageError
 from mlops_build.quantity import NotAnAmount, parse_bytes
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any
 
 FILE, FILE_VARIABLE = "/etc/mlops-gpu.toml", "MLOPS_GPU_CONFIG"
 MOST_LOADING = 64

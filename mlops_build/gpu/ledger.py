@@ -12,27 +12,30 @@ Everybody may write here (mode 1777), so nothing here is believed without a look
 waiting, and never read beyond a bound; the owner is the file's, not what it says; what does not parse is named in a warning and ignored.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
 import json
-import logging
 import math
 import os
-import random
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from mlops_build.errors import Failed
+from mlops_build.gpu import log as log
 
-DIRECTORY = Path("/run/mlops-gpu")
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
 LOCK = "lock"
 # How long a decision waits for the lock before it is made without it: a stopped or hostile holder must not stop the node.
@@ -51,8 +54,6 @@ _NAME = re.compile(r"[0-9a-f]{16}\.lease")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|seen|json|jsonl)\.new")
 _UUID = re.compile(r"[!-~]{1,128}")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.EMFILE, errno.ENFILE}
-
-log = logging.getLogger("mlops_build.gpu")
 
 
 class NoLedger(Failed):
@@ -95,19 +96,26 @@ class Held:
 class Ledger:
     """An open lease directory. Guards the directory's descriptor, so that a directory renamed under us is still the one we looked at."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path = path
         self._directory = descriptor
         self._warned: set[str] = set()
 
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        from pathlib import Path
+
+        return Path(self._path)
+
     @classmethod
-    def open(cls, directory: Path | str | None = None, *, reading: bool = False) -> "Ledger":
+    def open(cls, directory: Path | str | None = None, *, reading: bool = False) -> Ledger:
         """Open the node's lease directory: MLOPS_GPU_LEASE_DIR, else /run/mlops-gpu.
 
         reading: it need not be writable (a dashboard with a read-only mount). It is never created here: a directory that a container made
         for itself would be shared with nobody. Raises NoLedger.
         """
-        path = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
+        path = os.fspath(directory or os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
         remedy = f"make it once for the node, mode 1777, mount it into each container, or name another in {DIRECTORY_VARIABLE}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -124,7 +132,7 @@ class Ledger:
             os.close(self._directory)
             self._directory = -1
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,10 +150,10 @@ class Ledger:
                 if not _locks(descriptor, fcntl.LOCK_EX):
                     if time.monotonic() > deadline:
                         raise LockHeld(
-                            f"the lock of {self.path} has been held for more than {timeout:g} s{self._holder(descriptor)}",
+                            f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder(descriptor)}",
                             remedy="see who holds it (fuser, lslocks): a decision takes milliseconds, so it is stopped or hostile",
                         )
-                    time.sleep(random.uniform(0.001, 0.005))  # noqa: S311 -- jitter, so that waiting pickers do not march in step
+                    time.sleep(0.001 + os.urandom(1)[0] / 64000)  # 1-5 ms: jitter, so that waiting pickers do not march in step
                 elif self._is(LOCK, descriptor):
                     break
                 else:  # somebody removed the file while we waited: what we locked is no longer anybody's lock
@@ -175,7 +183,7 @@ class Ledger:
         The file is locked before it has its name, so that nobody ever sees it unlocked and takes it for dead.
         """
         promise = Promise(
-            id=secrets.token_hex(8),
+            id=os.urandom(8).hex(),
             uuids=tuple(uuids),
             bytes=size,
             exclusive=exclusive,
@@ -267,7 +275,7 @@ class Ledger:
                     os.close(self._create(name))
                 descriptor = self._open(name, os.O_RDWR | os.O_APPEND)
             if descriptor is None:
-                raise NoLedger(f"{self.path / name} is no plain file of this uid", remedy="remove it")
+                raise NoLedger(f"{self._path}/{name} is no plain file of this uid", remedy="remove it")
             try:
                 size = os.fstat(descriptor).st_size
                 # Only one process at a time may turn the file over, and none waits for it: others append, to be turned over next time.
@@ -429,13 +437,13 @@ class Ledger:
                 return descriptor
             with self._writing(name), contextlib.suppress(FileExistsError):
                 return self._create(name, 0o666)
-        raise NoLedger(f"{self.path / name} is no plain file that this uid may open", remedy="remove it; it is made anew")
+        raise NoLedger(f"{self._path}/{name} is no plain file that this uid may open", remedy="remove it; it is made anew")
 
     def _replace(self, name: str, document: Mapping[str, Any]) -> None:
         self._replace_bytes(name, json.dumps(document).encode())
 
     def _replace_bytes(self, name: str, content: bytes) -> None:
-        temporary = f".{secrets.token_hex(8)}.{name.rpartition('.')[2]}.new"
+        temporary = f".{os.urandom(8).hex()}.{name.rpartition('.')[2]}.new"
         with self._writing(temporary):
             descriptor = self._create(temporary)
             try:
@@ -455,7 +463,7 @@ class Ledger:
             if error.errno not in _NO_SPACE:
                 raise
             raise NoLedger(
-                f"cannot write to the lease directory {self.path}: {_reason(error)}", remedy="free its disk, or mend its mode"
+                f"cannot write to the lease directory {self._path}: {_reason(error)}", remedy="free its disk, or mend its mode"
             ) from None
 
     def _remove(self, name: str) -> None:
@@ -474,7 +482,8 @@ class Ledger:
         """Who holds the file's lock, as far as /proc/locks says it to this process."""
         inode = f":{os.fstat(descriptor).st_ino}"
         try:
-            lines = Path("/proc/locks").read_text().splitlines()
+            with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
+                lines = file.read().splitlines()
         except OSError:
             return ""
         pids = [words[4] for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(inode)]
@@ -485,13 +494,13 @@ class Ledger:
         if name not in self._warned:
             self._warned.add(name)
             owner = f" of uid {uid}" if uid >= 0 else ""
-            log.warning("ignored in the lease directory: %s%s: %s", printable(str(self.path / name)), owner, why)
+            log.warning("ignored in the lease directory: %s%s: %s", printable(f"{self._path}/{name}"), owner, why)
 
 
 def pid_namespace() -> int:
     """The number of this process's pid namespace: pids of another one mean nothing here. 0 where there is no /proc."""
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino
+        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 -- pathlib costs its import
     except OSError:
         return 0
 
@@ -503,7 +512,7 @@ def printable(text: object, limit: int = 100) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:limit]) or "?"
 
 
-def _entries(descriptor: int) -> Iterator["os.DirEntry[str]"]:
+def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(descriptor) as entries:
             yield from entries

@@ -4,15 +4,20 @@ NVML names processes by the host's pids. What /proc says about them gives a neig
 others. Inside a container those pids mean nothing, or, worse, another process: they are matched only where that cannot be.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from mlops_build.gpu.declared import Declared
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Literal
 
 # The first pid namespace's inode: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 FIRST_NAMESPACE = 0xEFFFFFFC

@@ -6,16 +6,21 @@ functions and their errors: https://docs.nvidia.com/deploy/nvml-api/. Readings c
 UUID names a card for certain (visible.py).
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
 
 from mlops_build.errors import NoRoom
 from mlops_build.gpu import libnvml as nvml
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 SECONDS = 2.0  # what one look may take of a card, and starting NVML
 

@@ -5,10 +5,15 @@ lease's memory outlives the lease for a moment when its process dies, and would 
 for everybody: the lease directory keeps the peaks (ledger.py), one file for each uid.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any
 
 FADE_SECONDS = 7 * 86400.0
 # Freeing the memory of a process that was killed takes the driver a second or two.

@@ -6,16 +6,21 @@ after a number) is as in torch.cuda's own reading of the variable. Where nobody 
 it would mean is perhaps a neighbour's.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.nvml import Reading, Trouble
 
-Seen = TypeVar("Seen", bound=Reading)
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Seen = TypeVar("Seen", bound=Reading)
 
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
