@@ -13,6 +13,8 @@ Linux only, standard library only.
 """
 
 from mlops_build.gpu.testing.build import BuildFailed, NoCompiler, libraries
-from mlops_build.gpu.testing.node import Node, SimulatedCard, SimulatedService
+from mlops_build.gpu.testing.card import SimulatedCard
+from mlops_build.gpu.testing.node import Node
+from mlops_build.gpu.testing.started import SimulatedService
 
 __all__ = ["BuildFailed", "NoCompiler", "Node", "SimulatedCard", "SimulatedService", "libraries"]

@@ -1,90 +1,30 @@
 """The simulated node as Python sees it: its cards, their faults, views of it, and services that run on it."""
 
 import ctypes
-import json
 import os
-import re
-import select
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from mlops_build.errors import Failed, UsageError
-from mlops_build.gpu.testing import service
+from mlops_build.errors import UsageError
 from mlops_build.gpu.testing.build import libraries
+from mlops_build.gpu.testing.card import NAMESPACE, SimulatedCard, complete, in_bytes
+from mlops_build.gpu.testing.control import control
+from mlops_build.gpu.testing.started import SimulatedService
 
+_SERVICE = Path(__file__).with_name("service.py")
 _ANY = -1
-_NAMESPACE = uuid.UUID("8d3f7c52-2a54-4f0e-9d0e-6f1b1c6c9a11")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedCard:
-    """One card. Memory in bytes, or as text: "24GiB".
-
-    total is what NVML calls so, with the `reserved` part that the driver keeps to itself; used belongs to no process. What is None, the
-    card does not support (NVML's NotSupported). memory_supported=False is a Jetson or a GB10: no memory information at all. speed orders
-    the cards for CUDA, which by default counts the fastest first; by default it follows compute capability, then memory. uuid by default
-    follows from the card's place, so that a test sees the same ones in each run.
-    """
-
-    total: int | str = "24GiB"
-    name: str = "NVIDIA L4"
-    used: int | str = 0
-    reserved: int | str = 0
-    compute_capability: tuple[int, int] = (8, 9)
-    uuid: str | None = None
-    utilisation: int | None = 0  # %
-    temperature: int | None = 40  # °C
-    power_watts: float | None = 30.0
-    power_limit_watts: float | None = 72.0
-    ecc_errors: int | None = 0  # uncorrected
-    memory_supported: bool = True
-    mig_capable: bool = False
-    speed: int | None = None
-    multiprocessors: int = 58
-
-
-class SimulatedService(subprocess.Popen[str]):
-    """A process that `Node.start` started: a Popen that knows what the service says."""
-
-    def wait_for(self, event: str, *, timeout: float = 20.0) -> dict[str, Any]:
-        """Reads what the service says until it says `event` ("started", "loaded", "grown", "out of memory"), and returns that line.
-        timeout in seconds. Raises Failed if the service ends or the time is over."""
-        deadline = time.monotonic() + timeout
-        while line := self._line(event, deadline):
-            said: dict[str, Any] = json.loads(line)
-            if said["event"] == event:
-                return said
-        self.wait(max(0.1, deadline - time.monotonic()))
-        raise Failed(
-            f"the simulated service {self.pid} ended with exit code {self.returncode} before it said {event!r}: "
-            f"{self.stderr.read().strip() if self.stderr else ''}"
-        )
-
-    def _line(self, event: str, deadline: float) -> bytes:
-        """The next line; b"" at the end. Byte by byte past Python's buffers, so that what select says is true."""
-        assert self.stdout  # noqa: S101  (Node.start opens it)
-        line = b""
-        while not line.endswith(b"\n"):
-            if not select.select([self.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Failed(f"the simulated service {self.pid} did not say {event!r} in time")
-            byte = os.read(self.stdout.fileno(), 1)
-            if not byte:
-                return line
-            line += byte
-        return line
 
 
 class Node:
-    """A machine with cards, for as long as the `with` block (or until `close`). Not meant to be shared by threads.
+    """A machine with cards, for as long as the `with` block (or until `close`).
 
     cards: each a SimulatedCard, or a text that says its memory. directory: where its files are, made if it is not there; a temporary one by
     default. context: what a process's first allocation on a card costs on top, as a CUDA context does. Raises NoCompiler, BuildFailed (see
@@ -102,15 +42,15 @@ class Node:
         driver_version: str = "580.65.06",
         cuda_version: int = 13000,
     ) -> None:
+        self.libraries = libraries()
+        self.cards: tuple[SimulatedCard, ...] = tuple(complete(card, index) for index, card in enumerate(cards))
         self._own_directory = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="simulated-node-") if directory is None else directory).absolute()
-        self.libraries = libraries()
-        self.cards: tuple[SimulatedCard, ...] = tuple(_complete(card, index) for index, card in enumerate(cards))
-        self.context_bytes = _bytes(context)
+        self.context_bytes = in_bytes(context)
         self._services: list[SimulatedService] = []
         self._devices: dict[str, int] = {}
         self._parts: dict[int, list[str]] = {}
-        self._control = _control(self.libraries / "libsimulatednode.so")
+        self._control = control(self.libraries / "libsimulatednode.so")
         self._make_directory()
         self._node: int | None = self._control.control_create(
             os.fsencode(self._state), self.context_bytes, driver_version.encode(), cuda_version
@@ -143,9 +83,9 @@ class Node:
             raise UsageError("a simulated node has room for 128 cards and MIG instances", remedy="use fewer")
         self._devices[card.uuid] = device
         numbers: dict[str, int | None] = {
-            "total": _bytes(card.total),
-            "reserved": _bytes(card.reserved),
-            "external": _bytes(card.used),
+            "total": in_bytes(card.total),
+            "reserved": in_bytes(card.reserved),
+            "external": in_bytes(card.used),
             "memory_supported": card.memory_supported,
             "mig_capable": card.mig_capable,
             "major": card.compute_capability[0],
@@ -230,10 +170,10 @@ class Node:
         seconds later. name is in its command line. Its stdout is a pipe: see `SimulatedService.wait_for`. It ends on SIGTERM with exit
         code 0, out of memory with 77; `close` ends it too.
         """
-        command = [sys.executable, "-IS", service.__file__, "--memory", str(_bytes(memory)), "--name", name]
+        command = [sys.executable, "-IS", str(_SERVICE), "--memory", str(in_bytes(memory)), "--name", name]
         command += ["--load-seconds", str(load_seconds), "--steps", str(steps), "--ordinal", str(ordinal)]
         if grow_to is not None:
-            command += ["--grow-to", str(_bytes(grow_to)), "--grow-after", str(grow_after)]
+            command += ["--grow-to", str(in_bytes(grow_to)), "--grow-after", str(grow_after)]
         started = SimulatedService(
             command,
             env=dict(self.environment if environment is None else environment),
@@ -262,19 +202,22 @@ class Node:
 
     def set_used(self, card: int | str, memory: int | str) -> None:
         """Sets the memory in use that belongs to no process: bytes, or text such as "3GiB"."""
-        self._set(self._device(card), "external", _bytes(memory))
+        self._set(self._device(card), "external", in_bytes(memory))
 
-    def set_utilisation(self, card: int | str, percent: int) -> None:
-        self._set(self._device(card), "utilisation", percent)
-
-    def set_temperature(self, card: int | str, celsius: int) -> None:
-        self._set(self._device(card), "temperature", celsius)
-
-    def set_power(self, card: int | str, watts: float) -> None:
-        self._set(self._device(card), "power", int(watts * 1000))
-
-    def set_ecc_errors(self, card: int | str, uncorrected: int) -> None:
-        self._set(self._device(card), "ecc_errors", uncorrected)
+    def set_condition(
+        self,
+        card: int | str,
+        *,
+        utilisation: int | None = None,
+        temperature: int | None = None,
+        power_watts: float | None = None,
+        ecc_errors: int | None = None,
+    ) -> None:
+        """Sets what is given: utilisation in %, temperature in °C, power in W, uncorrected ECC errors."""
+        power = None if power_watts is None else int(power_watts * 1000)
+        for name, value in {"utilisation": utilisation, "temperature": temperature, "power": power, "ecc_errors": ecc_errors}.items():
+            if value is not None:
+                self._set(self._device(card), name, value)
 
     def mig(self, card: int, instances: Sequence[int | str]) -> list[str]:
         """Turns MIG on and cuts the card into instances of these sizes; returns their UUIDs. None at all is a card with MIG on that
@@ -283,7 +226,7 @@ class Node:
         whole = self.cards[device]
         if self.processes(card):
             raise UsageError(f"card {card} is in use", remedy="end its processes before MIG is set")
-        if sum(_bytes(size) for size in instances) > _bytes(whole.total) - _bytes(whole.reserved):
+        if sum(in_bytes(size) for size in instances) > in_bytes(whole.total) - in_bytes(whole.reserved):
             raise UsageError(f"the instances are larger than card {card}", remedy="make them smaller")
         for gone in self._parts.pop(device, []):
             self._set(self._devices.pop(gone), "parent", -2)
@@ -293,11 +236,11 @@ class Node:
         return list(self._parts[device])
 
     def _part(self, whole: SimulatedCard, parent: int, number: int, size: int | str) -> str:
-        amount = _bytes(size)
-        share = max(1, round(7 * amount / _bytes(whole.total)))
+        amount = in_bytes(size)
+        share = max(1, round(7 * amount / in_bytes(whole.total)))
         part = replace(
             whole,
-            uuid=f"MIG-{uuid.uuid5(_NAMESPACE, f'{whole.uuid} {number} {amount}')}",
+            uuid=f"MIG-{uuid.uuid5(NAMESPACE, f'{whole.uuid} {number} {amount}')}",
             name=f"{whole.name} MIG {share}g.{round(amount / 2**30)}gb",
             total=amount,
             used=0,
@@ -319,6 +262,8 @@ class Node:
         every card, and calls that name none, such as nvmlDeviceGetCount or cuInit. times: how often it strikes before all is well again.
         """
         device = _ANY if card is None else self._device(card)
+        if call != "*" and not any(hasattr(self._control, call + version) for version in ("", "_v2", "_v3")):
+            raise UsageError(f"the simulated libraries have no function {call!r}", remedy="write it as nvml.h or cuda.h does")
         if self._control.control_fault(self._handle(), device, call.encode(), code, delay_ms, -1 if times is None else times) != 0:
             raise UsageError("a simulated node has room for 256 faults", remedy="restore() ends some")
 
@@ -382,44 +327,3 @@ _FROM_OUTSIDE = {
     "MLOPS_SIMULATED_CARDS",
     "MLOPS_SIMULATED_PIDS",
 }
-
-
-def _bytes(amount: int | str) -> int:
-    if isinstance(amount, int):
-        return amount
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]iB?)?", amount)
-    if not match:
-        raise UsageError(f"{amount!r} is not an amount of memory", remedy="write a number and KiB, MiB, GiB or TiB, such as 4GiB")
-    return int(float(match[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[match[2][0]]) if match[2] else int(match[1])
-
-
-def _complete(card: SimulatedCard | str, index: int) -> SimulatedCard:
-    if isinstance(card, str):
-        card = SimulatedCard(total=card)
-    if card.uuid is not None and not card.uuid.startswith("GPU-"):
-        raise UsageError(f"{card.uuid} is not the UUID of a card", remedy="begin it with GPU-")
-    speed = card.speed
-    if speed is None:
-        speed = (card.compute_capability[0] * 100 + card.compute_capability[1]) * 2**20 + _bytes(card.total) // 2**20
-    return replace(card, uuid=card.uuid or f"GPU-{uuid.uuid5(_NAMESPACE, str(index))}", speed=speed)
-
-
-def _control(library: Path) -> ctypes.CDLL:
-    """The library by its path: LD_LIBRARY_PATH counts only for processes that start with it, and this one should not be on the node."""
-    control = ctypes.CDLL(str(library))
-    pointer, text, integer, wide = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int64
-    for name, result, arguments in (
-        ("control_create", pointer, (text, wide, text, integer)),
-        ("control_close", None, (pointer,)),
-        ("control_add", integer, (pointer, integer, text, text, text, text)),
-        ("control_show", None, (pointer,)),
-        ("control_set", integer, (pointer, integer, text, wide)),
-        ("control_init_code", None, (pointer, integer)),
-        ("control_fault", integer, (pointer, integer, text, integer, integer, integer)),
-        ("control_restore", None, (pointer, integer, integer)),
-        ("control_used", wide, (pointer, integer)),
-        ("control_processes", integer, (pointer, integer, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(wide), integer)),
-    ):
-        function = getattr(control, name)
-        function.restype, function.argtypes = result, arguments
-    return control

@@ -1,6 +1,6 @@
 """A simulated service: it loads a "model" onto cuda:0 without asking anybody, as services do, and stays.
 
-    python -m mlops_build.gpu.testing.service --memory 4294967296 --load-seconds 2 --grow-to 6442450944 --grow-after 10
+    python -m mlops_build.gpu.testing.service --memory 4GiB --load-seconds 2 --grow-to 6GiB --grow-after 10
 
 It uses libcuda.so.1 as a real program would (cuInit, a primary context, cuMemAlloc), so CUDA_VISIBLE_DEVICES counts. Each thing that
 happens is a JSON line on stdout: "started" (with the card's uuid), "loaded", "grown", "out of memory". Exit codes: 0 after SIGTERM or
@@ -74,12 +74,20 @@ def _pause(seconds: float | None) -> None:
         raise SystemExit(0)
 
 
+def _bytes(text: str) -> int:
+    if text.isdigit():
+        return int(text)
+    from mlops_build.quantity import parse_bytes  # run by its path it has no package, and is given bytes
+
+    return parse_bytes(text)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mlops_build.gpu.testing.service", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--memory", type=int, required=True, help="what it holds once loaded, its context included; bytes")
+    parser.add_argument("--memory", type=_bytes, required=True, help="what it holds once loaded, its context included, such as 4GiB")
     parser.add_argument("--load-seconds", type=float, default=0.0, help="how long loading takes")
     parser.add_argument("--steps", type=int, default=4, help="allocations until it is loaded")
-    parser.add_argument("--grow-to", type=int, help="what it holds later; bytes")
+    parser.add_argument("--grow-to", type=_bytes, help="what it holds later")
     parser.add_argument("--grow-after", type=float, default=0.0, help="seconds after loading")
     parser.add_argument("--ordinal", type=int, default=0, help="the cuda:N it hardcodes")
     parser.add_argument("--name", default="service", help="for whoever looks at its command line")

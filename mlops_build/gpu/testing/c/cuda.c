@@ -23,6 +23,8 @@ enum {
     UNKNOWN = 999,
 };
 
+enum { MAX_ENTRIES = 256 }; /* of CUDA_VISIBLE_DEVICES */
+
 struct allocation { struct allocation *next; uint64_t address, bytes; };
 
 struct context {
@@ -35,7 +37,7 @@ typedef struct context *context_t;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct node *node;
 static int initialised, forked; /* forked: from a process that had initialised CUDA, which CUDA does not survive */
-static int seen[MAX_DEVICES], seen_count; /* ordinal -> device */
+static int seen[MAX_ENTRIES], seen_count; /* ordinal -> device */
 static struct context *contexts;
 static uint64_t next_address = 0x7f0000000000ull;
 static __thread context_t current;
@@ -97,33 +99,52 @@ static int instance_by_name(const char *name, const int *cards, int count) {
     return NO_DEVICE;
 }
 
-/* An index as strtoul reads it: "1x" is 1; what does not begin with a digit is no index. */
-static int card_by_index(const char *text, const int *cards, int count) {
+/* An index as strtoul reads it: "1x" is 1; what does not begin with a digit is none (-1). */
+static long index_in(const char *text) {
     while (*text == ' ') text++;
     if (*text == '+') text++;
-    if (*text < '0' || *text > '9') return NO_DEVICE;
-    unsigned long index = strtoul(text, NULL, 10);
-    return index < (unsigned long)count ? cards[index] : NO_DEVICE;
+    return *text < '0' || *text > '9' ? -1 : strtol(text, NULL, 10);
 }
 
-/* What CUDA_VISIBLE_DEVICES leaves: up to the first entry that names nothing; nothing at all if an entry comes twice. The first entry says whether
- * indices, GPU-… or MIG-… are meant; one of another kind names nothing. */
+static int masked_by_index(char *rest, const int *cards, int count, int *into) {
+    long indices[MAX_ENTRIES];
+    int said = 0, kept = 0;
+    for (char *entry; said < MAX_ENTRIES && (entry = strsep(&rest, ",")); said++) {
+        indices[said] = index_in(entry);
+        if (indices[said] < 0) break;
+        for (int i = 0; i < said; i++)
+            if (indices[i] == indices[said]) return 0;
+    }
+    while (kept < said && indices[kept] < count) into[kept] = cards[indices[kept]], kept++;
+    return kept;
+}
+
+static int masked_by_uuid(char *rest, const char *kind, const int *cards, int count, int *into) {
+    const char *entries[MAX_ENTRIES];
+    int said = 0, kept = 0;
+    for (char *entry; said < MAX_ENTRIES && (entry = strsep(&rest, ",")) && starts_with(entry, kind); said++) {
+        entries[said] = entry;
+        for (int i = 0; i < said; i++)
+            if (strcmp(entries[i], entry) == 0) return 0;
+    }
+    for (; kept < said; kept++) {
+        into[kept] = strcmp(kind, "GPU-") == 0 ? card_by_prefix(entries[kept], cards, count) : instance_by_name(entries[kept], cards, count);
+        if (into[kept] == NO_DEVICE) return kept;
+        for (int i = 0; i < kept; i++)
+            if (into[i] == into[kept]) return 0;
+    }
+    return kept;
+}
+
+/* What CUDA_VISIBLE_DEVICES leaves: what is before the first entry that names nothing, and nothing at all if an entry comes twice. The first entry
+ * says whether indices, GPU-... or MIG-... are meant; one of another kind names nothing. This is how torch reads it for CUDA
+ * (torch.cuda._parse_visible_devices), and a test compares the two. */
 static int masked(const char *mask, const int *cards, int count, int *into) {
     char entries[8192];
     snprintf(entries, sizeof entries, "%s", mask);
-    int kept = 0;
-    char *rest = entries, *entry;
-    while ((entry = strsep(&rest, ","))) {
-        int device;
-        if (starts_with(mask, "GPU-")) device = starts_with(entry, "GPU-") ? card_by_prefix(entry, cards, count) : NO_DEVICE;
-        else if (starts_with(mask, "MIG-")) device = starts_with(entry, "MIG-") ? instance_by_name(entry, cards, count) : NO_DEVICE;
-        else device = card_by_index(entry, cards, count);
-        if (device == NO_DEVICE) return kept;
-        for (int i = 0; i < kept; i++)
-            if (into[i] == device) return 0;
-        if (kept < MAX_DEVICES) into[kept++] = device;
-    }
-    return kept;
+    if (starts_with(mask, "GPU-")) return masked_by_uuid(entries, "GPU-", cards, count, into);
+    if (starts_with(mask, "MIG-")) return masked_by_uuid(entries, "MIG-", cards, count, into);
+    return masked_by_index(entries, cards, count, into);
 }
 
 /* A process gets one MIG instance, and beside it no other device. */

@@ -16,6 +16,7 @@ enum {
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
     LIB_RM_VERSION_MISMATCH = 18,
+    ARGUMENT_VERSION_MISMATCH = 25,
 };
 
 typedef const char *handle_t;
@@ -223,6 +224,7 @@ int nvmlDeviceGetCudaComputeCapability(handle_t handle, int *major, int *minor) 
 
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+#define MEMORY_V2 (sizeof(struct memory_v2) | 2u << 24)
 
 /* A container may see a card's MIG instances, and is not told what the whole card uses. */
 static int memory_is_told(struct device *device) {
@@ -240,6 +242,7 @@ int nvmlDeviceGetMemoryInfo(handle_t handle, struct memory *into) {
 
 int nvmlDeviceGetMemoryInfo_v2(handle_t handle, struct memory_v2 *into) {
     BEGIN;
+    if (into->version != MEMORY_V2) return ARGUMENT_VERSION_MISMATCH;
     if (!memory_is_told(device)) return NOT_SUPPORTED;
     unsigned long long left = (unsigned long long)node_free(node, index);
     into->total = (unsigned long long)device->total;
