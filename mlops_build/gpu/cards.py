@@ -7,18 +7,22 @@ A new lease fits if its budget is at most `left`; then the promises on a card ne
 known, it is counted twice rather than not at all: a lease whose memory nobody has seen yet may be part of what is used already.
 """
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlops_build.gpu.declared import Declared, settings
-from mlops_build.gpu.ledger import Promise
 from mlops_build.gpu.neighbours import Known, Neighbour, ancestors, declaration, key_of, known, name_of, pid_namespace
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
-from mlops_build.gpu.peaks import ALL, REST, Peaks, counted
+from mlops_build.gpu.peaks import ALL, REST, Peaks, as_document, counted, from_document, merge, observe
 from mlops_build.gpu.visible import AmbiguousMask, visible
 
-__all__ = ["Card", "NoDriver", "account", "cards", "look", "unleased"]
+if TYPE_CHECKING:
+    from mlops_build.gpu.ledger import Ledger, Promise
+
+__all__ = ["Card", "NoDriver", "account", "cards", "look", "remember", "remembered", "unleased"]
 
 # A lease's owner was started before the lease was made: a process that is younger only has the pid of one that is gone. The slack is for
 # the clock, which says when the lease was made, and may have been set since.
@@ -34,7 +38,7 @@ class Card(Reading):
     visible: whether CUDA_VISIBLE_DEVICES lets this process use it; None if that cannot be said.
     """
 
-    leases: tuple[Promise, ...] = ()
+    leases: "tuple[Promise, ...]" = ()
     neighbours: tuple[Neighbour, ...] = ()
     external_bytes: int = 0
     external_counted_bytes: int = 0
@@ -54,13 +58,40 @@ class Card(Reading):
 
 
 def cards() -> list[Card]:
-    """One look at every card, each MIG parent followed by its instances, in NVML's order. Raises NoDriver, BadConfig."""
+    """One look at every card, each MIG parent followed by its instances, in NVML's order; with the leases of the lease directory.
+
+    Remembers there what it sees of those without a lease, if it may. Without a directory there are no leases. Raises NoDriver, BadConfig.
+    """
+    from mlops_build.gpu.ledger import Ledger, NoLedger
+
     with Nvml() as nvml:
-        return look(nvml, (), {}, full=True)
+        now = time.time()
+        try:
+            ledger = Ledger.open(reading=True)
+        except NoLedger:
+            return look(nvml, (), {}, now=now, full=True)
+        with ledger:
+            peaks = remembered(ledger, now)
+            found = look(nvml, ledger.promises(), peaks, now=now, full=True)
+            with contextlib.suppress(NoLedger):  # read-only: others remember
+                remember(ledger, peaks, found, now)
+            return found
+
+
+def remembered(ledger: "Ledger", now: float) -> Peaks:
+    """The peaks that the lease directory has, of every looker that is believed. now: unix s."""
+    return merge((from_document(document, now) for document in ledger.peaks()), now)
+
+
+def remember(ledger: "Ledger", peaks: Peaks, cards: Iterable[Card], now: float) -> None:
+    """Keep what a look saw of those without a lease; `peaks` is what was remembered before. Raises NoLedger."""
+    after = observe(peaks, unleased(cards), now)
+    if after is not peaks:
+        ledger.write_peaks(as_document(after))
 
 
 def look(
-    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+    nvml: Nvml, promises: "Sequence[Promise]", peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
 ) -> list[Card]:
     """One look through an open NVML, with the promises and peaks that the lease directory has.
 
@@ -87,7 +118,7 @@ def look(
 
 def account(
     readings: Sequence[Reading],
-    promises: Sequence[Promise],
+    promises: "Sequence[Promise]",
     *,
     peaks: Peaks,
     declared: Sequence[Declared],
@@ -125,7 +156,7 @@ def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
 def _card(
     reading: Reading,
     readings: Sequence[Reading],
-    promises: Sequence[Promise],
+    promises: "Sequence[Promise]",
     peaks: Peaks,
     declared: Sequence[Declared],
     now: float,
@@ -144,19 +175,21 @@ def _card(
     held: dict[str, int] = {}  # what each lease uses, of `used`
     charged: dict[str, int] = {}
     foreign = used
-    for lease in leases:
-        here = users is not None and (lease.id in shown or lease.pid_namespace == namespace)
-        if here and all(user.used_bytes is not None for user in users or () if _is(owners.get(user.pid), lease)):
-            held[lease.id] = shown.get(lease.id, 0)
-            exact = True
+    rest = max(0, used - sum(user.used_bytes or 0 for user in users or ()))  # in use, but by no process that NVML shows
+    for place, lease in enumerate(leases):
+        said = sum(lease.seen.get(uuid, 0) for uuid in uuids)
+        exact = lease.id in shown and all(user.used_bytes is not None for user in users or () if _is(owners.get(user.pid), lease))
+        if exact:
+            held[lease.id] = shown[lease.id]
+            leases[place] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
+        elif users is not None and lease.id not in shown and lease.pid_namespace == namespace:
+            # Its processes would be shown if they were on the card; unless the driver hides them, and then their memory is in the rest.
+            held[lease.id] = min(said, rest)
+            rest -= held[lease.id]
         else:
-            said = sum(lease.seen.get(uuid, 0) for uuid in uuids)
             held[lease.id] = max(shown.get(lease.id, 0), min(said, used))
-            exact = False
         charged[lease.id] = max(_budget(lease, uuids, reading.total_bytes), held[lease.id])
         foreign -= held[lease.id] if exact else charged[lease.id]
-        if exact:
-            leases[leases.index(lease)] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
 
     external = max(0, used - sum(held.values()))
     strangers = None if users is None else [user for user in users if user.pid not in owners]
@@ -187,7 +220,7 @@ def _users(pool: Sequence[Reading]) -> list[Process] | None:
     return [process for reading in pool for process in reading.processes or ()]
 
 
-def _owners(users: Iterable[Process], leases: Sequence[Promise], processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
+def _owners(users: Iterable[Process], leases: "Sequence[Promise]", processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
     """By pid, the (pid namespace, pid) of the lease's owner, which it is or descends from; the nearest, if there are several."""
     made: dict[tuple[int, int], float] = {}
     for lease in leases:
@@ -205,11 +238,13 @@ def _owners(users: Iterable[Process], leases: Sequence[Promise], processes: Mapp
     return owners
 
 
-def _is(place: tuple[int, int] | None, lease: Promise) -> bool:
+def _is(place: tuple[int, int] | None, lease: "Promise") -> bool:
     return place == (lease.pid_namespace, lease.pid)
 
 
-def _shown(users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
+def _shown(
+    users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: "Sequence[Promise]", total: int | None
+) -> dict[str, int]:
     """What NVML shows of each lease's processes, by the lease's id. Several leases of one process are filled one after the other."""
     sums: dict[tuple[int, int], int] = {}
     for user in users:
@@ -225,7 +260,7 @@ def _shown(users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leas
     return shown
 
 
-def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
+def _budget(lease: "Promise", uuids: set[str], total: int | None) -> int:
     """What it promises to keep to on this card. More than the card has is no promise, and must not close the card for everybody."""
     return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0
 

@@ -61,8 +61,8 @@ def cuda_started() -> str | None:
             target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
         except OSError:
             continue  # closed since: the listing's own
-        if target == "/dev/nvidia-uvm":
-            return "this process has /dev/nvidia-uvm open"
+        if target.endswith("/nvidia-uvm"):
+            return f"this process has {target} open"
     return None
 
 
