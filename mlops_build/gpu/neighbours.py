@@ -117,7 +117,7 @@ def name_of(process: Known) -> str:
     """What people call it: its systemd unit, or its program, with its pod or container."""
     cgroup = process.cgroup.rpartition("/")[2]
     if cgroup.endswith(".service") and not cgroup.startswith("user@"):
-        return cgroup[:80]
+        return _printable(cgroup)[:80]
     program = _program(process.command)
     pod = re.search(r"pod([0-9a-f]{8})[-_0-9a-f]{20,}", process.cgroup)
     if pod:
@@ -148,7 +148,11 @@ def _program(command: str) -> str:
             if not word.startswith("-"):
                 program = word.rpartition("/")[2]
                 break
-    return "".join(letter if letter.isprintable() else "?" for letter in program)[:50] or "process"
+    return _printable(program)[:50] or "process"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _process(pid: int, own: int | None, boot: float, *, user: bool) -> Known | None:

@@ -1,0 +1,103 @@
+"""What an administrator says about a node: /etc/mlops-gpu.toml."""
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_build.gpu.declared import BadConfig, Declared, Settings, parse, settings
+
+GIB = 2**30
+ME = pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_everything_that_can_be_said() -> None:
+    text = f"""
+loading = 2
+reserve = "512MiB"
+
+[[neighbour]]
+name = "billing"
+uid = 1001
+cgroup = "/system.slice/billing*"
+command = "*score.py*"
+memory = "6GiB"
+
+[[neighbour]]
+user = "{ME}"
+memory = "1.5GiB"
+"""
+    assert parse(text.encode()) == Settings(
+        (Declared("billing", 6 * GIB, 1001, "/system.slice/billing*", "*score.py*"), Declared(ME, 3 * GIB // 2, os.getuid())), 2, GIB // 2
+    )
+    assert parse(b"") == Settings((), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ('[[neighbour]]\nuid = 1\nmemroy = "6GiB"', "neighbour 1: unknown key 'memroy'", "did you mean `memory`?"),
+        ("[[neighbor]]", "unknown key 'neighbor'", "`neighbour`"),
+        ("colour = 1", "unknown key 'colour'", "known: loading, reserve, neighbour"),
+        ('[neighbour]\nuid = 1\nmemory = "1GiB"', "no list of tables", "[[neighbour]]"),
+        ("[[neighbour]]\nuid = 1", "has no `memory`", "6GiB"),
+        ("[[neighbour]]\nuid = 1\nmemory = 6", "6 is not an amount", "quotes"),
+        ('[[neighbour]]\nuid = 1\nmemory = "6GB"', "'6GB' is not an amount", "GiB"),
+        ('[[neighbour]]\nmemory = "6GiB"', "fits every process", "uid, user, cgroup or command"),
+        ('[[neighbour]]\nuid = 1\nuser = "root"\nmemory = "6GiB"', "both", "one of them"),
+        ('[[neighbour]]\nuid = "root"\nmemory = "6GiB"', "`uid` is 'root'", "`user`"),
+        ('[[neighbour]]\nuid = true\nmemory = "6GiB"', "`uid` is True", "number"),
+        ('[[neighbour]]\nuser = "nobody-by-this-name"\nmemory = "6GiB"', "no user 'nobody-by-this-name'", "`uid`"),
+        ('[[neighbour]]\nuid = 1\nmemory = "1GiB"\n[[neighbour]]\ncommand = ""\nmemory = "1GiB"', "neighbour 2: `command`", "text"),
+        ("loading = 0", "`loading` is 0", "from 1"),
+        ("loading = true", "`loading` is True", "from 1"),
+        ('reserve = "lots"', "`reserve`: 'lots'", "GiB"),
+        ("x = ", "is not TOML", "mend"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, message: str, remedy: str) -> None:
+    with pytest.raises(BadConfig) as refused:
+        parse(text.encode(), "/etc/mlops-gpu.toml")
+    assert message in refused.value.message
+    assert refused.value.message.startswith("/etc/mlops-gpu.toml")
+    assert remedy in str(refused.value.remedy)
+    assert refused.value.exit_code == 2
+
+
+def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gpu.toml"
+    monkeypatch.setenv("MLOPS_GPU_CONFIG", str(file))
+    assert settings() == Settings()
+    file.write_text("loading = 3")
+    assert settings().loading == 3
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BadConfig, match="cannot be read"):
+        settings()
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_a_traceback(content: bytes) -> None:
+    try:
+        parse(content)
+    except BadConfig as error:
+        assert error.remedy  # noqa: PT017
+
+
+VALUES = st.one_of(st.integers(-5, 70), st.booleans(), st.sampled_from(['"1GiB"', '"x"', "[]", "{}", "1.5", "1979-05-27", '""', "[[1]]"]))
+
+
+@given(st.dictionaries(st.sampled_from(["name", "uid", "user", "cgroup", "command", "memory", "loading"]), VALUES, max_size=5))
+def test_a_table_of_anything_is_read_or_refused(table: dict[str, object]) -> None:
+    lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items()]
+    for text in ("\n".join(["[[neighbour]]", *lines]), "\n".join(lines)):
+        try:
+            found = parse(text.encode())
+        except BadConfig as error:
+            assert error.remedy  # noqa: PT017
+        else:
+            assert all(one.memory_bytes == GIB for one in found.neighbours)
+            assert 1 <= found.loading <= 64

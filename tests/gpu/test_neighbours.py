@@ -1,0 +1,211 @@
+"""Who uses memory without a lease: real processes on a simulated node, looked at from the host and from containers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_build.gpu.neighbours import Known, key_of, known, name_of, pid_namespace
+from tests.gpu.conftest import MakeNode
+
+RunPython = Callable[..., str]
+GIB = 2**30
+
+CARDS = """
+import json
+from mlops_build.gpu import cards
+print(json.dumps([
+    {
+        "external": card.external_bytes, "counted": card.external_counted_bytes, "committed": card.committed_bytes, "visible": card.visible,
+        "neighbours": [[one.name, one.uid, one.pid, one.used_bytes, one.counted_bytes, one.why] for one in card.neighbours],
+        "leases": [[one.service, dict(one.seen)] for one in card.leases],
+    }
+    for card in cards()
+]))
+"""
+
+
+@pytest.fixture
+def cards(run_python: RunPython) -> Callable[..., list[dict[str, Any]]]:
+    return lambda environment: json.loads(run_python(CARDS, environment))
+
+
+def test_the_host_names_them(node: MakeNode, cards: Callable[..., Any]) -> None:
+    nodes = node("24GiB")
+    old, older = nodes.start("3GiB", name="score"), nodes.start("2GiB", name="train")
+    for service in (old, older):
+        service.wait_for("loaded")
+    [card] = cards(nodes.environment)
+    # Both run the same program as the same user: one neighbour, by its largest process.
+    assert card["neighbours"] == [["service.py", os.getuid(), old.pid, 5 * GIB, 5 * GIB, "used"]]
+    (nodes.directory / "mlops-gpu.toml").write_text('[[neighbour]]\nname = "scoring"\ncommand = "*--name score *"\nmemory = "6GiB"\n')
+    [card] = cards(nodes.environment)
+    assert card["neighbours"] == [
+        ["scoring", os.getuid(), old.pid, 3 * GIB, 6 * GIB, "declared"],
+        ["service.py", os.getuid(), older.pid, 2 * GIB, 2 * GIB, "used"],
+    ]
+    assert (card["external"], card["counted"], card["committed"]) == (5 * GIB, 8 * GIB, 8 * GIB)
+
+
+def test_a_declaration_that_makes_no_sense_is_an_error(node: MakeNode) -> None:
+    nodes = node("24GiB")
+    (nodes.directory / "mlops-gpu.toml").write_text("[[neighbour]]\nuid = 1\n")
+    done = subprocess.run([sys.executable, "-c", CARDS], env=nodes.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert f"BadConfig: {nodes.directory}/mlops-gpu.toml: neighbour 1 has no `memory`" in done.stderr
+
+
+@pytest.mark.parametrize("view", [{"hide_pids": True}, {"hide_process_memory": True}])
+def test_a_container_counts_them_all_together(node: MakeNode, cards: Callable[..., Any], view: dict[str, bool]) -> None:
+    nodes = node("24GiB")
+    nodes.start("3GiB").wait_for("loaded")
+    nodes.set_used(0, "1GiB")
+    [card] = cards(nodes.view(**view))
+    assert (card["external"], card["committed"]) == (4 * GIB, 4 * GIB)
+    assert card["neighbours"][0] == ["nobody that can be seen", None, None, 4 * GIB, 4 * GIB, "used"]
+
+
+LEASE = """
+import os, subprocess, sys
+from mlops_build.gpu.ledger import Ledger
+with Ledger.open() as ledger:
+    held = ledger.promise([sys.argv[1]], int(sys.argv[2]), exclusive=False, service="mine")
+os.execvp(sys.executable, [sys.executable, "-IS", *sys.argv[3:]])
+"""
+
+
+def leased(node: Any, memory: str, budget: int, *prefix: str) -> subprocess.Popen[str]:
+    """A service that holds a lease, and has loaded."""
+    from mlops_build.gpu.testing import service
+
+    command = [*prefix, sys.executable, "-c", LEASE, node.cards[0].uuid, str(budget), service.__file__, "--memory", memory]
+    process = subprocess.Popen([*command, "--load-seconds", "0"], env=node.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while '"loaded"' not in (line := process.stdout.readline()):
+        assert line, "it ended"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_lease_s_own_process_is_no_neighbour(node: MakeNode, cards: Callable[..., Any]) -> None:
+    """Nobody reported anything: NVML's pid is the lease's."""
+    nodes = node("24GiB")
+    process = leased(nodes, str(3 * GIB), 4 * GIB)
+    try:
+        nodes.start("2GiB").wait_for("loaded")
+        [card] = cards(nodes.environment)
+        assert card["leases"] == [["mine", {nodes.cards[0].uuid: 3 * GIB}]]
+        assert (card["external"], card["committed"], len(card["neighbours"])) == (2 * GIB, 6 * GIB, 1)
+        # Hidden, it is counted twice as long as it reports nothing: once in its budget, once as nobody's.
+        [card] = cards(nodes.view(hide_pids=True))
+        assert (card["external"], card["committed"]) == (5 * GIB, 9 * GIB)
+    finally:
+        end(process)
+    [card] = cards(nodes.environment)
+    assert (card["leases"], card["external"]) == ([], 2 * GIB)
+
+
+def test_a_lease_in_another_pid_namespace(node: MakeNode, cards: Callable[..., Any]) -> None:
+    """A pod's lease, looked at from the host: its pid is another one there."""
+    unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare cannot make a pid namespace here (needs root)")
+    nodes = node("24GiB")
+    process = leased(nodes, str(3 * GIB), 4 * GIB, *unshare)
+    try:
+        [card] = cards(nodes.environment)
+        assert (card["external"], card["committed"], card["neighbours"]) == (0, 4 * GIB, [])
+        # And from within another container, where the host's pids are nobody's: the lease is counted, its memory as somebody's, too.
+        script = f"import subprocess, sys; sys.exit(subprocess.run({[*unshare, sys.executable, '-c', CARDS]!r}).returncode)"
+        done = subprocess.run([sys.executable, "-c", script], env=nodes.environment, capture_output=True, text=True, timeout=60, check=True)
+        [card] = json.loads(done.stdout)
+        assert (card["external"], card["committed"]) == (3 * GIB, 7 * GIB)
+        assert card["neighbours"][0][:3] == ["others (their processes cannot be seen from here)", None, None]
+    finally:
+        end(process)
+
+
+def test_the_mask_is_shown(node: MakeNode, cards: Callable[..., Any]) -> None:
+    nodes = node("24GiB", "24GiB")
+    mask = {"CUDA_VISIBLE_DEVICES": str(nodes.cards[1].uuid)[:12]}
+    assert [card["visible"] for card in cards(nodes.environment | mask)] == [False, True]
+    mixed = node("24GiB", "80GiB")
+    assert [card["visible"] for card in cards(mixed.environment | {"CUDA_VISIBLE_DEVICES": "0"})] == [None, None]
+
+
+def test_what_is_known_of_a_process() -> None:
+    """This one, its parent, and one that is not there."""
+    found = known([os.getpid()])
+    assert found is not None
+    me = found[os.getpid()]
+    assert (me.uid, me.parent, me.namespace) == (os.geteuid(), os.getppid(), pid_namespace())
+    assert "pytest" in me.command or "python" in me.command
+    assert me.started >= 0
+    if os.getppid() > 1:
+        assert found[os.getppid()].command == ""
+
+
+def test_a_name_that_is_no_text_breaks_nothing(tmp_path: Path) -> None:
+    """A program may call itself anything: a line of /proc/PID/status, a bracket of /proc/PID/stat."""
+    script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1\\nUid: 0\\xff', 0, 0, 0); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = known([process.pid])
+        assert found is not None
+        assert (found[process.pid].parent, found[process.pid].uid) == (os.getpid(), os.geteuid())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def process(command: str, cgroup: str = "/user.slice", uid: int = 1000) -> Known:
+    return Known(10, 1, uid, None, 10, 0.0, command, cgroup)
+
+
+POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123abcd_89ab_4cde_8f01_23456789abcd.slice/cri-containerd-" + "f" * 64
+
+
+@pytest.mark.parametrize(
+    ("one", "name", "key"),
+    [
+        (process("/usr/bin/python3.11 -u /srv/train.py --token=secret"), "train.py", "1000:train.py"),
+        (process("python -m ipykernel_launcher -f /home/a/kernel-1.json"), "ipykernel_launcher", "1000:ipykernel_launcher"),
+        (process("python -c print()"), "python", "1000:python"),
+        (process("/opt/tritonserver --x"), "tritonserver", "1000:tritonserver"),
+        (process("tritonserver", "/system.slice/triton.service", 0), "triton.service", "0:triton.service"),
+        (process("python a.py", "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope"), "a.py", "1000:a.py"),
+        (process("python a.py", POD + ".scope"), "a.py (pod 0123abcd)", "1000:a.py"),
+        (
+            process("python a.py", "/kubepods/burstable/pod0123abcd-89ab-4cde-8f01-23456789abcd/" + "e" * 64),
+            "a.py (pod 0123abcd)",
+            "1000:a.py",
+        ),
+        (process("python a.py", f"/system.slice/docker-{'a' * 64}.scope"), "a.py (container aaaaaaaaaaaa)", "1000:a.py"),
+        (process(""), "process", "1000:process"),
+    ],
+)
+def test_names(one: Known, name: str, key: str) -> None:
+    assert (name_of(one), key_of(one)) == (name, key)
+
+
+@given(st.text(max_size=80), st.text(max_size=80), st.sampled_from(["", ".service", ".scope"]))
+def test_names_are_short_and_printable(command: str, cgroup: str, kind: str) -> None:
+    one = process(command, cgroup + kind)
+    assert 0 < len(name_of(one)) <= 100
+    assert name_of(one).isprintable()
+    assert len(key_of(one)) <= 60

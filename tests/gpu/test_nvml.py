@@ -1,0 +1,246 @@
+"""What NVML says, through a process of its own for each test: readings, troubles of one card, troubles of the driver, calls that hang."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from mlops_build.gpu import testing
+from tests.gpu.conftest import MakeNode
+
+RunPython = Callable[..., str]
+GIB = 2**30
+
+READ = """
+import dataclasses, json, sys
+from mlops_build.gpu.nvml import read
+print(json.dumps([dataclasses.asdict(one) for one in read(full="full" in sys.argv)]))
+"""
+
+
+@pytest.fixture
+def read(run_python: RunPython) -> Callable[..., list[dict[str, Any]]]:
+    def reading(environment: Mapping[str, str], *arguments: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(run_python(READ, environment, *arguments))
+        return found
+
+    return reading
+
+
+def test_a_reading_says_what_can_be_used(node: MakeNode, read: Callable[..., Any]) -> None:
+    """Version 2's total less what the driver reserves; a card without that function, version 1's."""
+    nodes = node(
+        testing.SimulatedCard(total="24GiB", reserved="1GiB", used="2GiB", name="NVIDIA L4", temperature=55, ecc_errors=3), "16GiB"
+    )
+    nodes.fault(1, "nvmlDeviceGetMemoryInfo_v2", code=13, times=1)
+    first, second = read(nodes.environment)
+    assert (first["uuid"], first["name"], first["index"]) == (nodes.cards[0].uuid, "NVIDIA L4", 0)
+    assert (first["total_bytes"], first["used_bytes"], first["trouble"]) == (23 * GIB, 2 * GIB, None)
+    assert (first["compute_capability"], first["bus_id"]) == ([8, 9], "00000000:17:00.0")
+    assert (first["utilisation"], first["temperature"], first["power_watts"], first["ecc_errors"]) == (None, None, None, None)
+    assert second["total_bytes"] == 16 * GIB
+    [first, _] = read(nodes.environment, "full")
+    assert (first["utilisation"], first["temperature"], first["power_watts"], first["ecc_errors"]) == (0, 55, 30.0, 3)
+
+
+def test_a_reading_names_processes(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node("24GiB")
+    service = nodes.start("3GiB")
+    service.wait_for("loaded")
+    assert read(nodes.environment)[0]["processes"] == [{"pid": service.pid, "used_bytes": 3 * GIB}]
+    assert read(nodes.view(hide_process_memory=True))[0]["processes"] == [{"pid": service.pid, "used_bytes": None}]
+    assert read(nodes.view(hide_pids=True))[0]["processes"] == []
+    nodes.fault(0, "nvmlDeviceGetComputeRunningProcesses", code=4)
+    nodes.fault(0, "nvmlDeviceGetGraphicsRunningProcesses", code=4)
+    [card] = read(nodes.environment)
+    assert (card["processes"], card["trouble"], card["used_bytes"]) == (None, None, 3 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "trouble"),
+    [
+        ("*", 15, "lost"),
+        ("nvmlDeviceGetMemoryInfo", 15, "lost"),
+        ("nvmlDeviceGetMemoryInfo", 16, "lost"),
+        ("nvmlDeviceGetHandleByIndex", 4, "permission denied"),
+        ("nvmlDeviceGetMemoryInfo", 4, "permission denied"),
+        ("nvmlDeviceGetMemoryInfo", 10, "does not answer"),
+        ("nvmlDeviceGetMemoryInfo", 999, "fault"),
+    ],
+)
+def test_one_card_s_trouble_is_its_own(node: MakeNode, read: Callable[..., Any], call: str, code: int, trouble: str) -> None:
+    nodes = node("24GiB", "24GiB", "24GiB")
+    nodes.fault(1, call, code=code)
+    found = read(nodes.environment, "full")
+    assert [one["trouble"] for one in found] == [None, trouble, None]
+    assert [one["total_bytes"] for one in found] == [24 * GIB, None, 24 * GIB]
+    assert found[1]["why"]
+    # What was said before the fault is kept: a card is named where it can be.
+    assert found[1]["uuid"] == ("unknown-1" if call in ("*", "nvmlDeviceGetHandleByIndex") else nodes.cards[1].uuid)
+
+
+def test_a_card_that_shares_the_host_s_memory(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node(testing.SimulatedCard(name="NVIDIA GB10", memory_supported=False))
+    [card] = read(nodes.environment)
+    assert (card["trouble"], card["total_bytes"], card["name"]) == ("memory not supported", None, "NVIDIA GB10")
+
+
+def test_what_a_card_need_not_know_is_no_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node(testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
+    [card] = read(nodes.environment, "full")
+    assert (card["trouble"], card["utilisation"], card["temperature"], card["power_watts"], card["ecc_errors"]) == (None,) * 5
+
+
+def test_mig(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node(testing.SimulatedCard(total="40GiB", name="NVIDIA A100-SXM4-40GB"), "24GiB", testing.SimulatedCard(total="40GiB"))
+    uuids = nodes.mig(0, ["10GiB", "20GiB"])
+    nodes.mig(2, [])
+    service = nodes.start("4GiB", environment={**nodes.environment, "CUDA_VISIBLE_DEVICES": uuids[1]})
+    service.wait_for("loaded")
+    parent, small, large, card, empty = read(nodes.environment)
+    assert (parent["trouble"], "into 2" in parent["why"]) == ("divided by MIG", True)
+    assert (empty["trouble"], empty["why"]) == ("divided by MIG", "divided by MIG, without instances")
+    assert [one["uuid"] for one in (small, large)] == uuids
+    assert [one["total_bytes"] for one in (small, large, card)] == [10 * GIB, 20 * GIB, 24 * GIB]
+    assert [one["used_bytes"] for one in (small, large)] == [0, 4 * GIB]
+    assert [[one["pid"] for one in part["processes"]] for part in (small, large)] == [[], [service.pid]]
+    assert (large["mig_parent"], large["mig_instance"], large["index"]) == (parent["uuid"], [2, 0], 0)
+    nodes.fault(uuids[0], "nvmlDeviceGetMemoryInfo", code=4)
+    assert [one["trouble"] for one in read(nodes.environment)[:3]] == ["divided by MIG", "permission denied", None]
+
+
+HANG = """
+import json, time
+from mlops_build.gpu.nvml import Nvml
+with Nvml(seconds=0.5) as nvml:
+    looks = []
+    for _ in range(3):
+        start = time.monotonic()
+        found = nvml.read()
+        looks.append([[one.trouble for one in found], [one.uuid for one in found], time.monotonic() - start])
+        if len(looks) == 2:
+            print("twice", flush=True)
+            input()
+            deadline = time.monotonic() + 20
+            while nvml.read()[1].trouble and time.monotonic() < deadline:
+                time.sleep(0.01)
+    import threading
+    print(json.dumps({"looks": looks, "threads": threading.active_count()}))
+"""
+
+
+def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callable[..., Any]) -> None:
+    """It is waited for once, not at each look; nor does each look leave a thread; and it is back when it answers again."""
+    nodes = node("24GiB", "24GiB")
+    nodes.fault(1, "nvmlDeviceGetMemoryInfo", delay_ms=60_000)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANG], env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "twice\n"
+        nodes.restore(1)
+        out, _ = process.communicate("go on\n", timeout=30)
+    finally:
+        process.kill()
+    said = json.loads(out)
+    assert [look[0] for look in said["looks"]] == [[None, "does not answer"], [None, "does not answer"], [None, None]]
+    assert said["looks"][0][1] == [card.uuid for card in nodes.cards]
+    assert said["looks"][0][2] >= 0.5 > said["looks"][1][2]
+    assert said["threads"] == 1
+    assert process.returncode == 0
+
+
+def test_the_process_ends_though_a_call_hangs(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node("24GiB")
+    nodes.fault(0, "nvmlDeviceGetHandleByIndex", delay_ms=120_000)
+    [card] = read(nodes.environment)  # run_python fails after 60 s
+    assert (card["trouble"], card["uuid"]) == ("does not answer", "unknown-0")
+
+
+DRIVER = """
+import json
+from mlops_build.gpu.nvml import NoDriver, Nvml
+try:
+    with Nvml(seconds=0.5) as nvml:
+        nvml.read()
+except NoDriver as error:
+    print(json.dumps([error.reason, error.message, error.remedy, error.exit_code]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "remedy"),
+    [
+        (9, "driver not loaded", "modprobe"),
+        (18, "driver and library differ", "reboot"),
+        (4, "permission denied", "/dev/nvidiactl"),
+        (10, "does not answer", "dmesg"),
+        (999, "fault", "nvidia-smi"),
+    ],
+)
+def test_the_driver_s_troubles(node: MakeNode, run_python: RunPython, code: int, reason: str, remedy: str) -> None:
+    nodes = node("24GiB")
+    nodes.fail_init(code)
+    said = json.loads(run_python(DRIVER, nodes.environment))
+    assert said[0] == reason
+    assert remedy in said[2]
+    assert said[3] == 6
+
+
+def test_a_driver_that_hangs(node: MakeNode, run_python: RunPython) -> None:
+    nodes = node("24GiB")
+    for call in ("nvmlInit", "nvmlDeviceGetCount"):
+        nodes.fault(None, call, delay_ms=60_000)
+        said = json.loads(run_python(DRIVER, nodes.environment))
+        assert said[:2] == ["does not answer", "the NVIDIA driver does not answer within 0.5 s"]
+        nodes.restore()
+
+
+def test_no_library(run_python: RunPython) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    if os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
+        pytest.skip("there is an NVIDIA driver here")
+    said = json.loads(run_python(DRIVER, environment))
+    assert said[0] == "no library"
+    assert "libnvidia-ml.so.1" in said[1]
+
+
+def test_a_container_s_view(node: MakeNode, read: Callable[..., Any]) -> None:
+    """NVML counts from 0 whatever the node's numbers are; the UUID is the same everywhere."""
+    nodes = node("24GiB", "40GiB", "80GiB")
+    found = read(nodes.view(cards=[2]))
+    assert [(one["index"], one["uuid"], one["total_bytes"]) for one in found] == [(0, nodes.cards[2].uuid, 80 * GIB)]
+
+
+def test_a_card_that_is_lost_between_looks_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:
+    """An exporter's NVML stays open: a card that is lost between two looks keeps its name, and one that comes back is read again."""
+    nodes = node("24GiB", "24GiB")
+    script = """
+import sys
+from mlops_build.gpu.nvml import Nvml
+with Nvml() as nvml:
+    for _ in sys.stdin:
+        print([(one.uuid[-4:], one.trouble and one.trouble.value) for one in nvml.read()], flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        names = [str(card.uuid)[-4:] for card in nodes.cards]
+        for trouble in (None, "lost", None):
+            nodes.lose(1) if trouble else nodes.restore(1)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{[(names[0], None), (names[1], trouble)]}\n"
+    finally:
+        process.stdin.close()
+        process.wait(20)
+        process.stdout.close()

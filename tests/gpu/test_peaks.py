@@ -1,0 +1,122 @@
+"""The most that those without a lease were seen to use."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_build.gpu.peaks import (
+    FADE_SECONDS,
+    MOST_KEYS,
+    REFRESH_SECONDS,
+    SETTLE_SECONDS,
+    Peaks,
+    as_document,
+    counted,
+    from_document,
+    merge,
+    observe,
+)
+
+GIB = 2**30
+DAY = 86400.0
+START = 1_800_000_000.0
+
+
+def after(*looks: tuple[float, int], key: str = "k", peaks: Peaks | None = None) -> Peaks:
+    peaks = {} if peaks is None else peaks
+    for seconds, used in looks:
+        peaks = observe(peaks, {"GPU-a": {key: used}}, START + seconds)
+    return peaks
+
+
+def counts(peaks: Peaks, used: int, seconds: float, key: str = "k") -> int:
+    return counted(peaks, "GPU-a", key, used, START + seconds)
+
+
+def test_a_neighbour_that_shrank_is_counted_at_its_peak_which_fades_over_seven_days() -> None:
+    peaks = after((0, 6 * GIB), (10, 6 * GIB), (20, 2 * GIB))
+    assert counts(peaks, 2 * GIB, 10) == 6 * GIB
+    assert counts(peaks, 2 * GIB, 10 + 3.5 * DAY) == 3 * GIB
+    assert counts(peaks, 2 * GIB, 10 + 6.9 * DAY) == 2 * GIB
+    assert counts(peaks, 0, 10 + 7 * DAY) == 0
+    assert counts(peaks, 8 * GIB, 20) == 8 * GIB
+
+
+def test_what_one_look_saw_is_no_peak() -> None:
+    """The memory of a lease whose process has just been killed."""
+    peaks = after((0, 0), (10, 20 * GIB), (10.1, 20 * GIB), (20, 0), (30, 0))
+    assert counts(peaks, 0, 30) == 0
+
+
+def test_what_stays_is_a_peak_however_often_is_looked() -> None:
+    looks = [(step / 10, 5 * GIB) for step in range(int(SETTLE_SECONDS * 10) + 2)]
+    assert counts(after(*looks), 0, SETTLE_SECONDS + 0.2) > 4.9 * GIB
+
+
+def test_a_peak_is_what_was_held_all_the_time_in_between() -> None:
+    assert counts(after((0, 3 * GIB), (2, 9 * GIB), (10, 4 * GIB)), 0, 10) == 3 * GIB
+
+
+def test_nothing_new_is_the_same_object() -> None:
+    """So that the lease directory is not written at every look."""
+    peaks = after((0, 4 * GIB), (10, 4 * GIB))
+    assert after((20, 4 * GIB), (30, 4 * GIB), (40, 4 * GIB), peaks=peaks) is peaks
+    assert after((20 + REFRESH_SECONDS, 4 * GIB), peaks=peaks) is not peaks
+    empty: Peaks = {}
+    assert observe(empty, {"GPU-a": {"k": 0}}, START) is empty
+
+
+def test_a_clock_that_was_put_back() -> None:
+    peaks = after((100 * DAY, 4 * GIB), (100 * DAY + 10, 4 * GIB))
+    assert counts(peaks, 0, 0) == 4 * GIB
+    read = from_document(as_document(peaks), START)  # a time to come would never fade
+    assert counted(read, "GPU-a", "k", 0, START + 7 * DAY) == 0
+
+
+def test_the_greater_of_several_observers() -> None:
+    old, new = after((0, 6 * GIB), (10, 6 * GIB)), after((3 * DAY, 5 * GIB), (3 * DAY + 10, 5 * GIB))
+    assert counts(merge([old, new], START + DAY), 0, DAY + 10) > 5.1 * GIB
+    assert counts(merge([old, new], START + 4 * DAY), 0, 4 * DAY) > 4.2 * GIB
+
+
+def test_names_that_are_made_up_do_not_fill_the_directory() -> None:
+    peaks: Peaks = {}
+    for number in range(5 * MOST_KEYS):
+        peaks = observe(peaks, {"GPU-a": {f"{number}": number + 1}}, START + number)
+    assert len(peaks["GPU-a"]) == MOST_KEYS
+    many = {f"GPU-{number:036}": {f"{key:060}": 2**40 for key in range(MOST_KEYS)} for number in range(8)}
+    full = observe(observe({}, many, START), many, START + 60)
+    assert len(json.dumps(as_document(full))) < 64 * 1024
+
+
+numbers = st.one_of(st.integers(-5, 2**60), st.floats(), st.none(), st.text(max_size=3), st.booleans())
+documents = st.recursive(
+    st.one_of(numbers, st.just(1)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=5), st.dictionaries(st.sampled_from(["schema", "cards", "GPU-a", "k"]), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.one_of(documents, st.fixed_dictionaries({"schema": st.just(1), "cards": documents})))
+def test_no_document_breaks_a_look(document: object) -> None:
+    found = from_document(document, START)
+    assert counted(found, "GPU-a", "k", 0, START) >= 0
+    observe(found, {"GPU-a": {"k": 1}}, START)
+
+
+@given(st.lists(st.tuples(st.floats(0, 2 * DAY), st.integers(0, 40 * GIB)), max_size=12))
+def test_a_peak_is_never_more_than_was_seen_and_survives_the_file(looks: list[tuple[float, int]]) -> None:
+    peaks: Peaks = {}
+    now = 0.0
+    most = 0
+    for gap, used in looks:
+        now += gap
+        most = max(most, used)
+        peaks = after((now, used), peaks=peaks)
+        assert counts(peaks, used, now) >= used
+        assert counts(peaks, 0, now) <= most
+    again = from_document(json.loads(json.dumps(as_document(peaks))), START + now)
+    assert abs(counts(again, 0, now) - counts(peaks, 0, now)) <= 40 * GIB * 0.2 / FADE_SECONDS + 1
