@@ -11,26 +11,26 @@ Nothing here starts CUDA or imports torch until `device` or `limit_torch` is ask
 import contextlib
 import math
 import os
-import random
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mlops_build.errors import NoRoom, Refused, UsageError
-from mlops_build.gpu import decisions, loading
+from mlops_build.gpu import decisions, log
 from mlops_build.gpu.cards import Card, look, unleased
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, could_ever, why_not
-from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, log, pid_namespace, printable
+from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, pid_namespace, printable
 from mlops_build.gpu.nvml import NoDriver, Nvml, read
 from mlops_build.gpu.peaks import Peaks, as_document, from_document, merge, observe
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started, visible
 from mlops_build.quantity import parse_bytes, show_bytes
+
+if TYPE_CHECKING:
+    from mlops_build.gpu.loading import Reporter
 
 # What is assumed of a service that does not say: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with 3-4 GiB assumed, 1.6 with 1 GiB.
 ASSUMED = 4 << 30
@@ -132,7 +132,7 @@ class Lease:
         self.uuids: tuple[str, ...] = promise.uuids
         self.memory_bytes: int = promise.bytes
         self._promise, self._ledger, self._held, self._placeholder = promise, ledger, held, placeholder
-        self._reporter: loading.Reporter | None = None
+        self._reporter: Reporter | None = None
         self._told: dict[str, int] = {}
         self._loaded = self._released = False
         self._process = os.getpid()
@@ -186,6 +186,8 @@ class Lease:
         if self.cpu:
             yield
             return
+        from mlops_build.gpu import loading
+
         turn = loading.enter(self._ledger, self.uuids) if self._ledger is not None else loading.Turn((), alone=False)
         try:
             before = loading.used(read(), self.uuids) if turn.alone else None
@@ -204,7 +206,7 @@ class Lease:
         """
         if self.cpu:
             return
-        from mlops_build.gpu import budget
+        from mlops_build.gpu import budget, loading
 
         self.let_go()
         this = replace(self._promise, pid=os.getpid(), pid_namespace=pid_namespace(), created=time.time())
@@ -234,6 +236,8 @@ class Lease:
         """
         if self.cpu:
             return
+        from mlops_build.gpu import loading
+
         if self._reporter is not None:
             self._reporter.stop()
         if self._ledger is not None and self._held is not None:
@@ -277,6 +281,8 @@ class Lease:
     def _tell(self, *, loaded: bool, before: Mapping[str, int] | None) -> None:
         if self._ledger is None or self._held is None:
             return
+        from mlops_build.gpu import loading
+
         try:
             found = loading.seen(read(), self._promise, before)
             self._told, self._loaded = found or self._told, loaded
@@ -288,6 +294,8 @@ class Lease:
 
     def _report_from_now_on(self) -> None:
         if self._reporter is None and self._ledger is not None and self._held is not None and self._process == os.getpid():
+            from mlops_build.gpu import loading
+
             self._reporter = loading.Reporter(self._ledger, self._promise, self._told, loaded=self._loaded)
             self._reporter.start()
 
@@ -349,7 +357,7 @@ class _Search:
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
                 self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more: {_why(attempt)}")
-            time.sleep(min(left, random.uniform(0.5, 1.0) * POLL_SECONDS))  # noqa: S311 -- jitter, nothing secret
+            time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
             attempt = self._choose(nvml)  # without the lock: those who wait do not keep others from deciding
             if attempt.choice.uuids:
                 attempt = self._reserve(nvml)
@@ -391,7 +399,7 @@ class _Search:
         return merge([from_document(document, now) for document in documents], now)
 
     def _choose(self, nvml: Nvml, request: Request | None = None) -> _Attempt:
-        cards, seed, request = self._look(nvml), secrets.randbits(32), request or self._request
+        cards, seed, request = self._look(nvml), int.from_bytes(os.urandom(4), "big"), request or self._request
         return _Attempt(cards, choose(cards, request, seed), request, seed)
 
     # -- promising --
@@ -430,7 +438,7 @@ class _Search:
             if attempt.held is None or self._holds(nvml, attempt):
                 return attempt
             ledger.withdraw(attempt.held)
-            time.sleep(random.uniform(0.01, 0.2))  # noqa: S311 -- jitter, nothing secret
+            time.sleep(_jittered(0.01, 0.2))
         return replace(attempt, held=None, choice=Choice((), dict.fromkeys(attempt.choice.uuids, "others took it at the same moment")))
 
     def _promised(self, attempt: _Attempt, ledger: Ledger) -> _Attempt:
@@ -461,7 +469,7 @@ class _Search:
             except placeholder.Full:
                 continue
             if holder is None:  # no libcuda: others who chose at the same moment may have begun to load by now
-                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311 -- jitter, nothing secret
+                time.sleep(_jittered(0.1, 0.5))
                 if all(why_not(card, request) is None for card in self._look(nvml) if card.uuid in attempt.choice.uuids):
                     return attempt
                 continue
@@ -531,6 +539,11 @@ def _unwritten(uuids: tuple[str, ...], size: int, service: str) -> Promise:
     return Promise("", uuids, size, False, service, os.getpid(), pid_namespace(), os.geteuid(), time.time())
 
 
+def _jittered(least: float, most: float) -> float:
+    """At random between the two, so that those who wait do not march in step."""
+    return least + (most - least) * os.urandom(1)[0] / 255
+
+
 def _why(attempt: _Attempt) -> str:
     """Every card, and why not."""
     lines = []
@@ -568,5 +581,5 @@ def _request(
 
 def _program() -> str:
     """This program's name, as a person would call it."""
-    path = Path(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else Path(sys.executable)
-    return path.parent.name if path.name == "__main__.py" else path.name
+    path = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
+    return path.removesuffix("/__main__.py").rpartition("/")[2]

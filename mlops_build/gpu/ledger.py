@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mlops_build.errors import Failed
-from mlops_build.gpu import log as log
+from mlops_build.gpu import log
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -494,7 +494,7 @@ class Ledger:
         if name not in self._warned:
             self._warned.add(name)
             owner = f" of uid {uid}" if uid >= 0 else ""
-            log.warning("ignored in the lease directory: %s%s: %s", printable(f"{self._path}/{name}"), owner, why)
+            log.warning("ignored in the lease directory: %s%s: %s", printable(f"{self._path}/{name}", 300), owner, why)
 
 
 def pid_namespace() -> int:

@@ -9,8 +9,6 @@ plus a context; how much the card's use grew while the gate was held, at most th
 
 import json
 import os
-import random
-import subprocess
 import sys
 import threading
 import time
@@ -18,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlops_build.gpu import log
 from mlops_build.gpu.budget import CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
-from mlops_build.gpu.ledger import Held, Ledger, NoLedger, Promise, log, pid_namespace
+from mlops_build.gpu.ledger import Held, Ledger, NoLedger, Promise, pid_namespace
 from mlops_build.gpu.neighbours import known
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
 
@@ -81,7 +80,7 @@ def _enter(ledger: Ledger, names: Sequence[str], uuid: str, deadline: float) -> 
         if not said:
             said = True
             log.warning("waiting to load onto %s: another service is loading (at most %.0f s)", uuid, deadline - time.monotonic())
-        time.sleep(random.uniform(0.5, 1.0) * POLL_SECONDS)  # noqa: S311 -- jitter, nothing secret
+        time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 512))  # at random, so that those who wait do not march in step
 
 
 def used(readings: Sequence[Reading], uuids: Sequence[str]) -> dict[str, int]:
@@ -169,6 +168,8 @@ def watch(ledger: Ledger, held: Held, turn: Turn, before: Mapping[str, int]) -> 
     It inherits the load slots, which are thereby held until it goes, and not the lease. It is nobody's child and in no terminal's group, so
     that the program neither waits for it nor shares its signals.
     """
+    import subprocess
+
     grows_alone = dict(before) if turn.alone else None
     command = [sys.executable, "-m", "mlops_build.gpu.loading", str(ledger.path), held.promise.id, json.dumps(grows_alone)]
     child = os.fork()

@@ -9,8 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +35,14 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are 0700, and other users' processes look in
-        folder.chmod(0o755)
-    path = tmp_path / "leases"
-    path.mkdir()
-    path.chmod(0o1777)
-    return path
+def directory() -> Iterator[Path]:
+    """Not below pytest's own folder, which is its user's alone, and made so again whenever another pytest starts."""
+    with tempfile.TemporaryDirectory(prefix="leases-") as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "leases"
+        path.mkdir()
+        path.chmod(0o1777)
+        yield path
 
 
 @pytest.fixture
@@ -372,13 +375,15 @@ def test_a_directory_that_may_only_be_read(directory: Path, holder) -> None:
     holder(service="ours")
     directory.chmod(0o755)
     program = """
-try: Ledger.open(ledger.path)
+try: Ledger.open(sys.argv[1])
 except NoLedger as error: print(error)
 print([promise.service for promise in ledger.promises()])
 """
-    become = "from mlops_build.gpu.ledger import Ledger, NoLedger\nimport os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    become = "from mlops_build.gpu.ledger import Ledger, NoLedger\nimport os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     opened = f"ledger = Ledger.open({str(directory)!r}, reading=True)\n"
-    out = subprocess.run([sys.executable, "-c", become + opened + program], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", become + opened + program, str(directory)], capture_output=True, text=True, check=True
+    ).stdout
     assert "not writable for uid 65534" in out
     assert "['ours']" in out
 

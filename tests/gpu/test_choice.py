@@ -1,0 +1,188 @@
+"""Which card: what holds for every choice, and what each strategy and filter means. Nothing runs: it is arithmetic."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_build.errors import UsageError
+from mlops_build.gpu import choice as choices
+from mlops_build.gpu import decisions
+from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.choice import Request, choose, could_ever, pack, random, spread, why_not
+from mlops_build.gpu.ledger import Promise
+from mlops_build.gpu.nvml import Reading, Trouble
+
+GIB = 1 << 30
+NAMES = ("NVIDIA L4", "NVIDIA A100-SXM4-80GB", "Tesla T4")
+
+sizes = st.integers(0, 80 * GIB)
+readings = st.builds(
+    Reading,
+    uuid=st.integers(0, 15).map(lambda number: f"GPU-{number:04d}"),
+    index=st.integers(0, 15),
+    name=st.sampled_from(NAMES),
+    total_bytes=st.one_of(st.none(), sizes),
+    used_bytes=st.one_of(st.none(), sizes),
+    trouble=st.one_of(st.none(), st.none(), st.sampled_from(Trouble)),
+    utilisation=st.one_of(st.none(), st.integers(0, 100)),
+    compute_capability=st.one_of(st.none(), st.tuples(st.integers(6, 9), st.integers(0, 9))),
+)
+nodes = st.lists(readings, max_size=8, unique_by=lambda reading: reading.uuid)
+promises = st.lists(
+    st.builds(
+        Promise,
+        id=st.integers(0, 10**6).map(lambda number: f"{number:016x}"),
+        uuids=st.lists(st.integers(0, 15).map(lambda number: f"GPU-{number:04d}"), min_size=1, max_size=3, unique=True).map(tuple),
+        bytes=st.integers(1, 30 * GIB),
+        exclusive=st.booleans(),
+        service=st.sampled_from(["ranker", "search"]),
+        pid=st.just(1),
+        pid_namespace=st.just(1),
+        uid=st.just(0),
+        created=st.just(0.0),
+    ),
+    max_size=12,
+    unique_by=lambda promise: promise.id,
+)
+requests = st.builds(
+    Request,
+    bytes=st.integers(1, 40 * GIB),
+    count=st.integers(1, 3),
+    exclusive=st.booleans(),
+    strategy=st.sampled_from(sorted(choices.STRATEGIES)),
+    names=st.lists(st.sampled_from(["*L4*", "*a100*", "*"]), max_size=1).map(tuple),
+    uuids=st.lists(st.sampled_from(["GPU-0", "GPU-00", "GPU-0001"]), max_size=1).map(tuple),
+    max_utilisation=st.one_of(st.none(), st.integers(0, 100)),
+    min_compute_capability=st.one_of(st.none(), st.just((8, 0))),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def cards_of(node: list[Reading], leases: list[Promise]) -> list[Card]:
+    return account(node, leases, peaks={}, declared=(), now=0.0)
+
+
+@settings(deadline=None, max_examples=300)
+@given(nodes, promises, requests, seeds)
+def test_what_is_chosen_has_the_room_and_can_be_read(node: list[Reading], leases: list[Promise], request: Request, seed: int) -> None:
+    cards = cards_of(node, leases)
+    choice = choose(cards, request, seed)
+    by_uuid = {card.uuid: card for card in cards}
+    assert len(choice.uuids) in (0, request.count)
+    assert len(set(choice.uuids)) == len(choice.uuids)
+    for uuid in choice.uuids:
+        card = by_uuid[uuid]
+        assert card.trouble is None
+        assert card.total_bytes is not None
+        assert card.used_bytes is not None
+        assert card.committed_bytes + request.bytes <= card.total_bytes
+        assert not any(lease.exclusive for lease in card.leases)
+        assert not (request.exclusive and card.leases)
+        assert why_not(card, request) is None
+    if not choice.uuids:
+        assert set(choice.refused) == set(by_uuid), "every card, and why not"
+        assert all(choice.refused.values())
+        assert sum(why_not(card, request) is None for card in cards) < request.count, "a placement that exists is found"
+
+
+@settings(deadline=None, max_examples=150)
+@given(nodes, promises, requests, seeds)
+def test_a_record_gives_the_same_choice_again(node: list[Reading], leases: list[Promise], request: Request, seed: int) -> None:
+    cards = cards_of(node, leases)
+    choice = choose(cards, request, seed)
+    assert choose(cards, request, seed) == choice
+    line = decisions.line("granted", request, seed, cards, choice, service="a", lease=None, waited=0.0)
+    assert decisions.replay(line) == choice
+
+
+@settings(deadline=None, max_examples=100)
+@given(nodes, st.lists(requests, max_size=12), seeds)
+def test_one_after_the_other_they_never_promise_more_than_a_card_has(node: list[Reading], asked: list[Request], seed: int) -> None:
+    leases: list[Promise] = []
+    for number, request in enumerate(asked):
+        chosen = choose(cards_of(node, leases), request, seed).uuids
+        if chosen:
+            leases.append(Promise(f"{number:016x}", chosen, request.bytes, request.exclusive, "a", 1, 1, 0, 0.0))
+    for card in cards_of(node, leases):
+        here = [lease for lease in leases if card.uuid in lease.uuids]
+        assert not here or (card.used_bytes or 0) + sum(lease.bytes for lease in here) <= (card.total_bytes or 0)
+        assert len(here) == 1 or not any(lease.exclusive for lease in here)
+
+
+def card(index: int, total: int, used: int, **more: object) -> Card:
+    (made,) = account([Reading(f"GPU-{index}", index, "NVIDIA L4", total * GIB, used * GIB, **more)], [], peaks={}, declared=(), now=0.0)
+    return made
+
+
+def order(strategy: choices.Strategy, *cards: Card, size: int = GIB) -> list[int]:
+    return [one.index for one in strategy(cards, Request(size), Random(1))]  # noqa: S311
+
+
+def test_spread_looks_at_the_share_and_pack_at_the_bytes() -> None:
+    small, large = card(0, 24, 6), card(1, 80, 40)
+    assert order(spread, small, large) == [0, 1], "17 of 24 beside 39 of 80"
+    assert order(pack, small, large) == [0, 1], "18 GiB beside 40"
+    assert order(spread, card(0, 24, 20), large) == [1, 0]
+    assert order(pack, card(0, 24, 20), card(1, 24, 22)) == [1, 0]
+
+
+def test_spread_counts_what_is_asked_for() -> None:
+    """On unlike cards the emptier one before is not the emptier one after."""
+    small, large = card(0, 16, 0), card(1, 80, 8)
+    assert order(spread, small, large, size=GIB) == [0, 1]
+    assert order(spread, small, large, size=12 * GIB) == [1, 0]
+
+
+def test_random_is_weighted_by_what_is_left() -> None:
+    cards = [card(0, 24, 21), card(1, 24, 0)]
+    first = [random(cards, Request(GIB), Random(seed))[0].index for seed in range(1000)]  # noqa: S311
+    assert 60 <= first.count(0) <= 170, "3 of 27 GiB are left on it"
+
+
+def test_the_old_names_are_their_equivalents() -> None:
+    assert (pack, spread, random) == (choices.BEST_FIT, choices.WORST_FIT, choices.RANDOM)
+    assert choices.name_of(pack) == "pack"
+
+
+def test_a_strategy_of_ones_own_gets_only_cards_with_room_and_must_keep_to_them() -> None:
+    cards = [card(0, 24, 0), card(1, 24, 24), card(2, 24, 0)]
+    given_cards = []
+
+    def backwards(cards: object, request: object, rng: object) -> list[Card]:
+        given_cards.extend(cards)
+        return list(reversed(cards))
+
+    assert choose(cards, Request(GIB, strategy=backwards), 0).uuids == ("GPU-2",)
+    assert [one.index for one in given_cards] == [0, 2]
+    with pytest.raises(UsageError, match="lambda"):
+        choose(cards, Request(GIB, strategy=lambda *_: [cards[1]]), 0)
+    with pytest.raises(UsageError, match="no strategy"):
+        choose(cards, Request(GIB, strategy="best"), 0)
+
+
+def test_exclusive_bears_what_a_driver_keeps_on_an_empty_card() -> None:
+    empty = card(0, 24, 0)
+    assert why_not(replace(empty, external_counted_bytes=20 << 20), Request(GIB, exclusive=True)) is None
+    assert "asked for alone" in why_not(replace(empty, external_counted_bytes=1 << 30), Request(GIB, exclusive=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "asked", "ever"),
+    [
+        ({}, {}, True),
+        ({"used_bytes": 24 * GIB, "external_counted_bytes": 24 * GIB, "committed_bytes": 24 * GIB}, {}, True),
+        ({"utilisation": 99}, {"max_utilisation": 5}, True),
+        ({"trouble": Trouble.SLOW, "total_bytes": None, "used_bytes": None}, {}, True),
+        ({"trouble": Trouble.LOST}, {}, False),
+        ({"visible": False}, {}, False),
+        ({}, {"bytes": 25 * GIB}, False),
+        ({}, {"count": 2}, False),
+        ({}, {"names": ("*T4*",)}, False),
+        ({"used_bytes": None}, {}, False),
+    ],
+)
+def test_whether_waiting_can_help(changed: dict, asked: dict, ever: bool) -> None:
+    assert could_ever([replace(card(0, 24, 0), **changed)], replace(Request(GIB), **asked)) is ever
