@@ -15,6 +15,7 @@ COMMANDS: dict[str, Command] = {
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),
+    "gpu": ("mlops_build.cli.gpu", "the cards: what is left, who has it; lease one for a program", None),
     "lineage": ("mlops_build.cli.lineage", "show what a model version was made from", "operate"),
     "update": ("mlops_build.cli.update", "merge a newer version of the template into a service", "template"),
     "verify": ("mlops_build.cli.verify", "say what is wrong with manifests and Bamboo specs", "operate"),

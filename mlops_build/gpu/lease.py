@@ -373,7 +373,7 @@ class _Search:
         ever = could_ever(attempt.cards, self._request)
         raise NoRoom(
             missing,
-            remedy='wait for room (wait=SECONDS), ask for less, or allow the CPU (otherwise="cpu")'
+            remedy='wait for room (wait=120, --wait 120), ask for less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
             if ever
             else "no waiting helps here: ask for less, or look at the filters and CUDA_VISIBLE_DEVICES",
         )

@@ -107,7 +107,12 @@ def test_bash_completes_commands_and_options() -> None:
 
 def test_bash_completes_subcommands_and_their_options() -> None:
     script = cli("completion", "bash").stdout
-    for words, cursor in (("mlops-build ci d", 2), ("mlops-build ci deploy --time", 3), ("mlops-build ci deploy", 2)):
+    for words, cursor in (
+        ("mlops-build ci d", 2),
+        ("mlops-build ci deploy --time", 3),
+        ("mlops-build gpu pick --mem", 3),
+        ("mlops-build ci deploy", 2),
+    ):
         script += f'\nCOMP_WORDS=({words}); COMP_CWORD={cursor}; _mlops_build; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True, timeout=20)
-    assert done.stdout.splitlines() == ["deploy", "--timeout", "deploy"]
+    assert done.stdout.splitlines() == ["deploy", "--timeout", "--memory", "deploy"]

@@ -1,0 +1,289 @@
+"""Choose a card by what is used and what is promised, and keep the promise while a program runs.
+
+list: the cards, who uses them, and what is left. run: lease memory of a card, show the program only that card, become the program.
+pick: say which card `run` would take, and reserve nothing. explain: the last decisions, with every card's figures and why.
+
+Only `run` (and mlops_build.gpu.lease in Python) reserves: two services that pick at the same moment may pick the same card.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+from mlops_build.cli.output import result, say
+from mlops_build.errors import UsageError
+
+TYPE_CHECKING = False  # typing's import is a tenth of `gpu pick`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlops_build.gpu.lease import Lease
+
+EXAMPLE = """  mlops-build gpu list --watch
+  mlops-build gpu run --memory 4GiB --wait 120 -- python -m spam.service
+  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
+  mlops-build gpu explain -n 3"""
+EXAMPLES = {
+    "list": """  mlops-build gpu list
+  mlops-build gpu list --watch 5""",
+    "run": """  mlops-build gpu run --memory 4GiB --wait 120 -- python train.py
+  mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
+
+The program sees one card (count of them with --count), and calls it cuda:0. It becomes this process: signals and exit code are its own.
+127: there is no such program; 126: it cannot be executed; 6: no room.""",
+    "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
+  mlops-build gpu pick --memory 20GiB --count 2 --name '*H100*' --format json
+
+Nothing is printed on stdout if there is no room (exit code 6). Look at the exit code before you use the answer: an empty
+CUDA_VISIBLE_DEVICES means no card at all, and many programs then quietly use the CPU. `gpu run` has no such trap.""",
+    "explain": """  mlops-build gpu explain -n 3
+  mlops-build gpu explain -n 100 --json --replay""",
+}
+STRATEGIES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="the cards, who uses them, what is left", epilog=f"example:\n{EXAMPLES['list']}")
+    listing.add_argument(
+        "--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="again and again (default: every 2 s) until Ctrl-C"
+    )
+    pick = actions.add_parser("pick", help="say which card would be taken; reserve nothing", epilog=f"example:\n{EXAMPLES['pick']}")
+    _add_request(pick)
+    pick.add_argument(
+        "--format",
+        choices=["env", "uuid", "json"],
+        default="env",
+        help="env: CUDA_VISIBLE_DEVICES=UUID; uuid: the UUIDs, with commas between; json: the cards, too (default: env)",
+    )
+    run = actions.add_parser(
+        "run",
+        help="lease memory of a card and become the program",
+        usage="mlops-build gpu run --memory AMOUNT [OPTION …] -- CMD …",
+        epilog=f"example:\n{EXAMPLES['run']}",
+    )
+    _add_request(run)
+    run.add_argument("--service", metavar="NAME", help="whose lease it is (default: MLOPS_SERVICE, else the program's name)")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="the program and its arguments")
+    explain = actions.add_parser("explain", help="the last decisions, in words", epilog=f"example:\n{EXAMPLES['explain']}")
+    explain.add_argument("-n", "--number", type=_positive, default=10, metavar="N", help="how many, the last one last (default: 10)")
+    explain.add_argument("--replay", action="store_true", help="decide each again from its record; exit code 4 if another card comes out")
+    for name, action in actions.choices.items():
+        if name != "run":  # what run prints on stdout is the program's
+            json_lines = "print one JSON document a line: a decision each" if name == "explain" else argparse.SUPPRESS
+            action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json_lines)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """What a card must have; the same for pick and run."""
+    add = parser.add_argument
+    add(
+        "--memory",
+        metavar="AMOUNT",
+        help="what will be used of each card, the CUDA context (0.3-0.5 GiB) included, such as 4GiB "
+        "(default: MLOPS_GPU_MEMORY, else 4GiB, said aloud)",
+    )
+    add("--count", type=_positive, default=1, metavar="N", help="how many cards (default: 1)")
+    add("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait this long at most for room (default: 0)")
+    add("--otherwise", choices=["fail", "cpu"], default="fail", help="no room or no driver: exit code 6, or no card (default: fail)")
+    add("--exclusive", action="store_true", help="nobody else on the card")
+    add("--strategy", choices=STRATEGIES, default="spread", metavar="NAME", help=f"{', '.join(STRATEGIES)} (default: spread)")
+    add("--name", action="append", default=[], metavar="GLOB", help="only cards so called, such as '*L4*'; several times: any of them")
+    add("--uuid", action="append", default=[], metavar="PREFIX", help="only cards whose UUID begins so; several times: any of them")
+    add("--max-utilisation", type=int, metavar="PERCENT", help="only cards that are at most so busy")
+    add("--min-compute-capability", type=_capability, metavar="X.Y", help="only cards that can at least this, such as 8.0")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:  # nan and inf, too
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    if not major.isdecimal() or not (minor or "0").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability such as 8.0")
+    return int(major), int(minor or 0)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "pick":
+        return _pick(args)
+    if args.action == "run":
+        return _run(args)
+    return _list(args) if args.action == "list" else _explain(args)
+
+
+def _lease(args: argparse.Namespace, service: str) -> "Lease":
+    from mlops_build.gpu.lease import lease
+
+    return lease(
+        args.memory or os.environ.get("MLOPS_GPU_MEMORY"),
+        count=args.count,
+        wait=args.wait,
+        otherwise=args.otherwise,
+        exclusive=args.exclusive,
+        strategy=args.strategy,
+        names=args.name,
+        uuids=args.uuid,
+        max_utilisation=args.max_utilisation,
+        min_compute_capability=args.min_compute_capability,
+        service=service,
+        progress=lambda text: say(f"mlops-build gpu {args.action}: {text}"),
+    )
+
+
+def _pick(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    chosen = _lease(args, "gpu pick")
+    seconds = time.perf_counter() - started
+    chosen.release()
+    if args.json or args.format == "json":
+        cards = [{"uuid": card.uuid, "index": card.index, "name": card.name} for card in chosen.cards]
+        document = {"uuids": chosen.uuids, "cards": cards, "memory_bytes": chosen.memory_bytes, "cpu": chosen.cpu, "seconds": seconds}
+        result(argparse.Namespace(json=True), document, "")
+    else:
+        mask = ",".join(chosen.uuids)
+        print(f"CUDA_VISIBLE_DEVICES={mask}" if args.format == "env" else mask)
+    if chosen.cpu:
+        say("mlops-build gpu pick: no card: the mask is empty, which means the CPU")
+    else:
+        say("mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` keeps the memory while a program runs")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("no program to run", remedy=f"name it behind the options:\n{EXAMPLES['run'].splitlines()[0]}")
+    if not _found(command[0]):  # before a card is waited for; exec itself decides
+        return _cannot_run(command[0], FileNotFoundError())
+    held = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or _name(command))
+    say(f"mlops-build gpu run: {held}")
+    held.before_exec()
+    sys.stdout.flush()
+    # Python ignores these two; a program expects the system's own way: `CMD | head` ends CMD.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 -- no shell, on purpose
+    except OSError as error:
+        held.release()
+        return _cannot_run(command[0], error)
+
+
+def _found(program: str) -> bool:
+    folders = os.get_exec_path() if "/" not in program else [""]
+    return any(os.path.exists(os.path.join(folder, program)) for folder in folders)  # noqa: PTH110, PTH118 -- pathlib's import costs more
+
+
+def _cannot_run(program: str, error: OSError) -> int:
+    """As a shell says it: 127, there is no such program; 126, it cannot be executed."""
+    if isinstance(error, FileNotFoundError):
+        say(f"mlops-build gpu run: {program}: command not found")
+        return 127
+    say(f"mlops-build gpu run: {program}: {error.strerror}")
+    return 126
+
+
+def _name(command: "Sequence[str]") -> str:
+    """What a program is called: `python -m spam.service` is spam.service, `python train.py` is train.py."""
+    name = os.path.basename(command[0])  # noqa: PTH119 -- pathlib's import costs more
+    if not name.startswith("python"):
+        return name
+    for number, word in enumerate(command[1:], 1):
+        if word == "-m":
+            return command[number + 1] if number + 1 < len(command) else name
+        if not word.startswith("-"):
+            return os.path.basename(word)  # noqa: PTH119
+    return name
+
+
+def _list(args: argparse.Namespace) -> int:
+    from shutil import get_terminal_size
+
+    from mlops_build.cli import gpu_text
+    from mlops_build.gpu.cards import cards
+
+    def show() -> str:
+        found = cards()
+        if args.json:
+            from json import dumps
+
+            # A line each with --watch: whoever reads a stream reads lines.
+            indent = 2 if args.watch is None else None
+            return dumps({"cards": [gpu_text.as_json(card) for card in found]}, ensure_ascii=False, indent=indent)
+        return gpu_text.table(found, get_terminal_size((100, 24)).columns)
+
+    if args.watch is None:
+        print(show())
+        return 0
+    return _watch(show, args.watch, in_place=sys.stdout.isatty() and not args.json)
+
+
+def _watch(show: "Callable[[], str]", seconds: float, *, in_place: bool) -> int:
+    """Show it again and again until Ctrl-C; in place on a terminal, and never more lines than it has."""
+    from shutil import get_terminal_size
+
+    try:
+        while True:
+            text = show()
+            if in_place:
+                heading = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends"
+                text = _screen([heading, "", *text.splitlines()], get_terminal_size().lines)
+            print(text, end="" if in_place else "\n", flush=True)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _screen(lines: "Sequence[str]", rows: int) -> str:
+    """Lines over what is on the screen: home, each line cleared to its end, and all below. Clearing first would flicker."""
+    shown = list(lines)
+    if len(shown) >= rows:
+        shown[max(0, rows - 2) :] = [f"… {len(lines) - rows + 2} lines more than the window has"]
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J"
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from json import dumps
+
+    from mlops_build.cli import gpu_text
+    from mlops_build.gpu import decisions
+    from mlops_build.gpu.ledger import Ledger
+
+    with Ledger.open(reading=True) as ledger:
+        records = decisions.read(ledger, args.number)
+        if not records:
+            say(f"mlops-build gpu explain: no decision is recorded in {ledger.path} yet")
+    other = 0
+    for record in records:
+        verdict = ""
+        if args.replay:
+            try:
+                again = list(decisions.replay(dumps(record)).uuids)
+                verdict = "the same" if again == list(record["chosen"]) else f"ANOTHER: {', '.join(again) or 'no room'}"
+            except decisions.NotReplayable as error:
+                verdict = f"not possible: {error.message}"
+            other += verdict != "the same"
+            record["replay"] = verdict
+        if args.json:
+            print(dumps(record, ensure_ascii=False))
+        else:
+            print(gpu_text.decision(record) + (f"\n  decided again: {verdict}" if verdict else ""))
+    if other:
+        say(f"mlops-build gpu explain: {other} of {len(records)} decided again: not the same")
+    return 4 if other else 0

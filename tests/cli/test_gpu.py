@@ -1,0 +1,433 @@
+"""`mlops-build gpu`: each door as a process on a simulated node; what it prints, and what it leaves to the program that it becomes."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_build.cli import gpu, gpu_text
+from mlops_build.gpu import testing
+from mlops_build.gpu.cards import Card
+from mlops_build.gpu.ledger import Promise
+from mlops_build.gpu.neighbours import Neighbour
+from mlops_build.gpu.nvml import Trouble
+from tests.cli.test_frame import HEAVY
+from tests.gpu.conftest import MakeNode
+
+GIB = 1 << 30
+SERVICE = [sys.executable, "-m", "mlops_build.gpu.testing.service"]
+
+
+def cli(node: testing.Node, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mlops_build", "gpu", *arguments],
+        env={**node.environment, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def start(node: testing.Node, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlops_build", "gpu", *arguments],
+        env={**node.environment, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def leases(node: testing.Node) -> list[str]:
+    return sorted(path.name for path in (node.directory / "leases").glob("*.lease"))
+
+
+def ended(process: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> int:
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    return process.returncode
+
+
+# -- pick --
+
+
+@pytest.fixture
+def two(node: MakeNode) -> testing.Node:
+    """Two cards of 24 GiB; of the first, 9 GiB are used."""
+    made = node("24GiB", "24GiB")
+    made.set_used(0, "9GiB")
+    return made
+
+
+def test_pick_prints_a_mask_and_reserves_nothing(two: testing.Node) -> None:
+    uuid = two.cards[1].uuid
+    for form, expected in (("env", f"CUDA_VISIBLE_DEVICES={uuid}\n"), ("uuid", f"{uuid}\n")):
+        done = cli(two, "pick", "--memory", "4GiB", "--format", form)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
+        assert done.stderr == "mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` keeps the memory while a program runs\n"
+    document = json.loads(cli(two, "pick", "--memory", "4GiB", "--count", "2", "--format", "json").stdout)
+    assert document["uuids"] == [two.cards[1].uuid, two.cards[0].uuid]
+    assert [card["index"] for card in document["cards"]] == [1, 0]
+    assert (document["memory_bytes"], document["cpu"]) == (4 * GIB, False)
+    assert document["seconds"] > 0
+    assert leases(two) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "card"),
+    [
+        (["--strategy", "pack"], 0),
+        (["--strategy", "BEST_FIT"], 0),
+        (["--strategy", "WORST_FIT"], 1),
+        (["--strategy", "random", "--uuid", "GPU-5c2e"], 0),
+        (["--name", "*l4*"], 1),
+        (["--min-compute-capability", "8.9"], 1),
+        (["--max-utilisation", "0"], 1),
+    ],
+)
+def test_pick_chooses_as_it_is_told(two: testing.Node, options: list[str], card: int) -> None:
+    done = cli(two, "pick", "--memory", "4GiB", "--format", "uuid", *options)
+    assert done.stdout == f"{two.cards[card].uuid}\n", done.stderr
+
+
+@pytest.mark.parametrize("form", ["env", "uuid", "json"])
+def test_no_room_is_exit_code_6_with_every_card_and_why_not_and_an_empty_stdout(two: testing.Node, form: str) -> None:
+    done = cli(two, "pick", "--memory", "20GiB", "--count", "2", "--format", form)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "no room for 20.0 GiB on each of 2 cards" in done.stderr
+    assert f"0 NVIDIA L4 {two.cards[0].uuid}: 15.0 GiB of 24.0 GiB are left" in done.stderr
+    assert f"1 NVIDIA L4 {two.cards[1].uuid}: it has room, but 2 cards are asked for" in done.stderr
+    assert "--wait" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_driver_is_exit_code_6_and_the_cpu_only_if_it_is_allowed(two: testing.Node) -> None:
+    two.fail_init(9)
+    done = cli(two, "pick", "--memory", "4GiB")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "kernel module is not loaded" in done.stderr
+    assert cli(two, "list").returncode == 6
+    done = cli(two, "pick", "--memory", "4GiB", "--otherwise", "cpu")
+    assert (done.returncode, done.stdout) == (0, "CUDA_VISIBLE_DEVICES=\n")
+    assert "the mask is empty, which means the CPU" in done.stderr
+    assert json.loads(cli(two, "pick", "--memory", "4GiB", "--otherwise", "cpu", "--json").stdout)["cpu"] is True
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--memory", "4GB"],
+        ["--memory", "-1GiB"],
+        ["--memory", "4GiB", "--count", "0"],
+        ["--memory", "4GiB", "--wait", "inf"],
+        ["--memory", "4GiB", "--wait", "-1"],
+        ["--memory", "4GiB", "--strategy", "least-used"],
+        ["--memory", "4GiB", "--min-compute-capability", "eight"],
+    ],
+)
+def test_what_makes_no_sense_is_exit_code_2(two: testing.Node, options: list[str]) -> None:
+    done = cli(two, "pick", *options)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pick_imports_nothing_heavy(two: testing.Node) -> None:
+    script = f"""
+import sys
+from mlops_build.__main__ import main
+assert main(["gpu", "pick", "--memory", "1GiB"]) == 0
+heavy = {HEAVY | {"pynvml", "logging", "shutil"}!r}
+print(sorted(heavy & set(sys.modules)))
+"""
+    # -S: what .pth files of this environment import is not ours.
+    done = subprocess.run([sys.executable, "-S", "-c", script], env=two.environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -- run --
+
+
+def test_run_becomes_the_program(two: testing.Node) -> None:
+    script = (
+        "import json, os; print(json.dumps([os.getpid(), os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER']])); exit(7)"
+    )
+    running = start(two, "run", "--memory", "4GiB", "--", sys.executable, "-c", script)
+    out, err = running.communicate(timeout=30)
+    assert json.loads(out) == [running.pid, two.cards[1].uuid, "PCI_BUS_ID"]
+    assert running.returncode == 7
+    assert err == f"mlops-build gpu run: 4.0 GiB on NVIDIA L4 ({two.cards[1].uuid})\n"
+
+
+def test_the_programs_arguments_are_its_own(two: testing.Node) -> None:
+    words = ["x", "--json", "-n", "--", "--help", "--memory", "a b", ""]
+    done = cli(two, "run", "--memory", "1GiB", "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)
+    assert done.stdout == f"{words}\n", done.stderr
+    assert cli(two, "run", "--memory", "1GiB", "echo", "--json").stdout == "--json\n"
+
+
+def test_the_program_has_the_systems_own_signals(two: testing.Node) -> None:
+    done = cli(two, "run", "--memory", "1GiB", "--", "grep", "SigIgn", "/proc/self/status")
+    assert int(done.stdout.split()[1], 16) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_lease_lives_as_long_as_the_program(two: testing.Node, number: int) -> None:
+    running = start(two, "run", "--memory", "4GiB", "--service", "spam", "--", "sh", "-c", "echo up; exec sleep 60")
+    assert running.stdout
+    assert running.stdout.readline() == "up\n"
+    (card,) = [card for card in json.loads(cli(two, "list", "--json").stdout)["cards"] if card["leases"]]
+    assert card["uuid"] == two.cards[1].uuid
+    assert [(lease["service"], lease["promised_bytes"]) for lease in card["leases"]] == [("spam", 4 * GIB)]
+    assert card["left_bytes"] == 20 * GIB
+    assert ended(running, number) == -number
+    assert all(not card["leases"] for card in json.loads(cli(two, "list", "--json").stdout)["cards"])
+
+
+def test_a_program_that_hardcodes_cuda_0_loads_onto_the_leased_card(two: testing.Node) -> None:
+    two.set_used(0, "23GiB")
+    running = start(two, "run", "--memory", "4GiB", "--", *SERVICE, "--memory", str(3 * GIB))
+    assert running.stdout
+    said = [json.loads(running.stdout.readline())["event"] for _ in range(2)]
+    assert said == ["started", "loaded"]
+    assert two.used(1) == 3 * GIB
+    assert list(two.processes(1)) == [running.pid]
+    assert ended(running) == 0
+
+
+def test_a_program_that_is_not_there_is_127_as_in_a_shell(two: testing.Node, tmp_path: Path) -> None:
+    done = cli(two, "run", "--memory", "4GiB", "--", "no-such-program")
+    assert (done.returncode, done.stdout, done.stderr) == (127, "", "mlops-build gpu run: no-such-program: command not found\n")
+    script = tmp_path / "script"
+    script.write_text("echo\n")
+    done = cli(two, "run", "--memory", "4GiB", "--", str(script))
+    assert (done.returncode, done.stdout) == (126, "")
+    assert done.stderr.endswith(f"mlops-build gpu run: {script}: Permission denied\n")
+    assert cli(two, "run", "--memory", "4GiB").returncode == 2
+    assert leases(two) == []
+
+
+def test_run_without_room_starts_nothing(two: testing.Node, tmp_path: Path) -> None:
+    done = cli(two, "run", "--memory", "30GiB", "--", "touch", str(tmp_path / "started"))
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "it has 24.0 GiB in all" in done.stderr
+    assert not (tmp_path / "started").exists()
+    done = cli(two, "run", "--memory", "30GiB", "--otherwise", "cpu", "--", "sh", "-c", 'echo "<$CUDA_VISIBLE_DEVICES>"')
+    assert (done.returncode, done.stdout) == (0, "<>\n")
+    assert "the CPU" in done.stderr
+
+
+def test_run_waits_for_room_and_says_so(node: MakeNode) -> None:
+    one = node("24GiB")
+    holding = start(one, "run", "--memory", "20GiB", "--service", "old", "--", "sh", "-c", "echo up; exec sleep 60")
+    assert holding.stdout
+    assert holding.stdout.readline() == "up\n"
+    waiting = start(one, "run", "--memory", "10GiB", "--wait", "60", "--", "echo", "here")
+    assert waiting.stderr
+    assert waiting.stderr.readline().startswith("mlops-build gpu run: waiting for 10.0 GiB")
+    assert "promised to old" in waiting.stderr.readline()
+    assert ended(holding) == -signal.SIGTERM
+    assert waiting.communicate(timeout=60)[0] == "here\n"
+    assert waiting.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["python3", "-m", "spam.service", "--port", "1"], "spam.service"),
+        (["/usr/bin/python3.11", "-u", "/srv/train.py"], "train.py"),
+        (["python"], "python"),
+        (["./serve", "-m", "x"], "serve"),
+    ],
+)
+def test_a_lease_is_called_after_its_program(command: list[str], name: str) -> None:
+    assert gpu._name(command) == name
+
+
+# -- list --
+
+
+def a_card(**fields: object) -> Card:
+    known = {
+        "uuid": "GPU-5c2e899a-3276-59ec-ae2c-08d1df701518",
+        "index": 0,
+        "name": "NVIDIA L4",
+        "total_bytes": 24 * GIB,
+        "used_bytes": 9 * GIB,
+    }
+    return Card(**{**known, "utilisation": 12, "temperature": 54, "external_bytes": 9 * GIB, "committed_bytes": 13 * GIB, **fields})  # type: ignore[arg-type]
+
+
+def a_lease(**fields: object) -> Promise:
+    known = {
+        "id": "0" * 16,
+        "uuids": ("GPU-5c2e899a-3276-59ec-ae2c-08d1df701518",),
+        "bytes": 4 * GIB,
+        "exclusive": False,
+        "service": "spam",
+    }
+    return Promise(**{**known, "pid": 1, "pid_namespace": 2, "uid": 1000, "created": 0.0, **fields})  # type: ignore[arg-type]
+
+
+def a_neighbour(**fields: object) -> Neighbour:
+    known = {"name": "score.py", "uid": 1003, "pid": 4711, "command": "python score.py --x", "cgroup": None, "used_bytes": 2 * GIB}
+    return Neighbour(**{**known, "counted_bytes": 2 * GIB, "why": "used", **fields})  # type: ignore[arg-type]
+
+
+def test_the_table() -> None:
+    uuid = "GPU-5c2e899a-3276-59ec-ae2c-08d1df701518"
+    cards = [
+        a_card(
+            leases=(a_lease(), a_lease(service="big", bytes=8 * GIB, seen={uuid: 9 * GIB}, loaded=True, exclusive=True)),
+            neighbours=(
+                a_neighbour(),
+                a_neighbour(name="billing", command="java", counted_bytes=6 * GIB, why="declared"),
+                a_neighbour(name="old", uid=None, pid=None, command=None, used_bytes=0, counted_bytes=GIB, why="peak"),
+            ),
+        ),
+        a_card(
+            index=1,
+            name="unknown",
+            total_bytes=None,
+            used_bytes=None,
+            utilisation=None,
+            temperature=None,
+            trouble=Trouble.LOST,
+            why="has fallen off the bus",
+        ),
+        a_card(index=2, visible=False),
+    ]
+    assert gpu_text.table(cards, 80).splitlines() == [
+        "gpu  card                         used committed   left  total   util   temp",
+        "  0  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
+        "     big: 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, alone on the card",
+        "     spam: 4.0 GiB promised, nothing seen yet",
+        "     no lease: billing (uid 1003, pid 4711): 2.0 GiB used, counted as 6.0 GiB, …",
+        "     no lease: score.py (uid 1003, pid 4711): 2.0 GiB used: python score.py --x",
+        "     no lease: old: 0 B used, counted as 1.0 GiB, its peak",
+        "  1  unknown                         –         –      –      –      –      –",
+        "     not chosen: lost: has fallen off the bus",
+        "  2  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
+        "     not chosen: hidden by CUDA_VISIBLE_DEVICES",
+        "",
+        "GiB. committed: used or promised, whichever is more; left: what a new lease can have.",
+    ]
+    wide = gpu_text.table(cards, 100).splitlines()
+    assert wide[1] == "  0  NVIDIA L4                     GPU-5c2e899a    9.0      13.0   11.0   24.0   12 %  54 °C"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+def test_no_line_is_wider_than_the_terminal_or_speaks_to_it(columns: int) -> None:
+    card = a_card(
+        name="NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        trouble=Trouble.FAULT,
+        why="NVML: " + "something went wrong " * 9,
+        leases=(a_lease(service="s" * 100),),
+        neighbours=(a_neighbour(command="\x1b[31mred\nnext " + "x" * 300),),
+    )
+    lines = gpu_text.table([card], columns).splitlines()
+    assert "\x1b" not in "".join(lines)
+    wanted = columns if columns >= 80 else 80  # a narrower one wraps the rows of the table, not what stands below them
+    assert max(map(len, lines[:-1])) <= wanted
+
+
+def test_unknown_is_null_in_json_and_never_0() -> None:
+    document = gpu_text.as_json(a_card(total_bytes=None, used_bytes=None, utilisation=None, temperature=None, trouble=Trouble.NO_MEMORY))
+    unknown = ("total_bytes", "used_bytes", "committed_bytes", "left_bytes", "external_bytes", "utilisation", "temperature")
+    assert [document[key] for key in unknown] == [None] * len(unknown)
+    assert document["trouble"] == "memory not supported"
+
+
+def test_list_reads_the_node(two: testing.Node) -> None:
+    two.lose(0)
+    done = cli(two, "list", COLUMNS="80")
+    assert done.stdout.splitlines()[3:] == [
+        "  1  NVIDIA L4                     0.0       0.0   24.0   24.0    0 %  40 °C",
+        "",
+        "GiB. committed: used or promised, whichever is more; left: what a new lease can have.",
+    ], done.stdout
+    assert "not chosen: lost" in done.stdout
+    cards = json.loads(cli(two, "list", "--json").stdout)["cards"]
+    assert [(card["index"], card["trouble"], card["left_bytes"]) for card in cards] == [(0, "lost", None), (1, None, 24 * GIB)]
+
+
+def test_watch_prints_again_and_again_until_ctrl_c(two: testing.Node) -> None:
+    watching = start(two, "list", "--watch", "0.1", COLUMNS="80")
+    assert watching.stdout
+    seen = [watching.stdout.readline() for _ in range(12)]
+    assert seen.count("gpu  card                         used committed   left  total   util   temp\n") >= 2
+    watching.send_signal(signal.SIGINT)
+    assert watching.communicate(timeout=30)[1] == ""
+    assert watching.returncode == 0
+    watching = start(two, "list", "--watch", "0.1", "--json")
+    assert watching.stdout
+    assert [len(json.loads(watching.stdout.readline())["cards"]) for _ in range(2)] == [2, 2]
+    assert ended(watching, signal.SIGINT) == 0
+
+
+def test_watch_redraws_in_place_and_never_more_than_the_terminal_has(node: MakeNode) -> None:
+    many = node(*["24GiB"] * 8)
+    ours, theirs = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 8, 80, 0, 0))
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "mlops_build", "gpu", "list", "--watch", "0.1"],
+        env={name: value for name, value in many.environment.items() if name not in ("COLUMNS", "LINES")},
+        stdout=theirs,
+    )
+    os.close(theirs)
+    printed = b""
+    while printed.count(b"\x1b[H") < 3:
+        printed += os.read(ours, 4096)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(30) == 0
+    os.close(ours)
+    frame = printed.split(b"\x1b[H")[1].decode()
+    assert frame.count("\n") == 7  # the cursor stays on the eighth line: nothing scrolls
+    assert "lines more than the window has" in frame
+
+
+# -- explain --
+
+
+def test_explain_says_what_was_decided_and_why(two: testing.Node) -> None:
+    assert "no decision is recorded" in cli(two, "explain").stderr
+    cli(two, "pick", "--memory", "4GiB")
+    cli(two, "pick", "--memory", "20GiB", "--count", "2", "--exclusive")
+    done = cli(two, "explain", "--replay")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("gpu pick asked for 4.0 GiB of a card, by spread: card 1")
+    others = "9.0 GiB counted for those without a lease"
+    assert lines[1:6] == [
+        f"    0  NVIDIA L4, GPU-5c2e899a: 9.0 GiB of 24.0 GiB used, 9.0 GiB committed ({others}), 15.0 GiB left",
+        "       it would do; a larger share of the chosen card is left",
+        "    1  NVIDIA L4, GPU-ede20cac: 0 B of 24.0 GiB used, 0 B committed, 24.0 GiB left",
+        "       chosen",
+        "  decided again: the same",
+    ]
+    assert lines[6].endswith("gpu pick asked for 20.0 GiB of each of 2 cards, alone, by spread: no room")
+    (last,) = cli(two, "explain", "-n", "1", "--json").stdout.splitlines()
+    assert json.loads(last)["outcome"] == "refused"
+
+
+def test_a_decision_that_cannot_be_made_again_is_exit_code_4(two: testing.Node) -> None:
+    cli(two, "pick", "--memory", "4GiB")
+    file = two.directory / "leases" / f"decisions-{os.getuid()}.jsonl"
+    record = json.loads(file.read_text())
+    record["chosen"] = [two.cards[0].uuid]
+    file.write_text(json.dumps(record) + "\n" + json.dumps(record | {"cards": 3}) + "\n")
+    done = cli(two, "explain", "--replay", "--json")
+    assert done.returncode == 4
+    verdicts = [json.loads(line)["replay"] for line in done.stdout.splitlines()]
+    assert verdicts[0] == f"ANOTHER: {two.cards[1].uuid}"
+    assert all(verdict.startswith("not possible: ") for verdict in verdicts[1:])
+    assert "not the same" in done.stderr
