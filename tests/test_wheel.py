@@ -79,6 +79,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if not name.endswith(".dist-info")} == {"mlops_build"}
     assert "mlops_build/py.typed" in listed
     assert "Dockerfile" in listed
+    assert "mlops_build/gpu/testing/c/nvml.c" in listed
 
 
 def test_the_base_alone_runs_the_command_line_and_names_what_is_missing(tmp_path: Path, wheel: Path, constraints: list[Path]) -> None:

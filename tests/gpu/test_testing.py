@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from mlops_build.errors import Failed, UsageError
 from mlops_build.gpu import testing
 from mlops_build.gpu.testing import SimulatedCard
-from tests.gpu.conftest import MakeNode
+from tests.e2e import console
+from tests.gpu.conftest import ROOT, MakeNode
 
 GIB = 2**30
 MIB = 2**20
@@ -204,10 +205,10 @@ def test_a_forked_child_owns_nothing_and_cannot_use_cuda(node: MakeNode) -> None
 context()
 assert allocate(4 << 30)[0] == 0
 if not os.fork():
-    print(os.getpid(), cuda.cuInit(0), allocate(1)[0], flush=True)
+    os.write(1, f"{os.getpid()} {cuda.cuInit(0)} {allocate(1)[0]}\\n".encode())
     sys.stdin.read()
     os._exit(0)
-print(os.getpid(), "parent", flush=True)
+os.write(1, f"{os.getpid()} parent\\n".encode())
 signal.pause()
 """
     )
@@ -562,6 +563,12 @@ print(pynvml.nvmlDeviceGetMemoryInfo(card).total)
         assert process.stdout.readline() == f"{24 * GIB}\n"
 
 
+def test_a_process_that_started_cuda_is_known_by_its_open_device(node: MakeNode, run_python: RunPython) -> None:
+    made = node("24GiB")
+    script = CUDA + 'call("cuInit", 0); print(*[os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")])'
+    assert str(made.directory / "nvidia-uvm") in run_python(script, made.environment).split()
+
+
 def test_cuda_meets_faults_too(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
     made = node("24GiB", "24GiB")
     made.lose(0)
@@ -692,3 +699,13 @@ def test_a_node_ends_its_services(simulation: Path) -> None:
         assert made.used(0) == 4 * GIB
     assert service.returncode == -signal.SIGKILL
     assert not made.directory.exists()
+
+
+def test_every_command_of_the_page_prints_what_it_shows(tmp_path: Path, simulation: Path) -> None:
+    if not (Path(sys.executable).parent / "gpustat").exists():
+        pytest.skip("gpustat is not installed")
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = console.run((ROOT / "docs/how-to/test-a-gpu-service-without-a-card.md").read_text(), tmp_path, environment)
+    assert len(done) == 2
+    for command, printed in done:
+        assert console.matches(command.expected, printed), f"$ {command.text}\n{printed}"
