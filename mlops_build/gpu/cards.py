@@ -7,11 +7,12 @@ A new lease fits if its budget is at most `left`; then the promises on a card ne
 known, it is counted twice rather than not at all: a lease whose memory nobody has seen yet may be part of what is used already.
 """
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from mlops_build.gpu.declared import Declared, settings
 from mlops_build.gpu.neighbours import Known, Neighbour, ancestors, declaration, key_of, known, name_of, pid_namespace
@@ -19,6 +20,7 @@ from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
 from mlops_build.gpu.peaks import ALL, REST, Peaks, as_document, counted, from_document, merge, observe
 from mlops_build.gpu.visible import AmbiguousMask, visible
 
+TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from mlops_build.gpu.ledger import Ledger, Promise
 
@@ -38,7 +40,7 @@ class Card(Reading):
     visible: whether CUDA_VISIBLE_DEVICES lets this process use it; None if that cannot be said.
     """
 
-    leases: "tuple[Promise, ...]" = ()
+    leases: tuple[Promise, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     external_bytes: int = 0
     external_counted_bytes: int = 0
@@ -78,12 +80,12 @@ def cards() -> list[Card]:
             return found
 
 
-def remembered(ledger: "Ledger", now: float) -> Peaks:
+def remembered(ledger: Ledger, now: float) -> Peaks:
     """The peaks that the lease directory has, of every looker that is believed. now: unix s."""
     return merge((from_document(document, now) for document in ledger.peaks()), now)
 
 
-def remember(ledger: "Ledger", peaks: Peaks, cards: Iterable[Card], now: float) -> None:
+def remember(ledger: Ledger, peaks: Peaks, cards: Iterable[Card], now: float) -> None:
     """Keep what a look saw of those without a lease; `peaks` is what was remembered before. Raises NoLedger."""
     after = observe(peaks, unleased(cards), now)
     if after is not peaks:
@@ -91,7 +93,7 @@ def remember(ledger: "Ledger", peaks: Peaks, cards: Iterable[Card], now: float) 
 
 
 def look(
-    nvml: Nvml, promises: "Sequence[Promise]", peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
 ) -> list[Card]:
     """One look through an open NVML, with the promises and peaks that the lease directory has.
 
@@ -118,7 +120,7 @@ def look(
 
 def account(
     readings: Sequence[Reading],
-    promises: "Sequence[Promise]",
+    promises: Sequence[Promise],
     *,
     peaks: Peaks,
     declared: Sequence[Declared],
@@ -156,7 +158,7 @@ def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
 def _card(
     reading: Reading,
     readings: Sequence[Reading],
-    promises: "Sequence[Promise]",
+    promises: Sequence[Promise],
     peaks: Peaks,
     declared: Sequence[Declared],
     now: float,
@@ -220,7 +222,7 @@ def _users(pool: Sequence[Reading]) -> list[Process] | None:
     return [process for reading in pool for process in reading.processes or ()]
 
 
-def _owners(users: Iterable[Process], leases: "Sequence[Promise]", processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
+def _owners(users: Iterable[Process], leases: Sequence[Promise], processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
     """By pid, the (pid namespace, pid) of the lease's owner, which it is or descends from; the nearest, if there are several."""
     made: dict[tuple[int, int], float] = {}
     for lease in leases:
@@ -238,13 +240,11 @@ def _owners(users: Iterable[Process], leases: "Sequence[Promise]", processes: Ma
     return owners
 
 
-def _is(place: tuple[int, int] | None, lease: "Promise") -> bool:
+def _is(place: tuple[int, int] | None, lease: Promise) -> bool:
     return place == (lease.pid_namespace, lease.pid)
 
 
-def _shown(
-    users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: "Sequence[Promise]", total: int | None
-) -> dict[str, int]:
+def _shown(users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
     """What NVML shows of each lease's processes, by the lease's id. Several leases of one process are filled one after the other."""
     sums: dict[tuple[int, int], int] = {}
     for user in users:
@@ -260,7 +260,7 @@ def _shown(
     return shown
 
 
-def _budget(lease: "Promise", uuids: set[str], total: int | None) -> int:
+def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
     """What it promises to keep to on this card. More than the card has is no promise, and must not close the card for everybody."""
     return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0
 
