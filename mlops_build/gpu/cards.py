@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlops_build.gpu.declared import Declared, settings
-from mlops_build.gpu.neighbours import Known, Neighbour, ancestors, declaration, key_of, known, name_of, pid_namespace
+from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner, pid_namespace
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
 from mlops_build.gpu.peaks import ALL, REST, Peaks, as_document, counted, from_document, merge, observe
 from mlops_build.gpu.visible import AmbiguousMask, visible
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from mlops_build.gpu.ledger import Ledger, Promise
 
 __all__ = ["Card", "NoDriver", "account", "cards", "look", "remember", "remembered", "unleased"]
-
-# A lease's owner was started before the lease was made: a process that is younger only has the pid of one that is gone. The slack is for
-# the clock, which says when the lease was made, and may have been set since.
-CLOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ def look(
         declared=node.neighbours,
         now=time.time() if now is None else now,
         reserve=node.reserve_bytes,
-        processes=known(process.pid for reading in readings for process in reading.processes or ()),
+        processes=known((process.pid for reading in readings for process in reading.processes or ()), _made(promises)),
         namespace=pid_namespace(),
     )
     try:
@@ -171,19 +167,20 @@ def _card(
     leases = [promise for promise in promises if uuids & set(promise.uuids)]
     used = reading.used_bytes or 0
     users = _users(pool) if processes is not None else None
-    owners = _owners(users or (), leases, processes or {})
+    made = _made(leases)
+    owners = {user.pid: place for user in users or () if (place := owner(user.pid, processes or {}, made)) is not None}
     shown = _shown(users or (), owners, leases, reading.total_bytes)
 
     held: dict[str, int] = {}  # what each lease uses, of `used`
     charged: dict[str, int] = {}
     foreign = used
     rest = max(0, used - sum(user.used_bytes or 0 for user in users or ()))  # in use, but by no process that NVML shows
-    for place, lease in enumerate(leases):
+    for number, lease in enumerate(leases):
         said = sum(lease.seen.get(uuid, 0) for uuid in uuids)
         exact = lease.id in shown and all(user.used_bytes is not None for user in users or () if _is(owners.get(user.pid), lease))
         if exact:
             held[lease.id] = shown[lease.id]
-            leases[place] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
+            leases[number] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
         elif users is not None and lease.id not in shown and lease.pid_namespace == namespace:
             # Its processes would be shown if they were on the card; unless the driver hides them, and then their memory is in the rest.
             held[lease.id] = min(said, rest)
@@ -195,7 +192,8 @@ def _card(
 
     external = max(0, used - sum(held.values()))
     strangers = None if users is None else [user for user in users if user.pid not in owners]
-    neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, declared, peaks, now)
+    services = {(promise.pid_namespace, promise.pid): promise.service for promise in promises}
+    neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, services, declared, peaks, now)
     external_counted = external + sum(one.counted_bytes - one.used_bytes for one in neighbours)
     return Card(
         **{name: getattr(reading, name) for name in Reading.__slots__},
@@ -222,31 +220,22 @@ def _users(pool: Sequence[Reading]) -> list[Process] | None:
     return [process for reading in pool for process in reading.processes or ()]
 
 
-def _owners(users: Iterable[Process], leases: Sequence[Promise], processes: Mapping[int, Known]) -> dict[int, tuple[int, int]]:
-    """By pid, the (pid namespace, pid) of the lease's owner, which it is or descends from; the nearest, if there are several."""
-    made: dict[tuple[int, int], float] = {}
+def _made(leases: Iterable[Promise]) -> dict[Place, float]:
+    """When the leases were made, by their owners' places."""
+    made: dict[Place, float] = {}
     for lease in leases:
         place = (lease.pid_namespace, lease.pid)
         made[place] = max(made.get(place, 0.0), lease.created)
-    owners = {}
-    for user in users:
-        for process in ancestors(user.pid, processes):
-            if process.namespace is None:
-                continue
-            place = (process.namespace, process.inner_pid)
-            if place in made and process.started <= made[place] + CLOCK_SECONDS:
-                owners[user.pid] = place
-                break
-    return owners
+    return made
 
 
-def _is(place: tuple[int, int] | None, lease: Promise) -> bool:
+def _is(place: Place | None, lease: Promise) -> bool:
     return place == (lease.pid_namespace, lease.pid)
 
 
-def _shown(users: Iterable[Process], owners: Mapping[int, tuple[int, int]], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
+def _shown(users: Iterable[Process], owners: Mapping[int, Place], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
     """What NVML shows of each lease's processes, by the lease's id. Several leases of one process are filled one after the other."""
-    sums: dict[tuple[int, int], int] = {}
+    sums: dict[Place, int] = {}
     for user in users:
         if user.pid in owners:
             sums[owners[user.pid]] = sums.get(owners[user.pid], 0) + (user.used_bytes or 0)
@@ -270,6 +259,7 @@ def _neighbours(
     external: int,
     strangers: Sequence[Process] | None,
     processes: Mapping[int, Known],
+    services: Mapping[Place, str],
     declared: Sequence[Declared],
     peaks: Peaks,
     now: float,
@@ -289,7 +279,7 @@ def _neighbours(
         count = max(used, fits.memory_bytes) if fits else counted(peaks, uuid, key, used, now)
         found.append(
             Neighbour(
-                fits.name if fits else name_of(process) if process else "hidden processes",
+                fits.name if fits else _name(process, services) if process else "hidden processes",
                 process.uid if process else None,
                 user.pid,
                 process.command if process else None,
@@ -303,6 +293,11 @@ def _neighbours(
     rest = max(0, external - sum(one.used_bytes for one in found))
     found += _one("nobody that can be seen", REST, uuid, rest, peaks, now)
     return sorted(found, key=lambda one: -one.counted_bytes)
+
+
+def _name(process: Known, services: Mapping[Place, str]) -> str:
+    service = None if process.namespace is None else services.get((process.namespace, process.inner_pid))
+    return name_of(process) if service is None else f"{service} (its lease is for another card)"
 
 
 def _one(name: str, key: str, uuid: str, used: int, peaks: Peaks, now: float) -> list[Neighbour]:

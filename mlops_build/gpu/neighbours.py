@@ -10,8 +10,9 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from mlops_build.gpu.declared import Declared
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 # The first pid namespace's inode: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 FIRST_NAMESPACE = 0xEFFFFFFC
 MOST_ANCESTORS = 64
-MOST_COMMAND = 4096
+MOST_READ = 4096
+# The slack is for the clock, which says when a lease was made, and may have been set since.
+CLOCK_SECONDS = 2.0
+
+Place = tuple[int, int]  # a pid namespace's inode, and a pid there
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Neighbour:
 @dataclass(frozen=True, slots=True)
 class Known:
     """What /proc says about one process. namespace: its pid namespace's inode, None where this user may not know; inner_pid: its pid there.
-    started: unix s. command, cgroup: empty for those that only matter as somebody's parent."""
+    started: unix s, 0 of one that has no lease. command, cgroup: empty of one that has, or is only somebody's parent."""
 
     pid: int
     parent: int
@@ -64,18 +69,20 @@ def pid_namespace() -> int | None:
     return _namespace("self")
 
 
-def known(pids: Iterable[int]) -> dict[int, Known] | None:
+def known(pids: Iterable[int], made: Mapping[Place, float] = MappingProxyType({})) -> dict[int, Known] | None:
     """What /proc says about the processes that NVML names, and about their ancestors. None where NVML's pids are not /proc's.
 
     They are in the first pid namespace. In any other one (a container) they are taken for its own only if every one of them is there, since
-    a number of the host's may be somebody else here.
+    a number of the host's may be somebody else here. made: when each lease was made, by its owner's place; only processes without one get
+    a command and a cgroup, which take longer to read than all the rest.
     """
     wanted = set(pids)
-    own, depth = _namespace("self"), _depth()
-    found: dict[int, Known] = {}
+    own, depth = _namespace("self"), _read("/proc/self/status").partition("\nNSpid:\t")[2].partition("\n")[0].count("\t") + 1
+    single = own if depth == 1 else None  # the namespace of those that have one pid only
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    found: dict[int, Known] = {}
     for pid in wanted:
-        process = _process(pid, own if depth == 1 else None, boot, user=True)
+        process = _process(pid, single, boot, made)
         if process is not None:
             found[pid] = process
     if not (own == FIRST_NAMESPACE and depth == 1) and (not wanted or found.keys() != wanted):
@@ -84,20 +91,32 @@ def known(pids: Iterable[int]) -> dict[int, Known] | None:
         for _ in range(MOST_ANCESTORS):
             if process.parent in found or process.parent <= 1:
                 break
-            parent = _process(process.parent, own if depth == 1 else None, boot, user=False)
+            parent = _process(process.parent, single, boot, made)
             if parent is None:
                 break
             found[parent.pid] = process = parent
+    for pid in wanted & found.keys():
+        if owner(pid, found, made) is None:
+            command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            found[pid] = replace(found[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
     return found
 
 
-def ancestors(pid: int, processes: Mapping[int, Known]) -> list[Known]:
-    """The process and those above it, as far as they are known."""
-    line: list[Known] = []
-    while (process := processes.get(pid)) is not None and len(line) < MOST_ANCESTORS:
-        line.append(process)
+def owner(pid: int, processes: Mapping[int, Known], made: Mapping[Place, float]) -> Place | None:
+    """The place of the lease's owner that this process is or descends from, the nearest if there are several; None if it has no lease.
+
+    A process that is younger than the lease only has the number of an owner that is gone.
+    """
+    for _ in range(MOST_ANCESTORS):
+        process = processes.get(pid)
+        if process is None:
+            break
+        if process.namespace is not None:
+            place = (process.namespace, process.inner_pid)
+            if place in made and process.started <= made[place] + CLOCK_SECONDS:
+                return place
         pid = process.parent
-    return line
+    return None
 
 
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:
@@ -155,25 +174,21 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _process(pid: int, own: int | None, boot: float, *, user: bool) -> Known | None:
-    """None: it is gone, or hidden (a /proc mounted with hidepid). own: the namespace of those that have one pid only."""
-    status, statistics = _read(f"/proc/{pid}/status"), _read(f"/proc/{pid}/stat")
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    # After the program's name, which may have any letter in it: proc(5), field 22.
-    numbers = statistics.rpartition(")")[2].split()
-    if "Uid" not in fields or "PPid" not in fields or len(numbers) < 20:
+def _process(pid: int, single: int | None, boot: float, made: Mapping[Place, float]) -> Known | None:
+    """None: it is gone, or hidden (a /proc mounted with hidepid). Command and cgroup come later; `started` only if it may have a lease."""
+    status = _read(f"/proc/{pid}/status")
+    # The program's name comes first, its line breaks written as \\n: it cannot look like another line.
+    parent, uids, inner = (status.partition(f"\n{field}:\t")[2].partition("\n")[0].split("\t") for field in ("PPid", "Uid", "NSpid"))
+    if not parent[0].isdecimal() or len(uids) < 4:
         return None
-    inner = fields.get("NSpid", str(pid)).split()
-    return Known(
-        pid,
-        int(fields["PPid"]),
-        int(fields["Uid"].split()[1]),
-        own if own is not None and len(inner) == 1 else _namespace(str(pid)),
-        int(inner[-1]),
-        boot + int(numbers[19]) / os.sysconf("SC_CLK_TCK"),
-        _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip() if user else "",
-        _cgroup(_read(f"/proc/{pid}/cgroup")) if user else "",
-    )
+    inner_pid = int(inner[-1]) if inner[-1].isdecimal() else pid
+    namespace = single if single is not None and len(inner) == 1 else _namespace(str(pid))
+    started = 0.0
+    if (namespace, inner_pid) in made:
+        # After the program's name, which may have any letter in it: proc(5), field 22.
+        numbers = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        started = boot + int(numbers[19]) / os.sysconf("SC_CLK_TCK") if len(numbers) > 19 else time.time()
+    return Known(pid, int(parent[0]), int(uids[1]), namespace, inner_pid, started)
 
 
 def _cgroup(text: str) -> str:
@@ -182,26 +197,23 @@ def _cgroup(text: str) -> str:
     return max(paths, key=len, default="")
 
 
-def _depth() -> int:
-    """How many pid namespaces deep this process is below the one that /proc shows; 1 is that one itself."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("NSpid:"):
-            return len(line.split()) - 1
-    return 1
-
-
 def _namespace(pid: str) -> int | None:
     try:
         link = os.readlink(f"/proc/{pid}/ns/pid")  # noqa: PTH115 - pathlib costs its import
     except OSError:
         return None
-    number = re.fullmatch(r"pid:\[([0-9]+)\]", link)
-    return int(number[1]) if number else None
+    number = link.removeprefix("pid:[").removesuffix("]")
+    return int(number) if number.isdecimal() else None
 
 
 def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs its import
-            return file.read(MOST_COMMAND).decode(errors="replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, MOST_READ).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

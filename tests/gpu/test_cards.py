@@ -137,7 +137,8 @@ def test_a_lease_on_another_card_does_not_cover_this_one() -> None:
     """A program that was given one card and hardcodes another."""
     elsewhere = replace(lease("a", 4, pid=10), uuids=("GPU-b",))
     found = card(reading(3, {10: 3}), elsewhere, processes=[known(10)])
-    assert (gib(found.committed_bytes), found.leases, [one.pid for one in found.neighbours]) == (3, (), [10])
+    assert (gib(found.committed_bytes), found.leases) == (3, ())
+    assert [(one.pid, one.name) for one in found.neighbours] == [(10, "a (its lease is for another card)")]
 
 
 def test_memory_that_nvml_does_not_say_is_nobody_s_in_particular() -> None:
