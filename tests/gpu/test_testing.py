@@ -268,6 +268,84 @@ def test_processes_killed_at_any_moment_leave_nothing_behind(node: MakeNode) -> 
     assert made.start("24GiB", load_seconds=0).wait_for("loaded", timeout=5)
 
 
+# A process that does as it is told: a line is a size to allocate, or the negative place of an allocation to free. It answers with the code.
+OBEDIENT = (
+    CUDA
+    + """
+context()
+addresses = []
+print(0, flush=True)
+for line in sys.stdin:
+    what = int(line)
+    if what > 0:
+        code, address = allocate(what)
+        if code == 0: addresses.append(address)
+        print(code, flush=True)
+    else:
+        print(cuda.cuMemFree_v2(addresses.pop(-what)), flush=True)
+"""
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["take", "take", "give", "kill"]), st.integers(1, 12 * GIB)), max_size=25)
+)
+def test_random_processes_hold_exactly_what_they_took(shared_node: testing.Node, steps: list[tuple[int, str, int]]) -> None:
+    """What NVML says is what a model says that was told the same: 3 processes that allocate, free and are killed on a card of 24 GiB."""
+    made = shared_node
+    processes: dict[int, subprocess.Popen[str]] = {}
+    model: dict[int, list[int]] = {}
+
+    def tell(process: subprocess.Popen[str], what: int) -> int:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(f"{what}\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    try:
+        for who, what, amount in steps:
+            if who not in processes:
+                processes[who] = subprocess.Popen(
+                    [sys.executable, "-c", OBEDIENT], env=made.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+                there = processes[who].stdout.readline()  # type: ignore[union-attr]
+                room = sum(map(sum, model.values())) + 300 * MIB <= 24 * GIB
+                assert (there == "0\n") == room
+                if not room:
+                    processes.pop(who).communicate()
+                    continue
+                model[who] = [300 * MIB]
+            if what == "take":
+                fits = sum(map(sum, model.values())) + amount <= 24 * GIB
+                assert tell(processes[who], amount) == (0 if fits else 2)
+                if fits:
+                    model[who].append(amount)
+            elif what == "give" and len(model[who]) > 1:
+                place = amount % (len(model[who]) - 1)
+                assert tell(processes[who], -place) == 0
+                del model[who][1 + place]
+            elif what == "kill":
+                process = processes.pop(who)
+                process.kill()
+                process.communicate()
+                del model[who]
+            assert made.processes(0) == {process.pid: sum(model[who]) for who, process in processes.items()}
+            assert made.used(0) == sum(map(sum, model.values()))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+    assert made.used(0) == 0
+
+
+@pytest.fixture
+def shared_node(node: MakeNode) -> testing.Node:
+    """One node for all examples of a property."""
+    return node("24GiB")
+
+
 # ── which devices ──
 
 

@@ -6,6 +6,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def libraries() -> Path:
     Built on first use with $CC, else gcc or cc, under $XDG_CACHE_HOME/mlops-build (else ~/.cache/mlops-build), and keyed by what they are
     built from: another version of the package has its own. Several processes may ask at once. Raises NoCompiler and BuildFailed.
     """
+    if sys.platform != "linux":
+        raise BuildFailed("a simulated node works on Linux only", remedy="run these tests in a Linux container or virtual machine")
     folder = _cache() / _key()
     if not all((folder / name).exists() for name in NAMES):
         _build(folder)
