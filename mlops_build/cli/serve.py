@@ -2,6 +2,9 @@
 
 DIR is a build context (`mlops-build package`): its files are checked against their digests, and no registry is needed. A version of the
 registry is fetched first. The first model answers at /invocations, each also at /models/NAME/invocations.
+
+On a machine with GPUs it leases one (`mlops-build gpu list` shows who has how much), and no other is visible to the model. Who says
+--device gpu, or names a budget, never gets the CPU instead: exit code 6 says of every card why not.
 """
 
 import argparse
@@ -23,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=["auto", "cpu", "gpu"], help="auto: a card where there is one (default: MLOPS_DEVICE, else auto)"
     )
     parser.add_argument("--gpu-memory", metavar="AMOUNT", help="what it may use of a card, such as 4GiB (default: MLOPS_GPU_MEMORY)")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, help="how long to wait for room on a card (default: MLOPS_GPU_WAIT, else 60)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,25 +48,31 @@ def _serve(args: argparse.Namespace) -> int:
     from mlops_build.serving import device, load, server
 
     taken = server.take_port(args.host, args.port)
-    chosen = device.choose(args.device, args.gpu_memory)
-    say(f"device: {chosen}")
+    wish = device.wish(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         if args.what.startswith("models:"):
-            serving = load.from_registry(args.what, Path(scratch))
+            checked = load.from_registry(args.what, Path(scratch))
         else:
-            serving = load.from_folder(Path(args.what), say)
-        for loaded in serving.models:
-            load.warm_up(loaded)
-        from mlops_build.serving.app import app
+            checked = load.from_folder(Path(args.what), say)
+        with device.taken(wish, checked.service, say) as chosen:
+            say(f"device: {chosen.said}")
+            with chosen.loading():
+                if chosen.lease:
+                    chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
+                serving = load.load(checked)
+            for loaded in serving.models:
+                load.warm_up(loaded)
+            from mlops_build.serving.app import app
 
-        where = server.url(args.host, taken)
-        names = ", ".join(map(str, serving.models))
+            where = server.url(args.host, taken)
+            names = ", ".join(map(str, serving.models))
 
-        def ready() -> None:
-            say(f"serving {names} on {where}")
-            models = [{"name": one.name, "version": one.version, "digest": one.digest} for one in serving.models]
-            result(args, {"service": serving.service, "image": serving.image, "models": models, "device": chosen, "url": where}, "")
-            sys.stdout.flush()  # whoever started us reads this while we go on
+            def ready() -> None:
+                say(f"serving {names} on {where}")
+                models = [{"name": one.name, "version": one.version, "digest": one.digest} for one in serving.models]
+                document = {"service": serving.service, "image": serving.image, "models": models, "device": chosen.said, "url": where}
+                result(args, {**document, "gpu": chosen.as_json()}, "")
+                sys.stdout.flush()  # whoever started us reads this while we go on
 
-        server.run(app(serving), taken, ready)
+            server.run(app(serving, chosen.lease), taken, ready)
     return 0

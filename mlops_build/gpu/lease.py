@@ -193,6 +193,10 @@ class Lease:
             before = loading.used(read(), self.uuids) if turn.alone else None
             self.let_go()
             yield
+            # A report that is on its way would say that it is still loading, and come last.
+            if self._reporter is not None:
+                self._reporter.stop()
+                self._reporter = None
             self._tell(loaded=True, before=before)
         finally:
             turn.end()

@@ -248,6 +248,7 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     if numbers.gpu != "none":
         variables["MLOPS_DEVICE"] = "gpu"
+        variables["MLOPS_GPU_MODE"] = numbers.gpu
         variables["MLOPS_SERVICE"] = service.name
     if numbers.gpu == "shared":
         variables["MLOPS_GPU_MEMORY"] = f"{kubernetes_memory(numbers.gpu_memory_bytes)}B"

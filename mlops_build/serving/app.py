@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.pyfunc import scoring_server
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, disable_created_metrics
@@ -10,6 +10,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mlops_build import __version__
 from mlops_build.serving.load import Serving
+
+if TYPE_CHECKING:
+    from mlops_build.gpu import Lease
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,12 +24,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-def app(serving: Serving) -> App:
-    """The ASGI application. What MLflow's protocol is: docs/reference (and `/docs` of the running service)."""
+def app(serving: Serving, lease: "Lease | None" = None) -> App:
+    """The ASGI application. What MLflow's protocol is: docs/reference (and `/docs` of the running service).
+
+    lease: what /metrics says of the card.
+    """
     root = scoring_server.init(serving.models[0].model)
     for loaded in serving.models:
         root.mount(f"/models/{loaded.name}", scoring_server.init(loaded.model))
-    return Measured(root, serving)
+    return Measured(root, serving, lease)
 
 
 class Measured:
@@ -35,7 +41,7 @@ class Measured:
     Only /invocations is timed, and no label holds what a caller sent: the number of series stays small.
     """
 
-    def __init__(self, inner: App, serving: Serving) -> None:
+    def __init__(self, inner: App, serving: Serving, lease: "Lease | None" = None) -> None:
         self.inner = inner
         self.models = {f"/models/{loaded.name}/invocations": loaded.name for loaded in serving.models}
         self.models["/invocations"] = serving.models[0].name
@@ -58,6 +64,10 @@ class Measured:
             self.running.labels(loaded.name)
             self.seconds.labels(loaded.name)
             self.requests.labels(loaded.name, "200")
+        if lease:
+            promised = Gauge("mlops_build_gpu_promised_bytes", "Budget on a leased card", ["card"], registry=self.registry)
+            for uuid in lease.uuids:
+                promised.labels(uuid).set(lease.memory_bytes)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 

@@ -1,6 +1,7 @@
 """Load what is to be served: a build context, a model's folder, or a version of the registry.
 
-Digests are checked before anything of the files is run.
+Digests are checked before anything of the files is run, and before a card is leased: fetching and checking can take minutes, in which the
+card's memory would wait for nobody.
 """
 
 import json
@@ -53,8 +54,28 @@ class Serving:
     models: tuple[Loaded, ...]
 
 
-def from_folder(folder: Path, say: Callable[[str], None]) -> Serving:
-    """A build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe, CannotLoad."""
+@dataclass(frozen=True)
+class Checked:
+    """What is to be served, its files checked, nothing of it run. wheels: a folder with the service's own code, where there is one."""
+
+    service: str
+    image: str | None
+    models: tuple["CheckedModel", ...]
+    wheels: Path
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model's files, as they were registered. version and digest as in Loaded."""
+
+    folder: Path
+    name: str
+    version: int | None
+    digest: str | None
+
+
+def from_folder(folder: Path, say: Callable[[str], None]) -> Checked:
+    """A build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe."""
     if not folder.is_dir():
         raise NotFound(f"{folder} does not exist", remedy="name a build context (mlops-build package … -o DIR) or models:/NAME/VERSION")
     if (folder / contents.FILE).is_file():
@@ -62,16 +83,15 @@ def from_folder(folder: Path, say: Callable[[str], None]) -> Serving:
     if (folder / "MLmodel").is_file():
         say(f"{folder} is a bare model: nothing says which digest its files should have")
         _check(folder)
-        _code(folder / "environment" / "wheels")
-        loaded = _load(folder, folder.resolve().name, None, None)
-        return Serving(loaded.name, None, (loaded,))
+        name = folder.resolve().name
+        return Checked(name, None, (CheckedModel(folder, name, None, None),), folder / "environment" / "wheels")
     raise NotFound(
         f"{folder} holds neither a {contents.FILE} nor an MLmodel",
         remedy="write a context first (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
     )
 
 
-def from_registry(uri: str, scratch: Path) -> Serving:
+def from_registry(uri: str, scratch: Path) -> Checked:
     """`models:/NAME/VERSION` or `models:/NAME@alias`, fetched into `scratch`. Raises what the registry raises, and as `from_folder`."""
     reference = parse_uri(uri)
     registry = Registry()
@@ -84,20 +104,24 @@ def from_registry(uri: str, scratch: Path) -> Serving:
     folder = registry.fetch(version, scratch / version.name)
     files.verify(folder, digest)
     _check(folder)
-    _code(folder / "environment" / "wheels")
-    loaded = _load(folder, version.name, version.version, digest)
-    return Serving(version.tags.get(SERVICE, version.name), None, (loaded,))
+    service = version.tags.get(SERVICE, version.name)
+    return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),), folder / "environment" / "wheels")
 
 
-def _context(folder: Path) -> Serving:
+def _context(folder: Path) -> Checked:
     found = contents.read(folder)
     for model in found.models:
         if not (folder / model.path / "MLmodel").is_file():
             raise NotFound(f"{folder / model.path} has no MLmodel", remedy="write the context anew: mlops-build package")
         files.verify(folder / model.path, model.digest)
-    _code(folder / "wheels")
-    loaded = tuple(_load(folder / model.path, model.name, model.version, model.digest) for model in found.models)
-    return Serving(found.service, found.image, loaded)
+    models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in found.models)
+    return Checked(found.service, found.image, models, folder / "wheels")
+
+
+def load(checked: Checked) -> Serving:
+    """Every model in memory, on the device that this process sees. Raises CannotLoad."""
+    _code(checked.wheels)
+    return Serving(checked.service, checked.image, tuple(_load(model) for model in checked.models))
 
 
 def _check(folder: Path) -> None:
@@ -116,12 +140,13 @@ def _code(wheels: Path) -> None:
             sys.path.insert(0, str(wheel.resolve()))
 
 
-def _load(folder: Path, name: str, version: int | None, digest: str | None) -> Loaded:
+def _load(checked: CheckedModel) -> Loaded:
     # MLflow warns about what it finds in any environment but the one it would have made itself.
     warnings.filterwarnings("ignore", module="mlflow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     import mlflow.pyfunc
 
+    folder, name = checked.folder, checked.name
     try:
         model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
     except Exception as error:  # the model's own code runs here
@@ -135,7 +160,7 @@ def _load(folder: Path, name: str, version: int | None, digest: str | None) -> L
     recorded = None
     if (folder / EXAMPLES).is_file():
         recorded = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
-    return Loaded(name, version, digest, model, recorded)
+    return Loaded(name, checked.version, checked.digest, model, recorded)
 
 
 def warm_up(loaded: Loaded) -> None:

@@ -212,4 +212,4 @@ def test_the_release_of_a_gpu_service_renders(tmp_path: Path, mode: str, replica
     else:
         assert not {"runtimeClassName", "volumes"} & set(pod)
         assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == "1"
-        assert variables == {"HOME": "/tmp", "MLOPS_DEVICE": "gpu", "MLOPS_SERVICE": "digits"}
+        assert variables == {"HOME": "/tmp", "MLOPS_DEVICE": "gpu", "MLOPS_GPU_MODE": mode, "MLOPS_SERVICE": "digits"}

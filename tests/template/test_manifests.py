@@ -297,7 +297,7 @@ def test_a_gpu_is_had_as_its_mode_says(rendered: tuple[tuple[str, str, str], Ren
     assert pod.get("nodeSelector") == (None if mode == "none" else {"example.com/card": "l4"})
     assert pod.get("tolerations") == (None if mode == "none" else [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}])
     assert pod.get("priorityClassName") == ("serving" if case == "three" else None)
-    own = {} if mode == "none" else {"MLOPS_DEVICE": "gpu", "MLOPS_SERVICE": "digits"}
+    own = {} if mode == "none" else {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MODE": mode, "MLOPS_SERVICE": "digits"}
     assert own.items() <= variables.items()
     if mode != "shared":
         assert set(variables) == {"HOME", *own}
