@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from mlops_build.gpu.declared import Declared, settings
 from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner, pid_namespace
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
-from mlops_build.gpu.peaks import ALL, REST, Peaks, as_document, counted, from_document, merge, observe
+from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, counted_group, from_document, merge, observe
 from mlops_build.gpu.visible import AmbiguousMask, visible
 
 TYPE_CHECKING = False  # without typing's import
@@ -147,6 +147,7 @@ def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
         if all(one.key != ALL for one in card.neighbours):
             seen = [one for one in card.neighbours if one.key != REST]
             found[card.uuid] |= {one.key: one.used_bytes for one in seen if one.why != "declared"}
+            found[card.uuid] |= {one.key + EACH: one.largest_bytes for one in seen if one.why != "declared"}
             found[card.uuid][REST] = max(0, card.foreign_bytes - sum(one.used_bytes for one in seen))
     return found
 
@@ -276,7 +277,7 @@ def _neighbours(
     for key, group in groups.items():
         used = sum(user.used_bytes or 0 for user, _, _ in group)
         user, process, fits = max(group, key=lambda one: one[0].used_bytes or 0)
-        count = max(used, fits.memory_bytes) if fits else counted(peaks, uuid, key, used, now)
+        count = max(used, fits.memory_bytes) if fits else counted_group(peaks, uuid, key, used, len(group), now)
         found.append(
             Neighbour(
                 fits.name if fits else _name(process, services) if process else "hidden processes",
@@ -288,6 +289,8 @@ def _neighbours(
                 count,
                 "declared" if fits else "peak" if count > used else "used",
                 key,
+                len(group),
+                user.used_bytes or 0,
             )
         )
     rest = max(0, external - sum(one.used_bytes for one in found))

@@ -200,6 +200,14 @@ def nvmlDeviceGetGraphicsRunningProcesses_v3(handle: Handle) -> list[Process]:  
     return _processes("nvmlDeviceGetGraphicsRunningProcesses_v3", handle)
 
 
+def nvmlDeviceGetMPSComputeRunningProcesses_v2(handle: Handle) -> list[Process]:  # noqa: N802
+    return _processes("nvmlDeviceGetMPSComputeRunningProcesses_v2", handle)
+
+
+def nvmlDeviceGetMPSComputeRunningProcesses_v3(handle: Handle) -> list[Process]:  # noqa: N802
+    return _processes("nvmlDeviceGetMPSComputeRunningProcesses_v3", handle)
+
+
 def _loaded() -> ctypes.CDLL:
     global _library
     if _library is None:

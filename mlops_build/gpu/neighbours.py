@@ -34,8 +34,8 @@ Place = tuple[int, int]  # a pid namespace's inode, and a pid there
 class Neighbour:
     """One service or notebook on one card, without a lease. used_bytes: now. counted_bytes: what a decision counts, and why that much.
 
-    pid: its largest process. command, cgroup: of that. key: what is the same after it has been started again (peaks.py). pid, uid, command
-    and cgroup are None where processes cannot be seen.
+    pid: its largest process. command, cgroup, largest_bytes: of that. processes: how many it has. key: what is the same after it has been
+    started again (peaks.py). pid, uid, command and cgroup are None where processes cannot be seen.
     """
 
     name: str
@@ -47,6 +47,8 @@ class Neighbour:
     counted_bytes: int
     why: Literal["used", "peak", "declared"]
     key: str = ""
+    processes: int = 0
+    largest_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

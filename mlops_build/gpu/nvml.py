@@ -115,7 +115,7 @@ class Nvml:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._static: dict[int, tuple[Any, Reading]] = {}  # by index: NVML's handle, and what never changes
+        self._fixed: dict[int, Reading] = {}  # by index, what never changes while NVML is started
         self._asked: dict[int, _Answer] = {}
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class Nvml:
         # A call that hangs still uses the library: stopping it under that call could hang or crash. The process' end does it.
         if all(answer.done() for answer in self._asked.values()):
             _Answer(nvml.nvmlShutdown).wait(time.monotonic() + self._seconds)
-        self._static.clear()
+        self._fixed.clear()
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
         """Every card in NVML's order, each MIG parent followed by its instances. At most `seconds` for all: they are asked side by side.
@@ -160,23 +160,21 @@ class Nvml:
         return list(answer.value)
 
     def _troubled(self, index: int, trouble: Trouble, why: str) -> Reading:
-        known = self._static.get(index)
-        reading = known[1] if known else Reading(f"unknown-{index}", index, "unknown")
+        reading = self._fixed.get(index) or Reading(f"unknown-{index}", index, "unknown")
         return replace(reading, trouble=trouble, why=why)
 
     def _card(self, index: int, full: bool, utilisation: bool) -> list[Reading]:
         """Runs in a thread of its own. Raises NVMLError."""
-        if index not in self._static:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            fixed = Reading(
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if index not in self._fixed:
+            self._fixed[index] = Reading(
                 nvml.nvmlDeviceGetUUID(handle),
                 index,
                 nvml.nvmlDeviceGetName(handle),
                 compute_capability=self._or_none(nvml.nvmlDeviceGetCudaComputeCapability, handle),
                 bus_id=self._or_none(lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId)),
             )
-            self._static[index] = (handle, fixed)
-        handle, fixed = self._static[index]
+        fixed = self._fixed[index]
         divided = self._or_none(nvml.nvmlDeviceGetMigMode, handle)
         if divided and divided[0] == nvml.NVML_DEVICE_MIG_ENABLE:
             instances = list(self._instances(handle, fixed))
@@ -243,10 +241,10 @@ class Nvml:
         return int(memory.total - memory.reserved), int(memory.used)
 
     def _processes(self, handle: Any) -> tuple[Process, ...] | None:
-        """Who uses it: compute and graphics. One process may be both, and each list then has all of its memory."""
+        """Who uses it: compute, graphics, and clients of MPS. One process may be in two lists, and each then has all of its memory."""
         found: dict[int, int | None] = {}
         said = False
-        for kind in ("Compute", "Graphics"):
+        for kind in ("Compute", "Graphics", "MPSCompute"):
             # Only the newest version by default: an older driver has _v2, and NVML does not fall back.
             for version in ("_v3", "_v2"):
                 try:
@@ -255,7 +253,7 @@ class Nvml:
                     if error.value == nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                         continue
                     break
-                said = True
+                said = said or kind == "Compute"
                 for one in listed:
                     known, used = found.get(one.pid), one.usedGpuMemory
                     found[int(one.pid)] = known if used is None else max(int(used), known or 0)
@@ -279,7 +277,10 @@ class _Answer:
         self._question = question
         self._arrived = threading.Lock()
         self._arrived.acquire()
-        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, daemon=True).start()
+        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
+            self._run()
 
     def _run(self) -> None:
         try:

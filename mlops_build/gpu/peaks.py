@@ -20,11 +20,12 @@ FADE_SECONDS = 7 * 86400.0
 SETTLE_SECONDS = 5.0
 # A peak's time need not be newer than this: it saves writing the file at every look.
 REFRESH_SECONDS = 3600.0
-MOST_KEYS = 32  # for one card: the lease directory's files are bounded, and commands can be made up
+MOST_KEYS = 64  # for one card: the lease directory's files are bounded, and commands can be made up
 MOST_BYTES = 1 << 50
 
 ALL = "*"  # everything on the card that belongs to no lease
 REST = "?"  # of that, what belongs to no process that can be seen
+EACH = " each"  # after a neighbour's key: its largest process
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ def counted(peaks: Peaks, uuid: str, key: str, used: int, now: float) -> int:
     """What to count for somebody who uses `used` bytes now."""
     peak = peaks.get(uuid, {}).get(key)
     return max(used, peak.faded(now)) if peak else used
+
+
+def counted_group(peaks: Peaks, uuid: str, key: str, used: int, processes: int, now: float) -> int:
+    """What to count for several processes of one name, which use `used` bytes together now.
+
+    Not their peak, if they were more then: ten notebooks of one user, of which nine are closed, will hardly grow to what the ten had.
+    """
+    together = counted(peaks, uuid, key, used, now)
+    each = peaks.get(uuid, {}).get(key + EACH)
+    return together if each is None else max(used, min(together, processes * each.faded(now)))
 
 
 def observe(peaks: Peaks, seen: Mapping[str, Mapping[str, int]], now: float) -> Peaks:

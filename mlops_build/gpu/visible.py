@@ -39,14 +39,14 @@ def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -
     if mask is None:
         return list(readings)
     entries = [entry.strip() for entry in mask.split(",")]
-    kinds = {"uuid" if entry.startswith(("GPU-", "MIG-")) else "index" for entry in entries}
-    if len(kinds) > 1:
+    named = [entry.startswith(("GPU-", "MIG-")) for entry in entries]
+    if any(named) and any(_index(entry) is not None for entry in entries):
         raise AmbiguousMask(
             f"{VARIABLE}={mask} mixes indices and UUIDs, and nothing says how CUDA reads that", remedy="name every card by its UUID"
         )
-    found = _by_uuid(entries, readings) if kinds == {"uuid"} else _by_index(entries, readings, environ)
+    found = _by_uuid(entries, readings) if named[0] else _by_index(entries, readings, environ)
     if len(found) != len({card.uuid for card in found}):
-        return []  # a repeated entry: CUDA shows no card at all
+        return []
     return [part for card in found for part in _usable(card, readings)]
 
 
@@ -67,6 +67,8 @@ def cuda_started() -> str | None:
 
 
 def _by_uuid(entries: Sequence[str], readings: Sequence[Seen]) -> list[Seen]:
+    if len(set(entries)) < len(entries):
+        return []  # a repeated entry: CUDA shows no card at all
     found: list[Seen] = []
     for entry in entries:
         meant = [card for card in readings if _named(card, entry)]
@@ -87,10 +89,14 @@ def _by_index(entries: Sequence[str], readings: Sequence[Seen], environ: Mapping
     cards = [card for card in readings if card.mig_parent is None]
     ordinals: list[int] = []
     for entry in entries:
-        number = re.match(r"\+?([0-9]{1,9})", entry, re.ASCII)
-        if not number or int(number[1]) >= len(cards):
-            break  # the first invalid one hides what follows: "", "-1", "none", a card that is not there
-        ordinals.append(int(number[1]))
+        ordinal = _index(entry)
+        if ordinal is None:
+            break  # "", "-1", "none": it hides itself and what follows
+        ordinals.append(ordinal)
+    if len(set(ordinals)) < len(ordinals):
+        return []  # a repeated entry: CUDA shows no card at all
+    known = [ordinal < len(cards) for ordinal in ordinals]
+    ordinals = ordinals[: known.index(False)] if False in known else ordinals
     ordered = sorted(cards, key=lambda card: (card.bus_id or "", card.index)) if all(card.bus_id for card in cards) else cards
     if environ.get(ORDER) != "PCI_BUS_ID" and not _alike(cards) and 0 < len(set(ordinals)) < len(cards):
         # CUDA puts the fastest card first, by a rule it does not tell; among cards that are alike the order of the bus is left.
@@ -99,6 +105,12 @@ def _by_index(entries: Sequence[str], readings: Sequence[Seen], environ: Mapping
             remedy=f"set {ORDER}=PCI_BUS_ID to count them as nvidia-smi does, or name them by UUID (nvidia-smi -L)",
         )
     return [ordered[ordinal] for ordinal in ordinals]
+
+
+def _index(entry: str) -> int | None:
+    """As strtoul reads it: what follows the digits does not count."""
+    number = re.match(r"\+?([0-9]{1,9})", entry, re.ASCII)
+    return int(number[1]) if number else None
 
 
 def _alike(cards: Sequence[Reading]) -> bool:

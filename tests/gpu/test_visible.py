@@ -1,5 +1,7 @@
 """CUDA_VISIBLE_DEVICES, read as CUDA reads it."""
 
+import json
+import random
 import subprocess
 import sys
 
@@ -7,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_build.gpu import testing
 from mlops_build.gpu.nvml import Reading, Trouble
 from mlops_build.gpu.visible import AmbiguousMask, visible
+from tests.gpu.conftest import MakeNode
 
 
 def card(number: int, name: str = "NVIDIA L4", **more: object) -> Reading:
@@ -42,6 +46,9 @@ def seen(readings: list[Reading], mask: str | None, **environ: str) -> list[int]
         ("1gpu,2ampere", [1, 2]),
         (" 3 , 0 ", [3, 0]),
         ("0,0", []),
+        ("0,9,0", []),
+        ("9,0", []),
+        ("0,-1,0", [0]),
         ("4", []),
         ("GPU-00000002", [2]),
         ("GPU-00000002-d72c-4106-c12f-20bd9faed9f6,GPU-00000000", [2, 0]),
@@ -49,6 +56,9 @@ def seen(readings: list[Reading], mask: str | None, **environ: str) -> list[int]
         ("GPU-", []),
         ("GPU-00000001,GPU-ffffffff,GPU-00000000", [1]),
         ("GPU-00000001,GPU-00000001-d72c", []),
+        ("GPU-00000001,", [1]),
+        ("GPU-00000001,GPU-ffffffff,GPU-ffffffff", []),
+        ("none,GPU-00000001", []),
         ("gpu-00000001", []),
     ],
 )
@@ -105,6 +115,69 @@ def test_mig_instances_by_both_spellings() -> None:
     assert uuids(f"MIG-{parent.uuid}/9/0") == []
     assert uuids("0") == uuids(parent.uuid) == [parent.uuid, parts[0].uuid]
     assert uuids("1") == [node[3].uuid]
+
+
+CUDA = """
+import ctypes, json, os, sys
+masks, found = json.load(sys.stdin), []
+for mask, order in masks:
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.environ |= {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order}
+        cuda, count, uuids = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0), []
+        if cuda.cuInit(0) == 0:
+            cuda.cuDeviceGetCount(ctypes.byref(count))
+        for ordinal in range(count.value):
+            digits = (ctypes.c_ubyte * 16)()
+            cuda.cuDeviceGetUuid_v2(digits, ordinal)
+            uuids.append(bytes(digits).hex())
+        os.write(writer, json.dumps(uuids).encode())
+        os._exit(0)
+    os.close(writer)
+    os.wait()
+    found.append(json.loads(os.read(reader, 65536)))
+    os.close(reader)
+print(json.dumps(found))
+"""
+
+
+def test_cuda_itself_reads_the_same(node: MakeNode) -> None:
+    """What the simulation's libcuda shows a process under a mask, for the same cards: torch's reading, written by somebody else, in C."""
+    rng = random.Random(10)  # noqa: S311
+    nodes = node(*[testing.SimulatedCard(total=total, name=total) for total in ("24GiB", "80GiB", "24GiB", "40GiB")])
+    readings = [Reading(str(one.uuid), n, one.name, bus_id=f"{n}") for n, one in enumerate(nodes.cards)]
+    words = [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "-1",
+        "",
+        "x",
+        "1x",
+        " 2",
+        "+3",
+        "00",
+        *[str(one.uuid)[: rng.randint(4, 40)] for one in nodes.cards * 2],
+    ]
+    masks = [(",".join(rng.choices(words, k=rng.randint(1, 4))), rng.choice(["PCI_BUS_ID", "FASTEST_FIRST"])) for _ in range(150)]
+    done = subprocess.run(
+        [sys.executable, "-c", CUDA], env=nodes.environment, input=json.dumps(masks), capture_output=True, text=True, timeout=60, check=True
+    )
+    compared = 0
+    for (mask, order), shown in zip(masks, json.loads(done.stdout), strict=True):
+        try:
+            found = visible(readings, {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order})
+        except AmbiguousMask:
+            continue
+        ours = [one.uuid.removeprefix("GPU-").replace("-", "") for one in found]
+        if order == "PCI_BUS_ID" or "GPU-" in mask:
+            assert ours == shown, (mask, order)
+        else:  # all of the cards, or none
+            assert sorted(ours) == sorted(shown), (mask, order)
+        compared += 1
+    assert compared > 60
 
 
 @given(st.text(alphabet="0123,-GPUMI-af /", max_size=24))
