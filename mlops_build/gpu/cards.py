@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from mlops_build.gpu.declared import Declared, settings
+from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner, pid_namespace
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
 from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, counted_group, from_document, merge, observe

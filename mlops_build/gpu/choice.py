@@ -4,15 +4,20 @@ A strategy is a plain function: it gets the cards that have the room and puts th
 stand for their equivalents here: WORST_FIT is `spread`, BEST_FIT is `pack`, RANDOM is `random` (weighted).
 """
 
+from __future__ import annotations
+
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from random import Random
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
+from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.quantity import show_bytes
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from random import Random
 
 # An "empty" card is not always at zero: a driver's own daemons keep a few MiB on it.
 EXCLUSIVE_SLACK = 64 << 20
@@ -25,7 +30,7 @@ class Request:
     bytes: int
     count: int = 1
     exclusive: bool = False
-    strategy: "str | Strategy" = "spread"
+    strategy: str | Strategy = "spread"
     names: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     max_utilisation: int | None = None
@@ -40,7 +45,7 @@ class Choice:
     refused: Mapping[str, str]
 
 
-Strategy = Callable[[Sequence[Card], Request, Random], Sequence[Card]]
+Strategy = Callable[[Sequence[Card], Request, "Random"], Sequence[Card]]
 
 
 def spread(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
@@ -84,7 +89,8 @@ def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
     if len(free) < request.count:
         few = f"it has room, but {request.count} cards are asked for" if request.count > 1 else ""
         return Choice((), refused | {card.uuid: few for card in free})
-    order = _strategy(request)(free, request, Random(seed))  # noqa: S311 -- nothing secret
+    strategy = _strategy(request)
+    order = strategy(free, request, _rng(strategy, seed))
     chosen = tuple(dict.fromkeys(card.uuid for card in order))[: request.count]
     if len(chosen) < request.count or not set(chosen) <= {card.uuid for card in free}:
         raise UsageError(
@@ -197,6 +203,14 @@ def _strategy(request: Request) -> Strategy:
         raise UsageError(
             f"{request.strategy!r} is no strategy", remedy=f"one of {', '.join(STRATEGIES)}, or a function of your own"
         ) from None
+
+
+def _rng(strategy: Strategy, seed: int) -> Random:
+    if strategy in (spread, pack):  # they leave nothing to chance, and random's import takes longer than they do
+        return None  # type: ignore[return-value]
+    from random import Random
+
+    return Random(seed)  # noqa: S311 -- nothing secret
 
 
 def _dotted(capability: tuple[int, int]) -> str:

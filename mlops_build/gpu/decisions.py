@@ -3,18 +3,22 @@
 Each uid writes its own file in the lease directory, readable for all, at most LIMIT bytes of the newest.
 """
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, name_of
 from mlops_build.gpu.ledger import Ledger, Promise, printable
 from mlops_build.gpu.nvml import Trouble
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any
 
 SCHEMA = 1
 LIMIT = 256 * 1024
@@ -99,12 +103,12 @@ def read(ledger: Ledger, count: int | None = None) -> list[dict[str, Any]]:
     return found if count is None else found[-count:] if count > 0 else []
 
 
-@dataclass(slots=True)
 class Follower:
     """Decisions as they are made, for an exporter that counts refusals and waits. Guards how far it has read."""
 
-    ledger: Ledger
-    _seen: dict[str, tuple[float, int]] = field(default_factory=dict)
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._seen: dict[str, tuple[float, int]] = {}
 
     def new(self) -> list[dict[str, Any]]:
         """Decisions since the last call, oldest first; the first call gives all that are kept."""

@@ -10,11 +10,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from mlops_build.gpu.declared import Declared
+from mlops_build.gpu.frozen import dataclass, replace
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 
 from mlops_build.errors import NoRoom
 from mlops_build.gpu import libnvml as nvml
+from mlops_build.gpu.frozen import dataclass, replace
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:

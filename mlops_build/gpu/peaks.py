@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+
+from mlops_build.gpu.frozen import dataclass, replace
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
