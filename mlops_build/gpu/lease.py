@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mlops_build.errors import NoRoom, Refused, UsageError
 from mlops_build.gpu import decisions, log
-from mlops_build.gpu.cards import Card, look, unleased
+from mlops_build.gpu.cards import Card, look, remember, remembered
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, could_ever, why_not
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, pid_namespace, printable
 from mlops_build.gpu.nvml import NoDriver, Nvml, read
-from mlops_build.gpu.peaks import Peaks, as_document, from_document, merge, observe
+from mlops_build.gpu.peaks import Peaks
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started, visible
 from mlops_build.quantity import parse_bytes, show_bytes
 
@@ -131,13 +131,13 @@ class Lease:
         self.cards: tuple[Card, ...] = tuple(chosen)
         self.uuids: tuple[str, ...] = promise.uuids
         self.memory_bytes: int = promise.bytes
-        self._promise, self._ledger, self._held, self._placeholder = promise, ledger, held, placeholder
+        self._promise, self._ledger, self._held, self._placeholder = promise, ledger, held, placeholder  # held: unless it is inherited
         self._reporter: Reporter | None = None
         self._told: dict[str, int] = {}
         self._loaded = self._released = False
         self._process = os.getpid()
         mask = {VARIABLE: ",".join(self.uuids), ORDER: "PCI_BUS_ID"}
-        if held is not None:
+        if promise.id:
             mask[LEASE_VARIABLE] = promise.id
         self._before = {variable: os.environ.get(variable) for variable in mask}
         os.environ.update(mask)
@@ -155,7 +155,7 @@ class Lease:
     @property
     def id(self) -> str | None:
         """The lease's name in the lease directory; None where it could not be written there."""
-        return self._held.promise.id if self._held else None
+        return self._promise.id or None
 
     @property
     def device(self) -> Any:
@@ -188,7 +188,9 @@ class Lease:
             return
         from mlops_build.gpu import loading
 
-        turn = loading.enter(self._ledger, self.uuids) if self._ledger is not None else loading.Turn((), alone=False)
+        # Under `gpu run` the process that watches holds the gate for this one already.
+        gated = self._ledger is not None and self._held is not None
+        turn = loading.enter(self._ledger, self.uuids) if gated and self._ledger else loading.Turn((), alone=False)
         try:
             before = loading.used(read(), self.uuids) if turn.alone else None
             self.let_go()
@@ -244,9 +246,9 @@ class Lease:
 
         if self._reporter is not None:
             self._reporter.stop()
-        if self._ledger is not None and self._held is not None:
+        if self._ledger is not None and self._promise.id:
             turn = loading.enter(self._ledger, self.uuids)
-            loading.watch(self._ledger, self._held, turn, loading.used(read(), self.uuids))
+            loading.watch(self._ledger, self._promise, turn, loading.used(read(), self.uuids))
         self.let_go()
 
     def release(self) -> None:
@@ -283,12 +285,14 @@ class Lease:
         self.release()
 
     def _tell(self, *, loaded: bool, before: Mapping[str, int] | None) -> None:
-        if self._ledger is None or self._held is None:
+        if self._ledger is None or not self._promise.id:
             return
         from mlops_build.gpu import loading
 
         try:
             found = loading.seen(read(), self._promise, before)
+            if found is None and self._held is None:
+                return  # the process that watches (`gpu run`) may know more
             self._told, self._loaded = found or self._told, loaded
             self._ledger.report(self._promise.id, self._told, loaded=loaded)
         except (NoDriver, NoLedger) as error:
@@ -297,7 +301,7 @@ class Lease:
             self._reporter.loaded(self._told, loaded=loaded)
 
     def _report_from_now_on(self) -> None:
-        if self._reporter is None and self._ledger is not None and self._held is not None and self._process == os.getpid():
+        if self._reporter is None and self._ledger is not None and self._promise.id and self._process == os.getpid():
             from mlops_build.gpu import loading
 
             self._reporter = loading.Reporter(self._ledger, self._promise, self._told, loaded=self._loaded)
@@ -330,11 +334,15 @@ class _Search:
         self._began = time.monotonic()
         self._ledger: Ledger | None = None
         self._writable = False
+        self._peaks: Peaks = {}
         self._said = ""
 
     def run(self, wait: float, otherwise: str) -> Lease:
         self._open_ledger()
         try:
+            inherited = self._inherited()
+            if inherited is not None:
+                return inherited
             with Nvml() as nvml:
                 return self._run(nvml, wait, otherwise)
         except NoDriver as error:
@@ -349,6 +357,7 @@ class _Search:
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Lease:
         # The first look is made before the lock is taken: it starts what is slow, and finds out which card hangs.
+        self._look_at_peaks()
         visible(self._look(nvml))  # raises AmbiguousMask
         attempt = self._reserve(nvml)
         told = -math.inf
@@ -362,6 +371,7 @@ class _Search:
                 told = time.monotonic()
                 self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more: {_why(attempt)}")
             time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
+            self._look_at_peaks()
             attempt = self._choose(nvml)  # without the lock: those who wait do not keep others from deciding
             if attempt.choice.uuids:
                 attempt = self._reserve(nvml)
@@ -382,6 +392,30 @@ class _Search:
             else "no waiting helps here: ask for less, or look at the filters and CUDA_VISIBLE_DEVICES",
         )
 
+    def _inherited(self) -> Lease | None:
+        """The lease that this very process has from `gpu run`, which became it by exec: a service that asks itself shares it."""
+        lease_id = os.environ.get(LEASE_VARIABLE)
+        if not lease_id or self._ledger is None:
+            return None
+        for promise in self._ledger.promises():
+            if (promise.id, promise.pid, promise.pid_namespace) == (lease_id, os.getpid(), pid_namespace()):
+                break
+        else:
+            return None
+        asked = self._request
+        if asked.bytes > promise.bytes or asked.count > len(promise.uuids) or (asked.exclusive and not promise.exclusive):
+            raise Nested(
+                f"this program was started with a lease of {show_bytes(promise.bytes)} on {len(promise.uuids)} card(s), "
+                f"and asks for {self._wanted()}",
+                remedy="have `gpu run` lease what the program asks for, or start it without `gpu run`",
+            )
+        uuids = promise.uuids[: asked.count]
+        with Nvml() as nvml:
+            cards = {card.uuid: card for card in self._look(nvml)}
+        return Lease(
+            [cards[uuid] for uuid in uuids if uuid in cards], replace(promise, uuids=uuids, bytes=asked.bytes), ledger=self._ledger
+        )
+
     # -- looking --
 
     def _open_ledger(self) -> None:
@@ -392,15 +426,16 @@ class _Search:
             with contextlib.suppress(NoLedger):
                 self._ledger = Ledger.open(reading=True)
 
-    def _look(self, nvml: Nvml) -> list[Card]:
-        """The cards now. Promises are read before NVML: memory that appears between the two counts twice, which hurts nobody."""
-        now = time.time()
-        promises = self._ledger.promises() if self._ledger is not None else []
-        return look(nvml, promises, self._peaks(now), now=now, utilisation=self._request.max_utilisation is not None)
+    def _look(self, nvml: Nvml, but: str = "") -> list[Card]:
+        """The cards now, without the promise `but`. Promises are read before NVML: memory that appears between the two counts twice, which
+        hurts nobody."""
+        promises = [promise for promise in self._ledger.promises() if promise.id != but] if self._ledger is not None else []
+        return look(nvml, promises, self._peaks, utilisation=self._request.max_utilisation is not None)
 
-    def _peaks(self, now: float) -> Peaks:
-        documents = self._ledger.peaks() if self._ledger is not None else []
-        return merge([from_document(document, now) for document in documents], now)
+    def _look_at_peaks(self) -> None:
+        """Outside the lock: they change in hours."""
+        if self._ledger is not None:
+            self._peaks = remembered(self._ledger, time.time())
 
     def _choose(self, nvml: Nvml, request: Request | None = None) -> _Attempt:
         cards, seed, request = self._look(nvml), int.from_bytes(os.urandom(4), "big"), request or self._request
@@ -454,9 +489,7 @@ class _Search:
 
     def _holds(self, nvml: Nvml, attempt: _Attempt) -> bool:
         """Does the promise fit beside everybody else's, as they are now?"""
-        assert attempt.held is not None and self._ledger is not None  # noqa: S101, PT018 -- for the type checker
-        others = [promise for promise in self._ledger.promises() if promise.id != attempt.held.promise.id]
-        cards = look(nvml, others, self._peaks(time.time()), utilisation=attempt.request.max_utilisation is not None)
+        cards = self._look(nvml, but=attempt.held.promise.id if attempt.held else "")
         return all(why_not(card, attempt.request) is None for card in cards if card.uuid in attempt.choice.uuids)
 
     def _reserve_alone(self, nvml: Nvml) -> _Attempt:
@@ -509,11 +542,7 @@ class _Search:
         )
         try:
             decisions.record(self._ledger, text, os.geteuid())
-            now = time.time()
-            peaks = self._peaks(now)
-            after = observe(peaks, unleased(attempt.cards), now)
-            if after is not peaks:
-                self._ledger.write_peaks(as_document(after))
+            remember(self._ledger, self._peaks, attempt.cards, time.time())
         except NoLedger as error:
             log.warning("the decision is not recorded: %s", error.message)
 

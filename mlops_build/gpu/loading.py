@@ -20,7 +20,7 @@ from mlops_build.gpu import log
 from mlops_build.gpu.budget import CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
-from mlops_build.gpu.ledger import Held, Ledger, NoLedger, Promise, pid_namespace
+from mlops_build.gpu.ledger import Ledger, NoLedger, Promise, pid_namespace
 from mlops_build.gpu.neighbours import known
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
 
@@ -75,7 +75,7 @@ def _enter(ledger: Ledger, names: Sequence[str], uuid: str, deadline: float) -> 
             if descriptor is not None:
                 return descriptor
         if time.monotonic() > deadline:
-            log.warning("loading onto %s without waiting any longer: another service has been loading for %.0f s", uuid, GATE_SECONDS)
+            log.warning("loading onto %s without waiting any longer: others have been loading all the time", uuid)
             return None
         if not said:
             said = True
@@ -162,7 +162,7 @@ class Reporter(threading.Thread):
             log.warning("the lease's memory is not reported any more: %s", error)
 
 
-def watch(ledger: Ledger, held: Held, turn: Turn, before: Mapping[str, int]) -> None:
+def watch(ledger: Ledger, promise: Promise, turn: Turn, before: Mapping[str, int]) -> None:
     """Start the process that reports for a program which knows nothing of leases, right before the exec of that program.
 
     It inherits the load slots, which are thereby held until it goes, and not the lease. It is nobody's child and in no terminal's group, so
@@ -171,7 +171,7 @@ def watch(ledger: Ledger, held: Held, turn: Turn, before: Mapping[str, int]) -> 
     import subprocess
 
     grows_alone = dict(before) if turn.alone else None
-    command = [sys.executable, "-m", "mlops_build.gpu.loading", str(ledger.path), held.promise.id, json.dumps(grows_alone)]
+    command = [sys.executable, "-m", "mlops_build.gpu.loading", str(ledger.path), promise.id, json.dumps(grows_alone)]
     child = os.fork()
     if child == 0:
         # Only exec from here on: other threads' locks may be held in this copy of the process.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlops_build.gpu import testing
+from tests.gpu.lessee import lease as lease
 
 ROOT = Path(__file__).parents[2]
 MakeNode = Callable[..., testing.Node]
