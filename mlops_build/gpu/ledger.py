@@ -15,7 +15,6 @@ waiting, and never read beyond a bound; the owner is the file's, not what it say
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import math
@@ -24,11 +23,11 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
-from mlops_build.gpu.frozen import dataclass
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ MAX_CARDS = 64
 _NAME = re.compile(r"[0-9a-f]{16}\.lease")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|seen|json|jsonl)\.new")
 _UUID = re.compile(r"[!-~]{1,128}")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.EMFILE, errno.ENFILE}
 
 
 class NoLedger(Failed):
@@ -81,7 +79,7 @@ class Promise:
     pid_namespace: int
     uid: int
     created: float
-    seen: Mapping[str, int] = MappingProxyType({})
+    seen: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     loaded: bool = False
 
 
@@ -460,8 +458,6 @@ class Ledger:
         except OSError as error:
             if name.endswith(".new"):
                 self._remove(name)
-            if error.errno not in _NO_SPACE:
-                raise
             raise NoLedger(
                 f"cannot write to the lease directory {self._path}: {_reason(error)}", remedy="free its disk, or mend its mode"
             ) from None

@@ -1,0 +1,308 @@
+"""Whatever dies, hangs, fills up or lies: who asks next gets a card or a reason, and no lease is left of the dead."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.nodes import GIB, PATIENCE, ROOT, Shared, shared_node
+from tests.gpu.test_namespaces import UNSHARE, needs_namespaces, needs_root
+
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
+        Path(folder).chmod(0o755)
+        with shared_node(Path(folder), cards=2) as node:
+            yield node
+
+
+# ── killed ──
+
+
+def killed_at_random_moments(shared: Shared, times: int, seed: int) -> None:
+    """Start services that each take half a card, kill each at a random moment of its life: nothing of it stays."""
+    dice = random.Random(seed)  # noqa: S311
+    bystander = shared.tenant("4GiB", size=2 * GIB)
+    for _ in range(times):
+        crowd = [shared.tenant("8GiB", size=6 * GIB, seconds=0.05, until=set()) for _ in range(3)]
+        for one in crowd:
+            time.sleep(dice.uniform(0, 0.12))  # a random moment, not one that is waited for
+            one.kill()
+            shared.tenants.remove(one)
+            one.errors.close()
+        assert len(shared.leased()) == 1, "only the bystander's is left"
+    whole = shared.tenant("23GiB", size=22 * GIB)
+    assert "loaded" in whole.said, "a whole card is free, in the ledger and on the card"
+    assert whole.said["leased"]["uuids"] != bystander.said["leased"]["uuids"]
+    assert len(list(shared.leases.glob("*.lease"))) == 2, "files of the dead are tidied up"
+
+
+def test_killed_at_random_moments_of_deciding_and_loading(shared: Shared) -> None:
+    killed_at_random_moments(shared, 6, seed=10)
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_many_times(shared: Shared) -> None:
+    killed_at_random_moments(shared, SOAK, seed=int.from_bytes(os.urandom(4), "big"))
+
+
+def test_who_waits_for_room_gets_it_when_the_holder_is_killed(shared: Shared) -> None:
+    holders = [shared.tenant("20GiB") for _ in range(2)]
+    waiting = shared.tenant("20GiB", wait=PATIENCE, until=set())
+    while "wait" not in waiting.warnings().lower() and waiting.process.poll() is None:
+        time.sleep(0.01)
+    holders[1].kill()
+    waiting.until({"leased", "refused"})
+    assert waiting.said["leased"]["uuids"] == holders[1].said["leased"]["uuids"]
+
+
+# ── the lock is held ──
+
+
+def test_a_stopped_process_that_holds_the_lock_stops_nobody(shared: Shared) -> None:
+    """A decider is stopped while it looks at slow cards, the lock in its hand."""
+    for card in range(2):
+        shared.node.fault(card, call="nvmlDeviceGetMemoryInfo", delay_ms=1500)
+    decider = shared.tenant("4GiB", wait=PATIENCE, until=set())  # a card that did not answer while it was stopped is looked at again
+    lock = shared.leases / "lock"
+    while not held(lock):
+        assert decider.process.poll() is None
+        time.sleep(0.01)
+    decider.signal(signal.SIGSTOP)
+    for card in range(2):
+        shared.node.restore(card)
+    one = shared.tenant("4GiB", size=GIB)
+    assert "loaded" in one.said
+    assert "lock" in one.warnings().lower()
+    decider.signal(signal.SIGCONT)
+    decider.until({"leased"})
+    assert decider.said["leased"]["uuids"]
+
+
+def held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    return subprocess.run(["flock", "--nonblock", str(lock), "true"], check=False).returncode != 0
+
+
+@needs_root
+def test_a_hostile_user_who_keeps_the_lock_stops_nobody(shared: Shared) -> None:
+    shared.tenant("1GiB").end()  # the lock is there
+    with subprocess.Popen(
+        ["flock", str(shared.leases / "lock"), "sh", "-c", "echo held; exec cat"], user=12666, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as hostile:
+        assert hostile.stdout
+        assert hostile.stdout.readline() == b"held\n"
+        one = shared.tenant("4GiB", size=GIB)
+        assert "loaded" in one.said
+        assert "lock" in one.warnings().lower()
+        hostile.communicate(b"")
+
+
+# ── the disk ──
+
+
+@needs_namespaces
+def test_a_full_disk_is_said_and_does_without(shared: Shared) -> None:
+    """The lease directory is a small tmpfs in a mount namespace, filled to its last byte; then somebody frees it."""
+    script = f"""
+        mount -t tmpfs -o size=64k,mode=1777 none {shared.leases}
+        head -c 1m /dev/zero > {shared.leases}/filler 2>/dev/null
+        exec "$@"
+    """
+    one = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
+    assert "loaded" in one.said
+    assert str(shared.leases) in one.warnings()
+
+
+@needs_namespaces
+def test_a_disk_without_inodes_is_said_and_does_without(shared: Shared) -> None:
+    script = f"""
+        mount -t tmpfs -o nr_inodes=2,mode=1777 none {shared.leases}
+        touch {shared.leases}/filler
+        exec "$@"
+    """
+    one = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
+    assert "loaded" in one.said
+    assert str(shared.leases) in one.warnings()
+
+
+@needs_namespaces
+def test_a_disk_that_fills_up_while_leases_are_held_loses_none_of_them(shared: Shared) -> None:
+    """The first has its lease and reports into a disk that is full by then: its promise counts all the same."""
+    inner = f"""
+import os, sys, subprocess
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from tests.gpu.nodes import GIB, Shared
+from mlops_build import gpu
+first = gpu.lease("20GiB")
+filler = open({str(shared.leases)!r} + "/filler", "wb", buffering=0)
+try:
+    while True:
+        filler.write(bytes(4096))
+except OSError:
+    print("full", flush=True)
+os.environ.pop("CUDA_VISIBLE_DEVICES")
+print(sorted(len(card.leases) for card in gpu.cards()), flush=True)
+first.report()
+first.release()
+print(sorted(len(card.leases) for card in gpu.cards()), flush=True)
+"""
+    script = f'mount -t tmpfs -o size=64k,mode=1777 none {shared.leases} && exec "$@"'
+    command = [*UNSHARE, "sh", "-c", script, "sh", sys.executable, "-c", inner]
+    done = subprocess.run(command, env=shared.environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stdout.splitlines() == ["full", "[0, 1]", "[0, 0]"], done.stderr
+
+
+def test_a_file_size_limit_is_said_and_does_without(shared: Shared) -> None:
+    """An error that no disk gives: RLIMIT_FSIZE, which also sends SIGXFSZ, which Python ignores."""
+    command = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-m", "tests.gpu.tenant", '{"memory": "4GiB"}', str(GIB)]
+    done = subprocess.run(
+        command, env=shared.environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert '"loaded"' in done.stdout, done.stderr
+    assert str(shared.leases) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_directory_at_all_is_said_and_does_without(shared: Shared) -> None:
+    one = shared.tenant("4GiB", size=GIB, environment={"MLOPS_GPU_LEASE_DIR": str(shared.folder / "nowhere")})
+    assert "loaded" in one.said
+    assert "nowhere" in one.warnings()
+
+
+def test_a_directory_that_is_removed_while_it_is_used_breaks_nobody(shared: Shared) -> None:
+    first = shared.tenant("4GiB", size=GIB)
+    for file in shared.leases.iterdir():
+        file.unlink()
+    shared.leases.rmdir()
+    assert "loaded" in shared.tenant("4GiB", size=GIB).said
+    assert first.end() == 0
+
+
+# ── hostile files ──
+
+
+def symlink(target: str) -> Callable[[Path], None]:
+    return lambda file: file.symlink_to(target)
+
+
+def content(written: bytes) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(written)
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as huge:
+        huge.truncate(1 << 40)
+
+
+def unreadable(file: Path) -> None:
+    file.write_bytes(b"{}")
+    file.chmod(0)
+
+
+LEASE = "0123456789abcdef0123456789abcdef.lease"
+SHAPES: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "endless": symlink("/dev/zero"),
+    "symlink to a secret": symlink("/etc/shadow"),
+    "dangling symlink": symlink("/nowhere/at/all"),
+    "symlink to itself": lambda file: file.symlink_to(file.name),
+    "directory": lambda file: file.mkdir(),
+    "huge": sparse,
+    "unreadable": unreadable,
+    "empty": content(b""),
+    "no text": content(b"\xff\xfe\x00" * 1000),
+    "deep": content(b"[" * 100_000),
+    "a long number": content(b"1" * 50_000),
+    "not an object": content(b"[1, 2]"),
+    "infinite": content(b'{"bytes": Infinity, "uuids": [NaN], "seen": {"x": -1e999}, "pid": NaN}'),
+    "wrong types": content(
+        b'{"bytes": "4GiB", "uuids": {"a": 1}, "service": 3, "created": [], "seen": 7, "time": null, "exclusive": "yes"}'
+    ),
+}
+NAMES = (LEASE, LEASE.replace(".lease", ".seen"), "peaks-0.json", "peaks-12001.json", "decisions-0.jsonl", "decisions-12001.jsonl")
+
+
+def drop(shared: Shared, name: str, shape: str) -> None:
+    SHAPES[shape](shared.leases / name)
+    os.chown(shared.leases / name, 12666, 12666, follow_symlinks=False)
+
+
+@needs_root
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hostile_files_neither_break_nor_block_anybody(shared: Shared, shape: str) -> None:
+    """Another user has left them, under all the names that we use, before the first lease is taken."""
+    for name in NAMES:
+        drop(shared, name, shape)
+    one = shared.tenant("20GiB", uid=12001)
+    assert "leased" in one.said, one.warnings()
+    two = shared.tenant("20GiB")
+    assert two.said["leased"]["uuids"] != one.said["leased"]["uuids"], two.warnings()
+    assert "Traceback" not in one.warnings() + two.warnings()
+    assert len(shared.leased()) == 2
+    assert one.end() == two.end() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("shape", ["fifo", "endless", "symlink to a secret", "dangling symlink", "directory", "huge", "unreadable"])
+def test_a_hostile_lock_blocks_nobody(shared: Shared, shape: str) -> None:
+    """What is no lock is as if there were no directory; what is a file is a lock, whatever is written in it."""
+    drop(shared, "lock", shape)
+    one = shared.tenant("20GiB", uid=12001)
+    assert "leased" in one.said, one.warnings()
+    assert "Traceback" not in one.warnings()
+    assert (shared.leases / "lock").is_symlink() or len(shared.cards(uid=12001)) == 2
+    assert one.end() == 0
+
+
+LIES = {
+    "more than the card": {"bytes": 1 << 60},
+    "less than nothing": {"bytes": -(1 << 40)},
+    "a card that is not there": {"uuids": ["GPU-00000000-0000-0000-0000-000000000000"]},
+    "a thousand cards": {"uuids": [f"GPU-{n}" for n in range(1000)]},
+    "another user's": {"uid": 0, "pid": 1},
+    "letters that move a terminal": {"service": "\x1b[2J\x1b[31mroot\n" * 1000},
+}
+
+
+@needs_root
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lease_that_lies_and_is_held_blocks_nobody(shared: Shared, lie: str) -> None:
+    """Its owner is alive and keeps its lock, so nobody may remove it; what it says is not to be believed."""
+    honest = shared.tenant("1GiB", uid=12666)
+    file = next(shared.leases.glob("*.lease"))
+    said = json.loads(file.read_bytes())
+    said |= LIES[lie]
+    file.write_text(json.dumps(said))
+    one = shared.tenant("20GiB", uid=12001)
+    two = shared.tenant("20GiB", uid=12002)
+    assert one.said["leased"]["uuids"] != two.said["leased"]["uuids"], (one.warnings(), two.warnings())
+    listed = [lease for card in shared.cards(uid=12001) for lease in card["leases"]]
+    assert all(lease["uid"] in (12001, 12002, 12666) for lease in listed)
+    assert all("\x1b" not in lease["service"] and "\n" not in lease["service"] for lease in listed)
+    assert all(card["committed_bytes"] >= 20 * GIB for card in shared.cards()), "a lie does not make room"
+    honest.kill()
+
+
+@needs_root
+def test_ten_thousand_files_of_a_hostile_user_break_nobody(shared: Shared) -> None:
+    for number in range(10_000):
+        (shared.leases / f"{number:032x}.lease").touch()
+        os.chown(shared.leases / f"{number:032x}.lease", 12666, 12666)
+    one, two = (shared.tenant("20GiB", uid=uid) for uid in (12001, 12002))
+    assert "leased" in one.said, one.warnings()
+    assert "leased" in two.said, two.warnings()
+    assert one.said["leased"]["uuids"] != two.said["leased"]["uuids"]

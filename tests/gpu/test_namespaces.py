@@ -1,0 +1,132 @@
+"""Leases across containers: other network, pid, ipc and mount namespaces and other uids share nothing but the lease directory."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.nodes import GIB, Shared, shared_node
+
+UNSHARE = ["unshare", "--net", "--ipc", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
+
+
+def _unshares() -> bool:
+    return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(not _unshares(), reason="this user may not make namespaces (unshare)")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other uids")
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
+        Path(folder).chmod(0o755)  # other uids go through it; pytest's tmp_path is closed to them
+        with shared_node(Path(folder), cards=2) as node:
+            yield node
+
+
+@needs_namespaces
+def test_a_lease_is_seen_in_both_directions_and_freed_when_its_container_is_killed(shared: Shared) -> None:
+    outside = shared.tenant("20GiB", size=4 * GIB)
+    inside = shared.tenant("20GiB", size=4 * GIB, wrapper=UNSHARE, environment=shared.node.view(cards=[0, 1], hide_pids=True))
+    assert inside.said["loaded"]["pid"] < 100, "it counts its pids from 1"
+    assert inside.said["leased"]["uuids"] != outside.said["leased"]["uuids"]
+    assert shared.refused("20GiB").startswith("NoRoom")
+    assert shared.refused("20GiB", wrapper=UNSHARE).startswith("NoRoom")
+
+    inside.kill()
+    again = shared.tenant("20GiB")
+    assert again.said["leased"]["uuids"] == inside.said["leased"]["uuids"]
+    outside.end()
+    last = shared.tenant("20GiB", wrapper=UNSHARE)
+    assert last.said["leased"]["uuids"] == outside.said["leased"]["uuids"]
+
+
+@needs_namespaces
+def test_the_same_pid_in_two_containers_is_two_processes(shared: Shared) -> None:
+    first, second = (shared.tenant("6GiB", size=5 * GIB, wrapper=UNSHARE) for _ in range(2))
+    assert first.said["loaded"]["pid"] == second.said["loaded"]["pid"]
+    cards = shared.cards()
+    assert sum(len(card["leases"]) for card in cards) == 2
+    first.kill()
+    assert sum(len(card["leases"]) for card in shared.cards()) == 1
+
+
+@needs_namespaces
+def test_memory_seen_from_a_container_without_pids_is_counted_once(shared: Shared) -> None:
+    """NVML gives the host's pids, which mean nothing here: the owner's own report tells leased memory from the others'."""
+    shared.tenant("8GiB", size=6 * GIB, wrapper=UNSHARE, environment=shared.node.view(cards=[0, 1], hide_pids=True))
+    for environment in (None, shared.node.view(cards=[0, 1], hide_pids=True)):
+        for wrapper in ((), UNSHARE):
+            committed = sum(card["committed_bytes"] for card in shared.cards(environment=environment, wrapper=wrapper))
+            assert committed == pytest.approx(8 * GIB, abs=GIB // 2)
+
+
+@needs_root
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_uids_see_each_other_whatever_their_umask(shared: Shared, umask: int) -> None:
+    first = shared.tenant("20GiB", uid=12001, umask=umask)
+    second = shared.tenant("20GiB", uid=12002, umask=umask)
+    assert first.said["leased"]["uuids"] != second.said["leased"]["uuids"]
+    assert shared.refused("20GiB", uid=12003, umask=umask).startswith("NoRoom")
+    assert {lease["uid"] for card in shared.cards(uid=12003) for lease in card["leases"]} == {12001, 12002}
+    first.kill()
+    assert shared.tenant("20GiB", uid=12002, umask=umask).said["leased"]["uuids"] == first.said["leased"]["uuids"]
+
+
+@needs_root
+def test_a_directory_in_which_only_others_may_write_gives_leases_to_nobody_else_but_a_card_to_all(shared: Shared) -> None:
+    shared.leases.chmod(0o755)
+    one = shared.tenant("4GiB", uid=12001)
+    assert one.said["leased"]["uuids"]
+    assert "lease" in one.warnings().lower()
+    assert list(shared.leases.glob("*.lease")) == []
+
+
+@needs_namespaces
+def test_a_read_only_lease_directory_is_said_and_does_without(shared: Shared) -> None:
+    """Root ignores modes, so the directory is mounted read-only, as a pod does with readOnly: true."""
+    read_only = [
+        *UNSHARE,
+        "sh",
+        "-c",
+        f'mount --bind {shared.leases} {shared.leases} && mount -o remount,ro,bind {shared.leases} && exec "$@"',
+        "sh",
+    ]
+    one = shared.tenant("4GiB", size=GIB, wrapper=read_only)
+    assert one.said["leased"]["uuids"]
+    assert one.said["loaded"]
+    assert str(shared.leases) in one.warnings()
+
+
+@needs_namespaces
+def test_the_lease_survives_exec_in_a_container(shared: Shared) -> None:
+    """`gpu run` execs its command, which hardcodes cuda:0 and knows nothing of leases."""
+    command = [
+        *UNSHARE,
+        sys.executable,
+        "-m",
+        "mlops_build",
+        "gpu",
+        "run",
+        "--memory",
+        "20GiB",
+        "--",
+        "sh",
+        "-c",
+        "echo $CUDA_VISIBLE_DEVICES; exec cat",
+    ]
+    with subprocess.Popen(command, env=shared.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        uuid = run.stdout.readline().strip()
+        assert [card["uuid"] for card in shared.cards() if card["leases"]] == [uuid]
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert [card for card in shared.cards() if card["leases"]] == []
+        run.stdout.close()
