@@ -1,0 +1,175 @@
+"""The public doors on a real card, without torch: looking, choosing, the mask, leases of two processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu_device.conftest import ROOT, Program
+
+pytestmark = pytest.mark.gpu
+
+CUDA = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+def check(code):
+    assert code == 0, f"CUDA error {code}"
+def start():
+    context, device = ctypes.c_void_p(), ctypes.c_int()
+    check(cuda.cuInit(0)); check(cuda.cuDeviceGet(ctypes.byref(device), 0))
+    check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)); check(cuda.cuCtxSetCurrent(context))
+    return device
+def allocate(size):
+    pointer = ctypes.c_uint64()
+    check(cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size)))
+"""
+HOLD = (
+    CUDA
+    + """
+import json, os, sys
+from mlops_build import gpu
+with gpu.lease(sys.argv[1], service=sys.argv[2]) as lease:
+    with lease.loading():
+        start(); allocate(int(sys.argv[3]))
+    print(json.dumps({"uuids": lease.uuids, "mask": os.environ["CUDA_VISIBLE_DEVICES"]}), flush=True)
+    sys.stdin.read()
+"""
+)
+
+
+def listed(environment: dict[str, str]) -> list[dict[str, object]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops_build", "gpu", "list", "--json"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    cards: list[dict[str, object]] = document["cards"] if isinstance(document, dict) else document
+    return cards
+
+
+def hold(environment: dict[str, str], memory: str, service: str, size: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", HOLD, memory, service, str(size)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_cards_are_what_nvml_says(program: Program) -> None:
+    code = """
+from mlops_build import gpu
+import pynvml
+cards = {card.uuid: card for card in gpu.cards() if card.mig_parent is None}
+pynvml.nvmlInit()
+for index in range(pynvml.nvmlDeviceGetCount()):
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    card = cards[pynvml.nvmlDeviceGetUUID(handle)]
+    assert card.index == index and card.name == pynvml.nvmlDeviceGetName(handle)
+    if card.trouble is None:
+        total = pynvml.nvmlDeviceGetMemoryInfo(handle).total
+        assert 0.9 * total <= card.total_bytes <= total and 0 <= card.used_bytes <= card.total_bytes
+"""
+    program(code)
+
+
+def test_the_chosen_card_is_cudas_only_one(program: Program) -> None:
+    """By UUID: NVML's index and CUDA's ordinal differ on a node of unlike cards."""
+    code = (
+        CUDA
+        + """
+import uuid
+from mlops_build import gpu
+with gpu.lease("1GiB") as lease:
+    device, count, raw = start(), ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    check(cuda.cuDeviceGetCount(ctypes.byref(count)))
+    asked = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+    check(asked(raw, device))
+    assert count.value == 1, count.value
+    print(lease.uuids[0].removeprefix("GPU-").removeprefix("MIG-") == str(uuid.UUID(bytes=bytes(raw))))
+"""
+    )
+    assert program(code) == "True"
+
+
+def test_two_processes_see_each_other_and_a_killed_one_is_gone(environment: dict[str, str]) -> None:
+    first, second = hold(environment, "1GiB", "first", 256 << 20), hold(environment, "1GiB", "second", 256 << 20)
+    try:
+        for one in (first, second):
+            assert one.stdout
+            assert json.loads(one.stdout.readline())["uuids"]
+        cards = listed(environment)
+        assert sorted(lease["service"] for card in cards for lease in card["leases"]) == ["first", "second"]  # type: ignore[attr-defined]
+        seen = [lease["seen_bytes"] for card in cards for lease in card["leases"]]  # type: ignore[attr-defined]
+        assert all(256 << 20 <= one <= 2 << 30 for one in seen), f"what it allocated, and a context: {seen}"
+        first.kill()
+        first.wait()
+        assert [lease["service"] for card in listed(environment) for lease in card["leases"]] == ["second"]  # type: ignore[attr-defined]
+    finally:
+        for one in (first, second):
+            one.kill()
+            one.communicate()
+
+
+def test_more_than_a_card_has_is_refused_and_says_why_of_every_card(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "mlops_build", "gpu", "pick", "--memory", "4096GiB"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stdout == "", "an empty answer would mean the CPU"
+    assert all(str(card["uuid"])[:8] in done.stderr or str(card["name"]) in done.stderr for card in listed(environment))
+
+
+def test_a_program_that_hardcodes_ordinal_0_runs_on_the_leased_card(environment: dict[str, str]) -> None:
+    inner = CUDA + "start(); allocate(64 << 20); import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    command = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "1GiB", "--", sys.executable, "-c", inner]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in {str(card["uuid"]) for card in listed(environment)}
+
+
+def test_cuda_that_has_started_is_noticed_and_looking_by_nvml_does_not_start_it(program: Program) -> None:
+    code = (
+        CUDA
+        + """
+from mlops_build import gpu
+from mlops_build.gpu.visible import cuda_started
+gpu.cards()
+assert cuda_started() is None, cuda_started()
+start()
+assert cuda_started()
+try:
+    gpu.lease("1GiB")
+except Exception as error:
+    print(type(error).__name__, bool(error.remedy))
+"""
+    )
+    assert program(code) == "CudaStarted True"
+
+
+def test_a_look_takes_no_memory_of_the_card(program: Program) -> None:
+    """torch would make a context to look, 300 to 500 MiB of what it looks for."""
+    code = """
+import os, pynvml
+from mlops_build import gpu
+gpu.cards()
+pynvml.nvmlInit()
+for index in range(pynvml.nvmlDeviceGetCount()):
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    assert os.getpid() not in [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+"""
+    program(code)
+
+
+def test_without_a_directory_a_placeholder_keeps_the_memory(environment: dict[str, str], program: Program) -> None:
+    environment["MLOPS_GPU_LEASE_DIR"] = str(Path(environment["MLOPS_GPU_LEASE_DIR"]) / "nowhere")
+    code = """
+from mlops_build import gpu
+def used(uuid):
+    return next(card.used_bytes for card in gpu.cards() if card.uuid == uuid)
+before = {card.uuid: card.used_bytes for card in gpu.cards()}
+with gpu.lease("2GiB") as lease:
+    print(used(lease.uuids[0]) - before[lease.uuids[0]] >= 1 << 30)
+"""
+    assert program(code) == "True"

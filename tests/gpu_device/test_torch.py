@@ -1,0 +1,132 @@
+"""torch on a leased card: the device, the budget that is really enforced, what a context costs."""
+
+import pytest
+
+from tests.gpu_device.conftest import Program
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("torch_card")]
+
+
+def test_the_device_is_cuda_0_under_the_mask(program: Program) -> None:
+    code = """
+import torch
+from mlops_build import gpu
+with gpu.lease("2GiB") as lease:
+    tensor = torch.ones(1024, device=lease.device)
+    found = torch.cuda.get_device_properties(0)
+    assert torch.cuda.device_count() == 1
+    assert str(lease.device) == "cuda:0" and str(tensor.device) == "cuda:0"
+    assert str(getattr(found, "uuid", "")) in lease.uuids[0] or lease.uuids[0].startswith("MIG-")
+    print(tensor.sum().item())
+"""
+    assert program(code) == "1024.0"
+
+
+def test_the_budget_is_enforced_on_the_one_who_outgrows_it(program: Program) -> None:
+    """Half of it is given; more than all of it fails in this process, although the card has room; then it goes on."""
+    code = """
+import torch
+from mlops_build import gpu
+with gpu.lease("2GiB") as lease:
+    lease.limit_torch()
+    half = torch.empty(1 << 30, dtype=torch.uint8, device=lease.device)
+    try:
+        torch.empty(2 << 30, dtype=torch.uint8, device=lease.device)
+    except torch.OutOfMemoryError:
+        del half
+        print(torch.ones(8, device=lease.device).sum().item())
+"""
+    assert program(code) == "8.0"
+
+
+def test_context_and_allocator_together_stay_within_the_budget(program: Program) -> None:
+    """NVML's count, not torch's: the context, which torch's fraction leaves out, has been taken off."""
+    code = """
+import os, torch, pynvml
+from mlops_build import gpu
+budget = 2 << 30
+with gpu.lease(budget) as lease:
+    before = next(card.used_bytes for card in gpu.cards() if card.uuid == lease.uuids[0])
+    lease.limit_torch()
+    taken = []
+    try:
+        while True:
+            taken.append(torch.empty(16 << 20, dtype=torch.uint8, device=lease.device))
+    except torch.OutOfMemoryError:
+        pass
+    after = next(card.used_bytes for card in gpu.cards() if card.uuid == lease.uuids[0])
+    used = after - before
+    reserved = torch.cuda.memory_reserved()
+    print(used, reserved)
+    assert reserved < used <= budget + (64 << 20), (used, reserved, budget)
+    assert used > 0.7 * budget, "it may use what was promised to it"
+"""
+    used, reserved = map(int, program(code).split())
+    print(f"context: {(used - reserved) >> 20} MiB")
+
+
+def test_a_budget_below_the_context_is_an_error_that_says_what_to_raise(program: Program) -> None:
+    code = """
+from mlops_build import gpu
+from mlops_build.errors import MlopsBuildError
+with gpu.lease("64MiB") as lease:
+    try:
+        lease.limit_torch()
+    except MlopsBuildError as error:
+        print(bool(error.remedy))
+"""
+    assert program(code) == "True"
+
+
+def test_a_lease_after_torch_has_started_cuda_is_refused_with_the_remedy(program: Program) -> None:
+    code = """
+import torch
+torch.ones(1, device="cuda")
+from mlops_build import gpu
+try:
+    gpu.lease("1GiB")
+except Exception as error:
+    print(type(error).__name__, bool(error.remedy))
+"""
+    assert program(code) == "CudaStarted True"
+
+
+def test_importing_torch_before_the_lease_is_fine(program: Program) -> None:
+    code = """
+import torch
+from mlops_build import gpu
+with gpu.lease("1GiB") as lease:
+    print(torch.ones(2, device=lease.device).device)
+"""
+    assert program(code) == "cuda:0"
+
+
+def test_asking_torch_for_cuda_before_the_lease_never_gives_a_wrong_card(program: Program) -> None:
+    """is_available() may call cuInit, which reads the mask for good: refused then, or the mask still counts."""
+    code = """
+import torch
+torch.cuda.is_available()
+from mlops_build import gpu
+try:
+    lease = gpu.lease("1GiB")
+except Exception as error:
+    assert type(error).__name__ == "CudaStarted" and error.remedy, error
+else:
+    assert torch.cuda.device_count() == 1
+    assert str(torch.cuda.get_device_properties(0).uuid) in lease.uuids[0]
+print("right")
+"""
+    assert program(code) == "right"
+
+
+def test_a_lease_sees_what_its_model_takes(program: Program) -> None:
+    code = """
+import torch
+from mlops_build import gpu
+with gpu.lease("2GiB") as lease:
+    with lease.loading():
+        weights = torch.empty(512 << 20, dtype=torch.uint8, device=lease.device)
+    promise = next(promise for card in gpu.cards() for promise in card.leases)
+    print(promise.loaded, promise.seen[lease.uuids[0]] >= 512 << 20)
+"""
+    assert program(code) == "True True"
