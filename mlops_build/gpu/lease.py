@@ -8,28 +8,32 @@
 Nothing here starts CUDA or imports torch until `device` or `limit_torch` is asked for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from mlops_build.errors import NoRoom, Refused, UsageError
 from mlops_build.gpu import decisions, log
 from mlops_build.gpu.cards import Card, look, remember, remembered
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, could_ever, why_not
+from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, pid_namespace, printable
-from mlops_build.gpu.nvml import NoDriver, Nvml, read
+from mlops_build.gpu.nvml import NoDriver, Nvml, Trouble, read
 from mlops_build.gpu.peaks import Peaks
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started, visible
 from mlops_build.quantity import parse_bytes, show_bytes
 
+TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, Literal, Self
+
     from mlops_build.gpu.loading import Reporter
 
 # What is assumed of a service that does not say: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with 3-4 GiB assumed, 1.6 with 1 GiB.
@@ -42,7 +46,7 @@ TRIES = 8
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
 
-_mine: "list[Lease]" = []  # what this process holds: at most one, since it has one CUDA_VISIBLE_DEVICES
+_mine: list[Lease] = []  # what this process holds: at most one, since it has one CUDA_VISIBLE_DEVICES
 _beginning = threading.Lock()
 
 
@@ -68,7 +72,7 @@ def lease(
     min_compute_capability: tuple[int, int] | None = None,
     service: str | None = None,
     progress: Callable[[str], None] | None = None,
-) -> "Lease":
+) -> Lease:
     """Choose a card (or `count` of them), promise its memory to this process, and set CUDA_VISIBLE_DEVICES to it.
 
     Call it before CUDA is started: before anything asks torch for a device. Use it as a context manager, or call `release()`. The lease is
@@ -437,8 +441,11 @@ class _Search:
         if self._ledger is not None:
             self._peaks = remembered(self._ledger, time.time())
 
-    def _choose(self, nvml: Nvml, request: Request | None = None) -> _Attempt:
-        cards, seed, request = self._look(nvml), int.from_bytes(os.urandom(4), "big"), request or self._request
+    def _choose(self, nvml: Nvml, request: Request | None = None, full: Collection[str] = ()) -> _Attempt:
+        """Choose among the cards as they are now. full: those that were found to have less memory than NVML says."""
+        why = "the memory could not be allocated, though NVML says that it is free"
+        cards = [replace(card, trouble=Trouble.FAULT, why=why) if card.uuid in full else card for card in self._look(nvml)]
+        seed, request = int.from_bytes(os.urandom(4), "big"), request or self._request
         return _Attempt(cards, choose(cards, request, seed), request, seed)
 
     # -- promising --
@@ -497,13 +504,15 @@ class _Search:
         from mlops_build.gpu import placeholder
 
         request = replace(self._request, strategy="random")
-        for _ in range(TRIES):
-            attempt = self._choose(nvml, request)
+        full: set[str] = set()
+        for _ in range(TRIES + len(self._look(nvml))):
+            attempt = self._choose(nvml, request, full)
             if not attempt.choice.uuids:
                 return attempt
             try:
                 holder = placeholder.hold(attempt.choice.uuids, request.bytes)
-            except placeholder.Full:
+            except placeholder.Full as error:
+                full.add(error.uuid)
                 continue
             if holder is None:  # no libcuda: others who chose at the same moment may have begun to load by now
                 time.sleep(_jittered(0.1, 0.5))

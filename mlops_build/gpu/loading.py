@@ -7,22 +7,27 @@ What is seen is, the best first: what NVML shows of the lease's processes, where
 plus a context; how much the card's use grew while the gate was held, at most the budget.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 from mlops_build.gpu import log
 from mlops_build.gpu.budget import CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
+from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import Ledger, NoLedger, Promise, pid_namespace
 from mlops_build.gpu.neighbours import known
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any
 
 # A model loads in seconds to minutes. Who waits longer than this for its turn goes on: a stuck service must not stop the others.
 GATE_SECONDS = 120.0

@@ -18,7 +18,6 @@ from mlops_build.gpu.budget import CONTEXT_BYTES
 # A driver needs up to some seconds for its first context (persistence mode off); then it is given up as missing.
 START_SECONDS = 15.0
 LETTING_GO_SECONDS = 5.0
-NO_LIBRARY, NO_MEMORY = 3, 4
 _CUDA_ERROR_OUT_OF_MEMORY = 2
 
 
@@ -43,7 +42,11 @@ class Placeholder:
 
 
 class Full(Exception):
-    """The card did not have the memory after all."""
+    """The card did not have the memory after all. uuid: which of them."""
+
+    def __init__(self, uuid: str) -> None:
+        super().__init__(uuid)
+        self.uuid = uuid
 
 
 def hold(uuids: Sequence[str], size: int) -> Placeholder | None:
@@ -63,13 +66,14 @@ def hold(uuids: Sequence[str], size: int) -> Placeholder | None:
     placeholder = Placeholder(process)
     assert process.stdout is not None  # noqa: S101 -- for the type checker
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-    if ready and process.stdout.readline() == b"held\n":
+    said = process.stdout.readline().split() if ready else []
+    if said == [b"held"]:
         return placeholder
     if not ready:
         process.kill()
     placeholder.let_go()
-    if process.returncode == NO_MEMORY:
-        raise Full
+    if said[:1] == [b"full"]:
+        raise Full(uuids[int(said[1])])
     return None
 
 
@@ -78,20 +82,22 @@ def main(count: int, size: int) -> int:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return NO_LIBRARY
+        return 1
     if cuda.cuInit(0) != 0:
-        return NO_LIBRARY
+        return 1
     for ordinal in range(count):
         device, context, pointer = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
         if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
-            return NO_LIBRARY
+            return 1
         failed = cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) or cuda.cuCtxSetCurrent(context)
         if not failed and size:
             failed = cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
+        if failed == _CUDA_ERROR_OUT_OF_MEMORY:
+            print("full", ordinal, flush=True)
+            return 1
         if failed:
-            return NO_MEMORY if failed == _CUDA_ERROR_OUT_OF_MEMORY else NO_LIBRARY
-    sys.stdout.write("held\n")
-    sys.stdout.flush()
+            return 1
+    print("held", flush=True)
     sys.stdin.read()
     return 0
 

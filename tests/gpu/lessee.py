@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -31,7 +31,7 @@ for line in sys.stdin:
     try:
         exec(line)
     except BaseException as error:
-        say(error=type(error).__name__, message=str(error))
+        say(error=type(error).__name__, message=str(error), remedy=getattr(error, "remedy", None))
     else:
         say(done=True)
 """
@@ -58,13 +58,15 @@ class Lessee(subprocess.Popen[str]):
 
 @pytest.fixture
 def lease() -> Iterator[Callable[..., Lessee]]:
-    """Starts a process that leases: lease(environment, memory="4GiB", …)."""
+    """Starts a process that leases: lease(environment, memory="4GiB", …). `before`: a command that runs it."""
     started = []
 
-    def start(environment: Mapping[str, str], *, script: str = LESSEE, asked: str = "", **arguments: object) -> Lessee:
+    def start(
+        environment: Mapping[str, str], *, script: str = LESSEE, asked: str = "", before: Sequence[str] = (), **arguments: object
+    ) -> Lessee:
         said = "{**" + repr(arguments) + (f", **{asked}" if asked else "") + "}"
         pipe = subprocess.PIPE
-        lessee = Lessee([sys.executable, "-c", script, said], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        lessee = Lessee([*before, sys.executable, "-c", script, said], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         started.append(lessee)
         line = lessee.stdout.readline()
         assert line, lessee.communicate()[1]

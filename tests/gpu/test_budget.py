@@ -1,0 +1,97 @@
+"""limit_torch() with a stand-in for torch, which here is built without CUDA. The real one, on a real card: tests/gpu_device/."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlops_build.gpu import testing
+
+MIB, GIB = 1 << 20, 1 << 30
+# What limit_torch asks of torch. A context costs on the card what the node says, and one allocation is made through "the allocator".
+TORCH = """
+import ctypes
+fractions, reserved = {}, {}
+def device(name): return name
+class cuda:
+    _cuda = None
+    def init():
+        cuda._cuda = ctypes.CDLL("libcuda.so.1")
+        assert cuda._cuda.cuInit(0) == 0
+    def is_initialized(): return cuda._cuda is not None
+    def device_count(): return 1
+    def synchronize(ordinal):
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        assert cuda._cuda.cuDeviceGet(ctypes.byref(device), ordinal) == 0
+        assert cuda._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+    def memory_reserved(ordinal): return reserved.get(ordinal, 0)
+    def get_device_properties(ordinal):
+        class properties: total_memory = TOTAL
+        return properties
+    def set_per_process_memory_fraction(fraction, ordinal): fractions[ordinal] = fraction
+"""
+
+
+@pytest.fixture
+def with_torch(node, tmp_path: Path):
+    """A node of 24 GiB cards, and the environment of a process that finds the stand-in."""
+
+    def make(*cards: str, hidden: bool = False) -> tuple[testing.Node, dict[str, str]]:
+        machine = node(*cards)
+        module = tmp_path / "torch.py"
+        module.write_text(TORCH.replace("TOTAL", str(24 * GIB)))
+        environment = machine.view(hide_pids=hidden)
+        return machine, environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])}
+
+    return make
+
+
+ASK = "import torch; lease.limit_torch(); say(fractions=[torch.fractions[key] for key in sorted(torch.fractions)])"
+
+
+def test_the_measured_context_is_subtracted(with_torch, lease) -> None:
+    machine, environment = with_torch("24GiB")
+    (fraction,) = lease(environment, memory="4GiB").do(ASK)["fractions"]
+    assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
+
+
+def test_where_it_cannot_be_measured_the_larger_end_is_assumed(with_torch, lease) -> None:
+    _, environment = with_torch("24GiB", hidden=True)
+    (fraction,) = lease(environment, memory="4GiB").do(ASK)["fractions"]
+    assert fraction == pytest.approx((4 * GIB - 512 * MIB) / (24 * GIB))
+
+
+def test_each_of_two_cards(with_torch, lease) -> None:
+    machine, environment = with_torch("24GiB", "24GiB")
+    fractions = lease(environment, memory="6GiB", count=2).do(ASK)["fractions"]
+    assert fractions == pytest.approx([(6 * GIB - machine.context_bytes) / (24 * GIB)] * 2)
+
+
+def test_what_the_allocator_has_already_is_not_the_context(with_torch, lease) -> None:
+    machine, environment = with_torch("24GiB")
+    lessee = lease(environment, memory="4GiB")
+    lessee.do(f"import torch; allocate({GIB}); torch.reserved[0] = {GIB}")
+    (fraction,) = lessee.do(ASK)["fractions"]
+    assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
+
+
+def test_a_budget_below_the_context_says_what_to_raise(with_torch, lease) -> None:
+    _, environment = with_torch("24GiB")
+    lessee = lease(environment, memory="200MiB")
+    refused = lessee.do("lease.limit_torch()")
+    assert refused["error"] == "BudgetTooSmall"
+    assert "300.0 MiB (measured)" in refused["message"]
+    assert "gpu.memory in service.yaml" in refused["remedy"]
+
+
+def test_the_cpu_has_no_limit_and_no_gate(with_torch, lease) -> None:
+    _, environment = with_torch("24GiB")
+    lessee = lease(environment, memory="40GiB", otherwise="cpu")
+    assert lessee.do("lease.limit_torch(); say(device=lease.device)")["device"] == "cpu"
+    assert lessee.do("with lease.loading(): pass") == {"done": True}
+
+
+def test_devices_under_the_mask(with_torch, lease) -> None:
+    _, environment = with_torch("8GiB", "24GiB", "24GiB")
+    lessee = lease(environment, memory="10GiB", count=2)
+    assert lessee.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
