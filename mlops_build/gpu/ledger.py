@@ -23,11 +23,11 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
+from mlops_build.gpu.frozen import dataclass
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Promise:
     pid_namespace: int
     uid: int
     created: float
-    seen: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    seen: Mapping[str, int] = MappingProxyType({})
     loaded: bool = False
 
 
