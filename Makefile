@@ -18,8 +18,8 @@ checkov: install
 test: checkov    ## the whole test suite
 	@$(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile
 
-soak: install    ## the same tests with many more random cases; SOAK_EXAMPLES says how many
-	@$(PYTHON_) -m pytest --numprocesses=2 -m soak
+soak: install    ## what takes minutes: many more random cases (SOAK_EXAMPLES says how many), a real Zabbix server
+	@eval "$$(scripts/debian-tools.sh server)"; $(PYTHON_) -m pytest --numprocesses=2 -m soak
 
 tag:        ## the releases' tags, as CHANGELOG.md lists them
 	@scripts/tag.sh

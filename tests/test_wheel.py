@@ -23,6 +23,7 @@ PROMISES = {
         "mlops_build.lineage.tree",
         "mlops_build.service",
     ],
+    "watch": ["mlops_build.watch.prometheus", "mlops_build.watch.graphite", "mlops_build.watch.zabbix", "mlops_build.watch.shipped"],
     "template": [
         "mlops_build.scaffold.ownership",
         "mlops_build.scaffold.render",
@@ -80,6 +81,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "mlops_build/py.typed" in listed
     assert "Dockerfile" in listed
     assert "mlops_build/gpu/testing/c/nvml.c" in listed
+    assert "mlops_build/watch/files/zabbix-template.yaml" in listed
 
 
 def test_the_base_alone_runs_the_command_line_and_names_what_is_missing(tmp_path: Path, wheel: Path, constraints: list[Path]) -> None:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, Command] = {
     "lineage": ("mlops_build.cli.lineage", "show what a model version was made from", "operate"),
     "update": ("mlops_build.cli.update", "merge a newer version of the template into a service", "template"),
     "verify": ("mlops_build.cli.verify", "say what is wrong with manifests and Bamboo specs", "operate"),
+    "watch": ("mlops_build.cli.watch", "watch a node's cards: for Prometheus, Graphite and Zabbix", "watch"),
     "doctor": ("mlops_build.cli.doctor", "check what is installed, reachable and configured", None),
     "ci": ("mlops_build.cli.ci", "the steps that the Bamboo plans call; the same on a laptop", "train"),
     "completion": ("mlops_build.cli.completion", "print a completion script for bash, zsh or fish", None),

@@ -1,0 +1,64 @@
+#!/bin/sh
+# Programs that judge our monitoring files, out of Debian's packages: promtool, zabbix_agentd, zabbix_get; with `server`, for the soak, also a
+# Zabbix server, its frontend, PHP and PostgreSQL. Unpacked into a folder of the user's cache, installed nowhere, root not needed.
+#
+#     eval "$(scripts/debian-tools.sh)"          exports MLOPS_TEST_PROMTOOL, MLOPS_TEST_ZABBIX_AGENTD, MLOPS_TEST_ZABBIX_GET
+#     eval "$(scripts/debian-tools.sh server)"   and MLOPS_TEST_ZABBIX_SERVER, the folder
+#
+# What it has is kept until this file or Debian's release changes. Without apt, or where no mirror answers, it exports nothing and says so:
+# the tests are then skipped with the variable's name.
+set -eu
+what=${1:-tools}
+case $what in # zabbix_get lies in the proxy's packages and in the server's
+tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3" ;;
+server) packages="prometheus zabbix-agent zabbix-server-pgsql zabbix-frontend-php php-cli php-pgsql postgresql" ;;
+*) echo "debian-tools: $what? It is tools or server" >&2; exit 2 ;;
+esac
+folder=${XDG_CACHE_HOME:-$HOME/.cache}/mlops-build/debian-$what
+root=$folder/root
+wanted=$(cat "$0" /etc/os-release 2>/dev/null | cksum)
+say() { echo "debian-tools: $*" >&2; }
+
+# Lists and archives of our own: no lock of the system's apt is touched. What the machine already has is not fetched.
+apt() {
+    timeout "$1" apt-get -qq --yes --no-install-recommends -o Debug::NoLocking=1 -o Dir::State::lists="$folder/lists" \
+        -o Dir::Cache::archives="$folder/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User= \
+        -o Acquire::Retries=2 -o Acquire::http::Timeout=20 "$2" $3 >&2 2>"$folder/apt.log" || { tail -n 3 "$folder/apt.log" >&2; return 1; }
+}
+
+unpack() {
+    for archive in "$folder"/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$archive" | tar -x -C "$root" --no-same-owner --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
+            --exclude='./usr/share/locale/*' --exclude=./usr/bin/prometheus
+    done
+    # A wrapper each: what a program links to may have been unpacked beside it.
+    libraries=$root/usr/lib/$(dpkg-architecture -q DEB_HOST_MULTIARCH 2>/dev/null || echo "$(uname -m)-linux-gnu")
+    mkdir -p "$folder/bin"
+    for name in promtool zabbix_agentd zabbix_get zabbix_server php8.2 php8.4; do
+        for program in "$root/usr/bin/$name" "$root/usr/sbin/$name"; do
+            [ -x "$program" ] || continue
+            printf '#!/bin/sh\nLD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}%s" exec "%s" "$@"\n' "$libraries" "$program" >"$folder/bin/${name%8.*}"
+            chmod +x "$folder/bin/${name%8.*}"
+        done
+    done
+    [ -x "$folder/bin/promtool" ] && [ -x "$folder/bin/zabbix_agentd" ] && [ -x "$folder/bin/zabbix_get" ]
+}
+
+if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool nor Zabbix: their tests are skipped"; exit 0; }
+    rm -rf "$folder"
+    mkdir -p "$folder/lists/partial" "$folder/archives/partial" "$root"
+    if apt 60 update "" && apt 240 install "--download-only $packages" && unpack; then
+        rm -rf "$folder/lists" "$folder/archives"
+        echo "$wanted" >"$folder/.unpacked"
+    else
+        say "the packages cannot be fetched, so neither promtool nor Zabbix: their tests are skipped"
+        rm -rf "$folder"
+        exit 0
+    fi
+fi
+
+echo "export MLOPS_TEST_PROMTOOL='$folder/bin/promtool'"
+echo "export MLOPS_TEST_ZABBIX_AGENTD='$folder/bin/zabbix_agentd'"
+echo "export MLOPS_TEST_ZABBIX_GET='$folder/bin/zabbix_get'"
+[ "$what" = tools ] || echo "export MLOPS_TEST_ZABBIX_SERVER='$folder'"

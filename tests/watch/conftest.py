@@ -1,0 +1,30 @@
+"""Nodes as in tests/gpu; an `mlops-build` on the PATH of those who look for one; Debian's programs."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.conftest import _package_for_processes, node, simulation  # noqa: F401 -- fixtures
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(variable: str) -> str:
+    """The program that this variable names; the test is skipped without it."""
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} is not set (scripts/debian-tools.sh)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH: `mlops-build` as an installed package has it."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "mlops-build"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m mlops_build "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    return folder

@@ -1,0 +1,258 @@
+"""The files that the package brings: they say only what the exporter exports, and those who will read them accept them."""
+
+import json
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mlops_build import __version__
+from mlops_build.verify import look
+from mlops_build.watch import shipped
+from mlops_build.watch.metrics import METRICS
+from tests.packaging.test_hadolint import hadolint
+from tests.watch.conftest import program
+
+EXPORTED = {metric.name: metric for metric in METRICS}
+
+
+def load(name: str) -> Any:
+    return YAML(typ="safe").load(shipped.read(name))
+
+
+def promtool(*arguments: str | Path) -> None:
+    command = [program("MLOPS_TEST_PROMTOOL"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- how they are written --
+
+
+def test_files_are_written_and_nobody_elses_are_replaced(tmp_path: Path) -> None:
+    def watch(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "mlops_build", "watch", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    listed = json.loads(watch("files", "--json").stdout)
+    written = json.loads(watch("files", str(tmp_path / "new/monitoring"), "--json").stdout)["written"]
+    assert {Path(path).name for path in written} == set(listed) == {path.name for path in (tmp_path / "new/monitoring").iterdir()}
+    assert watch("files", str(tmp_path / "new/monitoring")).returncode == 0
+    mine = tmp_path / "new/monitoring/daemonset.yaml"
+    mine.write_text("mine\n")
+    refused = watch("files", str(tmp_path / "new/monitoring"))
+    assert (refused.returncode, "daemonset.yaml" in refused.stderr, mine.read_text()) == (4, True, "mine\n")
+    assert watch("files", str(tmp_path / "new/monitoring"), "--force").returncode == 0
+    assert mine.read_text() == shipped.read("daemonset.yaml")
+    for name, shown in (("template", "zabbix-template.yaml"), ("userparameters", "zabbix-userparameters.conf")):
+        assert watch("zabbix", name).stdout == shipped.read(shown)
+    (tmp_path / "file").touch()
+    no_folder = watch("files", str(tmp_path / "file"))
+    assert (no_folder.returncode, "Traceback" in no_folder.stderr) == (1, False)
+
+
+@pytest.mark.parametrize("name", shipped.FILES)
+def test_a_file_is_of_this_version(name: str) -> None:
+    text = shipped.read(name)
+    assert "MLOPS_BUILD" not in text
+    assert name.startswith("prometheus") or __version__ in text
+
+
+# -- Prometheus and Grafana --
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """(where, what is asked) of each panel and rule."""
+    for panel in json.loads(shipped.read("grafana-dashboard.json"))["panels"]:
+        for target in panel.get("targets", []):
+            yield f"{panel['title']} {target['refId']}", re.sub(r"\$(node|card)\b", ".*", target["expr"])
+    for group in load("prometheus-rules.yaml")["groups"]:
+        for rule in group["rules"]:
+            yield str(rule.get("alert") or rule["record"]), rule["expr"]
+
+
+def test_only_what_is_exported_is_asked_for_and_everything_is() -> None:
+    asked = {where: set(re.findall(r"\b(mlops_gpu_[a-z_]+)", expression)) for where, expression in expressions()}
+    for where, names in asked.items():
+        assert names <= EXPORTED.keys(), where
+    variables = [variable.get("definition", "") for variable in json.loads(shipped.read("grafana-dashboard.json"))["templating"]["list"]]
+    assert {name for text in variables for name in re.findall(r"mlops_gpu_[a-z_]+", text)} <= EXPORTED.keys()
+    unused = EXPORTED.keys() - set().union(*asked.values())
+    assert unused == {"mlops_gpu_driver_trouble", "mlops_gpu_service_leases"}  # read when an alert has been heard
+
+
+def test_labels_that_are_asked_for_are_exported() -> None:
+    for where, expression in expressions():
+        for name, labels in re.findall(r"(mlops_gpu_[a-z_]+)\{([^}]*)\}", expression):
+            asked = set(re.findall(r'([a-z_]+)(?:=~|!~|!=|=)"', labels)) - {"instance"}
+            assert asked or "instance" in labels, where
+            assert asked <= set(EXPORTED[name].labels), where
+
+
+def test_promtool_parses_every_panel_and_the_rules(tmp_path: Path) -> None:
+    rules = [{"record": f"check:number{number}", "expr": expression} for number, (_, expression) in enumerate(expressions())]
+    assert len(rules) > 30
+    (tmp_path / "panels.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
+    promtool("check", "rules", tmp_path / "panels.yaml", tmp_path / "rules.yaml")
+
+
+def test_promtool_accepts_where_to_scrape(tmp_path: Path) -> None:
+    entry = load("prometheus-scrape.yaml")[0]
+    # Debian's Prometheus is built without Kubernetes; the rest of the entry is judged.
+    assert entry.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["gpu-monitoring"]}}]
+    (tmp_path / "prometheus.yaml").write_text(json.dumps({"scrape_configs": [{**entry, "static_configs": [{"targets": ["a:9400"]}]}]}))
+    promtool("check", "config", "--syntax-only", tmp_path / "prometheus.yaml")
+    pod = load("daemonset.yaml")["spec"]["template"]
+    keep = {rule["source_labels"][0]: rule["regex"] for rule in load("prometheus-scrape.yaml")[0]["relabel_configs"] if "regex" in rule}
+    assert keep["__meta_kubernetes_pod_label_app_kubernetes_io_name"] == pod["metadata"]["labels"]["app.kubernetes.io/name"]
+    assert keep["__meta_kubernetes_pod_container_port_name"] == pod["spec"]["containers"][0]["ports"][0]["name"]
+
+
+def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
+    scenarios = (Path(__file__).parent / "rules_test.yaml").read_text()
+    (tmp_path / "test.yaml").write_text(scenarios.replace("RULES", str(tmp_path / "rules.yaml")))
+    promtool("test", "rules", tmp_path / "test.yaml")
+    alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
+    rung = {
+        one["alertname"] for test in YAML(typ="safe").load(scenarios)["tests"] for one in test["alert_rule_test"] if one.get("exp_alerts")
+    }
+    assert alerts == rung
+
+
+def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
+    dashboard = json.loads(shipped.read("grafana-dashboard.json"))
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    known = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]+)", shipped.read("grafana-dashboard.json"))) <= known
+
+
+# -- Kubernetes --
+
+
+def test_the_daemonset_is_valid_and_verify_finds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "daemonset.yaml").write_text(shipped.read("daemonset.yaml"))
+    report = look(tmp_path)
+    assert report.objects == 1
+    assert not report.findings, report.findings
+    pod = load("daemonset.yaml")["spec"]["template"]["spec"]
+    assert pod["hostPID"] is True
+    assert "--mode=1777" in pod["initContainers"][0]["command"]
+    assert all(
+        {"name": "leases", "mountPath": "/run/mlops-gpu"} in one["volumeMounts"] for one in pod["initContainers"] + pod["containers"]
+    )
+
+
+def test_verify_would_find_a_fault_in_it(tmp_path: Path) -> None:
+    (tmp_path / "daemonset.yaml").write_text(shipped.read("daemonset.yaml").replace("hostPID", "hostPid"))
+    assert look(tmp_path).findings
+
+
+def test_the_init_container_makes_the_directory_as_it_should_be(tmp_path: Path) -> None:
+    command = load("daemonset.yaml")["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    folder = tmp_path / "mlops-gpu"
+    for _ in range(2):  # a node keeps it when the pod starts again
+        subprocess.run([word.replace("/run/mlops-gpu", str(folder)) for word in command], check=True, timeout=20)
+        assert folder.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_the_exporters_image_is_of_this_version_and_hadolint_finds_nothing() -> None:
+    assert f"mlops-build[watch]=={__version__}" in shipped.read("Dockerfile")
+    assert hadolint(shipped.read("Dockerfile")) == set()
+
+
+# -- Zabbix: the export format of 6.0. A real server imports it in `make soak` (test_zabbix_server.py). --
+
+
+def below(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from below(child)
+
+
+def test_uuids_of_the_template_are_of_version_4_and_unique() -> None:
+    found = [part["uuid"] for part in below(load("zabbix-template.yaml")) if "uuid" in part]
+    assert len(found) > 30
+    assert len(found) == len(set(found))
+    for text in found:
+        assert re.fullmatch(r"[0-9a-f]{32}", text)
+        assert uuid.UUID(text).version == 4
+
+
+def test_references_of_the_template_resolve() -> None:
+    export = load("zabbix-template.yaml")["zabbix_export"]
+    assert export["version"] == "6.0"
+    template = export["templates"][0]
+    rule = template["discovery_rules"][0]
+    items = [*template["items"], *rule["item_prototypes"]]
+    keys = {item["key"] for item in items}
+    assert len(keys) == len(items)
+    assert {group["name"] for group in template["groups"]} <= {group["name"] for group in export["groups"]}
+    for item in items:
+        assert "master_item" not in item or item["master_item"]["key"] in keys
+        assert ("master_item" in item) == (item.get("type") == "DEPENDENT")
+        assert "valuemap" not in item or item["valuemap"]["name"] in {one["name"] for one in template["valuemaps"]}
+        assert ("[{#UUID}]" in item["key"]) == (item in rule["item_prototypes"])
+    triggers = [trigger for item in items for kind in ("triggers", "trigger_prototypes") for trigger in item.get(kind, [])]
+    named = {(trigger["name"], trigger["expression"]) for trigger in triggers}
+    for trigger in triggers:
+        asked = re.findall(r"\(/([^/]*)/((?:[^\[,)]|\[[^\]]*\])+)", trigger["expression"])
+        assert asked, trigger
+        assert {host for host, _ in asked} == {template["template"]}
+        assert {key for _, key in asked} <= keys, trigger
+        assert {(one["name"], one["expression"]) for one in trigger.get("dependencies", [])} <= named
+        assert set(re.findall(r"last\(/\{HOST\.HOST\}/([^)]*)\)", trigger.get("event_name", ""))) <= keys
+    graphed = {graph_item["item"]["key"] for graph in rule["graph_prototypes"] for graph_item in graph["graph_items"]}
+    assert graphed <= keys
+
+
+def test_macros_of_the_template_are_defined_and_used() -> None:
+    text = shipped.read("zabbix-template.yaml")
+    defined = {macro["macro"] for macro in load("zabbix-template.yaml")["zabbix_export"]["templates"][0]["macros"]}
+    used, _, _ = text.partition("      macros:\n")
+    assert set(re.findall(r"\{\$[A-Z.]+\}", used)) == defined
+
+
+def test_each_thing_to_watch_has_a_trigger() -> None:
+    names = [
+        trigger["name"]
+        for part in below(load("zabbix-template.yaml"))
+        for kind in ("triggers", "trigger_prototypes")
+        for trigger in part.get(kind, [])
+    ]
+    for what in (
+        "MEMORY.HIGH",
+        "MEMORY.WARN",
+        "unevenly",
+        "without a lease grows",
+        "is lost or fails",
+        "fewer cards",
+        "does not answer",
+        "no room",
+    ):
+        assert any(what in name for name in names), what
+
+
+def test_what_the_template_asks_agents_for_is_in_their_parameters() -> None:
+    parameters = re.findall(r"^UserParameter=([^,]+),", shipped.read("zabbix-userparameters.conf"), re.MULTILINE)
+    assert len(parameters) == 2
+    template = load("zabbix-template.yaml")["zabbix_export"]["templates"][0]
+    for item in (*template["items"], *template["discovery_rules"]):
+        if item.get("type") != "DEPENDENT":
+            assert re.sub(r"\[.*\]$", "[*]", item["key"]) in parameters

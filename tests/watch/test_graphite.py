@@ -1,0 +1,139 @@
+"""`mlops-build watch graphite` against a real TCP listener."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mlops_build.gpu.testing import SimulatedCard
+from mlops_build.watch.graphite import KEPT, Sender, word
+from tests.gpu.conftest import MakeNode
+
+LINE = re.compile(r"([A-Za-z0-9_.-]+) (-?[0-9]+(?:\.[0-9]+)?) ([0-9]{10})")
+
+
+@pytest.fixture
+def carbon() -> Iterator[socket.socket]:
+    """A listener as carbon's plaintext port is."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(60)
+        yield listener
+
+
+def command(listener: socket.socket, *options: str) -> list[str]:
+    return [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{listener.getsockname()[1]}", *options]
+
+
+def received(connection: socket.socket, *, looks: int | None = None) -> dict[str, str]:
+    """Values by path: all until the sender ends, or those of so many looks."""
+    connection.settimeout(60)
+    text = ""
+    with connection:
+        while looks is None or text.count(".driver_up ") < looks or not text.endswith("\n"):
+            chunk = connection.recv(65536)
+            if not chunk:
+                break
+            text += chunk.decode()
+    values = {}
+    for line in text.splitlines():
+        match = LINE.fullmatch(line)
+        assert match, line
+        values[match[1]] = match[2]
+    return values
+
+
+def test_one_look_is_sent_as_plaintext(node: MakeNode, carbon: socket.socket) -> None:
+    gpus = node(SimulatedCard(total="24GiB", temperature=61, power_watts=None), "24GiB")
+    gpus.lose(1)
+    with subprocess.Popen(
+        [*command(carbon), "--once", "--node", "gpu-1.rack", "--json"], env=gpus.environment, stdout=subprocess.PIPE
+    ) as process:
+        connection, _ = carbon.accept()
+        values = received(connection)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f'"sent": {len(values)}' in said.decode()
+    card = f"mlops.gpu.gpu-1_rack.card.{gpus.cards[0].uuid}"
+    assert values[f"{card}.memory_total_bytes"] == str(24 * 2**30)
+    assert values[f"{card}.temperature_celsius"] == "61"
+    assert f"{card}.power_watts" not in values
+    assert values["mlops.gpu.gpu-1_rack.driver_up"] == "1"
+    assert values["mlops.gpu.gpu-1_rack.cards_ready"] == "1"
+    assert any(path.endswith(".reason.lost.trouble") for path in values)
+
+
+def test_it_connects_again_when_graphite_was_away(node: MakeNode, carbon: socket.socket) -> None:
+    process = subprocess.Popen(
+        [*command(carbon), "--interval", "1", "--prefix", "a.b"], env=node("24GiB").environment, stderr=subprocess.PIPE
+    )
+    assert process.stderr
+    try:
+        for _ in range(2):
+            connection, _ = carbon.accept()
+            values = received(connection, looks=1)
+            assert any(re.fullmatch(r"a\.b\.[^.]+\.driver_up", path) for path in values)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert b"Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stderr.close()
+
+
+def test_what_could_not_be_sent_is_kept_and_bounded(carbon: socket.socket) -> None:
+    place = carbon.getsockname()
+    carbon.close()
+    sender = Sender(*place)
+    for number in range(KEPT + 40):
+        with pytest.raises(Exception, match="does not take"):
+            sender.send(f"{number}\n".encode())
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(place)
+        again.listen()
+        sender.send(b"last\n")
+        connection, _ = again.accept()
+        sender.close()
+        with connection, connection.makefile() as file:
+            lines = file.read().split()
+    assert lines == [*(str(number) for number in range(41, KEPT + 40)), "last"]
+
+
+def test_nobody_there_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> None:
+    place = carbon.getsockname()[1]
+    carbon.close()
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{place}", "--once"],
+        env=node("24GiB").environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert "2003" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["h:0"], ["h:2003", "--prefix", "a b"], ["h:2003", "--prefix", "a..b"], ["h:2003", "--interval", "0"]]
+)
+def test_what_makes_no_sense_is_exit_code_2(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops_build", "watch", "graphite", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a.b", "a_b"), ("x y\n1", "x_y_1"), ("", "_"), ("GPU-1", "GPU-1"), ("é", "_")])
+def test_a_part_of_a_path_is_one_word(text: str, expected: str) -> None:
+    assert word(text) == expected

@@ -1,0 +1,105 @@
+"""A real Zabbix server takes our template, finds a node's cards through the real agent, and rings when one fills. `make soak`: a minute."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlops_build.watch import shipped
+from tests.gpu.conftest import MakeNode
+from tests.watch.agent import running
+from tests.watch.conftest import program
+from tests.watch.zabbix_server import Zabbix, until, zabbix
+
+BOTH = {"createMissing": True, "updateExisting": True}
+RULES = dict.fromkeys(("groups", "templates", "items", "triggers", "discoveryRules", "valueMaps", "graphs"), BOTH)
+# So that a test need not wait for what is quiet for minutes: the same template, with the macros that its users have, too.
+QUICK = {"INTERVAL": "2s", "DISCOVERY": "3s", "FOR": "2s", "IMBALANCE.FOR": "2s"}
+
+
+@pytest.mark.soak
+def test_the_template_finds_the_cards_and_rings_when_one_is_filled_or_lost(
+    node: MakeNode, commands: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    packages = Path(program("MLOPS_TEST_ZABBIX_SERVER"))
+    began = time.monotonic()
+    gpus = node("24GiB", "24GiB", "24GiB")
+    environment = {**gpus.environment, "PATH": f"{commands}:{os.environ['PATH']}"}
+    with zabbix(packages) as server, running(program("MLOPS_TEST_ZABBIX_AGENTD"), tmp_path / "agent", environment) as port:
+        up = time.monotonic()
+        template = shipped.read("zabbix-template.yaml")
+        for _ in range(2):  # the second time updates what is there
+            assert server.api("configuration.import", format="yaml", source=template, rules=RULES) is True
+        host = _host(server, port)
+        items = until(lambda: _items(server, host, len(gpus.cards)), "items of every card, with values")
+        for card in gpus.cards:
+            assert float(items[f"mlops.gpu.memory.total[{card.uuid}]"]["lastvalue"]) == 24 * 2**30
+            assert items[f"mlops.gpu.temperature[{card.uuid}]"]["lastvalue"] == "40"
+        assert items["mlops.gpu.cards"]["lastvalue"] == "3"
+        unsupported = [item for item in items.values() if item["state"] != "0"]
+        assert not unsupported, unsupported
+        assert _problems(server, host) == set()
+        found = time.monotonic()
+
+        filling = gpus.start("22GiB", name="notebook")
+        filling.wait_for("loaded")
+        expected = {"GPU 0: memory is at least 90 % full", "GPU 0: use without a lease grows", "GPU: cards fill unevenly"}
+        until(lambda: expected <= _problems(server, host) or None, f"the triggers {expected}")
+        # The lower threshold says nothing beside the higher one.
+        assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
+        rang = time.monotonic()
+
+        filling.terminate()
+        filling.wait(20)
+        gpus.lose(2)
+        lost = "GPU: card 2: lost: has fallen off the bus: reset the card or reboot the node"
+        until(lambda: (lost in (now := _problems(server, host)) and "GPU: cards fill unevenly" not in now) or None, lost)
+        gpus.restore()
+        until(lambda: lost not in _problems(server, host) or None, "the card to be well again")
+        gpus.fail_init(9)
+        down = "GPU: driver not loaded: the NVIDIA driver's kernel module is not loaded"
+        until(lambda: down in _problems(server, host) or None, down)
+        outcome = {
+            "zabbix": server.version,
+            "postgresql": _version(server),
+            "server up": f"{up - began:.0f} s",
+            "cards found, with values": f"{found - up:.0f} s",
+            "triggers rang": f"{rang - found:.0f} s",
+            "all": f"{time.monotonic() - began:.0f} s",
+        }
+        print(json.dumps(outcome))
+        record_property("zabbix", json.dumps(outcome))
+
+
+def _host(server: Zabbix, port: int) -> str:
+    group = server.api("hostgroup.create", name="GPU nodes")["groupids"][0]
+    template = server.api("template.get", filter={"host": ["mlops-build GPU node"]})[0]["templateid"]
+    return str(
+        server.api(
+            "host.create",
+            host="node",
+            groups=[{"groupid": group}],
+            templates=[{"templateid": template}],
+            interfaces=[{"type": 1, "main": 1, "useip": 1, "ip": "127.0.0.1", "dns": "", "port": str(port)}],
+            macros=[{"macro": f"{{$MLOPS.GPU.{name}}}", "value": value} for name, value in QUICK.items()],
+        )["hostids"][0]
+    )
+
+
+def _items(server: Zabbix, host: str, cards: int) -> dict[str, dict[str, str]] | None:
+    items = {item["key_"]: item for item in server.api("item.get", hostids=[host], output=["key_", "lastvalue", "lastclock", "state"])}
+    values = [item for key, item in items.items() if key.startswith("mlops.gpu.memory.used[") and item["lastclock"] != "0"]
+    return items if len(values) == cards else None
+
+
+def _problems(server: Zabbix, host: str) -> set[str]:
+    return {problem["name"] for problem in server.api("problem.get", hostids=[host], output=["name"], suppressed=None)}
+
+
+def _version(server: Zabbix) -> str:
+    said = subprocess.run([server.postgres, "--version"], capture_output=True, text=True, check=True, timeout=20)
+    return said.stdout.split()[2]
