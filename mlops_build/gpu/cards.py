@@ -130,7 +130,8 @@ def account(
     now: unix s. reserve: bytes kept free on each card. processes: what /proc says about the pids that NVML names, None where they are not
     /proc's. namespace: this process' pid namespace.
     """
-    return [_card(reading, readings, promises, peaks, declared, now, reserve, processes, namespace) for reading in readings]
+    services = {(promise.pid_namespace, promise.pid): promise.service for promise in promises}
+    return [_card(reading, readings, promises, services, peaks, declared, now, reserve, processes, namespace) for reading in readings]
 
 
 def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
@@ -156,6 +157,7 @@ def _card(
     reading: Reading,
     readings: Sequence[Reading],
     promises: Sequence[Promise],
+    services: Mapping[Place, str],
     peaks: Peaks,
     declared: Sequence[Declared],
     now: float,
@@ -193,7 +195,6 @@ def _card(
 
     external = max(0, used - sum(held.values()))
     strangers = None if users is None else [user for user in users if user.pid not in owners]
-    services = {(promise.pid_namespace, promise.pid): promise.service for promise in promises}
     neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, services, declared, peaks, now)
     external_counted = external + sum(one.counted_bytes - one.used_bytes for one in neighbours)
     return Card(

@@ -24,6 +24,7 @@ NVML_ERROR_RESET_REQUIRED = 16
 NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
 NVML_ERROR_UNKNOWN = 999
 
+NVML_COMPUTEMODE_PROHIBITED = 2
 NVML_DEVICE_MIG_ENABLE = 1
 NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
 NVML_TEMPERATURE_GPU = 0
@@ -157,6 +158,10 @@ def nvmlDeviceGetPciInfo(handle: Handle) -> PciInfo:  # noqa: N802
     info = PciInfo()
     _call("nvmlDeviceGetPciInfo_v3", handle, byref(info))
     return info
+
+
+def nvmlDeviceGetComputeMode(handle: Handle) -> int:  # noqa: N802
+    return _number("nvmlDeviceGetComputeMode", handle)
 
 
 def nvmlDeviceGetMigMode(handle: Handle) -> list[int]:  # noqa: N802

@@ -184,7 +184,11 @@ class Nvml:
                 else "divided by MIG, without instances"
             )
             return [self._sized(handle, replace(fixed, trouble=Trouble.MIG_PARENT, why=why), full, utilisation), *instances]
-        return [self._sized(handle, fixed, full, utilisation)]
+        reading = self._sized(handle, fixed, full, utilisation)
+        if reading.trouble is None and self._or_none(nvml.nvmlDeviceGetComputeMode, handle) == nvml.NVML_COMPUTEMODE_PROHIBITED:
+            why = "its compute mode is PROHIBITED: an administrator keeps processes off it (nvidia-smi --compute-mode)"
+            reading = replace(reading, trouble=Trouble.DENIED, why=why)
+        return [reading]
 
     def _instances(self, parent: Any, card: Reading) -> Iterator[Reading]:
         for number in range(self._or_none(nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):

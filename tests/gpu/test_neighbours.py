@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_build.gpu import testing
 from mlops_build.gpu.neighbours import Known, key_of, known, name_of, pid_namespace
 from tests.gpu.conftest import MakeNode
 
@@ -209,3 +210,46 @@ def test_names_are_short_and_printable(command: str, cgroup: str, kind: str) -> 
     assert 0 < len(name_of(one)) <= 100
     assert name_of(one).isprintable()
     assert len(key_of(one)) <= 60
+
+
+def backdate(directory: Path, seconds: float) -> None:
+    """As if the last look had been made so long ago."""
+    file = directory / f"peaks-{os.getuid()}.json"
+    document = json.loads(file.read_text())
+    for keys in document["cards"].values():
+        for numbers in keys.values():
+            numbers[1] -= seconds
+            numbers[3] -= seconds
+    file.write_text(json.dumps(document))
+
+
+def test_looks_remember_peaks_in_the_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
+    nodes = node("24GiB")
+    leases = nodes.directory / "leases"
+    large, small = nodes.start("5GiB"), nodes.start("1GiB")
+    for service in (large, small):
+        service.wait_for("loaded")
+    cards(nodes.environment)
+    backdate(leases, 60)
+    [card] = cards(nodes.environment)
+    assert (card["external"], card["counted"]) == (6 * GIB, 6 * GIB)
+    large.kill()
+    large.wait()
+    [card] = cards(nodes.environment)
+    # One process of that name is left, and none of them had more than 5 GiB.
+    assert (card["external"], round(card["counted"] / GIB, 2), card["neighbours"][0][5]) == (GIB, 5, "peak")
+    backdate(leases, 3.5 * 86400)
+    [card] = cards(nodes.environment)
+    assert round(card["counted"] / GIB, 2) == 2.5
+    small.kill()
+    small.wait()
+    [card] = cards(nodes.environment)
+    assert (card["counted"], card["neighbours"]) == (0, [])
+    (leases / f"peaks-{os.getuid()}.json").write_text('{"schema": 1, "cards": {"x": [}')
+    assert cards(nodes.environment)[0]["counted"] == 0
+
+
+def test_without_a_lease_directory_there_are_cards_all_the_same(node: MakeNode, cards: Callable[..., Any]) -> None:
+    nodes = node(testing.SimulatedCard(used="2GiB"))
+    [card] = cards(nodes.environment | {"MLOPS_GPU_LEASE_DIR": "/nonexistent/leases"})
+    assert (card["external"], card["leases"]) == (2 * GIB, [])

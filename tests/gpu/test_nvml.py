@@ -89,6 +89,16 @@ def test_a_card_that_shares_the_host_s_memory(node: MakeNode, read: Callable[...
     assert (card["trouble"], card["total_bytes"], card["name"]) == ("memory not supported", None, "NVIDIA GB10")
 
 
+def test_a_card_that_an_administrator_took_out(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node(testing.SimulatedCard(compute_mode=2), testing.SimulatedCard(compute_mode=3))
+    first, second = read(nodes.environment)
+    assert (first["trouble"], "PROHIBITED" in first["why"], first["total_bytes"]) == ("permission denied", True, 24 * GIB)
+    assert second["trouble"] is None
+    service = nodes.start("1GiB")
+    assert service.wait(20) == 1  # CUDA refuses it as well
+    assert "46" in service.communicate()[1]
+
+
 def test_what_a_card_need_not_know_is_no_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node(testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
     [card] = read(nodes.environment, "full")

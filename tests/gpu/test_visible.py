@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -209,3 +210,25 @@ def test_whether_cuda_is_started(torch: str, wanted: str) -> None:
     code = f"{torch}\nfrom mlops_build.gpu.visible import cuda_started; print(cuda_started())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{wanted}\n"
+
+
+def test_cuda_that_is_started_is_noticed(node: MakeNode, run_python: Callable[..., str]) -> None:
+    """By what cuInit holds open, in a child that was forked after it, too. NVML opens no such thing."""
+    script = """
+import ctypes, os
+from mlops_build.gpu.nvml import Nvml
+from mlops_build.gpu.visible import cuda_started
+with Nvml() as nvml:
+    nvml.read()
+    print(cuda_started(), flush=True)
+ctypes.CDLL("libcuda.so.1").cuInit(0)
+print(cuda_started(), flush=True)
+if os.fork() == 0:
+    print(cuda_started(), flush=True)
+    os._exit(0)
+os.wait()
+"""
+    before, after, forked = run_python(script, node("24GiB").environment).splitlines()
+    assert before == "None"
+    assert after == forked
+    assert after.endswith("/nvidia-uvm open")

@@ -34,6 +34,7 @@ class SimulatedCard:
     mig_capable: bool = False
     speed: int | None = None
     multiprocessors: int = 58
+    compute_mode: int = 0  # nvidia-smi --compute-mode; with 2 (PROHIBITED) no process may use it
 
 
 def in_bytes(amount: int | str) -> int:

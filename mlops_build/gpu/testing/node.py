@@ -97,6 +97,7 @@ class Node:
             "power_limit": None if card.power_limit_watts is None else int(card.power_limit_watts * 1000),
             "ecc_errors": card.ecc_errors,
             "multiprocessors": card.multiprocessors,
+            "compute_mode": card.compute_mode,
         }
         for name, value in numbers.items():
             self._set(device, name, -1 if value is None else int(value))

@@ -32,7 +32,8 @@ static const struct { const char *name; size_t offset; } numbers[] = {
 #define NUMBER(field) {#field, offsetof(struct device, field)}
     NUMBER(total), NUMBER(reserved), NUMBER(external), NUMBER(memory_supported), NUMBER(mig_capable), NUMBER(mig_mode), NUMBER(gpu_instance),
     NUMBER(compute_instance), NUMBER(major), NUMBER(minor), NUMBER(speed), NUMBER(utilisation), NUMBER(temperature), NUMBER(power),
-    NUMBER(power_limit), NUMBER(ecc_errors), NUMBER(multiprocessors), NUMBER(parent),
+    NUMBER(power_limit), NUMBER(ecc_errors), NUMBER(multiprocessors), NUMBER(compute_mode),
+    NUMBER(parent),
 };
 
 int control_set(struct node *node, int device, const char *name, int64_t value) {

@@ -16,6 +16,7 @@ enum {
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     NOT_INITIALIZED = 3,
+    DEVICE_UNAVAILABLE = 46,
     NO_DEVICE_SEEN = 100,
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
@@ -346,6 +347,7 @@ static int retain(const char *call, context_t *into, int ordinal) {
     struct device *device;
     int refused = about(call, ordinal, &device);
     if (refused) return refused;
+    if (device->compute_mode == 2) return DEVICE_UNAVAILABLE;
     context_t primary = primary_of(ordinal);
     if (!primary) return new_context(ordinal, 1, into);
     primary->references++;

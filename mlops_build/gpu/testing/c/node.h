@@ -26,7 +26,7 @@ struct device {
     int64_t parent; /* NO_DEVICE, or the card that this instance is a part of */
     int64_t total, reserved, external; /* bytes; external belongs to no process */
     int64_t memory_supported, mig_capable, mig_mode, gpu_instance, compute_instance;
-    int64_t major, minor, speed, utilisation, temperature, power, power_limit, ecc_errors, multiprocessors; /* power: mW; -1: not supported */
+    int64_t major, minor, speed, utilisation, temperature, power, power_limit, ecc_errors, multiprocessors, compute_mode; /* power: mW; -1: not supported */
 };
 
 struct process {

@@ -366,7 +366,7 @@ FIXED_NUMBER(nvmlDeviceGetPerformanceState, 0)
 FIXED_NUMBER(nvmlDeviceGetPersistenceMode, 1)
 FIXED_NUMBER(nvmlDeviceGetDisplayMode, 0)
 FIXED_NUMBER(nvmlDeviceGetDisplayActive, 0)
-FIXED_NUMBER(nvmlDeviceGetComputeMode, 0)
+CARDS_NUMBER(nvmlDeviceGetComputeMode, unsigned, compute_mode)
 
 int nvmlDeviceGetFanSpeed(handle_t handle, unsigned *into) { BEGIN; (void)into; return NOT_SUPPORTED; /* cooled by the chassis */ }
 
