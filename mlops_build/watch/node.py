@@ -12,11 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlops_build.gpu import peaks as peaks_
-from mlops_build.gpu.cards import Card, look, unleased
+from mlops_build.gpu import neighbours
+from mlops_build.gpu.cards import Card, account, look, remember, remembered
 from mlops_build.gpu.decisions import Follower, follow, read
-from mlops_build.gpu.ledger import Ledger, NoLedger
+from mlops_build.gpu.declared import BadConfig
+from mlops_build.gpu.ledger import Ledger, NoLedger, Promise
 from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Nvml
+from mlops_build.gpu.peaks import Peaks
 
 log = logging.getLogger("mlops_build.watch")
 
@@ -113,7 +115,7 @@ class Watcher:
     def _look(self, now: float) -> Seen:
         ledger = self._open_ledger()
         promises = ledger.promises() if ledger else []
-        known = peaks_.merge((peaks_.from_document(one, now) for one in ledger.peaks()), now) if ledger else {}
+        peaks = remembered(ledger, now) if ledger else {}
         recent = Counts()
         if ledger:
             if self._follower is None:
@@ -124,13 +126,23 @@ class Watcher:
         try:
             if self._nvml is None:
                 self._nvml = Nvml(self._nvml_seconds).__enter__()
-            found = look(self._nvml, promises, known, now=now, full=True)
+            found = self._cards(self._nvml, promises, peaks, now)
         except NoDriver as error:
             self._nvml = None  # started anew at the next look: the driver may have been loaded again
             return replace(seen, driver=error.reason, why=error.message)
         if ledger:
-            self._remember(ledger, known, found, now)
+            self._remember(ledger, peaks, found, now)
         return replace(seen, cards=tuple(found))
+
+    def _cards(self, nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, now: float) -> list[Card]:
+        """The cards. A typing error in /etc/mlops-gpu.toml is told of, and blinds nobody: then what it declares is not counted."""
+        try:
+            return look(nvml, promises, peaks, now=now, full=True)
+        except BadConfig as error:
+            self._warn(f"{error.message}: what it declares is not counted")
+            readings = nvml.read(True)
+            known = neighbours.known(process.pid for reading in readings for process in reading.processes or ())
+            return account(readings, promises, peaks=peaks, declared=(), now=now, processes=known, namespace=neighbours.pid_namespace())
 
     def _open_ledger(self) -> Ledger | None:
         """The lease directory, opened anew at each look: it may have been made, or replaced, since."""
@@ -147,12 +159,9 @@ class Watcher:
         self._ledger = opened
         return opened
 
-    def _remember(self, ledger: Ledger, known: peaks_.Peaks, found: Sequence[Card], now: float) -> None:
-        after = peaks_.observe(known, unleased(found), now)
-        if after is known:
-            return
+    def _remember(self, ledger: Ledger, peaks: Peaks, found: Sequence[Card], now: float) -> None:
         try:
-            ledger.write_peaks(peaks_.as_document(after))
+            remember(ledger, peaks, found, now)
         except NoLedger as error:
             self._warn(f"{error.message}: neighbours' peaks are not kept")
 

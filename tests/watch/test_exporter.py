@@ -249,6 +249,14 @@ def test_without_a_lease_directory_cards_are_exported_all_the_same(node: MakeNod
     assert of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
 
 
+def test_a_typing_error_in_the_administrators_file_blinds_nobody(node: MakeNode, exporter: Start) -> None:
+    gpus = node("24GiB")
+    Path(gpus.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbour\n")
+    samples = exporter(gpus.environment).scrape()
+    assert of(samples, "mlops_gpu_driver_up") == 1
+    assert of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(node: MakeNode, exporter: Start, number: signal.Signals) -> None:
     started = exporter(node("24GiB").environment)
