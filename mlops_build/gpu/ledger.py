@@ -27,7 +27,7 @@ from types import MappingProxyType
 
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
-from mlops_build.gpu.frozen import dataclass
+from mlops_build.gpu.frozen import dataclass, replace
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Ledger:
         self._path = path
         self._directory = descriptor
         self._warned: set[str] = set()
+        self._known: dict[str, tuple[int, Promise]] = {}  # by file: its inode, and what it said; a lease is written once
+        self._tidied = False
 
     @property
     def path(self) -> Path:
@@ -168,11 +170,14 @@ class Ledger:
 
         Needs no lock to read; without the lock another decision may be about to add one.
         """
+        names, reports = self._names()
         found = []
-        for name in self._names():
+        for name in names:
             promise = self._promise(name)
             if promise is not None:
-                found.append(promise)
+                report = f"{promise.id}.seen"
+                found.append(self._reported(promise, report) if report in reports else promise)
+        self._known = {name: self._known[name] for name in names if name in self._known}
         return sorted(found, key=lambda promise: (promise.created, promise.id))
 
     def promise(self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str) -> Held:
@@ -303,46 +308,48 @@ class Ledger:
             os.close(descriptor)
             raise
 
-    def _names(self) -> list[str]:
-        """The leases' files, at most FILES_PER_UID of each uid."""
-        count: dict[int, int] = {}
-        names = []
-        leases: set[str] = set()
-        others: list[tuple[str, os.stat_result]] = []
+    def _names(self) -> tuple[list[str], set[str]]:
+        """The leases' files, at most FILES_PER_UID of each uid; and the reports'."""
+        leases, reports, unfinished = [], set(), []
         with self._scan() as entries:
             for number, entry in enumerate(entries):
                 if number >= FILES:
                     self._warn("", -1, f"more than {FILES} files; the rest is not looked at")
                     break
-                lease = _NAME.fullmatch(entry.name) is not None
-                if not lease and not entry.name.endswith((".seen", ".new")):
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:  # gone meanwhile
-                    continue
-                if not lease:
-                    others.append((entry.name, status))
-                    continue
-                leases.add(entry.name.partition(".")[0])
-                count[status.st_uid] = count.get(status.st_uid, 0) + 1
-                if count[status.st_uid] <= FILES_PER_UID:
-                    names.append(entry.name)
+                if _NAME.fullmatch(entry.name):
+                    leases.append(entry.name)
+                elif entry.name.endswith(".seen"):
+                    reports.add(entry.name)
+                elif entry.name.endswith(".new"):
+                    unfinished.append(entry.name)
+        if not self._tidied:
+            self._tidied = True
+            alive = {name.removesuffix(".lease") for name in leases}
+            self._tidy([*unfinished, *(name for name in reports if name.removesuffix(".seen") not in alive)])
+        return self._fair(leases) if len(leases) > FILES_PER_UID else leases, reports
+
+    def _fair(self, names: Sequence[str]) -> list[str]:
+        count: dict[int, int] = {}
+        fair = []
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                uid = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_uid
+                count[uid] = count.get(uid, 0) + 1
+                if count[uid] <= FILES_PER_UID:
+                    fair.append(name)
         for uid, number in count.items():
             if number > FILES_PER_UID:
-                self._warn("", uid, f"{number} leases of one uid; only {FILES_PER_UID} are looked at")
-        self._tidy(others, leases)
-        return names
+                self._warn(f"leases of uid {uid}", uid, f"there are {number}; only {FILES_PER_UID} are looked at")
+        return fair
 
-    def _tidy(self, others: list[tuple[str, os.stat_result]], leases: set[str]) -> None:
+    def _tidy(self, names: Sequence[str]) -> None:
         """Remove what processes of this uid left half-made, and reports whose lease is gone."""
-        for name, status in others:
-            if status.st_uid != os.geteuid():
-                continue
-            orphan = name.endswith(".seen") and name.partition(".")[0] not in leases
-            old = time.time() - status.st_mtime > TEMPORARY_SECONDS
-            if old and (orphan or _TEMPORARY.fullmatch(name)):
-                self._remove(name)
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+                ours = name.endswith(".seen") or _TEMPORARY.fullmatch(name)
+                if ours and status.st_uid == os.geteuid() and time.time() - status.st_mtime > TEMPORARY_SECONDS:
+                    os.unlink(name, dir_fd=self._directory)
 
     def _promise(self, name: str) -> Promise | None:
         """The lease in this file; None if its owner is dead, or if it is not to be believed."""
@@ -354,7 +361,10 @@ class Ledger:
                 self._remove(name)
                 self._remove(f"{name.removesuffix('.lease')}.seen")
                 return None
-            uid = os.fstat(descriptor).st_uid
+            status = os.fstat(descriptor)
+            inode, promise = self._known.get(name, (-1, None))
+            if inode == status.st_ino:
+                return promise
             content = os.read(descriptor, FILE_LIMIT + 1)
         except OSError as error:
             self._warn(name, -1, _reason(error))
@@ -362,47 +372,26 @@ class Ledger:
         finally:
             os.close(descriptor)
         try:
-            return self._parse(name.removesuffix(".lease"), uid, content)
+            promise = _parse(name.removesuffix(".lease"), status.st_uid, content)
         except ValueError as error:
-            self._warn(name, uid, str(error))
+            self._warn(name, status.st_uid, str(error))
             return None
+        self._known[name] = (status.st_ino, promise)
+        return promise
 
-    def _parse(self, lease_id: str, uid: int, content: bytes) -> Promise:
-        """Raises ValueError: what is wrong with it."""
-        said = _object(content)
-        if said is None:
-            raise ValueError("it is not a JSON object")
-        uuids, created = said.get("uuids"), said.get("created")
-        if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
-            raise ValueError("`uuids` is no list of cards")
-        if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
-            raise ValueError("`created` is no time")
-        return Promise(
-            id=lease_id,
-            uuids=tuple(dict.fromkeys(uuids)),
-            bytes=_whole(said, "bytes"),
-            exclusive=said.get("exclusive") is True,
-            service=printable(said.get("service")),
-            pid=_whole(said, "pid"),
-            pid_namespace=_whole(said, "pid_namespace"),
-            uid=uid,
-            created=float(created),
-            **self._report_of(lease_id, uid, uuids),
-        )
-
-    def _report_of(self, lease_id: str, uid: int, uuids: list[str]) -> dict[str, Any]:
-        """seen and loaded of a lease, if its own uid wrote them."""
-        read = self.read(f"{lease_id}.seen")
+    def _reported(self, promise: Promise, name: str) -> Promise:
+        """The lease with what its owner saw, if the owner wrote it."""
+        read = self.read(name)
         if read is None:
-            return {}
+            return promise
         content, writer = read
         said = _object(content)
         seen = said.get("seen") if said is not None else None
-        if writer not in (uid, 0) or said is None or not isinstance(seen, dict):
-            self._warn(f"{lease_id}.seen", writer, "it is no report of the lease's owner")
-            return {}
-        believed = {uuid: size for uuid, size in seen.items() if uuid in uuids and type(size) is int and 0 <= size <= MAX_BYTES}
-        return {"seen": MappingProxyType(believed), "loaded": said.get("loaded") is True}
+        if writer not in (promise.uid, 0) or said is None or not isinstance(seen, dict):
+            self._warn(name, writer, "it is no report of the lease's owner")
+            return promise
+        believed = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
+        return replace(promise, seen=MappingProxyType(believed), loaded=said.get("loaded") is True)
 
     def _open(self, name: str, flags: int = os.O_RDONLY) -> int | None:
         """A plain file's descriptor; None where there is none, or it is something else. Without O_CREAT: where fs.protected_regular is on,
@@ -535,6 +524,29 @@ def _object(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # UnicodeDecodeError and numbers of too many digits are ValueErrors
         return None
     return document if isinstance(document, dict) else None
+
+
+def _parse(lease_id: str, uid: int, content: bytes) -> Promise:
+    """Raises ValueError: what is wrong with it."""
+    said = _object(content)
+    if said is None:
+        raise ValueError("it is not a JSON object")
+    uuids, created = said.get("uuids"), said.get("created")
+    if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
+        raise ValueError("`uuids` is no list of cards")
+    if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
+        raise ValueError("`created` is no time")
+    return Promise(
+        id=lease_id,
+        uuids=tuple(dict.fromkeys(uuids)),
+        bytes=_whole(said, "bytes"),
+        exclusive=said.get("exclusive") is True,
+        service=printable(said.get("service")),
+        pid=_whole(said, "pid"),
+        pid_namespace=_whole(said, "pid_namespace"),
+        uid=uid,
+        created=float(created),
+    )
 
 
 def _is_uuid(value: object) -> bool:

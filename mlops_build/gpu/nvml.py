@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from types import TracebackType
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 SECONDS = 2.0  # what one look may take of a card, and starting NVML
+QUICK_SECONDS = 0.05  # a healthy node's cards answer in a millisecond
 
 
 class Trouble(StrEnum):
@@ -125,7 +126,7 @@ class Nvml:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # A call that hangs still uses the library: stopping it under that call could hang or crash. The process' end does it.
         if all(answer.done() for answer in self._asked.values()):
-            _Answer(nvml.nvmlShutdown).wait(time.monotonic() + self._seconds)
+            _Answer(nvml.nvmlShutdown).find().wait(time.monotonic() + self._seconds)
         self._fixed.clear()
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
@@ -138,13 +139,15 @@ class Nvml:
         deadline = time.monotonic() + self._seconds
         # A card that has hung since an earlier look is neither asked again (a thread more at every look) nor waited for again.
         hanging = {index for index, answer in self._asked.items() if not answer.done()}
-        for index in set(range(count)) - hanging:
+        fresh = [index for index in range(count) if index not in hanging]
+        for index in fresh:
             self._asked[index] = _Answer(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
+        _find([self._asked[index] for index in fresh])
         return [reading for index in range(count) for reading in self._answered(index, 0 if index in hanging else deadline)]
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """A question about the driver as a whole."""
-        answer = _Answer(question)
+        answer = _Answer(question).find()
         if not answer.wait(time.monotonic() + self._seconds):
             raise NoDriver(f"the NVIDIA driver does not answer within {self._seconds:g} s", reason=DriverTrouble.SLOW)
         if answer.error is None:
@@ -164,7 +167,7 @@ class Nvml:
         return replace(reading, trouble=trouble, why=why)
 
     def _card(self, index: int, full: bool, utilisation: bool) -> list[Reading]:
-        """Runs in a thread of its own. Raises NVMLError."""
+        """Runs in another thread. Raises NVMLError."""
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         if index not in self._fixed:
             self._fixed[index] = Reading(
@@ -281,12 +284,14 @@ class _Answer:
         self._question = question
         self._arrived = threading.Lock()
         self._arrived.acquire()
-        try:
-            threading.Thread(target=self._run, daemon=True).start()
-        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
-            self._run()
 
-    def _run(self) -> None:
+    def find(self) -> Self:
+        """Ask, in a thread of its own."""
+        _start(self.ask)
+        return self
+
+    def ask(self) -> None:
+        """Ask, in this thread."""
         try:
             self.value = self._question()
         except Exception as error:
@@ -302,6 +307,33 @@ class _Answer:
             return False
         self._arrived.release()
         return True
+
+
+def _find(answers: Sequence[_Answer]) -> None:
+    """Ask all the questions. One thread asks one after the other, a tenth of what a thread for each would take; where that is not quick,
+    there are as many threads as questions that are left, so that one that hangs delays no other."""
+    left = list(reversed(answers))
+
+    def work() -> None:
+        while True:
+            try:
+                answer = left.pop()
+            except IndexError:
+                return
+            answer.ask()
+
+    _start(work)
+    soon = time.monotonic() + QUICK_SECONDS
+    if not all(answer.wait(soon) for answer in answers):
+        for _ in range(len(left)):
+            _start(work)
+
+
+def _start(work: Callable[[], None]) -> None:
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
+        work()
 
 
 def _text(value: str | bytes) -> str:
