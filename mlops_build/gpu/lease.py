@@ -339,6 +339,7 @@ class _Search:
         self._ledger: Ledger | None = None
         self._writable = False
         self._peaks: Peaks = {}
+        self._taken: _Attempt | None = None  # what would have to be given back if something fails from here on
         self._said = ""
 
     def run(self, wait: float, otherwise: str) -> Lease:
@@ -355,7 +356,8 @@ class _Search:
                 raise
             log.warning("%s: the CPU instead, as was allowed", error)
             return self._lease(None)
-        except BaseException:
+        except BaseException:  # an interrupt, too
+            self._give_back()
             self._close()
             raise
 
@@ -471,7 +473,7 @@ class _Search:
             attempt = self._promised(self._choose(nvml), ledger)
         # Who was stopped while it held the lock comes back to a node where others, tired of waiting, have decided without it.
         if attempt.held is not None and time.monotonic() - locked > LOCK_SECONDS / 2 and not self._holds(nvml, attempt):
-            ledger.withdraw(attempt.held)
+            self._give_back()
             return self._reserve_unlocked(nvml, ledger)
         return attempt
 
@@ -483,7 +485,7 @@ class _Search:
             attempt = self._promised(self._choose(nvml, request), ledger)
             if attempt.held is None or self._holds(nvml, attempt):
                 return attempt
-            ledger.withdraw(attempt.held)
+            self._give_back()
             time.sleep(_jittered(0.01, 0.2))
         return replace(attempt, held=None, choice=Choice((), dict.fromkeys(attempt.choice.uuids, "others took it at the same moment")))
 
@@ -492,7 +494,15 @@ class _Search:
             return attempt
         request = attempt.request
         held = ledger.promise(attempt.choice.uuids, request.bytes, exclusive=request.exclusive, service=self._service)
-        return replace(attempt, held=held)
+        self._taken = replace(attempt, held=held)
+        return self._taken
+
+    def _give_back(self) -> None:
+        taken, self._taken = self._taken, None
+        if taken is not None and taken.held is not None and self._ledger is not None:
+            self._ledger.withdraw(taken.held)
+        if taken is not None and taken.placeholder is not None:
+            taken.placeholder.let_go()
 
     def _holds(self, nvml: Nvml, attempt: _Attempt) -> bool:
         """Does the promise fit beside everybody else's, as they are now?"""
@@ -519,11 +529,11 @@ class _Search:
                 if all(why_not(card, request) is None for card in self._look(nvml) if card.uuid in attempt.choice.uuids):
                     return attempt
                 continue
-            attempt = replace(attempt, placeholder=holder)
+            attempt = self._taken = replace(attempt, placeholder=holder)
             after = [card for card in self._look(nvml) if card.uuid in attempt.choice.uuids]
             if all(card.trouble is None and (card.used_bytes or 0) <= (card.total_bytes or 0) for card in after):
                 return attempt
-            holder.let_go()
+            self._give_back()
         return replace(
             attempt, placeholder=None, choice=Choice((), dict.fromkeys(attempt.choice.uuids, "others took it at the same moment"))
         )
@@ -561,6 +571,7 @@ class _Search:
         return f"{show_bytes(request.bytes)}{f' on each of {request.count} cards' if request.count > 1 else ''}{alone}"
 
     def _lease(self, attempt: _Attempt | None) -> Lease:
+        self._taken = None
         if attempt is not None and attempt.held is not None:
             return Lease(attempt.chosen, attempt.held.promise, ledger=self._ledger, held=attempt.held)
         if attempt is None:

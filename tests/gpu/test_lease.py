@@ -246,3 +246,45 @@ def test_a_stopped_holder_of_the_lock_stops_nobody(node, lease, run_python) -> N
     assert ["uuids" in one.said for one in got] == [True, False], "and even so nobody promised what another had"
     assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
     assert "has been held for more than 2 s" in got[0].end()
+
+
+def test_who_was_stopped_while_deciding_does_not_promise_what_others_took_meanwhile(node, lease, run_python) -> None:
+    """It chose before it was stopped; others, tired of waiting for the lock that it holds, decided without it."""
+    machine = node("8GiB")
+    pauses = """
+import sys
+from mlops_build import gpu
+search = sys.modules["mlops_build.gpu.lease"]._Search
+choose = search._choose
+def choose_and_pause(self, *arguments):
+    chosen = choose(self, *arguments)
+    if search._choose is choose_and_pause:
+        search._choose = choose
+        print("{}", flush=True)
+        sys.stdin.readline()
+    return chosen
+search._choose = choose_and_pause
+"""
+    stopped = lease(machine.environment, script=pauses + LESSEE, memory="6GiB")
+    quick = lease(machine.environment, memory="6GiB")
+    assert quick.said["uuids"] == uuids(machine)
+    stopped.stdin.write("go on\n")
+    stopped.stdin.flush()
+    assert json.loads(stopped.stdout.readline())["error"] == "NoRoom"
+    assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
+
+
+def test_an_interrupt_leaves_nothing_promised(node, lease, run_python) -> None:
+    machine = node("8GiB")
+    interrupted = """
+import sys
+from mlops_build import gpu
+def interrupt(*_): raise KeyboardInterrupt
+sys.modules["mlops_build.gpu.lease"]._Search._record = interrupt
+"""
+    script = interrupted + LESSEE.replace(
+        "except MlopsBuildError as error:", "except KeyboardInterrupt:\n    say(interrupted=True)\n    sys.stdin.read()", 1
+    )
+    script = script.split("    say(error=type(error).__name__, code")[0]
+    assert lease(machine.environment, script=script, memory="6GiB").said == {"interrupted": True}
+    assert promised(machine, run_python) == {}

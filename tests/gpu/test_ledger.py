@@ -426,3 +426,24 @@ def test_a_log_keeps_its_newest_half(directory: Path) -> None:
     assert numbers == list(range(numbers[0], 100))
     assert 9 <= len(numbers) <= 20
     assert (directory / "decisions-0.jsonl").stat().st_mode & 0o777 == 0o644
+
+
+def test_no_file_of_others_is_opened_for_creating(directory: Path) -> None:
+    """fs.protected_regular refuses that in a sticky directory, even where the file is writable."""
+    program = f"""
+import os, sys
+from mlops_build.gpu.ledger import Ledger
+def look(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT and not arguments[2] & os.O_EXCL:
+        print(arguments)
+for _ in range(2):
+    ledger = Ledger.open({str(directory)!r})
+    if _: sys.addaudithook(look)
+    with ledger.deciding(): held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+    ledger.report(held.promise.id, {{}}, loaded=True)
+    ledger.write_peaks({{}})
+    ledger.append("decisions-0.jsonl", b"{{}}\\n", 10)
+    os.close(ledger.slot("load-GPU-a-0"))
+    ledger.promises(), ledger.peaks()
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == ""
