@@ -34,9 +34,19 @@ class NotReplayable(Refused):
 
 
 def line(
-    outcome: str, request: Request, seed: int, cards: Sequence[Card], choice: Choice, *, service: str, lease: str | None, waited: float
+    outcome: str,
+    request: Request,
+    seed: int,
+    cards: Sequence[Card],
+    choice: Choice,
+    *,
+    service: str,
+    lease: str | None,
+    waited: float,
+    decided: float | None = None,
 ) -> str:
-    """One decision as one line of JSON. waited: seconds since it was asked for."""
+    """One decision as one line of JSON. waited: seconds since it was asked for. decided: of these, from asking for the
+    directory's lock to the lease on disk; None where it was decided without the lock."""
     document = {
         "schema": SCHEMA,
         "time": round(time.time(), 3),
@@ -44,6 +54,7 @@ def line(
         "service": printable(service),
         "lease": lease,
         "waited": round(waited, 3),
+        "decided": None if decided is None else round(decided, 4),
         "request": {
             "bytes": request.bytes,
             "count": request.count,

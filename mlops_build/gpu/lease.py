@@ -336,6 +336,7 @@ class _Search:
         self._request, self._service = request, service
         self._progress = progress or log.warning
         self._began = time.monotonic()
+        self._decided: float | None = None
         self._ledger: Ledger | None = None
         self._writable = False
         self._peaks: Peaks = {}
@@ -468,9 +469,11 @@ class _Search:
         return self._reserve_alone(nvml)
 
     def _reserve_locked(self, nvml: Nvml, ledger: Ledger) -> _Attempt:
+        asked = time.monotonic()
         with ledger.deciding():
             locked = time.monotonic()
             attempt = self._promised(self._choose(nvml), ledger)
+        self._decided = time.monotonic() - asked
         # Who was stopped while it held the lock comes back to a node where others, tired of waiting, have decided without it.
         if attempt.held is not None and time.monotonic() - locked > LOCK_SECONDS / 2 and not self._holds(nvml, attempt):
             self._give_back()
@@ -555,9 +558,16 @@ class _Search:
         if self._ledger is None or not self._writable:
             return
         lease_id = attempt.held.promise.id if attempt.held else None
-        waited = time.monotonic() - self._began
         text = decisions.line(
-            outcome, attempt.request, attempt.seed, attempt.cards, attempt.choice, service=self._service, lease=lease_id, waited=waited
+            outcome,
+            attempt.request,
+            attempt.seed,
+            attempt.cards,
+            attempt.choice,
+            service=self._service,
+            lease=lease_id,
+            waited=time.monotonic() - self._began,
+            decided=self._decided,
         )
         try:
             decisions.record(self._ledger, text, os.geteuid())

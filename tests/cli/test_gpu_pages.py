@@ -1,0 +1,33 @@
+"""The how-tos about `mlops-build gpu`, done as a reader does them, on a simulated node."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_build.gpu.testing import SimulatedCard
+from tests.conftest import ROOT
+from tests.e2e import console
+from tests.gpu.conftest import MakeNode
+
+CARDS = {
+    "stop-hardcoding-cuda0.md": [SimulatedCard(), SimulatedCard()],
+    "migrate-from-gpu-utilities.md": [SimulatedCard(used="9GiB"), SimulatedCard(name="NVIDIA H100 80GB HBM3", total="80GiB", used="50GiB")],
+}
+
+
+@pytest.mark.parametrize("page", CARDS)
+def test_every_command_prints_what_the_page_shows(page: str, node: MakeNode, tmp_path: Path) -> None:
+    environment = node(*CARDS[page]).environment
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    done = console.run((ROOT / "docs/how-to" / page).read_text(), folder, environment)
+    assert len(done) >= 2
+    wrong = [
+        f"$ {command.text}\n--- the page:\n{command.expected}\n--- printed:\n{printed}"
+        for command, printed in done
+        if not console.matches(command.expected, printed)
+    ]
+    assert not wrong, "\n\n".join(wrong)
