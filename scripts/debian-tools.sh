@@ -29,7 +29,7 @@ apt() {
 unpack() {
     for archive in "$folder"/archives/*.deb; do
         dpkg-deb --fsys-tarfile "$archive" | tar -x -C "$root" --no-same-owner --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
-            --exclude='./usr/share/locale/*' --exclude=./usr/bin/prometheus
+            --exclude='./usr/share/locale/*' --exclude='./usr/share/javascript/*' --exclude=./usr/bin/prometheus
     done
     # A wrapper each: what a program links to may have been unpacked beside it.
     libraries=$root/usr/lib/$(dpkg-architecture -q DEB_HOST_MULTIARCH 2>/dev/null || echo "$(uname -m)-linux-gnu")
@@ -44,6 +44,9 @@ unpack() {
     [ -x "$folder/bin/promtool" ] && [ -x "$folder/bin/zabbix_agentd" ] && [ -x "$folder/bin/zabbix_get" ]
 }
 
+mkdir -p "${folder%/*}"
+exec 9>"$folder.lock"
+flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool and Zabbix are skipped"; exit 0; }
 if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool nor Zabbix: their tests are skipped"; exit 0; }
     rm -rf "$folder"

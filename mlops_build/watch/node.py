@@ -24,6 +24,8 @@ log = logging.getLogger("mlops_build.watch")
 
 NVML_SECONDS = 1.0  # for starting NVML, and for all cards together: a card that hangs costs a look this long, once
 LOOK_SECONDS = 4.0  # Prometheus waits 10 s for a scrape by default, and this must not be what it waits for
+# A question that hangs keeps its thread. When so many do, the driver is not asked again until some have come back.
+MOST_THREADS = 48
 RECENT_SECONDS = 600.0  # what counts as lately, for those who look once and go (Zabbix)
 
 
@@ -85,7 +87,6 @@ class Watcher:
 
     def look(self) -> Seen:
         """What the node looks like now. If it does not show itself in time: a Seen without cards that says so."""
-        deadline = time.monotonic() + self._patience
         with self._changed:
             if self._last is not None and time.monotonic() - self._last_end < self._fresh:
                 return self._last
@@ -93,6 +94,7 @@ class Watcher:
                 self._looking_since = time.monotonic()
                 threading.Thread(target=self._run, daemon=True).start()
             began = self._looking_since
+            deadline = began + self._patience  # who comes while a look hangs waits no longer than who began it
             while self._looking_since == began:
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     why = f"the look begun {time.monotonic() - began:.0f} s ago has not come back"
@@ -121,13 +123,17 @@ class Watcher:
             if self._follower is None:
                 self._follower = follow(ledger)
             self._counts = self._counts.and_also(self._follower.new())
-            recent = Counts().and_also([one for one in read(ledger) if one["time"] > now - RECENT_SECONDS])
+            recent = Counts().and_also([one for one in read(ledger) if now - RECENT_SECONDS < one["time"] < now + 60])
         seen = Seen(now, ledger=ledger is not None, counts=self._counts, recent=recent)
         try:
             if self._nvml is None:
+                if threading.active_count() > MOST_THREADS:
+                    raise NoDriver("the NVIDIA driver has not answered for a long time", reason=DriverTrouble.SLOW)
                 self._nvml = Nvml(self._nvml_seconds).__enter__()
             found = self._cards(self._nvml, promises, peaks, now)
         except NoDriver as error:
+            if self._nvml is not None and error.reason is not DriverTrouble.SLOW:
+                self._nvml.__exit__(None, None, None)
             self._nvml = None  # started anew at the next look: the driver may have been loaded again
             return replace(seen, driver=error.reason, why=error.message)
         if ledger:

@@ -210,6 +210,21 @@ def test_a_driver_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Start) -
     gpus.restore()
 
 
+def test_a_driver_that_hangs_for_ever_does_not_fill_the_process_with_threads(node: MakeNode, run_python: Callable[..., str]) -> None:
+    gpus = node("24GiB")
+    gpus.fault(None, "nvmlDeviceGetCount", delay_ms=600_000)
+    script = """
+import threading
+from mlops_build.watch.node import Watcher
+watcher = Watcher(fresh=0, patience=5, nvml_seconds=0.01)
+looks = [watcher.look() for _ in range(120)]
+assert all(seen.driver == "does not answer" and not seen.cards for seen in looks), looks
+print(threading.active_count())
+"""
+    assert int(run_python(script, gpus.environment)) < 60
+    gpus.restore()
+
+
 def test_refusals_are_counted(node: MakeNode, exporter: Start) -> None:
     gpus = node("8GiB")
     started = exporter(gpus.environment)

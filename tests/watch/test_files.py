@@ -142,6 +142,16 @@ def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
     assert set(re.findall(r"\$\{?([a-z]+)", shipped.read("grafana-dashboard.json"))) <= known
 
 
+def test_the_page_explains_each_alert_and_names_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/watch-your-cards.md").read_text()
+    alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
+    assert set(re.findall(r"^\| `(Gpu[A-Za-z]+)`", page, re.MULTILINE)) == alerts
+    assert set(re.findall(r"\bmlops_gpu_[a-z_]*[a-z]\b", page)) <= EXPORTED.keys()
+    macros = {macro["macro"] for macro in load("zabbix-template.yaml")["zabbix_export"]["templates"][0]["macros"]}
+    assert set(re.findall(r"\{\$[A-Z.]+\}", page)) <= macros
+    assert set(re.findall(r"`([a-zA-Z-]+\.(?:yaml|json|conf)|Dockerfile)`", page)) - {"service.yaml"} == set(shipped.FILES)
+
+
 # -- Kubernetes --
 
 
