@@ -29,7 +29,8 @@ print(json.dumps([{
     "uuid": card.uuid, "total_bytes": card.total_bytes, "used_bytes": card.used_bytes, "committed_bytes": card.committed_bytes,
     "external_bytes": card.external_bytes,
     "leases": [
-        {"id": one.id, "uid": one.uid, "service": one.service, "bytes": one.bytes, "seen": dict(one.seen)} for one in card.leases
+        {"id": one.id, "uid": one.uid, "service": one.service, "bytes": one.bytes, "exclusive": one.exclusive, "seen": dict(one.seen)}
+        for one in card.leases
     ],
 } for card in gpu.cards()]))
 """

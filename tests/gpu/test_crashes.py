@@ -213,7 +213,7 @@ def unreadable(file: Path) -> None:
     file.chmod(0)
 
 
-LEASE = "0123456789abcdef0123456789abcdef.lease"
+LEASE = "0123456789abcdef.lease"
 SHAPES: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
     "endless": symlink("/dev/zero"),
@@ -298,10 +298,10 @@ def test_a_lease_that_lies_and_is_held_blocks_nobody(shared: Shared, lie: str) -
 
 
 @needs_root
-def test_ten_thousand_files_of_a_hostile_user_break_nobody(shared: Shared) -> None:
-    for number in range(10_000):
-        (shared.leases / f"{number:032x}.lease").touch()
-        os.chown(shared.leases / f"{number:032x}.lease", 12666, 12666)
+def test_thousands_of_files_of_a_hostile_user_break_nobody(shared: Shared) -> None:
+    for number in range(3_000):
+        (shared.leases / f"{number:016x}.lease").touch()
+        os.chown(shared.leases / f"{number:016x}.lease", 12666, 12666)
     one, two = (shared.tenant("20GiB", uid=uid) for uid in (12001, 12002))
     assert "leased" in one.said, one.warnings()
     assert "leased" in two.said, two.warnings()

@@ -1,0 +1,215 @@
+"""What must hold on every node at every moment, whatever is asked, faulty, killed or outgrown: histories made by chance.
+
+The first half keeps a real lease directory and does the rest as arithmetic, for breadth; the second starts real processes on a simulated
+node, several at once.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from mlops_build.gpu import decisions
+from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.choice import STRATEGIES, Request, choose
+from mlops_build.gpu.ledger import Held, Ledger, Promise
+from mlops_build.gpu.nvml import Reading, Trouble
+from tests.gpu.nodes import GIB, Shared, Tenant, shared_node
+
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
+MIB = 1 << 20
+SETTLED = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def breaches(cards: list[Card]) -> list[str]:
+    """What must never be seen of a node's promises."""
+    found = []
+    for card in cards:
+        promised = sum(lease.bytes for lease in card.leases)
+        if promised > (card.total_bytes or 0) and card.trouble is None:
+            found.append(f"{promised} bytes are promised of {card}")
+        if len(card.leases) > 1 and any(lease.exclusive for lease in card.leases):
+            found.append(f"an exclusive lease is not alone on {card}")
+    return found
+
+
+class Histories(RuleBasedStateMachine):
+    """A node whose cards fail, whose neighbours grow, whose services come and are killed. Each lease's owner is a descriptor here, which is
+    all that a process is to the lease directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.ledger = Ledger.open(self.folder.name)
+        self.owners: dict[str, Held] = {}
+        self.used: dict[str, int] = {}  # of each lease, on each of its cards
+        self.neighbours: list[int] = []
+        self.readings: list[Reading] = []
+
+    @initialize(totals=st.lists(st.integers(1, 80), min_size=1, max_size=4))
+    def cards(self, totals: list[int]) -> None:
+        self.readings = [
+            Reading(f"GPU-{number}", number, "NVIDIA L4", total * GIB, 0, (), compute_capability=(8, 9))
+            for number, total in enumerate(totals)
+        ]
+        self.neighbours = [0] * len(totals)
+
+    def look(self) -> list[Card]:
+        """NVML shows how much is used, and in a container not by whom."""
+        promises = self.ledger.promises()
+        seen = []
+        for reading, neighbour in zip(self.readings, self.neighbours, strict=True):
+            leased = sum(self.used.get(promise.id, 0) for promise in promises if reading.uuid in promise.uuids)
+            seen.append(replace(reading, used_bytes=min(reading.total_bytes or 0, leased + neighbour), processes=None))
+        return account(seen, promises, peaks={}, declared=(), now=0.0)
+
+    @rule(
+        size=st.integers(1, 60 * 1024),
+        count=st.integers(1, 2),
+        exclusive=st.booleans(),
+        strategy=st.sampled_from(sorted(STRATEGIES)),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def ask(self, size: int, count: int, exclusive: bool, strategy: str, seed: int) -> None:
+        request = Request(size * MIB, count, exclusive, strategy)
+        with self.ledger.deciding():
+            cards = self.look()
+            choice = choose(cards, request, seed)
+            line = decisions.line("granted", request, seed, cards, choice, service="ranker", lease=None, waited=0.0)
+            assert decisions.replay(line) == choice
+            if not choice.uuids:
+                assert choice.refused.keys() == {card.uuid for card in cards}, "every card, and why not"
+                return
+            chosen = {card.uuid: card for card in cards if card.uuid in choice.uuids}
+            assert len(chosen) == count
+            for card in chosen.values():
+                assert card.trouble is None
+                assert (card.used_bytes or 0) - sum(self.used.get(lease.id, 0) for lease in card.leases) + request.bytes + sum(
+                    lease.bytes for lease in card.leases
+                ) <= (card.total_bytes or 0)
+            held = self.ledger.promise(choice.uuids, request.bytes, exclusive=exclusive, service="ranker")
+        self.owners[held.promise.id] = held
+
+    @precondition(lambda self: self.owners)
+    @rule(number=st.integers(0, 100), share=st.floats(0, 1), told=st.booleans())
+    def load(self, number: int, share: float, told: bool) -> None:
+        held = list(self.owners.values())[number % len(self.owners)]  # ids are by chance: their order is no history's
+        self.used[held.promise.id] = int(held.promise.bytes * share)
+        if told:
+            seen = dict.fromkeys(held.promise.uuids, self.used[held.promise.id])
+            self.ledger.report(held.promise.id, seen, loaded=True)
+
+    @precondition(lambda self: self.owners)
+    @rule(number=st.integers(0, 100), killed=st.booleans())
+    def end(self, number: int, killed: bool) -> None:
+        held = self.owners.pop(list(self.owners)[number % len(self.owners)])
+        self.used.pop(held.promise.id, None)
+        if killed:
+            os.close(held.descriptor)  # what the kernel does for a dead process
+        else:
+            self.ledger.withdraw(held)
+
+    @rule(card=st.integers(0, 3), used=st.integers(0, 80))
+    def neighbour(self, card: int, used: int) -> None:
+        self.neighbours[card % len(self.neighbours)] = used * GIB
+
+    @rule(card=st.integers(0, 3), trouble=st.sampled_from([None, None, *Trouble]))
+    def fault(self, card: int, trouble: Trouble | None) -> None:
+        card %= len(self.readings)
+        self.readings[card] = replace(self.readings[card], trouble=trouble)
+
+    @invariant()
+    def what_must_hold(self) -> None:
+        assert {promise.id for promise in self.ledger.promises()} == self.owners.keys(), "no lease outlives its owner, and none dies before"
+        if self.readings:
+            assert breaches(self.look()) == []
+
+    def teardown(self) -> None:
+        for held in self.owners.values():
+            os.close(held.descriptor)
+        self.ledger.close()
+        self.folder.cleanup()
+
+
+def test_histories_by_chance() -> None:
+    run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=60, stateful_step_count=25))
+
+
+@pytest.mark.soak
+def test_many_histories_by_chance() -> None:
+    run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=5 * SOAK, stateful_step_count=60))
+
+
+# ── with real processes ──
+
+steps = st.one_of(
+    st.tuples(
+        st.just("start"),
+        st.lists(st.tuples(st.integers(1, 20), st.booleans(), st.sampled_from(sorted(STRATEGIES))), min_size=1, max_size=4),
+    ),
+    st.tuples(st.just("kill"), st.integers(0, 20)),
+    st.tuples(st.just("kill"), st.integers(0, 20)),
+    st.tuples(st.just("neighbour"), st.tuples(st.integers(0, 2), st.integers(0, 10))),
+    st.tuples(st.just("fault"), st.tuples(st.integers(0, 2), st.sampled_from([3, 15, 999]))),
+    st.tuples(st.just("restore"), st.integers(0, 2)),
+)
+
+
+def promised(shared: Shared) -> dict[str, set[str]]:
+    """The leases alive on each card, after checking what must hold of them."""
+    cards = shared.cards()
+    for card in cards:
+        leases = [Promise(one["id"], (card["uuid"],), one["bytes"], one["exclusive"], "", 0, 0, 0, 0.0) for one in card["leases"]]
+        assert breaches([Card(card["uuid"], 0, "", card["total_bytes"] or 1 << 50, 0, (), leases=tuple(leases))]) == []
+    return {card["uuid"]: {lease["id"] for lease in card["leases"]} for card in cards}
+
+
+def play(history: list[tuple[str, object]]) -> None:
+    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder, shared_node(Path(folder), cards=3) as shared:
+        alive: list[Tenant] = []
+        for what, how in history:
+            if what == "start":
+                begun = []
+                for size, exclusive, strategy in how:  # type: ignore[attr-defined]  # all at once
+                    size_on_it = size * GIB - 512 * MIB  # without the context
+                    begun.append(shared.tenant(f"{size}GiB", size=size_on_it, until=set(), exclusive=exclusive, strategy=strategy))
+                for one in begun:
+                    one.until({"loaded", "full", "refused"})
+                    assert "Traceback" not in one.warnings()
+                    assert "full" not in one.said or any(step == "neighbour" for step, _ in history), "it had a promise"
+                alive += [one for one in begun if "leased" in one.said]
+            elif what == "kill" and alive:
+                alive.pop(how % len(alive)).kill()  # type: ignore[operator]
+            elif what == "neighbour":
+                card, size = how  # type: ignore[misc]
+                shared.node.set_used(card, size * GIB)
+            elif what == "fault":
+                shared.node.fault(how[0], code=how[1])  # type: ignore[index]
+            elif what == "restore":
+                shared.node.restore(how)  # type: ignore[arg-type]
+            leases = promised(shared)
+            masks = [one.said["leased"]["mask"] for one in alive]
+            for card, ids in leases.items():  # a lost card does not say its UUID, so nobody knows whose leases are on it
+                assert len(ids) == masks.count(card), "as many leases as services that live under this mask"
+        for file in shared.leases.glob("decisions-*.jsonl"):
+            for line in file.read_text().splitlines():
+                assert list(decisions.replay(line).uuids) == json.loads(line)["chosen"]
+
+
+@settings(SETTLED, max_examples=3, phases=[Phase.generate])
+@given(st.lists(steps, min_size=4, max_size=8))
+def test_histories_of_real_processes(history: list[tuple[str, object]]) -> None:
+    play(history)
+
+
+@pytest.mark.soak
+@settings(SETTLED, max_examples=max(10, SOAK // 4), phases=[Phase.generate, Phase.shrink])
+@given(st.lists(steps, min_size=10, max_size=20))
+def test_many_histories_of_real_processes(history: list[tuple[str, object]]) -> None:
+    play(history)
