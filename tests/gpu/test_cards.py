@@ -117,6 +117,8 @@ def test_two_leases_of_one_process_share_what_it_uses() -> None:
     found = card(reading(5, {10: 5}), lease("a", 4, pid=10), lease("b", 2, pid=10), processes=[known(10)])
     assert [gib(one.seen[UUID]) for one in found.leases] == [4, 1]
     assert gib(found.committed_bytes) == 6
+    found = card(reading(9, {10: 9}), lease("a", 4, pid=10), lease("b", 2, pid=10), processes=[known(10)])
+    assert (gib(found.committed_bytes), gib(found.external_bytes)) == (9, 0)
 
 
 def test_a_container_s_lease_is_recognised_from_the_host() -> None:
@@ -148,8 +150,12 @@ def test_memory_that_nvml_does_not_say_is_nobody_s_in_particular() -> None:
     assert {one.name: gib(one.used_bytes) for one in found.neighbours} == {"old": 0, "nobody that can be seen": 4}
 
 
-def test_a_hostile_promise_does_not_close_the_card() -> None:
+def test_a_hostile_promise_or_report_does_not_close_the_card() -> None:
     found = card(reading(2), lease("huge", 1000), lease("a", 3))
+    assert gib(found.committed_bytes) == 5
+    assert gib(card(reading(4), lease("a", 2, seen=500)).committed_bytes) == 4
+    # Both report more than the card has in use beside what its processes show.
+    found = card(reading(4, {}), lease("a", 2, pid=10, seen=3), lease("b", 2, pid=11, seen=3), processes=[known(10), known(11)])
     assert gib(found.committed_bytes) == 5
 
 
