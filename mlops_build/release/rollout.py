@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mlops_build.gpu.loading import GATE_SECONDS
 from mlops_build.service import Autoscale, Gpu, Service
 
 # How often the start-up probe asks.
@@ -71,14 +72,14 @@ class Rollout:
 
     @property
     def wait_seconds(self) -> int:
-        """How long a pod may wait for room on a shared card before it loads: as long as the pod that goes before it takes to end, or a
-        neighbour that loads onto the same card takes for that."""
+        """How long a pod may wait for room on a shared card: as long as the pod before it may take to end, at least."""
         return max(self.startup_seconds, GRACE_SECONDS) if self.gpu == "shared" else 0
 
     @property
     def start_seconds(self) -> int:
-        """The longest start: waiting, then loading."""
-        return self.wait_seconds + self.startup_seconds
+        """The longest start: waiting for room on a shared card, then for its turn to load there, then loading."""
+        turn = math.ceil(GATE_SECONDS) if self.gpu == "shared" else 0
+        return self.wait_seconds + turn + self.startup_seconds
 
     @property
     def startup_failures(self) -> int:

@@ -83,11 +83,11 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
     from mlops_build.gpu.cards import NoDriver, cards
 
     try:
-        found = [card for card in cards() if card.visible]
+        found = [card for card in cards() if card.visible is not False]
     except NoDriver as error:
         if needed:
             why = f"a GPU is asked for{f' ({budget})' if budget else ''}, but {error.message}"
-            raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}: --device cpu") from None
+            raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or choose the CPU: --device cpu") from None
         return Wish("cpu", why="the CPU (no NVIDIA driver here)")
     import torch
 
@@ -172,7 +172,7 @@ def _healthy() -> "list[Card]":
     from mlops_build.gpu.cards import cards
     from mlops_build.gpu.nvml import Trouble
 
-    found = [card for card in cards() if card.visible]
+    found = [card for card in cards() if card.visible is not False]
     divided = {card.mig_parent for card in found}
     found = [card for card in found if not (card.trouble is Trouble.MIG_PARENT and card.uuid in divided)]
     ill = [f"  {card.index} {card.name} {card.uuid}: {card.why}" for card in found if card.trouble not in (None, Trouble.NO_MEMORY)]

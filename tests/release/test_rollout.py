@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound
+from mlops_build.gpu.loading import GATE_SECONDS
 from mlops_build.release.rollout import GRACE_SECONDS, kubernetes_memory, rollout, room, steps
 from mlops_build.service import parse_bytes
 from tests.release.world import SERVICE
@@ -94,7 +95,7 @@ def test_service_yaml_becomes_numbers() -> None:
     assert production.deadline_seconds > production.startup_seconds
     # The pod before it may take the whole grace period to end, and only then is there room.
     assert production.wait_seconds >= GRACE_SECONDS
-    assert production.startup_failures * 3 >= production.wait_seconds + production.startup_seconds
+    assert production.startup_failures * 3 >= production.wait_seconds + GATE_SECONDS + production.startup_seconds
     exclusive = rollout(service_file.parse(SERVICE.replace("{mode: none}", "{mode: exclusive}")), "production")
     assert (exclusive.gpu_memory_bytes, exclusive.cards, exclusive.wait_seconds) == (0, 1, 0)
     with pytest.raises(NotFound):

@@ -125,6 +125,15 @@ def test_it_waits_for_the_pod_before_it(node: MakeNode, context: Path, tmp_path:
         assert masked(server) == made.cards[0].uuid
 
 
+def test_sigterm_ends_the_waiting_too(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    made = node(testing.SimulatedCard(total="8GiB", used="6GiB"))
+    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "600", **on(made)) as server:
+        server.wait_for("waiting")
+        assert server.stop() == 0
+        assert "Traceback" not in server.log.read_text()
+        assert (promises(made), made.used(0)) == ([], 6 * GIB)
+
+
 def test_who_outgrows_its_budget_fails_itself(node: MakeNode, context: Path, tmp_path: Path) -> None:
     made = node("24GiB")
     done = mlops_build(tmp_path, "serve", str(context), "--port", "0", "--gpu-memory", "2GiB", expect=1, environment=on(made))
@@ -146,16 +155,17 @@ def test_no_room_says_of_every_card_why_and_is_never_the_cpu(node: MakeNode, con
 
 def test_a_card_of_its_own_needs_no_lease(node: MakeNode, context: Path, tmp_path: Path) -> None:
     """As the device plugin gives it: one of the node's cards, renumbered, no lease directory, no pids."""
-    made = node("24GiB", "24GiB", "24GiB")
+    made = node("24GiB", "24GiB", testing.SimulatedCard(used="2GiB"))
     environment = {**made.view(cards=[2], hide_pids=True), "PYTHONPATH": on(made)["PYTHONPATH"], "MLOPS_DEVICE": "gpu"}
     environment["MLOPS_GPU_MODE"] = "exclusive"
     environment["MLOPS_GPU_LEASE_DIR"] = str(tmp_path / "nowhere")
     with serving(tmp_path, str(context), "--port", "0", **environment) as server:
         _ = server.url
-        assert made.used(2) >= 3 * GIB
+        assert made.used(2) >= (2 + 3) * GIB
         log = server.log.read_text()
+        assert "should be this service's own, but 2.0 GiB of it are used already" in log
         assert f"device: NVIDIA L4 ({made.cards[2].uuid}), its own" in log
-        assert len(log.splitlines()) == 2, f"noise about leases: {log}"
+        assert len(log.splitlines()) == 3, f"noise about leases: {log}"
     made.lose(2)
     said = mlops_build(tmp_path, "serve", str(context), "--port", "0", expect=6, environment=environment).stderr
     assert "fallen off the bus" in said
