@@ -1,4 +1,4 @@
-"""The cards of this machine: who uses them, and how to get a part of one. Needs nvidia-ml-py and nothing else.
+"""The cards of this machine: who uses them, and how to get a part of one. Needs the NVIDIA driver and nothing else.
 
 from mlops_build import gpu
 gpu.cards()        # every card: memory, who holds leases, who uses memory without one
