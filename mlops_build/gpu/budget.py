@@ -10,8 +10,9 @@ from typing import Any
 from mlops_build.errors import Failed
 from mlops_build.quantity import show_bytes
 
-# A CUDA context with torch's kernels was measured at 300-500 MiB: the larger end, for where it cannot be measured.
-CONTEXT_BYTES = 512 << 20
+# A CUDA context with torch's kernels was measured at 300-500 MiB. Where it cannot be measured: the larger end for what torch may not have,
+# the smaller end for what a service is believed to use, since what is believed of one is not counted against the card.
+CONTEXT_BYTES, LEAST_CONTEXT_BYTES = 512 << 20, 300 << 20
 
 
 class BudgetTooSmall(Failed):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlops_build.gpu import log
-from mlops_build.gpu.budget import CONTEXT_BYTES
+from mlops_build.gpu.budget import LEAST_CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
 from mlops_build.gpu.frozen import dataclass, replace
@@ -119,7 +119,7 @@ def of_torch(uuids: Sequence[str]) -> dict[str, int] | None:
     if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
         return None
     reserved = [int(torch.cuda.memory_reserved(ordinal)) for ordinal in range(min(len(uuids), torch.cuda.device_count()))]
-    return {uuid: size + CONTEXT_BYTES if size else 0 for uuid, size in zip(uuids, reserved, strict=False)}
+    return {uuid: size + LEAST_CONTEXT_BYTES if size else 0 for uuid, size in zip(uuids, reserved, strict=False)}
 
 
 def seen(readings: Sequence[Reading], promise: Promise, before: Mapping[str, int] | None) -> dict[str, int] | None:

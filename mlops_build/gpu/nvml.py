@@ -118,6 +118,7 @@ class Nvml:
         self._seconds = seconds
         self._fixed: dict[int, Reading] = {}  # by index, what never changes while NVML is started
         self._asked: dict[int, _Answer] = {}
+        self._count: int | None = None  # NVML counts the cards when it is started
 
     def __enter__(self) -> Self:
         self._ask(nvml.nvmlInit)
@@ -128,6 +129,7 @@ class Nvml:
         if all(answer.done() for answer in self._asked.values()):
             _Answer(nvml.nvmlShutdown).find().wait(time.monotonic() + self._seconds)
         self._fixed.clear()
+        self._count = None
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
         """Every card in NVML's order, each MIG parent followed by its instances. At most `seconds` for all: they are asked side by side.
@@ -135,7 +137,9 @@ class Nvml:
         full: temperature, power, ECC errors and utilisation, too; a decision needs only the rest, or `utilisation`. Raises NoDriver when no
         card can be asked; a card that cannot be read is a Reading with a trouble.
         """
-        count = int(self._ask(nvml.nvmlDeviceGetCount))
+        if self._count is None:
+            self._count = int(self._ask(nvml.nvmlDeviceGetCount))
+        count = self._count
         deadline = time.monotonic() + self._seconds
         # A card that has hung since an earlier look is neither asked again (a thread more at every look) nor waited for again.
         hanging = {index for index, answer in self._asked.items() if not answer.done()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.gpu import testing
+from mlops_build.gpu.ledger import Ledger
 
 MIB, GIB = 1 << 20, 1 << 30
 # What limit_torch asks of torch. A context costs on the card what the node says, and one allocation is made through "the allocator".
@@ -95,3 +96,13 @@ def test_devices_under_the_mask(with_torch, lease) -> None:
     _, environment = with_torch("8GiB", "24GiB", "24GiB")
     lessee = lease(environment, memory="10GiB", count=2)
     assert lessee.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
+
+
+def test_where_pids_are_hidden_torch_says_what_the_service_uses(with_torch, lease) -> None:
+    machine, environment = with_torch("24GiB", hidden=True)
+    lessee = lease(environment, memory="4GiB")
+    lessee.do(f"import torch; torch.cuda.init(); torch.reserved[0] = {2 * GIB}; lease.report()")
+    with Ledger.open(machine.directory / "leases") as ledger:
+        (promise,) = ledger.promises()
+    assert promise.seen == {machine.cards[0].uuid: 2 * GIB + 300 * MIB}
+    assert not promise.loaded
