@@ -27,6 +27,7 @@ EXTRAS = {
     "train": ("mlflow", "dvc", "torch", "uv", "hatchling"),
     "serve": ("mlflow", "fastapi", "torch", "prometheus_client"),
     "operate": ("mlflow", "jinja2", "pydantic", "ruamel.yaml"),
+    "watch": ("prometheus_client",),
     "template": ("copier", "cookiecutter"),
 }
 
