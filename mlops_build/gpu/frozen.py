@@ -42,7 +42,7 @@ def _made(cls: Any) -> Any:
         "__delattr__": _refuse,
         "__reduce__": _reduce,
     }
-    return type(cls)(
+    made = type(cls)(
         cls.__name__,
         cls.__bases__,
         {
@@ -55,6 +55,9 @@ def _made(cls: Any) -> Any:
             "_defaults": defaults,
         },
     )
+    # Past our own __setattr__, and faster than object's.
+    made._setters = {name: getattr(made, name).__set__ for name in made.__match_args__}
+    return made
 
 
 class _Fields:
@@ -78,15 +81,17 @@ class _Fields:
 
 
 def _init(self: Any, /, *values: object, **named: object) -> None:
-    names = self.__match_args__
-    given = dict(zip(names, values, strict=False))
-    if len(values) > len(names) or not (given.keys().isdisjoint(named) and named.keys() <= set(names)):
-        raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once: {len(values)} values and {', '.join(named)} are given")
-    given = {**self._defaults, **given, **named}
-    for name in names:
-        if name not in given:
-            raise TypeError(f"{type(self).__name__} is not told its {name}")
-        object.__setattr__(self, name, given[name])
+    cls = type(self)
+    names = cls.__match_args__
+    given = {**cls._defaults, **dict(zip(names, values, strict=False)), **named}
+    wrong = len(values) > len(names) or any(name in named for name in names[: len(values)])
+    if wrong or len(given) != len(names) or not given.keys() <= cls._setters.keys():
+        raise TypeError(
+            f"{cls.__name__} takes {', '.join(names)}: each once, all without a default; "
+            f"it is given {len(values)} of them in order, and {', '.join(named) or 'none'} by name"
+        )
+    for name, set_slot in cls._setters.items():
+        set_slot(self, given[name])
 
 
 def _values(self: Any) -> tuple[object, ...]:

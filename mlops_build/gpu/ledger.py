@@ -14,6 +14,7 @@ waiting, and never read beyond a bound; the owner is the file's, not what it say
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import json
@@ -147,13 +148,12 @@ class Ledger:
         descriptor = self._open_or_create(LOCK)
         try:
             while True:
-                if not _locks(descriptor, fcntl.LOCK_EX):
+                if not _locks(descriptor, fcntl.LOCK_EX) and not _locks_within(descriptor, deadline - time.monotonic()):
                     if time.monotonic() > deadline:
                         raise LockHeld(
                             f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder(descriptor)}",
                             remedy="see who holds it (fuser, lslocks): a decision takes milliseconds, so it is stopped or hostile",
                         )
-                    time.sleep(0.001 + os.urandom(1)[0] / 64000)  # 1-5 ms: jitter, so that waiting pickers do not march in step
                 elif self._is(LOCK, descriptor):
                     break
                 else:  # somebody removed the file while we waited: what we locked is no longer anybody's lock
@@ -503,6 +503,34 @@ def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
             yield from entries
     finally:
         os.close(descriptor)
+
+
+def _locks_within(descriptor: int, seconds: float) -> bool:
+    """Wait for the lock as the kernel's queue has it; a thread does, since the call itself knows no limit of time.
+
+    Those who ask again and again instead keep the holder from working, when fifty of them do.
+    """
+    settled, arrived = _thread.allocate_lock(), _thread.allocate_lock()
+    arrived.acquire()
+    own = os.dup(descriptor)  # the same lock, under a number that nobody else closes
+
+    def wait() -> None:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX)
+            if settled.acquire(blocking=False):
+                arrived.release()
+            else:  # given up since: a child that was forked meanwhile must not keep it
+                fcntl.flock(own, fcntl.LOCK_UN)
+        finally:
+            os.close(own)
+
+    try:
+        _thread.start_new_thread(wait, ())
+    except RuntimeError:  # no thread is to be had (a container's limit of processes)
+        os.close(own)
+        time.sleep(0.005)
+        return False
+    return arrived.acquire(timeout=max(0.0, seconds)) or not settled.acquire(blocking=False)
 
 
 def _locks(descriptor: int, kind: int) -> bool:

@@ -337,6 +337,28 @@ def test_a_lock_that_a_stopped_process_holds_is_given_up(directory: Path, holder
         pass
 
 
+def test_a_lock_that_was_given_up_is_not_taken_later(directory: Path) -> None:
+    """The thread that waits in the kernel gets the lock when its holder lets go, perhaps after we went on without it, and forked."""
+    with Ledger.open(directory) as ledger:
+        with ledger.deciding():
+            pass
+        old = os.open(directory / "lock", os.O_RDONLY)
+        fcntl.flock(old, fcntl.LOCK_EX)
+        with pytest.raises(LockHeld), ledger.deciding(timeout=0.05):
+            pass
+        child = os.fork()
+        if child == 0:
+            os.close(old)
+            signal.pause()
+        try:
+            os.close(old)
+            with ledger.deciding(timeout=20):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
     """Someone removes the file while we wait for it: what we then lock is nobody's lock any more."""
     with Ledger.open(directory) as ledger:
@@ -352,10 +374,13 @@ def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path
 
         thread = threading.Thread(target=decide)
         thread.start()
-        (directory / "lock").unlink()
-        with Ledger.open(directory) as other, other.deciding():
-            os.close(old)
-            assert not entered.wait(0.2), "both would decide"
+        # Replaced in one step, and locked already: the thread may not have begun yet.
+        new = os.open(directory / "replacement", os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(new, fcntl.LOCK_EX)
+        (directory / "replacement").rename(directory / "lock")
+        os.close(old)
+        assert not entered.wait(0.2), "both would decide"
+        os.close(new)
         thread.join(20)
         assert entered.is_set()
 
