@@ -92,8 +92,10 @@ def _host(server: Zabbix, port: int) -> str:
 
 def _items(server: Zabbix, host: str, cards: int) -> dict[str, dict[str, str]] | None:
     items = {item["key_"]: item for item in server.api("item.get", hostids=[host], output=["key_", "lastvalue", "lastclock", "state"])}
-    values = [item for key, item in items.items() if key.startswith("mlops.gpu.memory.used[") and item["lastclock"] != "0"]
-    return items if len(values) == cards else None
+    # The document itself is not kept (history 0); values of its parts are written to the database one after the other.
+    waited_for = [key for key, item in items.items() if item["lastclock"] == "0" and key != "mlops.gpu[node]"]
+    found = [key for key in items if key.startswith("mlops.gpu.memory.used[")]
+    return items if len(found) == cards and not waited_for else None
 
 
 def _problems(server: Zabbix, host: str) -> set[str]:
