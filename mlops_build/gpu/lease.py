@@ -196,7 +196,7 @@ class Lease:
         gated = self._ledger is not None and self._held is not None
         turn = loading.enter(self._ledger, self.uuids) if gated and self._ledger else loading.Turn((), alone=False)
         try:
-            before = loading.used(read(), self.uuids) if turn.alone else None
+            before = self._used() if turn.alone else None
             self.let_go()
             yield
             # A report that is on its way would say that it is still loading, and come last.
@@ -252,7 +252,7 @@ class Lease:
             self._reporter.stop()
         if self._ledger is not None and self._promise.id:
             turn = loading.enter(self._ledger, self.uuids)
-            loading.watch(self._ledger, self._promise, turn, loading.used(read(), self.uuids))
+            loading.watch(self._ledger, self._promise, turn, self._used() or {})
         self.let_go()
 
     def release(self) -> None:
@@ -287,6 +287,15 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.release()
+
+    def _used(self) -> dict[str, int] | None:
+        from mlops_build.gpu import loading
+
+        try:
+            return loading.used(read(), self.uuids)
+        except NoDriver as error:  # a service that has its card can load all the same
+            log.warning("the lease's memory is not reported: %s", error)
+            return None
 
     def _tell(self, *, loaded: bool, before: Mapping[str, int] | None) -> None:
         if self._ledger is None or not self._promise.id:

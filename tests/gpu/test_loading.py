@@ -70,6 +70,14 @@ def test_a_failed_load_confirms_nothing(node, lease) -> None:
     assert lessee.do("with lease.loading(): pass") == {"done": True}, "and the gate is free again"
 
 
+def test_a_driver_that_no_longer_answers_keeps_nobody_from_loading(node, lease) -> None:
+    machine = node("24GiB")
+    lessee = lease(machine.environment, memory="6GiB")
+    machine.fail_init(18)
+    assert lessee.do("with lease.loading(): pass") == {"done": True}
+    assert "is not reported" in lessee.end()
+
+
 def test_one_service_at_a_time_loads_onto_a_card(node, lease) -> None:
     machine = node("24GiB")
     first, second = (lease(machine.environment, memory="1GiB") for _ in range(2))
