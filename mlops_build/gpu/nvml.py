@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 SECONDS = 2.0  # what one look may take of a card, and starting NVML
-QUICK_SECONDS = 0.05  # a healthy node's cards answer in a millisecond
+QUICK_SECONDS = 0.2  # a healthy node's cards answer in a millisecond, and on an overloaded one more threads are no help
 
 
 class Trouble(StrEnum):
@@ -119,6 +119,7 @@ class Nvml:
         self._fixed: dict[int, Reading] = {}  # by index, what never changes while NVML is started
         self._asked: dict[int, _Answer] = {}
         self._count: int | None = None  # NVML counts the cards when it is started
+        self._worker: _Worker | None = None
 
     def __enter__(self) -> Self:
         self._ask(nvml.nvmlInit)
@@ -128,8 +129,10 @@ class Nvml:
         # A call that hangs still uses the library: stopping it under that call could hang or crash. The process' end does it.
         if all(answer.done() for answer in self._asked.values()):
             _Answer(nvml.nvmlShutdown).find().wait(time.monotonic() + self._seconds)
+        if self._worker is not None:
+            self._worker.end()
         self._fixed.clear()
-        self._count = None
+        self._count = self._worker = None
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
         """Every card in NVML's order, each MIG parent followed by its instances. At most `seconds` for all: they are asked side by side.
@@ -146,8 +149,39 @@ class Nvml:
         fresh = [index for index in range(count) if index not in hanging]
         for index in fresh:
             self._asked[index] = _Answer(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
-        _find([self._asked[index] for index in fresh])
+        self._find([self._asked[index] for index in fresh])
         return [reading for index in range(count) for reading in self._answered(index, 0 if index in hanging else deadline)]
+
+    def _find(self, answers: Sequence[_Answer]) -> None:
+        """Ask all the questions. One thread asks one after the other, a tenth of what a thread for each would take; where that is not
+        quick, there are as many threads as questions that are left, so that one that hangs delays no other."""
+        left = list(reversed(answers))
+
+        def work() -> None:
+            while True:
+                try:
+                    answer = left.pop()
+                except IndexError:
+                    return
+                answer.ask()
+
+        if (
+            self._worker is not None
+            and self._worker.busy
+            and any(not answer.done() for answer in self._asked.values() if answer not in answers)
+        ):
+            self._worker.end()  # it hangs with a card
+            self._worker = None
+        try:
+            self._worker = self._worker or _Worker()
+        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
+            work()
+            return
+        self._worker.do(work)
+        soon = time.monotonic() + QUICK_SECONDS
+        if not all(answer.wait(soon) for answer in answers):
+            for _ in range(len(left)):
+                _start(work)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """A question about the driver as a whole."""
@@ -313,24 +347,32 @@ class _Answer:
         return True
 
 
-def _find(answers: Sequence[_Answer]) -> None:
-    """Ask all the questions. One thread asks one after the other, a tenth of what a thread for each would take; where that is not quick,
-    there are as many threads as questions that are left, so that one that hangs delays no other."""
-    left = list(reversed(answers))
+class _Worker:
+    """A thread that waits for work. Starting one instead takes its turn behind every busy process, and that under the decision's lock."""
 
-    def work() -> None:
+    def __init__(self) -> None:
+        self.busy = False
+        self._work: list[Callable[[], None] | None] = []
+        self._there = threading.Semaphore(0)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def do(self, work: Callable[[], None] | None) -> None:
+        self._work.append(work)
+        self._there.release()
+
+    def end(self) -> None:
+        """After what it has been given."""
+        self.do(None)
+
+    def _run(self) -> None:
         while True:
-            try:
-                answer = left.pop()
-            except IndexError:
+            self._there.acquire()
+            work = self._work.pop(0)
+            if work is None:
                 return
-            answer.ask()
-
-    _start(work)
-    soon = time.monotonic() + QUICK_SECONDS
-    if not all(answer.wait(soon) for answer in answers):
-        for _ in range(len(left)):
-            _start(work)
+            self.busy = True
+            work()
+            self.busy = False
 
 
 def _start(work: Callable[[], None]) -> None:
