@@ -28,11 +28,12 @@ ARTIFACTS = "mlartifacts"
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `params` is params.yaml as a dict; `root` is the service's folder."""
+    """An open run. `params` is params.yaml as a dict; `root` is the service's folder; `service` its name."""
 
     run_id: str
     params: Mapping[str, Any]
     root: Path
+    service: str
 
 
 def params(root: Path | None = None) -> dict[str, Any]:
@@ -55,12 +56,12 @@ def start_run() -> Iterator[Run]:
     import mlflow
 
     root = service.find_root()
-    values = params(root)
+    values, name = params(root), service.load(root).name
     seeds.fix(values["seed"])
     with mlflow.start_run(experiment_id=_experiment(root)) as run:
         mlflow.log_params(flat(values))
         mlflow.set_tags(origin.run_tags(root))
-        yield Run(run.info.run_id, values, root)
+        yield Run(run.info.run_id, values, root, name)
 
 
 @contextlib.contextmanager
@@ -73,19 +74,19 @@ def resume_run(made: Path) -> Iterator[Run]:
     import mlflow
 
     root = service.find_root()
-    values = params(root)
+    values, name = params(root), service.load(root).name
     experiment = _experiment(root)
     if (root / made).is_file():
         tag, digest = RUN_WEIGHTS, f"sha256:{files.file_digest(root / made)}"
     else:
         files.remove_bytecode(root / made)  # of whoever loaded the model before
         tag, digest = RUN_MODEL, files.digest(root / made)
-    found = Registry().find_run(service.load(root).name, tag, digest)
+    found = Registry().find_run(name, tag, digest)
     with mlflow.start_run(run_id=found.run_id) if found else mlflow.start_run(experiment_id=experiment) as run:
         if not found:
             mlflow.log_params(flat(values))
             mlflow.set_tags({**origin.run_tags(root), tag: digest})
-        yield Run(run.info.run_id, values, root)
+        yield Run(run.info.run_id, values, root, name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
