@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from mlops_build.gpu.declared import Declared, settings
+from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner, pid_namespace
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
@@ -24,7 +24,7 @@ TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from mlops_build.gpu.ledger import Ledger, Promise
 
-__all__ = ["Card", "NoDriver", "account", "cards", "look", "remember", "remembered", "unleased"]
+__all__ = ["Card", "NoDriver", "Snapshot", "account", "cards", "look", "remember", "remembered", "snapshot", "unleased"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +95,60 @@ def look(
 
     full, utilisation: as `Nvml.read`. now: unix s, default the clock. Raises NoDriver, BadConfig.
     """
+    return snapshot(nvml, promises, peaks, now=now, full=full, utilisation=utilisation).cards(promises)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a look saw, before it is added up: what takes long. taken: time.monotonic, s."""
+
+    readings: Sequence[Reading]
+    promises: Mapping[str, Promise]
+    processes: Mapping[int, Known] | None
+    peaks: Peaks
+    settings: Settings
+    now: float
+    taken: float
+
+    def cards(self, promises: Sequence[Promise]) -> list[Card]:
+        """The cards with these promises, which may be newer than the readings.
+
+        What a lease was seen to use is then taken from when the readings were: memory that came later is not in them, and to subtract it
+        would hide a neighbour's. A lease that came since counts its whole budget, one that has gone counts what it used as a neighbour's:
+        too much rather than too little.
+        """
+        found = account(
+            self.readings,
+            [self.promises.get(promise.id) or replace(promise, seen={}) for promise in promises],
+            peaks=self.peaks,
+            declared=self.settings.neighbours,
+            now=self.now,
+            reserve=self.settings.reserve_bytes,
+            processes=self.processes,
+            namespace=pid_namespace(),
+        )
+        try:
+            mine = {card.uuid for card in visible(found)}
+        except AmbiguousMask:
+            return [replace(card, visible=None) for card in found]
+        return [card if card.uuid in mine else replace(card, visible=False) for card in found]
+
+
+def snapshot(
+    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+) -> Snapshot:
+    """What `look` sees; the promises are read before it. Raises NoDriver, BadConfig."""
+    taken = time.monotonic()
     readings = nvml.read(full, utilisation=utilisation)
-    node = settings()
-    found = account(
+    return Snapshot(
         readings,
-        promises,
-        peaks=peaks,
-        declared=node.neighbours,
-        now=time.time() if now is None else now,
-        reserve=node.reserve_bytes,
-        processes=known((process.pid for reading in readings for process in reading.processes or ()), _made(promises)),
-        namespace=pid_namespace(),
+        {promise.id: promise for promise in promises},
+        known((process.pid for reading in readings for process in reading.processes or ()), _made(promises)),
+        peaks,
+        settings(),
+        time.time() if now is None else now,
+        taken,
     )
-    try:
-        mine = {card.uuid for card in visible(found)}
-    except AmbiguousMask:
-        return [replace(card, visible=None) for card in found]
-    return [card if card.uuid in mine else replace(card, visible=False) for card in found]
 
 
 def account(

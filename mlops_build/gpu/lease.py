@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from mlops_build.errors import NoRoom, Refused, UsageError
 from mlops_build.gpu import decisions, log
-from mlops_build.gpu.cards import Card, look, remember, remembered
+from mlops_build.gpu.cards import Card, Snapshot, remember, remembered, snapshot
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, could_ever, why_not
 from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, pid_namespace, printable
@@ -43,6 +43,8 @@ SERVICE_VARIABLE = "MLOPS_SERVICE"
 LEASE_VARIABLE = "MLOPS_GPU_LEASE"
 # Without the lock or a directory, a choice can turn out to have been made by two at once: so often it is made anew.
 TRIES = 8
+# How old a look at NVML may be when the lock is got. A neighbour that grows meanwhile could as well have grown right after the decision.
+FRESH_SECONDS = 0.5
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
 
@@ -446,7 +448,10 @@ class _Search:
         """The cards now, without the promise `but`. Promises are read before NVML: memory that appears between the two counts twice, which
         hurts nobody."""
         promises = [promise for promise in self._ledger.promises() if promise.id != but] if self._ledger is not None else []
-        return look(nvml, promises, self._peaks, utilisation=self._request.max_utilisation is not None)
+        return self._snapshot(nvml, promises).cards(promises)
+
+    def _snapshot(self, nvml: Nvml, promises: Sequence[Promise]) -> Snapshot:
+        return snapshot(nvml, promises, self._peaks, utilisation=self._request.max_utilisation is not None)
 
     def _look_at_peaks(self) -> None:
         """Outside the lock: they change in hours."""
@@ -457,7 +462,10 @@ class _Search:
         """Choose among the cards as they are now. full: those that were found to have less memory than NVML says."""
         why = "the memory could not be allocated, though NVML says that it is free"
         cards = [replace(card, trouble=Trouble.FAULT, why=why) if card.uuid in full else card for card in self._look(nvml)]
-        seed, request = int.from_bytes(os.urandom(4), "big"), request or self._request
+        return self._choose_of(cards, request or self._request)
+
+    def _choose_of(self, cards: Sequence[Card], request: Request) -> _Attempt:
+        seed = int.from_bytes(os.urandom(4), "big")
         return _Attempt(cards, choose(cards, request, seed), request, seed)
 
     # -- promising --
@@ -478,10 +486,17 @@ class _Search:
         return self._reserve_alone(nvml)
 
     def _reserve_locked(self, nvml: Nvml, ledger: Ledger) -> _Attempt:
+        # NVML is looked at before the lock is asked for, in which every millisecond is everybody's. The promises are read inside.
+        before = self._snapshot(nvml, ledger.promises())
         asked = time.monotonic()
         with ledger.deciding():
             locked = time.monotonic()
-            attempt = self._promised(self._choose(nvml), ledger)
+            attempt = _Attempt((), Choice((), {}), self._request, 0)
+            if locked - before.taken < FRESH_SECONDS:
+                attempt = self._choose_of(before.cards(ledger.promises()), self._request)
+            if not attempt.choice.uuids:  # an old look counts what has changed since twice
+                attempt = self._choose(nvml)
+            attempt = self._promised(attempt, ledger)
         self._decided = time.monotonic() - asked
         # Who was stopped while it held the lock comes back to a node where others, tired of waiting, have decided without it.
         if attempt.held is not None and time.monotonic() - locked > LOCK_SECONDS / 2 and not self._holds(nvml, attempt):

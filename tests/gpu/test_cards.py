@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_build.gpu.cards import Card, account, unleased
-from mlops_build.gpu.declared import Declared
+from mlops_build.gpu.cards import Card, Snapshot, account, unleased
+from mlops_build.gpu.declared import Declared, Settings
 from mlops_build.gpu.ledger import Promise
 from mlops_build.gpu.neighbours import Known
 from mlops_build.gpu.nvml import Process, Reading, Trouble
@@ -329,3 +329,18 @@ def test_leases_that_fit_never_promise_more_than_there_is(truth: dict[str, Any],
             one = Reading(**{name: getattr(found, name) for name in Reading.__slots__})
             [found] = account([one], made, peaks={}, declared=(), now=NOW, processes=None, namespace=HERE)
         assert external + sum(lease.bytes for lease in made) / GIB <= room
+
+
+def test_promises_that_are_newer_than_the_readings_are_counted_twice_rather_than_not_at_all() -> None:
+    """Between the look at NVML and the lock, others lease, load, report and go."""
+    old = lease("old", 4, seen=2)
+    before = Snapshot([reading(12)], {old.id: old}, None, {}, Settings(), NOW, 0.0)
+
+    def committed(*promises: Promise) -> float:
+        (found,) = before.cards(promises)
+        return gib(found.committed_bytes)
+
+    assert committed(old) == 10 + 4
+    assert committed(lease("old", 4, seen=4)) == 10 + 4, "what it reported since is not in the reading: 10 GiB stay a neighbour's"
+    assert committed(old, lease("new", 3, seen=3)) == 10 + 4 + 3
+    assert committed() == 12, "it may have gone without its memory being free yet"

@@ -255,15 +255,15 @@ def test_who_was_stopped_while_deciding_does_not_promise_what_others_took_meanwh
 import sys
 from mlops_build import gpu
 search = sys.modules["mlops_build.gpu.lease"]._Search
-choose = search._choose
+choose = search._choose_of
 def choose_and_pause(self, *arguments):
     chosen = choose(self, *arguments)
-    if search._choose is choose_and_pause:
-        search._choose = choose
+    if search._choose_of is choose_and_pause:
+        search._choose_of = choose
         print("{}", flush=True)
         sys.stdin.readline()
     return chosen
-search._choose = choose_and_pause
+search._choose_of = choose_and_pause
 """
     stopped = lease(machine.environment, script=pauses + LESSEE, memory="6GiB")
     quick = lease(machine.environment, memory="6GiB")
