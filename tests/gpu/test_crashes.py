@@ -37,7 +37,11 @@ def killed_at_random_moments(shared: Shared, times: int, seed: int) -> None:
     for _ in range(times):
         crowd = [shared.tenant("8GiB", size=6 * GIB, seconds=0.05, until=set()) for _ in range(3)]
         for one in crowd:
-            time.sleep(dice.uniform(0, 0.12))  # a random moment, not one that is waited for
+            leased = dice.random() < 0.6
+            if leased:
+                one.until({"leased", "refused"})
+            # A random moment, not one that is waited for: of loading, or of starting, looking and deciding.
+            time.sleep(dice.uniform(0, 0.1 if leased else 0.4))
             one.kill()
             shared.tenants.remove(one)
             one.errors.close()
