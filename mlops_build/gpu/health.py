@@ -90,8 +90,7 @@ def of_directory(path: Path) -> list[Finding]:
 
 def _lock(ledger: Ledger) -> list[Finding]:
     try:
-        with ledger.deciding(LOCK_SECONDS):
-            return []
+        return ledger.decide(list)
     except LockHeld:
         why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s, and a decision takes milliseconds: each now waits 2 s in vain"
         return [Finding("gpu leases", "gpu-lock", why, f"`fuser --verbose {ledger.path}/lock` says by whom; end that process")]

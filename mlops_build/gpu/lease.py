@@ -489,14 +489,19 @@ class _Search:
         # NVML is looked at before the lock is asked for, in which every millisecond is everybody's. The promises are read inside.
         before = self._snapshot(nvml, ledger.promises())
         asked = time.monotonic()
-        with ledger.deciding():
+        locked = 0.0
+
+        def decide() -> _Attempt:
+            nonlocal locked
             locked = time.monotonic()
-            attempt = _Attempt((), Choice((), {}), self._request, 0)
+            attempt = None
             if locked - before.taken < FRESH_SECONDS:
                 attempt = self._choose_of(before.cards(ledger.promises()), self._request)
-            if not attempt.choice.uuids:  # an old look counts what has changed since twice
+            if attempt is None or not attempt.choice.uuids:  # an old look counts what has changed since twice
                 attempt = self._choose(nvml)
-            attempt = self._promised(attempt, ledger)
+            return self._promised(attempt, ledger)
+
+        attempt = ledger.decide(decide)
         self._decided = time.monotonic() - asked
         # Who was stopped while it held the lock comes back to a node where others, tired of waiting, have decided without it.
         if attempt.held is not None and time.monotonic() - locked > LOCK_SECONDS / 2 and not self._holds(nvml, attempt):

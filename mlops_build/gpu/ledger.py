@@ -23,7 +23,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from mlops_build.errors import Failed
@@ -33,7 +33,9 @@ from mlops_build.gpu.frozen import dataclass, replace
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
@@ -141,27 +143,35 @@ class Ledger:
 
     # -- deciding: one at a time --
 
-    @contextlib.contextmanager
-    def deciding(self, timeout: float = LOCK_SECONDS) -> Iterator[None]:
-        """Hold the directory's lock: nobody else chooses meanwhile. Raises LockHeld after `timeout` seconds, NoLedger."""
+    def decide(self, work: Callable[[], T], timeout: float = LOCK_SECONDS) -> T:
+        """Do `work` while nobody else decides here; what it returns or raises.
+
+        It may run in another thread. Raises LockHeld if the lock is not to be had within `timeout` seconds, NoLedger.
+        """
         deadline = time.monotonic() + timeout
-        descriptor = self._open_or_create(LOCK)
-        try:
-            while True:
-                if not _locks(descriptor, fcntl.LOCK_EX) and not _locks_within(descriptor, deadline - time.monotonic()):
-                    if time.monotonic() > deadline:
-                        raise LockHeld(
-                            f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder(descriptor)}",
-                            remedy="see who holds it (fuser, lslocks): a decision takes milliseconds, so it is stopped or hostile",
-                        )
-                elif self._is(LOCK, descriptor):
-                    break
-                else:  # somebody removed the file while we waited: what we locked is no longer anybody's lock
-                    os.close(descriptor)
-                    descriptor = self._open_or_create(LOCK)
-            yield
-        finally:
-            os.close(descriptor)
+        while True:
+            descriptor = self._open_or_create(LOCK)
+            if _locks(descriptor, fcntl.LOCK_EX):
+                try:
+                    if self.is_lock(descriptor):
+                        return work()
+                finally:
+                    _unlock(descriptor)
+            else:
+                turn = _Turn(self, descriptor, work)
+                if turn.comes(deadline):
+                    result: T = turn.result()
+                    return result
+            # Otherwise somebody removed the file meanwhile: what was locked is no longer anybody's lock.
+            if time.monotonic() > deadline:
+                raise LockHeld(
+                    f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder()}",
+                    remedy="see who holds it (fuser, lslocks): a decision takes milliseconds, so it is stopped or hostile",
+                )
+
+    def is_lock(self, descriptor: int) -> bool:
+        """Is this descriptor's file still the directory's lock?"""
+        return self._is(LOCK, descriptor)
 
     # -- leases --
 
@@ -463,10 +473,10 @@ class Ledger:
             return False
         return os.path.samestat(now, os.fstat(descriptor))
 
-    def _holder(self, descriptor: int) -> str:
-        """Who holds the file's lock, as far as /proc/locks says it to this process."""
-        inode = f":{os.fstat(descriptor).st_ino}"
+    def _holder(self) -> str:
+        """Who holds the directory's lock, as far as /proc/locks says it to this process."""
         try:
+            inode = f":{os.stat(LOCK, dir_fd=self._directory, follow_symlinks=False).st_ino}"
             with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
                 lines = file.read().splitlines()
         except OSError:
@@ -505,32 +515,63 @@ def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
         os.close(descriptor)
 
 
-def _locks_within(descriptor: int, seconds: float) -> bool:
-    """Wait for the lock as the kernel's queue has it; a thread does, since the call itself knows no limit of time.
+class _Turn:
+    """Work that waits for the lock in the kernel's queue, in a thread, since that call knows no limit of time. Guards who settles what
+    becomes of it: the thread, or who gives up.
 
-    Those who ask again and again instead keep the holder from working, when fifty of them do.
+    The thread that gets the lock does the work itself. To wake another one for it would, on a busy machine, keep the lock from everybody
+    for as long as that one waits for a processor; so would those who ask again and again instead of queueing.
     """
-    settled, arrived = _thread.allocate_lock(), _thread.allocate_lock()
-    arrived.acquire()
-    own = os.dup(descriptor)  # the same lock, under a number that nobody else closes
 
-    def wait() -> None:
+    def __init__(self, ledger: Ledger, descriptor: int, work: Callable[[], Any]) -> None:
+        self._ledger, self._descriptor, self._work = ledger, descriptor, work
+        self._settled, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
+        self._ended.acquire()
+        self._results: list[Any] = []
+        self._error: BaseException | None = None
         try:
-            fcntl.flock(own, fcntl.LOCK_EX)
-            if settled.acquire(blocking=False):
-                arrived.release()
-            else:  # given up since: a child that was forked meanwhile must not keep it
-                fcntl.flock(own, fcntl.LOCK_UN)
-        finally:
-            os.close(own)
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask again soon
+            self._settled.acquire()
+            self._ended.release()
+            os.close(descriptor)
+            time.sleep(0.005)
 
-    try:
-        _thread.start_new_thread(wait, ())
-    except RuntimeError:  # no thread is to be had (a container's limit of processes)
-        os.close(own)
-        time.sleep(0.005)
-        return False
-    return arrived.acquire(timeout=max(0.0, seconds)) or not settled.acquire(blocking=False)
+    def comes(self, deadline: float) -> bool:
+        """Wait for it until then (time.monotonic), or until it is done if it has begun. Whether it was done."""
+        try:
+            if not self._ended.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                if self._settled.acquire(blocking=False):
+                    return False
+                self._ended.acquire()
+        except BaseException:  # an interrupt: what it took can be given back only when it has it
+            if not self._settled.acquire(blocking=False):
+                self._ended.acquire()
+            raise
+        return bool(self._results) or self._error is not None
+
+    def result(self) -> Any:
+        """What the work returned or raised."""
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
+
+    def _run(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if self._settled.acquire(blocking=False) and self._ledger.is_lock(self._descriptor):
+                self._results.append(self._work())
+        except BaseException as error:
+            self._error = error
+        finally:
+            _unlock(self._descriptor)
+            self._ended.release()
+
+
+def _unlock(descriptor: int) -> None:
+    """Closing alone does not: a child that was forked meanwhile has the descriptor, too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _locks(descriptor: int, kind: int) -> bool:

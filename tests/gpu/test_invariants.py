@@ -78,7 +78,8 @@ class Histories(RuleBasedStateMachine):
     )
     def ask(self, size: int, count: int, exclusive: bool, strategy: str, seed: int) -> None:
         request = Request(size * MIB, count, exclusive, strategy)
-        with self.ledger.deciding():
+
+        def decide() -> None:
             cards = self.look()
             choice = choose(cards, request, seed)
             line = decisions.line("granted", request, seed, cards, choice, service="ranker", lease=None, waited=0.0)
@@ -94,7 +95,9 @@ class Histories(RuleBasedStateMachine):
                     lease.bytes for lease in card.leases
                 ) <= (card.total_bytes or 0)
             held = self.ledger.promise(choice.uuids, request.bytes, exclusive=exclusive, service="ranker")
-        self.owners[held.promise.id] = held
+            self.owners[held.promise.id] = held
+
+        self.ledger.decide(decide)
 
     @precondition(lambda self: self.owners)
     @rule(number=st.integers(0, 100), share=st.floats(0, 1), told=st.booleans())

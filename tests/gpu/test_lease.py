@@ -12,10 +12,7 @@ from tests.gpu.lessee import LESSEE
 HOLD_THE_LOCK = """
 import sys
 from mlops_build.gpu.ledger import Ledger
-held = Ledger.open().deciding()
-held.__enter__()
-print("{}", flush=True)
-sys.stdin.read()
+Ledger.open().decide(lambda: (print("{}", flush=True), sys.stdin.read()))
 """
 GIB = 1 << 30
 

@@ -34,6 +34,10 @@ sys.stdin.read()
 """
 
 
+def nothing() -> None:
+    """A decision that decides nothing."""
+
+
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """Not below pytest's own folder, which is its user's alone, and made so again whenever another pytest starts."""
@@ -163,13 +167,13 @@ def test_users_see_each_others_leases_whatever_their_umask(directory: Path, hold
 
 @root
 def test_the_lock_is_everybodys_whoever_made_it(directory: Path) -> None:
-    decide = "with ledger.deciding(): print('decided')"
+    decide = "ledger.decide(lambda: print('decided'))"
     assert as_user(directory, decide) == "decided", "made by 65534, umask 077"
-    with Ledger.open(directory) as ledger, ledger.deciding():
-        pass
+    with Ledger.open(directory) as ledger:
+        ledger.decide(nothing)
     (directory / "lock").unlink()
-    with Ledger.open(directory) as ledger, ledger.deciding():
-        pass
+    with Ledger.open(directory) as ledger:
+        ledger.decide(nothing)
     assert as_user(directory, decide) == "decided", "made by root"
 
 
@@ -212,11 +216,10 @@ def test_something_hostile_in_place_of_a_file_blocks_nobody(directory: Path, wha
         assert [promise.service for promise in ledger.promises()] == ["a"]
         ledger.peaks()
         if name == "lock" and what not in ("sparse", "nobody"):
-            with pytest.raises(NoLedger, match="lock"), ledger.deciding():
-                pass
+            with pytest.raises(NoLedger, match="lock"):
+                ledger.decide(nothing)
         else:
-            with ledger.deciding():
-                pass
+            ledger.decide(nothing)
         with contextlib.suppress(NoLedger):
             ledger.append("decisions-0.jsonl", b"{}\n", 1024)
         ledger.withdraw(held)
@@ -312,15 +315,18 @@ def test_one_decides_at_a_time(directory: Path) -> None:
     inside, most = 0, 0
     guard = threading.Lock()
 
-    def decide() -> None:
+    def work() -> None:
         nonlocal inside, most
-        with Ledger.open(directory) as ledger, ledger.deciding(timeout=30):
-            with guard:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.005)
-            with guard:
-                inside -= 1
+        with guard:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.005)
+        with guard:
+            inside -= 1
+
+    def decide() -> None:
+        with Ledger.open(directory) as ledger:
+            ledger.decide(work, timeout=30)
 
     threads = [threading.Thread(target=decide) for _ in range(8)]
     for thread in threads:
@@ -331,46 +337,76 @@ def test_one_decides_at_a_time(directory: Path) -> None:
 
 
 def test_a_lock_that_a_stopped_process_holds_is_given_up(directory: Path, holder) -> None:
-    process = holder(then="cm = ledger.deciding(); cm.__enter__()")
+    process = holder(then="ledger.decide(lambda: (print('held', flush=True), sys.stdin.read()))")
     process.send_signal(signal.SIGSTOP)
-    with Ledger.open(directory) as ledger, pytest.raises(LockHeld, match=r"held for more than 0.1 s.*pid"), ledger.deciding(timeout=0.1):
-        pass
+    with Ledger.open(directory) as ledger, pytest.raises(LockHeld, match=r"held for more than 0.1 s.*pid"):
+        ledger.decide(nothing, timeout=0.1)
 
 
 def test_a_lock_that_was_given_up_is_not_taken_later(directory: Path) -> None:
     """The thread that waits in the kernel gets the lock when its holder lets go, perhaps after we went on without it, and forked."""
     with Ledger.open(directory) as ledger:
-        with ledger.deciding():
-            pass
+        ledger.decide(nothing)
         old = os.open(directory / "lock", os.O_RDONLY)
         fcntl.flock(old, fcntl.LOCK_EX)
-        with pytest.raises(LockHeld), ledger.deciding(timeout=0.05):
-            pass
+        with pytest.raises(LockHeld):
+            ledger.decide(nothing, timeout=0.05)
         child = os.fork()
         if child == 0:
             os.close(old)
             signal.pause()
         try:
             os.close(old)
-            with ledger.deciding(timeout=20):
-                pass
+            ledger.decide(nothing, timeout=20)
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
 
 
+def test_an_interrupt_while_a_queued_decision_is_made_comes_when_it_is_finished(directory: Path) -> None:
+    """It runs in the thread that waited for the lock: what it took can be given back only when it has it."""
+    program = f"""
+import fcntl, os, signal, threading, time
+from mlops_build.gpu.ledger import Ledger
+ledger, finished = Ledger.open({str(directory)!r}), []
+ledger.decide(lambda: None)
+lock = os.open({str(directory / "lock")!r}, os.O_RDONLY)
+fcntl.flock(lock, fcntl.LOCK_EX)
+threading.Timer(0.2, os.close, [lock]).start()
+def work():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    finished.append(threading.current_thread() is not threading.main_thread())
+try:
+    ledger.decide(work, timeout=30)
+except KeyboardInterrupt:
+    print("interrupted", finished)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "interrupted [True]\n"
+
+
+def test_what_a_queued_decision_raises_is_raised(directory: Path) -> None:
+    with Ledger.open(directory) as ledger:
+        ledger.decide(nothing)
+        lock = os.open(directory / "lock", os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.2, os.close, [lock]).start()
+        with pytest.raises(ZeroDivisionError):
+            ledger.decide(lambda: 1 / 0, timeout=30)
+        ledger.decide(nothing, timeout=0)
+
+
 def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
     """Someone removes the file while we wait for it: what we then lock is nobody's lock any more."""
     with Ledger.open(directory) as ledger:
-        with ledger.deciding():
-            pass
+        ledger.decide(nothing)
         old = os.open(directory / "lock", os.O_RDONLY)
         fcntl.flock(old, fcntl.LOCK_EX)
         entered = threading.Event()
 
         def decide() -> None:
-            with ledger.deciding(timeout=30):
-                entered.set()
+            ledger.decide(entered.set, timeout=30)
 
         thread = threading.Thread(target=decide)
         thread.start()
@@ -464,7 +500,7 @@ def look(event, arguments):
 for _ in range(2):
     ledger = Ledger.open({str(directory)!r})
     if _: sys.addaudithook(look)
-    with ledger.deciding(): held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+    held = ledger.decide(lambda: ledger.promise(["GPU-a"], 1, exclusive=False, service="a"))
     ledger.report(held.promise.id, {{}}, loaded=True)
     ledger.write_peaks({{}})
     ledger.append("decisions-0.jsonl", b"{{}}\\n", 10)
