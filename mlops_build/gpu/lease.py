@@ -2,8 +2,8 @@
 
     with gpu.lease("4GiB", wait=120) as lease:
         with lease.loading():                 # one service at a time loads onto a card
+            lease.limit_torch()               # who outgrows the budget fails itself, not its neighbours
             model.to(lease.device)            # cuda:0 under the mask
-        lease.limit_torch()                   # who outgrows the budget fails itself, not its neighbours
 
 Nothing here starts CUDA or imports torch until `device` or `limit_torch` is asked for.
 """
