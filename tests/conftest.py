@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,11 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# Whoever started us in the background may have had these ignored, and children inherit it: Ctrl-C would end none of them.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # No test asserts a time: on a busy machine a case takes many times as long.
 settings.register_profile("unhurried", deadline=None)

@@ -20,6 +20,7 @@ CARDS = {
 @pytest.mark.parametrize("page", CARDS)
 def test_every_command_prints_what_the_page_shows(page: str, node: MakeNode, tmp_path: Path) -> None:
     environment = node(*CARDS[page]).environment
+    environment["COLUMNS"] = "100"  # the pages are as wide as this, whatever runs the tests
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     folder = tmp_path / "reader"
     folder.mkdir()

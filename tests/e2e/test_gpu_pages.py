@@ -33,7 +33,7 @@ def reader(made: testing.Node, folder: Path, *programs: str) -> dict[str, str]:
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, **made.environment, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **made.environment, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -99,6 +99,8 @@ def test_what_service_yaml_wants_no_more_leaves_git_with_the_next_release(checko
     alias.promote(registry, None, "digits", 1, "live")
     change_service(checkout, "{mode: none}", "{mode: shared}")
     change_service(checkout, "    replicas: 2\n", "    replicas: 2\n    autoscale: {max_replicas: 4, target: 2}\n")
+    told = "verify: {ignore: {hpa-no-monitoring: this cluster's Prometheus asks every pod}}\n"
+    change_service(checkout, "environments:\n", f"{told}environments:\n")
     write.in_checkout(checkout, "production", registry)
     folder = checkout / "deploy/overlays/production/release"
     always = {"record.yaml", "kustomization.yaml", "patch.yaml"}
