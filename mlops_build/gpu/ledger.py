@@ -14,7 +14,6 @@ waiting, and never read beyond a bound; the owner is the file's, not what it say
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import fcntl
 import json
@@ -29,6 +28,7 @@ from types import MappingProxyType
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
 from mlops_build.gpu.frozen import dataclass, replace
+from mlops_build.gpu.lock import Turn, locks, unlock
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -151,14 +151,14 @@ class Ledger:
         deadline = time.monotonic() + timeout
         while True:
             descriptor = self._open_or_create(LOCK)
-            if _locks(descriptor, fcntl.LOCK_EX):
+            if locks(descriptor, fcntl.LOCK_EX):
                 try:
                     if self.is_lock(descriptor):
                         return work()
                 finally:
-                    _unlock(descriptor)
+                    unlock(descriptor)
             else:
-                turn = _Turn(self, descriptor, work)
+                turn = Turn(self.is_lock, descriptor, work)
                 if turn.comes(deadline):
                     result: T = turn.result()
                     return result
@@ -274,7 +274,7 @@ class Ledger:
     def slot(self, name: str) -> int | None:
         """Lock a file that all uids share, without waiting; its descriptor, or None where somebody holds it. Raises NoLedger."""
         descriptor = self._open_or_create(name)
-        if _locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
+        if locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
             return descriptor
         os.close(descriptor)
         return None
@@ -292,7 +292,7 @@ class Ledger:
             try:
                 size = os.fstat(descriptor).st_size
                 # Only one process at a time may turn the file over, and none waits for it: others append, to be turned over next time.
-                if size + len(line) > limit and _locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
+                if size + len(line) > limit and locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
                     newest = os.pread(descriptor, limit // 2, max(0, size - limit // 2)).partition(b"\n")[2]
                     self._replace_bytes(name, newest + line)
                 elif size < 2 * limit:
@@ -367,7 +367,7 @@ class Ledger:
         if descriptor is None:
             return None
         try:
-            if _locks(descriptor, fcntl.LOCK_SH):  # shared: two lookers must not take each other for the owner
+            if locks(descriptor, fcntl.LOCK_SH):  # shared: two lookers must not take each other for the owner
                 self._remove(name)
                 self._remove(f"{name.removesuffix('.lease')}.seen")
                 return None
@@ -513,73 +513,6 @@ def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
             yield from entries
     finally:
         os.close(descriptor)
-
-
-class _Turn:
-    """Work that waits for the lock in the kernel's queue, in a thread, since that call knows no limit of time. Guards who settles what
-    becomes of it: the thread, or who gives up.
-
-    The thread that gets the lock does the work itself. To wake another one for it would, on a busy machine, keep the lock from everybody
-    for as long as that one waits for a processor; so would those who ask again and again instead of queueing.
-    """
-
-    def __init__(self, ledger: Ledger, descriptor: int, work: Callable[[], Any]) -> None:
-        self._ledger, self._descriptor, self._work = ledger, descriptor, work
-        self._settled, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
-        self._ended.acquire()
-        self._results: list[Any] = []
-        self._error: BaseException | None = None
-        try:
-            _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask again soon
-            self._settled.acquire()
-            self._ended.release()
-            os.close(descriptor)
-            time.sleep(0.005)
-
-    def comes(self, deadline: float) -> bool:
-        """Wait for it until then (time.monotonic), or until it is done if it has begun. Whether it was done."""
-        try:
-            if not self._ended.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                if self._settled.acquire(blocking=False):
-                    return False
-                self._ended.acquire()
-        except BaseException:  # an interrupt: what it took can be given back only when it has it
-            if not self._settled.acquire(blocking=False):
-                self._ended.acquire()
-            raise
-        return bool(self._results) or self._error is not None
-
-    def result(self) -> Any:
-        """What the work returned or raised."""
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
-
-    def _run(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if self._settled.acquire(blocking=False) and self._ledger.is_lock(self._descriptor):
-                self._results.append(self._work())
-        except BaseException as error:
-            self._error = error
-        finally:
-            _unlock(self._descriptor)
-            self._ended.release()
-
-
-def _unlock(descriptor: int) -> None:
-    """Closing alone does not: a child that was forked meanwhile has the descriptor, too."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _locks(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -98,3 +98,15 @@ def matches(expected: str, printed: str) -> bool:
         re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.strip().splitlines()) + ("\n" if printed.strip() else ""))
         is not None
     )
+
+
+def check(page: str, folder: Path, environment: Mapping[str, str], at_least: int) -> None:
+    """Run a page's commands: there are so many, and each prints what the page shows."""
+    done = run(page, folder, environment)
+    assert len(done) >= at_least
+    wrong = [
+        f"$ {command.text}\n--- the page:\n{command.expected}\n--- printed:\n{printed}"
+        for command, printed in done
+        if not matches(command.expected, printed)
+    ]
+    assert not wrong, "\n\n".join(wrong)
