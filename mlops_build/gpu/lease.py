@@ -352,6 +352,7 @@ class _Search:
         self._writable = False
         self._peaks: Peaks = {}
         self._taken: _Attempt | None = None  # what would have to be given back if something fails from here on
+        self._lost: NoLedger | None = None  # said only where there are cards to choose from
         self._said = ""
 
     def run(self, wait: float, otherwise: str) -> Lease:
@@ -374,6 +375,8 @@ class _Search:
             raise
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Lease:
+        if self._lost is not None:
+            self._say_lost(self._lost)
         # The first look is made before the lock is taken: it starts what is slow, and finds out which card hangs.
         self._look_at_peaks()
         visible(self._look(nvml))  # raises AmbiguousMask
@@ -440,7 +443,7 @@ class _Search:
         try:
             self._ledger, self._writable = Ledger.open(), True
         except NoLedger as error:
-            self._say_lost(error)
+            self._lost = error
             with contextlib.suppress(NoLedger):
                 self._ledger = Ledger.open(reading=True)
 

@@ -285,3 +285,13 @@ sys.modules["mlops_build.gpu.lease"]._Search._record = interrupt
     script = script.split("    say(error=type(error).__name__, code")[0]
     assert lease(machine.environment, script=script, memory="6GiB").said == {"interrupted": True}
     assert promised(machine, run_python) == {}
+
+
+def test_without_a_driver_nothing_is_said_about_a_lease_directory(lease, tmp_path) -> None:
+    """There is no card to choose: what is lost in choosing is nobody's concern."""
+    nowhere = {"LD_LIBRARY_PATH": str(tmp_path), "MLOPS_GPU_LEASE_DIR": str(tmp_path / "absent")}
+    held = lease({**os.environ, **nowhere}, memory="1GiB", otherwise="cpu")
+    assert held.said["uuids"] == []
+    said = held.end()
+    assert "no NVIDIA driver here" in said
+    assert "lease directory" not in said
