@@ -173,7 +173,9 @@ def test_the_programs_arguments_are_its_own(two: testing.Node) -> None:
 
 def test_the_program_has_the_systems_own_signals(two: testing.Node) -> None:
     done = cli(two, "run", "--memory", "1GiB", "--", "grep", "SigIgn", "/proc/self/status")
-    assert int(done.stdout.split()[1], 16) == 0
+    ignored = int(done.stdout.split()[1], 16)
+    # 32 and 33 are glibc's own: whoever started the tests may have left them ignored, and no Python program can say otherwise.
+    assert [number for number in range(1, 65) if ignored >> (number - 1) & 1 and number not in (32, 33)] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
