@@ -379,8 +379,9 @@ class _Search:
             self._say_lost(self._lost)
         # The first look is made before the lock is taken: it starts what is slow, and finds out which card hangs.
         self._look_at_peaks()
-        visible(self._look(nvml))  # raises AmbiguousMask
-        attempt = self._reserve(nvml)
+        first = self._snapshot(nvml, self._promises())
+        visible(first.cards(tuple(first.promises.values())))  # raises AmbiguousMask
+        attempt = self._reserve(nvml, first)
         told = -math.inf
         while not attempt.choice.uuids:
             left = wait - (time.monotonic() - self._began)
@@ -450,8 +451,11 @@ class _Search:
     def _look(self, nvml: Nvml, but: str = "") -> list[Card]:
         """The cards now, without the promise `but`. Promises are read before NVML: memory that appears between the two counts twice, which
         hurts nobody."""
-        promises = [promise for promise in self._ledger.promises() if promise.id != but] if self._ledger is not None else []
+        promises = [promise for promise in self._promises() if promise.id != but]
         return self._snapshot(nvml, promises).cards(promises)
+
+    def _promises(self) -> list[Promise]:
+        return self._ledger.promises() if self._ledger is not None else []
 
     def _snapshot(self, nvml: Nvml, promises: Sequence[Promise]) -> Snapshot:
         return snapshot(nvml, promises, self._peaks, utilisation=self._request.max_utilisation is not None)
@@ -473,11 +477,11 @@ class _Search:
 
     # -- promising --
 
-    def _reserve(self, nvml: Nvml) -> _Attempt:
-        """Choose and promise."""
+    def _reserve(self, nvml: Nvml, before: Snapshot | None = None) -> _Attempt:
+        """Choose and promise. before: a look that was just taken."""
         if self._ledger is not None and self._writable:
             try:
-                return self._reserve_locked(nvml, self._ledger)
+                return self._reserve_locked(nvml, self._ledger, before or self._snapshot(nvml, self._promises()))
             except LockHeld as error:
                 self._say_lost(error)
                 try:
@@ -488,9 +492,8 @@ class _Search:
                 self._say_lost(error)
         return self._reserve_alone(nvml)
 
-    def _reserve_locked(self, nvml: Nvml, ledger: Ledger) -> _Attempt:
+    def _reserve_locked(self, nvml: Nvml, ledger: Ledger, before: Snapshot) -> _Attempt:
         # NVML is looked at before the lock is asked for, in which every millisecond is everybody's. The promises are read inside.
-        before = self._snapshot(nvml, ledger.promises())
         asked = time.monotonic()
         locked = 0.0
 

@@ -504,7 +504,8 @@ def printable(text: object, limit: int = 100) -> str:
     """Text from somebody else's file, fit for a terminal and a log: no control characters, no line breaks, not endless."""
     if not isinstance(text, str):
         return "?"
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:limit]) or "?"
+    text = text[:limit]
+    return (text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)) or "?"
 
 
 def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
@@ -522,7 +523,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 def _object(content: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode())  # UTF-8: to guess the encoding takes as long as to parse
     except (ValueError, RecursionError):  # UnicodeDecodeError and numbers of too many digits are ValueErrors
         return None
     return document if isinstance(document, dict) else None
