@@ -29,6 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", metavar="SECONDS", type=float, help="how long to wait for room on a card (default: MLOPS_GPU_WAIT, else 60)"
     )
+    own = parser.add_argument_group("how requests are taken", "each also as MLOPS_SERVE_MAX_BATCH and so on")
+    own.add_argument("--max-batch", metavar="ROWS", help="rows that are predicted together at most (default: 128; 1: never together)")
+    own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for company (default: 0)")
+    own.add_argument("--max-queue", metavar="ROWS", help="rows that may wait; more are told 429 at once (default: 4096)")
+    own.add_argument("--deadline", metavar="SECONDS", help="how long a request may take (default: 30)")
+    own.add_argument("--body-limit", metavar="AMOUNT", help="the largest body, also once it is decompressed (default: 16MiB)")
+    own.add_argument("--read", metavar="SECONDS", help="how long a request may take to arrive (default: 30)")
+    own.add_argument("--connections", metavar="N", help="connections at once; more are told 503 (default: 4096)")
+    own.add_argument("--nan", choices=["null", "literal"], help="how NaN is answered; literal is MLflow's way, and no JSON (default: null)")
+    own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of unlike lengths; pad is MLflow's way (default: refuse)")
+    own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +57,9 @@ def _serve(args: argparse.Namespace) -> int:
     import tempfile
 
     from mlops_build.serving import device, load, server
+    from mlops_build.serving.settings import settings
 
+    options = settings(vars(args))
     taken = server.take_port(args.host, args.port)
     wish = device.wish(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
@@ -61,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
                     chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
                 serving = load.load(checked)
             for loaded in serving.models:
-                load.warm_up(loaded)
+                load.warm_up(loaded, say)
             from mlops_build.serving.app import app
 
             where = server.url(args.host, taken)
@@ -74,5 +87,4 @@ def _serve(args: argparse.Namespace) -> int:
                 result(args, {**document, "gpu": chosen.as_json()}, "")
                 sys.stdout.flush()  # whoever started us reads this while we go on
 
-            server.run(app(serving, chosen.lease), taken, ready)
-    return 0
+            return server.run(app(serving, chosen.lease, options), taken, ready, options)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import show
@@ -19,6 +19,9 @@ from mlops_build.model import files
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets MLflow's variables for silence before mlflow is imported
+
+if TYPE_CHECKING:
+    from mlops_build.serving.predictor import Predictor
 
 EXAMPLES = "examples/recorded.json"
 
@@ -33,13 +36,21 @@ class Unsafe(Refused):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. version and digest are None for a bare folder. recorded: its example's body and answer, where it has one."""
+    """A model in memory. version and digest are None for a bare folder. recorded: its example's body and answer, where it has one.
+
+    mlflow_version: the MLflow that it was saved with.
+    """
 
     name: str
     version: int | None
     digest: str | None
     model: Any  # mlflow.pyfunc.PyFuncModel
+    predictor: "Predictor"
     recorded: dict[str, Any] | None
+
+    @property
+    def mlflow_version(self) -> str:
+        return str(self.model.metadata.mlflow_version)
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version}" if self.version is not None else self.name
@@ -160,28 +171,34 @@ def _load(checked: CheckedModel) -> Loaded:
     recorded = None
     if (folder / EXAMPLES).is_file():
         recorded = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
-    return Loaded(name, checked.version, checked.digest, model, recorded)
+    from mlops_build.serving.predictor import Predictor
+
+    return Loaded(name, checked.version, checked.digest, model, Predictor(model), recorded)
 
 
-def warm_up(loaded: Loaded) -> None:
+def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     """Let the model answer its recorded example, so that the first caller does not wait, and a model that cannot answer never gets
-    ready. Raises CannotLoad."""
+    ready. Then look whether requests may be predicted together. Raises CannotLoad."""
     if loaded.recorded is None:
         return
-    from mlflow.pyfunc import scoring_server
+    from mlops_build.serving.decode import JSON, Decoder, Refusal
+    from mlops_build.serving.encode import Unencodable, encode
 
-    body = json.dumps(loaded.recorded["input"])
-    schema = loaded.model.metadata.get_input_schema()
+    wrong = None
     try:
-        answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded.model, schema)
-        wrong = None if answer.status == 200 else answer.response
-    except Exception as error:  # the model's own code runs here
-        wrong = str(getattr(error, "message", error))
+        rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
+        (answer,) = loaded.predictor.predict([rows])
+        wrong = str(answer) if isinstance(answer, Exception) else None
+        encode(answer)
+    except (Refusal, Unencodable) as error:
+        wrong = str(error)
     if wrong is not None:
         raise CannotLoad(
             f"{loaded} does not answer its own recorded example: {' '.join(wrong.split())[:500]}",
             remedy="its environment is not the one it was registered with: package it anew, or train again",
         )
+    if why := loaded.predictor.check_joining(rows):
+        say(f"{loaded}: each request is predicted by itself, since {why}")
 
 
 def _first_line(error: object) -> str:

@@ -1,19 +1,23 @@
 """The process around the app: a port taken before the model is loaded, a word when it is ready, a gentle end on SIGTERM."""
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlops_build.errors import Failed, UsageError
+from mlops_build.serving.settings import Settings
 
 if TYPE_CHECKING:
-    from mlops_build.serving.app import App  # imports MLflow, and a taken port should be told before that
+    from mlops_build.serving.app import Service
 
 # Requests that are being answered when SIGTERM comes get this long, in seconds.
 DRAIN_SECONDS = 30
@@ -71,25 +75,91 @@ def ends_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(app: "App", taken: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on a port that was taken, until SIGTERM or Ctrl-C; `ready` is called when requests are answered. Raises PortTaken."""
+def run(app: "Service", taken: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
+    """Serve on a port that was taken, until SIGTERM or Ctrl-C; `ready` is called when requests are answered. Raises PortTaken.
+
+    The exit code: 0, or 1 where the card was lost to this process, which a new one may have again.
+    """
+    _allow_connections(settings.connections)
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         lifespan="off",
+        loop="uvloop",
+        http=_protocol(settings.read),
+        ws="none",
         backlog=BACKLOG,
+        limit_concurrency=settings.connections,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
+        date_header=False,
     )
+    server = _Server(config, ready)
+    code = 0
+
+    def fatal() -> None:
+        nonlocal code
+        code = 1
+        server.should_exit = True
+
+    app.on_fatal = fatal
     try:
-        _Server(config, ready).run(sockets=[taken])
+        server.run(sockets=[taken])
     except OSError as error:
         # Two processes can bind the same port; the second to listen is told so.
         if error.errno == errno.EADDRINUSE:
             host, port = taken.getsockname()[:2]
             raise _taken(host, port) from None
         raise
+    return code
+
+
+def _allow_connections(wanted: int) -> None:
+    """Every connection is a file: 1024 at most is what most systems begin with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + 256
+    if soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(ValueError, OSError):  # a container may forbid it: then the limit stays what it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _protocol(seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, with an end to waiting: a connection that has not brought a whole request within `seconds` is closed.
+
+    uvicorn itself closes only connections that are idle *after* an answer; slow callers could hold all others' places.
+    """
+
+    class Bounded(HttpToolsProtocol):  # type: ignore[misc]
+        _impatience: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self._impatience is None:
+                self._wait()
+
+        def on_message_complete(self) -> None:
+            self._stop()
+            super().on_message_complete()
+
+        def _wait(self) -> None:
+            self._impatience = self.loop.call_later(seconds, self.transport.close)
+
+        def _stop(self) -> None:
+            if self._impatience is not None:
+                self._impatience.cancel()
+                self._impatience = None
+
+    return Bounded
 
 
 def _taken(host: str, port: int) -> PortTaken:

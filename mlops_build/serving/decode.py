@@ -1,0 +1,475 @@
+"""What a caller sends to /invocations, as the model wants it.
+
+Two roads. What nearly everybody sends (JSON; columns of plain types, or one tensor) goes through code that knows the signature: straight
+numpy, tens of microseconds for a row. It says yes only where it is certain what MLflow would have made of the body. All else (CSV, Parquet,
+dates, nested types, strings in columns of numbers, what is missing) goes through MLflow's own parsing and enforcement, so that the verdict
+is MLflow's. Where ours differs on purpose: docs/reference/http-contract.md.
+"""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+
+JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
+# Whole numbers up to here are exact in a float64.
+EXACT = 2**53
+NUMBERS = frozenset((float, int, bool, type(None)))
+INTEGERS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
+PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
+SHOWN = 80
+
+
+class Refusal(Exception):
+    """The caller's fault. status: 400, 413 or 415. code: MLflow's error_code."""
+
+    def __init__(self, message: str, *, status: int = 400, code: str = BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code = message, status, code
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one request brings, checked and converted.
+
+    kind: `block`, a 2-d array (rows, columns), where all columns are of one type of float; `columns`, an array or a list for each column of
+    the signature; `tensor`, an array whose first axis counts rows; `whole`, what MLflow's enforcement made; `unchecked`, for a model that
+    checks by itself. count: rows. params: checked, with defaults; None where none were sent and none are known.
+    """
+
+    kind: Literal["block", "columns", "tensor", "whole", "unchecked"]
+    data: Any
+    count: int
+    params: dict[str, Any] | None = None
+    bare: bool = False  # the answer goes without {"predictions": …} around it, as MLflow has it for chat
+
+
+def media_type(header: str | None) -> str:
+    """JSON, CSV or PARQUET, of a Content-Type header. Raises Refusal (415)."""
+    if header == JSON:
+        return JSON
+    kind, *parameters = (part.strip() for part in (header or "").split(";"))
+    kind = kind.lower()
+    values = {name.lower(): value for name, _, value in (one.partition("=") for one in parameters)}
+    if values.get("charset", "utf-8").strip('"').lower() != "utf-8":
+        raise Refusal("only UTF-8 is read here", status=415)
+    if unknown := sorted(set(values) - {"charset"}):
+        raise Refusal(f"Content-Type has parameters that are not known here: {', '.join(unknown)[:SHOWN]}", status=415)
+    if kind not in (JSON, CSV, PARQUET):
+        said = f"{kind[:SHOWN]!r}" if kind else "none"
+        raise Refusal(f"Content-Type is {said}; this service reads {JSON}, {CSV} and {PARQUET}", status=415)
+    return kind
+
+
+class Decoder:
+    """Reads bodies for one model. Made once, from the model's signature.
+
+    model: mlflow.pyfunc.PyFuncModel. ragged: `pad` fills short rows with NaN as MLflow does, `refuse` names the row.
+    """
+
+    def __init__(self, model: Any, ragged: Literal["refuse", "pad"] = "refuse") -> None:
+        self._metadata = model.metadata
+        self._flavor = model.loader_module
+        self._schema = model.metadata.get_input_schema()
+        self._params_schema = model.metadata.get_params_schema()
+        self._hinted = (
+            bool(model.metadata._is_signature_from_type_hint()) if hasattr(model.metadata, "_is_signature_from_type_hint") else False
+        )
+        self._ragged = ragged
+        self._names: list[str] = []
+        self._types: list[str] = []
+        self._tensor: tuple[np.dtype[Any], tuple[int, ...]] | None = None
+        self._row: Callable[[Any], Any] = tuple
+        schema = self._schema
+        if schema is None or self._hinted:
+            return
+        if schema.is_tensor_spec():
+            if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
+                self._tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
+        elif schema.has_input_names() and all(getattr(one.type, "name", "") in PLAIN for one in schema.inputs):
+            self._names = list(schema.input_names())
+            self._types = [one.type.name for one in schema.inputs]
+            self._row = itemgetter(*self._names) if len(self._names) > 1 else lambda one: (one[self._names[0]],)
+        floats: dict[str, np.dtype[Any]] = {"float": np.dtype("float32"), "double": np.dtype("float64")}
+        self._block = floats.get(self._types[0]) if len(set(self._types)) == 1 else None
+
+    def decode(self, body: bytes, content_type: str | None) -> Rows:
+        """Raises Refusal, and nothing else for whatever the body is."""
+        kind = media_type(content_type)
+        try:
+            if kind == JSON:
+                return self._json(body)
+            return self._framed(*self._csv(body)) if kind == CSV else self._framed(self._parquet(body), None)
+        except RecursionError:
+            raise Refusal("the body is nested too deeply") from None
+        except MemoryError:
+            raise Refusal("the body is too large once it is read", status=413) from None
+
+    # -- JSON --
+
+    def _json(self, body: bytes) -> Rows:
+        document = _parsed(body)
+        forms = [key for key in document if key in FORMS]
+        if len(forms) != 1 or self._hinted or self._schema is None:
+            return self._rest(document, forms)
+        form = forms[0]
+        data = document[form]
+        found = (
+            self._quick_tensor(data)
+            if self._tensor and form in ("inputs", "instances")
+            else self._quick(form, data)
+            if self._names
+            else None
+        )
+        if found is None:
+            return self._rest(document, forms)
+        found.params = self._params(document.get("params"))
+        return found
+
+    def _quick_tensor(self, data: Any) -> Rows | None:
+        if not isinstance(data, list) or not data or isinstance(data[0], dict) or self._tensor is None:
+            return None
+        dtype, shape = self._tensor
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(data, dtype=dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Refusal(_first_bad(data, dtype, shape) or f"the tensor cannot be read as {dtype}: {error}") from None
+        if len(array.shape) != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
+            raise Refusal(f"the tensor has the shape {_shape(array.shape)}; expected {_shape(shape)}", code=INVALID)
+        return Rows("tensor", array, len(array)) if array.ndim else None
+
+    def _quick(self, form: str, data: Any) -> Rows | None:
+        """Rows of plain columns; None where MLflow has to say."""
+        rows: Sequence[Sequence[Any]]
+        if form == "dataframe_split":
+            found = self._split(data)
+            if found is None:
+                return None
+            rows = found
+        elif form == "inputs":
+            if not isinstance(data, dict) or not all(name in data for name in self._names):
+                return None
+            lists = [data[name] for name in self._names]
+            if all(type(one) in NUMBERS for one in lists):
+                rows = [lists]
+            elif all(type(one) is list and len(one) == len(lists[0]) for one in lists):
+                rows = list(zip(*lists, strict=True))
+            else:
+                return None
+        else:
+            if not isinstance(data, list) or not data or not all(type(one) is dict for one in data):
+                return None
+            try:
+                rows = list(map(self._row, data))
+            except KeyError:
+                self._refuse_ragged_records(data)
+                return None
+        if self._block is not None:
+            return self._as_block(rows, self._block)
+        return self._as_columns(rows, numbers_only=form in ("inputs", "instances"))
+
+    def _split(self, data: Any) -> Sequence[Sequence[Any]] | None:
+        if type(data) is not dict or set(data) != {"columns", "data"}:
+            return None
+        columns, rows = data["columns"], data["data"]
+        if type(columns) is not list or type(rows) is not list:
+            return None
+        width = len(columns)
+        for row in rows:
+            if type(row) is not list:
+                return None
+            if len(row) != width:
+                if len({len(one) for one in rows if type(one) is list}) > 1 and self._ragged == "refuse":
+                    wrong = next(index for index, one in enumerate(rows) if type(one) is not list or len(one) != width)
+                    raise Refusal(f"row {wrong} has {len(rows[wrong])} values; expected {width}, one for each column")
+                return None
+        if columns == self._names:
+            return rows
+        places = {name: place for place, name in enumerate(columns) if type(name) is str}
+        if len(places) != width or not all(name in places for name in self._names):
+            return None
+        order = [places[name] for name in self._names]
+        return [[row[place] for place in order] for row in rows]
+
+    def _refuse_ragged_records(self, data: Sequence[Mapping[str, Any]]) -> None:
+        required = set(self._schema.required_input_names())
+        for name in self._names:
+            has = [name in one for one in data]
+            if name in required and any(has) and not all(has) and self._ragged == "refuse":
+                raise Refusal(f"row {has.index(False)} has no column {name!r}, which others have")
+
+    def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
+        kinds: set[type] = set()
+        for row in rows:
+            kinds.update(map(type, row))
+        # pandas makes NaN of null among numbers, and refuses it among booleans.
+        if not kinds <= NUMBERS or {bool, type(None)} <= kinds:
+            return None
+        try:
+            with np.errstate(over="ignore"):
+                block = np.array(rows, dtype=dtype).reshape(len(rows), len(self._names))
+        except OverflowError:
+            return None
+        if int in kinds and block.size and not bool((np.abs(block) < EXACT).all()):
+            return None  # an int64 becomes a float32 in one step there
+        return Rows("block", block, len(rows))
+
+    def _as_columns(self, rows: Sequence[Sequence[Any]], *, numbers_only: bool) -> Rows | None:
+        if not rows:
+            return None
+        columns: list[Any] = []
+        for place, (name, kind) in enumerate(zip(self._names, self._types, strict=True)):
+            values = [row[place] for row in rows]
+            types = set(map(type, values))
+            if kind in INTEGERS:
+                self._refuse_overflow(name, kind, values)
+                if types != {int}:
+                    return None
+                columns.append(np.array(values, dtype="int32" if kind == "integer" else "int64"))
+            elif kind in ("float", "double"):
+                if not types <= {float, int} or any(type(value) is int and abs(value) >= EXACT for value in values):
+                    return None
+                with np.errstate(over="ignore"):
+                    columns.append(np.array(values, dtype="float32" if kind == "float" else "float64"))
+            elif kind == "boolean":
+                if types != {bool}:
+                    return None
+                columns.append(np.array(values))
+            elif numbers_only or types != {str}:
+                return None
+            else:
+                columns.append(values if kind == "string" else [_base64(value, name, row) for row, value in enumerate(values)])
+        return Rows("columns", columns, len(rows))
+
+    def _refuse_overflow(self, name: str, kind: str, values: Sequence[Any]) -> None:
+        least, most = INTEGERS[kind]
+        for row, value in enumerate(values):
+            if type(value) in (int, float) and (value > most or value < least):
+                raise Refusal(f"row {row}, column {name!r}: {_short(value)} does not fit into {kind} ({least} to {most})")
+
+    def _params(self, params: Any) -> dict[str, Any] | None:
+        if self._params_schema is None:
+            return None if params is None else {}
+        from mlflow.exceptions import MlflowException
+        from mlflow.models.utils import _enforce_params_schema
+
+        try:
+            checked: dict[str, Any] = _enforce_params_schema(dict(params) if isinstance(params, dict) else params, self._params_schema)
+        except MlflowException as error:
+            raise Refusal(error.message, code=INVALID) from None
+        return checked
+
+    # -- MLflow's road --
+
+    def _rest(self, document: dict[str, Any], forms: Sequence[str]) -> Rows:
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.proto_json_utils import dataframe_from_parsed_json, parse_tf_serving_input
+
+        if _is_chat(document):
+            known = {one.name for one in self._params_schema.params} if self._params_schema else set()
+            params = {key: value for key, value in document.items() if key in known}
+            return self._framed({key: value for key, value in document.items() if key not in known}, params, bare=True)
+        if self._hinted:
+            if "inputs" not in document:
+                raise Refusal("this model reads the key 'inputs' only", code=INVALID)
+            return Rows("unchecked", document["inputs"], _count(document["inputs"]), document.get("params"))
+        if len(forms) != 1:
+            have = ", ".join(repr(key) for key in list(document)[:5]) or "nothing"
+            raise Refusal(f"the object must hold exactly one of {', '.join(FORMS)}; it holds {have[:SHOWN]}")
+        form = forms[0]
+        self._look_for_overflow(form, document[form])
+        if form == "dataframe_split":
+            self._look_for_ragged(document[form])
+        try:
+            if form in ("dataframe_split", "dataframe_records"):
+                data = dataframe_from_parsed_json(document[form], pandas_orient=form.removeprefix("dataframe_"), schema=self._schema)
+            else:
+                data = parse_tf_serving_input({form: document[form]}, schema=self._schema)
+        except RecursionError:
+            raise
+        except MlflowException as error:
+            raise self._refusal(error, document[form]) from None
+        except Exception as error:
+            raise Refusal(f"{form} cannot be read: {_short(error)}") from None
+        return self._framed(data, document.get("params"), sent=document[form])
+
+    def _framed(self, data: Any, params: Any, *, bare: bool = False, sent: Any = None) -> Rows:
+        from mlflow.exceptions import MlflowException
+        from mlflow.pyfunc import _validate_prediction_input
+
+        if self._hinted:
+            return Rows("unchecked", data, _count(data), params, bare)
+        try:
+            checked, params = _validate_prediction_input(data, params, self._schema, self._params_schema, self._flavor)
+        except MlflowException as error:
+            raise self._refusal(error, sent) from None
+        except RecursionError:
+            raise
+        except Exception as error:
+            raise Refusal(f"the input does not fit the model's signature: {_short(error)}", code=INVALID) from None
+        return Rows("whole", checked, _count(checked), params, bare)
+
+    def _csv(self, body: bytes) -> tuple[Any, None]:
+        import pandas as pd
+
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False)) if self._schema else None
+        try:
+            return pd.read_csv(io.StringIO(text), dtype=types), None
+        except Exception as error:
+            raise Refusal(f"the body cannot be read as CSV with a header line: {_short(error)}") from None
+
+    def _parquet(self, body: bytes) -> Any:
+        import pandas as pd
+
+        try:
+            return pd.read_parquet(io.BytesIO(body))
+        except ImportError:
+            raise Refusal("this image reads no Parquet: add pyarrow to the service's dependencies", status=415) from None
+        except Exception as error:
+            raise Refusal(f"the body cannot be read as Parquet: {_short(error)}") from None
+
+    # -- saying what is wrong --
+
+    def _look_for_ragged(self, data: Any) -> None:
+        rows = data.get("data") if isinstance(data, dict) else None
+        if self._ragged != "refuse" or not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            return
+        widths = [len(row) for row in rows]
+        if len(set(widths)) > 1:
+            columns = data.get("columns")
+            width = len(columns) if isinstance(columns, list) else widths[0]
+            wrong = next((number for number, found in enumerate(widths) if found != width), 0)
+            raise Refusal(f"row {wrong} has {widths[wrong]} values; expected {width}, one for each column")
+
+    def _look_for_overflow(self, form: str, data: Any) -> None:
+        for name, kind in zip(self._names, self._types, strict=True):
+            if kind in INTEGERS:
+                self._refuse_overflow(name, kind, _cells(form, data, name))
+
+    def _refusal(self, error: Any, sent: Any) -> Refusal:
+        """MLflow's verdict, without the data and the trace that it puts into the message; with row and column where they can be found."""
+        message = re.sub(r"(?s)^Failed to enforce schema of data '.*' with schema '.*?'\. Error: ", "", str(error.message))
+        message = message.removeprefix("Invalid input. ")
+        code = str(getattr(error, "error_code", BAD_REQUEST))
+        if found := re.search(r"Failed to convert column (\S+) to type '([^']*)'", message):
+            name, kind = found[1], found[2]
+            cells = [cell for form in FORMS for cell in [_cells(form, sent, name)] if cell]
+            for row, value in enumerate(cells[0] if cells else []):
+                if not _is_number(value):
+                    return Refusal(f"row {row}, column {name!r}: expected {kind}, got {_short(value)}", code=code)
+        status = error.get_http_status_code()
+        return Refusal(_short(message, 500), status=status if 400 <= status < 500 else 400, code=code)
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            document = json.loads(body)  # NaN, Infinity, a byte order mark, lone surrogates: not JSON, but MLflow reads them
+        except UnicodeDecodeError as error:
+            raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        except ValueError as error:
+            said = f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise Refusal(f"the body is not valid JSON: {said}") from None
+    if not isinstance(document, dict):
+        kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+        raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}; got {kinds.get(type(document), 'a number')}")
+    return document
+
+
+def _is_chat(document: Mapping[str, Any]) -> bool:
+    from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
+
+    return bool(is_unified_llm_input(document))
+
+
+def _cells(form: str, data: Any, name: str) -> list[Any]:
+    """The values that a body of this form has for one column, as far as it has that shape."""
+    if (
+        form == "dataframe_split"
+        and isinstance(data, dict)
+        and isinstance(data.get("columns"), list)
+        and isinstance(data.get("data"), list)
+    ):
+        if name not in data["columns"]:
+            return []
+        place = data["columns"].index(name)
+        return [row[place] if isinstance(row, list) and len(row) > place else None for row in data["data"]]
+    if isinstance(data, list):
+        return [one.get(name) if isinstance(one, dict) else None for one in data]
+    if isinstance(data, dict) and name in data:
+        return data[name] if isinstance(data[name], list) else [data[name]]
+    return []
+
+
+def _base64(value: str, name: str, row: int) -> bytes:
+    try:
+        return base64.decodebytes(value.encode())
+    except ValueError as error:
+        raise Refusal(f"row {row}, column {name!r}: expected base64, {error}") from None
+
+
+def _first_bad(data: Any, dtype: "np.dtype[Any]", shape: Sequence[int]) -> str | None:
+    """Where the first element stands that is ragged, or no number."""
+    path: list[int] = []
+
+    def look(part: Any, depth: int) -> str | None:
+        if isinstance(part, list):
+            lengths = {len(one) if isinstance(one, list) else -1 for one in part}
+            if len(lengths) > 1:
+                first = len(part[0]) if isinstance(part[0], list) else -1
+                wrong = next(place for place, one in enumerate(part) if (len(one) if isinstance(one, list) else -1) != first)
+                place = "".join(f"[{index}]" for index in [*path, wrong])
+                return f"the tensor is ragged: element {place} has not as many values as the one before it; expected {_shape(shape)}"
+            for index, one in enumerate(part):
+                path.append(index)
+                if (found := look(one, depth + 1)) is not None:
+                    return found
+                path.pop()
+            return None
+        try:
+            np.array(part, dtype=dtype)
+        except (ValueError, TypeError, OverflowError):
+            return f"element {''.join(f'[{index}]' for index in path)}: expected {dtype}, got {_short(part)}"
+        return None
+
+    return look(data, 0)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _count(data: Any) -> int:
+    try:
+        return max(1, len(next(iter(data.values()))) if isinstance(data, dict) and data else len(data))
+    except TypeError:
+        return 1
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"({', '.join('any' if size == -1 else str(size) for size in shape)})"
+
+
+def _short(value: object, limit: int = SHOWN) -> str:
+    text = " ".join((str(value) if isinstance(value, Exception) or limit != SHOWN else repr(value)).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"

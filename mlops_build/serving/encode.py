@@ -1,0 +1,87 @@
+"""A model's answer as JSON, worded as MLflow's server words it: `{"predictions": …}`.
+
+A DataFrame is a list of records, an array a nested list, a date ISO 8601, bytes base64. Ours on purpose: NaN and infinity are null (Go's
+and PHP's parsers fail on MLflow's literals; `nan="literal"` brings them back), and a torch tensor is a nested list.
+"""
+
+import base64
+import datetime
+import json
+import math
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+
+
+class Unencodable(Exception):
+    """The model answered with something that is no JSON."""
+
+
+def plain(answer: Any) -> Any:
+    """The answer as lists and dicts; what stands inside may still be of numpy or pandas. A list has one element for each row."""
+    import pandas as pd
+
+    if isinstance(answer, pd.Series):
+        answer = pd.DataFrame(answer)
+    if isinstance(answer, pd.DataFrame):
+        names = [name if isinstance(name, str) else json.dumps(_key(name)) for name in answer.columns]
+        if len(set(names)) == len(names):
+            columns = [answer.iloc[:, place].tolist() for place in range(len(names))]
+            return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else [{} for _ in range(len(answer))]
+        return answer.to_dict(orient="records")
+    if isinstance(answer, np.ndarray):
+        return answer.tolist()
+    if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):
+        return answer.detach().cpu().tolist()
+    return answer
+
+
+def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes:
+    """The body of an answer that went through `plain`. bare: without {"predictions": …} around it. Raises Unencodable."""
+    document = answer if bare else {"predictions": answer}
+    if nan == "null":
+        try:
+            return orjson.dumps(document, default=_default, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME)
+        except orjson.JSONEncodeError as error:
+            if isinstance(error.__cause__, Unencodable):
+                raise error.__cause__ from None
+            # Whole numbers beyond 64 bits, lone surrogates: valid JSON, but not orjson's.
+    try:
+        return json.dumps(document if nan == "literal" else _without_nan(document), default=_default, allow_nan=nan == "literal").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unencodable(str(error)) from None
+
+
+def _default(value: Any) -> Any:
+    import pandas as pd
+
+    if value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes | bytearray):
+        return base64.encodebytes(value).decode("ascii")
+    if isinstance(value, datetime.date | datetime.time):  # datetime and pandas' Timestamp among them
+        return value.isoformat()
+    if isinstance(value, pd.DataFrame | pd.Series) or type(value).__module__.partition(".")[0] == "torch":
+        found = plain(value)
+        if found is not value:
+            return found
+    raise Unencodable(f"the model answered with a {type(value).__module__}.{type(value).__qualname__}, which has no form in JSON")
+
+
+def _key(name: Any) -> Any:
+    return name.item() if isinstance(name, np.generic) else name if isinstance(name, int | float | bool | None) else str(name)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return _without_nan(_default(value)) if not isinstance(value, str | int | type(None)) else value

@@ -1,0 +1,50 @@
+"""Small models for tests of the server: each answers with what it was handed, so that a wrong conversion is a wrong answer."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+ECHO = """
+    def predict(self, context, data, params=None):
+        return data
+"""
+KINDS = """
+    def predict(self, context, data, params=None):
+        kinds = " ".join(str(kind) for kind in data.dtypes)
+        return [{"values": [str(value) for value in row], "kinds": kinds, "params": params} for row in data.to_numpy(dtype=object)]
+"""
+
+
+def save(folder: Path, signature: ModelSignature | None, body: str = ECHO) -> Any:
+    """Save and load a PythonModel with this body of its class; mlflow.pyfunc.PyFuncModel."""
+    folder.mkdir(parents=True)
+    code = folder / "code.py"
+    methods = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
+    head = "import mlflow\nfrom mlflow.models import set_model\n\n\nclass Model(mlflow.pyfunc.PythonModel):\n"
+    code.write_text(f"{head}{methods}\n\n\nset_model(Model())\n")
+    mlflow.pyfunc.save_model(str(folder / "model"), python_model=str(code), signature=signature, pip_requirements=["mlflow"])
+    return mlflow.pyfunc.load_model(str(folder / "model"))
+
+
+def columns(*specs: tuple[str, str] | tuple[str, str, bool], params: ParamSchema | None = None) -> ModelSignature:
+    """(name, type[, required]) for each column."""
+    made = [ColSpec(DataType[one[1]], one[0], required=one[2] if len(one) == 3 else True) for one in specs]
+    return ModelSignature(inputs=Schema(made), params=params)
+
+
+def tensor(dtype: str, shape: tuple[int, ...]) -> ModelSignature:
+    return ModelSignature(inputs=Schema([TensorSpec(np.dtype(dtype), shape)]))
+
+
+FLOATS = columns(("a", "float"), ("b", "float"), ("c", "float"))
+MIXED = columns(
+    ("d", "double"), ("i", "integer"), ("l", "long"), ("o", "boolean"), ("s", "string"), ("x", "float", False),
+    params=ParamSchema([ParamSpec("depth", DataType.long, 3), ParamSpec("name", DataType.string, "n")]),
+)  # fmt: skip
+FRAME = pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]})

@@ -1,0 +1,292 @@
+"""The server around the model: bounds, overload, slow and broken callers, failures of the model. Over real sockets, against a real
+process."""
+
+import gzip
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import models
+from tests.serving.conftest import Server, serving
+
+# What the model does hangs on the first column.
+MODEL = """
+    def predict(self, context, data, params=None):
+        import time
+
+        import torch
+
+        first = data["a"].to_numpy()
+        if (first == -1).any():
+            raise ValueError("a secret of the model")
+        if (first == -2).any():
+            time.sleep(0.5)
+        if (first == -3).any():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if (first == -4).any():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        if (first == -5).any():
+            return [{1, 2}] * len(data)
+        return [float(value) for value in first]
+"""
+FAILS, SLEEPS, OOM, FATAL, SET = -1, -2, -3, -4, -5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("http") / "saved"
+    models.save(folder, models.FLOATS, MODEL)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ["--body-limit", "1MiB", "--max-queue", "8", "--max-batch", "4", "--deadline", "5", "--read", "1.5"]
+    with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", *options) as started:
+        assert started.url
+        yield started
+
+
+def address(server: Server) -> tuple[str, int]:
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def body(*values: float) -> bytes:
+    return json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[value, 0.0, 0.0] for value in values]}}).encode()
+
+
+def ask(
+    server: Server, content: bytes, method: str = "POST", path: str = "/invocations", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    with closing(http.client.HTTPConnection(*address(server), timeout=30)) as connection:
+        sent = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        connection.request(method, path, content, sent)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def alive(server: Server) -> None:
+    assert ask(server, body(1.5))[2] == b'{"predictions":[1.5]}'
+
+
+def test_the_callers_request_id_comes_back_and_is_logged(server: Server) -> None:
+    status, headers, _ = ask(server, body(1.5), X_Request_Id="call-1/a")
+    assert (status, headers["x-request-id"]) == (200, "call-1/a")
+    (line,) = [json.loads(line) for line in server.log.read_text().splitlines() if '"call-1/a"' in line]
+    assert (line["status"], line["rows"], line["model"]) == (200, 1, "model")
+    assert set(line) == {"time", "request_id", "model", "version", "status", "rows", "bytes", "ms"}  # and nothing that was sent
+
+
+def test_a_request_id_that_may_not_stand_in_a_log_is_replaced(server: Server) -> None:
+    _, headers, _ = ask(server, body(1.5), X_Request_Id='"} {"status": 200')
+    assert re.fullmatch("[0-9a-f]{16}", headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/invocations", 405),
+        ("PUT", "/invocations", 405),
+        ("HEAD", "/health", 405),
+        ("POST", "/health", 405),
+        ("POST", "/invocations/", 307),
+        ("GET", "/", 404),
+        ("GET", "/%00/../x", 404),
+        ("POST", "/models/nobody/invocations", 404),
+    ],
+)
+def test_other_methods_and_paths(server: Server, method: str, path: str, status: int) -> None:
+    found, headers, _ = ask(server, b"" if method in ("GET", "HEAD") else body(1.5), method, path)
+    assert found == status
+    assert headers.get("location") == ("/invocations" if status == 307 else None)
+
+
+def test_gzip_is_read_and_bounded_once_inflated(server: Server) -> None:
+    assert ask(server, gzip.compress(body(1.5)), Content_Encoding="gzip")[0] == 200
+    assert ask(server, zlib.compress(body(1.5)), Content_Encoding="deflate")[0] == 200
+    bomb = gzip.compress(b" " * (64 << 20))
+    assert len(bomb) < 1 << 20
+    assert ask(server, bomb, Content_Encoding="gzip")[0] == 413
+    assert ask(server, gzip.compress(body(1.5))[:-9], Content_Encoding="gzip")[0] == 400
+    assert ask(server, body(1.5), Content_Encoding="gzip")[0] == 400
+    assert ask(server, body(1.5), Content_Encoding="br")[0] == 415
+    alive(server)
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_read(server: Server) -> None:
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(address(server), timeout=10) as connection:
+        connection.sendall(head + b"Content-Length: 99999999999\r\n\r\n")
+        assert b" 413 " in connection.recv(4096).splitlines()[0]
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with socket.create_connection(address(server), timeout=10) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            try:
+                connection.sendall(chunk)
+            except OSError:  # it has answered, and closed
+                break
+        assert b" 413 " in connection.recv(4096).splitlines()[0]
+    alive(server)
+
+
+def test_a_failing_model_is_told_without_its_trace(server: Server) -> None:
+    status, _, text = ask(server, body(FAILS))
+    assert status == 400
+    assert json.loads(text)["error_code"] == "BAD_REQUEST"
+    assert b"secret" not in text
+    assert "a secret of the model" in server.log.read_text()
+
+
+def test_a_bad_request_does_not_fail_its_neighbours(server: Server) -> None:
+    found: Counter[tuple[float, int]] = Counter()
+
+    def one(value: float) -> None:
+        found[value, ask(server, body(value))[0]] += 1
+
+    # The first keeps the model busy, so that the others are one batch.
+    threads = [threading.Thread(target=one, args=(value,)) for value in (SLEEPS, 1.0, FAILS, 2.0, OOM)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert found == {(SLEEPS, 200): 1, (1.0, 200): 1, (FAILS, 400): 1, (2.0, 200): 1, (OOM, 503): 1}
+
+
+def test_no_memory_on_the_card_is_503_and_counted(server: Server) -> None:
+    status, headers, text = ask(server, body(OOM))
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert json.loads(text)["error_code"] == "RESOURCE_EXHAUSTED"
+    metrics = ask(server, b"", "GET", "/metrics")[2].decode()
+    assert re.search(r'mlops_build_refused_total\{model="model",why="out of memory"\} [1-9]', metrics)
+    alive(server)
+
+
+def test_an_answer_that_is_no_json_names_its_type(server: Server) -> None:
+    status, _, text = ask(server, body(SET))
+    assert status == 500
+    assert "builtins.set" in json.loads(text)["message"]
+
+
+def test_a_full_queue_says_when_to_come_back_at_once(server: Server) -> None:
+    answers: list[tuple[int, float, str | None]] = []
+
+    def one() -> None:
+        began = time.monotonic()
+        status, headers, _ = ask(server, body(SLEEPS, SLEEPS))
+        answers.append((status, time.monotonic() - began, headers.get("retry-after")))
+
+    threads = [threading.Thread(target=one) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = Counter(status for status, _, _ in answers)
+    assert set(statuses) == {200, 429}, statuses
+    assert statuses[429] >= 10
+    assert all(retry and int(retry) >= 1 for status, _, retry in answers if status == 429)
+    # Refused while the first answer had not come yet: not after its turn in the queue.
+    first = min(seconds for status, seconds, _ in answers if status == 200)
+    assert sorted(seconds for status, seconds, _ in answers if status == 429)[0] < first
+    alive(server)
+
+
+def test_a_deadline_ends_the_wait(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--deadline", "0.2", "--access-log", "false") as server:
+        status, headers, text = ask(server, body(SLEEPS))
+        assert (status, headers["retry-after"]) == (504, "1")
+        assert "0.2 s" in json.loads(text)["message"]
+        time.sleep(0.5)
+        alive(server)
+        assert '"request_id"' not in server.log.read_text()
+
+
+def test_a_lost_card_ends_the_process(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu") as server:
+        assert ask(server, body(FATAL))[0] == 503
+        assert server.process.wait(timeout=30) == 1
+        assert "the card is lost" in server.log.read_text()
+
+
+def test_slow_callers_are_let_go_and_hold_nobody(server: Server) -> None:
+    slow = [socket.create_connection(address(server), timeout=20) for _ in range(200)]
+    try:
+        for number, connection in enumerate(slow):
+            if number % 3:  # a third says nothing at all
+                connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n")
+            if number % 3 == 2:
+                connection.sendall(b"\r\n{")
+        alive(server)
+        for connection in slow:
+            # Closed within --read; with nothing, or with a 4xx, but never left open.
+            assert not (answer := connection.recv(4096)) or b" 4" in answer.splitlines()[0], answer
+    finally:
+        for connection in slow:
+            connection.close()
+    alive(server)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
+        b"A" * 100_000,
+    ],
+)
+def test_broken_bytes_hurt_nobody(server: Server, sent: bytes) -> None:
+    with socket.create_connection(address(server), timeout=10) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        try:
+            answer: Any = connection.recv(4096)
+        except ConnectionResetError:
+            answer = b""
+        assert not answer or b" 4" in answer.splitlines()[0], answer
+    alive(server)
+
+
+def test_what_is_in_flight_is_finished_on_sigterm(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu") as server:
+        assert server.url
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS))[0]))
+        thread.start()
+        time.sleep(0.2)
+        assert server.stop() == 0
+        thread.join()
+        assert found == [200]
+
+
+def test_batches_grow_with_the_load(server: Server) -> None:
+    def batches() -> tuple[float, float]:
+        text = ask(server, b"", "GET", "/metrics")[2].decode()
+        found = [re.search(rf'mlops_build_batch_rows_{name}\{{model="model"\}} (\S+)', text) for name in ("sum", "count")]
+        return tuple(float(one[1]) for one in found if one)  # type: ignore[return-value]
+
+    rows, count = batches()
+    threads = [threading.Thread(target=ask, args=(server, body(SLEEPS if number == 0 else 1.0))) for number in range(5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    for thread in threads:
+        thread.join()
+    after = batches()
+    assert after[0] - rows == 5
+    assert after[1] - count < 5
