@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mlops_build.model.openapi import as_text, openapi
+from mlops_build.serving import docs_page
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full
 from mlops_build.serving.decode import Decoder, Refusal
 from mlops_build.serving.encode import Unencodable, encode
@@ -76,6 +78,9 @@ class Service:
         self.on_fatal: Callable[[], None] = lambda: None
         self._doors: dict[str, Door] = {}
         self._plain: dict[str, Answer] = {"/metrics": Answer(200, b"")}
+        document = openapi(serving.service, [loaded.described for loaded in serving.models])
+        self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
+        self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
         for place, loaded in enumerate(serving.models):
             door = self._door(loaded)
             version = Answer(200, loaded.mlflow_version.encode())

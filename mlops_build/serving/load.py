@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,12 @@ from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import show
 from mlops_build.model import files
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
+from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets MLflow's variables for silence before mlflow is imported
 
 if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
-
-EXAMPLES = "examples/recorded.json"
 
 
 class CannotLoad(Failed):
@@ -36,7 +35,7 @@ class Unsafe(Refused):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. version and digest are None for a bare folder. recorded: its example's body and answer, where it has one.
+    """A model in memory. version and digest are None for a bare folder. described: its signature, and its recorded example if it has one.
 
     mlflow_version: the MLflow that it was saved with.
     """
@@ -46,7 +45,11 @@ class Loaded:
     digest: str | None
     model: Any  # mlflow.pyfunc.PyFuncModel
     predictor: "Predictor"
-    recorded: dict[str, Any] | None
+    described: Described
+
+    @property
+    def recorded(self) -> Mapping[str, Any] | None:
+        return self.described.recorded
 
     @property
     def mlflow_version(self) -> str:
@@ -168,12 +171,9 @@ def _load(checked: CheckedModel) -> Loaded:
             if missing
             else "run its tests at the commit that its lineage.json names; MLFLOW_LOGGING_LEVEL=DEBUG says more",
         ) from error
-    recorded = None
-    if (folder / EXAMPLES).is_file():
-        recorded = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
     from mlops_build.serving.predictor import Predictor
 
-    return Loaded(name, checked.version, checked.digest, model, Predictor(model), recorded)
+    return Loaded(name, checked.version, checked.digest, model, Predictor(model), describe(name, checked.version, folder))
 
 
 def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:

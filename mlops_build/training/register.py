@@ -10,7 +10,7 @@ from typing import Any
 
 from mlops_build import __version__, data
 from mlops_build.errors import Refused
-from mlops_build.model import environment, files, identity
+from mlops_build.model import environment, files, identity, openapi
 from mlops_build.registry import ModelVersion, Registry, Run
 from mlops_build.training import origin
 
@@ -58,6 +58,8 @@ def register(
         made = Path(scratch) / "version"
         shutil.copytree(folder, made)
         _add_environment(made, origin_.tree, Path(scratch))
+        contract = openapi.openapi(origin_.service, [openapi.describe(name, None, made)])
+        (made / openapi.FILE).write_text(openapi.as_text(contract))
         content = files.digest(made)
         for version in registry.versions(name):
             if version.tags.get(identity.CONTENT) == content and version.tags.get(identity.DIRTY) != "true" and not origin_.patch:

@@ -6,6 +6,8 @@ import http.client
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -290,3 +292,23 @@ def test_batches_grow_with_the_load(server: Server) -> None:
     after = batches()
     assert after[0] - rows == 5
     assert after[1] - count < 5
+
+
+def test_its_openapi_is_served_and_generated_requests_find_no_fault(server: Server) -> None:
+    status, headers, text = ask(server, b"", "GET", "/openapi.json")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert set(json.loads(text)["components"]["schemas"]) == {"Error", "model.request", "model.response"}
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "fuzzing", "--max-examples", "40"]
+    command += ["--checks", "not_a_server_error,status_code_conformance", "--seed", "1", "--no-color", "--generation-database", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    alive(server)
+
+
+def test_the_docs_page_shows_each_model_and_loads_nothing_from_elsewhere(server: Server) -> None:
+    status, headers, text = ask(server, b"", "GET", "/docs")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    page = text.decode()
+    assert 'data-path="./invocations"' in page
+    assert 'data-path="./models/model/invocations"' in page
+    assert not re.search(r"(?:src|href)=[\"'](?!\./)|https?://|@import|url\(", page)

@@ -1,0 +1,197 @@
+"""The HTTP contract of a service as an OpenAPI 3.1 document, from the signatures of its models. Needs no MLflow and no torch.
+
+The schemas say what a caller should send. What is forgiven beyond that (numbers as text, say) is in docs/reference/http-contract.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = "openapi.json"
+EXAMPLES = "examples/recorded.json"
+SCALARS: dict[str, dict[str, Any]] = {
+    "boolean": {"type": "boolean"},
+    "integer": {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "long": {"type": "integer", "format": "int64"},
+    "float": {"type": ["number", "null"], "format": "float"},
+    "double": {"type": ["number", "null"], "format": "double"},
+    "string": {"type": "string"},
+    "binary": {"type": "string", "contentEncoding": "base64"},
+    "datetime": {"type": "string", "format": "date-time"},
+}
+REFUSALS = {
+    "400": "The body is not what the model takes; the message says where",
+    "413": "The body is larger than the limit",
+    "429": "The queue is full; Retry-After says when to ask again",
+    "503": "Ask again later",
+    "504": "Not answered within the deadline",
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """One model of a service. signature: as MLmodel has it, `inputs`, `outputs` and `params` still JSON text. recorded: body and answer of
+    its example, or None."""
+
+    name: str
+    version: int | None
+    signature: Mapping[str, Any]
+    recorded: Mapping[str, Any] | None
+
+
+def describe(name: str, version: int | None, folder: Path) -> Described:
+    """A model by its files."""
+    found = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    signature = found.get("signature") if isinstance(found, dict) else None
+    example = folder / EXAMPLES
+    recorded = json.loads(example.read_text(encoding="utf-8")) if example.is_file() else None
+    return Described(name, version, signature or {}, recorded)
+
+
+def openapi(service: str, models: Sequence[Described]) -> dict[str, Any]:
+    """The document; the first model answers at /invocations too. The same input makes the same document."""
+    paths: dict[str, Any] = {}
+    schemas: dict[str, Any] = {
+        "Error": _object({"error_code": {"type": "string"}, "message": {"type": "string"}}, ["error_code", "message"])
+    }
+    for place, model in enumerate(models):
+        schemas[f"{model.name}.request"], schemas[f"{model.name}.response"] = _request(model), _response(model)
+        operation = _operation(model)
+        if place == 0:
+            paths["/invocations"] = {"post": {**operation, "operationId": "invocations"}}
+        paths[f"/models/{model.name}/invocations"] = {"post": operation}
+    for path, what in (("/ping", "Is the process alive?"), ("/health", "Does the model answer?"), ("/version", "MLflow's version")):
+        paths[path] = {"get": {"operationId": path[1:], "summary": what, "responses": {"200": {"description": "yes"}}}}
+    versions = ", ".join(f"{model.name} v{model.version}" if model.version is not None else model.name for model in models)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": service, "version": str(models[0].version or 0), "description": f"Predictions of {versions}."},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """The file's bytes: one form only."""
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _operation(model: Described) -> dict[str, Any]:
+    request: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{model.name}.request"}}
+    response: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{model.name}.response"}}
+    if model.recorded:
+        request["example"] = model.recorded["input"]
+        response["example"] = {"predictions": model.recorded["predictions"]}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "operationId": f"{model.name}.invocations",
+        "summary": f"Predictions of {model.name}",
+        "requestBody": {"required": True, "content": {"application/json": request}},
+        "responses": {
+            "200": {"description": "One prediction for each row", "content": {"application/json": response}},
+            **{status: {"description": why, "content": error} for status, why in REFUSALS.items()},
+            "415": {"description": "Content type or encoding is not read here", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        },
+    }
+
+
+def _request(model: Described) -> dict[str, Any]:
+    inputs = _listed(model.signature.get("inputs"))
+    params = _listed(model.signature.get("params"))
+    more = {"params": _object({one["name"]: _param(one) for one in params}, [])} if params else {}
+
+    def form(key: str, schema: dict[str, Any]) -> dict[str, Any]:
+        return _object({key: schema, **more}, [key])
+
+    if not inputs:
+        return {"anyOf": [form(key, {}) for key in ("dataframe_split", "dataframe_records", "instances", "inputs")]}
+    if inputs[0].get("type") == "tensor":
+        if len(inputs) == 1 and not inputs[0].get("name"):
+            tensor = _tensor(inputs[0])
+            return {"anyOf": [form("inputs", tensor), form("instances", tensor)]}
+        named = {one["name"]: _tensor(one) for one in inputs}
+        return form("inputs", _object(named, list(named)))
+    names = [one.get("name") for one in inputs]
+    kinds = [_column(one) for one in inputs]
+    if not all(names):
+        split = _object({"data": {"type": "array", "items": {"type": "array", "prefixItems": kinds, "minItems": len(kinds)}}}, ["data"])
+        return form("dataframe_split", split)
+    required = [str(one["name"]) for one in inputs if one.get("required", True)]
+    row = _object(dict(zip(map(str, names), kinds, strict=True)), required)
+    rows = {"type": "array", "items": row}
+    split = _object(
+        {
+            "columns": {"type": "array", "items": {"type": "string"}, "allOf": [{"contains": {"const": name}} for name in required]},
+            "data": {"type": "array", "items": {"type": "array"}},
+        },
+        ["columns", "data"],
+    )
+    columns = _object({str(name): {"type": "array", "items": kind} for name, kind in zip(names, kinds, strict=True)}, required)
+    return {
+        "anyOf": [
+            form("dataframe_split", split),
+            form("dataframe_records", rows),
+            form("instances", {**rows, "minItems": 1}),
+            form("inputs", columns),
+        ]
+    }
+
+
+def _response(model: Described) -> dict[str, Any]:
+    outputs = _listed(model.signature.get("outputs"))
+    if not outputs:
+        predictions: dict[str, Any] = {}
+    elif outputs[0].get("type") == "tensor":
+        predictions = _tensor(outputs[0]) if len(outputs) == 1 else {}
+    elif all(one.get("name") for one in outputs):
+        properties = {one["name"]: _column(one) for one in outputs}
+        predictions = {"type": "array", "items": _object(properties, [])}
+    else:
+        predictions = {"type": "array"}
+    return _object({"predictions": predictions}, ["predictions"])
+
+
+def _column(one: Mapping[str, Any]) -> dict[str, Any]:
+    kind = one.get("type")
+    if kind == "array":
+        return {"type": "array", "items": _column(one.get("items", {}))}
+    if kind == "object":
+        properties = one.get("properties", {})
+        required = [name for name, inner in properties.items() if inner.get("required", True)]
+        return _object({name: _column(inner) for name, inner in properties.items()}, required)
+    if kind == "map":
+        return {"type": "object", "additionalProperties": _column(one.get("values", {}))}
+    found = dict(SCALARS.get(str(kind), {}))
+    if not one.get("required", True) and isinstance(found.get("type"), str):
+        found["type"] = [found["type"], "null"]
+    return found
+
+
+def _tensor(one: Mapping[str, Any]) -> dict[str, Any]:
+    spec = one.get("tensor-spec", {})
+    dtype = str(spec.get("dtype", ""))
+    schema: dict[str, Any] = {"type": ["number", "null"]} if dtype.startswith("float") else {"type": "integer"} if "int" in dtype else {}
+    schema = {"type": "boolean"} if dtype == "bool" else schema
+    for size in reversed(spec.get("shape", [])):
+        bounds = {} if size == -1 else {"minItems": size, "maxItems": size}
+        schema = {"type": "array", "items": schema, **bounds}
+    return schema
+
+
+def _param(one: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(SCALARS.get(str(one.get("type")), {}))
+    return {**({"type": "array", "items": found} if one.get("shape") else found), "default": one.get("default")}
+
+
+def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), **({"required": list(required)} if required else {})}
+
+
+def _listed(text: Any) -> list[dict[str, Any]]:
+    """A part of a signature, which MLmodel holds as JSON in a string."""
+    found = json.loads(text) if isinstance(text, str) else text
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
