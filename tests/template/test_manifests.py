@@ -23,7 +23,7 @@ from mlops_build.release import record as records
 from mlops_build.release import rollout
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.serving import server
-from mlops_build.serving.app import Measured
+from mlops_build.serving.metrics import Metrics
 from tests.conftest import ROOT, Render
 
 ENVIRONMENTS = ["staging", "production"]
@@ -349,7 +349,7 @@ def test_the_scaler_reads_a_gauge_that_the_server_has(overlay: Any) -> None:
 
     scaler = overlay("shared", "annotations", "scaled").objects["HorizontalPodAutoscaler"]
     (metric,) = scaler["spec"]["metrics"]
-    measured = Measured(lambda *_: None, Serving("digits", None, (Loaded("digits", 7, None, None, None),)))  # type: ignore[arg-type,return-value]
+    measured = Metrics(Serving("digits", None, (Loaded("digits", 7, None, None, None, None),)))  # type: ignore[arg-type]
     assert metric["pods"]["metric"]["name"] in {family.name for family in measured.registry.collect() if family.type == "gauge"}
 
 
