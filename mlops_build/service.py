@@ -180,10 +180,28 @@ class Image(_Section):
 
 
 class Serving(_Section):
-    """How the model is served."""
+    """How the model is served. From max_batch on: as the flags of `mlops-build serve` (docs/how-to/tune-batching.md), whose defaults hold
+    where nothing is said; the release hands them to the pod."""
 
     port: Annotated[int, Field(ge=1024, le=65535, description="the container's port")] = 8080
     startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
+    max_batch: Annotated[int, Field(ge=1, le=65536, description="rows that are predicted together at most; 1: never together")] | None = (
+        None
+    )
+    max_delay_ms: Annotated[float, Field(ge=0, le=10000, description="how long a batch under load waits for company, in ms")] | None = None
+    max_queue: Annotated[int, Field(ge=1, le=10**7, description="rows that may wait; more are told 429 at once")] | None = None
+    deadline: Annotated[float, Field(gt=0, le=3600, description="how long a request may take, in seconds")] | None = None
+    body_limit: Memory | None = None
+    nan: Annotated[Literal["null", "literal"], Field(description="how NaN is answered")] | None = None
+    ragged: Annotated[Literal["refuse", "pad"], Field(description="rows of unlike lengths")] | None = None
+    access_log: Annotated[bool, Field(description="a line of JSON for each request")] | None = None
+    compile: Annotated[bool, Field(description="torch.compile for the model's networks; loading then takes longer")] | None = None
+    precision: Annotated[Literal["float32", "bf16"], Field(description="what the networks compute in")] | None = None
+
+    def variables(self) -> dict[str, str]:
+        """The environment of the pod's `mlops-build serve`: what is said here and nothing else."""
+        told = self.model_dump(exclude_none=True, exclude={"port", "startup_seconds"})
+        return {f"MLOPS_SERVE_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value) for key, value in told.items()}
 
 
 class Git(_Section):

@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--nan", choices=["null", "literal"], help="how NaN is answered; literal is MLflow's way, and no JSON (default: null)")
     own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of unlike lengths; pad is MLflow's way (default: refuse)")
     own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
+    own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
+    own.add_argument("--precision", choices=["float32", "bf16"], help="what the networks compute in (default: float32)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -244,7 +244,7 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
     if numbers.cards:
         # Extended resources cannot be overcommitted: the request is the limit.
         resources["requests"]["nvidia.com/gpu"] = resources["limits"]["nvidia.com/gpu"] = str(numbers.cards)
-    variables: dict[str, str] = {}
+    variables = service.serving.variables()
     shared: dict[str, Any] = {}
     if numbers.gpu != "none":
         variables["MLOPS_DEVICE"] = "gpu"

@@ -17,7 +17,7 @@ PREFIX = "MLOPS_SERVE_"
 class Settings:
     """max_batch, max_queue: rows. max_delay_ms: ms that a batch may wait for company under load. deadline: s from the request's last byte
     to its answer. body_limit: bytes, also after decompression. read: s in which a request must arrive. nan, ragged:
-    docs/reference/http-contract.md. connections: at most so many at once."""
+    docs/reference/http-contract.md. connections: at most so many at once. compile, precision: of the model's networks (network.py)."""
 
     max_batch: int = 128
     max_delay_ms: float = 0.0
@@ -29,9 +29,11 @@ class Settings:
     nan: str = "null"
     ragged: str = "refuse"
     access_log: bool = True
+    compile: bool = False
+    precision: str = "float32"
 
 
-CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad")}
+CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}
 
 
 def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -48,7 +50,7 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.envir
 
 
 def _value(name: str, default: Any, said: Any, where: str) -> Any:
-    if name == "access_log":
+    if isinstance(default, bool):
         if str(said).lower() not in ("true", "false", "1", "0"):
             raise UsageError(f"{where} is {said!r}", remedy="true or false")
         return str(said).lower() in ("true", "1")

@@ -121,3 +121,60 @@ def test_old_and_foreign_formats_are_found(folder: Path) -> None:
         "bundle.zip!inside/object.dat": "pickle",
         "bundle.zip!inside/model.joblib": "pickle",
     }
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows * 2
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch.export.save writes, with an example input inside."""
+    path = tmp_path_factory.mktemp("exported") / "model.pt2"
+    torch.export.save(torch.export.export(Doubled(), (torch.zeros(2, 3),)), path)
+    return path
+
+
+def put(source: Path, target: Path, members: dict[str, bytes]) -> None:
+    """A copy of a zip file in which members that end like a key have other bytes."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, next((content for end, content in members.items() if name.endswith(end)), old.read(name)))
+
+
+def test_an_exported_program_is_clean(folder: Path, exported: Path) -> None:
+    put(exported, folder / "model.pt2", {})
+    assert rules(folder) == {}
+
+
+def test_a_checkpoint_inside_an_exported_program_is_looked_into(folder: Path, exported: Path, tmp_path: Path, command: Command) -> None:
+    torch.save(command, tmp_path / "evil.pt")
+    put(exported, folder / "model.pt2", {"sample_inputs/model.pt": (tmp_path / "evil.pt").read_bytes()})
+    (subject,), (rule,) = zip(*rules(folder).items(), strict=True)
+    assert (subject.partition("!")[0], rule) == ("model.pt2", "unsafe-import")
+    # It matters: torch tries weights_only=True, and then without.
+    torch.export.load(folder / "model.pt2")
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "rule"),
+    [
+        ("sample_inputs/model.pt", pickle.dumps({"a": 1}, protocol=0), "not-a-checkpoint"),
+        ("sample_inputs/model.pt", pickle.dumps({"a": 1}, protocol=2), "pickle"),
+        ("_weights_config.json", b'{"config": {"w": {"path_name": "weight_0", "use\\u005fpickle": true}}}', "pickle"),
+        ("_constants_config.json", b"[]", "pickle"),
+    ],
+)
+def test_what_else_torch_would_unpickle_in_one(folder: Path, exported: Path, member: str, content: bytes, rule: str) -> None:
+    put(exported, folder / "model.pt2", {member: content})
+    assert list(rules(folder).values()) == [rule]
+
+
+def test_a_zip_file_in_a_zip_file_is_opened_once(folder: Path, tmp_path: Path, command: Command) -> None:
+    torch.save(command, tmp_path / "evil.pt")
+    for depth in range(2):
+        with zipfile.ZipFile(folder / f"{depth}.zip", "w") as archive:
+            archive.write(tmp_path / "evil.pt" if depth == 0 else folder / "0.zip", "inner")
+    assert rules(folder) == {"0.zip!inner": "unsafe-import", "1.zip!inner!inner": "unreadable"}
