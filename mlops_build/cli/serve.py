@@ -74,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
             with chosen.loading():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
-                serving = load.load(checked)
+                serving = load.load(checked, compile=options.compile, precision=options.precision)
             for loaded in serving.models:
                 load.warm_up(loaded, say)
             from mlops_build.serving.app import app

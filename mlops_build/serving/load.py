@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
 
 
+COMPILER = "torch.compile needs a C++ compiler: add g++ to image.apt in service.yaml, or take serving.compile out"
+
+
 class CannotLoad(Failed):
     """The model's own code, or a package it needs, fails while loading or while answering its recorded example."""
 
@@ -132,10 +135,20 @@ def _context(folder: Path) -> Checked:
     return Checked(found.service, found.image, models, folder / "wheels")
 
 
-def load(checked: Checked) -> Serving:
-    """Every model in memory, on the device that this process sees. Raises CannotLoad."""
+def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
+    """Every model in memory, on the device that this process sees. compile, precision: network.prepare. Raises CannotLoad."""
     _code(checked.wheels)
-    return Serving(checked.service, checked.image, tuple(_load(model) for model in checked.models))
+    models = tuple(_load(model) for model in checked.models)
+    if compile or precision != "float32":
+        from mlops_build.serving import network
+
+        for loaded in models:
+            if not network.prepare(loaded.model, compile=compile, precision=precision):
+                raise CannotLoad(
+                    f"{loaded} holds no torch network, so there is nothing to compile, and nothing to compute in {precision}",
+                    remedy="keep the network as an attribute of the predictor, or take compile and precision out of service.yaml",
+                )
+    return Serving(checked.service, checked.image, models)
 
 
 def _check(folder: Path) -> None:
@@ -188,14 +201,25 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     try:
         rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
         (answer,) = loaded.predictor.predict([rows])
-        wrong = str(answer) if isinstance(answer, Exception) else None
-        encode(answer)
+        if isinstance(answer, Refusal) and isinstance(cause := answer.__cause__, Exception):
+            wrong = f"{type(cause).__name__}: {cause}"
+            loaded.predictor.needs_gradients()
+            (answer,) = loaded.predictor.predict([rows])
+            if not isinstance(answer, Exception):
+                wrong = None
+                say(f"{loaded}: it answers only without torch.inference_mode, so it is asked without")
+        if not isinstance(answer, Exception):
+            encode(answer)
+        elif wrong is None:
+            wrong = str(answer)
     except (Refusal, Unencodable) as error:
         wrong = str(error)
     if wrong is not None:
         raise CannotLoad(
             f"{loaded} does not answer its own recorded example: {' '.join(wrong.split())[:500]}",
-            remedy="its environment is not the one it was registered with: package it anew, or train again",
+            remedy=COMPILER
+            if "ompiler" in wrong
+            else "its environment is not the one it was registered with: package it anew, or train again",
         )
     if why := loaded.predictor.check_joining(rows):
         say(f"{loaded}: each request is predicted by itself, since {why}")

@@ -3,6 +3,7 @@
 The rows were checked and converted before (decode.py), so MLflow's own enforcement, most of a small model's time, is not run again.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlops_build.serving import network
 from mlops_build.serving.decode import BAD_REQUEST, Refusal, Rows
 from mlops_build.serving.encode import plain
 
@@ -46,6 +48,8 @@ class Predictor:
         self.joins = joins
         self._model = model
         self._ask = _direct(model)
+        self._network = network.direct(model)
+        self._inference = network.inference
         schema = model.metadata.get_input_schema()
         named = schema is not None and not schema.is_tensor_spec() and schema.has_input_names()
         # An Index made once: pandas takes ten times as long with a list of names.
@@ -53,6 +57,14 @@ class Predictor:
 
     def predict(self, requests: Sequence[Rows]) -> list[Any]:
         """For each request its answer, as `encode.plain` has it, or the exception that is its own."""
+        with self._inference():
+            return self._answers(requests)
+
+    def needs_gradients(self) -> None:
+        """From now on without torch.inference_mode, for a model that computes gradients to answer."""
+        self._inference = contextlib.nullcontext
+
+    def _answers(self, requests: Sequence[Rows]) -> list[Any]:
         if not self.joins or len(requests) == 1:
             return [self._alone(one) for one in requests]
         answers: list[Any] = [None] * len(requests)
@@ -73,12 +85,12 @@ class Predictor:
             return None
         parts = [_part(rows, at, at + 1) for at in range(min(rows.count, 8))]
         parts = parts * 2 if len(parts) == 1 else parts
-        alone = [self._alone(one) for one in parts]
-        if any(isinstance(one, Exception) for one in alone):
-            self.joins = False
-            return "it does not answer the rows of its example one by one"
-        joined = self._ask(self._input(_joined(parts)), rows.params)
-        together = _split(plain(joined), [1] * len(parts))
+        with self._inference():
+            alone = [self._alone(one) for one in parts]
+            if any(isinstance(one, Exception) for one in alone):
+                self.joins = False
+                return "it does not answer the rows of its example one by one"
+            together = _split(self._asked(_joined(parts)), [1] * len(parts))
         if together is None:
             self.joins = False
             return "it does not answer with one element for each row"
@@ -91,13 +103,13 @@ class Predictor:
         try:
             if rows.kind == "unchecked":
                 return plain(self._model.predict(rows.data, params=rows.params))
-            return plain(self._ask(self._input(rows), rows.params))
+            return self._asked(rows)
         except Exception as error:
             return _known(error)
 
     def _together(self, group: Sequence[Rows]) -> list[Any]:
         try:
-            answer = plain(self._ask(self._input(_joined(group)), group[0].params))
+            answer = self._asked(_joined(group))
         except Exception as error:
             known = _known(error)
             if isinstance(known, Fatal):
@@ -115,6 +127,15 @@ class Predictor:
 
     def _some(self, group: Sequence[Rows]) -> list[Any]:
         return self._together(group) if len(group) > 1 else [self._alone(group[0])]
+
+    def _asked(self, rows: Rows) -> Any:
+        if self._network is not None and not rows.params:
+            if rows.kind == "tensor":
+                return self._network(rows.data).tolist()
+            if rows.kind == "block" and (answer := self._network(rows.data.astype("float32", copy=False))).ndim == 2:
+                names = [str(place) for place in range(answer.shape[1])]
+                return [dict(zip(names, row, strict=True)) for row in answer.tolist()]
+        return plain(self._ask(self._input(rows), rows.params))
 
     def _input(self, rows: Rows) -> Any:
         if rows.kind in ("tensor", "whole"):
@@ -204,6 +225,8 @@ def _known(error: Exception) -> Exception:
         status = error.get_http_status_code()
         return Refusal(str(error.message)[:500], status=status if 400 <= status < 500 else 400, code=str(error.error_code))
     log.warning("a prediction failed", exc_info=error)
-    return Refusal(
+    refusal = Refusal(
         "the model failed on this input: are the values what it was trained for? The service's log has the trace", code=BAD_REQUEST
     )
+    refusal.__cause__ = error
+    return refusal

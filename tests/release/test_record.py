@@ -188,6 +188,15 @@ def test_the_release_renders_over_a_base(tmp_path: Path) -> None:
     assert deployment["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "digits"}
 
 
+def test_serving_settings_reach_the_pod(tmp_path: Path) -> None:
+    service = SERVICE + "serving: {max_batch: 256, access_log: false}\n"
+    write(tmp_path, service_files(service))
+    release(tmp_path, service)
+    (container,) = kustomize(tmp_path / "deploy/overlays/production")["Deployment"]["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    assert variables == {"HOME": "/tmp", "MLOPS_SERVE_MAX_BATCH": "256", "MLOPS_SERVE_ACCESS_LOG": "false"}
+
+
 @pytest.mark.parametrize(("mode", "replicas"), [("shared", 1), ("shared", 2), ("exclusive", 1), ("exclusive", 3)])
 def test_the_release_of_a_gpu_service_renders(tmp_path: Path, mode: str, replicas: int) -> None:
     service = SERVICE.replace("{mode: none}", f"{{mode: {mode}, memory: 6GiB}}").replace("replicas: 2", f"replicas: {replicas}")

@@ -1,0 +1,207 @@
+"""Networks inside models: asked without pandas, compiled, in bf16, and with gradients where a model needs them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from mlops_build.serving import network
+from mlops_build.serving.decode import JSON, Decoder
+from mlops_build.serving.load import CannotLoad, from_folder, load, warm_up
+from mlops_build.serving.predictor import Predictor
+from tests.serving.models import columns, save
+
+WIDTH = 4
+FRAMED = ModelSignature(inputs=Schema([ColSpec(DataType.float, f"f{place}") for place in range(WIDTH)]))
+TENSOR = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, WIDTH))]))
+ROWS = [[0.5, -1.0, 2.0, 0.25], [1.0, 1.0, 1.0, 1.0], [-3.0, 0.0, 0.125, 8.0]]
+
+HOLDING = """
+    def load_context(self, context):
+        import torch
+        torch.manual_seed(3)
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        self.seen = []
+
+    def predict(self, context, data, params=None):
+        import torch
+        self.seen.append(torch.is_inference_mode_enabled())
+        return self.network(torch.tensor(data.to_numpy("float32"))).tolist()
+"""
+
+
+def small() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(WIDTH, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+
+
+def flavor(folder: Path, signature: ModelSignature, model: torch.nn.Module) -> Any:
+    """A model of MLflow's PyTorch flavour; pickled, which only these tests load."""
+    mlflow.pytorch.save_model(model, str(folder), signature=signature, pip_requirements=["torch"], serialization_format="pickle")
+    return mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+
+
+def named(rows: list[list[float]]) -> bytes:
+    return json.dumps({"dataframe_split": {"columns": [f"f{place}" for place in range(WIDTH)], "data": rows}}).encode()
+
+
+@pytest.mark.parametrize("signature", [FRAMED, TENSOR], ids=["columns", "tensor"])
+def test_the_pytorch_flavour_answers_as_mlflow_does_without_dataframes(tmp_path: Path, signature: ModelSignature) -> None:
+    model = flavor(tmp_path / "model", signature, small())
+    body = named(ROWS) if signature is FRAMED else json.dumps({"inputs": ROWS}).encode()
+    rows = Decoder(model).decode(body, JSON)
+    assert network.direct(model) is not None
+    (answer,) = Predictor(model).predict([rows])
+    if signature is FRAMED:
+        expected = model.predict(pd.DataFrame(ROWS, columns=[f"f{place}" for place in range(WIDTH)], dtype="float32"))
+        assert [list(row) for row in answer] == [["0", "1"]] * len(ROWS)
+        # A DataFrame's memory lies column by column, so that the sums are of another order.
+        np.testing.assert_allclose([list(row.values()) for row in answer], expected.to_numpy(), rtol=1e-5)
+    else:
+        assert answer == model.predict(np.array(ROWS, "float32")).tolist()
+
+
+class Pair(torch.nn.Module):
+    def forward(self, rows: torch.Tensor) -> Any:
+        return rows, rows
+
+
+def test_an_answer_of_two_tensors_is_refused_as_by_mlflow(tmp_path: Path) -> None:
+    model = flavor(tmp_path / "model", TENSOR, Pair())
+    (answer,) = Predictor(model).predict([Decoder(model).decode(json.dumps({"inputs": ROWS}).encode(), JSON)])
+    assert isinstance(answer.__cause__, TypeError)
+    with pytest.raises(Exception, match=r"single output tensor|has no attribute"):
+        model.predict(np.array(ROWS, "float32"))
+
+
+def test_a_predictor_is_asked_in_inference_mode(tmp_path: Path) -> None:
+    model = save(tmp_path / "made", columns(*((f"f{place}", "float") for place in range(WIDTH))), HOLDING)
+    predictor = Predictor(model)
+    rows = Decoder(model).decode(named(ROWS), JSON)
+    predictor.predict([rows])
+    predictor.needs_gradients()
+    predictor.predict([rows])
+    assert model.unwrap_python_model().seen == [True, False]
+
+
+def test_bf16_is_near_and_compiled_is_equal(tmp_path: Path) -> None:
+    names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
+    plain, half = (save(tmp_path / name, names, HOLDING) for name in ("plain", "half"))
+    assert [name for name, _ in network.networks(plain)] == ["network"]
+    rows = Decoder(plain).decode(named(ROWS), JSON)
+    (expected,) = Predictor(plain).predict([rows])
+    assert network.prepare(half, compile=False, precision="bf16") == ["network"]
+    (near,) = Predictor(half).predict([rows])
+    assert near != expected
+    np.testing.assert_allclose(near, expected, rtol=0.05, atol=0.05)
+
+
+LISTED = """
+    def load_context(self, context):
+        import torch
+        inner = torch.nn.Linear(1, 1)
+        self.parts = [inner, {"no": 1}]
+        self.by_name = {"one": torch.nn.Sequential(torch.nn.Linear(1, 1))}
+        self.whole = torch.nn.Sequential(inner)
+
+    def predict(self, context, data, params=None):
+        return [0.0] * len(data)
+"""
+
+
+def test_networks_are_found_by_name_and_once(tmp_path: Path) -> None:
+    model = save(tmp_path / "made", columns(("a", "float")), LISTED)
+    assert [name for name, _ in network.networks(model)] == ["by_name['one']", "whole"]
+
+
+GRADIENTS = """
+    def load_context(self, context):
+        import torch
+        self.network = torch.nn.Linear(1, 1)
+
+    def predict(self, context, data, params=None):
+        import torch
+        rows = torch.tensor(data.to_numpy("float32"), requires_grad=True)
+        self.network(rows).sum().backward()
+        return rows.grad[:, 0].tolist()
+"""
+NOTHING = """
+    def predict(self, context, data, params=None):
+        return [0.0] * len(data)
+"""
+
+
+def recorded(folder: Path) -> Path:
+    (folder / "model" / "examples").mkdir()
+    example = {"schema": 1, "input": {"dataframe_split": {"columns": ["a"], "data": [[1.0]]}}, "predictions": [0.0]}
+    (folder / "model" / "examples" / "recorded.json").write_text(json.dumps(example))
+    return folder / "model"
+
+
+def test_a_model_that_needs_gradients_gets_them_and_that_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "made", columns(("a", "float")), GRADIENTS)
+    (loaded,) = load(from_folder(recorded(tmp_path / "made"), lambda _: None)).models
+    said: list[str] = []
+    warm_up(loaded, said.append)
+    assert any("without torch.inference_mode" in line for line in said)
+    (answer,) = loaded.predictor.predict([Decoder(loaded.model).decode(b'{"dataframe_records": [{"a": 2.0}]}', JSON)])
+    assert isinstance(answer, list)
+
+
+def test_nothing_to_compile_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "made", columns(("a", "float")), NOTHING)
+    with pytest.raises(CannotLoad, match="holds no torch network"):
+        load(from_folder(tmp_path / "made/model", lambda _: None), precision="bf16")
+
+
+COMPILED = """
+import json, sys
+from pathlib import Path
+from mlops_build.serving.decode import JSON, Decoder
+from mlops_build.serving.load import CannotLoad, from_folder, load, warm_up
+(loaded,) = load(from_folder(Path(sys.argv[1]), lambda _: None), compile=True).models
+try:
+    warm_up(loaded, lambda _: None)
+except CannotLoad as error:
+    print(error, error.remedy)
+    raise SystemExit(3)
+rows = Decoder(loaded.model).decode(sys.stdin.buffer.read(), JSON)
+print(json.dumps(loaded.predictor.predict([rows])[0]))
+"""
+
+
+@pytest.mark.parametrize("compiler", [True, False], ids=["with a compiler", "without"])
+def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, record_property: Callable[[str, object], None]) -> None:
+    names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
+    model = save(tmp_path / "made", names, HOLDING)
+    (tmp_path / "made/model/examples").mkdir()
+    example = {"schema": 1, "input": json.loads(named(ROWS[:2])), "predictions": []}
+    (tmp_path / "made/model/examples/recorded.json").write_text(json.dumps(example))
+    environment = {
+        "PATH": "/usr/bin:/bin" if compiler else "/nowhere",
+        "HOME": str(tmp_path),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    if not compiler:
+        environment["CXX"] = "/nowhere/g++"
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path / "made/model")],
+        input=named(ROWS), capture_output=True, env={**environment, "PYTHONPATH": ":".join(sys.path)}, timeout=300, check=False,
+    )  # fmt: skip
+    if not compiler:
+        assert done.returncode == 3, done.stderr[-2000:]
+        assert b"add g++ to image.apt" in done.stdout
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    (expected,) = Predictor(model).predict([Decoder(model).decode(named(ROWS), JSON)])
+    np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-6)
