@@ -1,4 +1,5 @@
-"""The HTTP service: MLflow's scoring protocol for the first model at /, for every model under /models/NAME/, and /metrics for Prometheus.
+"""The HTTP service: MLflow's scoring protocol for the first model at /, for every model under /models/NAME/; the Open Inference Protocol
+under /v2/; and /metrics for Prometheus.
 
 One event loop reads, checks and answers; one thread for each model predicts. docs/reference/http-contract.md says what callers may rely on.
 """
@@ -10,21 +11,23 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
 from mlops_build.model.openapi import as_text, openapi
-from mlops_build.serving import docs_page
+from mlops_build.serving import docs_page, v2
+from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full
-from mlops_build.serving.decode import Decoder, Refusal
+from mlops_build.serving.decode import Decoder, Refusal, Rows
 from mlops_build.serving.encode import Unencodable, encode
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.settings import Settings
+from mlops_build.serving.v2 import V2
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Lease
@@ -35,7 +38,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-JSON = b"application/json"
 # A larger body is read in another thread: parsing it would keep the loop from everybody else.
 INLINE_BYTES = 256 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -47,23 +49,27 @@ class Gone(Exception):
     """The caller went away."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Of one request. headers: beside the content's type and length."""
+class Head(NamedTuple):
+    """What of a request's headers matters here."""
 
-    status: int
-    body: bytes
-    kind: bytes = JSON
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    kind: str | None  # Content-Type
+    encoding: bytes
+    request_id: bytes  # the caller's, if it may stand in a log
+    json_bytes: bytes | None  # Inference-Header-Content-Length
+
+
+# An answer of the model as what is sent.
+Write = Callable[[Any], Answer]
 
 
 @dataclass(frozen=True)
 class Door:
-    """One model as callers meet it."""
+    """One way to ask one model. read: of a body, what it asks and how to write the answer. error: status, code, message, headers."""
 
     loaded: Loaded
-    decoder: Decoder
     batcher: Batcher
+    read: Callable[[bytes, Head], tuple[Rows, Write]]
+    error: Callable[[int, str, str, tuple[tuple[bytes, bytes], ...]], Answer]
 
 
 class Service:
@@ -74,6 +80,7 @@ class Service:
 
     def __init__(self, serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
+        self._nan: Literal["null", "literal"] = "literal" if self._settings.nan == "literal" else "null"
         self._metrics = Metrics(serving, lease)
         self.on_fatal: Callable[[], None] = lambda: None
         self._doors: dict[str, Door] = {}
@@ -81,12 +88,13 @@ class Service:
         document = openapi(serving.service, [loaded.described for loaded in serving.models])
         self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
         self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
+        self._plain["/v2"] = _json(v2.SERVER)
+        self._plain["/v2/health/live"] = self._plain["/v2/health/ready"] = _json({"live": True})
         for place, loaded in enumerate(serving.models):
-            door = self._door(loaded)
-            version = Answer(200, loaded.mlflow_version.encode())
-            for at in (f"/models/{loaded.name}", *([""] if place == 0 else [])):
-                self._doors[f"{at}/invocations"] = door
-                self._plain |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
+            batcher = self._batcher(loaded)
+            decoder = Decoder(loaded.model, "pad" if self._settings.ragged == "pad" else "refuse")
+            self._mlflow(loaded, decoder, batcher, first=place == 0)
+            self._inference(loaded, decoder, batcher)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,7 +105,7 @@ class Service:
         else:
             await _send(send, self._other(scope), head=scope["method"] == "HEAD")
 
-    def _door(self, loaded: Loaded) -> Door:
+    def _batcher(self, loaded: Loaded) -> Batcher:
         settings = self._settings
         batcher = Batcher(
             loaded.predictor.predict,
@@ -113,15 +121,49 @@ class Service:
 
         batcher.on_batch = measured
         self._metrics.queued[loaded.name].set_function(lambda: batcher.queued)
-        return Door(loaded, Decoder(loaded.model, "pad" if settings.ragged == "pad" else "refuse"), batcher)
+        return batcher
+
+    def _mlflow(self, loaded: Loaded, decoder: Decoder, batcher: Batcher, *, first: bool) -> None:
+        nan = self._nan
+        write: Write = lambda found: Answer(200, encode(found, nan=nan))  # noqa: E731
+        bare: Write = lambda found: Answer(200, encode(found, nan=nan, bare=True))  # noqa: E731
+
+        def read(body: bytes, head: Head) -> tuple[Rows, Write]:
+            rows = decoder.decode(body, head.kind)
+            return rows, bare if rows.bare else write
+
+        door = Door(loaded, batcher, read, _error)
+        version = Answer(200, loaded.mlflow_version.encode())
+        for at in (f"/models/{loaded.name}", *([""] if first else [])):
+            self._doors[f"{at}/invocations"] = door
+            self._plain |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
+
+    def _inference(self, loaded: Loaded, decoder: Decoder, batcher: Batcher) -> None:
+        model = V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
+
+        def read(body: bytes, head: Head) -> tuple[Rows, Write]:
+            rows, asked = model.read(body, head.kind, head.json_bytes)
+            return rows, lambda found: model.write(found, asked)
+
+        door = Door(loaded, batcher, read, lambda status, _, message, headers: v2.refusal(status, message, headers))
+        at = f"/v2/models/{loaded.name}"
+        for path in (at, *([] if loaded.version is None else [f"{at}/versions/{loaded.version}"])):
+            self._doors[f"{path}/infer"] = door
+            self._plain |= {path: _json(model.metadata), f"{path}/ready": _json({"name": loaded.name, "ready": True})}
 
     def _other(self, scope: Scope) -> Answer:
         path, method = scope["path"], scope["method"]
         answer = self._plain.get(path)
         if answer is not None and method == "GET":
             return Answer(200, self._metrics.text(), CONTENT_TYPE.encode()) if path == "/metrics" else answer
+        inference = path == "/v2" or path.startswith("/v2/")
         if answer is not None or path in self._doors:
-            return Answer(405, b'{"detail":"Method Not Allowed"}', headers=((b"allow", b"POST" if path in self._doors else b"GET"),))
+            allow = ((b"allow", b"POST" if path in self._doors else b"GET"),)
+            if inference:
+                return v2.refusal(405, "this method is not known here", allow)
+            return Answer(405, b'{"detail":"Method Not Allowed"}', headers=allow)
+        if inference:
+            return v2.refusal(404, "there is no such model, version or path here: GET /openapi.json names them all")
         bare = path.rstrip("/")
         if bare != path and (bare in self._plain or bare in self._doors):
             return Answer(307, b"", headers=((b"location", bare.encode()),))
@@ -132,22 +174,20 @@ class Service:
         began = time.perf_counter()
         running = metrics.running[name]
         running.inc()
-        kind, encoding, request_id = _headers(scope["headers"])
+        head = _head(scope["headers"])
         rows = 0
         try:
             try:
                 body = await _body(receive, scope["headers"], self._settings.body_limit)
                 door.batcher.admit()
-                if encoding:
-                    body = _inflated(body, encoding, self._settings.body_limit)
+                if head.encoding:
+                    body = _inflated(body, head.encoding, self._settings.body_limit)
                 if len(body) > INLINE_BYTES:
-                    wanted = await asyncio.to_thread(door.decoder.decode, body, kind)
+                    wanted, write = await asyncio.to_thread(door.read, body, head)
                 else:
-                    wanted = door.decoder.decode(body, kind)
+                    wanted, write = door.read(body, head)
                 rows = wanted.count
-                found = await door.batcher.submit(wanted, self._settings.deadline)
-                nan = "literal" if self._settings.nan == "literal" else "null"
-                answer = Answer(200, encode(found, nan=nan, bare=wanted.bare))  # type: ignore[arg-type]
+                answer = write(await door.batcher.submit(wanted, self._settings.deadline))
             except Exception as error:
                 answer = self._failed(door, error)
             metrics.seconds[name].observe(time.perf_counter() - began)
@@ -155,33 +195,33 @@ class Service:
         finally:
             running.dec()
         if self._settings.access_log:
-            _log_access(request_id, door.loaded, answer, rows, time.perf_counter() - began)
-        await _send(send, answer, request_id)
+            _log_access(head.request_id, door.loaded, answer, rows, time.perf_counter() - began)
+        await _send(send, answer, head.request_id)
 
-    def _failed(self, door: Door, error: Exception) -> Answer:
-        name = door.loaded.name
-        if isinstance(error, Refusal):
-            return _error(error.status, error.code, error.message)
-        if isinstance(error, Full):
+    def _failed(self, door: Door, failure: Exception) -> Answer:
+        name, error = door.loaded.name, door.error
+        if isinstance(failure, Refusal):
+            return error(failure.status, failure.code, failure.message, ())
+        if isinstance(failure, Full):
             self._metrics.refused[name, "queue full"].inc()
-            seconds = str(max(1, round(error.seconds))).encode()
-            return _error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests wait already: ask again later", ((b"retry-after", seconds),))
-        if isinstance(error, DeadlinePassed):
+            seconds = str(max(1, round(failure.seconds))).encode()
+            return error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests wait already: ask again later", ((b"retry-after", seconds),))
+        if isinstance(failure, DeadlinePassed):
             self._metrics.refused[name, "deadline"].inc()
-            return _error(504, "DEADLINE_EXCEEDED", f"not answered within {self._settings.deadline:g} s", ((b"retry-after", b"1"),))
-        if isinstance(error, OutOfMemory):
+            return error(504, "DEADLINE_EXCEEDED", f"not answered within {self._settings.deadline:g} s", ((b"retry-after", b"1"),))
+        if isinstance(failure, OutOfMemory):
             self._metrics.refused[name, "out of memory"].inc()
-            return _error(503, "RESOURCE_EXHAUSTED", str(error), ((b"retry-after", b"1"),))
-        if isinstance(error, Fatal):
-            log.error("the card is lost to this process, which ends: %s", error)
+            return error(503, "RESOURCE_EXHAUSTED", str(failure), ((b"retry-after", b"1"),))
+        if isinstance(failure, Fatal):
+            log.error("the card is lost to this process, which ends: %s", failure)
             self.on_fatal()
-            return _error(503, "TEMPORARILY_UNAVAILABLE", "the service restarts", ((b"retry-after", b"10"),))
-        if isinstance(error, Unencodable):
-            return _error(500, "INTERNAL_ERROR", str(error))
-        if isinstance(error, Gone):
+            return error(503, "TEMPORARILY_UNAVAILABLE", "the service restarts", ((b"retry-after", b"10"),))
+        if isinstance(failure, Unencodable):
+            return error(500, "INTERNAL_ERROR", str(failure), ())
+        if isinstance(failure, Gone):
             return Answer(499, b"")
-        log.error("a request failed", exc_info=error)
-        return _error(500, "INTERNAL_ERROR", "this is a fault of the service; its log has the trace")
+        log.error("a request failed", exc_info=failure)
+        return error(500, "INTERNAL_ERROR", "this is a fault of the service; its log has the trace", ())
 
 
 def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None) -> Service:
@@ -189,9 +229,8 @@ def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | Non
     return Service(serving, lease, settings)
 
 
-def _headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str | None, bytes, bytes]:
-    """Content-Type, Content-Encoding, and the request's id: the caller's, if it may stand in a log."""
-    kind, encoding, request_id = None, b"", b""
+def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
+    kind, encoding, request_id, json_bytes = None, b"", b"", None
     for name, value in headers:
         if name == b"content-type":
             kind = value.decode("latin-1")
@@ -199,7 +238,9 @@ def _headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str | None, bytes,
             encoding = value.strip().lower()
         elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             request_id = value
-    return kind, b"" if encoding == b"identity" else encoding, request_id or os.urandom(8).hex().encode()
+        elif name == v2.LENGTH:
+            json_bytes = value.strip()
+    return Head(kind, b"" if encoding == b"identity" else encoding, request_id or os.urandom(8).hex().encode(), json_bytes)
 
 
 async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit: int) -> bytes:
@@ -244,6 +285,10 @@ def _inflated(body: bytes, encoding: bytes, limit: int) -> bytes:
 
 def _too_large(limit: int) -> Refusal:
     return Refusal(f"the body is larger than {limit} bytes: send fewer rows at once", status=413)
+
+
+def _json(document: Mapping[str, Any]) -> Answer:
+    return Answer(200, orjson.dumps(document))
 
 
 def _error(status: int, code: str, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:

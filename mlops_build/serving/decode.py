@@ -88,6 +88,7 @@ class Decoder:
         self._names: list[str] = []
         self._types: list[str] = []
         self._tensor: tuple[np.dtype[Any], tuple[int, ...]] | None = None
+        self._block: np.dtype[Any] | None = None
         self._row: Callable[[Any], Any] = tuple
         schema = self._schema
         if schema is None or self._hinted:
@@ -113,6 +114,49 @@ class Decoder:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise Refusal("the body is too large once it is read", status=413) from None
+
+    # -- for doors that read their bodies themselves (v2.py, images.py) --
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name and MLflow's type of each column, where all are named and plain."""
+        return dict(zip(self._names, self._types, strict=True))
+
+    @property
+    def block(self) -> "np.dtype[Any] | None":
+        """The columns' type, where all are of one type of float."""
+        return self._block
+
+    @property
+    def tensor(self) -> "tuple[np.dtype[Any], tuple[int, ...]] | None":
+        """Type and shape, where the model takes one tensor without a name."""
+        return self._tensor
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the model checks by itself, by type hints."""
+        return self._hinted
+
+    @property
+    def required(self) -> list[str]:
+        return list(self._schema.required_input_names()) if self._schema is not None else []
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of those that the model knows."""
+        return [one.name for one in self._params_schema.params] if self._params_schema is not None else []
+
+    def params(self, params: Any) -> dict[str, Any] | None:
+        """Checked, with defaults. Raises Refusal."""
+        return self._params(params)
+
+    def document(self, document: dict[str, Any]) -> Rows:
+        """What a JSON body of this content means to MLflow. Raises Refusal."""
+        return self._rest(document, [key for key in document if key in FORMS])
+
+    def enforced(self, data: Any, params: Any) -> Rows:
+        """What a table or arrays by name mean to MLflow. Raises Refusal."""
+        return self._framed(data, params)
 
     # -- JSON --
 
