@@ -26,6 +26,7 @@ from mlops_build.serving.encode import Unencodable, encode
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
+from mlops_build.serving.served_openapi import with_inference
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.v2 import V2
 
@@ -85,16 +86,19 @@ class Service:
         self.on_fatal: Callable[[], None] = lambda: None
         self._doors: dict[str, Door] = {}
         self._plain: dict[str, Answer] = {"/metrics": Answer(200, b"")}
-        document = openapi(serving.service, [loaded.described for loaded in serving.models])
-        self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
-        self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
         self._plain["/v2"] = _json(v2.SERVER)
         self._plain["/v2/health/live"] = self._plain["/v2/health/ready"] = _json({"live": True})
+        inference: list[tuple[V2, Mapping[str, Any] | None]] = []
         for place, loaded in enumerate(serving.models):
             batcher = self._batcher(loaded)
             decoder = Decoder(loaded.model, "pad" if self._settings.ragged == "pad" else "refuse")
             self._mlflow(loaded, decoder, batcher, first=place == 0)
-            self._inference(loaded, decoder, batcher)
+            model = V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
+            self._inference(loaded, model, batcher)
+            inference.append((model, loaded.recorded))
+        document = with_inference(openapi(serving.service, [loaded.described for loaded in serving.models]), inference)
+        self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
+        self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -138,9 +142,7 @@ class Service:
             self._doors[f"{at}/invocations"] = door
             self._plain |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
 
-    def _inference(self, loaded: Loaded, decoder: Decoder, batcher: Batcher) -> None:
-        model = V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
-
+    def _inference(self, loaded: Loaded, model: V2, batcher: Batcher) -> None:
         def read(body: bytes, head: Head) -> tuple[Rows, Write]:
             rows, asked = model.read(body, head.kind, head.json_bytes)
             return rows, lambda found: model.write(found, asked)

@@ -92,6 +92,24 @@ class V2:
         versions = [] if self._version is None else [str(self._version)]
         return {"name": self._name, "versions": versions, "platform": "mlflow_pyfunc", "inputs": self._inputs, "outputs": self._outputs}
 
+    def example(self, recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A recorded example of /invocations in this protocol's words; None where it has another form than a table or a tensor."""
+        sent = recorded.get("input") if recorded is not None else None
+        if not isinstance(sent, dict):
+            return None
+        split, tensor = sent.get("dataframe_split"), sent.get("inputs", sent.get("instances"))
+        datatypes = {one["name"]: one["datatype"] for one in self._inputs}
+        if isinstance(split, dict) and set(self._columns) <= set(split.get("columns", [])) and self._quick:
+            rows = split["data"]
+            places = {name: split["columns"].index(name) for name in self._columns}
+            named = {name: [row[place] for row in rows] for name, place in places.items()}
+            inputs = [{"name": name, "datatype": datatypes[name], "shape": [len(rows)], "data": data} for name, data in named.items()]
+            return {"inputs": inputs}
+        if isinstance(tensor, list) and self._decoder.tensor is not None:
+            array = np.array(tensor)
+            return {"inputs": [{"name": INPUT, "datatype": datatypes[INPUT], "shape": list(array.shape), "data": tensor}]}
+        return None
+
     # -- what was asked --
 
     def read(self, body: bytes, kind: str | None, json_bytes: bytes | None) -> tuple[Rows, Asked]:

@@ -297,7 +297,8 @@ def test_batches_grow_with_the_load(server: Server) -> None:
 def test_its_openapi_is_served_and_generated_requests_find_no_fault(server: Server) -> None:
     status, headers, text = ask(server, b"", "GET", "/openapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
-    assert set(json.loads(text)["components"]["schemas"]) == {"Error", "model.request", "model.response"}
+    kept, added = {"Error", "model.request", "model.response"}, {"inference.Error", "model.inference", "model.inferred"}
+    assert set(json.loads(text)["components"]["schemas"]) == kept | added
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "fuzzing", "--max-examples", "40"]
     command += ["--checks", "not_a_server_error,status_code_conformance", "--seed", "1", "--no-color", "--generation-database", "none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -311,4 +312,5 @@ def test_the_docs_page_shows_each_model_and_loads_nothing_from_elsewhere(server:
     page = text.decode()
     assert 'data-path="./invocations"' in page
     assert 'data-path="./models/model/invocations"' in page
+    assert 'data-path="./v2/models/model/infer"' in page
     assert not re.search(r"(?:src|href)=[\"'](?!\./)|https?://|@import|url\(", page)

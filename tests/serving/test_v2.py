@@ -455,6 +455,13 @@ def test_inference_over_http(server: Server) -> None:
         assert (status, list(json.loads(text))) == (expect, ["error"])
 
 
+def test_the_example_of_its_openapi_is_answered(server: Server) -> None:
+    document = json.loads(ask(server, "GET", "/openapi.json")[2])
+    for name in ("points", "lines"):
+        content = document["paths"][f"/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
+        assert ask(server, "POST", f"/v2/models/{name}/infer", content["example"])[0] == 200
+
+
 def test_it_is_counted_and_logged_like_other_requests(server: Server) -> None:
     def answered() -> float:
         lines = ask(server, "GET", "/metrics")[2].decode().splitlines()

@@ -1,0 +1,102 @@
+"""The contract that is kept with the version (model/openapi.py), and beside it what this server adds: the Open Inference Protocol's paths.
+
+The kept file is what callers are promised; a server may offer more.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlops_build.serving.v2 import BYTES, DTYPES, V2
+
+ERROR = "inference.Error"
+TENSOR = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"enum": [*DTYPES, BYTES]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "data": {"type": "array", "description": "flat, or nested as the shape is"},
+        "parameters": {"type": "object"},
+    },
+    "required": ["name", "datatype", "shape"],
+}
+
+
+def with_inference(document: Mapping[str, Any], models: Sequence[tuple[V2, Mapping[str, Any] | None]]) -> dict[str, Any]:
+    """models: each with its recorded example, or None."""
+    found = copy.deepcopy(dict(document))
+    paths, schemas = found["paths"], found["components"]["schemas"]
+    schemas[ERROR] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    for path, what in (
+        ("/v2", "The server, in the words of the Open Inference Protocol"),
+        ("/v2/health/live", "Is the process alive?"),
+        ("/v2/health/ready", "Do the models answer?"),
+    ):
+        paths[path] = {"get": _get(path.strip("/").replace("/", "."), what)}
+    for model, recorded in models:
+        metadata = model.metadata
+        name = metadata["name"]
+        at = f"/v2/models/{name}"
+        paths[at] = {"get": _get(f"{name}.metadata", f"Inputs and outputs of {name}")}
+        paths[f"{at}/ready"] = {"get": _get(f"{name}.ready", f"Does {name} answer?")}
+        schemas[f"{name}.inference"] = _request([one["name"] for one in metadata["inputs"]])
+        schemas[f"{name}.inferred"] = _response(name)
+        paths[f"{at}/infer"] = {"post": _infer(name, model.example(recorded))}
+    return found
+
+
+def _get(operation: str, what: str) -> dict[str, Any]:
+    return {"operationId": operation, "summary": what, "responses": {"200": {"description": "yes"}}}
+
+
+def _request(names: Sequence[str]) -> dict[str, Any]:
+    described = f"Inputs of this model: {', '.join(names)}" if names else "Tensors"
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "inputs": {"type": "array", "items": TENSOR, "minItems": 1, "description": described},
+            "outputs": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}},
+            "parameters": {"type": "object"},
+        },
+        "required": ["inputs"],
+    }
+
+
+def _response(name: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "model_name": {"const": name},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": TENSOR},
+        },
+        "required": ["model_name", "outputs"],
+    }
+
+
+def _infer(name: str, example: Mapping[str, Any] | None) -> dict[str, Any]:
+    request: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{name}.inference"}}
+    if example is not None:
+        request["example"] = example
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ERROR}"}}}
+    answer = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}.inferred"}}}
+    why = {
+        "400": "The tensors are not what the model takes",
+        "413": "The body is larger than the limit",
+        "415": "Content type or encoding is not read here",
+        "429": "The queue is full; Retry-After says when to ask again",
+        "503": "Ask again later",
+        "504": "Not answered within the deadline",
+    }
+    return {
+        "operationId": f"{name}.infer",
+        "summary": f"Predictions of {name}, by the Open Inference Protocol v2",
+        "requestBody": {"required": True, "content": {"application/json": request}},
+        "responses": {
+            "200": {"description": "One tensor for each output", "content": answer},
+            **{status: {"description": text, "content": error} for status, text in why.items()},
+        },
+    }
