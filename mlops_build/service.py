@@ -72,6 +72,9 @@ class Model(_Section):
     """A registered model that the service serves."""
 
     name: Name
+    gpu_memory: Annotated[Memory | None, Field(description="its part of the card; said of every model, the sum stands for gpu.memory")] = (
+        None
+    )
 
 
 class Autoscale(_Section):
@@ -274,6 +277,20 @@ class Service(_Section):
                     "busy (and spins while it waits); write requests_in_progress"
                 )
         return gpu
+
+    @model_validator(mode="after")
+    def _budgets_added_up(self) -> "Service":
+        """One process with one lease serves all models, so that its budget is the sum of theirs."""
+        said = [model.gpu_memory for model in self.models if model.gpu_memory]
+        if not said:
+            return self
+        if silent := [model.name for model in self.models if not model.gpu_memory]:
+            raise ValueError(f"models: {', '.join(silent)} has no gpu_memory, others have: write it for every model, or gpu.memory alone")
+        if "memory" in self.gpu.model_fields_set:
+            raise ValueError("gpu.memory is the sum of the models' gpu_memory: remove one of them")
+        total = sum(map(parse_bytes, said))
+        unit = next(unit for unit in ("TiB", "GiB", "MiB", "KiB") if total % UNITS[unit] == 0)
+        return self.model_copy(update={"gpu": self.gpu.model_copy(update={"memory": f"{total // UNITS[unit]}{unit}"})})
 
     @field_validator("hold")
     @classmethod

@@ -211,3 +211,22 @@ def test_the_schema_for_editors_is_the_generated_one_and_agrees() -> None:
     jsonschema.validate(YAML(typ="safe").load(VALID), stored)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(YAML(typ="safe").load(VALID.replace("4GiB", "4GB")), stored)
+
+
+TWO = VALID.replace("  - name: digits\n", "  - {name: digits, gpu_memory: 2GiB}\n  - {name: other, gpu_memory: 512MiB}\n")
+
+
+def test_the_budgets_of_several_models_are_added_up() -> None:
+    assert service.parse(TWO.replace("{mode: none, memory: 4GiB}", "{mode: shared}")).gpu.memory == "2560MiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (TWO, "gpu.memory is the sum"),
+        (TWO.replace(", gpu_memory: 512MiB", "").replace(", memory: 4GiB}\nimage", "}\nimage"), "other has no gpu_memory"),
+    ],
+)
+def test_budgets_are_said_in_one_way(text: str, why: str) -> None:
+    with pytest.raises(service.ServiceError, match=why):
+        service.parse(text)
