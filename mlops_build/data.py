@@ -22,6 +22,8 @@ from ruamel.yaml.error import YAMLError
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK = "dvc.lock"
+# Written by training beside dvc.lock: what the service's models take and answer.
+CONTRACT = "openapi.json"
 PIPELINE = "dvc.yaml"
 RWLOCK = ".dvc/tmp/rwlock"
 COMMAND_SECONDS = 24 * 3600
@@ -217,10 +219,11 @@ def imports(root: Path) -> list[str]:
 def machine_files(root: Path) -> list[str]:
     """What the pipeline writes and Git keeps. Relative paths.
 
-    dvc.lock; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, into which DVC writes what it fetched.
+    dvc.lock and openapi.json; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, into which DVC writes
+    what it fetched.
     """
     pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
-    found = [LOCK, *imports(root)]
+    found = [LOCK, CONTRACT, *imports(root)]
     for stage in pipeline.get("stages", {}).values():
         for section in ("outs", "metrics", "plots"):
             for entry in stage.get(section, []):

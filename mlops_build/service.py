@@ -249,6 +249,7 @@ class Service(_Section):
     tracking: Tracking = Tracking()
     models: Annotated[list[Model], Field(min_length=1)]
     environments: Annotated[dict[Name, Environment], Field(min_length=1)]
+    contract: Annotated[int, Field(ge=1, le=9999, description="raise it by one to release a model that breaks callers, once they know")] = 1
     gpu: Gpu = Gpu()
     image: Image = Image()
     serving: Serving = Serving()

@@ -33,7 +33,7 @@ def test_tracked_data_has_a_revision_that_follows_its_content(service: Path) -> 
 
 
 def test_what_the_pipeline_writes_is_known_from_dvc_yaml(service: Path) -> None:
-    assert data.machine_files(service) == ["dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"]
+    assert data.machine_files(service) == ["dvc.lock", "metrics.json", "openapi.json", "reports/confusion.csv", "reports/history.csv"]
     assert data.metric_files(service) == ["metrics.json"]
 
 

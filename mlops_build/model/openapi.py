@@ -4,15 +4,16 @@ The schemas say what a caller should send. What is forgiven beyond that (numbers
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 FILE = "openapi.json"
 EXAMPLES = "examples/recorded.json"
+# Beside what OpenAPI knows: the contract's major, and the signatures as MLflow has them, by which two contracts are compared.
+EXTENSION = "x-mlops-build"
 SCALARS: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
     "integer": {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1},
@@ -35,25 +36,53 @@ REFUSALS = {
 @dataclass(frozen=True)
 class Described:
     """One model of a service. signature: as MLmodel has it, `inputs`, `outputs` and `params` still JSON text. recorded: body and answer of
-    its example, or None."""
+    its example, or None. mlflow: the version it was saved with. contract: the major it was registered with."""
 
     name: str
     version: int | None
     signature: Mapping[str, Any]
     recorded: Mapping[str, Any] | None
+    mlflow: str | None = None
+    contract: int = 1
 
 
 def describe(name: str, version: int | None, folder: Path) -> Described:
     """A model by its files."""
-    found = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-    signature = found.get("signature") if isinstance(found, dict) else None
+    found = read_yaml((folder / "MLmodel").read_text(encoding="utf-8"))
+    found = found if isinstance(found, dict) else {}
     example = folder / EXAMPLES
     recorded = json.loads(example.read_text(encoding="utf-8")) if example.is_file() else None
-    return Described(name, version, signature or {}, recorded)
+    mlflow = found.get("mlflow_version")
+    return Described(name, version, found.get("signature") or {}, recorded, str(mlflow) if mlflow else None, _major(folder / FILE))
 
 
-def openapi(service: str, models: Sequence[Described]) -> dict[str, Any]:
-    """The document; the first model answers at /invocations too. The same input makes the same document."""
+def parse(document: Mapping[str, Any]) -> list[Described]:
+    """The models that a document of ours describes, in its order. Raises KeyError, TypeError or AttributeError for another document."""
+    own = document[EXTENSION]
+    found = []
+    for one in own["models"]:
+        operation = document["paths"][f"/models/{one['name']}/invocations"]["post"]
+        request = operation["requestBody"]["content"]["application/json"]
+        response = operation["responses"]["200"]["content"]["application/json"]
+        recorded = {"input": request["example"], **response["example"]} if "example" in request else None
+        found.append(Described(one["name"], None, one["signature"], recorded, one.get("mlflow"), own["contract"]))
+    return found
+
+
+def _major(document: Path) -> int:
+    try:
+        found = json.loads(document.read_text(encoding="utf-8"))[EXTENSION]["contract"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def openapi(service: str, models: Sequence[Described], contract: int | None = None) -> dict[str, Any]:
+    """The document; the first model answers at /invocations too. The same input makes the same document.
+
+    contract: its major. Default: the highest that a model was registered with.
+    """
+    major = contract or max(model.contract for model in models)
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {
         "Error": _object({"error_code": {"type": "string"}, "message": {"type": "string"}}, ["error_code", "message"])
@@ -69,15 +98,23 @@ def openapi(service: str, models: Sequence[Described]) -> dict[str, Any]:
     versions = ", ".join(f"{model.name} v{model.version}" if model.version is not None else model.name for model in models)
     return {
         "openapi": "3.1.0",
-        "info": {"title": service, "version": str(models[0].version or 0), "description": f"Predictions of {versions}."},
+        "info": {"title": service, "version": str(major), "description": f"Predictions of {versions}."},
         "paths": paths,
         "components": {"schemas": schemas},
+        EXTENSION: {"schema": 1, "contract": major, "models": [_own(model) for model in models]},
     }
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """The file's bytes: one form only."""
-    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+    """The file's bytes: one form only. A row of numbers is one line, since an example may hold a picture."""
+    text = json.dumps(document, indent=1, sort_keys=True)
+    # No text of JSON holds a line break of its own, so this is a list.
+    return re.sub(r"\[\n[-+0-9.eE,\s]*\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
+
+
+def _own(model: Described) -> dict[str, Any]:
+    signature = {part: listed(model.signature.get(part)) for part in ("inputs", "outputs", "params")}
+    return {"name": model.name, "signature": signature, **({"mlflow": model.mlflow} if model.mlflow else {})}
 
 
 def _operation(model: Described) -> dict[str, Any]:
@@ -100,8 +137,8 @@ def _operation(model: Described) -> dict[str, Any]:
 
 
 def _request(model: Described) -> dict[str, Any]:
-    inputs = _listed(model.signature.get("inputs"))
-    params = _listed(model.signature.get("params"))
+    inputs = listed(model.signature.get("inputs"))
+    params = listed(model.signature.get("params"))
     more = {"params": _object({one["name"]: _param(one) for one in params}, [])} if params else {}
 
     def form(key: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +179,7 @@ def _request(model: Described) -> dict[str, Any]:
 
 
 def _response(model: Described) -> dict[str, Any]:
-    outputs = _listed(model.signature.get("outputs"))
+    outputs = listed(model.signature.get("outputs"))
     if not outputs:
         predictions: dict[str, Any] = {}
     elif outputs[0].get("type") == "tensor":
@@ -191,7 +228,17 @@ def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str,
     return {"type": "object", "properties": dict(properties), **({"required": list(required)} if required else {})}
 
 
-def _listed(text: Any) -> list[dict[str, Any]]:
+def read_yaml(text: str) -> Any:
+    """MLmodel's text, without making objects of anybody's choosing. Raises ValueError for what is no YAML."""
+    import yaml  # here, since a machine that reads openapi.json alone need not have it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def listed(text: Any) -> list[dict[str, Any]]:
     """A part of a signature, which MLmodel holds as JSON in a string."""
     found = json.loads(text) if isinstance(text, str) else text
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

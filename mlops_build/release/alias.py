@@ -11,9 +11,9 @@ from typing import Any
 
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound, Refused, UsageError
-from mlops_build.model import identity
+from mlops_build.model import contract, identity
 from mlops_build.model.identity import ALIAS
-from mlops_build.registry import ModelVersion, Registry
+from mlops_build.registry import ModelVersion, Registry, UnknownVersion
 from mlops_build.release.write import released
 from mlops_build.service import Service
 
@@ -30,7 +30,10 @@ class NothingRemembered(Refused):
 
 @dataclass(frozen=True)
 class Move:
-    """What happened to an alias. before: the version it pointed at, None if it was new. hold: why the environment is held, if it is."""
+    """What happened to an alias. before: the version it pointed at, None if it was new. hold: why the environment is held, if it is.
+
+    callers: what its callers should know: how the contract breaks them (on purpose), or why it was not compared.
+    """
 
     model: str
     environment: str
@@ -39,6 +42,7 @@ class Move:
     after: int
     dirty: bool
     hold: str | None
+    callers: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -63,7 +67,7 @@ def service_here() -> Service | None:
 
 def remarks(move: Move, service: Service | None) -> list[str]:
     """What a person should know besides the move itself."""
-    lines = []
+    lines = list(move.callers)
     if service is not None and not _serves(service, move.model):
         lines.append(f"{move.model} is not one of {service.name}'s models, so the alias is the environment's name: {move.alias}")
     if move.dirty:
@@ -88,20 +92,24 @@ def alias_of(service: Service | None, model: str, env: str) -> str:
 def promote(registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False) -> Move:
     """Point the alias of `env` at a version (a number, or another alias such as "staging").
 
-    Raises UnknownVersion, BadVersion for one that mlops-build did not make, DirtyVersion.
+    Raises UnknownVersion, BadVersion for one that mlops-build did not make, DirtyVersion, and BreaksCallers for one whose contract breaks
+    callers of the version it replaces, unless its major is higher.
     """
     alias = alias_of(service, model, env)
     wanted = registry.version(model, version)
     before = registry.aliases(model).get(alias)
     dirty = _check(wanted, env, alias, force_dirty)
+    callers: list[str] = []
     if before != wanted.version:
+        if before is not None:
+            callers = _callers(registry, model, before, wanted)
         tag = identity.previous_tag(alias)
         if before is not None:
             registry.set_tag(model, wanted.version, tag, str(before))
         elif tag in wanted.tags:
             registry.delete_tag(model, wanted.version, tag)
         registry.set_alias(model, alias, wanted.version)
-    return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env))
+    return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env), tuple(callers))
 
 
 def rollback(
@@ -119,6 +127,30 @@ def rollback(
     if target.version != current.version:
         registry.set_alias(model, alias, target.version)
     return Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
+
+
+def _callers(registry: Registry, model: str, before: int, wanted: ModelVersion) -> list[str]:
+    """What callers of the version before meet at the wanted one. Raises BreaksCallers."""
+    now = _contract(registry, wanted)
+    try:
+        was = _contract(registry, registry.version(model, before))
+    except (NotFound, contract.BadContract) as error:
+        return [f"callers of {model} {before} may break, its contract could not be compared: {error.message}"]
+    return contract.check(f"{model} {wanted.version} in the place of {before}", was, now)
+
+
+def _contract(registry: Registry, version: ModelVersion) -> contract.Contract:
+    """Raises UnknownVersion where its files cannot be read, and BadContract."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return registry.read(version, path)
+        except UnknownVersion:
+            if path == contract.MLMODEL:
+                raise
+            return None  # registered before there were contracts
+
+    return contract.of_version(version.name, read)
 
 
 def _remembered(registry: Registry, current: ModelVersion, alias: str, env: str) -> int:

@@ -5,12 +5,15 @@ said, and land all the same. `rollback --from-git` asks nothing at all. For ever
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mlops_build import service as service_file
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
 from mlops_build.git.repository import Objects
+from mlops_build.model import contract
+from mlops_build.model.openapi import FILE
 from mlops_build.release.record import Record
 from mlops_build.verify import Report, look
 
@@ -33,10 +36,28 @@ def check(objects: Objects, commit: str, before: Record | None, after: Record, *
     objects: where `commit` is, which makes Git say `after` instead of `before`.
     """
     report = examined(objects, commit, after.environment)
+    report.findings += contract_findings(objects, before, after)
     if report.findings and not despite_findings and not goes_back(before, after):
         raise Faulty(after.environment, report.findings)
     found = [f"{one.file} line {one.line}: {one.why} [{one.rule}]; released all the same" for one in report.findings]
     return [*report.notes, *found]
+
+
+def contract_findings(objects: Objects, before: Record | None, after: Record) -> list[Finding]:
+    """What breaks callers, by the openapi.json of the two released commits; `promote` asks the versions themselves.
+
+    Nothing where one of them is not at hand (a bridge has the branch's last commit only), or has none.
+    """
+    if before is None or before.commit is None or after.commit is None:
+        return []
+    texts = [objects.read(commit, FILE) for commit in (before.commit, after.commit)]
+    try:
+        was, now = [contract.of_text(text) if text is not None else None for text in texts]
+    except contract.BadContract:
+        return []
+    if was is None or now is None or now.major > was.major:
+        return []
+    return [replace(found, file=FILE, line=1) for found in contract.breaks(was, now)]
 
 
 def examined(objects: Objects, commit: str, env: str) -> Report:

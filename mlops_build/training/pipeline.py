@@ -6,6 +6,7 @@ the version that names them, so a reader never meets a name whose thing is not t
 """
 
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from mlops_build import data, finding
 from mlops_build.errors import NotFound, Refused
 from mlops_build.git.repository import Checkout
-from mlops_build.model import identity
+from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, tracking_uri
 from mlops_build.service import Service, load
 from mlops_build.training import origin, register, thresholds
@@ -79,7 +80,7 @@ def train(
     say("[2/6] gate: metrics against params.yaml")
     metrics = check_gate(root)
     dirt = check_dirt(root, allow_dirty)
-    say("[3/6] commit: dvc.lock, metrics and plots")
+    say("[3/6] commit: dvc.lock, metrics, plots and openapi.json")
     commit = commit_results(checkout, root, service, metrics, dirty=bool(dirt), branch=branch)
     say("[4/6] push data")
     push_data(root, say)
@@ -138,6 +139,7 @@ def commit_results(
 ) -> str:
     """Commit only what the pipeline writes; returns the commit that holds it. A dirty tree gets no commit: it goes into the patch."""
     if not dirty:
+        write_contract(root, service)
         summary = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if isinstance(value, int | float))
         present = [path for path in data.machine_files(root) if (root / path).exists()]
         subject = service.git.subject(f"Train {service.name}: {summary}")
@@ -145,6 +147,21 @@ def commit_results(
     head = checkout.head()
     assert head is not None  # noqa: S101  (train() checked it)
     return head
+
+
+def write_contract(root: Path, service: Service) -> None:
+    """openapi.json at the service's root: what all its models take and answer, as their versions will have it."""
+    folders = {model.name: root / MODELS / model.name for model in service.models}
+    if not all((folder / "MLmodel").is_file() for folder in folders.values()):
+        return  # registering says it
+    described = [openapi.describe(name, None, folder) for name, folder in folders.items()]
+    text = openapi.as_text(openapi.openapi(service.name, described, service.contract))
+    part = root / f".{openapi.FILE}.{os.getpid()}"
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(root / openapi.FILE)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def push_data(root: Path, say: Callable[[str], None]) -> None:
@@ -178,7 +195,7 @@ def register_models(
             patch = checkout.export_dirty(tree)
         else:
             checkout.export(commit, tree)
-        origin_ = register.Origin(service.name, checkout.origin_url() or "", commit, tree, patch)
+        origin_ = register.Origin(service.name, checkout.origin_url() or "", commit, tree, patch, service.contract)
         for model in service.models:
             folder = root / MODELS / model.name
             if not (folder / "MLmodel").is_file():

@@ -24,13 +24,17 @@ class NoRun(Refused):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the code of a version comes from. `tree` is a folder with exactly that code; `patch` is set for a dirty tree only."""
+    """Where the code of a version comes from. `tree` is a folder with exactly that code; `patch` is set for a dirty tree only.
+
+    contract: the major of service.yaml.
+    """
 
     service: str
     repository: str
     commit: str
     tree: Path
     patch: bytes | None
+    contract: int = 1
 
 
 def run_of(registry: Registry, service: str, folder: Path) -> Run:
@@ -58,7 +62,7 @@ def register(
         made = Path(scratch) / "version"
         shutil.copytree(folder, made)
         _add_environment(made, origin_.tree, Path(scratch))
-        contract = openapi.openapi(origin_.service, [openapi.describe(name, None, made)])
+        contract = openapi.openapi(origin_.service, [openapi.describe(name, None, made)], origin_.contract)
         (made / openapi.FILE).write_text(openapi.as_text(contract))
         content = files.digest(made)
         for version in registry.versions(name):

@@ -76,6 +76,15 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
             "service",
         ),
         Rule(
+            "contract-breaks",
+            "The service's contract breaks who calls the released one",
+            "A column that is gone, a new one that is required, a narrower type or another answer is an error in somebody else's service on"
+            " the day of the release. openapi.json is compared with the one at the commit that is released.",
+            "make the model answer as before; or tell its callers, raise `contract:` in service.yaml, commit, and train again",
+            "inputs: [{name: age, type: long}]\n# released: [{name: age, type: double}]",
+            "service",
+        ),
+        Rule(
             "bad-ignore",
             "Something is ignored without a reason, or a rule that there is not",
             "Whoever reads it next cannot tell whether it still holds.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlops_build import service as service_file
 from mlops_build.finding import Finding
 from mlops_build.service import Service
-from mlops_build.verify import bamboo, overlay, plain, schema
+from mlops_build.verify import bamboo, contract, overlay, plain, schema
 from mlops_build.verify.document import File, parse
 from mlops_build.verify.judge import inside, judge, parsed, place, repeated
 from mlops_build.verify.report import Gathered, Report, finish
@@ -55,6 +55,7 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     specs = [parsed(found, root) for found in plain.yaml_files(root / plain.SPECS)] if with_specs else []
     gathered.files |= {file.name: file for file in specs}
     gathered.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
+    gathered.faults += contract.check(root, [(folder.name, _record(root, folder.name)) for folder in chosen], report.notes)
     return finish(report, gathered, [folder.name for folder in chosen], service.verify.ignore, settings)
 
 
@@ -104,10 +105,14 @@ def _named_in(message: str, files: Mapping[str, File]) -> tuple[str, int] | None
     return None
 
 
+def _record(root: Path, env: str) -> Path:
+    return root / OVERLAYS / env / "release" / "record.yaml"
+
+
 def _released(root: Path, env: str) -> bool:
     """Whether the environment's record names a model. Before the first release nothing runs, and much is not written yet."""
     try:
-        record = parse((root / OVERLAYS / env / "release" / "record.yaml").read_text(encoding="utf-8", errors="replace"), "record.yaml")
+        record = parse(_record(root, env).read_text(encoding="utf-8", errors="replace"), "record.yaml")
     except OSError:
         return True
     return any(mapping(document.value).get("models") for document in record.documents)

@@ -54,6 +54,7 @@ def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, r
         "after": 2,
         "dirty": False,
         "hold": None,
+        "callers": [],
         "changed": True,
     }
     assert run("promote", "digits", "2", "--to", "production")[:2] == (0, "nothing changed: digits live is version 2 already\n")

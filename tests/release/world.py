@@ -1,5 +1,6 @@
 """A world to release in: MLflow's real registry in a sqlite file, a service's bare repository, and a person's checkout of it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -113,15 +114,23 @@ def tags_of(number: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def register(registry: Registry) -> Register:
+def register(registry: Registry, tmp_path: Path) -> Register:
     """register("digits", extra tags) registers the next version as mlops-build would; a tag of None is left out."""
     count = 0
 
-    def one(name: str = "digits", tags: Mapping[str, str | None] | None = None, run: str | None = None) -> ModelVersion:
+    def one(
+        name: str = "digits",
+        tags: Mapping[str, str | None] | None = None,
+        run: str | None = None,
+        signature: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
         nonlocal count
         count += 1
         wanted = {key: value for key, value in {**tags_of(count), **(tags or {})}.items() if value is not None}
-        return registry.create_version(name, f"file:///models/{name}/{count}", f"{count:032x}" if run is None else run, wanted)
+        source = tmp_path / "files" / name / str(count)
+        source.mkdir(parents=True)
+        (source / "MLmodel").write_text(json.dumps({"signature": signature or {}}))
+        return registry.create_version(name, source.as_uri(), f"{count:032x}" if run is None else run, wanted)
 
     return one
 
