@@ -310,7 +310,7 @@ def test_training_leaves_a_branch_a_version_and_a_pull_request(company: Company,
     assert git(bare, "rev-parse", f"{pushed}^") == training.commit, "main was not pushed"
     assert git(bare, "show", "--format=%ae %ce", "--no-patch", str(pushed)) == "points-bot@example.com points-bot@example.com"
     changed = set(git(bare, "diff", "--name-only", training.commit, str(pushed)).splitlines())
-    assert changed == {"dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"}
+    assert changed == {"dvc.lock", "metrics.json", "openapi.json", "reports/confusion.csv", "reports/history.csv"}
     version = company.registry.version("points", 1)
     assert version.tags[identity.COMMIT_TAG] == pushed
     (pull,) = company.host.pull_requests

@@ -93,7 +93,7 @@ def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) ->
     assert place.head("retrain/7") == model["commit"] == git(agent, "rev-parse", "HEAD")
     assert git(agent, "cat-file", "commit", "HEAD").splitlines()[1] == f"parent {main}"
     changed = git(agent, "diff", "--name-only", str(main), "HEAD").splitlines()
-    assert set(changed) == {"dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"}
+    assert set(changed) == {"dvc.lock", "metrics.json", "openapi.json", "reports/confusion.csv", "reports/history.csv"}
     assert git(agent, "status", "--porcelain") == ""
     subject = git(agent, "log", "-1", "--format=%s")
     assert subject.startswith("ML-42 Train points: accuracy ")

@@ -136,7 +136,7 @@ def test_a_service_that_loses_a_model_or_changes_its_first() -> None:
 
 def test_a_higher_major_lets_it_pass_and_says_what_breaks() -> None:
     before, after = contract([A]), contract([B])
-    with pytest.raises(BreaksCallers, match="input column a .* is gone") as refused:
+    with pytest.raises(BreaksCallers, match=r"input column a .* is gone") as refused:
         check("m 2", before, after)
     assert "`contract: 2`" in (refused.value.remedy or "")
     said = check("m 2", before, Contract(2, after.models))
@@ -162,8 +162,17 @@ def test_it_is_read_from_the_document_and_else_from_mlmodel(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"[", b"[]", b"3", b'{"x-mlops-build": 3}', b'{"x-mlops-build": {"contract": "1", "models": []}}', b"[" * 100_000]
-    + [b'{"x-mlops-build": {"contract": 1, "models": [{"name": "m", "signature": 3}]}}', b"\xff"],
+    [
+        b"",
+        b"[",
+        b"[]",
+        b"3",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"x-mlops-build": 3}',
+        b'{"x-mlops-build": {"contract": "1", "models": []}}',
+        b'{"x-mlops-build": {"contract": 1, "models": [{"name": "m", "signature": 3}]}}',
+    ],
     ids=range(9),
 )
 def test_what_is_no_contract_is_refused(text: bytes) -> None:

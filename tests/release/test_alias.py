@@ -1,13 +1,17 @@
 """Promote and roll back against MLflow's real registry: what moves, what is remembered, what is refused."""
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_build import service as service_file
 from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
-from mlops_build.model import identity
+from mlops_build.model import identity, openapi
+from mlops_build.model.contract import BreaksCallers
 from mlops_build.registry import Registry
 from mlops_build.release import alias
 from mlops_build.release.alias import DirtyVersion, NothingRemembered
@@ -205,3 +209,51 @@ def test_another_services_model_is_remarked(registry: Registry, register: Regist
 
 def test_refused_is_the_kind_of_all_refusals() -> None:
     assert all(issubclass(kind, Refused) for kind in (DirtyVersion, NothingRemembered, BadVersion))
+
+
+def signature(*names: str) -> dict[str, str]:
+    return {"inputs": json.dumps([{"type": "double", "name": name, "required": True} for name in names])}
+
+
+def with_contract(version: Any, major: int, *names: str) -> None:
+    """The version's openapi.json, as registering writes it."""
+    document = openapi.openapi("digits", [openapi.Described("digits", None, signature(*names), None)], major)
+    (Path(version.source.removeprefix("file://")) / "openapi.json").write_text(openapi.as_text(document))
+
+
+def test_a_version_that_breaks_callers_is_not_promoted(registry: Registry, register: Register) -> None:
+    register(signature=signature("a", "b")), register(signature=signature("a", "c"))
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    with pytest.raises(BreaksCallers) as refused:
+        alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert "digits: input column b (double) is gone; renamed to c?" in refused.value.message
+    assert refused.value.exit_code == 4
+    assert registry.aliases("digits") == {"staging": 1}
+    assert "mlops_build.previous.staging" not in registry.version("digits", 2).tags
+    # An environment that nobody calls yet breaks nobody.
+    assert alias.promote(registry, DIGITS, "digits", 2, "production").callers == ()
+
+
+def test_a_higher_major_is_promoted_and_says_whom_it_breaks(registry: Registry, register: Register) -> None:
+    register(signature=signature("a", "b"))
+    with_contract(register(), 2, "a")
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    move = alias.promote(registry, DIGITS, "digits", 2, "staging")
+    assert registry.aliases("digits") == {"staging": 2}
+    assert alias.remarks(move, DIGITS) == ["digits: input column b (double) is gone (contract 1 → 2)"]
+    # Back is a rollback, which asks nothing: whoever does it is in need.
+    with pytest.raises(BreaksCallers):
+        alias.promote(registry, DIGITS, "digits", 1, "staging")
+    assert alias.rollback(registry, DIGITS, "digits", "staging").after == 1
+
+
+def test_contracts_that_cannot_be_read(registry: Registry, register: Register) -> None:
+    first, second, third = (register(signature=signature("a")) for _ in range(3))
+    alias.promote(registry, DIGITS, "digits", first.version, "staging")
+    shutil.rmtree(first.source.removeprefix("file://"))
+    move = alias.promote(registry, DIGITS, "digits", second.version, "staging")
+    assert "callers of digits 1 may break, its contract could not be compared" in alias.remarks(move, DIGITS)[0]
+    shutil.rmtree(third.source.removeprefix("file://"))
+    with pytest.raises(NotFound, match="MLmodel cannot be read"):
+        alias.promote(registry, DIGITS, "digits", third.version, "staging")
+    assert registry.aliases("digits") == {"staging": second.version}

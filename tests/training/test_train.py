@@ -12,7 +12,7 @@ import pytest
 
 from mlops_build import __version__
 from mlops_build.errors import Refused
-from mlops_build.model import files, identity
+from mlops_build.model import contract, files, identity
 from mlops_build.registry import Registry
 from mlops_build.training.pipeline import check_gate
 from tests.conftest import git, mlops_build
@@ -40,7 +40,7 @@ def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_pa
     assert git(tmp_path / "origin.git", "rev-parse", "main") == head
     assert git(service, "status", "--porcelain") == ""
     committed = set(git(service, "show", "--name-only", "--format=", "HEAD").splitlines())
-    assert committed == {"dvc.lock", "metrics.json", "reports/confusion.csv", "reports/history.csv"}
+    assert committed == {"dvc.lock", "metrics.json", "openapi.json", "reports/confusion.csv", "reports/history.csv"}
 
     version = registry(service).version("points", 1)
     tags = version.tags
@@ -70,6 +70,10 @@ def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_pa
     recorded = json.loads((made / "examples/recorded.json").read_text())
     assert recorded["input"]["dataframe_split"]["data"]
     assert len(recorded["predictions"]) == len(recorded["input"]["dataframe_split"]["data"])
+
+    # The contract is the same in the repository and in the version.
+    assert (made / "openapi.json").read_text() == git(service, "show", "HEAD:openapi.json") + "\n"
+    assert contract.of_folder("points", made).major == 1
 
     # The data is where the commit says: a clone elsewhere can pull it.
     remote = service / "dvc-remote"

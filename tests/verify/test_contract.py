@@ -1,0 +1,100 @@
+"""openapi.json of the working tree beside the one at the commit that an environment's record names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlops_build.git.repository import Checkout
+from mlops_build.model import openapi
+from mlops_build.release import gate
+from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.verify import look
+from tests.conftest import mlops_build
+from tests.release.world import alone, checkout, git, make_repository
+
+__all__ = ["alone", "checkout", "make_repository"]
+
+pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
+
+
+def write_contract(root: Path, major: int, *names: str) -> str:
+    """Commit a contract with these columns; returns the commit."""
+    signature = {"inputs": json.dumps([{"type": "double", "name": name, "required": True} for name in names])}
+    document = openapi.openapi("digits", [openapi.Described("digits", None, signature, None)], major)
+    (root / "openapi.json").write_text(openapi.as_text(document))
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--allow-empty", f"--message=Contract {major} of {' '.join(names)}")
+    return git(root, "rev-parse", "HEAD")
+
+
+def record(env: str, commit: str, version: int = 1) -> Record:
+    model = ReleasedModel("digits", version, f"sha256:{'a' * 64}", "b" * 32)
+    return Record(env, (model,), commit, f"registry.example.com/digits:v{version}-{'d' * 12}")
+
+
+def release(root: Path, env: str, commit: str) -> None:
+    (root / f"deploy/overlays/{env}/release/record.yaml").write_text(
+        f"schema: 1\nenvironment: {env}\nmodels: [{{name: digits}}]\ncommit: {commit}\nimage: null\n"
+    )
+
+
+def found(root: Path) -> list[tuple[str, str | None, str]]:
+    return [(one.subject, one.file, one.why) for one in look(root).findings if one.rule == "contract-breaks"]
+
+
+def test_what_breaks_callers_of_an_environment_is_found(checkout: Path) -> None:
+    first = write_contract(checkout, 1, "a", "b")
+    release(checkout, "production", first)
+    assert found(checkout) == []
+    write_contract(checkout, 1, "a")
+    assert found(checkout) == [("openapi.json in production", "openapi.json", "digits: input column b (double) is gone")]
+    done = mlops_build(checkout, "verify", expect=4)
+    assert "openapi.json\n" in done.stdout
+    assert "[contract-breaks]\n      change it back, or write `contract: 2`" in done.stdout
+    write_contract(checkout, 2, "a")
+    assert found(checkout) == []
+    # Who follows is compared with what is released then.
+    release(checkout, "production", write_contract(checkout, 2, "a"))
+    write_contract(checkout, 2, "a", "c")
+    assert [why for _, _, why in found(checkout)] == ["digits: input column c (double) is new, and required"]
+
+
+def test_a_reason_in_service_yaml_lets_it_pass(checkout: Path) -> None:
+    release(checkout, "production", write_contract(checkout, 1, "a", "b"))
+    write_contract(checkout, 1, "a")
+    with (checkout / "service.yaml").open("a") as file:
+        file.write("verify: {ignore: {contract-breaks: nobody calls it yet}}\n")
+    report = look(checkout)
+    assert [(one.rule, why) for one, why in report.ignored] == [("contract-breaks", "nobody calls it yet")]
+
+
+def test_a_clone_without_the_commit_says_so(checkout: Path) -> None:
+    write_contract(checkout, 1, "a")
+    release(checkout, "production", "c" * 40)
+    assert found(checkout) == []
+    assert (
+        "openapi.json was not compared with what production answers: its commit cccccccccccc is not in this clone" in look(checkout).notes
+    )
+
+
+def test_a_file_that_is_none_is_a_finding(checkout: Path) -> None:
+    write_contract(checkout, 1, "a")
+    (checkout / "openapi.json").write_text("{")
+    assert "openapi.json is not JSON" in found(checkout)[0][2]
+
+
+def test_the_gate_of_a_release_compares_the_released_commits(checkout: Path) -> None:
+    first, second, third = (write_contract(checkout, major, *names) for major, names in ((1, "ab"), (1, "a"), (2, "a")))
+    objects = Checkout(checkout)
+    before = record("staging", first)
+    assert [one.why for one in gate.contract_findings(objects, before, record("staging", second, 2))] == [
+        "digits: input column b (double) is gone"
+    ]
+    with pytest.raises(gate.Faulty, match="input column b"):
+        gate.check(objects, second, before, record("staging", second, 2))
+    # What goes back is said, and lands.
+    assert any("is new" in one for one in gate.check(objects, first, record("staging", second, 2), before))
+    assert gate.contract_findings(objects, before, record("staging", third, 3)) == []
+    assert gate.contract_findings(objects, None, before) == []
