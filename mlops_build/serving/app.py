@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import orjson
 
 from mlops_build.model.openapi import as_text, openapi
-from mlops_build.serving import docs_page, v2
+from mlops_build.serving import decode, docs_page, v2
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full
 from mlops_build.serving.decode import Decoder, Refusal, Rows
 from mlops_build.serving.encode import Unencodable, encode
+from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
-from mlops_build.serving.served_openapi import with_inference
+from mlops_build.serving.served_openapi import served
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.v2 import V2
 
@@ -88,15 +89,15 @@ class Service:
         self._plain: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._plain["/v2"] = _json(v2.SERVER)
         self._plain["/v2/health/live"] = self._plain["/v2/health/ready"] = _json({"live": True})
-        inference: list[tuple[V2, Mapping[str, Any] | None]] = []
+        models: list[tuple[V2, Raw, Mapping[str, Any] | None]] = []
         for place, loaded in enumerate(serving.models):
             batcher = self._batcher(loaded)
             decoder = Decoder(loaded.model, "pad" if self._settings.ragged == "pad" else "refuse")
-            self._mlflow(loaded, decoder, batcher, first=place == 0)
-            model = V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
+            raw, model = Raw(decoder), V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
+            self._mlflow(loaded, decoder, raw, batcher, first=place == 0)
             self._inference(loaded, model, batcher)
-            inference.append((model, loaded.recorded))
-        document = with_inference(openapi(serving.service, [loaded.described for loaded in serving.models]), inference)
+            models.append((model, raw, loaded.recorded))
+        document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models)
         self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
         self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
 
@@ -127,12 +128,14 @@ class Service:
         self._metrics.queued[loaded.name].set_function(lambda: batcher.queued)
         return batcher
 
-    def _mlflow(self, loaded: Loaded, decoder: Decoder, batcher: Batcher, *, first: bool) -> None:
+    def _mlflow(self, loaded: Loaded, decoder: Decoder, raw: Raw, batcher: Batcher, *, first: bool) -> None:
         nan = self._nan
         write: Write = lambda found: Answer(200, encode(found, nan=nan))  # noqa: E731
         bare: Write = lambda found: Answer(200, encode(found, nan=nan, bare=True))  # noqa: E731
 
         def read(body: bytes, head: Head) -> tuple[Rows, Write]:
+            if head.kind and head.kind != decode.JSON and (special := raw.read(body, head.kind)) is not None:
+                return special, write
             rows = decoder.decode(body, head.kind)
             return rows, bare if rows.bare else write
 

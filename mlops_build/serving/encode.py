@@ -33,6 +33,8 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, np.ndarray):
         return answer.tolist()
     if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):
+        if getattr(answer, "is_nested", False):
+            return [one.detach().cpu().tolist() for one in answer.unbind()]
         return answer.detach().cpu().tolist()
     return answer
 

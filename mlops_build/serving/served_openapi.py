@@ -1,4 +1,5 @@
-"""The contract that is kept with the version (model/openapi.py), and beside it what this server adds: the Open Inference Protocol's paths.
+"""The contract that is kept with the version (model/openapi.py), and beside it what this server adds: the Open Inference Protocol's paths,
+and bodies that are no JSON.
 
 The kept file is what callers are promised; a server may offer more.
 """
@@ -7,6 +8,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlops_build.serving.images import FORM, Raw
 from mlops_build.serving.v2 import BYTES, DTYPES, V2
 
 ERROR = "inference.Error"
@@ -23,10 +25,13 @@ TENSOR = {
 }
 
 
-def with_inference(document: Mapping[str, Any], models: Sequence[tuple[V2, Mapping[str, Any] | None]]) -> dict[str, Any]:
-    """models: each with its recorded example, or None."""
+def served(document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[str, Any] | None]]) -> dict[str, Any]:
+    """models: each with its recorded example, or None; the first answers at /invocations too."""
     found = copy.deepcopy(dict(document))
     paths, schemas = found["paths"], found["components"]["schemas"]
+    for place, (model, raw, _) in enumerate(models):
+        for path in (f"/models/{model.metadata['name']}/invocations", *(["/invocations"] if place == 0 else [])):
+            paths[path]["post"]["requestBody"]["content"] |= _raw(raw)
     schemas[ERROR] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     for path, what in (
         ("/v2", "The server, in the words of the Open Inference Protocol"),
@@ -34,7 +39,7 @@ def with_inference(document: Mapping[str, Any], models: Sequence[tuple[V2, Mappi
         ("/v2/health/ready", "Do the models answer?"),
     ):
         paths[path] = {"get": _get(path.strip("/").replace("/", "."), what)}
-    for model, recorded in models:
+    for model, _, recorded in models:
         metadata = model.metadata
         name = metadata["name"]
         at = f"/v2/models/{name}"
@@ -44,6 +49,19 @@ def with_inference(document: Mapping[str, Any], models: Sequence[tuple[V2, Mappi
         schemas[f"{name}.inferred"] = _response(name)
         paths[f"{at}/infer"] = {"post": _infer(name, model.example(recorded))}
     return found
+
+
+def _raw(raw: Raw) -> dict[str, Any]:
+    properties = {name: _field(kind) for name, kind in raw.columns.items()}
+    form = {"type": "object", "properties": properties, "required": raw.required}
+    schemas = {FORM: form, "text/plain": {"type": "string"}, "image/*": {"type": "string", "format": "binary"}}
+    return {kind: {"schema": schemas[kind]} for kind in raw.kinds}
+
+
+def _field(kind: str) -> dict[str, Any]:
+    """Of a form: a value for each row, all text but for files."""
+    one = {"type": "string", "format": "binary"} if kind == "binary" else {"type": "string"}
+    return {"type": "array", "items": one, "minItems": 1}
 
 
 def _get(operation: str, what: str) -> dict[str, Any]:
