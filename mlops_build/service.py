@@ -25,6 +25,8 @@ HOST = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z
 REGISTRY = r"[a-z0-9](?:[a-z0-9.-]{0,250}[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-][a-z0-9]+)*){0,8}"
 IMAGE = rf"(?:{REGISTRY}/)?[a-z0-9]+(?:[._-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}(?:@sha256:[0-9a-f]{{64}})?"
 APT = r"[a-z0-9][a-z0-9+.-]{1,100}"
+# A file or folder of the repository: relative, and no part is "." or "..".
+IMAGE_FILE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){0,10}"
 TRACKING = r"(?:sqlite:///[A-Za-z0-9_./-]{1,500}|https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9_./-]{0,200})?)"
 ENDPOINT = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/?"
 # A Kubernetes label's key and value; a taint has the same: kubernetes.io/docs/concepts/overview/working-with-objects/labels.
@@ -180,6 +182,27 @@ class Image(_Section):
     registry: Annotated[str, _pattern(REGISTRY, "HOST[:PORT][/PATH], in lower case")] = "registry.example.com/ml"
     base: Annotated[str, _pattern(IMAGE, "NAME:TAG, with an optional @sha256 digest")] = "python:3.11-slim"
     apt: list[Annotated[str, _pattern(APT, "a Debian package name")]] = []
+    files: Annotated[
+        list[Annotated[str, _pattern(IMAGE_FILE, "a file or folder of the repository, such as config/labels.txt")]],
+        Field(
+            description="files and folders of the repository that the image holds in /app/files (MLOPS_FILES). Each model "
+            "version brings those of its commit"
+        ),
+    ] = []
+    secrets: Annotated[
+        list[Literal["index-url", "netrc", "ca-bundle"]],
+        Field(
+            description="what the build is handed as secrets of these ids, and keeps nothing of: the package index's address with its "
+            "credentials, a netrc file, certificates to trust. Needs BuildKit or buildah"
+        ),
+    ] = []
+    cuda: Annotated[
+        Literal["wheels", "base"],
+        Field(
+            description="where a GPU service's CUDA libraries come from: wheels, with torch; base, from `base`, an nvidia/cuda image whose "
+            "Debian or Ubuntu has the model's Python as a package"
+        ),
+    ] = "wheels"
 
 
 class Serving(_Section):

@@ -1,25 +1,46 @@
 """Write the build context of a model version: a folder that docker, buildah or kaniko turns into an image with nothing else.
 
 ENV takes the versions from the environment's release record in this service's working tree. MODEL_URI takes one version; the base image
-comes from service.yaml where this is the model's service, else it is the official slim image of the model's Python.
+comes from service.yaml where this is the model's service, else it is the official slim image of the model's Python. Flags that say another
+thing than service.yaml make another image, under a name of its own; where packages are fetched from is not in the name.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlops_build.cli.output import result, say
 
 if TYPE_CHECKING:
     from mlops_build.packaging.contents import Contents
 
-EXAMPLE = "  mlops-build package staging -o build/context\n  mlops-build package models:/digits/3 -o build/context"
+EXAMPLE = "\n".join(
+    [
+        "  mlops-build package staging -o build/context",
+        "  mlops-build package models:/digits/3 -o build/context",
+        "  mlops-build package models:/digits/3 -o build/context --cpu --platform linux/arm64 --wheelhouse ~/wheels",
+    ]
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="MODEL_URI|ENV", help="models:/NAME/VERSION, models:/NAME@ALIAS, or an environment of service.yaml")
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, required=True, help="the folder to write; an earlier context is replaced"
+    )
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument("--gpu", dest="gpu", action="store_true", default=None, help="torch with CUDA, whatever service.yaml says")
+    device.add_argument("--cpu", dest="gpu", action="store_false", help="torch without CUDA, whatever service.yaml says")
+    parser.add_argument("--platform", choices=["linux/amd64", "linux/arm64"], help="of the image; without it, the builder's own")
+    parser.add_argument(
+        "--wheelhouse", metavar="DIR", type=Path, help="take every package from this folder of wheels: the build reaches no package index"
+    )
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        choices=["index-url", "netrc", "ca-bundle"],
+        help="the build is handed a secret of this id (also image.secrets in service.yaml); can be given more than once",
     )
 
 
@@ -29,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in paths)
     tag = made.image or f"{made.service}:v{made.models[0].version}"
     document = {**made.as_json(), "context": str(args.output), "files": len(paths), "bytes": size}
+    secrets = "".join(f" --secret id={one},src=FILE" for one in _secrets(args.output))
     text = f"{args.output}: {', '.join(map(str, made.models))}, {len(paths)} files, {size / 2**20:.1f} MiB"
-    result(args, document, f"{text}\nnext: docker build --tag {tag} {args.output}\n  or: mlops-build serve {args.output}")
+    result(args, document, f"{text}\nnext: docker build --tag {tag}{secrets} {args.output}\n  or: mlops-build serve {args.output}")
     return 0
 
 
@@ -51,11 +73,14 @@ def _environment(args: argparse.Namespace) -> "Contents":
             f"nothing is released to {args.what} yet",
             remedy=f"mlops-build promote {settings.models[0].name} VERSION --to {args.what}, then mlops-build release {args.what}",
         )
-    image = image_name(settings, released.models)
-    if image != released.image:
+    chosen = recipe.of_service(settings, **_options(args))
+    image = image_name(settings, released.models, chosen)
+    if chosen != recipe.of_service(settings):
+        say(f"the record of {args.what} says {released.image}; with these flags it is another image, {image}")
+    elif image != released.image:
         say(f"the record of {args.what} says {released.image}, service.yaml and this mlops-build make {image}: release {args.what} again")
     sources = context.from_registry(Registry(tracking_uri(root)), released.models)
-    return context.write_context(recipe.of_service(settings), image, sources, args.output)
+    return context.write_context(chosen, image, sources, args.output, house=args.wheelhouse)
 
 
 def _version(args: argparse.Namespace) -> "Contents":
@@ -76,8 +101,21 @@ def _version(args: argparse.Namespace) -> "Contents":
         settings = None
     names = [model.name for model in settings.models] if settings else []
     if settings is None or version.name not in names:
-        return context.write_version(registry, version, args.output)
+        return context.write_version(registry, version, args.output, house=args.wheelhouse, **_options(args))
     model = Model(version.name, version.version, context.registered_digest(version))
     # One of several models is not the service's image, so it does not get its name.
-    image = image_name(settings, [model]) if names == [model.name] else None
-    return context.write_context(recipe.of_service(settings), image, context.from_registry(registry, [model]), args.output)
+    chosen = recipe.of_service(settings, **_options(args))
+    image = image_name(settings, [model], chosen) if names == [model.name] else None
+    return context.write_context(chosen, image, context.from_registry(registry, [model]), args.output, house=args.wheelhouse)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of the recipe."""
+    return {"gpu": args.gpu, "platform": args.platform, "secrets": tuple(args.secret)}
+
+
+def _secrets(context: Path) -> list[str]:
+    """The ids that a context's Dockerfile asks for, as the command in its head names them."""
+    import re
+
+    return list(dict.fromkeys(re.findall(r"--mount=type=secret,id=([a-z-]+)", (context / "Dockerfile").read_text(encoding="utf-8"))))

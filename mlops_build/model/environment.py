@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from mlops_build.errors import Failed, Unreachable
+from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK_SECONDS = 300
 BUILD_SECONDS = 120
@@ -106,6 +107,26 @@ def project_wheel(source: Path, destination: Path) -> Path:
             remedy="mend pyproject.toml (`python -m hatchling build -t wheel`)",
         )
     return made[0]
+
+
+def image_files(tree: Path, names: Sequence[str], destination: Path) -> None:
+    """Copy files and folders of a tree, by their names in it, for the image to hold; without names nothing is made.
+
+    Raises NotFound for a name that is not there, and Refused for a symbolic link or a special file: what it points to is not in the tree.
+    """
+    for name in sorted(set(names)):
+        source, where = tree / name, f"image.files in service.yaml names {name}"
+        if not source.exists():
+            raise NotFound(f"{where}, which is not in the commit", remedy="commit it (git add), or take it out of image.files")
+        parents = [parent for parent in source.relative_to(tree).parents if parent != Path()]
+        inside = [source, *(tree / parent for parent in parents), *(source.rglob("*") if source.is_dir() else ())]
+        odd = next((path for path in inside if path.is_symlink() or not (path.is_file() or path.is_dir())), None)
+        if odd is not None:
+            raise Refused(f"{where}, and {odd.relative_to(tree)} is not a plain file", remedy="copy there what it points to")
+        for path in (one for one in inside if one.is_file()):
+            copy = destination / path.relative_to(tree)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def mlops_build_wheel(destination: Path) -> Path:

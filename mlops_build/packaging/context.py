@@ -1,6 +1,6 @@
 """Write a build context: checked, complete, and the same bytes for the same model versions.
 
-    Dockerfile .dockerignore requirements.lock wheels/*.whl models/<name>/… context.json
+    Dockerfile .dockerignore requirements.lock wheels/*.whl models/<name>/… context.json sbom.cdx.json [wheelhouse/*.whl]
 
 It is staged beside its destination and renamed into place, so that there is never half a context.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
 from mlops_build.model.identity import DIGEST_TAG, SERVICE
-from mlops_build.packaging import contents, grammar
+from mlops_build.packaging import contents, grammar, sbom, wheelhouse
 from mlops_build.packaging.contents import Contents
-from mlops_build.packaging.dockerfile import dockerfile
+from mlops_build.packaging.dockerfile import UV, dockerfile
+from mlops_build.packaging.labels import labels
 from mlops_build.packaging.name import Released
 from mlops_build.packaging.recipe import Recipe, without_service
 from mlops_build.registry import ModelVersion, Registry
@@ -31,12 +32,14 @@ DOCKERIGNORE = """\
 *
 !requirements.lock
 !wheels
+!wheelhouse
 !models
 !context.json
 """
 # What a version brings for its image (docs/explanation/order-of-training.md).
 ENVIRONMENT, LOCK, WHEELS = "environment/environment.json", "environment/requirements.lock", "environment/wheels"
-# Fixed, or the image's layers would differ with the hour of packaging.
+FILES = "environment/files"
+# Of folders. A file's time is made from its content (_time), or the image's layers would differ with the hour of packaging.
 TIME = 315532800
 
 
@@ -68,7 +71,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a version's environment/ asks for. code: the service's own wheels by name, each with the SHA-256 of its bytes."""
+    """What a version's environment/ asks for. code: the service's own wheels and files by name, each with the SHA-256 of its bytes."""
 
     python: str
     torch: str
@@ -93,11 +96,19 @@ def registered_digest(version: ModelVersion) -> str:
     return grammar.digest(found, f"the tag {DIGEST_TAG} of {version.uri}")
 
 
-def write_context(recipe: Callable[[Needs], Recipe] | Recipe, image: str | None, sources: Sequence[Source], destination: Path) -> Contents:
+def write_context(
+    recipe: Callable[[Needs], Recipe] | Recipe,
+    image: str | None,
+    sources: Sequence[Source],
+    destination: Path,
+    *,
+    house: Path | None = None,
+) -> Contents:
     """Write the context of these models, in this order, into `destination`; the first answers /invocations and brings lock and wheels.
 
     recipe: or a function of what the first model needs, where no service.yaml says a base image. image: the name to be built as.
-    An earlier context there is replaced. Raises NotOurs, DigestMismatch, UnsafeFiles, BadVersion, BadValue, and what fetching raises.
+    house: a folder of wheels for a build without a package index. An earlier context in `destination` is replaced.
+    Raises NotOurs, DigestMismatch, UnsafeFiles, BadVersion, BadValue, Incomplete, and what fetching raises.
     """
     _check_destination(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +125,13 @@ def write_context(recipe: Callable[[Needs], Recipe] | Recipe, image: str | None,
         (staged / "wheels").mkdir()
         for wheel in needs[0].wheels:
             shutil.copyfile(first / WHEELS / wheel, staged / "wheels" / wheel)
-        (staged / "Dockerfile").write_text(dockerfile(chosen, made, _commit(first)))
+        if house is not None:
+            wheelhouse.fill(house, staged / wheelhouse.FOLDER, _wanted(chosen, needs[0]))
+        said = labels(chosen, made, [staged / model.path for model in models])
+        files_of = models[0].name if (first / FILES).is_dir() else None
+        (staged / "Dockerfile").write_text(dockerfile(chosen, made, said, files=files_of, wheelhouse=house is not None))
+        hashed = {wheel: _sha256(first / WHEELS / wheel) for wheel in needs[0].wheels}
+        (staged / sbom.FILE).write_text(sbom.as_text(sbom.sbom(chosen, made, needs[0].lock, hashed, said)))
         (staged / ".dockerignore").write_text(DOCKERIGNORE)
         (staged / contents.FILE).write_text(json.dumps(made.as_json(), indent=1) + "\n")
         _settle(staged)
@@ -122,11 +139,24 @@ def write_context(recipe: Callable[[Needs], Recipe] | Recipe, image: str | None,
     return made
 
 
-def write_version(registry: Registry, version: ModelVersion, destination: Path) -> Contents:
+def write_version(
+    registry: Registry,
+    version: ModelVersion,
+    destination: Path,
+    *,
+    gpu: bool | None = None,
+    platform: str | None = None,
+    secrets: tuple[str, ...] = (),
+    house: Path | None = None,
+) -> Contents:
     """The context of one version where nothing but the registry is at hand: base image by the model's Python, service by its tag."""
     service = grammar.model_name(version.tags.get(SERVICE, version.name), f"the tag {SERVICE} of {version.uri}")
     source = _registered(registry, version, registered_digest(version))
-    return write_context(lambda needs: without_service(service, needs.python), None, [source], destination)
+
+    def recipe(needs: Needs) -> Recipe:
+        return without_service(service, needs.python, gpu=gpu, platform=platform, secrets=secrets)
+
+    return write_context(recipe, None, [source], destination, house=house)
 
 
 def _registered(registry: Registry, version: ModelVersion, digest: str) -> Source:
@@ -180,12 +210,23 @@ def _needs(folder: Path, name: str) -> Needs:
         grammar.torch_version(found.get("torch"), f"{name}: torch"),
         grammar.lock(locked, f"{name}: {LOCK}"),
         tuple(wheels),
-        {
-            wheel: hashlib.sha256((folder / WHEELS / wheel).read_bytes()).hexdigest()
-            for wheel in wheels
-            if not wheel.startswith("mlops_build-")
-        },
+        {name: _sha256(path) for name, path in _code(folder, wheels)},
     )
+
+
+def _code(folder: Path, wheels: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """What of a version is the service's own: its wheels, and the files of its repository."""
+    yield from ((wheel, folder / WHEELS / wheel) for wheel in wheels if not wheel.startswith("mlops_build-"))
+    yield from ((path.relative_to(folder).as_posix(), path) for path in sorted((folder / FILES).rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _wanted(recipe: Recipe, needs: Needs) -> wheelhouse.Wanted:
+    exact = {"torch": needs.torch, "uv": UV}
+    return wheelhouse.Wanted(needs.lock, exact, needs.python, recipe.platform or "linux/amd64", recipe.gpu and recipe.cuda == "wheels")
 
 
 def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
@@ -212,22 +253,20 @@ def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
             )
 
 
-def _commit(model: Path) -> str | None:
-    """The commit that the model's lineage names, for the image's label."""
-    try:
-        found = json.loads((model / "lineage.json").read_text(encoding="utf-8"))["code"]["commit"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return grammar.commit(found, "lineage.json: commit")
-
-
 def _settle(folder: Path) -> None:
     """The same modes and times for the same content, whoever packages and with what umask."""
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     for path in sorted(folder.rglob("*"), reverse=True):
-        os.utime(path, (TIME, TIME))
+        time = _time(path) if path.is_file() else TIME
+        os.utime(path, (time, time))
     os.utime(folder, (TIME, TIME))
+
+
+def _time(file: Path) -> int:
+    """Seconds from 1980 on, by content. BuildKit keeps a folder's files from one build to the next and takes one of the same name, size and
+    time for unchanged: with one time for all it would build the last version again under this version's name."""
+    return TIME + int(files.file_digest(file)[:7], 16)
 
 
 def _check_destination(destination: Path) -> None:

@@ -8,7 +8,7 @@ that could be got wrong.
 import re
 
 from mlops_build.errors import Refused
-from mlops_build.model.identity import COMMIT, DIGEST, NAME
+from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
 from mlops_build.service import APT, IMAGE
 
 SHOWN = 80  # characters of a refused value
@@ -18,6 +18,12 @@ NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6}){1,3}(?:(?:a|b|rc|\.post|\.dev)[
 WHEEL = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.]{0,100}-[A-Za-z0-9_.+]{1,60}-[A-Za-z0-9_.]{1,60}-[A-Za-z0-9_.]{1,60}-[A-Za-z0-9_.]{1,100}\.whl"
 )
+PLATFORMS = ("linux/amd64", "linux/arm64")
+SECRETS = ("index-url", "netrc", "ca-bundle")
+# "0.3.0", a commit's description such as v0.3.0-4-g1a2b3c4, or "unknown".
+RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+# An address without credentials.
+ADDRESS = re.compile(r"(?:https?|ssh)://(?:git@)?[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~-]{1,100}){0,10}/?")
 
 # One line of a lock: a pinned name, extras, a marker, hashes. No index, no URL, no path, no option but --hash.
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
@@ -84,6 +90,31 @@ def commit(value: object, field: str = "commit") -> str:
     return _checked(value, COMMIT, field, "40 hex digits")
 
 
+def run(value: object, field: str = "run") -> str:
+    """The id of an MLflow run."""
+    return _checked(value, RUN_ID, field, "32 hex digits")
+
+
+def release(value: object, field: str = "release") -> str:
+    """A version of the template, as Git describes it."""
+    return _checked(value, RELEASE, field, "letters, digits and ._+-, at most 100")
+
+
+def platform(value: object, field: str = "platform") -> str:
+    """ "linux/amd64" or "linux/arm64"."""
+    return _one_of(value, PLATFORMS, field)
+
+
+def secret(value: object, field: str = "image.secrets") -> str:
+    """The id of a build secret that the Dockerfile knows how to use."""
+    return _one_of(value, SECRETS, field)
+
+
+def address(value: object) -> str | None:
+    """A repository's address where it is a plain one; None for any other text, which is no reason to refuse a model."""
+    return value if isinstance(value, str) and ADDRESS.fullmatch(value) else None
+
+
 def wheel_name(value: object, field: str = "wheel") -> str:
     """A wheel's file name, as the packaging standard spells it: no folder, no build tag."""
     return _checked(value, WHEEL, field, "NAME-VERSION-PYTHON-ABI-PLATFORM.whl")
@@ -116,6 +147,12 @@ def pinned(text: str) -> dict[str, str]:
     return {match["name"]: match["version"] for match in found if match}
 
 
+def hashes(text: str) -> dict[str, list[str]]:
+    """Name → SHA-256 (hex) of every file of a lock that passed `lock`."""
+    found = (LOCK_LINE.fullmatch(line) for line in _logical_lines(text))
+    return {match["name"]: sorted(one.removeprefix("--hash=sha256:") for one in match["hashes"].split()) for match in found if match}
+
+
 def _logical_lines(text: str) -> list[str]:
     """Lines with their continuations joined by one space; comments and blank lines dropped."""
     logical: list[str] = []
@@ -136,6 +173,12 @@ def _logical_lines(text: str) -> list[str]:
 def _checked(value: object, pattern: "re.Pattern[str]", field: str, wanted: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise _bad(value, field, wanted)
+    return value
+
+
+def _one_of(value: object, known: tuple[str, ...], field: str) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise _bad(value, field, ", ".join(known))
     return value
 
 

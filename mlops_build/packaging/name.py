@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mlops_build.errors import Refused
 from mlops_build.packaging import grammar
+from mlops_build.packaging.recipe import Recipe, of_service
 from mlops_build.service import Service
 
 TEMPLATE = "Dockerfile.jinja"
@@ -33,13 +34,14 @@ def template() -> str:
     return resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
 
 
-def image_name(service: Service, models: Sequence[Released]) -> str:
+def image_name(service: Service, models: Sequence[Released], recipe: Recipe | None = None) -> str:
     """`REGISTRY/SERVICE:v<version>-<12 hex>`; the version is the first model's. The same input has the same name everywhere.
 
-    Raises Refused for no model at all, or for a value that may not stand in a name.
+    recipe: where it is not what service.yaml says. Raises Refused for no model at all, or for a value that may not stand in a name.
     """
     if not models:
         raise Refused(f"an image of {service.name} needs at least one model", remedy="promote a model version first")
+    recipe = recipe or of_service(service)
     content = {
         "models": [
             {
@@ -49,11 +51,14 @@ def image_name(service: Service, models: Sequence[Released]) -> str:
             }
             for model in models
         ],
-        "image": {"registry": service.image.registry, "base": service.image.base, "apt": sorted(set(service.image.apt))},
-        # What else the Dockerfile is rendered from.
-        "gpu": service.gpu.mode != "none",
-        "port": service.serving.port,
+        "image": {"registry": service.image.registry, "base": recipe.base, "apt": list(recipe.apt)},
+        # What else the Dockerfile is rendered from; what came later counts only where it is not the default, or names would change in vain.
+        "gpu": recipe.gpu,
+        "port": recipe.port,
         "dockerfile": hashlib.sha256(template().encode()).hexdigest(),
+        **({"cuda": recipe.cuda} if recipe.cuda != "wheels" else {}),
+        **({"platform": recipe.platform} if recipe.platform else {}),
+        **({"secrets": list(recipe.secrets)} if recipe.secrets else {}),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return f"{service.image.registry}/{service.name}:v{models[0].version}-{hashlib.sha256(canonical.encode()).hexdigest()[:HEX]}"

@@ -1,35 +1,62 @@
-"""What goes into an image besides models: base image, Debian packages, GPU, port."""
+"""What goes into an image besides models: base image, Debian packages, GPU, port, and how its parts are fetched."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from mlops_build.packaging import grammar
+from mlops_build.packaging import bases, grammar
 from mlops_build.service import Service
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a service's image is made. gpu: torch comes with CUDA, and the container asks for the NVIDIA driver. Every text is checked."""
+    """How a service's image is made. Every text is checked.
+
+    base: with its digest, where that is known. gpu: torch comes with CUDA, and the container asks for the NVIDIA driver. cuda: whether
+    CUDA's libraries come with torch's wheels, or are in the base image. platform: of the base image; None: the builder's own.
+    secrets: what the builder hands over while it builds.
+    """
 
     service: str
     base: str
     apt: tuple[str, ...] = ()
     gpu: bool = False
     port: int = 8080
+    cuda: Literal["wheels", "base"] = "wheels"
+    platform: str | None = None
+    secrets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         grammar.model_name(self.service, "service name")
         grammar.base_image(self.base)
         for package in self.apt:
             grammar.apt_package(package)
+        for secret in self.secrets:
+            grammar.secret(secret)
+        if self.platform is not None:
+            grammar.platform(self.platform)
+        if self.cuda not in ("wheels", "base"):
+            raise grammar.BadValue(f"image.cuda: {self.cuda!r} is not allowed here", remedy="allowed: wheels, base")
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1024 <= self.port <= 65535:
             raise grammar.BadValue(f"port: {self.port!r} is not allowed here", remedy="allowed: 1024 to 65535")
 
 
-def of_service(service: Service) -> Recipe:
-    """As service.yaml says."""
-    return Recipe(service.name, service.image.base, tuple(sorted(set(service.image.apt))), service.gpu.mode != "none", service.serving.port)
+def of_service(service: Service, *, gpu: bool | None = None, platform: str | None = None, secrets: tuple[str, ...] = ()) -> Recipe:
+    """As service.yaml says, unless an argument says otherwise; secrets are added to those of service.yaml. Raises BadValue."""
+    return Recipe(
+        service.name,
+        bases.pinned(service.image.base),
+        tuple(sorted(set(service.image.apt))),
+        service.gpu.mode != "none" if gpu is None else gpu,
+        service.serving.port,
+        service.image.cuda,
+        platform,
+        tuple(sorted({*service.image.secrets, *secrets})),
+    )
 
 
-def without_service(name: str, python: str) -> Recipe:
+def without_service(
+    name: str, python: str, *, gpu: bool | None = None, platform: str | None = None, secrets: tuple[str, ...] = ()
+) -> Recipe:
     """Where nothing but the registry is at hand: the official slim image of the model's Python, no Debian packages, CPU."""
-    return Recipe(name, f"python:{grammar.python_version(python)}-slim")
+    base = bases.pinned(f"python:{grammar.python_version(python)}-slim")
+    return Recipe(name, base, gpu=bool(gpu), platform=platform, secrets=tuple(sorted(set(secrets))))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import __version__, data
+from mlops_build import service as service_file
 from mlops_build.errors import Refused
 from mlops_build.model import environment, files, identity, openapi
 from mlops_build.registry import ModelVersion, Registry, Run
@@ -101,6 +102,7 @@ def register(
 def _add_environment(made: Path, tree: Path, scratch: Path) -> None:
     wheels = made / "environment" / "wheels"
     built = [environment.project_wheel(tree, wheels), environment.mlops_build_wheel(wheels)]
+    environment.image_files(tree, service_file.load(tree).image.files, made / "environment" / "files")
     locked = scratch / "lock"
     locked.mkdir()
     (made / "environment" / "requirements.lock").write_text(environment.lock(built, locked))

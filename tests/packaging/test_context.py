@@ -50,7 +50,7 @@ def test_a_context_holds_what_an_image_needs_and_nothing_else(world: World, tmp_
     one = source(world.folder / "one")
     made = write_context(CPU, IMAGE, [one], tmp_path / "context")
     assert sorted(path.name for path in (tmp_path / "context").iterdir()) == sorted(
-        ["Dockerfile", ".dockerignore", "requirements.lock", "wheels", "models", "context.json"]
+        ["Dockerfile", ".dockerignore", "requirements.lock", "wheels", "models", "context.json", "sbom.cdx.json"]
     )
     assert files.digest(tmp_path / "context/models/points") == one.digest
     assert (tmp_path / "context/requirements.lock").read_text() == LOCK
@@ -74,6 +74,24 @@ def test_the_same_version_is_the_same_bytes_modes_and_times(world: World, tmp_pa
     assert tree(tmp_path / "first") == tree(other)
     write_context(CPU, IMAGE, [source(world.folder / "two")], tmp_path / "third")
     assert tree(tmp_path / "third") != tree(other)
+
+
+def test_no_two_contents_of_a_file_have_its_size_and_its_time(world: World, tmp_path: Path) -> None:
+    """BuildKit takes a file of the same name, size and time for the one that it has, in a folder that it has seen."""
+    trees = []
+    for number, name in enumerate(("one", "two"), start=1):
+        write_context(CPU, IMAGE, [source(world.folder / name, version=number)], tmp_path / "context")
+        trees.append({path: (path.stat(), path.read_bytes()) for path in (tmp_path / "context").rglob("*") if path.is_file()})
+    first, second = trees
+    differing = [path for path in first if first[path][1] != second[path][1]]
+    assert {"Dockerfile", "context.json", "weights.pt"} <= {path.name for path in differing}
+    assert any(first[path][0].st_size == second[path][0].st_size for path in differing), "else there is nothing to tell apart"
+    same = [
+        path
+        for path in differing
+        if (first[path][0].st_size, first[path][0].st_mtime) == (second[path][0].st_size, second[path][0].st_mtime)
+    ]
+    assert same == []
 
 
 def test_an_earlier_context_is_replaced_and_anything_else_left_alone(world: World, tmp_path: Path) -> None:
@@ -188,7 +206,7 @@ def test_the_dockerfile_follows_service_yaml() -> None:
     text = SERVICE.replace("REGISTRY", "registry.example.com/ml") + "gpu: {mode: shared}\nserving: {port: 9000}\n"
     settings = service.parse(text.replace('base: "python:3.11-slim"', 'base: "mirror.example.com/python:3.11", apt: [libgl1, curl, curl]'))
     made = contents.Contents("points", IMAGE, "3.11", "2.13.0", (contents.Model("points", 1, f"sha256:{'0' * 64}"),))
-    written = dockerfile(recipe.of_service(settings), made, None)
+    written = dockerfile(recipe.of_service(settings), made, {})
     assert "apt-get install --yes --no-install-recommends curl libgl1 " in written
     assert written.count("FROM mirror.example.com/python:3.11") == 2
     assert "NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" in written

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from mlops_build.packaging.recipe import Recipe
 
 # Findings that are right and stay, with the reason.
 EXPLAINED = {
+    "DL3029": "a platform in FROM: who asks for one by --platform gets it, on whatever machine it is built",
     "DL3008": "apt packages without a version: Debian's archive holds the newest alone, so that a pinned one is soon gone",
 }
 MODELS = (Model("points", 1, f"sha256:{'a' * 64}"), Model("lines", 3, f"sha256:{'b' * 64}"))
@@ -31,9 +33,29 @@ def hadolint(text: str) -> set[str]:
 
 @pytest.mark.parametrize(("gpu", "apt", "count"), product([False, True], [(), ("libgomp1",)], [1, 2]))
 def test_a_dockerfile_has_no_finding_that_is_not_explained(gpu: bool, apt: tuple[str, ...], count: int) -> None:
+    recipe = Recipe("points", "python:3.11-slim", apt, gpu)
+    assert hadolint(written(recipe, count)) == ({"DL3008"} if apt else set())
+
+
+@pytest.mark.parametrize(
+    ("more", "explained"),
+    [
+        ({"platform": "linux/arm64"}, {"DL3029"}),
+        ({"secrets": ("ca-bundle", "index-url", "netrc")}, set()),
+        ({"cuda": "base", "gpu": True}, {"DL3008"}),
+        ({"base": f"python:3.11-slim@sha256:{'a' * 64}"}, set()),
+    ],
+)
+def test_nor_has_one_for_which_more_was_asked(more: dict[str, Any], explained: set[str]) -> None:
+    recipe = Recipe(**{"service": "points", "base": "python:3.11-slim", **more})
+    assert hadolint(written(recipe, 1, files="points")) == explained
+    assert hadolint(written(recipe, 1, wheelhouse=True)) == explained
+    assert explained <= set(EXPLAINED)
+
+
+def written(recipe: Recipe, count: int, **more: Any) -> str:
     found = Contents("points", f"registry.example.com/ml/points:v1-{'d' * 12}", "3.11", "2.13.0", MODELS[:count])
-    text = dockerfile(Recipe("points", "python:3.11-slim", apt, gpu), found, "c" * 40)
-    assert hadolint(text) == (set(EXPLAINED) if apt else set())
+    return dockerfile(recipe, found, {"org.opencontainers.image.revision": "c" * 40, "mlops-build.run.points": "e" * 32}, **more)
 
 
 def test_hadolint_finds_something_where_there_is_something() -> None:

@@ -1,0 +1,73 @@
+"""What an image says of itself: OCI's annotations, and where each of its models comes from. No time: the same version says the same."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlops_build import data
+from mlops_build.packaging import grammar
+from mlops_build.packaging.contents import Contents, Model
+from mlops_build.packaging.recipe import Recipe
+
+OCI, OURS = "org.opencontainers.image", "mlops-build"
+KEY = re.compile(r"[a-z][a-z0-9.-]{0,150}")
+VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@+~-]{0,400}")
+
+
+def labels(recipe: Recipe, contents: Contents, models: Sequence[Path]) -> dict[str, str]:
+    """The labels of an image. models: each model's folder, whose lineage.json says code, data and run.
+
+    Raises BadValue for a lineage that says something else than it should: its text ends in the Dockerfile.
+    """
+    lineages = [_lineage(folder) for folder in models]
+    first = lineages[0]
+    name, _, digest = recipe.base.partition("@")
+    said = {
+        f"{OCI}.title": contents.service,
+        f"{OCI}.version": f"v{contents.models[0].version}",
+        f"{OCI}.revision": first.get("commit"),
+        f"{OCI}.source": first.get("repository"),
+        f"{OCI}.base.name": name,
+        f"{OCI}.base.digest": digest or None,
+        f"{OURS}.template": first.get("template"),
+    }
+    for model, lineage in zip(contents.models, lineages, strict=True):
+        said |= _of_model(model, lineage)
+    return {key: value for key, value in said.items() if value}
+
+
+def checked(said: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Labels as pairs, each through its grammar."""
+    for key, value in said.items():
+        if not KEY.fullmatch(key) or not VALUE.fullmatch(value):
+            raise grammar.BadValue(f"label {key[:100]!r}: {value[:100]!r} is not allowed here", remedy="allowed: plain text")
+    return list(said.items())
+
+
+def _of_model(model: Model, lineage: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {
+        f"{OURS}.model.{model.name}": f"{model.version} {model.digest}",
+        f"{OURS}.run.{model.name}": lineage.get("run"),
+        f"{OURS}.data.{model.name}": lineage.get("data"),
+    }
+
+
+def _lineage(model: Path) -> dict[str, str | None]:
+    """What lineage.json says, as far as it says it."""
+    try:
+        found: Any = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
+        code, environment = found.get("code", {}), found.get("environment", {})
+        commit, repository, template = code.get("commit"), code.get("repository"), environment.get("template")
+        tracked, run = found.get("data"), found.get("run")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {
+        "commit": None if commit is None else grammar.commit(commit, "lineage.json: commit"),
+        "repository": grammar.address(repository),
+        "template": None if template is None else grammar.release(template, "lineage.json: template"),
+        # The same hash as the version's tag.
+        "data": data.data_hash(tracked) if isinstance(tracked, dict) else None,
+        "run": None if run is None else grammar.run(run, "lineage.json: run"),
+    }
