@@ -7,10 +7,13 @@ is MLflow's. Where ours differs on purpose: docs/reference/http-contract.md.
 """
 
 import base64
+import contextlib
+import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal
@@ -18,15 +21,16 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from mlops_build.serving import misfit
+from mlops_build.serving.misfit import INTEGERS, SHOWN, shape, short
+
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
 # Whole numbers up to here are exact in a float64.
 EXACT = 2**53
 NUMBERS = frozenset((float, int, bool, type(None)))
-INTEGERS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
-SHOWN = 80
 
 
 class Refusal(Exception):
@@ -85,6 +89,7 @@ class Decoder:
             bool(model.metadata._is_signature_from_type_hint()) if hasattr(model.metadata, "_is_signature_from_type_hint") else False
         )
         self._ragged = ragged
+        self._expected: int | None = None  # columns
         self._names: list[str] = []
         self._types: list[str] = []
         self._tensor: tuple[np.dtype[Any], tuple[int, ...]] | None = None
@@ -93,7 +98,9 @@ class Decoder:
         schema = self._schema
         if schema is None or self._hinted:
             return
+        self._expected = len(schema.inputs)
         if schema.is_tensor_spec():
+            self._expected = max(1, *schema.inputs[0].shape[1:2]) if not schema.has_input_names() else len(schema.inputs)
             if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
                 self._tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
         elif schema.has_input_names() and all(getattr(one.type, "name", "") in PLAIN for one in schema.inputs):
@@ -109,7 +116,7 @@ class Decoder:
         try:
             if kind == JSON:
                 return self._json(body)
-            return self._framed(*self._csv(body)) if kind == CSV else self._framed(self._parquet(body), None)
+            return self._csv(body) if kind == CSV else self._parquet(body)
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
@@ -182,14 +189,14 @@ class Decoder:
     def _quick_tensor(self, data: Any) -> Rows | None:
         if not isinstance(data, list) or not data or isinstance(data[0], dict) or self._tensor is None:
             return None
-        dtype, shape = self._tensor
+        dtype, sizes = self._tensor
         try:
             with np.errstate(over="ignore"):
                 array = np.array(data, dtype=dtype)
         except (ValueError, TypeError, OverflowError) as error:
-            raise Refusal(_first_bad(data, dtype, shape) or f"the tensor cannot be read as {dtype}: {error}") from None
-        if len(array.shape) != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
-            raise Refusal(f"the tensor has the shape {_shape(array.shape)}; expected {_shape(shape)}", code=INVALID)
+            raise Refusal(misfit.first_bad(data, dtype, sizes) or f"the tensor cannot be read as {dtype}: {error}") from None
+        if len(array.shape) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, array.shape, strict=True)):
+            raise Refusal(f"the tensor has the shape {shape(array.shape)}; expected {shape(sizes)}", code=INVALID)
         return Rows("tensor", array, len(array)) if array.ndim else None
 
     def _quick(self, form: str, data: Any) -> Rows | None:
@@ -216,7 +223,7 @@ class Decoder:
             try:
                 rows = list(map(self._row, data))
             except KeyError:
-                self._refuse_ragged_records(data)
+                self._look_for_ragged(form, data)
                 return None
         if self._block is not None:
             return self._as_block(rows, self._block)
@@ -233,9 +240,6 @@ class Decoder:
             if type(row) is not list:
                 return None
             if len(row) != width:
-                if len({len(one) for one in rows if type(one) is list}) > 1 and self._ragged == "refuse":
-                    wrong = next(index for index, one in enumerate(rows) if type(one) is not list or len(one) != width)
-                    raise Refusal(f"row {wrong} has {len(rows[wrong])} values; expected {width}, one for each column")
                 return None
         if columns == self._names:
             return rows
@@ -244,13 +248,6 @@ class Decoder:
             return None
         order = [places[name] for name in self._names]
         return [[row[place] for place in order] for row in rows]
-
-    def _refuse_ragged_records(self, data: Sequence[Mapping[str, Any]]) -> None:
-        required = set(self._schema.required_input_names())
-        for name in self._names:
-            has = [name in one for one in data]
-            if name in required and any(has) and not all(has) and self._ragged == "refuse":
-                raise Refusal(f"row {has.index(False)} has no column {name!r}, which others have")
 
     def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
         kinds: set[type] = set()
@@ -276,8 +273,7 @@ class Decoder:
             values = [row[place] for row in rows]
             types = set(map(type, values))
             if kind in INTEGERS:
-                self._refuse_overflow(name, kind, values)
-                if types != {int}:
+                if types != {int} or max(values) > INTEGERS[kind][1] or min(values) < INTEGERS[kind][0]:
                     return None
                 columns.append(np.array(values, dtype="int32" if kind == "integer" else "int64"))
             elif kind in ("float", "double"):
@@ -295,12 +291,6 @@ class Decoder:
                 columns.append(values if kind == "string" else [_base64(value, name, row) for row, value in enumerate(values)])
         return Rows("columns", columns, len(rows))
 
-    def _refuse_overflow(self, name: str, kind: str, values: Sequence[Any]) -> None:
-        least, most = INTEGERS[kind]
-        for row, value in enumerate(values):
-            if type(value) in (int, float) and (value > most or value < least):
-                raise Refusal(f"row {row}, column {name!r}: {_short(value)} does not fit into {kind} ({least} to {most})")
-
     def _params(self, params: Any) -> dict[str, Any] | None:
         if self._params_schema is None:
             return None if params is None else {}
@@ -317,7 +307,11 @@ class Decoder:
 
     def _rest(self, document: dict[str, Any], forms: Sequence[str]) -> Rows:
         from mlflow.exceptions import MlflowException
-        from mlflow.utils.proto_json_utils import dataframe_from_parsed_json, parse_tf_serving_input
+        from mlflow.utils.proto_json_utils import (
+            cast_df_types_according_to_schema,
+            dataframe_from_parsed_json,
+            parse_tf_serving_input,
+        )
 
         if _is_chat(document):
             known = {one.name for one in self._params_schema.params} if self._params_schema else set()
@@ -331,23 +325,48 @@ class Decoder:
             have = ", ".join(repr(key) for key in list(document)[:5]) or "nothing"
             raise Refusal(f"the object must hold exactly one of {', '.join(FORMS)}; it holds {have[:SHOWN]}")
         form = forms[0]
-        self._look_for_overflow(form, document[form])
-        if form == "dataframe_split":
-            self._look_for_ragged(document[form])
+        sent = document[form]
+        self._look_for_ragged(form, sent)
+        known = self._known_only(form, sent)
+        _refuse(misfit.too_wide(known.get("data") if form == "dataframe_split" and isinstance(known, dict) else known, self._expected))
         try:
             if form in ("dataframe_split", "dataframe_records"):
-                data = dataframe_from_parsed_json(document[form], pandas_orient=form.removeprefix("dataframe_"), schema=self._schema)
+                data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
+                if self._schema is not None:
+                    # MLflow's conversion wraps.
+                    _refuse(misfit.overflow_of_frame(data, self._schema))
+                    data = cast_df_types_according_to_schema(data, self._schema)
             else:
-                data = parse_tf_serving_input({form: document[form]}, schema=self._schema)
-        except RecursionError:
+                if self._schema is not None:
+                    _refuse(misfit.lost_dates(form, sent, self._schema))
+                data = parse_tf_serving_input({form: known}, schema=self._schema)
+        except (RecursionError, Refusal):
             raise
         except MlflowException as error:
-            raise self._refusal(error, document[form]) from None
+            raise self._refusal(error, form, sent) from None
         except Exception as error:
-            raise Refusal(f"{form} cannot be read: {_short(error)}") from None
-        return self._framed(data, document.get("params"), sent=document[form])
+            raise Refusal(misfit.explain(form, sent, self._schema) or f"{form} cannot be read: {short(error)}") from None
+        return self._framed(data, document.get("params"), form=form, sent=sent)
 
-    def _framed(self, data: Any, params: Any, *, bare: bool = False, sent: Any = None) -> Rows:
+    def _known_only(self, form: str, sent: Any) -> Any:
+        """Without the columns that the signature does not name: MLflow drops them too, but only once it has made a table of them."""
+        if self._schema is None or not self._schema.has_input_names():
+            return sent
+        known = frozenset(self._schema.input_names())
+        if form != "dataframe_split" or not isinstance(sent, dict):
+            return _only(sent, known)
+        names, data = sent.get("columns"), sent.get("data")
+        if not isinstance(names, list):
+            return {**sent, "data": _only(data, known)} if "data" in sent else sent
+        places = [place for place, name in enumerate(names) if isinstance(name, str) and name in known]
+        kept = [names[place] for place in places]
+        if twice := [name for name, often in Counter(kept).items() if often > 1]:
+            raise Refusal(f"column {short(twice[0])} was sent twice", code=INVALID)
+        if isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
+            return {**sent, "columns": kept, "data": [[row[place] for place in places] for row in data]}
+        return {**sent, "columns": kept, "data": _only(data, known)} if isinstance(data, dict) or _are_records(data) else sent
+
+    def _framed(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
         from mlflow.exceptions import MlflowException
         from mlflow.pyfunc import _validate_prediction_input
 
@@ -356,67 +375,104 @@ class Decoder:
         try:
             checked, params = _validate_prediction_input(data, params, self._schema, self._params_schema, self._flavor)
         except MlflowException as error:
-            raise self._refusal(error, sent) from None
+            raise self._refusal(error, form, sent) from None
         except RecursionError:
             raise
         except Exception as error:
-            raise Refusal(f"the input does not fit the model's signature: {_short(error)}", code=INVALID) from None
+            said = misfit.explain(form, sent, self._schema)
+            raise Refusal(said or f"the input does not fit the model's signature: {short(error)}", code=INVALID) from None
         return Rows("whole", checked, _count(checked), params, bare)
 
-    def _csv(self, body: bytes) -> tuple[Any, None]:
+    def _csv(self, body: bytes) -> Rows:
         import pandas as pd
 
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
             raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
-        types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False)) if self._schema else None
+        types: dict[str, Any] = {}
+        if self._schema is not None:
+            if self._schema.is_tensor_spec():
+                raise Refusal("this model takes a tensor, which is not read from CSV: send JSON with 'inputs'")
+            for name, one in self._schema.input_dict().items() if self._schema.has_input_names() else ():
+                if getattr(one.type, "name", "") == "datetime":
+                    raise Refusal(f"column {name!r} holds dates, which are not read from CSV: send JSON or Parquet")
+            types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False))
+        if self._ragged == "refuse":
+            _refuse(_ragged_csv(text))
         try:
-            return pd.read_csv(io.StringIO(text), dtype=types), None
+            frame = pd.read_csv(io.StringIO(text), dtype=types or None)
         except Exception as error:
-            raise Refusal(f"the body cannot be read as CSV with a header line: {_short(error)}") from None
+            said = None
+            with contextlib.suppress(Exception):
+                said = misfit.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
+            raise Refusal(said or f"the body cannot be read as CSV with a header line: {short(error)}") from None
+        return self._framed(frame, None, form="frame", sent=frame)
 
-    def _parquet(self, body: bytes) -> Any:
+    def _parquet(self, body: bytes) -> Rows:
         import pandas as pd
 
         try:
-            return pd.read_parquet(io.BytesIO(body))
+            frame = pd.read_parquet(io.BytesIO(body))
         except ImportError:
             raise Refusal("this image reads no Parquet: add pyarrow to the service's dependencies", status=415) from None
         except Exception as error:
-            raise Refusal(f"the body cannot be read as Parquet: {_short(error)}") from None
+            raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
+        if self._schema is not None and self._schema.is_tensor_spec():
+            _refuse(misfit.overflow_of_frame(frame, self._schema))  # MLflow itself refuses it for columns
+        return self._framed(frame, None, form="frame", sent=frame)
 
     # -- saying what is wrong --
 
-    def _look_for_ragged(self, data: Any) -> None:
-        rows = data.get("data") if isinstance(data, dict) else None
-        if self._ragged != "refuse" or not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+    def _look_for_ragged(self, form: str, data: Any) -> None:
+        if self._ragged != "refuse":
             return
-        widths = [len(row) for row in rows]
-        if len(set(widths)) > 1:
-            columns = data.get("columns")
-            width = len(columns) if isinstance(columns, list) else widths[0]
-            wrong = next((number for number, found in enumerate(widths) if found != width), 0)
-            raise Refusal(f"row {wrong} has {widths[wrong]} values; expected {width}, one for each column")
+        rows, width = data, None
+        if form == "dataframe_split":
+            if not isinstance(data, dict):
+                return
+            rows, names = data.get("data"), data.get("columns")
+            width = len(names) if isinstance(names, list) else None
+            _refuse(misfit.unlike_widths(rows, width))
+        if self._schema is not None:
+            named = self._schema.has_input_names()
+            _refuse(misfit.ragged(rows, self._schema.required_input_names() if named else None))
 
-    def _look_for_overflow(self, form: str, data: Any) -> None:
-        for name, kind in zip(self._names, self._types, strict=True):
-            if kind in INTEGERS:
-                self._refuse_overflow(name, kind, _cells(form, data, name))
-
-    def _refusal(self, error: Any, sent: Any) -> Refusal:
-        """MLflow's verdict, without the data and the trace that it puts into the message; with row and column where they can be found."""
+    def _refusal(self, error: Any, form: str, sent: Any) -> Refusal:
+        """MLflow's verdict; its message without the data and the trace in it, and only where nothing better is found."""
+        code, status = str(getattr(error, "error_code", BAD_REQUEST)), error.get_http_status_code()
+        status = status if 400 <= status < 500 else 400
+        if form and (said := misfit.explain(form, sent, self._schema)):
+            return Refusal(said, status=status, code=code)
         message = re.sub(r"(?s)^Failed to enforce schema of data '.*' with schema '.*?'\. Error: ", "", str(error.message))
-        message = message.removeprefix("Invalid input. ")
-        code = str(getattr(error, "error_code", BAD_REQUEST))
-        if found := re.search(r"Failed to convert column (\S+) to type '([^']*)'", message):
-            name, kind = found[1], found[2]
-            cells = [cell for form in FORMS for cell in [_cells(form, sent, name)] if cell]
-            for row, value in enumerate(cells[0] if cells else []):
-                if not _is_number(value):
-                    return Refusal(f"row {row}, column {name!r}: expected {kind}, got {_short(value)}", code=code)
-        status = error.get_http_status_code()
-        return Refusal(_short(message, 500), status=status if 400 <= status < 500 else 400, code=code)
+        message = message.removeprefix("Invalid input. ").removeprefix("Data is not compatible with model signature. ")
+        return Refusal(short(Exception(message), 500), status=status, code=code)
+
+
+def _only(data: Any, known: Collection[str]) -> Any:
+    if isinstance(data, dict):
+        return {name: value for name, value in data.items() if name in known}
+    return [{name: value for name, value in row.items() if name in known} for row in data] if _are_records(data) else data
+
+
+def _are_records(data: Any) -> bool:
+    return isinstance(data, list) and all(isinstance(row, dict) for row in data)
+
+
+def _refuse(said: str | None) -> None:
+    if said:
+        raise Refusal(said)
+
+
+def _ragged_csv(text: str) -> str | None:
+    """Which row has not as many values as the header. pandas fills up short ones, and takes what long ones begin with for an index."""
+    width = None
+    with contextlib.suppress(csv.Error):  # pandas has to say
+        for row, values in enumerate((values for values in csv.reader(io.StringIO(text)) if values), start=-1):
+            width = len(values) if width is None else width
+            if len(values) != width:
+                return f"row {row} has {len(values)} {'value' if len(values) == 1 else 'values'}; expected {width}, one for each column"
+    return None
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -442,25 +498,6 @@ def _is_chat(document: Mapping[str, Any]) -> bool:
     return bool(is_unified_llm_input(document))
 
 
-def _cells(form: str, data: Any, name: str) -> list[Any]:
-    """The values that a body of this form has for one column, as far as it has that shape."""
-    if (
-        form == "dataframe_split"
-        and isinstance(data, dict)
-        and isinstance(data.get("columns"), list)
-        and isinstance(data.get("data"), list)
-    ):
-        if name not in data["columns"]:
-            return []
-        place = data["columns"].index(name)
-        return [row[place] if isinstance(row, list) and len(row) > place else None for row in data["data"]]
-    if isinstance(data, list):
-        return [one.get(name) if isinstance(one, dict) else None for one in data]
-    if isinstance(data, dict) and name in data:
-        return data[name] if isinstance(data[name], list) else [data[name]]
-    return []
-
-
 def _base64(value: str, name: str, row: int) -> bytes:
     try:
         return base64.decodebytes(value.encode())
@@ -468,52 +505,8 @@ def _base64(value: str, name: str, row: int) -> bytes:
         raise Refusal(f"row {row}, column {name!r}: expected base64, {error}") from None
 
 
-def _first_bad(data: Any, dtype: "np.dtype[Any]", shape: Sequence[int]) -> str | None:
-    """Where the first element stands that is ragged, or no number."""
-    path: list[int] = []
-
-    def look(part: Any, depth: int) -> str | None:
-        if isinstance(part, list):
-            lengths = {len(one) if isinstance(one, list) else -1 for one in part}
-            if len(lengths) > 1:
-                first = len(part[0]) if isinstance(part[0], list) else -1
-                wrong = next(place for place, one in enumerate(part) if (len(one) if isinstance(one, list) else -1) != first)
-                place = "".join(f"[{index}]" for index in [*path, wrong])
-                return f"the tensor is ragged: element {place} has not as many values as the one before it; expected {_shape(shape)}"
-            for index, one in enumerate(part):
-                path.append(index)
-                if (found := look(one, depth + 1)) is not None:
-                    return found
-                path.pop()
-            return None
-        try:
-            np.array(part, dtype=dtype)
-        except (ValueError, TypeError, OverflowError):
-            return f"element {''.join(f'[{index}]' for index in path)}: expected {dtype}, got {_short(part)}"
-        return None
-
-    return look(data, 0)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
 def _count(data: Any) -> int:
     try:
         return max(1, len(next(iter(data.values()))) if isinstance(data, dict) and data else len(data))
     except TypeError:
         return 1
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"({', '.join('any' if size == -1 else str(size) for size in shape)})"
-
-
-def _short(value: object, limit: int = SHOWN) -> str:
-    text = " ".join((str(value) if isinstance(value, Exception) or limit != SHOWN else repr(value)).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"

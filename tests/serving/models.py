@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Object, Property
 
 ECHO = """
     def predict(self, context, data, params=None):
@@ -18,6 +19,10 @@ KINDS = """
     def predict(self, context, data, params=None):
         kinds = " ".join(str(kind) for kind in data.dtypes)
         return [{"values": [str(value) for value in row], "kinds": kinds, "params": params} for row in data.to_numpy(dtype=object)]
+"""
+SHAPES = """
+    def predict(self, context, data, params=None):
+        return [{name: [list(array.shape), str(array.dtype), array.sum().item()] for name, array in data.items()}]
 """
 
 
@@ -47,4 +52,12 @@ MIXED = columns(
     ("d", "double"), ("i", "integer"), ("l", "long"), ("o", "boolean"), ("s", "string"), ("x", "float", False),
     params=ParamSchema([ParamSpec("depth", DataType.long, 3), ParamSpec("name", DataType.string, "n")]),
 )  # fmt: skip
+DATES = columns(("i", "integer"), ("t", "datetime"), ("s", "string"))
+UNNAMED = ModelSignature(inputs=Schema([ColSpec("integer"), ColSpec("long")]))
+NESTED = ModelSignature(
+    inputs=Schema([
+        ColSpec(Array(DataType.long), "a"), ColSpec(Object([Property("p", DataType.double)]), "o"), ColSpec("integer", "i"),
+    ])
+)  # fmt: skip
+TENSORS = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x"), TensorSpec(np.dtype("int32"), (-1,), "y")]))
 FRAME = pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]})

@@ -1,0 +1,352 @@
+"""Where a body does not fit the model's signature: which row, which column, what was expected, what came.
+
+MLflow's own messages hold all the data, names of numpy's types, and hardly ever the row. So once it has refused, the body is looked
+through for the first thing that certainly does not fit; where nothing is found, its message stays. And before MLflow converts, two
+things are looked for that it would get wrong silently: whole numbers beyond their type, and dates beyond theirs, both of which wrap.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SHOWN = 80
+LISTED = 12
+SPARSE = 1_000_000  # cells
+# Columns beyond the signature's own that are looked at, and rows of which MLflow is asked one by one: enough for any honest mistake.
+WIDE, SLOW_ROWS = 1000, 1000
+INTEGERS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
+EXPECTED = {
+    "binary": "base64 text",
+    "datetime": "a date and time (ISO 8601, without a time zone, in the years 1678 to 2261)",
+}
+Columns = Mapping[Any, Sequence[Any]]
+
+
+def short(value: object, limit: int = SHOWN) -> str:
+    """A value of the caller's, worded as in JSON; an exception's text; never longer than `limit`."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = " ".join((str(value) if isinstance(value, Exception) else repr(value)).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return f"({', '.join('any' if size == -1 else str(size) for size in sizes)})"
+
+
+# -- what would wrap --
+
+
+def overflow(name: Any, kind: str, least: int, most: int, values: Sequence[Any]) -> str | None:
+    """The first of a column's numbers (those in lists too) that is outside."""
+    for row, value in enumerate(values):
+        if (number := _outside(value, least, most)) is not None:
+            return f"row {row}, column {name!r}: {short(number)} does not fit into {kind} ({least} to {most})"
+    return None
+
+
+def overflow_of_frame(frame: Any, schema: Any) -> str | None:
+    """The same for a pandas.DataFrame that MLflow has not converted yet, for all its columns that are to be whole numbers."""
+    named = dict(schema.input_dict()) if schema.has_input_names() else {}
+    for place, label in enumerate(frame.columns):
+        if named:
+            spec = named.get(label) if isinstance(label, str) else None
+        else:
+            spec = schema.inputs[0] if schema.is_tensor_spec() else schema.inputs[place] if place < len(schema.inputs) else None
+        found = _bounds(spec)
+        if found is None:
+            continue
+        kind, least, most = found
+        column = frame.iloc[:, place].to_numpy()
+        if column.dtype.kind in "iuf":
+            # `most` itself has no float64, but the number after it has.
+            wrong = np.flatnonzero((column >= most + 1) | (column < least))
+            if not wrong.size:
+                continue
+        elif column.dtype.kind != "O":
+            continue
+        if said := overflow(label, kind, least, most, column.tolist()):
+            return said
+    return None
+
+
+def lost_dates(form: str, sent: Any, schema: Any) -> str | None:
+    """The first date of an `inputs` or `instances` body that numpy would turn into one of another century."""
+    if schema.is_tensor_spec() or not any(getattr(one.type, "name", "") == "datetime" for one in schema.inputs):
+        return None
+    specs = list(schema.input_dict().items() if schema.has_input_names() else enumerate(schema.inputs))
+    sent_columns = columns(form, sent, [name for name, _ in specs]) or {}
+    for name, spec in specs:
+        if getattr(spec.type, "name", "") == "datetime":
+            for row, value in enumerate(sent_columns.get(name, ())):
+                if isinstance(value, str) and _is_lost(value):
+                    return f"row {row}, column {name!r}: expected {EXPECTED['datetime']}, got {short(value)}"
+    return None
+
+
+# -- why MLflow refused --
+
+
+def ragged(rows: Any, required: Sequence[Any] | None) -> str | None:
+    """Which row is not as long as the others, or lacks a column that others have. required: columns for which that counts; None: all."""
+    if not isinstance(rows, list) or not rows:
+        return None
+    if all(isinstance(row, dict) for row in rows):
+        for name in list(dict.fromkeys(key for row in rows for key in row)) if required is None else required:
+            has = [name in row for row in rows]
+            if any(has) and not all(has):
+                return f"row {has.index(False)} has no column {short(name)}, which others have"
+    return None
+
+
+def unlike_widths(rows: Any, width: int | None) -> str | None:
+    """Which row has not as many values as there are columns. Nothing where all rows are equally wrong: that is another mistake."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return None
+    widths = [len(row) for row in rows]
+    if len(set(widths)) <= 1:
+        return None
+    width = widths[0] if width is None else width
+    wrong = next((number for number, found in enumerate(widths) if found != width), 0)
+    return f"row {wrong} has {widths[wrong]} {'value' if widths[wrong] == 1 else 'values'}; expected {width}, one for each column"
+
+
+def too_wide(rows: Any, expected: int | None) -> str | None:
+    """Why a table is not worth making: a row may be short and name columns that no other row has, and pandas makes a cell for each pair.
+
+    expected: columns of the signature; None: there is none.
+    """
+    if not isinstance(rows, list) or not rows:
+        return None
+    if all(isinstance(row, dict) for row in rows):
+        width = len({key for row in rows for key in row})
+    elif all(isinstance(row, list) for row in rows):
+        width = max(len(row) for row in rows)
+    else:
+        return None
+    if expected is not None and width > 2 * expected + WIDE:
+        return f"{width} columns were sent; expected {expected}"
+    if len(rows) * width > 10 * sum(len(row) for row in rows) + SPARSE:
+        return f"{len(rows)} rows of {width} different columns, nearly all of them empty, are too many"
+    return None
+
+
+def explain(form: str, sent: Any, schema: Any) -> str | None:
+    """Why this body does not fit, after it was refused; None where nothing is found that certainly does not.
+
+    form: one of the four of JSON; `frame` for a DataFrame that was read from Parquet, `text` for one of CSV in which all cells are text.
+    """
+    found = None if schema is None else columns(form, sent, schema.input_names() if schema.has_input_names() else None)
+    if found is None:
+        return None
+    if schema.has_input_names():
+        if said := _missing(found, schema):
+            return said
+    elif not schema.is_tensor_spec() and len(found) < len(schema.inputs):
+        return f"the rows have {len(found)} {'value' if len(found) == 1 else 'values'}; expected {len(schema.inputs)}, one for each column"
+    if schema.is_tensor_spec():
+        return _tensors(form, found, schema)
+    specs = list(schema.input_dict().items() if schema.has_input_names() else zip(found, schema.inputs, strict=False))
+    lengths = {name: len(found[name]) for name, _ in specs if name in found}
+    if len(set(lengths.values())) > 1 and form == "inputs":
+        first, other = next(iter(lengths)), next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
+        return f"column {other!r} has {lengths[other]} values, and column {first!r} has {lengths[first]}"
+    for name, spec in specs:
+        cells = found.get(name, ())
+        for row, value in enumerate(cells if hasattr(spec.type, "name") else cells[:SLOW_ROWS]):
+            if said := _misfit(form, value, spec):
+                return f"row {row}, column {name!r}: {said}"
+    return None
+
+
+def first_bad(data: Any, dtype: "np.dtype[Any]", sizes: Sequence[int]) -> str | None:
+    """Where a nested list has its first element that is no number of this type, or is longer or shorter than its neighbours."""
+    path: list[int] = []
+    part = data
+    while isinstance(part, list):
+        first: tuple[int, ...] | None = None
+        for index, one in enumerate(part):
+            try:
+                found = np.array(one, dtype=dtype).shape
+            except (ValueError, TypeError, OverflowError):
+                path.append(index)
+                part = one
+                break
+            first = found if first is None else first
+            if found != first:
+                return (
+                    f"the tensor is ragged: element {_at([*path, index])} has the shape {shape(found)}, "
+                    f"and {_at([*path, 0])} has {shape(first)}; expected {shape(sizes)}"
+                )
+        else:
+            return None
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if _outside(part, limits.min, limits.max) is not None:
+            return f"element {_at(path)}: {short(part)} does not fit into {dtype} ({limits.min} to {limits.max})"
+    return f"element {_at(path)}: expected {dtype}, got {short(part)}"
+
+
+def columns(form: str, sent: Any, wanted: Collection[Any] | None = None) -> Columns | None:
+    """The cells of each column that a body has, by name, or by place where it has no names; None where it is no table.
+
+    wanted: names or number of the columns that count; others are there without their cells, since a body may name very many.
+    """
+    if form in ("frame", "text"):
+        return {label: sent.iloc[:, place].tolist() for place, label in enumerate(sent.columns)}
+    names: Any = None
+    if form == "dataframe_split":
+        if not isinstance(sent, dict):
+            return None
+        sent, names = sent.get("data"), sent.get("columns")
+    if isinstance(sent, dict):
+        return {name: cells if isinstance(cells, list) else [cells] for name, cells in sent.items()}
+    if not isinstance(sent, list):
+        return None
+    if sent and all(isinstance(row, dict) for row in sent):
+        keys = list(dict.fromkeys(key for row in sent for key in row))
+        counted = set(keys[:WIDE] if wanted is None else wanted)
+        return {name: [row.get(name) for row in sent] if name in counted else () for name in keys}
+    rows = [row if isinstance(row, list) else [row] for row in sent]
+    width = max((len(row) for row in rows), default=0)
+    labels = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else range(width)
+    counted = set(labels[:WIDE] if wanted is None else wanted)
+    return {
+        label: [row[place] if place < len(row) else None for row in rows] if label in counted else () for place, label in enumerate(labels)
+    }
+
+
+def _missing(found: Columns, schema: Any) -> str | None:
+    missing = [name for name in schema.required_input_names() if name not in found]
+    if not missing:
+        return None
+    return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {_listed(missing)}; sent were: {_listed(list(found))}"
+
+
+def _listed(names: Sequence[Any]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(short(name, 40) for name in names[:LISTED]) + (f" and {more} more" if more > 0 else "") or "none"
+
+
+def _misfit(form: str, value: Any, spec: Any) -> str | None:
+    kind = getattr(spec.type, "name", "")
+    if value is None and not spec.required:
+        return None
+    if kind in INTEGERS:
+        least, most = INTEGERS[kind]
+        number = _as_number(value, int)
+        if number is not None and not least <= number <= most:
+            return f"{short(value)} does not fit into {kind} ({least} to {most})"
+        fits = number is not None and (form != "text" or not isinstance(value, float))
+    elif kind in ("float", "double"):
+        fits = value is None or _as_number(value, float) is not None
+    elif kind == "boolean":
+        fits = str(value).lower() in ("true", "false") if form == "text" else not isinstance(value, list | dict)
+    elif kind == "binary":
+        fits = _is_base64(value)
+    elif kind == "datetime":
+        fits = value is None or _is_date(form, value)
+    elif kind == "string":
+        fits = True
+    else:
+        fits = _is_nested(value, spec)
+    if fits:
+        return None
+    came = "nothing" if isinstance(value, float) and math.isnan(value) and form == "text" else short(value)
+    return f"expected {EXPECTED.get(kind) or kind or spec.type}, got {came}"
+
+
+def _tensors(form: str, found: Columns, schema: Any) -> str | None:
+    if not schema.has_input_names():
+        return None
+    for name, spec in schema.input_dict().items():
+        cells, dtype, sizes = list(found[name]), np.dtype(spec.type), tuple(spec.shape)
+        if dtype.kind not in "fiub":
+            continue
+        if form in ("inputs", "instances"):
+            try:
+                with np.errstate(over="ignore"):
+                    have = np.array(cells, dtype=dtype).shape
+            except (ValueError, TypeError, OverflowError):
+                return f"input {name!r}: {first_bad(cells, dtype, sizes) or f'cannot be read as {dtype}'}"
+            if len(have) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, have, strict=True)):
+                return f"input {name!r}: the tensor has the shape {shape(have)}; expected {shape(sizes)}"
+            continue
+        for row, cell in enumerate(cells):
+            values = np.ravel(np.array(cell, dtype=object)).tolist()
+            wrong = next((value for value in values if _as_number(value, float) is None), values)
+            if wrong is not values:
+                return f"row {row}, column {name!r}: expected {dtype}, got {short(wrong)}"
+            if -1 not in sizes[1:] and len(values) != math.prod(sizes[1:]):
+                return f"row {row}, column {name!r}: {len(values)} values; expected {math.prod(sizes[1:])}"
+    return None
+
+
+def _bounds(spec: Any) -> tuple[str, int, int] | None:
+    kind = getattr(spec, "type", None)
+    if isinstance(kind, np.dtype):
+        return (str(kind), int(np.iinfo(kind).min), int(np.iinfo(kind).max)) if kind.kind in "iu" else None
+    name = getattr(kind, "name", "")
+    return (name, *INTEGERS[name]) if name in INTEGERS else None
+
+
+def _outside(value: Any, least: int, most: int) -> Any:
+    if isinstance(value, list | np.ndarray):
+        return next((found for one in value if (found := _outside(one, least, most)) is not None), None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if value > most or value < least else None
+
+
+def _as_number(value: Any, kind: type[int] | type[float]) -> int | float | None:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_base64(value: Any) -> bool:
+    try:
+        base64.decodebytes(bytes(value, "utf8"))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_lost(value: str) -> bool:
+    try:
+        date = np.datetime64(value)
+    except ValueError:
+        return False  # numpy refuses it
+    return bool(not np.isnat(date) and not 1678 <= int(date.astype("datetime64[Y]").astype(int)) + 1970 <= 2261)
+
+
+def _is_date(form: str, value: Any) -> bool:
+    import pandas as pd
+
+    try:
+        if form in ("inputs", "instances"):
+            np.array([value], dtype="datetime64[ns]")
+            return True
+        return getattr(pd.to_datetime(value), "tzinfo", None) is None
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_nested(value: Any, spec: Any) -> bool:
+    from mlflow.exceptions import MlflowException
+    from mlflow.models.utils import _enforce_type
+
+    try:
+        _enforce_type(value, spec.type, spec.required)
+    except (MlflowException, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _at(path: Sequence[int]) -> str:
+    return "".join(f"[{index}]" for index in path)
