@@ -89,8 +89,8 @@ def justified(body: bytes, ours: Verdict, theirs: Verdict) -> str | None:
     """Why ours may differ here; None: it may not."""
     if theirs[0] == 500 and 400 <= ours[0] < 500:
         return "a server error there is the caller's error here"
-    if theirs[0] == 200 and ours[0] == 400 and overflows(body):
-        return "whole numbers and dates beyond their type are refused, not wrapped"
+    if ours[0] == 400 and overflows(body) and (theirs[0] == 200 or (theirs[0] == 400 and ours[2] == theirs[2])):
+        return "whole numbers and dates beyond their type are refused, not wrapped, and that is told first"
     if theirs[0] == 200 and ours[0] == 400 and (is_ragged(body) or ragged_csv(body)):
         return "ragged rows are refused, not padded"
     return None
