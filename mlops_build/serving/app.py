@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
@@ -20,7 +21,7 @@ import orjson
 from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
 from mlops_build.serving.answer import JSON, Answer
-from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full
+from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full, Gone
 from mlops_build.serving.decode import Decoder, Refusal, Rows
 from mlops_build.serving.encode import Unencodable, encode
 from mlops_build.serving.images import Raw
@@ -28,6 +29,7 @@ from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.served_openapi import served
+from mlops_build.serving.server import ON_GONE
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.v2 import V2
 
@@ -45,10 +47,6 @@ INLINE_BYTES = 256 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = logging.getLogger("mlops_build.serving")
-
-
-class Gone(Exception):
-    """The caller went away."""
 
 
 class Head(NamedTuple):
@@ -192,7 +190,9 @@ class Service:
                 else:
                     wanted, write = door.read(body, head)
                 rows = wanted.count
-                answer = write(await door.batcher.submit(wanted, self._settings.deadline))
+                waits = asyncio.get_running_loop().create_future()
+                scope[ON_GONE] = partial(_gone, waits)
+                answer = write(await door.batcher.submit(wanted, self._settings.deadline, waits))
             except Exception as error:
                 answer = self._failed(door, error)
             metrics.seconds[name].observe(time.perf_counter() - began)
@@ -224,6 +224,7 @@ class Service:
         if isinstance(failure, Unencodable):
             return error(500, "INTERNAL_ERROR", str(failure), ())
         if isinstance(failure, Gone):
+            self._metrics.refused[name, "caller gone"].inc()
             return Answer(499, b"")
         log.error("a request failed", exc_info=failure)
         return error(500, "INTERNAL_ERROR", "this is a fault of the service; its log has the trace", ())
@@ -232,6 +233,11 @@ class Service:
 def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None) -> Service:
     """The ASGI application of these models."""
     return Service(serving, lease, settings)
+
+
+def _gone(waits: "asyncio.Future[Any]") -> None:
+    if not waits.done():
+        waits.set_exception(Gone())
 
 
 def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:

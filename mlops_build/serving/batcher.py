@@ -30,11 +30,16 @@ class DeadlinePassed(Exception):
     """The request waited or ran longer than it may."""
 
 
-@dataclass(slots=True)
+class Gone(Exception):
+    """The caller went away."""
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
     rows: Rows
     future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
+    queued: bool = True
 
 
 class Batcher:
@@ -47,7 +52,7 @@ class Batcher:
 
     def __init__(self, predict: Predict, *, max_rows: int = 128, max_delay: float = 0.0, max_queue: int = 4096) -> None:
         self._predict, self._max_rows, self._max_delay, self._max_queue = predict, max_rows, max_delay, max_queue
-        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._waiting: collections.OrderedDict[_Waiting, None] = collections.OrderedDict()  # who goes away leaves from its midst
         self._lock = threading.Lock()
         self._idle = True
         self._wake = threading.Semaphore(0)
@@ -58,14 +63,16 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
         self._thread.start()
 
-    async def submit(self, rows: Rows, seconds: float) -> Any:
-        """The answer to these rows. seconds: how long that may take. Raises Full, DeadlinePassed, and what the prediction raised."""
+    async def submit(self, rows: Rows, seconds: float, future: "asyncio.Future[Any] | None" = None) -> Any:
+        """The answer to these rows. seconds: how long that may take. future: of the running loop; an exception set to it (Gone) takes the
+        rows out of the queue, while what is being predicted goes on. Raises Full, DeadlinePassed, that exception, and what the prediction
+        raised."""
         self.admit(rows.count)
         loop = asyncio.get_running_loop()
-        one = _Waiting(rows, loop.create_future(), loop)
+        one = _Waiting(rows, future or loop.create_future(), loop)
         timer = loop.call_later(seconds, _expire, one.future)
         with self._lock:
-            self._waiting.append(one)
+            self._waiting[one] = None
             self.queued += rows.count
             begin, self._idle = self._idle, False
         if begin:
@@ -74,6 +81,8 @@ class Batcher:
             return await one.future
         finally:
             timer.cancel()
+            if one.queued:
+                self._leave(one)
 
     def admit(self, rows: int = 1) -> None:
         """Whether so many rows would be taken now. Raises Full. Asked before a body is read, too, since reading it costs more than
@@ -86,6 +95,16 @@ class Batcher:
         self._closed = True
         self._wake.release()
         self._thread.join(timeout=60)
+
+    def _leave(self, one: _Waiting) -> None:
+        with self._lock:
+            if one.queued:  # the thread may have taken it meanwhile
+                self._take(one)
+
+    def _take(self, one: _Waiting) -> None:
+        del self._waiting[one]
+        one.queued = False
+        self.queued -= one.rows.count
 
     # -- in the thread --
 
@@ -119,11 +138,10 @@ class Batcher:
         rows = 0
         with self._lock:
             while self._waiting:
-                one = self._waiting[0]
+                one = next(iter(self._waiting))
                 if batch and (rows + one.rows.count > self._max_rows or one.loop is not batch[0].loop):
                     break
-                self._waiting.popleft()
-                self.queued -= one.rows.count
+                self._take(one)
                 if one.future.done():  # its caller went away, or it waited too long
                     continue
                 batch.append(one)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Requests that are being answered when SIGTERM comes get this long, in seconds.
 DRAIN_SECONDS = 30
 BACKLOG = 2048
+# Under this key of its scope the app leaves what is to be called when the request's connection is lost. Asking by `receive` would cost a
+# task for each request.
+ON_GONE = "mlops_build.on_gone"
 
 
 class PortTaken(Failed):
@@ -126,7 +129,8 @@ def _allow_connections(wanted: int) -> None:
 
 
 def _protocol(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, with an end to waiting: a connection that has not brought a whole request within `seconds` is closed.
+    """uvicorn's protocol, with an end to waiting: a connection that has not brought a whole request within `seconds` is closed, and a
+    request whose caller is gone is told so.
 
     uvicorn itself closes only connections that are idle *after* an answer; slow callers could hold all others' places.
     """
@@ -141,6 +145,8 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
             super().connection_lost(exc)
+            if self.cycle is not None and not self.cycle.response_complete and (on_gone := self.cycle.scope.get(ON_GONE)):
+                on_gone()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

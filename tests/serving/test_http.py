@@ -276,6 +276,42 @@ def test_what_is_in_flight_is_finished_on_sigterm(folder: Path, tmp_path: Path) 
         assert found == [200]
 
 
+@pytest.mark.parametrize("padding", [0, 200_000])  # small, and larger than what uvicorn reads ahead
+def test_a_caller_that_goes_away_leaves_the_queue(server: Server, padding: int) -> None:
+    def value(name: str) -> float:
+        return float(
+            next(line for line in ask(server, b"", "GET", "/metrics")[2].decode().splitlines() if line.startswith(name)).split()[-1]
+        )
+
+    def wait(name: str, wanted: float) -> None:
+        end = time.monotonic() + 20
+        while value(name) != wanted:
+            assert time.monotonic() < end, (name, wanted, value(name))
+            time.sleep(0.01)
+
+    gone, predicted = 'mlops_build_refused_total{model="model",why="caller gone"}', 'mlops_build_batch_rows_sum{model="model"}'
+    running = 'mlops_build_requests_in_progress{model="model"}'
+    before = value(gone), value(predicted)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS))[0])) for _ in range(2)]  # the second waits, and stays
+    threads[0].start()
+    wait(running, 1)
+    threads[1].start()
+    content = body(1.0) + b" " * padding
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    leaving = [socket.create_connection(address(server), timeout=10) for _ in range(3)]
+    for connection in leaving:
+        connection.sendall(head + content)
+    wait(running, 5)
+    for connection in leaving:
+        connection.close()
+    for thread in threads:
+        thread.join()
+    wait(gone, before[0] + 3)
+    assert found == [200, 200]
+    wait(predicted, before[1] + 2)  # not what was asked by those who left
+
+
 def test_batches_grow_with_the_load(server: Server) -> None:
     def batches() -> tuple[float, float]:
         text = ask(server, b"", "GET", "/metrics")[2].decode()
