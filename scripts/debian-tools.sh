@@ -1,16 +1,18 @@
 #!/bin/sh
-# Programs that judge our monitoring files, out of Debian's packages: promtool, zabbix_agentd, zabbix_get; with `server`, for the soak, also a
-# Zabbix server, its frontend, PHP and PostgreSQL. Unpacked into a folder of the user's cache, installed nowhere, root not needed.
+# Programs that judge our monitoring files, out of Debian's packages: promtool, zabbix_agentd, zabbix_get; and Go and PHP, that run the clients
+# of docs/how-to. With `server`, for the soak, instead of these two a Zabbix server, its frontend, PHP and PostgreSQL. Unpacked into a folder
+# of the user's cache, installed nowhere, root not needed.
 #
-#     eval "$(scripts/debian-tools.sh)"          exports MLOPS_TEST_PROMTOOL, MLOPS_TEST_ZABBIX_AGENTD, MLOPS_TEST_ZABBIX_GET
-#     eval "$(scripts/debian-tools.sh server)"   and MLOPS_TEST_ZABBIX_SERVER, the folder
+#     eval "$(scripts/debian-tools.sh)"          exports MLOPS_TEST_PROMTOOL, MLOPS_TEST_ZABBIX_AGENTD, MLOPS_TEST_ZABBIX_GET,
+#                                                MLOPS_TEST_GO, MLOPS_TEST_PHP
+#     eval "$(scripts/debian-tools.sh server)"   the first three, and MLOPS_TEST_ZABBIX_SERVER, the folder
 #
 # What it has is kept until this file or Debian's release changes. Without apt, or where no mirror answers, it exports nothing and says so:
 # the tests are then skipped with the variable's name.
 set -eu
 what=${1:-tools}
 case $what in # zabbix_get lies in the proxy's packages and in the server's
-tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3" ;;
+tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3 golang-go php-cli php-curl" ;;
 server) packages="prometheus zabbix-agent zabbix-server-pgsql zabbix-frontend-php php-cli php-pgsql postgresql" ;;
 *) echo "debian-tools: $what? It is tools or server" >&2; exit 2 ;;
 esac
@@ -41,21 +43,29 @@ unpack() {
             chmod +x "$folder/bin/${name%8.*}"
         done
     done
+    if [ $what = tools ]; then
+        for go in "$root"/usr/lib/go-*; do
+            printf '#!/bin/sh\nGOROOT="%s" exec "%s/bin/go" "$@"\n' "$go" "$go" >"$folder/bin/go"
+        done
+        for curl in "$root"/usr/lib/php/*/curl.so; do sed -i "s|\"\$@\"|-d extension=\"$curl\" &|" "$folder/bin/php"; done
+        chmod +x "$folder/bin/go"
+        "$folder/bin/go" version >&2 && "$folder/bin/php" -r 'exit(function_exists("curl_init") ? 0 : 1);' || return 1
+    fi
     [ -x "$folder/bin/promtool" ] && [ -x "$folder/bin/zabbix_agentd" ] && [ -x "$folder/bin/zabbix_get" ]
 }
 
 mkdir -p "${folder%/*}"
 exec 9>"$folder.lock"
-flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool and Zabbix are skipped"; exit 0; }
+flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool, Zabbix, Go and PHP are skipped"; exit 0; }
 if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool nor Zabbix: their tests are skipped"; exit 0; }
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go nor PHP: their tests are skipped"; exit 0; }
     rm -rf "$folder"
     mkdir -p "$folder/lists/partial" "$folder/archives/partial" "$root"
     if apt 60 update "" && apt 240 install "--download-only $packages" && unpack; then
         rm -rf "$folder/lists" "$folder/archives"
         echo "$wanted" >"$folder/.unpacked"
     else
-        say "the packages cannot be fetched, so neither promtool nor Zabbix: their tests are skipped"
+        say "the packages cannot be fetched, so neither promtool, Zabbix, Go nor PHP: their tests are skipped"
         rm -rf "$folder"
         exit 0
     fi
@@ -64,4 +74,9 @@ fi
 echo "export MLOPS_TEST_PROMTOOL='$folder/bin/promtool'"
 echo "export MLOPS_TEST_ZABBIX_AGENTD='$folder/bin/zabbix_agentd'"
 echo "export MLOPS_TEST_ZABBIX_GET='$folder/bin/zabbix_get'"
-[ "$what" = tools ] || echo "export MLOPS_TEST_ZABBIX_SERVER='$folder'"
+if [ "$what" = tools ]; then
+    echo "export MLOPS_TEST_GO='$folder/bin/go'"
+    echo "export MLOPS_TEST_PHP='$folder/bin/php'"
+else
+    echo "export MLOPS_TEST_ZABBIX_SERVER='$folder'"
+fi
