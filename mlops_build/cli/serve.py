@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--connections", metavar="N", help="connections at once; more are told 503 (default: 4096)")
     own.add_argument("--nan", choices=["null", "literal"], help="how NaN is answered; literal is MLflow's way, and no JSON (default: null)")
     own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of unlike lengths; pad is MLflow's way (default: refuse)")
+    own.add_argument("--tokens", metavar="FILE", help="hashes of the bearer tokens of those who may ask (default: everybody may)")
     own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
     own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
     own.add_argument("--precision", choices=["float32", "bf16"], help="what the networks compute in (default: float32)")
@@ -60,8 +61,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     from mlops_build.serving import device, load, server
     from mlops_build.serving.settings import settings
+    from mlops_build.serving.tokens import Tokens
 
     options = settings(vars(args))
+    callers = Tokens(Path(options.tokens)) if options.tokens else None
     taken = server.take_port(args.host, args.port)
     wish = device.wish(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
@@ -89,4 +92,4 @@ def _serve(args: argparse.Namespace) -> int:
                 result(args, {**document, "gpu": chosen.as_json()}, "")
                 sys.stdout.flush()  # whoever started us reads this while we go on
 
-            return server.run(app(serving, chosen.lease, options), taken, ready, options)
+            return server.run(app(serving, chosen.lease, options, callers), taken, ready, options)

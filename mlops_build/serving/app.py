@@ -28,9 +28,10 @@ from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
-from mlops_build.serving.served_openapi import served
+from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.server import ON_GONE
 from mlops_build.serving.settings import Settings
+from mlops_build.serving.tokens import Tokens
 from mlops_build.serving.v2 import V2
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+HTML = b"text/html; charset=utf-8"
 # A larger body is read in another thread: parsing it would keep the loop from everybody else.
 INLINE_BYTES = 256 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -75,10 +77,15 @@ class Door:
 class Service:
     """The ASGI application. Guards which models answer where.
 
-    lease: what /metrics says of the card. on_fatal: called once a prediction has lost CUDA for good.
+    lease: what /metrics says of the card. tokens: who may ask; None for everybody. on_fatal: called once a prediction has lost CUDA for
+    good.
     """
 
-    def __init__(self, serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self, serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None, tokens: Tokens | None = None
+    ) -> None:
+        self._tokens = tokens
+        self._open = {"/metrics", "/v2/health/live", "/v2/health/ready"}  # without a token, for the cluster's probes and Prometheus
         self._settings = settings or Settings()
         self._nan: Literal["null", "literal"] = "literal" if self._settings.nan == "literal" else "null"
         self._metrics = Metrics(serving, lease)
@@ -95,16 +102,24 @@ class Service:
             self._mlflow(loaded, decoder, raw, batcher, first=place == 0)
             self._inference(loaded, model, batcher)
             models.append((model, raw, loaded.recorded))
-        document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models)
+        document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
-        self._plain["/docs"] = Answer(200, docs_page.page(document), b"text/html; charset=utf-8")
+        self._plain["/docs"] = Answer(200, docs_page.page(document if tokens is None else without_contract(document)), HTML)
+        self._open.add("/docs")  # a browser sends no token; the page has a field for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        door = self._doors.get(scope["path"])
+        path = scope["path"]
+        door = self._doors.get(path)
+        caller = None
+        if self._tokens is not None and path not in self._open:
+            caller = self._tokens.caller(scope["headers"])
+            if caller is None:
+                await self._unknown(door, scope, send)
+                return
         if door is not None and scope["method"] == "POST":
-            await self._invocation(door, scope, receive, send)
+            await self._invocation(door, scope, receive, send, caller)
         else:
             await _send(send, self._other(scope), head=scope["method"] == "HEAD")
 
@@ -142,24 +157,40 @@ class Service:
         for at in (f"/models/{loaded.name}", *([""] if first else [])):
             self._doors[f"{at}/invocations"] = door
             self._plain |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
+            self._open |= {f"{at}/ping", f"{at}/health"}
 
     def _inference(self, loaded: Loaded, model: V2, batcher: Batcher) -> None:
         def read(body: bytes, head: Head) -> tuple[Rows, Write]:
             rows, asked = model.read(body, head.kind, head.json_bytes)
             return rows, lambda found: model.write(found, asked)
 
-        door = Door(loaded, batcher, read, lambda status, _, message, headers: v2.refusal(status, message, headers))
+        door = Door(loaded, batcher, read, _inference_error)
         at = f"/v2/models/{loaded.name}"
         for path in (at, *([] if loaded.version is None else [f"{at}/versions/{loaded.version}"])):
             self._doors[f"{path}/infer"] = door
             self._plain |= {path: _json(model.metadata), f"{path}/ready": _json({"name": loaded.name, "ready": True})}
+
+    async def _unknown(self, door: Door | None, scope: Scope, send: Send) -> None:
+        """Told before a byte of the body is read."""
+        head = _head(scope["headers"])
+        error = door.error if door is not None else _inference_error if _is_inference(scope["path"]) else _error
+        said = any(name == b"authorization" for name, _ in scope["headers"])
+        wants = b'Bearer error="invalid_token"' if said else b"Bearer"
+        message = "this token is not known here" if said else "this service wants a token: Authorization: Bearer …"
+        answer = error(401, "UNAUTHENTICATED", message, ((b"www-authenticate", wants),))
+        if door is not None:
+            self._metrics.refused[door.loaded.name, "no valid token"].inc()
+            self._metrics.count(door.loaded.name, 401)
+            if self._settings.access_log:
+                _log_access(head.request_id, door.loaded, answer, 0, 0.0)
+        await _send(send, answer, head.request_id, head=scope["method"] == "HEAD")
 
     def _other(self, scope: Scope) -> Answer:
         path, method = scope["path"], scope["method"]
         answer = self._plain.get(path)
         if answer is not None and method == "GET":
             return Answer(200, self._metrics.text(), CONTENT_TYPE.encode()) if path == "/metrics" else answer
-        inference = path == "/v2" or path.startswith("/v2/")
+        inference = _is_inference(path)
         if answer is not None or path in self._doors:
             allow = ((b"allow", b"POST" if path in self._doors else b"GET"),)
             if inference:
@@ -172,7 +203,7 @@ class Service:
             return Answer(307, b"", headers=((b"location", bare.encode()),))
         return Answer(404, b'{"detail":"Not Found"}')
 
-    async def _invocation(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _invocation(self, door: Door, scope: Scope, receive: Receive, send: Send, caller: str | None) -> None:
         name, metrics = door.loaded.name, self._metrics
         began = time.perf_counter()
         running = metrics.running[name]
@@ -200,7 +231,7 @@ class Service:
         finally:
             running.dec()
         if self._settings.access_log:
-            _log_access(head.request_id, door.loaded, answer, rows, time.perf_counter() - began)
+            _log_access(head.request_id, door.loaded, answer, rows, time.perf_counter() - began, caller)
         await _send(send, answer, head.request_id)
 
     def _failed(self, door: Door, failure: Exception) -> Answer:
@@ -230,9 +261,9 @@ class Service:
         return error(500, "INTERNAL_ERROR", "this is a fault of the service; its log has the trace", ())
 
 
-def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None) -> Service:
+def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None, tokens: Tokens | None = None) -> Service:
     """The ASGI application of these models."""
-    return Service(serving, lease, settings)
+    return Service(serving, lease, settings, tokens)
 
 
 def _gone(waits: "asyncio.Future[Any]") -> None:
@@ -309,6 +340,14 @@ def _error(status: int, code: str, message: str, headers: tuple[tuple[bytes, byt
     return Answer(status, body, JSON, headers)
 
 
+def _is_inference(path: str) -> bool:
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _inference_error(status: int, _: str, message: str, headers: tuple[tuple[bytes, bytes], ...]) -> Answer:
+    return v2.refusal(status, message, headers)
+
+
 async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bool = False) -> None:
     headers = [(b"content-type", answer.kind), (b"content-length", str(len(answer.body)).encode()), *answer.headers]
     if request_id:
@@ -317,8 +356,8 @@ async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bo
     await send({"type": "http.response.body", "body": b"" if head else answer.body})
 
 
-def _log_access(request_id: bytes, loaded: Loaded, answer: Answer, rows: int, seconds: float) -> None:
-    """One line of JSON on stderr; nothing of what was sent or answered."""
+def _log_access(request_id: bytes, loaded: Loaded, answer: Answer, rows: int, seconds: float, caller: str | None = None) -> None:
+    """One line of JSON on stderr; nothing of what was sent or answered. caller: the name of the token."""
     line = {
         "time": round(time.time(), 3),
         "request_id": request_id.decode(),
@@ -328,5 +367,6 @@ def _log_access(request_id: bytes, loaded: Loaded, answer: Answer, rows: int, se
         "rows": rows,
         "bytes": len(answer.body),
         "ms": round(seconds * 1000, 2),
+        **({} if caller is None else {"caller": caller}),
     }
     sys.stderr.write(orjson.dumps(line).decode() + "\n")

@@ -25,8 +25,10 @@ TENSOR = {
 }
 
 
-def served(document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[str, Any] | None]]) -> dict[str, Any]:
-    """models: each with its recorded example, or None; the first answers at /invocations too."""
+def served(
+    document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[str, Any] | None]], *, tokens: bool = False
+) -> dict[str, Any]:
+    """models: each with its recorded example, or None; the first answers at /invocations too. tokens: whether callers need one."""
     found = copy.deepcopy(dict(document))
     paths, schemas = found["paths"], found["components"]["schemas"]
     for place, (model, raw, _) in enumerate(models):
@@ -48,6 +50,23 @@ def served(document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[
         schemas[f"{name}.inference"] = _request([one["name"] for one in metadata["inputs"]])
         schemas[f"{name}.inferred"] = _response(name)
         paths[f"{at}/infer"] = {"post": _infer(name, model.example(recorded))}
+    if tokens:
+        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"token": []}]
+        for methods in paths.values():
+            for operation in methods.values():
+                operation["responses"]["401"] = {"description": "The token is missing, or not known here"}
+    return found
+
+
+def without_contract(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths alone: what /docs may show to somebody without a token."""
+    found = copy.deepcopy(dict(document))
+    for name in found["components"]["schemas"]:
+        found["components"]["schemas"][name] = {}
+    for methods in found["paths"].values():
+        if "post" in methods:
+            methods["post"]["requestBody"]["content"]["application/json"].pop("example", None)
     return found
 
 

@@ -17,7 +17,8 @@ PREFIX = "MLOPS_SERVE_"
 class Settings:
     """max_batch, max_queue: rows. max_delay_ms: ms that a batch may wait for company under load. deadline: s from the request's last byte
     to its answer. body_limit: bytes, also after decompression. read: s in which a request must arrive. nan, ragged:
-    docs/reference/http-contract.md. connections: at most so many at once. compile, precision: of the model's networks (network.py)."""
+    docs/reference/http-contract.md. connections: at most so many at once. compile, precision: of the model's networks (network.py). tokens:
+    the file of callers' tokens (tokens.py); empty for none."""
 
     max_batch: int = 128
     max_delay_ms: float = 0.0
@@ -31,6 +32,7 @@ class Settings:
     access_log: bool = True
     compile: bool = False
     precision: str = "float32"
+    tokens: str = ""
 
 
 CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}
@@ -54,6 +56,8 @@ def _value(name: str, default: Any, said: Any, where: str) -> Any:
         if str(said).lower() not in ("true", "false", "1", "0"):
             raise UsageError(f"{where} is {said!r}", remedy="true or false")
         return str(said).lower() in ("true", "1")
+    if name == "tokens":
+        return str(said)
     if name in CHOICES:
         if said not in CHOICES[name]:
             raise UsageError(f"{where} is {said!r}", remedy=" or ".join(CHOICES[name]))
