@@ -175,7 +175,8 @@ def _load(checked: CheckedModel) -> Loaded:
 
     folder, name = checked.folder, checked.name
     try:
-        model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+        with warnings.catch_warnings(record=True) as noticed:
+            model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
     except Exception as error:  # the model's own code runs here
         missing = "No module named" in str(error)
         raise CannotLoad(
@@ -184,6 +185,9 @@ def _load(checked: CheckedModel) -> Loaded:
             if missing
             else "run its tests at the commit that its lineage.json names; MLFLOW_LOGGING_LEVEL=DEBUG says more",
         ) from error
+    for one in noticed:  # MLflow sets its own filters while it loads: its advice for training is of no use here
+        if "mlflow" not in Path(one.filename).parts:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
     from mlops_build.serving.predictor import Predictor
 
     return Loaded(name, checked.version, checked.digest, model, Predictor(model), describe(name, checked.version, folder))

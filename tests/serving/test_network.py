@@ -205,3 +205,25 @@ def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, re
     assert done.returncode == 0, done.stderr[-2000:]
     (expected,) = Predictor(model).predict([Decoder(model).decode(named(ROWS), JSON)])
     np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-6)
+
+
+WARNING = """
+    def load_context(self, context):
+        import warnings
+        warnings.warn("the weights are old", stacklevel=1)
+
+    def predict(self, context, data, params=None):
+        return [0.0] * len(data)
+"""
+
+
+def test_what_a_model_warns_of_is_shown_and_what_mlflow_advises_is_not(tmp_path: Path) -> None:
+    save(tmp_path / "made", columns(("a", "float")), WARNING)
+    load_it = "load(from_folder(Path(sys.argv[1]), str))"
+    code = f"import sys; from pathlib import Path; from mlops_build.serving.load import from_folder, load; {load_it}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "made/model")], capture_output=True, text=True, timeout=120, check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert "the weights are old" in done.stderr
+    assert "type hints" not in done.stderr
