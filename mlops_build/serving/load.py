@@ -20,6 +20,7 @@ from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets MLflow's variables for silence before mlflow is imported
+from mlops_build.serving.light import import_mlflow
 
 if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
@@ -171,6 +172,7 @@ def _load(checked: CheckedModel) -> Loaded:
     # MLflow warns about what it finds in any environment but the one it would have made itself.
     warnings.filterwarnings("ignore", module="mlflow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    import_mlflow()
     import mlflow.pyfunc
 
     folder, name = checked.folder, checked.name
