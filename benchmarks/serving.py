@@ -96,6 +96,7 @@ def prepare() -> None:
     lock = ["--constraint", str(ROOT / "requirements.lock")]
     environment("ours", [*lock, torch, "--requirement", str(ROOT / "pyproject.toml"), "--extra", "serve"])
     environment("rivals", [torch, "numpy", "uvloop", "httptools", *RIVALS])
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(ROOT / "mlops_build")], check=True)  # as installing does
     subprocess.run(["cc", "-O2", "-o", str(CACHE / "load"), str(BESIDE / "load.c")], check=True)
     shutil.rmtree(CACHE / "models", ignore_errors=True)
     saved = subprocess.run([sys.executable, str(BESIDE / "save.py"), str(CACHE / "models")], capture_output=True, text=True, check=False)

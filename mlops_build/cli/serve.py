@@ -60,6 +60,7 @@ def _serve(args: argparse.Namespace) -> int:
     import tempfile
 
     from mlops_build.serving import device, load, server
+    from mlops_build.serving.light import no_garbage
     from mlops_build.serving.settings import settings
     from mlops_build.serving.tokens import Tokens
 
@@ -74,7 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
             checked = load.from_folder(Path(args.what), say)
         with device.taken(wish, checked.service, say) as chosen:
             say(f"device: {chosen.said}")
-            with chosen.loading():
+            with chosen.loading(), no_garbage():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
                 serving = load.load(checked, compile=options.compile, precision=options.precision)
