@@ -1,7 +1,6 @@
 """`ci deploy ENV`: apply one environment's release by digest, wait for it, and ask it what was recorded when the model was trained."""
 
 import json
-import math
 import re
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from ruamel.yaml import YAML
 from mlops_build import service as service_file
 from mlops_build.ci import cluster, docker, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
+from mlops_build.model.answers import differences
 from mlops_build.registry import Registry, RegistryUnreachable, tracking_uri
 from mlops_build.release import record as records
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL
@@ -24,8 +24,6 @@ from mlops_build.release.rollout import rollout
 # As kustomize writes it.
 BETWEEN = "\n---\n"
 EXAMPLES = "examples/recorded.json"
-# How far an answer may be from the recorded one: other processors and thread counts round differently.
-TOLERANCE = 1e-4
 ASK_SECONDS = 30
 # A new pod is ready before the way to it is: an ingress needs some seconds. Then the answer counts.
 ROAD_SECONDS = 60
@@ -154,23 +152,6 @@ def _name(document: str) -> str:
     return found[1] if found else ""
 
 
-def differences(recorded: object, answered: object, where: str = "predictions") -> list[str]:
-    """Where two answers differ: numbers by more than TOLERANCE (relative from 1 on, absolute below), all else at all."""
-    if isinstance(recorded, dict) and isinstance(answered, dict) and recorded.keys() == answered.keys():
-        return [line for key in recorded for line in differences(recorded[key], answered[key], f"{where}.{key}")]
-    if isinstance(recorded, list) and isinstance(answered, list) and len(recorded) == len(answered):
-        return [line for index, pair in enumerate(zip(recorded, answered, strict=True)) for line in differences(*pair, f"{where}[{index}]")]
-    if _number(recorded) and _number(answered):
-        left, right = float(str(recorded)), float(str(answered))
-        close = abs(left - right) <= TOLERANCE * max(1.0, abs(left)) or left == right or (math.isnan(left) and math.isnan(right))
-        return [] if close else [f"{where}: recorded {recorded}, answered {answered}"]
-    return (
-        []
-        if recorded == answered and type(recorded) is type(answered)
-        else [f"{where}: recorded {_short(recorded)}, answered {_short(answered)}"]
-    )
-
-
 def _reference(record: Record) -> str:
     name = str(record.image)
     digest = docker.digest_of(name)
@@ -222,10 +203,6 @@ def _address(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(?:/[^\s?#]*)?", url):
         raise UsageError(f"{url!r} is no address", remedy="write --url https://HOST")
     return url.rstrip("/")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: object) -> str:

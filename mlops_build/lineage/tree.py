@@ -40,6 +40,7 @@ def show(document: Mapping[str, Any]) -> str:
                 code["repository"] or "no remote repository",
             ],
         ),
+        *([("weights", [f"of {document['weights']['version']}, commit {document['weights']['commit']}"])] if "weights" in document else []),
         ("data", [f"{path}  {revision}" for path, revision in document["data"].items()] or ["none tracked"]),
         (
             "stages",

@@ -17,7 +17,7 @@ EXTENSION = "x-mlops-build"
 SCALARS: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
     "integer": {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1},
-    "long": {"type": "integer", "format": "int64"},
+    "long": {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
     "float": {"type": ["number", "null"], "format": "float"},
     "double": {"type": ["number", "null"], "format": "double"},
     "string": {"type": "string"},
@@ -159,7 +159,8 @@ def _request(model: Described) -> dict[str, Any]:
         return form("dataframe_split", split)
     required = [str(one["name"]) for one in inputs if one.get("required", True)]
     row = _object(dict(zip(map(str, names), kinds, strict=True)), required)
-    rows = {"type": "array", "items": row}
+    # Without a row there is no column either.
+    some = {"type": "array", "items": row, **({"minItems": 1} if required else {})}
     split = _object(
         {
             "columns": {"type": "array", "items": {"type": "string"}, "allOf": [{"contains": {"const": name}} for name in required]},
@@ -171,8 +172,8 @@ def _request(model: Described) -> dict[str, Any]:
     return {
         "anyOf": [
             form("dataframe_split", split),
-            form("dataframe_records", rows),
-            form("instances", {**rows, "minItems": 1}),
+            form("dataframe_records", some),
+            form("instances", some),
             form("inputs", columns),
         ]
     }
@@ -183,7 +184,7 @@ def _response(model: Described) -> dict[str, Any]:
     if not outputs:
         predictions: dict[str, Any] = {}
     elif outputs[0].get("type") == "tensor":
-        predictions = _tensor(outputs[0]) if len(outputs) == 1 else {}
+        predictions = _tensor(outputs[0], sent=False) if len(outputs) == 1 else {}
     elif all(one.get("name") for one in outputs):
         properties = {one["name"]: _column(one) for one in outputs}
         predictions = {"type": "array", "items": _object(properties, [])}
@@ -208,13 +209,18 @@ def _column(one: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tensor(one: Mapping[str, Any]) -> dict[str, Any]:
+def _tensor(one: Mapping[str, Any], *, sent: bool = True) -> dict[str, Any]:
     spec = one.get("tensor-spec", {})
     dtype = str(spec.get("dtype", ""))
     schema: dict[str, Any] = {"type": ["number", "null"]} if dtype.startswith("float") else {"type": "integer"} if "int" in dtype else {}
     schema = {"type": "boolean"} if dtype == "bool" else schema
-    for size in reversed(spec.get("shape", [])):
-        bounds = {} if size == -1 else {"minItems": size, "maxItems": size}
+    if found := re.fullmatch(r"(u?)int(8|16|32|64)", dtype):
+        bits = int(found[2])
+        low, high = (0, 2**bits - 1) if found[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        schema |= {"minimum": low, "maximum": high}
+    for place, size in enumerate(reversed(spec.get("shape", []))):
+        # An empty list has one dimension, so it can only be the last.
+        bounds = {"minItems": size, "maxItems": size} if size != -1 else {"minItems": 1} if place and sent else {}
         schema = {"type": "array", "items": schema, **bounds}
     return schema
 

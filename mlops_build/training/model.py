@@ -46,12 +46,7 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
         raise NotFound(f"{weights} does not exist", remedy="torch.save(net.state_dict(), path) before log_model")
     (root / folder).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=(root / folder).parent, prefix=".model-") as part:
-        made = Path(part) / "model"
-        _save(predictor, root / weights, example, made, root, Path(part))
-        (made / EXAMPLES).parent.mkdir()
-        (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
-        _strip(made / "MLmodel")
-        files.remove_bytecode(made)  # of recording, which loads the model
+        made = write_model(predictor, root / weights, example, root, Path(part))
         shutil.rmtree(root / folder, ignore_errors=True)
         made.rename(root / folder)
     made_digest = files.digest(root / folder)
@@ -60,6 +55,17 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
     for name in ("MLmodel", EXAMPLES):
         mlflow.log_artifact(str(root / folder / name), "model")
     return made_digest
+
+
+def write_model(predictor: type[Any], weights: Path, example: Any, root: Path, scratch: Path) -> Path:
+    """The model's folder, new in `scratch`. weights: a file. example: rows as a caller sends them. root: of the service."""
+    made = scratch / "model"
+    _save(predictor, weights, example, made, root, scratch)
+    (made / EXAMPLES).parent.mkdir()
+    (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
+    _strip(made / "MLmodel")
+    files.remove_bytecode(made)  # of recording, which loads the model
+    return made
 
 
 def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -152,9 +152,11 @@ def commit_results(
 def write_contract(root: Path, service: Service) -> None:
     """openapi.json at the service's root: what all its models take and answer, as their versions will have it."""
     folders = {model.name: root / MODELS / model.name for model in service.models}
-    if not all((folder / "MLmodel").is_file() for folder in folders.values()):
-        return  # registering says it
-    described = [openapi.describe(name, None, folder) for name, folder in folders.items()]
+    if all((folder / "MLmodel").is_file() for folder in folders.values()):  # else registering says it
+        put_contract(root, service, [openapi.describe(name, None, folder) for name, folder in folders.items()])
+
+
+def put_contract(root: Path, service: Service, described: Sequence[openapi.Described]) -> None:
     text = openapi.as_text(openapi.openapi(service.name, described, service.contract))
     part = root / f".{openapi.FILE}.{os.getpid()}"
     try:

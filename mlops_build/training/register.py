@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from mlops_build.training import origin
 
 # Where a version's files stand among its run's artifacts; what follows is the start of their digest.
 VERSIONS = "versions"
+# Beside a version's files: what was not committed.
+PATCH = "dirty.patch"
 
 
 class NoRun(Refused):
@@ -59,6 +61,40 @@ def register(
     """
     files.remove_bytecode(folder)  # of evaluating, which loads the model
     run = run_of(registry, origin_.service, folder)
+
+    def lineage() -> dict[str, Any]:
+        return origin.lineage(
+            root,
+            service=origin_.service,
+            repository=origin_.repository,
+            commit=origin_.commit,
+            dirty=origin_.patch is not None,
+            params=params,
+            metrics=metrics,
+            run_id=run.run_id,
+        )
+
+    tags = {
+        identity.DATA: data.data_hash(data.tracked(root)),
+        identity.PARAMS: origin.params_hash(params),
+        identity.TEMPLATE: origin.template_version(root),
+    }
+    return publish(registry, name, folder, origin_, run.run_id, lineage, tags)
+
+
+def publish(
+    registry: Registry,
+    name: str,
+    folder: Path,
+    origin_: Origin,
+    run_id: str,
+    lineage: Callable[[], Mapping[str, Any]],
+    tags: Mapping[str, str],
+) -> tuple[ModelVersion, bool]:
+    """Put together what a version carries, upload it to the run's artifacts and register it; as `register`.
+
+    lineage: the document, asked for where the version is new. tags: beside those that follow from the rest.
+    """
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         made = Path(scratch) / "version"
         shutil.copytree(folder, made)
@@ -69,34 +105,22 @@ def register(
         for version in registry.versions(name):
             if version.tags.get(identity.CONTENT) == content and version.tags.get(identity.DIRTY) != "true" and not origin_.patch:
                 return version, False
-        lineage = origin.lineage(
-            root,
-            service=origin_.service,
-            repository=origin_.repository,
-            commit=origin_.commit,
-            dirty=origin_.patch is not None,
-            params=params,
-            metrics=metrics,
-            run_id=run.run_id,
-        )
-        (made / "lineage.json").write_text(json.dumps(lineage, indent=1, sort_keys=True) + "\n")
+        (made / "lineage.json").write_text(json.dumps(lineage(), indent=1, sort_keys=True) + "\n")
         if origin_.patch is not None:
-            (made / "dirty.patch").write_bytes(origin_.patch)
+            (made / PATCH).write_bytes(origin_.patch)
         digest = files.digest(made)
-        source = registry.upload(run.run_id, made, f"{VERSIONS}/{digest.removeprefix('sha256:')[:12]}")
-        tags = {
+        source = registry.upload(run_id, made, f"{VERSIONS}/{digest.removeprefix('sha256:')[:12]}")
+        all_tags = {
             identity.SERVICE: origin_.service,
             identity.REPOSITORY: origin_.repository,
             identity.COMMIT_TAG: origin_.commit,
-            identity.DATA: data.data_hash(data.tracked(root)),
-            identity.PARAMS: origin.params_hash(params),
             identity.DIGEST_TAG: digest,
             identity.CONTENT: content,
-            identity.TEMPLATE: origin.template_version(root),
             identity.PACKAGE: __version__,
             **({identity.DIRTY: "true"} if origin_.patch is not None else {}),
+            **tags,
         }
-        return registry.create_version(name, source, run.run_id, tags), True
+        return registry.create_version(name, source, run_id, all_tags), True
 
 
 def _add_environment(made: Path, tree: Path, scratch: Path) -> None:

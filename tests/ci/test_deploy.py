@@ -14,6 +14,7 @@ from mlops_build.__main__ import main
 from mlops_build.ci import deploy
 from mlops_build.errors import Refused
 from mlops_build.model import identity
+from mlops_build.model.answers import differences
 from mlops_build.release.record import Record
 from tests.packaging.world import World
 from tests.serving.conftest import free_port, serving
@@ -389,7 +390,7 @@ def test_while_mlflow_is_down_a_release_by_git_still_deploys(
     ],
 )
 def test_how_answers_are_compared(recorded: object, answered: object, places: int) -> None:
-    assert len(deploy.differences(recorded, answered)) == places
+    assert len(differences(recorded, answered)) == places
 
 
 def test_only_the_records_image_is_replaced(released: Record) -> None:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mlops_build.ci.deploy import differences
 from mlops_build.model import identity
+from mlops_build.model.answers import differences
 from mlops_build.registry import Registry
 from mlops_build.release import record
 from tests.conftest import ROOT, git

@@ -1,0 +1,52 @@
+"""Answer as a service would, without its model: for the tests of who calls it.
+
+It judges requests by the service's contract, and answers with the recorded example, a prediction for each row. Faults come on request: the
+header `X-Stub-Status: 429` (400, 413, 429, 500, 503, 504) makes one answer that, `X-Stub-Delay-Ms: 1500` a slow one; --fail-every makes
+some of all. Nothing but Python is needed: no torch, no MLflow.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build stub openapi.json --port 8080\n  mlops-build stub ../digits --fail-every 10 --status 429"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="DIR|FILE", help="an openapi.json, a folder with one (a service's, a model's), or a build context")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8080, help="the port; 0 takes a free one (default: 8080)")
+    parser.add_argument("--fail-every", type=int, metavar="N", help="let every Nth request fail; 1: all of them")
+    parser.add_argument("--status", type=int, default=503, help="what a failing request is answered with (default: 503)")
+    parser.add_argument("--delay-ms", type=int, default=0, metavar="MS", help="answer so much later (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import signal
+    import sys
+    from pathlib import Path
+
+    from mlops_build.errors import UsageError
+    from mlops_build.serving import stub
+
+    if args.what.startswith("models:"):
+        raise UsageError("a stub needs no registry", remedy="name the service's openapi.json, or its folder")
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"{args.port} is no port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
+    if args.status not in stub.FAULTS:
+        raise UsageError(f"--status {args.status} is not known here", remedy=f"one of {', '.join(map(str, stub.FAULTS))}")
+    if (args.fail_every is not None and args.fail_every < 1) or not 0 <= args.delay_ms <= stub.LONGEST_DELAY_MS:
+        raise UsageError("--fail-every is at least 1, --delay-ms at most 120000", remedy="see mlops-build stub --help")
+    answers = stub.Stub(stub.document_of(Path(args.what)), stub.Faults(args.fail_every, args.status, args.delay_ms))
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    with stub.Server(answers, args.host, args.port) as server:
+        names = [model.name for model in answers.models]
+        say(f"stub of {', '.join(names)} on {server.url}")
+        result(args, {"models": names, "url": server.url}, "")
+        sys.stdout.flush()  # whoever started us reads this while we go on
+        server.serve_forever()
+    return 0

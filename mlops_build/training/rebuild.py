@@ -1,0 +1,75 @@
+"""Build a model's folder anew from the files of a version, with the code that is importable now: same weights, same example.
+
+    python -m mlops_build.training.rebuild VERSION SCRATCH
+
+VERSION is a folder with the version's files, which have been checked. The new folder is SCRATCH/model. It runs in a process of its own,
+in the service's root and with its src/ importable, so that the code is today's.
+"""
+
+import json
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mlops_build import service
+from mlops_build.errors import MlopsBuildError, Refused
+from mlops_build.training.model import EXAMPLES, write_model
+
+NAME = r"[A-Za-z_][A-Za-z0-9_]{0,100}"
+IMPORT = re.compile(rf"^from ({NAME}(?:\.{NAME})*) import ({NAME})$", re.MULTILINE)
+CODE = "predictor.py"
+
+
+class NotRebuildable(Refused):
+    """A version that `training.log_model` did not write, or one whose predictor the code has no more."""
+
+
+def rebuild(version: Path, root: Path, scratch: Path) -> Path:
+    """The new folder. Raises NotRebuildable, and whatever the service's own code raises."""
+    from mlflow.models import Model
+    from mlflow.pyfunc.scoring_server import infer_and_parse_data
+
+    predictor = _predictor(version, root)
+    known = Model.load(str(version))
+    recorded = json.loads((version / EXAMPLES).read_text(encoding="utf-8"))
+    example: Any = infer_and_parse_data(recorded["input"], known.get_input_schema())
+    return write_model(predictor, _weights(known.flavors, version), example, root, scratch)
+
+
+def _predictor(version: Path, root: Path) -> type[Any]:
+    """The class that the version's predictor.py imports, as it is in the service's package today."""
+    remedy = "train it anew: mlops-build train"
+    try:
+        text = (version / CODE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    found = [one for one in IMPORT.findall(text) if one[0].partition(".")[0] != "mlflow"]
+    if len(found) != 1:
+        raise NotRebuildable(f"the version's {CODE} is not what training.log_model writes", remedy=remedy)
+    module, name = found[0]
+    package = root / "src" / module.partition(".")[0]
+    if not package.is_dir() and not package.with_suffix(".py").is_file():
+        raise NotRebuildable(f"the version's predictor is {module}.{name}, and src/ has no {package.name}", remedy=remedy)
+    try:
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise NotRebuildable(f"the version's predictor is {module}.{name}, which is not in src/ any more: {error}", remedy=remedy) from None
+
+
+def _weights(flavors: dict[str, Any], version: Path) -> Path:
+    try:
+        path = (version / str(flavors["python_function"]["artifacts"]["weights"]["path"])).resolve()
+    except (KeyError, TypeError):
+        raise NotRebuildable("the version's MLmodel names no weights", remedy="train it anew: mlops-build train") from None
+    if not path.is_relative_to(version.resolve()) or not path.is_file():
+        raise NotRebuildable("the version's weights are not among its files", remedy="train it anew: mlops-build train")
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        rebuild(Path(sys.argv[1]), service.find_root(), Path(sys.argv[2]))
+    except MlopsBuildError as problem:
+        raise SystemExit(f"error: {problem.message}") from None
