@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_build.errors import NoRoom, UsageError
 from mlops_build.quantity import parse_bytes, show_bytes
+from mlops_build.serving import unseen
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Card, Lease
@@ -81,14 +82,17 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
         return Wish("cpu")
     needed = wanted == "gpu" or memory is not None
     from mlops_build.gpu.cards import NoDriver, cards
+    from mlops_build.gpu.nvml import DriverTrouble
 
     try:
         found = [card for card in cards() if card.visible is not False]
     except NoDriver as error:
+        reason = unseen.no_driver() if error.reason is DriverTrouble.NO_LIBRARY else error.message
         if needed:
             why = f"a GPU is asked for{f' ({budget})' if budget else ''}, but {error.message}"
+            why += f": {reason}" if reason != error.message else ""
             raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or choose the CPU: --device cpu") from None
-        return Wish("cpu", why="the CPU (no NVIDIA driver here)")
+        return Wish("cpu", why=f"the CPU ({reason})")
     import torch
 
     if torch.version.cuda is None:
@@ -180,7 +184,8 @@ def _healthy() -> "list[Card]":
         raise NoRoom("a card that this service has for itself cannot be used:\n" + "\n".join(ill), remedy="mend it, or drain the node")
     if not found:
         raise NoRoom(
-            "a GPU is asked for, but no card is visible to this process", remedy="check CUDA_VISIBLE_DEVICES and the device plugin"
+            f"a GPU is asked for, but no card is visible to this process: {unseen.no_card()}",
+            remedy="check CUDA_VISIBLE_DEVICES and the device plugin",
         )
     return found
 
@@ -191,6 +196,6 @@ def _check_torch() -> None:
 
     if not torch.cuda.is_available():
         raise NoRoom(
-            "a card is there, but torch cannot use it: its CUDA is newer than the driver, or the container lacks the capability `compute`",
+            f"a card is there, but torch cannot use it: {unseen.no_cuda()}",
             remedy="run `python -c 'import torch; torch.cuda.init()'` there, which says more; or choose the CPU: --device cpu",
         )
