@@ -116,13 +116,16 @@ def gpu() -> Check:
 
 
 def engine(*, required: bool) -> Check:
-    """A container engine that answers."""
+    """A container engine that answers, or buildah, which needs none."""
     client = os.environ.get("DOCKER_CLI") or shutil.which("docker")
     version = _output([client, "version", "--format", "{{.Server.Version}}"]) if client else None
     if version:
         return Check("engine", f"Docker {version}")
-    why = "no Docker engine answers" if client else "docker is not installed"
-    found = [Finding("engine", "engine", why, "install Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
+    buildah = shutil.which(os.environ.get("BUILDAH_CLI") or "buildah")
+    if buildah and (version := _output([buildah, "--version"])):
+        return Check("engine", version)
+    why = "no Docker engine answers" if client else "neither docker nor buildah is installed"
+    found = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
     return Check("engine", why, found if required else [])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
-from mlops_build.ci import cluster, docker, image
+from mlops_build.ci import builder, cluster, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.model.answers import differences
 from mlops_build.registry import Registry, RegistryUnreachable, tracking_uri
@@ -154,7 +154,7 @@ def _name(document: str) -> str:
 
 def _reference(record: Record) -> str:
     name = str(record.image)
-    digest = docker.digest_of(name)
+    digest = builder.choose().digest_of(name)
     if digest is None:
         raise NotFound(f"the image {name} does not exist", remedy="mlops-build ci image builds and pushes it")
     return image.reference(name, digest)

@@ -4,6 +4,7 @@ Level-triggered: what is there is not built again, so it can run at every commit
 """
 
 import json
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service as service_file
-from mlops_build.ci import docker
+from mlops_build.ci import builder
+from mlops_build.ci.builder import Builder
 from mlops_build.errors import Refused
 from mlops_build.git.repository import Checkout
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
@@ -23,6 +25,8 @@ from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.service import Service
 
+# A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
+WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
 # What a build leaves, ignored by Git. RELEASE is what a deployment takes: the commit's files, and DOCUMENT in the same place among them.
 # One file, so that a digest cannot get apart from the record it belongs to (as a variable of the build could).
 FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
@@ -59,16 +63,16 @@ class Image:
 def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Build and push what the release records in the working tree name, where it is absent. Returns {"images": [...]}.
 
-    Raises OtherName, OtherImage, EngineUnreachable and what packaging and docker raise. Nothing released is nothing to do.
+    Raises OtherName, OtherImage, EngineUnreachable and what packaging and the builder raise. Nothing released is nothing to do.
     """
     service = service_file.load(root)
     images = _named(root, service)
     if not images:
         say("image: nothing is released yet")
-    registry = Registry(tracking_uri(root)) if images else None
-    for image in images:
-        if registry is not None:
-            _settle(root, service, registry, image, say)
+    if images:
+        registry, chosen = Registry(tracking_uri(root)), builder.choose()
+        for image in images:
+            _settle(root, service, registry, chosen, image, say)
     _write_results(root, images)
     _write_release(root, say)
     return {"images": [image.as_json() for image in images]}
@@ -124,11 +128,11 @@ def _named(root: Path, service: Service) -> list[Image]:
     return list(images.values())
 
 
-def _settle(root: Path, service: Service, registry: Registry, image: Image, say: Callable[[str], None]) -> None:
+def _settle(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> None:
     before = noted(registry, image.record)
-    digest = docker.digest_of(image.image)
+    digest = chosen.digest_of(image.image)
     if digest is None:
-        digest = _build(root, service, registry, image, say)
+        digest = _build(root, service, registry, chosen, image, say)
         before = None
     image.reference = reference(image.image, digest)
     if before is not None and before != image.reference:
@@ -143,19 +147,20 @@ def _settle(root: Path, service: Service, registry: Registry, image: Image, say:
     say(f"image: {image.image} {'built' if image.built else 'is there'}, {digest}")
 
 
-def _build(root: Path, service: Service, registry: Registry, image: Image, say: Callable[[str], None]) -> str:
-    say(f"image: {image.image} is absent; building it with Docker {docker.check_engine()}")
+def _build(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> str:
+    say(f"image: {image.image} is absent; building it with {chosen.check_engine()}")
     (root / FOLDER).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
         folder = Path(scratch) / "context"
         sources = context.from_registry(registry, image.record.models)
-        context.write_context(recipe.of_service(service), image.image, sources, folder)
-        docker.build(folder, image.image)
-    docker.push(image.image)
+        house = os.environ.get(WHEELHOUSE)
+        context.write_context(recipe.of_service(service), image.image, sources, folder, house=Path(house) if house else None)
+        chosen.build(folder, image.image)
+    chosen.push(image.image)
     image.built = True
-    digest = docker.digest_of(image.image)
+    digest = chosen.digest_of(image.image)
     if digest is None:
-        raise docker.BuildFailed(
+        raise builder.BuildFailed(
             f"{image.image} was pushed, but its registry does not know it", remedy="check image.registry in service.yaml"
         )
     return digest

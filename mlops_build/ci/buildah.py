@@ -1,0 +1,93 @@
+"""The image registry and the build, through the `buildah` command: no daemon, and no root where user namespaces are allowed.
+
+Storage, isolation and credentials are buildah's own business (storage.conf, BUILDAH_ISOLATION, `buildah login`).
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlops_build.ci import builder
+from mlops_build.ci.builder import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.model.identity import DIGEST
+
+# More arguments for `buildah build`, split like a shell does.
+ARGUMENTS = "MLOPS_BUILD_BUILDAH_ARGS"
+CLIENT = "BUILDAH_CLI"
+
+
+def client_name() -> str:
+    """The command, by its name or path."""
+    return os.environ.get(CLIENT) or "buildah"
+
+
+def check_engine() -> str:
+    """Buildah, with its version. Raises EngineUnreachable."""
+    done = _buildah(["--version"])
+    if done.returncode:
+        raise EngineUnreachable(
+            f"buildah does not work here: {builder.last_line(done.stderr)}", remedy="run `buildah info`, which says more"
+        )
+    return " ".join(done.stdout.split()[:3]).replace(" version", "")
+
+
+def digest_of(image: str) -> str | None:
+    """The digest ("sha256:…") that a tag has in its registry; None where there is no such image.
+
+    By skopeo where there is one; buildah itself has to pull the image. Raises EngineUnreachable, ImageRegistryUnreachable, LoginNeeded.
+    """
+    skopeo = shutil.which("skopeo")
+    if skopeo:
+        command = [skopeo, "inspect", *_insecure(image), "--format", "{{.Digest}}", f"docker://{image}"]
+        done = builder.ask(command, os.environ)
+        digest = done.stdout.strip()
+    else:
+        # Minutes for a large image, so without the limit of a command that only asks.
+        command = [_client(), "pull", "--quiet", "--policy", "always", *_insecure(image), f"docker://{image}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=builder.BUILD_SECONDS, check=False)
+        digest = (
+            "" if done.returncode else _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).stdout.strip()
+        )
+    if not builder.found(image, done, "buildah login"):
+        return None
+    if not DIGEST.fullmatch(digest):
+        raise ImageRegistryUnreachable(f"the registry of {image} answers with no digest: {digest[:100]!r}")
+    return digest
+
+
+def build(context: Path, image: str) -> None:
+    """Build a context as `image`; the output goes to stderr. Raises BuildFailed."""
+    extra = shlex.split(os.environ.get(ARGUMENTS, ""))
+    # The OCI format has no HEALTHCHECK. Without --layers nothing of an earlier build is used again.
+    command = ["bud", "--format", "docker", "--layers", "--tag", image, *extra, str(context)]
+    _shown(command, f"{image} cannot be built", "see above; the build needs the package index")
+
+
+def push(image: str) -> None:
+    """Push `image` to its registry. Raises BuildFailed."""
+    host = image.partition("/")[0]
+    wrong = f"{image} cannot be pushed"
+    _shown(["push", *_insecure(image), image], wrong, f"see above; buildah login {host}, or check image.registry in service.yaml")
+
+
+def _digest_of_pulled(image: str) -> str:
+    return _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).stdout.strip()
+
+
+def _insecure(image: str) -> list[str]:
+    return ["--tls-verify=false"] if builder.LOOPBACK.match(image) else []
+
+
+def _buildah(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return builder.ask([_client(), *arguments], os.environ)
+
+
+def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:
+    builder.show([_client(), *arguments], os.environ, wrong, remedy)
+
+
+def _client() -> str:
+    return builder.program(client_name(), "install buildah, or set BUILDAH_CLI to its command")

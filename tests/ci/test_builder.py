@@ -1,0 +1,198 @@
+"""Which builder `ci image` takes, what it runs, and buildah itself where there is one."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlops_build.ci import buildah, builder, docker, image
+from mlops_build.errors import UsageError
+from mlops_build.release.record import Record
+from tests.packaging.world import World
+
+DIGEST = f"sha256:{'a' * 64}"
+NAME = "registry.example.com/ml/points:v1-0123456789ab"
+# Records how it is called; a registry where an image is only after it was pushed.
+STAND_IN = """#!/bin/sh
+echo "{name} $*" >> {folder}/calls
+case "{name} $*" in
+  "docker version"*) {docker} ;;
+  "buildah --version") echo "buildah version 1.28.2 (image-spec 1.1.0)" ;;
+  "docker manifest"*) [ -e {folder}/pushed ] || {{ echo "no such manifest" >&2; exit 1; }}
+    echo '{{"Descriptor": {{"digest": "{digest}"}}}}' ;;
+  "buildah pull"*) [ -e {folder}/pushed ] || {{ echo "Error: reading manifest: manifest unknown" >&2; exit 125; }} ;;
+  "buildah inspect"*) echo "{digest}" ;;
+  *" push "*) touch {folder}/pushed ;;
+esac
+"""
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], list[str]]]:
+    """Make an agent that has these commands and no other of their kind; returns what they were called with."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    for variable in ("DOCKER_CLI", "BUILDAH_CLI", "MLOPS_BUILD_ENGINE", "MLOPS_BUILD_DOCKER_ARGS", "MLOPS_BUILD_BUILDAH_ARGS"):
+        monkeypatch.delenv(variable, raising=False)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "touch", "git", "cat"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    monkeypatch.setenv("PATH", f"{folder}:{tools}")
+
+    def make(*names: str, docker: str = "echo 24.0.7") -> Callable[[], list[str]]:
+        for name in names:
+            path = folder / name
+            path.write_text(STAND_IN.format(name=name, folder=folder, docker=docker, digest=DIGEST))
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return lambda: (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("has", "engine", "named", "taken"),
+    [
+        (("docker",), "echo 24.0.7", None, docker),
+        (("buildah",), "", None, buildah),
+        (("docker", "buildah"), "echo 24.0.7", None, docker),
+        (("docker", "buildah"), "exit 1", None, buildah),
+        (("docker", "buildah"), "echo 24.0.7", "buildah", buildah),
+        (("docker", "buildah"), "exit 1", "docker", docker),
+        ((), "", None, docker),
+    ],
+    ids=["docker", "buildah", "both", "both, no engine", "both, buildah named", "both, docker named", "none"],
+)
+def test_an_agent_builds_with_what_it_has(
+    agent: Callable[..., Callable[[], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    has: tuple[str, ...],
+    engine: str,
+    named: str | None,
+    taken: object,
+) -> None:
+    agent(*has, docker=engine)
+    if named:
+        monkeypatch.setenv("MLOPS_BUILD_ENGINE", named)
+    assert builder.choose() is taken
+
+
+def test_another_name_is_refused_and_none_at_all_says_what_to_install(
+    agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent()
+    with pytest.raises(builder.EngineUnreachable, match="no 'docker' command") as caught:
+        builder.choose().digest_of(NAME)
+    assert "install Docker or buildah" in str(caught.value.remedy)
+    monkeypatch.setenv("MLOPS_BUILD_ENGINE", "podman")
+    with pytest.raises(UsageError, match="'podman'"):
+        builder.choose()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "calls"),
+    [
+        (
+            "docker",
+            "MLOPS_BUILD_DOCKER_ARGS",
+            [
+                "docker manifest inspect --verbose NAME",
+                "docker version --format {{.Server.Version}}",
+                "docker build --tag NAME --build-arg PIP_INDEX_URL=https://me:hush@index.example.com CONTEXT",
+                "docker push NAME",
+                "docker manifest inspect --verbose NAME",
+            ],
+        ),
+        (
+            "buildah",
+            "MLOPS_BUILD_BUILDAH_ARGS",
+            [
+                "buildah pull --quiet --policy always docker://NAME",
+                "buildah --version",
+                "buildah bud --format docker --layers --tag NAME --build-arg PIP_INDEX_URL=https://me:hush@index.example.com CONTEXT",
+                "buildah push NAME",
+                "buildah pull --quiet --policy always docker://NAME",
+                "buildah inspect --type image --format {{.FromImageDigest}} NAME",
+            ],
+        ),
+    ],
+    ids=["docker", "buildah"],
+)
+def test_ci_image_says_what_it_runs(
+    service: Path,
+    release: Callable[..., Record],
+    world: World,
+    agent: Callable[..., Callable[[], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    arguments: str,
+    calls: list[str],
+) -> None:
+    record = release("staging")
+    called = agent(name)
+    monkeypatch.setenv(arguments, "--build-arg PIP_INDEX_URL=https://me:hush@index.example.com")
+    lines: list[str] = []
+    (made,) = image.run(service, say=lines.append)["images"]
+    assert made["reference"] == f"{str(record.image).rpartition(':')[0]}@{DIGEST}"
+    assert made["built"] is True
+    found = [line if " CONTEXT" in line else line.replace(str(record.image), "NAME") for line in called()]
+    found = [f"{line.rpartition(' ')[0]} CONTEXT" if line.split()[1] in ("build", "bud") else line for line in found]
+    assert [line for line in found if line != "docker version --format {{.Server.Version}}"] == [
+        line for line in calls if line != "docker version --format {{.Server.Version}}"
+    ]
+    assert any(f"building it with {'Docker 24.0.7' if name == 'docker' else 'buildah 1.28.2'}" in line for line in lines)
+    err = capfd.readouterr().err
+    assert f"+ {name} {'build' if name == 'docker' else 'bud'} " in err
+    assert f"+ {name} push " in err
+    assert "hush" not in err
+    assert "https://***@index.example.com" in err
+    assert image.run(service, say=lines.append)["images"][0]["built"] is False
+
+
+def test_ci_image_takes_its_packages_from_the_agents_wheelhouse(
+    service: Path, release: Callable[..., Record], agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release("staging")
+    called = agent("docker")
+    monkeypatch.setenv("MLOPS_BUILD_WHEELHOUSE", str(service / "no-such-folder"))
+    with pytest.raises(Exception, match="no-such-folder is no folder"):
+        image.run(service, say=lambda _: None)
+    assert not any(line.startswith("docker build") for line in called())
+
+
+def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = os.environ.get("MLOPS_TEST_IMAGE_REGISTRY")
+    if not registry:
+        pytest.skip("set MLOPS_TEST_IMAGE_REGISTRY to push to a real registry")
+    if not shutil.which("buildah") or os.geteuid() != 0:
+        pytest.skip("there is no buildah here, or no root to run it without user namespaces")
+    monkeypatch.setenv("MLOPS_BUILD_ENGINE", "buildah")
+    monkeypatch.setenv("STORAGE_DRIVER", "vfs")
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    settings = tmp_path / "storage.conf"
+    settings.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/storage"\nrunroot = "{tmp_path}/run"\n')
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(settings))
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text('FROM scratch\nCOPY hello /hello\nHEALTHCHECK CMD ["/hello"]\n')
+    (context / "hello").write_text(f"{tmp_path}\n")
+    name = f"{registry}/{tmp_path.parent.name.lower()}/points:v1-0123456789ab"
+    chosen = builder.choose()
+    assert chosen.check_engine().startswith("buildah 1.")
+    assert chosen.digest_of(name) is None
+    chosen.build(context, name)
+    chosen.push(name)
+    digest = chosen.digest_of(name)
+    assert digest
+    done = subprocess.run(["buildah", "inspect", "--type", "image", name], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["FromImageDigest"] == digest
+    assert json.loads(done.stdout)["Docker"]["config"]["Healthcheck"]["Test"] == ["CMD", "/hello"]
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
+    with pytest.raises(builder.BuildFailed, match="buildah bud ended with"):
+        chosen.build(context, name)
