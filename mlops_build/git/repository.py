@@ -57,6 +57,18 @@ class Objects:
         except GitFailed:
             return None
 
+    def has(self, commit: str) -> bool:
+        """Whether a commit is here, not only its name."""
+        try:
+            command.run(self.path, "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitFailed:
+            return False
+        return True
+
+    def bring(self, commit: str) -> bool:
+        """Whether a commit is here, or could be brought here."""
+        return self.has(commit)
+
     def files(self, commit: str, folder: str = "") -> list[str]:
         """The paths of all files at a commit, below `folder` if given."""
         scope = ["--", checked_path(folder)] if folder else []
@@ -174,6 +186,15 @@ class Mirror(Objects):
             ) from None
         return command.text(self.path, "rev-parse", "refs/heads/fetched")
 
+    def bring(self, commit: str) -> bool:
+        """Whether a commit is here, or the remote has it: it is then fetched, without what was before it."""
+        if not self.has(commit):
+            try:
+                command.run(self.path, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", self.url, commit)
+            except (GitFailed, command.RemoteUnreachable):
+                return False
+        return self.has(commit)
+
     def push(self, commit: str, expected: str) -> None:
         """Move the remote branch from `expected` to `commit`. Raises PushRejected when it stands elsewhere by now."""
         lease = f"--force-with-lease=refs/heads/{self.branch}:{expected}"
@@ -285,14 +306,6 @@ class Checkout(Objects):
             raise Refused("there is no Git remote called origin", remedy="git remote add origin URL")
         command.run(self.path, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", origin, f"refs/heads/{branch}")
         return command.text(self.path, "rev-parse", "FETCH_HEAD")
-
-    def has(self, commit: str) -> bool:
-        """Whether a commit is here, not only its name."""
-        try:
-            command.run(self.path, "cat-file", "-e", f"{commit}^{{commit}}")
-        except GitFailed:
-            return False
-        return True
 
     def switch(self, branch: str, commit: str) -> None:
         """Be on `branch`, which must be at `commit` or not be there yet. No file is touched, nor the index. Raises Refused."""

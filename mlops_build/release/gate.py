@@ -46,11 +46,11 @@ def check(objects: Objects, commit: str, before: Record | None, after: Record, *
 def contract_findings(objects: Objects, before: Record | None, after: Record) -> list[Finding]:
     """What breaks callers, by the openapi.json of the two released commits; `promote` asks the versions themselves.
 
-    Nothing where one of them is not at hand (a bridge has the branch's last commit only), or has none.
+    Nothing where one of them cannot be had, or has none.
     """
-    if before is None or before.commit is None or after.commit is None:
+    if before is None or before.commit is None or after.commit in (None, before.commit):
         return []
-    texts = [objects.read(commit, FILE) for commit in (before.commit, after.commit)]
+    texts = [objects.read(commit, FILE) if objects.bring(commit) else None for commit in (before.commit, after.commit)]
     try:
         was, now = [contract.of_text(text) if text is not None else None for text in texts]
     except contract.BadContract:

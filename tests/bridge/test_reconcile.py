@@ -15,6 +15,7 @@ import pytest
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
 from mlops_build.git.repository import Mirror
+from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, RegistryUnreachable
 from mlops_build.release import alias, write
 from tests.release.world import SERVICE, change_service, git, service_files
@@ -167,6 +168,26 @@ def test_one_bad_environment_does_not_stop_the_other(checkout: Path, registry: R
     assert reconcile.exit_code(outcomes) == 4
     assert "\n" not in str(outcomes[0])
     assert "666" not in git(checkout.with_name("digits.git"), "log", "--format=%B", "main")
+
+
+def test_an_alias_moved_by_hand_onto_what_breaks_callers_is_not_released(checkout: Path, registry: Registry, register: Register) -> None:
+    for names in ("ab", "a"):
+        signature = {"inputs": json.dumps([{"type": "double", "name": name} for name in names])}
+        document = openapi.openapi("digits", [openapi.Described("digits", None, signature, None)])
+        write_files(checkout, {"openapi.json": openapi.as_text(document)})
+        git(checkout, "add", "--all")
+        git(checkout, "commit", "--quiet", f"--message=Train {names}")
+        register(tags={identity.COMMIT_TAG: git(checkout, "rev-parse", "HEAD")}, signature=signature)
+    git(checkout, "push", "--quiet")
+    registry.set_alias("digits", "staging", 1)
+    assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
+    registry.set_alias("digits", "staging", 2)
+    released = head(checkout)
+    staging = reconcile.once([url(checkout)], registry)[0]
+    assert staging.state == "failed"
+    assert "digits: input column b (double) is gone" in str(staging.error)
+    assert head(checkout) == released
+    assert states(reconcile.once([url(checkout)], registry, despite_findings=True))["staging"] == "released"
 
 
 def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, registry: Registry, register: Register) -> None:
