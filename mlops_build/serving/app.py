@@ -29,7 +29,7 @@ from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.served_openapi import served, without_contract
-from mlops_build.serving.server import ON_GONE
+from mlops_build.serving.server import GONE, ON_GONE
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.tokens import Tokens
 from mlops_build.serving.v2 import V2
@@ -46,6 +46,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 HTML = b"text/html; charset=utf-8"
 # A larger body is read in another thread: parsing it would keep the loop from everybody else.
 INLINE_BYTES = 256 * 1024
+INLINE_FORM_BYTES = 16 * 1024  # a form may have thousands of parts in what JSON has a row in
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = logging.getLogger("mlops_build.serving")
@@ -216,11 +217,13 @@ class Service:
                 door.batcher.admit()
                 if head.encoding:
                     body = _inflated(body, head.encoding, self._settings.body_limit)
-                if len(body) > INLINE_BYTES:
+                if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(head.kind)):
                     wanted, write = await asyncio.to_thread(door.read, body, head)
                 else:
                     wanted, write = door.read(body, head)
                 rows = wanted.count
+                if scope.get(GONE):  # while its body was read in another thread
+                    raise Gone
                 waits = asyncio.get_running_loop().create_future()
                 scope[ON_GONE] = partial(_gone, waits)
                 answer = write(await door.batcher.submit(wanted, self._settings.deadline, waits))
@@ -338,6 +341,10 @@ def _error(status: int, code: str, message: str, headers: tuple[tuple[bytes, byt
         return Answer(status, message.encode("utf-8", "replace"), b"text/plain; charset=utf-8", headers)
     body = orjson.dumps({"error_code": code, "message": message.encode("utf-8", "replace").decode()})
     return Answer(status, body, JSON, headers)
+
+
+def _is_form(kind: str | None) -> bool:
+    return kind is not None and kind[:10].lower() == "multipart/"
 
 
 def _is_inference(path: str) -> bool:

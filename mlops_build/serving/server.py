@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # Requests that are being answered when SIGTERM comes get this long, in seconds.
 DRAIN_SECONDS = 30
 BACKLOG = 2048
-# Under this key of its scope the app leaves what is to be called when the request's connection is lost. Asking by `receive` would cost a
-# task for each request.
+# Keys of a request's scope: GONE is set when its connection is lost, and what the app left under ON_GONE is called. Asking by `receive`
+# would cost a task for each request.
+GONE = "mlops_build.gone"
 ON_GONE = "mlops_build.on_gone"
 
 
@@ -145,8 +146,10 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
             super().connection_lost(exc)
-            if self.cycle is not None and not self.cycle.response_complete and (on_gone := self.cycle.scope.get(ON_GONE)):
-                on_gone()
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.scope[GONE] = True
+                if on_gone := self.cycle.scope.get(ON_GONE):
+                    on_gone()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

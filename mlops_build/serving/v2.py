@@ -9,6 +9,7 @@ import binascii
 import datetime
 import json
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -39,6 +40,7 @@ TAKES = {"f": "fiub", "i": "iu", "u": "iu", "b": "b"}
 KINDS = {"f": "f", "i": "i", "u": "i", "b": "b"}
 READ = ("", "application/json", "application/octet-stream")  # media types
 INPUT, OUTPUT = "input-0", "output-0"  # of a model whose one tensor has no name
+SIZE = struct.Struct("<I").unpack_from
 OCTETS, LENGTH = b"application/octet-stream", b"inference-header-content-length"
 RANK = 32
 SERVER = {"name": "mlops-build", "version": __version__, "extensions": ["binary_tensor_data"]}
@@ -154,7 +156,7 @@ class V2:
             arrays = {name: _as_array(one, *self._arrays[name]) for name, one in named.items()}
             return decoder.enforced(arrays, params)
         if self._columns:
-            if decoder.block is not None and len(tensors) == 1 and tensors[0].name not in self._columns:
+            if decoder.block is not None and len(tensors) == 1 < len(self._columns) and tensors[0].name not in self._columns:
                 block = _fitting(tensors[0], decoder.block, (-1, len(self._columns)))
                 return Rows("block", block, len(block), decoder.params(params))
             return self._of_columns(self._by_name(tensors, self._columns), params)
@@ -391,13 +393,14 @@ def _from_octets(name: str, datatype: str, shape: tuple[int, ...], octets: memor
 
 def _byte_strings(name: str, count: int, octets: memoryview) -> list[bytes]:
     found: list[bytes] = []
-    at = 0
-    while at < len(octets) and len(found) <= count:
-        size = int.from_bytes(octets[at : at + 4], "little")
-        if at + 4 + size > len(octets):
-            raise Refusal(f"input {_short(name)}, element {len(found)}: its {size} bytes reach beyond the tensor's end")
-        found.append(bytes(octets[at + 4 : at + 4 + size]))
-        at += 4 + size
+    data, at, end = bytes(octets), 0, len(octets)
+    while at < end and len(found) <= count:
+        start = at + 4
+        stop = start + (SIZE(data, at)[0] if start <= end else end)
+        if stop > end:
+            raise Refusal(f"input {_short(name)}, element {len(found)} reaches beyond the tensor's end")
+        found.append(data[start:stop])
+        at = stop
     if len(found) != count:
         raise Refusal(
             f"input {_short(name)}: the shape wants {count} elements, the bytes hold {'more' if len(found) > count else len(found)}"

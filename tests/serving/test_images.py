@@ -134,6 +134,7 @@ def test_unlike_numbers_of_fields_are_refused(mixed: httpx.Client) -> None:
     [
         (b"", "multipart/form-data; boundary=b", 400),
         (b"--b\r\nContent-Disposition: form-data; name=image\r\n\r\nx\r\n", "multipart/form-data; boundary=b", 400),
+        (b"--b\r\nContent-Disposition: form-data; name=image\r\n\r\nx\r\n--b\r\nContent-Disp", "multipart/form-data; boundary=b", 400),
         (b"--b\r\nContent-Disposition: attachment; name=image\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 400),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 400),
         (b"--b\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 400),

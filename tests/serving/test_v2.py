@@ -131,6 +131,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Doors]:
         "named": Doors(models.save(folder / "named", NAMED, NAMED_ANSWER)),
         "lists": Doors(models.save(folder / "lists", LISTS, models.KINDS)),
         "answers": Doors(models.save(folder / "answers", models.FLOATS, ANSWERS)),
+        "single": Doors(models.save(folder / "single", models.columns(("a", "float")))),
         "free": Doors(models.save(folder / "free", None)),
     }
 
@@ -221,6 +222,12 @@ def test_optional_columns_lists_and_dates_go_through_mlflow(doors: dict[str, Doo
         assert found["values"] == [text for one in expected for text in one["values"]]
     with pytest.raises(Refusal, match="expected JSON"):
         doors["lists"].infer({"inputs": [tensor("xs", "BYTES", [2], ["[1.0", "x"]), at]})
+
+
+@pytest.mark.parametrize(("name", "shape"), [("a", [2]), ("a", [2, 1]), ("whatever", [2]), ("whatever", [2, 1])])
+def test_a_model_of_one_column_takes_one_input(doors: dict[str, Doors], name: str, shape: list[int]) -> None:
+    (out,) = doors["single"].infer({"inputs": [tensor(name, "FP32", shape, [1.5, 2.5])]})["outputs"]
+    assert (out["name"], out["shape"], out["data"]) == ("a", [2], [1.5, 2.5])
 
 
 def test_a_model_without_signature_takes_what_inputs_takes(doors: dict[str, Doors]) -> None:
@@ -318,8 +325,8 @@ def test_what_does_not_fit_is_refused_and_says_why(doors: dict[str, Doors], mode
         (sized("x", "FP32", [1, 2, 2], 8), bytes(8), "has 8 bytes; FP32 of the shape"),
         (sized("x", "FP32", [1, 2, 2], -16), bytes(16), "binary_data_size is -16"),
         (sized("x", "BOOL", [1, 2, 2], 4), b"\x00\x01\x02\x00", "0 or 1"),
-        (sized("x", "BYTES", [1], 4), b"\xff\xff\xff\xff", "reach beyond"),
-        (sized("x", "BYTES", [1], 3), b"\x00\x00\x00", "reach beyond"),
+        (sized("x", "BYTES", [1], 4), b"\xff\xff\xff\xff", "reaches beyond"),
+        (sized("x", "BYTES", [1], 3), b"\x00\x00\x00", "reaches beyond"),
         (sized("x", "BYTES", [2], 5), packed(b"a"), "wants 2 elements, the bytes hold 1"),
         (sized("x", "BYTES", [1], 10), packed(b"a", b"b"), "hold more"),
         (sized("x", "BYTES", [0], 5), packed(b"a"), "hold more"),
