@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.request
@@ -19,7 +20,10 @@ from mlops_build import service as service_file
 from mlops_build.__main__ import main
 from mlops_build.ci import docker, image
 from mlops_build.errors import Unreachable
-from mlops_build.model import environment, identity
+from mlops_build.model import environment, files, identity
+from mlops_build.packaging.context import Source, write_context
+from mlops_build.packaging.dockerfile import UV
+from mlops_build.packaging.recipe import Recipe
 from mlops_build.registry import Registry
 from mlops_build.release.record import Record
 from tests.conftest import git, mlops_build
@@ -231,6 +235,49 @@ def test_of_a_second_version_only_the_last_layer_is_new(service: Path, release: 
     assert layers[0][-1] != layers[1][-1]
     assert len(layers[0]) == len(layers[1])
     client("pull", result["images"][1]["reference"])
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("engine")
+def test_a_new_version_in_the_same_folder_is_not_taken_for_the_last_one(world: World, tmp_path: Path) -> None:
+    """BuildKit keeps what it has seen of a folder: a file of the same size and time is not read again."""
+    folder = tmp_path / "context"
+    layers = []
+    for number, name in enumerate(("one", "two"), start=1):
+        files_of = world.folder / name
+        source = Source("points", number, files.digest(files_of), lambda place, found=files_of: shutil.copytree(found, place))  # type: ignore[misc]
+        write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
+        tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
+        # The stage that only copies: nothing is installed.
+        with_buildkit = {**os.environ, "DOCKER_BUILDKIT": "1"}
+        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--target", "model", "--tag", tag, str(folder)]
+        subprocess.run(command, env=with_buildkit, check=True, capture_output=True, timeout=120)
+        layers.append(json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", tag)))
+        client("image", "rm", tag)
+    assert layers[0] != layers[1]
+
+
+@pytest.mark.docker
+@pytest.mark.soak
+@pytest.mark.usefixtures("engine")
+def test_a_wheelhouse_builds_without_any_network(world: World, tmp_path: Path) -> None:
+    """Minutes: every wheel is downloaded, and installed again."""
+    house = tmp_path / "wheels"
+    (tmp_path / "requirements.lock").write_text(world.lock)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(house)]
+    subprocess.run([*download, "--require-hashes", "--requirement", str(tmp_path / "requirements.lock")], check=True, timeout=600)
+    subprocess.run([*download, f"uv=={UV}", f"torch=={environment.torch_version()}"], check=True, timeout=600)
+    files_of = world.folder / "one"
+    source = Source("points", 1, files.digest(files_of), lambda place: shutil.copytree(files_of, place))
+    write_context(Recipe("points", "python:3.11-slim"), None, [source], tmp_path / "context", house=house)
+    tag = f"mlops-build-test:{tmp_path.name.lower()}"
+    command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "none", "--tag", tag, str(tmp_path / "context")]
+    subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=1200)
+    try:
+        inside = "import torch, mlops_build.serving.app; from pathlib import Path; print(Path('/tmp/wheelhouse').exists())"
+        assert client("run", "--rm", "--network", "none", "--entrypoint", "python", tag, "-c", inside) == "False"
+    finally:
+        client("image", "rm", tag)
 
 
 @contextlib.contextmanager
