@@ -164,6 +164,7 @@ def _request(model: Described) -> dict[str, Any]:
     split = _object(
         {
             "columns": {"type": "array", "items": {"type": "string"}, "allOf": [{"contains": {"const": name}} for name in required]},
+            "index": {"type": "array"},
             "data": {"type": "array", "items": {"type": "array"}},
         },
         ["columns", "data"],

@@ -4,6 +4,7 @@ It needs openapi.json and Python's standard library; no model, no MLflow, no tor
 """
 
 import csv
+import datetime
 import io
 import json
 import threading
@@ -193,7 +194,7 @@ class Stub:
         form = _form(asked)
         if asked.get("params", ...) is None:  # the defaults
             del asked["params"]
-        found = json_schema.problem(asked, schema, self._document) or self._split_problem(asked, schema)
+        found = json_schema.problem(asked, schema, self._document) or self._table_problem(asked, schema)
         if found is not None:
             raise Refusal(str(found), code=BAD_REQUEST if found.kind == "value" else INVALID)
         if model.recorded is None:
@@ -203,20 +204,23 @@ class Stub:
             predictions = [predictions[place % len(predictions)] for place in range(_count(asked[form]))]
         return Answer(200, json.dumps({"predictions": predictions}).encode())
 
-    def _split_problem(self, asked: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
-        """What no schema can say of `dataframe_split`: each cell is of its column's type, and each row has them all."""
-        split, row = asked.get("dataframe_split"), _row(schema)
-        if not isinstance(split, dict) or row is None:
+    def _table_problem(self, asked: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
+        """What a schema cannot say of columns: cells of `dataframe_split` are of their column's type, no row is short, dates are dates."""
+        row = _row(schema)
+        if row is None:
             return None
-        names = split["columns"]
-        if len(set(names)) < len(names):
-            return Problem("dataframe_split.columns", "a column stands there twice", "size")
-        for place, cells in enumerate(split["data"]):
-            where = f"dataframe_split.data[{place}]"
-            if len(cells) != len(names):
-                return Problem(where, f"{len(cells)} values for {len(names)} columns", "size")
-            if found := json_schema.problem(dict(zip(names, cells, strict=True)), row, self._document, where):
+        try:
+            rows = _rows(asked)
+        except Refusal as error:
+            return Problem(_form(asked), error.message, "size")
+        dates = [name for name, one in row.get("properties", {}).items() if one.get("format") == "date-time"]
+        for place, cells in enumerate(rows):
+            where = f"{_form(asked)}, row {place}"
+            if "dataframe_split" in asked and (found := json_schema.problem(cells, row, self._document, where)):
                 return found
+            for name in dates:
+                if isinstance(cells.get(name), str) and not _is_date(cells[name]):
+                    return Problem(f"{where}.{name}", f"{cells[name][:40]!r} is no date, such as 2026-11-28T18:05:00, without a zone")
         return None
 
 
@@ -227,6 +231,35 @@ def _row(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if "items" in records:
             return records["items"]  # type: ignore[no-any-return]
     return None
+
+
+def _rows(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each row by names. Raises Refusal where one has more or fewer values than another."""
+    form = _form(asked)
+    content = asked[form]
+    if form == "inputs":
+        names, columns = list(content), list(content.values())
+        if len({len(column) for column in columns}) > 1:
+            raise Refusal("its columns are of unlike lengths")
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    if form != "dataframe_split":
+        return list(content)
+    names = content["columns"]
+    if len(set(names)) < len(names):
+        raise Refusal("a column stands there twice")
+    for place, cells in enumerate(content["data"]):
+        if len(cells) != len(names):
+            raise Refusal(f"row {place} has {len(cells)} values for {len(names)} columns")
+    return [dict(zip(names, cells, strict=True)) for cells in content["data"]]
+
+
+def _is_date(text: str) -> bool:
+    """What pandas holds to the nanosecond, and MLflow takes: no zone, and these years."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return found.tzinfo is None and 1678 <= found.year <= 2261
 
 
 def _count(rows: Any) -> int:

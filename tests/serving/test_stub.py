@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_build.errors import NotFound
@@ -24,7 +25,7 @@ from mlops_build.serving.json_schema import UnknownSchema, check_schema, problem
 from mlops_build.serving.stub import NoContract, Server, Stub, document_of
 from tests.serving import models
 from tests.serving.conftest import serving
-from tests.serving.test_differential import WRITTEN, Pair
+from tests.serving.test_differential import REQUESTS, WRITTEN, Pair
 
 JSON = {"Content-Type": "application/json"}
 COLUMNS = [{"type": "double", "name": name, "required": name != "c"} for name in "abc"]
@@ -102,8 +103,10 @@ def test_a_prediction_for_each_row_from_the_recorded_ones(caller: Caller) -> Non
         ({"dataframe_records": [{"a": 1}]}, "INVALID_PARAMETER_VALUE", "dataframe_records[0]: b is missing"),
         ({"dataframe_records": [{"a": 1, "b": "x"}]}, "BAD_REQUEST", "dataframe_records[0].b: expected number or null, got 'x'"),
         ({"dataframe_split": {"columns": ["a"], "data": [[1]]}}, "INVALID_PARAMETER_VALUE", "'b' is missing"),
-        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [1, "x"]]}}, "BAD_REQUEST", "data[1].b: expected number"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [1, "x"]]}}, "BAD_REQUEST", "row 1.b: expected number"),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "INVALID_PARAMETER_VALUE", "1 values for 2 columns"),
+        ({"inputs": {"a": [1, 2], "b": [1]}}, "INVALID_PARAMETER_VALUE", "columns are of unlike lengths"),
+        ({"dataframe_split": {**SPLIT, "index": "x"}}, "BAD_REQUEST", "dataframe_split.index: expected array"),
         ({"instances": [{"a": 1, "b": 2}], "inputs": {}}, "BAD_REQUEST", "exactly one of"),
         ({}, "BAD_REQUEST", "found none"),
         ([1], "BAD_REQUEST", "must be a JSON object"),
@@ -111,7 +114,7 @@ def test_a_prediction_for_each_row_from_the_recorded_ones(caller: Caller) -> Non
         (b"[" * 100_000, "BAD_REQUEST", "not JSON"),
         (b'{"inputs": "\xff"}', "BAD_REQUEST", "not UTF-8"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_does_not_fit_the_contract_is_400_and_says_where(caller: Caller, body: Any, code: str, said: str) -> None:
     status, answer, _ = caller.ask(body)
@@ -231,16 +234,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Stub
     for name, signature in (
         ("floats", models.FLOATS),
         ("mixed", models.MIXED),
+        ("dates", models.DATES),
         ("tensor", models.tensor("float32", (-1, 3))),
         ("whole", models.tensor("int64", (-1, 2, 2))),
     ):
-        pair = Pair(models.save(folder / name, signature, models.KINDS if name == "mixed" else models.ECHO))
+        pair = Pair(models.save(folder / name, signature, models.KINDS if name in ("mixed", "dates") else models.ECHO))
         one = openapi.Described("m", None, signature.to_dict(), {"input": {}, "predictions": [1]})
         found[name] = pair, Stub(openapi.openapi("m", [one]))
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, (model, _) in WRITTEN.items() if model in ("floats", "mixed", "tensor", "whole")])
+@pytest.mark.parametrize("name", [name for name, (model, _) in WRITTEN.items() if model in ("floats", "mixed", "dates", "tensor", "whole")])
 def test_recorded_cases_have_the_same_status_as_the_service(both: dict[str, tuple[Pair, Stub]], name: str) -> None:
     model, body = WRITTEN[name]
     pair, stub = both[model]
@@ -248,6 +252,25 @@ def test_recorded_cases_have_the_same_status_as_the_service(both: dict[str, tupl
     ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent).status
     theirs = pair.ours(sent, "application/json")[0]
     assert (ours, theirs) == ((400, 200) if name in FORGIVEN else (theirs, theirs))
+
+
+def test_what_the_stub_takes_the_service_takes(both: dict[str, tuple[Pair, Stub]]) -> None:
+    """Of any request: the stub may be the stricter one, never the other way round."""
+    seen: Counter[tuple[int, int]] = Counter()
+
+    @settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(REQUESTS.filter(lambda request: request[0] in both))
+    def ask(request: tuple[str, Any]) -> None:
+        pair, stub = both[request[0]]
+        sent = json.dumps(request[1]).encode()
+        ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent).status
+        theirs = pair.ours(sent, "application/json")[0]
+        seen[ours, theirs] += 1
+        assert ours != 200 or theirs == 200
+
+    ask()
+    assert seen[200, 200] >= 60, seen
+    assert seen[400, 400] >= 60, seen
 
 
 def test_the_real_server_and_the_stub_side_by_side(context: Path, tmp_path: Path) -> None:
