@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +29,8 @@ from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
+from mlops_build.serving.protocol import GONE, ON_GONE
 from mlops_build.serving.served_openapi import served, without_contract
-from mlops_build.serving.server import GONE, ON_GONE
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.tokens import Tokens
 from mlops_build.serving.v2 import V2
@@ -47,6 +48,8 @@ HTML = b"text/html; charset=utf-8"
 # A larger body is read in another thread: parsing it would keep the loop from everybody else.
 INLINE_BYTES = 256 * 1024
 INLINE_FORM_BYTES = 16 * 1024  # a form may have thousands of parts in what JSON has a row in
+# All bodies that are being read may be as large as so many of the largest: thousands of callers can send one at once.
+BODIES = 8
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = logging.getLogger("mlops_build.serving")
@@ -75,6 +78,33 @@ class Door:
     error: Callable[[int, str, str, tuple[tuple[bytes, bytes], ...]], Answer]
 
 
+class Bodies:
+    """Guards the memory that bodies take which are being read. most: bytes, all together."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+
+class Held:
+    """What one request has of it, until it is read."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self._bytes = bodies, 0
+
+    def add(self, size: int) -> None:
+        """Raises Full."""
+        self._bytes += size
+        self._bodies.held += size
+        if self._bodies.held > self._bodies.most:
+            raise Full(1.0)
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bodies.held -= self._bytes
+
+
 class Service:
     """The ASGI application. Guards which models answer where.
 
@@ -91,6 +121,9 @@ class Service:
         self._nan: Literal["null", "literal"] = "literal" if self._settings.nan == "literal" else "null"
         self._metrics = Metrics(serving, lease)
         self.on_fatal: Callable[[], None] = lambda: None
+        self._bodies = Bodies(BODIES * self._settings.body_limit)
+        self._refused: Counter[str] = Counter()  # by model, not counted yet
+        self._fulls: dict[tuple[bytes, int], tuple[bytes, bytes]] = {}
         self._doors: dict[str, Door] = {}
         self._plain: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._plain["/v2"] = _json(v2.SERVER)
@@ -103,6 +136,7 @@ class Service:
             self._mlflow(loaded, decoder, raw, batcher, first=place == 0)
             self._inference(loaded, model, batcher)
             models.append((model, raw, loaded.recorded))
+        self._targets = {path.encode(): door for path, door in self._doors.items()}
         document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._plain["/openapi.json"] = Answer(200, as_text(document).encode())
         self._plain["/docs"] = Answer(200, docs_page.page(document if tokens is None else without_contract(document)), HTML)
@@ -123,6 +157,45 @@ class Service:
             await self._invocation(door, scope, receive, send, caller)
         else:
             await _send(send, self._other(scope), head=scope["method"] == "HEAD")
+
+    def refusal(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+        """The whole HTTP answer to a request whose queue is full; None where it is not. Asked before there is a task for it: under overload
+        most of the work would be to refuse."""
+        door = self._targets.get(target)
+        if door is None or method != b"POST":
+            return None
+        try:
+            door.batcher.expect()
+        except Full as full:
+            if not self._refused:
+                asyncio.get_running_loop().call_later(1.0, self._count_refused)
+            self._refused[door.loaded.name] += 1
+            head, said = self._full(target, door, max(1, round(full.seconds)))
+            for name, value in headers:
+                if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                    return head + b"x-request-id: " + value + b"\r\n\r\n" + said
+            return head + b"\r\n" + said
+        return None
+
+    def _full(self, target: bytes, door: Door, seconds: int) -> tuple[bytes, bytes]:
+        """Head and body of this refusal; made once, since there is one for each second that it may speak of."""
+        made = self._fulls.get((target, seconds))
+        if made is None:
+            answer = _full(door, seconds)
+            lines = [b"HTTP/1.1 429 Too Many Requests", b"content-type: " + answer.kind, b"content-length: %d" % len(answer.body)]
+            head = b"\r\n".join([*lines, *(name + b": " + value for name, value in answer.headers), b""])
+            made = self._fulls[target, seconds] = head, answer.body
+        return made
+
+    def _count_refused(self) -> None:
+        """Once a second for all that were refused unread, with one line for them: an overloaded service has no time for each."""
+        for name, requests in self._refused.items():
+            self._metrics.refused[name, "queue full"].inc(requests)
+            self._metrics.count(name, 429, requests)
+            if self._settings.access_log:
+                line = {"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests}
+                sys.stderr.write(orjson.dumps(line).decode() + "\n")
+        self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
         settings = self._settings
@@ -190,7 +263,10 @@ class Service:
         path, method = scope["path"], scope["method"]
         answer = self._plain.get(path)
         if answer is not None and method == "GET":
-            return Answer(200, self._metrics.text(), CONTENT_TYPE.encode()) if path == "/metrics" else answer
+            if path != "/metrics":
+                return answer
+            self._count_refused()
+            return Answer(200, self._metrics.text(), CONTENT_TYPE.encode())
         inference = _is_inference(path)
         if answer is not None or path in self._doors:
             allow = ((b"allow", b"POST" if path in self._doors else b"GET"),)
@@ -213,14 +289,17 @@ class Service:
         rows = 0
         try:
             try:
-                body = await _body(receive, scope["headers"], self._settings.body_limit)
-                door.batcher.admit()
-                if head.encoding:
-                    body = _inflated(body, head.encoding, self._settings.body_limit)
-                if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(head.kind)):
-                    wanted, write = await asyncio.to_thread(door.read, body, head)
-                else:
-                    wanted, write = door.read(body, head)
+                with Held(self._bodies) as held:
+                    body = await _body(receive, scope["headers"], self._settings.body_limit, held)
+                    door.batcher.admit()
+                    if head.encoding:
+                        body = _inflated(body, head.encoding, self._settings.body_limit)
+                        held.add(len(body))
+                    if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(head.kind)):
+                        wanted, write = await asyncio.to_thread(door.read, body, head)
+                    else:
+                        wanted, write = door.read(body, head)
+                del body
                 rows = wanted.count
                 if scope.get(GONE):  # while its body was read in another thread
                     raise Gone
@@ -243,8 +322,7 @@ class Service:
             return error(failure.status, failure.code, failure.message, ())
         if isinstance(failure, Full):
             self._metrics.refused[name, "queue full"].inc()
-            seconds = str(max(1, round(failure.seconds))).encode()
-            return error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests wait already: ask again later", ((b"retry-after", seconds),))
+            return _full(door, max(1, round(failure.seconds)))
         if isinstance(failure, DeadlinePassed):
             self._metrics.refused[name, "deadline"].inc()
             return error(504, "DEADLINE_EXCEEDED", f"not answered within {self._settings.deadline:g} s", ((b"retry-after", b"1"),))
@@ -274,6 +352,11 @@ def _gone(waits: "asyncio.Future[Any]") -> None:
         waits.set_exception(Gone())
 
 
+def _full(door: Door, seconds: int) -> Answer:
+    again = ((b"retry-after", b"%d" % seconds),)
+    return door.error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests wait already: ask again later", again)
+
+
 def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
     kind, encoding, request_id, json_bytes = None, b"", b"", None
     for name, value in headers:
@@ -288,13 +371,14 @@ def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
     return Head(kind, b"" if encoding == b"identity" else encoding, request_id or os.urandom(8).hex().encode(), json_bytes)
 
 
-async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit: int) -> bytes:
-    """Raises Refusal (413) as soon as it is known to be too large, and Gone."""
+async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit: int, held: "Held") -> bytes:
+    """Raises Refusal (413) as soon as it is known to be too large, Gone, and Full where too much is held for others."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
     message = await receive()
     body: bytes = message.get("body", b"")
+    held.add(len(body))
     if message.get("more_body"):
         parts, size = [body], len(body)
         while message.get("more_body"):
@@ -302,6 +386,7 @@ async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit:
             if message["type"] == "http.disconnect":
                 raise Gone
             parts.append(message.get("body", b""))
+            held.add(len(parts[-1]))
             size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)

@@ -58,6 +58,7 @@ class Batcher:
         self._wake = threading.Semaphore(0)
         self._closed = False
         self._rate = 0.0  # rows a second, lately
+        self._coming = 0  # requests admitted in this turn of the loop
         self.queued = 0  # rows
         self.on_batch: Callable[[int, float], None] | None = None  # told the rows and the seconds of each batch
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
@@ -87,8 +88,19 @@ class Batcher:
     def admit(self, rows: int = 1) -> None:
         """Whether so many rows would be taken now. Raises Full. Asked before a body is read, too, since reading it costs more than
         refusing."""
-        if self._waiting and self.queued + rows > self._max_queue:
+        if (self._waiting or self._coming) and self.queued + rows > self._max_queue:
             raise Full(min(60.0, max(1.0, self.queued / self._rate)) if self._rate else 1.0)
+
+    def expect(self) -> None:
+        """Admit a request of which only the head has come. Raises Full.
+
+        What other sockets brought in the same turn of the loop is in no queue yet, and would all be admitted to its last place: so they
+        count until the turn ends.
+        """
+        self.admit(1 + self._coming)
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._turn_ends)
+        self._coming += 1
 
     def close(self) -> None:
         """End the thread, once what it predicts is done. What waits is not answered."""
@@ -105,6 +117,9 @@ class Batcher:
         del self._waiting[one]
         one.queued = False
         self.queued -= one.rows.count
+
+    def _turn_ends(self) -> None:
+        self._coming = 0
 
     # -- in the thread --
 

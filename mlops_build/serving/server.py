@@ -1,19 +1,19 @@
 """The process around the app: a port taken before the model is loaded, a word when it is ready, a gentle end on SIGTERM."""
 
-import asyncio
 import contextlib
 import errno
 import ipaddress
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlops_build.errors import Failed, UsageError
+from mlops_build.serving.protocol import KEEP_ALIVE_SECONDS, LINGERING, bounded
 from mlops_build.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 # Requests that are being answered when SIGTERM comes get this long, in seconds.
 DRAIN_SECONDS = 30
 BACKLOG = 2048
-# Keys of a request's scope: GONE is set when its connection is lost, and what the app left under ON_GONE is called. Asking by `receive`
-# would cost a task for each request.
-GONE = "mlops_build.gone"
-ON_GONE = "mlops_build.on_gone"
+# Open files beside connections: the model's, the libraries'.
+FILES = 256
+MIN_CONNECTIONS = 128
+# How long the thread that reads and answers keeps the interpreter while the one that predicts wants it. Python's own 5 ms, many times in
+# one prediction, are most of its time under load.
+SWITCH_SECONDS = 0.0005
 
 
 class PortTaken(Failed):
@@ -84,17 +86,18 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
 
     The exit code: 0, or 1 where the card was lost to this process, which a new one may have again.
     """
-    _allow_connections(settings.connections)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    connections = _allowed_connections(settings.connections)
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         lifespan="off",
         loop="uvloop",
-        http=_protocol(settings.read),
+        http=bounded(settings.read, connections, app.refusal),
         ws="none",
         backlog=BACKLOG,
-        limit_concurrency=settings.connections,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
         date_header=False,
@@ -119,56 +122,16 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
     return code
 
 
-def _allow_connections(wanted: int) -> None:
-    """Every connection is a file: 1024 at most is what most systems begin with."""
+def _allowed_connections(wanted: int) -> int:
+    """How many there may be. Every connection is a file: 1024 at most is what most systems begin with, and many containers end with."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + 256
-    if soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    spare = FILES + LINGERING + BACKLOG  # those that are refused are accepted first, a backlog at once
+    if soft < wanted + spare:
+        most = wanted + spare if hard == resource.RLIM_INFINITY else min(wanted + spare, hard)
         with contextlib.suppress(ValueError, OSError):  # a container may forbid it: then the limit stays what it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _protocol(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, with an end to waiting: a connection that has not brought a whole request within `seconds` is closed, and a
-    request whose caller is gone is told so.
-
-    uvicorn itself closes only connections that are idle *after* an answer; slow callers could hold all others' places.
-    """
-
-    class Bounded(HttpToolsProtocol):  # type: ignore[misc]
-        _impatience: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop()
-            super().connection_lost(exc)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.cycle.scope[GONE] = True
-                if on_gone := self.cycle.scope.get(ON_GONE):
-                    on_gone()
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            if self._impatience is None:
-                self._wait()
-
-        def on_message_complete(self) -> None:
-            self._stop()
-            super().on_message_complete()
-
-        def _wait(self) -> None:
-            self._impatience = self.loop.call_later(seconds, self.transport.close)
-
-        def _stop(self) -> None:
-            if self._impatience is not None:
-                self._impatience.cancel()
-                self._impatience = None
-
-    return Bounded
+            soft = most
+    return wanted if soft >= wanted + spare else max(MIN_CONNECTIONS, min(wanted, soft - spare))
 
 
 def _taken(host: str, port: int) -> PortTaken:
