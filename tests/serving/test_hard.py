@@ -1,0 +1,345 @@
+"""What callers do to a server on purpose or by mistake: overload, dribbling, hanging up, and bytes that are no HTTP. The long forms,
+with the goals in figures, are in test_soak.py."""
+
+import contextlib
+import json
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.serving import models
+from tests.serving.conftest import Server, serving
+from tests.serving.openloop import offer
+from tests.serving.test_http import address, alive, ask, body
+
+# A batch takes 20 ms however many rows it has, as on a card; -1 in the first column makes it a second. The third column is the length of
+# the answer.
+MODEL = """
+    def predict(self, context, data, params=None):
+        import time
+
+        time.sleep(1.0 if (data["a"] == -1).any() else 0.02)
+        return ["x" * int(size) if size > 0 else float(value) for value, size in zip(data["a"], data["c"])]
+"""
+BUSY = -1
+READ_SECONDS = 1.5
+HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hard") / "saved"
+    models.save(folder, models.FLOATS, MODEL)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """400 rows a second are its capacity."""
+    options = ["--body-limit", "1MiB", "--max-queue", "16", "--max-batch", "8", "--read", str(READ_SECONDS), "--connections", "400"]
+    with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", *options) as started:
+        assert started.url
+        yield started
+        assert started.stop() == 0
+        assert "Traceback" not in started.log.read_text()
+
+
+def request(content: bytes, *more: bytes) -> bytes:
+    return b"\r\n".join([HEAD.rstrip(), b"Content-Length: %d" % len(content), *more, b"", content])
+
+
+def connect(server: Server, seconds: float = 20) -> socket.socket:
+    return socket.create_connection(address(server), timeout=seconds)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes. Raises TimeoutError if it does not."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            found += data
+    return found
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
+def memory(server: Server) -> int:
+    return int(psutil.Process(server.process.pid).memory_info().rss)
+
+
+# -- overload --
+
+
+def test_ten_times_its_capacity_is_refused_at_once_and_the_rest_answered(server: Server) -> None:
+    offer(address(server), request(body(1.5)), 200, 1)  # warm
+    before = memory(server)
+    outcome = offer(address(server), request(body(1.5)), 4000, 3)
+    assert set(outcome.statuses) == {200, 429}, outcome.statuses
+    assert outcome.statuses[200] >= 100
+    assert outcome.statuses[429] >= 100
+    assert outcome.without_retry == 0
+    assert outcome.lost == 0
+    assert outcome.percentile(429, 0.5) < outcome.percentile(200, 0.5), "who is refused does not wait for his turn"
+    assert memory(server) - before < 64 * MIB
+    alive(server)
+
+
+def test_refusals_are_counted_and_logged_though_not_one_by_one(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--max-queue", "1", "--max-batch", "1") as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):  # one is predicted, one waits
+                stack.enter_context(connect(server)).sendall(request(body(BUSY)))
+                time.sleep(0.1)
+            refused = stack.enter_context(connect(server))
+            refused.sendall(request(body(1.0), b"X-Request-Id: me-1"))
+            answer = refused.recv(4096)
+            assert statuses(answer) == [429]
+            assert b"x-request-id: me-1" in answer
+            assert re.search(rb"retry-after: [1-9]", answer)
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error_code"] == "REQUEST_LIMIT_EXCEEDED"
+            inference = stack.enter_context(connect(server))
+            inference.sendall(request(b"{}").replace(b"/invocations", b"/v2/models/model/infer"))
+            answer = inference.recv(4096)
+            assert statuses(answer) == [429]
+            assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
+            assert 'mlops_build_refused_total{model="model",why="queue full"} 2.0' in ask(server, b"", "GET", "/metrics")[2].decode()
+            # The connection goes on.
+            time.sleep(2.2)
+            whole = request(body(2.5))
+            refused.sendall(whole[:-20])
+            time.sleep(0.1)
+            refused.sendall(whole[-20:])
+            answer = b""
+            while b"}" not in answer:
+                answer += refused.recv(4096)
+            assert b"2.5" in answer
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if '"requests"' in line]
+        assert sum(line["requests"] for line in lines) == 2
+        assert {(line["model"], line["status"]) for line in lines} == {("model", 429)}
+
+
+def test_large_bodies_that_come_all_at_once_are_bounded_together(server: Server) -> None:
+    """Of 400 callers with 1 MiB each, 8 are read at a time."""
+    before = memory(server)
+    half = request(b" " * (MIB - 1))[: MIB - 1000]
+    connections = [connect(server) for _ in range(60)]
+    try:
+        found: list[int] = []
+
+        def send(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                connection.sendall(half)
+            with contextlib.suppress(OSError):
+                found.extend(statuses(connection.recv(4096)))
+
+        threads = [threading.Thread(target=send, args=(connection,)) for connection in connections]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(found) == {429}
+        assert memory(server) - before < 40 * MIB
+    finally:
+        for connection in connections:
+            connection.close()
+    alive(server)
+
+
+# -- slow callers --
+
+
+def test_who_sends_byte_by_byte_is_let_go(server: Server) -> None:
+    whole = request(body(1.5))
+    starts = [0, len(HEAD) - 5, whole.index(b"\r\n\r\n") + 4]  # in the head's first line, in a header, in the body
+    connections = [(connect(server), whole[start:], start) for start in starts for _ in range(20)]
+    for connection, _, start in connections:
+        connection.sendall(whole[:start])
+    began = time.monotonic()
+    open_ones = set(range(len(connections)))
+    sent = 0
+    while open_ones and time.monotonic() - began < 20:
+        time.sleep(0.1)
+        for place in sorted(open_ones):
+            connection, rest, _ = connections[place]
+            try:
+                connection.send(rest[sent % len(rest) : sent % len(rest) + 1])
+            except OSError:
+                open_ones.discard(place)
+        sent += 1
+        if sent % 5 == 0:
+            alive(server)
+    for connection, _, _ in connections:
+        connection.close()
+    assert not open_ones, "the time for a request does not begin anew with each byte"
+
+
+def test_who_never_reads_is_let_go(server: Server) -> None:
+    """His answers fill the buffers; then there is nobody to write to."""
+    large = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 4_000_000.0]]}}).encode()
+    before = memory(server)
+    connections = []
+    for _ in range(5):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address(server))
+        connection.sendall(request(large) * 3)
+        connections.append(connection)
+    time.sleep(READ_SECONDS + 3)
+    alive(server)
+    process = psutil.Process(server.process.pid)
+    left = [one for one in process.net_connections("tcp") if one.status == "ESTABLISHED" and one.raddr]
+    mine = {connection.getsockname()[1] for connection in connections}
+    assert not [one for one in left if one.raddr.port in mine]
+    assert memory(server) - before < 64 * MIB
+    for connection in connections:
+        connection.close()
+
+
+# -- many connections --
+
+
+def test_a_connection_too_many_is_told_and_the_others_go_on(server: Server) -> None:
+    time.sleep(0.5)
+    held = [connect(server) for _ in range(400)]
+    try:
+        for connection in held:
+            connection.sendall(HEAD)  # all wait for the rest
+        time.sleep(0.3)
+        late = [connect(server) for _ in range(50)]
+        for connection in late:
+            connection.sendall(request(body(1.5)))
+            answer = everything(connection)
+            assert statuses(answer) == [503]
+            assert b"retry-after: 1" in answer
+            connection.close()
+        rest = request(body(2.5))[len(HEAD) :]
+        held[7].sendall(rest)
+        answer = b""
+        while b"}" not in answer:
+            answer += held[7].recv(4096)
+        assert b"2.5" in answer, "uvicorn's own limit would refuse him too"
+    finally:
+        for connection in held:
+            connection.close()
+    time.sleep(0.3)
+    alive(server)
+
+
+# -- hanging up, and broken HTTP --
+
+
+def test_who_hangs_up_at_any_byte_harms_nobody(server: Server) -> None:
+    whole = request(body(1.5))
+    dice = random.Random(1)  # noqa: S311
+    for cut in range(len(whole) + 1):
+        with connect(server) as connection:
+            connection.sendall(whole[:cut])
+            if dice.random() < 0.5:  # a reset instead of an end
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if cut % 100 == 0:
+            alive(server)
+    alive(server)
+    metrics = ask(server, b"", "GET", "/metrics")[2].decode()
+    assert "mlops_build_requests_in_progress{" in metrics
+    for _ in range(50):
+        metrics = ask(server, b"", "GET", "/metrics")[2].decode()
+        if 'mlops_build_requests_in_progress{model="model"} 0.0' in metrics and 'mlops_build_queue_rows{model="model"} 0.0' in metrics:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("requests of callers who are gone stay in progress")
+
+
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"".join(request(body(float(number)), *([b"Connection: close"] if number == 9 else [])) for number in range(10)))
+        answers = everything(connection)
+    assert [float(value) for value in re.findall(rb'"predictions":\[([0-9.]+)\]', answers)] == [float(number) for number in range(10)]
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
+    "a longer body than said": (lambda: request(body(1.5)) + b"}}}}\r\n\r\n", {200, 400}),
+    "a body cut short": (lambda: request(body(1.5))[:-9], set()),
+    "two lengths": (lambda: request(body(1.5), b"Content-Length: 7"), {400}),
+    "a length and chunks": (lambda: request(body(1.5), b"Transfer-Encoding: chunked"), {400}),
+    "a length that is none": (lambda: HEAD + b"Content-Length: many\r\n\r\n", {400}),
+    "a negative length": (lambda: HEAD + b"Content-Length: -1\r\n\r\n", {400}),
+    "a length beyond 64 bits": (lambda: HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n", {400}),
+    "chunks of garbage": (lambda: CHUNKED + b"5\r\nabc\r\nxyz\r\n\r\n", {400}),
+    "a chunk of a huge size": (lambda: CHUNKED + b"FFFFFFFFFFFFFFFFFF\r\nabc\r\n", {400}),
+    "chunks that do not end": (lambda: CHUNKED + b"3\r\nabc\r\n" * 1000, set()),
+    "many trailers": (lambda: CHUNKED + b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", {400}),
+    "a header bomb": (lambda: HEAD + b"X: " + b"a" * 300_000, {431}),
+    "very many headers": (lambda: HEAD + b"A: b\r\n" * 30_000, {431}),
+    "a long target": (lambda: b"GET /" + b"a" * 300_000, {400, 431}),
+    "a target beyond ASCII": (lambda: b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
+    "a header with a line break": (lambda: HEAD + b"X: a\nB\r\n: c\r\n\r\n", {400}),
+    "an upgrade": (lambda: b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", {200, 400}),
+    "an unknown method": (lambda: b"BREW /invocations HTTP/1.1\r\nHost: x\r\n\r\n", {400, 405}),
+    "another protocol": (lambda: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), {400}),
+    "HTTP/2": (lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
+    "a thousand requests at once": (lambda: b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 1000, {200, 400}),
+    "blank lines": (lambda: b"\r\n" * 10_000, {400}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_broken_http_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
+    """Within the time for a request, without a fault, and while others are served."""
+    made, expected = WRONG[name]
+    with connect(server) as connection:
+        sender = threading.Thread(target=lambda: _send_all(connection, made()))
+        sender.start()
+        if name in ("an upgrade", "a target beyond ASCII", "an unknown method", "many trailers"):
+            connection.settimeout(3)
+            with contextlib.suppress(TimeoutError):
+                answers = b""
+                answers = connection.recv(65536)
+        else:
+            answers = everything(connection)
+        alive(server)
+        sender.join()
+    assert set(statuses(answers)) <= expected, answers[:500]
+    assert (not expected) or answers or name in ("blank lines", "a thousand requests at once", "very many headers", "a header bomb")
+
+
+def _send_all(connection: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(content)
+
+
+def test_random_changes_of_a_request_find_no_fault(server: Server) -> None:
+    """Bytes changed, dropped, doubled: whatever comes, there is an answer below 500, or the connection is closed."""
+    whole = request(body(1.5))
+    dice = random.Random(7)  # noqa: S311
+    for number in range(300):
+        changed = bytearray(whole)
+        for _ in range(dice.randint(1, 4)):
+            place = dice.randrange(len(changed))
+            what = dice.random()
+            if what < 0.5:
+                changed[place] = dice.randrange(256)
+            elif what < 0.75:
+                del changed[place]
+            else:
+                changed[place:place] = changed[place : place + dice.randrange(20)]
+        with connect(server) as connection:
+            connection.sendall(changed)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+            assert all(status < 500 for status in statuses(everything(connection))), bytes(changed)
+        if number % 100 == 0:
+            alive(server)
+    alive(server)
