@@ -117,11 +117,13 @@ def gpu() -> Check:
 
 def engine(*, required: bool) -> Check:
     """A container engine that answers, or buildah, which needs none."""
-    client = os.environ.get("DOCKER_CLI") or shutil.which("docker")
+    # As `ci image` chooses: who names docker's client, or docker, gets no other.
+    named = os.environ.get("MLOPS_BUILD_ENGINE") or ("docker" if os.environ.get("DOCKER_CLI") else "")
+    client = None if named == "buildah" else os.environ.get("DOCKER_CLI") or shutil.which("docker")
     version = _output([client, "version", "--format", "{{.Server.Version}}"]) if client else None
     if version:
         return Check("engine", f"Docker {version}")
-    buildah = shutil.which(os.environ.get("BUILDAH_CLI") or "buildah")
+    buildah = None if named == "docker" else shutil.which(os.environ.get("BUILDAH_CLI") or "buildah")
     if buildah and (version := _output([buildah, "--version"])):
         return Check("engine", version)
     why = "no Docker engine answers" if client else "neither docker nor buildah is installed"

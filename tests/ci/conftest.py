@@ -16,6 +16,12 @@ from tests.packaging.world import COMMIT, World, make
 Release = Callable[..., Record]
 
 
+@pytest.fixture(autouse=True)
+def docker_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has buildah, too, runs the same tests."""
+    monkeypatch.setenv("MLOPS_BUILD_ENGINE", "docker")
+
+
 @pytest.fixture(scope="session")
 def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """points 1 and 2, with other weights."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build import doctor
 from mlops_build.ci import buildah, builder, docker, image
 from mlops_build.errors import UsageError
 from mlops_build.release.record import Record
@@ -196,3 +197,30 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
     with pytest.raises(builder.BuildFailed, match="buildah bud ended with"):
         chosen.build(context, name)
+
+
+@pytest.mark.parametrize(
+    ("has", "engine", "named", "seen"),
+    [
+        (("docker",), "echo 24.0.7", None, "Docker 24.0.7"),
+        (("docker", "buildah"), "exit 1", None, "buildah version 1.28.2"),
+        (("docker", "buildah"), "echo 24.0.7", "buildah", "buildah version 1.28.2"),
+        (("docker", "buildah"), "exit 1", "docker", "no Docker engine answers"),
+        ((), "", None, "neither docker nor buildah is installed"),
+    ],
+    ids=["docker", "buildah", "buildah named", "docker named", "none"],
+)
+def test_doctor_sees_the_builder_that_ci_image_would_take(
+    agent: Callable[..., Callable[[], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    has: tuple[str, ...],
+    engine: str,
+    named: str | None,
+    seen: str,
+) -> None:
+    agent(*has, docker=engine)
+    if named:
+        monkeypatch.setenv("MLOPS_BUILD_ENGINE", named)
+    check = doctor.engine(required=True)
+    assert check.seen.startswith(seen)
+    assert bool(check.findings) is (not seen.startswith(("Docker", "buildah")))
