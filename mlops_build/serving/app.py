@@ -6,7 +6,7 @@ One event loop reads, checks and answers; one thread for each model predicts. do
 
 import asyncio
 import logging
-import os
+import random
 import re
 import sys
 import time
@@ -50,6 +50,8 @@ INLINE_BYTES = 256 * 1024
 INLINE_FORM_BYTES = 16 * 1024  # a form may have thousands of parts in what JSON has a row in
 # All bodies that are being read may be as large as so many of the largest: thousands of callers can send one at once.
 BODIES = 8
+# Requests are told apart by these, nothing is kept safe by them: os.urandom would be a system call for each.
+NUMBERS = random.Random()  # noqa: S311
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = logging.getLogger("mlops_build.serving")
@@ -368,7 +370,7 @@ def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
             request_id = value
         elif name == v2.LENGTH:
             json_bytes = value.strip()
-    return Head(kind, b"" if encoding == b"identity" else encoding, request_id or os.urandom(8).hex().encode(), json_bytes)
+    return Head(kind, b"" if encoding == b"identity" else encoding, request_id or b"%016x" % NUMBERS.getrandbits(64), json_bytes)
 
 
 async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit: int, held: "Held") -> bytes:

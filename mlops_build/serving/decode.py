@@ -23,6 +23,7 @@ import orjson
 
 from mlops_build.serving import misfit
 from mlops_build.serving.misfit import INTEGERS, SHOWN, shape, short
+from mlops_build.serving.pack import packed
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -190,6 +191,9 @@ class Decoder:
         if not isinstance(data, list) or not data or isinstance(data[0], dict) or self._tensor is None:
             return None
         dtype, sizes = self._tensor
+        quick = packed(data, dtype, sizes)
+        if quick is not None:
+            return Rows("tensor", quick, len(quick))
         try:
             with np.errstate(over="ignore"):
                 array = np.array(data, dtype=dtype)
@@ -250,6 +254,9 @@ class Decoder:
         return [[row[place] for place in order] for row in rows]
 
     def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
+        quick = packed(rows, dtype, (-1, len(self._names)))
+        if quick is not None and bool((np.abs(quick) < EXACT).all()):
+            return Rows("block", quick, len(rows))
         kinds: set[type] = set()
         for row in rows:
             kinds.update(map(type, row))

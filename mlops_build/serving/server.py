@@ -101,6 +101,7 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # who a proxy says the caller is, nothing here asks
     )
     server = _Server(config, ready)
     code = 0
