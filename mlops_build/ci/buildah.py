@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlops_build.ci import builder
-from mlops_build.ci.builder import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.ci import engine
+from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
 
 # More arguments for `buildah build`, split like a shell does.
@@ -29,7 +29,7 @@ def check_engine() -> str:
     done = _buildah(["--version"])
     if done.returncode:
         raise EngineUnreachable(
-            f"buildah does not work here: {builder.last_line(done.stderr)}", remedy="run `buildah info`, which says more"
+            f"buildah does not work here: {engine.last_line(done.stderr)}", remedy="run `buildah info`, which says more"
         )
     return " ".join(done.stdout.split()[:3]).replace(" version", "")
 
@@ -42,16 +42,16 @@ def digest_of(image: str) -> str | None:
     skopeo = shutil.which("skopeo")
     if skopeo:
         command = [skopeo, "inspect", *_insecure(image), "--format", "{{.Digest}}", f"docker://{image}"]
-        done = builder.ask(command, os.environ)
+        done = engine.ask(command, os.environ)
         digest = done.stdout.strip()
     else:
         # Minutes for a large image, so without the limit of a command that only asks.
         command = [_client(), "pull", "--quiet", "--policy", "always", *_insecure(image), f"docker://{image}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=builder.BUILD_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=engine.BUILD_SECONDS, check=False)
         digest = (
             "" if done.returncode else _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).stdout.strip()
         )
-    if not builder.found(image, done, "buildah login"):
+    if not engine.found(image, done, "buildah login"):
         return None
     if not DIGEST.fullmatch(digest):
         raise ImageRegistryUnreachable(f"the registry of {image} answers with no digest: {digest[:100]!r}")
@@ -78,16 +78,16 @@ def _digest_of_pulled(image: str) -> str:
 
 
 def _insecure(image: str) -> list[str]:
-    return ["--tls-verify=false"] if builder.LOOPBACK.match(image) else []
+    return ["--tls-verify=false"] if engine.LOOPBACK.match(image) else []
 
 
 def _buildah(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return builder.ask([_client(), *arguments], os.environ)
+    return engine.ask([_client(), *arguments], os.environ)
 
 
 def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:
-    builder.show([_client(), *arguments], os.environ, wrong, remedy)
+    engine.show([_client(), *arguments], os.environ, wrong, remedy)
 
 
 def _client() -> str:
-    return builder.program(client_name(), "install buildah, or set BUILDAH_CLI to its command")
+    return engine.program(client_name(), "install buildah, or set BUILDAH_CLI to its command")

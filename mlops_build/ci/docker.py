@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlops_build.ci import builder
-from mlops_build.ci.builder import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.ci import engine
+from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
 
 # More arguments for `docker build`, split like a shell does: --network host --build-arg PIP_INDEX_URL=…
@@ -22,7 +22,7 @@ def check_engine() -> str:
     version = done.stdout.strip()
     if done.returncode or not version:
         raise EngineUnreachable(
-            f"no Docker Engine answers: {builder.last_line(done.stderr)}",
+            f"no Docker Engine answers: {engine.last_line(done.stderr)}",
             remedy="start it, set DOCKER_HOST to one, or install buildah, which needs none; "
             "`mlops-build package` writes a folder that kaniko builds",
         )
@@ -34,9 +34,9 @@ def digest_of(image: str) -> str | None:
 
     Raises EngineUnreachable (no docker command), ImageRegistryUnreachable, LoginNeeded.
     """
-    insecure = ["--insecure"] if builder.LOOPBACK.match(image) else []
+    insecure = ["--insecure"] if engine.LOOPBACK.match(image) else []
     done = _docker(["manifest", "inspect", *insecure, "--verbose", image])
-    if not builder.found(image, done, "docker login"):
+    if not engine.found(image, done, "docker login"):
         return None
     found = json.loads(done.stdout)
     # A list is an index of several platforms, whose own digest this command does not say.
@@ -67,15 +67,15 @@ def _digest_by_pulling(image: str) -> str:
 
 
 def _docker(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return builder.ask([_client(), *arguments], _environment())
+    return engine.ask([_client(), *arguments], _environment())
 
 
 def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:
-    builder.show([_client(), *arguments], _environment(), wrong, remedy)
+    engine.show([_client(), *arguments], _environment(), wrong, remedy)
 
 
 def _client() -> str:
-    return builder.program(os.environ.get(CLIENT, "docker"), "install Docker or buildah, or set DOCKER_CLI to docker's command")
+    return engine.program(os.environ.get(CLIENT, "docker"), "install Docker or buildah, or set DOCKER_CLI to docker's command")
 
 
 def _environment() -> dict[str, str]:

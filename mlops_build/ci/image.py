@@ -15,6 +15,7 @@ from typing import Any
 from mlops_build import service as service_file
 from mlops_build.ci import builder
 from mlops_build.ci.builder import Builder
+from mlops_build.ci.engine import BuildFailed
 from mlops_build.errors import Refused
 from mlops_build.git.repository import Checkout
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
@@ -160,9 +161,7 @@ def _build(root: Path, service: Service, registry: Registry, chosen: Builder, im
     image.built = True
     digest = chosen.digest_of(image.image)
     if digest is None:
-        raise builder.BuildFailed(
-            f"{image.image} was pushed, but its registry does not know it", remedy="check image.registry in service.yaml"
-        )
+        raise BuildFailed(f"{image.image} was pushed, but its registry does not know it", remedy="check image.registry in service.yaml")
     return digest
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build import doctor
-from mlops_build.ci import buildah, builder, docker, image
+from mlops_build.ci import buildah, builder, docker, engine, image
 from mlops_build.errors import UsageError
 from mlops_build.release.record import Record
 from tests.packaging.world import World
@@ -87,7 +87,7 @@ def test_another_name_is_refused_and_none_at_all_says_what_to_install(
     agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent()
-    with pytest.raises(builder.EngineUnreachable, match="no 'docker' command") as caught:
+    with pytest.raises(engine.EngineUnreachable, match="no 'docker' command") as caught:
         builder.choose().digest_of(NAME)
     assert "install Docker or buildah" in str(caught.value.remedy)
     monkeypatch.setenv("MLOPS_BUILD_ENGINE", "podman")
@@ -195,7 +195,7 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     assert json.loads(done.stdout)["FromImageDigest"] == digest
     assert json.loads(done.stdout)["Docker"]["config"]["Healthcheck"]["Test"] == ["CMD", "/hello"]
     (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
-    with pytest.raises(builder.BuildFailed, match="buildah bud ended with"):
+    with pytest.raises(engine.BuildFailed, match="buildah bud ended with"):
         chosen.build(context, name)
 
 
