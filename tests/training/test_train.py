@@ -33,6 +33,9 @@ def registry(service: Path) -> Registry:
 
 
 def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_path: Path) -> None:
+    settings = (service / "service.yaml").read_text()
+    (service / "service.yaml").write_text(settings.replace("\n  registry: ", "\n  files: [params.yaml]\n  registry: "))
+    git(service, "commit", "--quiet", "--all", "--message=Put the parameters into the image")
     before = git(service, "rev-parse", "HEAD")
     trained = json.loads(mlops_build(service, "train", "--json").stdout)["models"][0]
     head = git(service, "rev-parse", "HEAD")
@@ -58,6 +61,7 @@ def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_pa
     assert {"MLmodel", "predictor.py", "lineage.json", "examples/recorded.json", "environment/requirements.lock"} <= found
     assert {f"environment/wheels/mlops_build-{__version__}-py3-none-any.whl", "environment/environment.json"} <= found
     assert any(path.startswith("environment/wheels/points-") for path in found)
+    assert (made / "environment/files/params.yaml").read_bytes() == (service / "params.yaml").read_bytes()
     assert not [path for path in found if path.endswith((".pkl", ".pickle"))]
     lock = (made / "environment/requirements.lock").read_text()
     assert "--hash=sha256:" in lock
