@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,11 @@ BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
 EXACT = 2**53
 NUMBERS = frozenset((float, int, bool, type(None)))
 PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
+
+
+UNREADABLE = "the body cannot be read; the service's log has the trace"
+
+log = logging.getLogger("mlops_build.serving")
 
 
 class Refusal(Exception):
@@ -122,6 +128,11 @@ class Decoder:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise Refusal("the body is too large once it is read", status=413) from None
+        except Refusal:
+            raise
+        except Exception:  # of pandas or MLflow, at something that was not thought of: the caller's, since it is his body
+            log.warning("a body cannot be read", exc_info=True)
+            raise Refusal(UNREADABLE) from None
 
     # -- for doors that read their bodies themselves (v2.py, images.py) --
 
@@ -335,7 +346,7 @@ class Decoder:
         sent = document[form]
         self._look_for_ragged(form, sent)
         known = self._known_only(form, sent)
-        _refuse(misfit.too_wide(known.get("data") if form == "dataframe_split" and isinstance(known, dict) else known, self._expected))
+        _refuse(misfit.too_wide(form, known, self._expected))
         try:
             if form in ("dataframe_split", "dataframe_records"):
                 data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
@@ -401,9 +412,13 @@ class Decoder:
         if self._schema is not None:
             if self._schema.is_tensor_spec():
                 raise Refusal("this model takes a tensor, which is not read from CSV: send JSON with 'inputs'")
-            for name, one in self._schema.input_dict().items() if self._schema.has_input_names() else ():
-                if getattr(one.type, "name", "") == "datetime":
-                    raise Refusal(f"column {name!r} holds dates, which are not read from CSV: send JSON or Parquet")
+            named = self._schema.has_input_names()
+            for name, one in self._schema.input_dict().items() if named else enumerate(self._schema.inputs):
+                kind = getattr(one.type, "name", "")
+                if kind in ("", "datetime"):
+                    raise Refusal(
+                        f"column {name!r} holds {'dates' if kind else one.type}, which is not read from CSV: send JSON or Parquet"
+                    )
             types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False))
         if self._ragged == "refuse":
             _refuse(_ragged_csv(text))

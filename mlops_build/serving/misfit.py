@@ -115,22 +115,27 @@ def unlike_widths(rows: Any, width: int | None) -> str | None:
     return f"row {wrong} has {widths[wrong]} {'value' if widths[wrong] == 1 else 'values'}; expected {width}, one for each column"
 
 
-def too_wide(rows: Any, expected: int | None) -> str | None:
+def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
     """Why a table is not worth making: a row may be short and name columns that no other row has, and pandas makes a cell for each pair.
 
     expected: columns of the signature; None: there is none.
     """
-    if not isinstance(rows, list) or not rows:
-        return None
-    if all(isinstance(row, dict) for row in rows):
-        width = len({key for row in rows for key in row})
-    elif all(isinstance(row, list) for row in rows):
-        width = max(len(row) for row in rows)
-    else:
-        return None
-    if expected is not None and width > 2 * expected + WIDE:
+    rows, width = sent, 0
+    if form == "dataframe_split":
+        if not isinstance(sent, dict):
+            return None
+        rows = sent.get("data")
+        width = len(sent["columns"]) if isinstance(sent.get("columns"), list) else 0
+    if isinstance(rows, dict):
+        width = max(width, len(rows))
+    elif isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        width = max(width, len({key for row in rows for key in row}))
+    elif isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows):
+        width = max(width, *(len(row) for row in rows))
+    if expected is not None and width > 2 * expected + WIDE and form.startswith("dataframe"):
         return f"{width} columns were sent; expected {expected}"
-    if len(rows) * width > 10 * sum(len(row) for row in rows) + SPARSE:
+    cells = sum(len(row) for row in rows if isinstance(row, list | dict)) if isinstance(rows, list) else 0
+    if isinstance(rows, list) and len(rows) * width > 10 * cells + SPARSE:
         return f"{len(rows)} rows of {width} different columns, nearly all of them empty, are too many"
     return None
 

@@ -402,7 +402,8 @@ def test_a_refusal_says_where_what_was_expected_and_what_came(pairs: dict[str, P
             "d,i,l,o,s\n1,1099511627776,3,true,x\n",
             "row 0, column 'i': '1099511627776' does not fit into integer (-2147483648 to 2147483647)",
         ),
-        ("dates", "i,t,s\n1,2024-02-29,x\n", "column 't' holds dates, which are not read from CSV: send JSON or Parquet"),
+        ("dates", "i,t,s\n1,2024-02-29,x\n", "column 't' holds dates, which is not read from CSV: send JSON or Parquet"),
+        ("nested", "a,o,i\n1,2,3\n", "column 'a' holds Array(long), which is not read from CSV: send JSON or Parquet"),
         ("tensor", "a,b,c\n1,2,3\n", "this model takes a tensor, which is not read from CSV: send JSON with 'inputs'"),
     ],
 )

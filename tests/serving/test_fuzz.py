@@ -1,0 +1,96 @@
+"""Whatever the bytes are, the decoder makes rows of them or refuses them, soon."""
+
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlops_build.serving.decode import UNREADABLE, Decoder, Refusal, Rows
+from tests.serving.bodies import BODIES, JSON, decoders
+
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
+# What stands in bodies, and what tends to be misread.
+PIECES = [
+    *b'{}[]",:-.0123456789eE\\\n\r\t\x00\xff ', b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"9223372036854775808", b'"\\ud800"',
+    b"[[[[", b'{"inputs":', b'"dataframe_split":', b'"columns":[]', b'"data":', b'"params":', b"\xef\xbb\xbf", b'"2024-02-30"', b"1" * 400,
+    b",,,",
+]  # fmt: skip
+CHANGE = st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES) | st.binary(max_size=6))
+CASE = st.tuples(st.integers(0, 7), st.sampled_from(BODIES), st.lists(CHANGE, max_size=6))
+
+
+@pytest.fixture(scope="module")
+def all_decoders(tmp_path_factory: pytest.TempPathFactory) -> list[Decoder]:
+    return decoders(tmp_path_factory.mktemp("fuzz"))
+
+
+def changed(body: bytes, changes: list[tuple[float, int, int | bytes]]) -> bytes:
+    for where, dropped, piece in changes:
+        place = int(where * len(body))
+        body = body[:place] + (bytes([piece]) if isinstance(piece, int) else piece) + body[place + dropped :]
+    return body
+
+
+def verdict(decoder: Decoder, body: bytes, kind: str) -> Rows | Refusal:
+    try:
+        return decoder.decode(body, kind)
+    except Refusal as refused:
+        return refused
+
+
+def fuzz(all_decoders: list[Decoder], examples: int) -> None:
+    seen: list[bool] = []
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(CASE)
+    def one(case: tuple[int, tuple[bytes, str], list[tuple[float, int, int | bytes]]]) -> None:
+        number, (body, kind), changes = case
+        sent = changed(body, changes)
+        began = time.monotonic()
+        found = verdict(all_decoders[number], sent, kind)
+        if isinstance(found, Refusal):
+            assert 400 <= found.status < 500
+            assert 0 < len(found.message) < 1000
+            assert found.message != UNREADABLE, "a fault that only the last resort turned into a refusal"
+        else:
+            assert found.count >= 0
+        seen.append(isinstance(found, Rows))
+        assert time.monotonic() - began < 20, "it hangs"
+
+    one()
+    assert any(seen)
+    assert not all(seen)
+
+
+def test_changed_bodies_are_read_or_refused(all_decoders: list[Decoder]) -> None:
+    fuzz(all_decoders, 400)
+
+
+@pytest.mark.soak
+def test_very_many_changed_bodies_are_read_or_refused(all_decoders: list[Decoder]) -> None:
+    fuzz(all_decoders, 50 * SOAK)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":' + b"[" * 100_000,
+        b'{"inputs":[' + b"[]," * 5_000 + b"[]]}",
+        b'{"inputs":[' + b"1," * 50_000 + b'"x"]}',
+        b'{"dataframe_split":{"columns":["a"],"data":[' + b"[1]," * 5_000 + b"[[]]]}}",
+        b'{"dataframe_records":[' + b'{"i":"x"},' * 5_000 + b"{}]}",
+        b'{"dataframe_split":{"columns":[' + b'"a",' * 20_000 + b'"b"],"data":[]}}',
+        b'{"inputs":' + b"9" * 200_000 + b"}",
+        b'{"inputs":"' + b"\\ud800" * 20_000 + b'"}',
+        b"{" + b",".join(b'"%d":1' % number for number in range(20_000)) + b"}",
+    ],
+    ids=["deep", "empty lists", "a late text", "a late list", "many texts", "one name", "a long number", "surrogates", "many keys"],
+)
+def test_large_nonsense_is_refused_soon(all_decoders: list[Decoder], body: bytes) -> None:
+    for decoder in all_decoders:
+        began = time.monotonic()
+        found = verdict(decoder, body, JSON)
+        assert isinstance(found, Rows) or found.message != UNREADABLE
+        assert time.monotonic() - began < 30, "it hangs"
