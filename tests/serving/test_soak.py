@@ -159,6 +159,7 @@ def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 500, hard))
     options = ["--connections", "4096", "--read", "300"]
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", *options) as server:
+        alive(server)
         before = memory(server)
         old = connect(server)
         old.sendall(request(body(1.5))[:-10])
