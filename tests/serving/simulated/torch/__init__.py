@@ -3,12 +3,14 @@
 Put its folder first on PYTHONPATH. `allocate` is what a model does with its weights: it obeys the process's fraction, as torch's allocator.
 """
 
+import contextlib
 import ctypes
 from types import SimpleNamespace
 from typing import Any
 
 __version__ = "2.9.0+simulated"
 version = SimpleNamespace(cuda="13.0")
+inference_mode = contextlib.nullcontext
 
 
 class OutOfMemoryError(RuntimeError):
