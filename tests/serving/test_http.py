@@ -34,6 +34,8 @@ MODEL = """
             raise ValueError("a secret of the model")
         if (first == -2).any():
             time.sleep(0.5)
+        if (first == -6).any():
+            time.sleep(2)
         if (first == -3).any():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if (first == -4).any():
@@ -42,7 +44,7 @@ MODEL = """
             return [{1, 2}] * len(data)
         return [float(value) for value in first]
 """
-FAILS, SLEEPS, OOM, FATAL, SET = -1, -2, -3, -4, -5
+FAILS, SLEEPS, OOM, FATAL, SET, SLEEPS_LONG = -1, -2, -3, -4, -5, -6
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +295,7 @@ def test_a_caller_that_goes_away_leaves_the_queue(server: Server, padding: int) 
     running = 'mlops_build_requests_in_progress{model="model"}'
     before = value(gone), value(predicted)
     found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS))[0])) for _ in range(2)]  # the second waits, and stays
+    threads = [threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS_LONG))[0])) for _ in range(2)]  # the second waits
     threads[0].start()
     wait(running, 1)
     threads[1].start()

@@ -53,7 +53,8 @@ def test_it_says_what_it_serves_and_where(server: Server) -> None:
     assert "device: the CPU" in log
     assert f"serving points v1, lines v2 on {server.url}\n" in log
     assert server.url.startswith("http://127.0.0.1:")
-    assert len(log.splitlines()) == 2, f"MLflow's own noise: {log}"
+    # The server is shared with other tests, whose requests are logged.
+    assert len([line for line in log.splitlines() if not line.startswith('{"time"')]) == 2, f"MLflow's own noise: {log}"
     document = json.loads(server.out.read_text())
     assert document["url"] == server.url
     assert [(model["name"], model["version"]) for model in document["models"]] == [("points", 1), ("lines", 2)]
