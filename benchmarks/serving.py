@@ -38,6 +38,7 @@ BESIDE = ROOT / "benchmarks/serving_beside"
 RESULT = Path(__file__).with_suffix(".json")
 PICTURE = ROOT / "docs/reference/serving.svg"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlops-build/benchmark-serving"
+UV = str(Path(sys.executable).with_name("uv"))  # also where .venv is not activated
 RIVALS = ["litserve==0.2.19", "bentoml==1.4.40"]
 CLIENTS = (1, 8, 64)
 # tab: 32 named columns. tabt: the same network, one tensor. img: a conv net on 3×64×64.
@@ -117,8 +118,8 @@ def environment(name: str, packages: Sequence[str]) -> None:
             settings.setdefault(ours, settings[theirs].replace(" ", ",") if ours == "UV_FIND_LINKS" else settings[theirs])
     backend = [] if "UV_FIND_LINKS" in settings else ["--torch-backend=cpu"]
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(folder)], env=settings, check=True)
-    install = ["uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", python(name), *backend]
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(folder)], env=settings, check=True)
+    install = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", python(name), *backend]
     subprocess.run([*install, *packages], env=settings, cwd=ROOT, check=True)
     stamp.write_text(wanted)
 
