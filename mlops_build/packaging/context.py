@@ -5,7 +5,6 @@
 It is staged beside its destination and renamed into place, so that there is never half a context.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -130,7 +129,7 @@ def write_context(
         said = labels(chosen, made, [staged / model.path for model in models])
         files_of = models[0].name if (first / FILES).is_dir() else None
         (staged / "Dockerfile").write_text(dockerfile(chosen, made, said, files=files_of, wheelhouse=house is not None))
-        hashed = {wheel: _sha256(first / WHEELS / wheel) for wheel in needs[0].wheels}
+        hashed = {wheel: files.file_digest(first / WHEELS / wheel) for wheel in needs[0].wheels}
         (staged / sbom.FILE).write_text(sbom.as_text(sbom.sbom(chosen, made, needs[0].lock, hashed, said)))
         (staged / ".dockerignore").write_text(DOCKERIGNORE)
         (staged / contents.FILE).write_text(json.dumps(made.as_json(), indent=1) + "\n")
@@ -210,7 +209,7 @@ def _needs(folder: Path, name: str) -> Needs:
         grammar.torch_version(found.get("torch"), f"{name}: torch"),
         grammar.lock(locked, f"{name}: {LOCK}"),
         tuple(wheels),
-        {name: _sha256(path) for name, path in _code(folder, wheels)},
+        {name: files.file_digest(path) for name, path in _code(folder, wheels)},
     )
 
 
@@ -218,10 +217,6 @@ def _code(folder: Path, wheels: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """What of a version is the service's own: its wheels, and the files of its repository."""
     yield from ((wheel, folder / WHEELS / wheel) for wheel in wheels if not wheel.startswith("mlops_build-"))
     yield from ((path.relative_to(folder).as_posix(), path) for path in sorted((folder / FILES).rglob("*")) if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _wanted(recipe: Recipe, needs: Needs) -> wheelhouse.Wanted:

@@ -10,7 +10,6 @@ import random
 import re
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full, Gone
-from mlops_build.serving.decode import Decoder, Refusal, Rows
+from mlops_build.serving.decode import Decoder, Rows
 from mlops_build.serving.encode import Unencodable, encode
 from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.protocol import GONE, ON_GONE
+from mlops_build.serving.refusal import Refusal, inflated, too_large
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.tokens import Tokens
@@ -295,7 +295,7 @@ class Service:
                     body = await _body(receive, scope["headers"], self._settings.body_limit, held)
                     door.batcher.admit()
                     if head.encoding:
-                        body = _inflated(body, head.encoding, self._settings.body_limit)
+                        body = inflated(body, head.encoding, self._settings.body_limit)
                         held.add(len(body))
                     if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(head.kind)):
                         wanted, write = await asyncio.to_thread(door.read, body, head)
@@ -377,7 +377,7 @@ async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit:
     """Raises Refusal (413) as soon as it is known to be too large, Gone, and Full where too much is held for others."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
     message = await receive()
     body: bytes = message.get("body", b"")
     held.add(len(body))
@@ -391,32 +391,13 @@ async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit:
             held.add(len(parts[-1]))
             size += len(parts[-1])
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
         body = b"".join(parts)
     if message["type"] == "http.disconnect":
         raise Gone
     if len(body) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     return body
-
-
-def _inflated(body: bytes, encoding: bytes, limit: int) -> bytes:
-    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise Refusal(f"Content-Encoding is {encoding.decode('latin-1')[:40]!r}; this service reads gzip and deflate", status=415)
-    inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, as the first bytes say
-    try:
-        found = inflate.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Refusal(f"the body is not {encoding.decode('latin-1')}: {error}") from None
-    if len(found) > limit:
-        raise _too_large(limit)
-    if not inflate.eof:
-        raise Refusal(f"the body ends in the midst of its {encoding.decode('latin-1')} stream")
-    return found
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(f"the body is larger than {limit} bytes: send fewer rows at once", status=413)
 
 
 def _json(document: Mapping[str, Any]) -> Answer:

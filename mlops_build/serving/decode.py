@@ -25,10 +25,10 @@ import orjson
 from mlops_build.serving import misfit
 from mlops_build.serving.misfit import INTEGERS, SHOWN, shape, short
 from mlops_build.serving.pack import packed
+from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
 # Whole numbers up to here are exact in a float64.
 EXACT = 2**53
 NUMBERS = frozenset((float, int, bool, type(None)))
@@ -38,14 +38,6 @@ PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "b
 UNREADABLE = "the body cannot be read; the service's log has the trace"
 
 log = logging.getLogger("mlops_build.serving")
-
-
-class Refusal(Exception):
-    """The caller's fault. status: 400, 413 or 415. code: MLflow's error_code."""
-
-    def __init__(self, message: str, *, status: int = 400, code: str = BAD_REQUEST) -> None:
-        super().__init__(message)
-        self.message, self.status, self.code = message, status, code
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from mlops_build.serving.decode import Decoder, Refusal, Rows
+from mlops_build.serving.decode import Decoder, Rows
 from mlops_build.serving.misfit import INTEGERS
+from mlops_build.serving.refusal import Refusal
 
 PARTS = 10_000  # each costs microseconds, and may be 60 bytes long
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?")

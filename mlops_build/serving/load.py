@@ -200,8 +200,9 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     ready. Then look whether requests may be predicted together. Raises CannotLoad."""
     if loaded.recorded is None:
         return
-    from mlops_build.serving.decode import JSON, Decoder, Refusal
+    from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import Unencodable, encode
+    from mlops_build.serving.refusal import Refusal
 
     wrong = None
     try:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mlops_build.serving import network
-from mlops_build.serving.decode import BAD_REQUEST, Refusal, Rows
+from mlops_build.serving.decode import Rows
 from mlops_build.serving.encode import plain
+from mlops_build.serving.refusal import BAD_REQUEST, Refusal
 
 # How far the answers of rows that were asked together may be from those of rows asked alone: kernels add up in another order.
 RELATIVE, ABSOLUTE = 1e-3, 1e-5

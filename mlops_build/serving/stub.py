@@ -9,7 +9,6 @@ import io
 import json
 import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,10 +21,10 @@ from mlops_build.model.openapi import Described
 from mlops_build.packaging import contents
 from mlops_build.serving import json_schema
 from mlops_build.serving.json_schema import Problem
+from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated, too_large
 
 JSON, CSV = "application/json", "text/csv"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
 # What can be asked for, with the error_code that the service has for it.
 FAULTS = {
     400: BAD_REQUEST,
@@ -62,14 +61,6 @@ class Answer:
     body: bytes
     kind: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
-
-
-class Refusal(Exception):
-    """The caller's fault."""
-
-    def __init__(self, message: str, *, status: int = 400, code: str = BAD_REQUEST) -> None:
-        super().__init__(message)
-        self.message, self.status, self.code = message, status, code
 
 
 def document_of(what: Path) -> dict[str, Any]:
@@ -188,7 +179,9 @@ class Stub:
 
     def _invocation(self, model: Described, headers: Mapping[str, str], body: bytes) -> Answer:
         kind = _media_type(headers.get("content-type"))
-        body = _inflated(body, headers.get("content-encoding", "").strip().lower())
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            body = inflated(body, encoding.encode("latin-1", "replace"), BODY_LIMIT)
         schema = self._schemas[model.name]
         asked = _records(_text(body), _row(schema)) if kind == CSV else _parsed(_text(body))
         form = _form(asked)
@@ -279,23 +272,6 @@ def _media_type(header: str | None) -> str:
     if kind not in (JSON, CSV):
         raise Refusal(f"Content-Type is {kind[:60] or 'none'}; this stub reads {JSON} and {CSV}", status=415)
     return kind
-
-
-def _inflated(body: bytes, encoding: str) -> bytes:
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Refusal(f"Content-Encoding is {encoding[:40]!r}; gzip and deflate are read here", status=415)
-    inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, as the first bytes say
-    try:
-        found = inflate.decompress(body, BODY_LIMIT + 1)
-    except zlib.error as error:
-        raise Refusal(f"the body is not {encoding}: {error}") from None
-    if len(found) > BODY_LIMIT:
-        raise Refusal(f"the body is larger than {BODY_LIMIT} bytes: send fewer rows at once", status=413)
-    if not inflate.eof:
-        raise Refusal(f"the body ends in the midst of its {encoding} stream")
-    return found
 
 
 def _text(body: bytes) -> str:
@@ -405,7 +381,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not size.isdecimal() or len(size) > 15:
             raise Refusal("Content-Length is no number")
         if int(size) > BODY_LIMIT:
-            raise _too_large()
+            raise too_large(BODY_LIMIT)
         body = self.rfile.read(int(size))
         if len(body) < int(size):
             raise Refusal("the body ends before its Content-Length")
@@ -421,7 +397,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refusal("the body's chunks cannot be read") from None
             size += length
             if length < 0 or size > BODY_LIMIT:
-                raise _too_large()
+                raise too_large(BODY_LIMIT)
             found.append(self.rfile.read(length))
             if not length:
                 break
@@ -451,10 +427,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class calls it so)
         """Nothing: the caller's tests have a log of their own."""
-
-
-def _too_large() -> Refusal:
-    return Refusal(f"the body is larger than {BODY_LIMIT} bytes: send fewer rows at once", status=413)
 
 
 class Server(ThreadingHTTPServer):

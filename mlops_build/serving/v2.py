@@ -20,8 +20,9 @@ import orjson
 
 from mlops_build import __version__
 from mlops_build.serving.answer import JSON, Answer
-from mlops_build.serving.decode import Decoder, Refusal, Rows
+from mlops_build.serving.decode import Decoder, Rows
 from mlops_build.serving.encode import encode, plain
+from mlops_build.serving.refusal import Refusal
 
 BYTES = "BYTES"
 # As they lie in a binary body: little-endian.

@@ -6,7 +6,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["mlops_build.serving"]):
-    from mlops_build.serving.decode import UNREADABLE, Refusal
+    from mlops_build.serving.decode import UNREADABLE
+    from mlops_build.serving.refusal import Refusal
     from tests.serving.bodies import BODIES, CSV, JSON, decoders
 
 DECODERS = decoders()

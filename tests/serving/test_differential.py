@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
-from mlops_build.serving.decode import Decoder, Refusal
+from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
 from mlops_build.serving.predictor import Predictor
+from mlops_build.serving.refusal import Refusal
 from tests.serving import models
 
 JSON, PARQUET = "application/json", "application/vnd.apache.parquet"

@@ -16,9 +16,10 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
-from mlops_build.serving.decode import Decoder, Refusal
+from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
 from mlops_build.serving.predictor import Predictor
+from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.v2 import DTYPES, V2
 from tests.serving import models
 from tests.serving.conftest import Server
