@@ -7,6 +7,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ RETRY = {429, 503, 504}
 BODY_LIMIT = 16 * 2**20
 LONGEST_DELAY_MS = 120_000
 IDLE_SECONDS = 60
+DIGITS = re.compile("[0-9]+")
 
 
 class NoContract(Refused):
@@ -207,13 +209,19 @@ class Stub:
         except Refusal as error:
             return Problem(_form(asked), error.message, "size")
         dates = [name for name, one in row.get("properties", {}).items() if one.get("format") == "date-time"]
+        written: dict[str, str] = {}  # how the first date of each column is
         for place, cells in enumerate(rows):
             where = f"{_form(asked)}, row {place}"
             if "dataframe_split" in asked and (found := json_schema.problem(cells, row, self._document, where)):
                 return found
             for name in dates:
-                if isinstance(cells.get(name), str) and not _is_date(cells[name]):
-                    return Problem(f"{where}.{name}", f"{cells[name][:40]!r} is no date, such as 2026-11-28T18:05:00, without a zone")
+                text = cells.get(name)
+                if not isinstance(text, str):
+                    continue
+                if not _is_date(text):
+                    return Problem(f"{where}.{name}", f"{text[:40]!r} is no date, such as 2026-11-28T18:05:00, without a zone")
+                if written.setdefault(name, DIGITS.sub("0", text)) != DIGITS.sub("0", text):  # pandas reads all as it reads the first
+                    return Problem(f"{where}.{name}", f"{text[:40]!r} is written otherwise than the first date of its column")
         return None
 
 

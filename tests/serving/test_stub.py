@@ -273,6 +273,15 @@ def test_what_the_stub_takes_the_service_takes(both: dict[str, tuple[Pair, Stub]
     assert seen[400, 400] >= 60, seen
 
 
+def test_dates_of_one_column_are_written_alike(both: dict[str, tuple[Pair, Stub]]) -> None:
+    pair, stub = both["dates"]
+    for other, status in (("2001-02-03T04:05:06", 200), ("2001-02-03T04:05:06.5", 400), ("2001-02-03", 400)):
+        split = {"columns": ["t", "s", "i"], "data": [["2000-01-01T00:00:00", "", 0], [other, "", 0]]}
+        sent = json.dumps({"dataframe_split": split}).encode()
+        ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent)
+        assert (ours.status, pair.ours(sent, "application/json")[0]) == (status, status), ours.body
+
+
 def test_the_real_server_and_the_stub_side_by_side(context: Path, tmp_path: Path) -> None:
     document = document_of(context)
     example = openapi.parse(document)[0].recorded
