@@ -48,9 +48,7 @@ def digest_of(image: str) -> str | None:
         # Minutes for a large image, so without the limit of a command that only asks.
         command = [_client(), "pull", "--quiet", "--policy", "always", *_insecure(image), f"docker://{image}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=engine.BUILD_SECONDS, check=False)
-        digest = (
-            "" if done.returncode else _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).stdout.strip()
-        )
+        digest = "" if done.returncode else _digest_of_pulled(image)
     if not engine.found(image, done, "buildah login"):
         return None
     if not DIGEST.fullmatch(digest):

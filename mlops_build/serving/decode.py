@@ -157,10 +157,6 @@ class Decoder:
         """The names of those that the model knows."""
         return [one.name for one in self._params_schema.params] if self._params_schema is not None else []
 
-    def params(self, params: Any) -> dict[str, Any] | None:
-        """Checked, with defaults. Raises Refusal."""
-        return self._params(params)
-
     def document(self, document: dict[str, Any]) -> Rows:
         """What a JSON body of this content means to MLflow. Raises Refusal."""
         return self._rest(document, [key for key in document if key in FORMS])
@@ -187,7 +183,7 @@ class Decoder:
         )
         if found is None:
             return self._rest(document, forms)
-        found.params = self._params(document.get("params"))
+        found.params = self.params(document.get("params"))
         return found
 
     def _quick_tensor(self, data: Any) -> Rows | None:
@@ -243,11 +239,8 @@ class Decoder:
         if type(columns) is not list or type(rows) is not list:
             return None
         width = len(columns)
-        for row in rows:
-            if type(row) is not list:
-                return None
-            if len(row) != width:
-                return None
+        if any(type(row) is not list or len(row) != width for row in rows):
+            return None
         if columns == self._names:
             return rows
         places = {name: place for place, name in enumerate(columns) if type(name) is str}
@@ -301,7 +294,8 @@ class Decoder:
                 columns.append(values if kind == "string" else [_base64(value, name, row) for row, value in enumerate(values)])
         return Rows("columns", columns, len(rows))
 
-    def _params(self, params: Any) -> dict[str, Any] | None:
+    def params(self, params: Any) -> dict[str, Any] | None:
+        """Checked, with defaults. Raises Refusal."""
         if self._params_schema is None:
             return None if params is None else {}
         from mlflow.exceptions import MlflowException
