@@ -8,7 +8,6 @@ import asyncio
 import logging
 import random
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -20,6 +19,7 @@ import orjson
 
 from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
+from mlops_build.serving.access_log import AccessLog
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full, Gone
 from mlops_build.serving.decode import Decoder, Rows
@@ -28,7 +28,7 @@ from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
-from mlops_build.serving.protocol import GONE, ON_GONE
+from mlops_build.serving.protocol import GONE, ON_GONE, SMALL_BYTES, Ask, Tell, whole
 from mlops_build.serving.refusal import Refusal, inflated, too_large
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
@@ -64,6 +64,7 @@ class Head(NamedTuple):
     encoding: bytes
     request_id: bytes  # the caller's, if it may stand in a log
     json_bytes: bytes | None  # Inference-Header-Content-Length
+    length: int | None  # of the body, where it is announced
 
 
 # An answer of the model as what is sent.
@@ -78,6 +79,17 @@ class Door:
     batcher: Batcher
     read: Callable[[bytes, Head], tuple[Rows, Write]]
     error: Callable[[int, str, str, tuple[tuple[bytes, bytes], ...]], Answer]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request to a model. began: time.perf_counter()."""
+
+    door: Door
+    head: Head
+    caller: str | None  # the name of the token
+    began: float
+    rows: int = 0
 
 
 class Bodies:
@@ -124,8 +136,10 @@ class Service:
         self._metrics = Metrics(serving, lease)
         self.on_fatal: Callable[[], None] = lambda: None
         self._bodies = Bodies(BODIES * self._settings.body_limit)
+        self._small = min(SMALL_BYTES, self._settings.body_limit)
+        self._log = AccessLog() if self._settings.access_log else None
+        self._running: Counter[str] = Counter()  # by model
         self._refused: Counter[str] = Counter()  # by model, not counted yet
-        self._fulls: dict[tuple[bytes, int], tuple[bytes, bytes]] = {}
         self._doors: dict[str, Door] = {}
         self._plain: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._plain["/v2"] = _json(v2.SERVER)
@@ -160,43 +174,40 @@ class Service:
         else:
             await _send(send, self._other(scope), head=scope["method"] == "HEAD")
 
-    def refusal(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        """The whole HTTP answer to a request whose queue is full; None where it is not. Asked before there is a task for it: under overload
-        most of the work would be to refuse."""
+    def begin(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | Ask | None:
+        """What becomes of a request of which only the head has come, before there is a task for it.
+
+        The whole HTTP answer where its queue is full: under overload most of the work would be to refuse. How to ask, once it is here
+        whole, if it is one of the many small plain ones: a task and ASGI's messages would be a third of the work for it. None for all
+        others, which go through `__call__`.
+        """
         door = self._targets.get(target)
         if door is None or method != b"POST":
             return None
+        head = _head(headers)
         try:
             door.batcher.expect()
         except Full as full:
             if not self._refused:
                 asyncio.get_running_loop().call_later(1.0, self._count_refused)
             self._refused[door.loaded.name] += 1
-            head, said = self._full(target, door, max(1, round(full.seconds)))
-            for name, value in headers:
-                if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-                    return head + b"x-request-id: " + value + b"\r\n\r\n" + said
-            return head + b"\r\n" + said
-        return None
-
-    def _full(self, target: bytes, door: Door, seconds: int) -> tuple[bytes, bytes]:
-        """Head and body of this refusal; made once, since there is one for each second that it may speak of."""
-        made = self._fulls.get((target, seconds))
-        if made is None:
-            answer = _full(door, seconds)
-            lines = [b"HTTP/1.1 429 Too Many Requests", b"content-type: " + answer.kind, b"content-length: %d" % len(answer.body)]
-            head = b"\r\n".join([*lines, *(name + b": " + value for name, value in answer.headers), b""])
-            made = self._fulls[target, seconds] = head, answer.body
-        return made
+            return whole(_full(door, max(1, round(full.seconds))), b"x-request-id: " + head.request_id)
+        if head.length is None or head.length > self._small or head.encoding or _is_form(head.kind):
+            return None
+        caller = None
+        if self._tokens is not None:
+            caller = self._tokens.caller(headers)
+            if caller is None:
+                return None
+        return partial(self._ask, door, head, caller)
 
     def _count_refused(self) -> None:
         """Once a second for all that were refused unread, with one line for them: an overloaded service has no time for each."""
         for name, requests in self._refused.items():
             self._metrics.refused[name, "queue full"].inc(requests)
             self._metrics.count(name, 429, requests)
-            if self._settings.access_log:
-                line = {"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests}
-                sys.stderr.write(orjson.dumps(line).decode() + "\n")
+            if self._log:
+                self._log.add({"model": name, "status": 429, "requests": requests})
         self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
@@ -215,6 +226,7 @@ class Service:
 
         batcher.on_batch = measured
         self._metrics.queued[loaded.name].set_function(lambda: batcher.queued)
+        self._metrics.running[loaded.name].set_function(lambda: self._running[loaded.name])
         return batcher
 
     def _mlflow(self, loaded: Loaded, decoder: Decoder, raw: Raw, batcher: Batcher, *, first: bool) -> None:
@@ -257,8 +269,8 @@ class Service:
         if door is not None:
             self._metrics.refused[door.loaded.name, "no valid token"].inc()
             self._metrics.count(door.loaded.name, 401)
-            if self._settings.access_log:
-                _log_access(head.request_id, door.loaded, answer, 0, 0.0)
+            if self._log:
+                self._log.add(_line(Call(door, head, None, 0.0), answer, 0.0))
         await _send(send, answer, head.request_id, head=scope["method"] == "HEAD")
 
     def _other(self, scope: Scope) -> Answer:
@@ -283,40 +295,67 @@ class Service:
         return Answer(404, b'{"detail":"Not Found"}')
 
     async def _invocation(self, door: Door, scope: Scope, receive: Receive, send: Send, caller: str | None) -> None:
-        name, metrics = door.loaded.name, self._metrics
-        began = time.perf_counter()
-        running = metrics.running[name]
-        running.inc()
-        head = _head(scope["headers"])
-        rows = 0
+        call = Call(door, _head(scope["headers"]), caller, time.perf_counter())
+        self._running[door.loaded.name] += 1
         try:
             try:
                 with Held(self._bodies) as held:
-                    body = await _body(receive, scope["headers"], self._settings.body_limit, held)
+                    body = await _body(receive, call.head.length, self._settings.body_limit, held)
                     door.batcher.admit()
-                    if head.encoding:
-                        body = inflated(body, head.encoding, self._settings.body_limit)
+                    if call.head.encoding:
+                        body = inflated(body, call.head.encoding, self._settings.body_limit)
                         held.add(len(body))
-                    if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(head.kind)):
-                        wanted, write = await asyncio.to_thread(door.read, body, head)
+                    if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(call.head.kind)):
+                        wanted, write = await asyncio.to_thread(door.read, body, call.head)
                     else:
-                        wanted, write = door.read(body, head)
+                        wanted, write = door.read(body, call.head)
                 del body
-                rows = wanted.count
+                call.rows = wanted.count
                 if scope.get(GONE):  # while its body was read in another thread
                     raise Gone
-                waits = asyncio.get_running_loop().create_future()
+                waits = door.batcher.put(wanted, self._settings.deadline)
                 scope[ON_GONE] = partial(_gone, waits)
-                answer = write(await door.batcher.submit(wanted, self._settings.deadline, waits))
+                answer = write(await waits)
             except Exception as error:
                 answer = self._failed(door, error)
-            metrics.seconds[name].observe(time.perf_counter() - began)
-            metrics.count(name, answer.status)
+            self._count(call, answer)
         finally:
-            running.dec()
-        if self._settings.access_log:
-            _log_access(head.request_id, door.loaded, answer, rows, time.perf_counter() - began, caller)
-        await _send(send, answer, head.request_id)
+            self._running[door.loaded.name] -= 1
+        await _send(send, answer, call.head.request_id)
+
+    def _ask(self, door: Door, head: Head, caller: str | None, body: bytes, tell: Tell) -> Callable[[], None] | None:
+        """As `_invocation`, for a small body that is here. Returns what is called when the caller goes away."""
+        call = Call(door, head, caller, time.perf_counter())
+        self._running[door.loaded.name] += 1
+        try:
+            door.batcher.admit()
+            wanted, write = door.read(body, head)
+            call.rows = wanted.count
+            waits = door.batcher.put(wanted, self._settings.deadline)
+        except Exception as error:
+            self._tell(call, self._failed(door, error), tell)
+            return None
+        waits.add_done_callback(partial(self._asked, call, write, tell))
+        return partial(_gone, waits)
+
+    def _asked(self, call: Call, write: Write, tell: Tell, waits: "asyncio.Future[Any]") -> None:
+        try:
+            answer = write(waits.result())
+        except Exception as error:
+            answer = self._failed(call.door, error)
+        self._tell(call, answer, tell)
+
+    def _tell(self, call: Call, answer: Answer, tell: Tell) -> None:
+        self._running[call.door.loaded.name] -= 1
+        self._count(call, answer)
+        tell(answer, call.head.request_id)
+
+    def _count(self, call: Call, answer: Answer) -> None:
+        name, seconds = call.door.loaded.name, time.perf_counter() - call.began
+        self._metrics.seconds[name].observe(seconds)
+        self._metrics.count(name, answer.status)
+        if self._log:
+            self._log.add(_line(call, answer, seconds))
 
     def _failed(self, door: Door, failure: Exception) -> Answer:
         name, error = door.loaded.name, door.error
@@ -360,24 +399,26 @@ def _full(door: Door, seconds: int) -> Answer:
 
 
 def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
-    kind, encoding, request_id, json_bytes = None, b"", b"", None
+    kind, encoding, request_id, json_bytes, length = None, b"", b"", None, None
     for name, value in headers:
         if name == b"content-type":
             kind = value.decode("latin-1")
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() and len(value) < 20 else None
         elif name == b"content-encoding":
             encoding = value.strip().lower()
-        elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            request_id = value
+        elif name == b"x-request-id":
+            request_id = value if REQUEST_ID.fullmatch(value) else b""
         elif name == v2.LENGTH:
             json_bytes = value.strip()
-    return Head(kind, b"" if encoding == b"identity" else encoding, request_id or b"%016x" % NUMBERS.getrandbits(64), json_bytes)
+    encoding = b"" if encoding == b"identity" else encoding
+    return Head(kind, encoding, request_id or b"%016x" % NUMBERS.getrandbits(64), json_bytes, length)
 
 
-async def _body(receive: Receive, headers: Sequence[tuple[bytes, bytes]], limit: int, held: "Held") -> bytes:
+async def _body(receive: Receive, length: int | None, limit: int, held: "Held") -> bytes:
     """Raises Refusal (413) as soon as it is known to be too large, Gone, and Full where too much is held for others."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise too_large(limit)
+    if length is not None and length > limit:
+        raise too_large(limit)
     message = await receive()
     body: bytes = message.get("body", b"")
     held.add(len(body))
@@ -431,17 +472,17 @@ async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bo
     await send({"type": "http.response.body", "body": b"" if head else answer.body})
 
 
-def _log_access(request_id: bytes, loaded: Loaded, answer: Answer, rows: int, seconds: float, caller: str | None = None) -> None:
-    """One line of JSON on stderr; nothing of what was sent or answered. caller: the name of the token."""
+def _line(call: Call, answer: Answer, seconds: float) -> dict[str, Any]:
+    """Of the access log; nothing of what was sent or answered."""
     line = {
-        "time": round(time.time(), 3),
-        "request_id": request_id.decode(),
-        "model": loaded.name,
-        "version": loaded.version,
+        "request_id": call.head.request_id.decode(),
+        "model": call.door.loaded.name,
+        "version": call.door.loaded.version,
         "status": answer.status,
-        "rows": rows,
+        "rows": call.rows,
         "bytes": len(answer.body),
         "ms": round(seconds * 1000, 2),
-        **({} if caller is None else {"caller": caller}),
     }
-    sys.stderr.write(orjson.dumps(line).decode() + "\n")
+    if call.caller is not None:
+        line["caller"] = call.caller
+    return line

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlops_build.serving.decode import Rows
@@ -39,6 +40,7 @@ class _Waiting:
     rows: Rows
     future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
+    timer: asyncio.TimerHandle
     queued: bool = True
 
 
@@ -64,26 +66,24 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
         self._thread.start()
 
-    async def submit(self, rows: Rows, seconds: float, future: "asyncio.Future[Any] | None" = None) -> Any:
-        """The answer to these rows. seconds: how long that may take. future: of the running loop; an exception set to it (Gone) takes the
-        rows out of the queue, while what is being predicted goes on. Raises Full, DeadlinePassed, that exception, and what the prediction
-        raised."""
+    def put(self, rows: Rows, seconds: float) -> "asyncio.Future[Any]":
+        """The future answer to these rows: what the prediction gave or raised, or DeadlinePassed.
+
+        seconds: how long that may take. An exception set to the future (Gone) takes the rows out of the queue, while what is being
+        predicted goes on. Raises Full.
+        """
         self.admit(rows.count)
         loop = asyncio.get_running_loop()
-        one = _Waiting(rows, future or loop.create_future(), loop)
-        timer = loop.call_later(seconds, _expire, one.future)
+        future = loop.create_future()
+        one = _Waiting(rows, future, loop, loop.call_later(seconds, _expire, future))
+        future.add_done_callback(partial(self._end, one))
         with self._lock:
             self._waiting[one] = None
             self.queued += rows.count
             begin, self._idle = self._idle, False
         if begin:
             loop.call_soon(self._wake.release)  # what other sockets bring in this turn of the loop comes along
-        try:
-            return await one.future
-        finally:
-            timer.cancel()
-            if one.queued:
-                self._leave(one)
+        return future
 
     def admit(self, rows: int = 1) -> None:
         """Whether so many rows would be taken now. Raises Full. Asked before a body is read, too, since reading it costs more than
@@ -108,10 +108,12 @@ class Batcher:
         self._wake.release()
         self._thread.join(timeout=60)
 
-    def _leave(self, one: _Waiting) -> None:
-        with self._lock:
-            if one.queued:  # the thread may have taken it meanwhile
-                self._take(one)
+    def _end(self, one: _Waiting, _: object) -> None:
+        one.timer.cancel()
+        if one.queued:
+            with self._lock:
+                if one.queued:  # the thread may have taken it meanwhile
+                    self._take(one)
 
     def _take(self, one: _Waiting) -> None:
         del self._waiting[one]

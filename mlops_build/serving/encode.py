@@ -27,7 +27,7 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, pd.DataFrame):
         names = [name if isinstance(name, str) else json.dumps(_key(name)) for name in answer.columns]
         if len(set(names)) == len(names):
-            columns = [answer.iloc[:, place].tolist() for place in range(len(names))]
+            columns = [column.tolist() for _, column in answer.items()]
             return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")
     if isinstance(answer, np.ndarray):

@@ -9,17 +9,23 @@ costs it as much as an answer. Here
 * a connection too many is told 503 at once; those that are there go on;
 * a request for a full queue is refused once its head is read, before there is a task for it, and who asks again at once is heard a little
   later;
+* a small request goes to the app without a task, and its answer to the socket in one piece;
 * a caller who hangs up takes the request along: nothing is computed for nobody.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HIGH_WATER_LIMIT, STATUS_LINE, HttpToolsProtocol
 
+from mlops_build.serving.answer import Answer
+
+# Of a body that is kept until it is here whole, without its caller being slowed down.
+SMALL_BYTES: int = HIGH_WATER_LIMIT
 HEAD_BYTES = 64 * 1024
 PIPELINED = 64
 # Longer than the 60 s that nginx and most ingresses keep theirs: who closes first loses the request that is on its way just then.
@@ -39,31 +45,50 @@ AGAIN_SECONDS = 0.1
 GONE = "mlops_build.gone"
 ON_GONE = "mlops_build.on_gone"
 
-# Method, target and headers of a request: the whole answer if it is refused unread.
-Refuse = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], bytes | None]
+# Takes the answer to a request, and the request's id.
+Tell = Callable[[Answer, bytes], None]
+# Asks what a body asks; returns what is called when its caller goes away.
+Ask = Callable[[bytes, Tell], Callable[[], None] | None]
+# Method, target and headers of a request: the whole answer if it is refused unread; how to ask it if it is small; None for a task.
+Begin = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], bytes | Ask | None]
 
 
-class _Answered:
-    """Stands for the request of a connection that was answered without a task."""
+class _Taskless:
+    """Stands for the task of a request that has none. Guards whether it is answered. ask: None where it was answered unread."""
 
-    response_complete = True
-    message_event = asyncio.Event()  # set when the connection is lost; nobody waits
+    disconnected = False
+    message_event = asyncio.Event()  # uvicorn sets it; nobody waits
 
-
-ANSWERED = _Answered()
-
-
-def _whole(status: bytes, said: bytes, *more: bytes) -> bytes:
-    head = [b"HTTP/1.1 " + status, b"content-type: text/plain; charset=utf-8", b"content-length: %d" % len(said), b"connection: close"]
-    return b"\r\n".join([*head, *more, b"", said])
-
-
-TOO_MANY = _whole(b"503 Service Unavailable", b"too many connections: ask again later", b"retry-after: 1")
-HEAD_TOO_LARGE = _whole(b"431 Request Header Fields Too Large", b"the request's head is larger than %d bytes" % HEAD_BYTES)
-INVALID = _whole(b"400 Bad Request", b"this is not HTTP, or too many requests at once on one connection")
+    def __init__(self, ask: Ask | None) -> None:
+        self.ask = ask
+        self.response_complete = ask is None
+        self.keep_alive = self.more_body = True
+        self.body = bytearray()
+        self.scope: dict[str, Any] = {}
 
 
-def bounded(seconds: float, connections: int, refuse: Refuse) -> type[HttpToolsProtocol]:
+def whole(answer: Answer, *more: bytes) -> bytes:
+    """An answer as HTTP/1.1 has it. more: header lines."""
+    head = [
+        STATUS_LINE[answer.status] + b"content-type: " + answer.kind,
+        b"content-length: %d" % len(answer.body),
+        *(name + b": " + value for name, value in answer.headers),
+        *more,
+    ]
+    return b"\r\n".join([*head, b"", answer.body])
+
+
+def _last(status: int, said: bytes, *more: bytes) -> bytes:
+    return whole(Answer(status, said, b"text/plain; charset=utf-8"), CLOSE, *more)
+
+
+CLOSE = b"connection: close"
+TOO_MANY = _last(503, b"too many connections: ask again later", b"retry-after: 1")
+HEAD_TOO_LARGE = _last(431, b"the request's head is larger than %d bytes" % HEAD_BYTES)
+INVALID = _last(400, b"this is not HTTP, or too many requests at once on one connection")
+
+
+def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsProtocol]:
     """The class to give to uvicorn. seconds: for a request to arrive, and for its answer to be taken. connections: at most so many."""
 
     refusals: list[tuple[Any, bytes]] = []
@@ -79,6 +104,7 @@ def bounded(seconds: float, connections: int, refuse: Refuse) -> type[HttpToolsP
         _unread: asyncio.TimerHandle | None = None
         _running: Any = None
         _head_bytes: int | None = None  # of the head that is being read
+        _arriving = False  # a part of a request is here; a timer for each that comes in one piece would be a part of its work
         _refused = False
 
         def connection_made(self, transport: Any) -> None:
@@ -110,13 +136,14 @@ def bounded(seconds: float, connections: int, refuse: Refuse) -> type[HttpToolsP
                 pass  # there is nothing to upgrade to: it is answered as it stands
             if self._head_bytes is not None and self._head_bytes > HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
+            elif self._arriving and self._impatience is None and not self._refused:
+                self._wait()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._unset_keepalive_if_required()
             self._head_bytes = 0
-            if self._impatience is None:
-                self._wait()
+            self._arriving = True
 
         def on_header(self, name: bytes, value: bytes) -> None:
             if self._head_bytes is not None:  # else a trailer, which nobody here reads
@@ -126,20 +153,27 @@ def bounded(seconds: float, connections: int, refuse: Refuse) -> type[HttpToolsP
             self._head_bytes = None
             if self._refused or len(self.pipeline) >= PIPELINED:
                 raise ValueError("too many requests wait on this connection")
-            if self._is_idle() and (answer := refuse(self.parser.get_method(), self.url, self.headers)) is not None:
-                self.cycle = ANSWERED
+            found = begin(self.parser.get_method(), self.url, self.headers) if self._is_idle() else None
+            if isinstance(found, bytes):
+                self.cycle = _Taskless(None)
                 self.server_state.total_requests += 1
-                self._refused = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+                self._refused = not self._is_kept()
                 if not refusals:
                     self.loop.call_later(TOGETHER_SECONDS, tell)
-                refusals.append((self, answer))
+                refusals.append((self, found))
+            elif found is not None and self._is_kept() and not self.expect_100_continue and not self.flow.write_paused:
+                self.cycle = self._running = _Taskless(found)
             else:
                 super().on_headers_complete()
 
         def on_message_complete(self) -> None:
+            self._arriving = False
             self._stop()
             super().on_message_complete()
-            if self._is_idle() and not self.transport.is_closing():
+            cycle = self.cycle
+            if isinstance(cycle, _Taskless) and cycle.ask is not None:
+                cycle.scope[ON_GONE] = cycle.ask(bytes(cycle.body), partial(self._answer, cycle))
+            elif self._is_idle() and not self.transport.is_closing():
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
         def on_response_complete(self) -> None:
@@ -160,6 +194,19 @@ def bounded(seconds: float, connections: int, refuse: Refuse) -> type[HttpToolsP
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._running = cycle
             super()._start_asgi_task(cycle, app)
+
+        def _answer(self, cycle: _Taskless, answer: Answer, request_id: bytes) -> None:
+            cycle.response_complete = True
+            if self.transport.is_closing():
+                return
+            self.transport.write(whole(answer, b"x-request-id: " + request_id, *([] if cycle.keep_alive else [CLOSE])))
+            if not cycle.keep_alive:
+                self.transport.close()
+            self.on_response_complete()
+
+        def _is_kept(self) -> bool:
+            """Whether the connection goes on after this request, and as HTTP."""
+            return bool(self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive() and not self.parser.should_upgrade())
 
         def _is_idle(self) -> bool:
             return (self.cycle is None or self.cycle.response_complete) and not self.pipeline

@@ -94,7 +94,7 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
         access_log=False,
         lifespan="off",
         loop="uvloop",
-        http=bounded(settings.read, connections, app.refusal),
+        http=bounded(settings.read, connections, app.begin),
         ws="none",
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,14 +47,8 @@ class Server:
     def __init__(self, process: "subprocess.Popen[str]", log: Path, out: Path) -> None:
         self.process, self.log, self.out = process, log, out
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> "re.Match[str]":
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := re.search(pattern, self.log.read_text()):
-                return found
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-        raise AssertionError(f"{pattern!r} was not said within {seconds} s:\n{self.log.read_text()}")
+    def wait_for(self, pattern: str) -> "re.Match[str]":
+        return said(self.log, pattern, lambda: self.process.poll() is None)
 
     @property
     def url(self) -> str:
@@ -63,6 +57,17 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout=30)
+
+
+def said(log: Path, pattern: str, alive: Callable[[], bool] = lambda: True, seconds: float = 60) -> "re.Match[str]":
+    """The first place in a log where it stands, once it does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := re.search(pattern, log.read_text()):
+            return found
+        assert alive(), log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{pattern!r} was not said within {seconds} s:\n{log.read_text()}")
 
 
 @contextmanager

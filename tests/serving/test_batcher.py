@@ -33,30 +33,27 @@ def test_who_goes_away_leaves_the_queue_and_the_running_batch_goes_on() -> None:
     async def main() -> None:
         held = Held()
         batcher = Batcher(held, max_queue=4)
-        loop = asyncio.get_running_loop()
-        first_waits = loop.create_future()
-        first = asyncio.create_task(batcher.submit(Rows("tensor", "first", 1), 30, first_waits))
+        first = batcher.put(Rows("tensor", "first", 1), 30)
         await begun(held)
-        waits = {name: loop.create_future() for name in ("second", "third", "fourth")}
-        tasks = {name: asyncio.create_task(batcher.submit(Rows("tensor", name, 1), 30, waits[name])) for name in waits}
-        late = asyncio.create_task(batcher.submit(Rows("tensor", "late", 1), 0.01))
+        waits = {name: batcher.put(Rows("tensor", name, 1), 30) for name in ("second", "third", "fourth")}
+        late = batcher.put(Rows("tensor", "late", 1), 0.01)
         with pytest.raises(DeadlinePassed):
             await late
         assert batcher.queued == 3
         waits["third"].set_exception(Gone())
-        with pytest.raises(Gone):
-            await tasks["third"]
-        assert batcher.queued == 2
-        fifth = asyncio.create_task(batcher.submit(Rows("tensor", "fifth", 2), 30))  # there is room again
         await asyncio.sleep(0)
+        with pytest.raises(Gone):
+            await waits["third"]
+        assert batcher.queued == 2
+        fifth = batcher.put(Rows("tensor", "fifth", 2), 30)  # there is room again
         assert batcher.queued == 4
         with pytest.raises(Full):
             batcher.admit()
-        first_waits.set_exception(Gone())  # too late to leave: its answer goes nowhere
+        first.set_exception(Gone())  # too late to leave: its answer goes nowhere
         with pytest.raises(Gone):
             await first
         held.may_end.release(2)
-        assert await asyncio.gather(tasks["second"], tasks["fourth"], fifth) == ["second", "fourth", "fifth"]
+        assert await asyncio.gather(waits["second"], waits["fourth"], fifth) == ["second", "fourth", "fifth"]
         assert held.asked == [["first"], ["second", "fourth", "fifth"]]
         assert batcher.queued == 0
         batcher.close()

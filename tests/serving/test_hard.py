@@ -2,6 +2,7 @@
 with the goals in figures, are in test_soak.py."""
 
 import contextlib
+import gzip
 import json
 import random
 import re
@@ -266,6 +267,54 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
         connection.sendall(b"".join(request(body(float(number)), *([b"Connection: close"] if number == 9 else [])) for number in range(10)))
         answers = everything(connection)
     assert [float(value) for value in re.findall(rb'"predictions":\[([0-9.]+)\]', answers)] == [float(number) for number in range(10)]
+
+
+SMALL = body(1.5)
+PLAIN = b"Host: x\r\nContent-Type: application/json\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(SMALL)
+SENT = {
+    "plain": b"POST /invocations HTTP/1.1\r\n" + PLAIN + LENGTH + b"\r\n" + SMALL,
+    "HTTP/1.0": b"POST /invocations HTTP/1.0\r\n" + PLAIN + LENGTH + b"\r\n" + SMALL,
+    "the last": b"POST /invocations HTTP/1.1\r\n" + PLAIN + LENGTH + b"Connection: close\r\n\r\n" + SMALL,
+    "in chunks": b"POST /invocations HTTP/1.1\r\n"
+    + PLAIN
+    + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMALL), SMALL),
+    "asks first": b"POST /invocations HTTP/1.1\r\n" + PLAIN + LENGTH + b"Expect: 100-continue\r\n\r\n" + SMALL,
+    "zeros before its length": b"POST /invocations HTTP/1.1\r\n" + PLAIN + b"Content-Length: %05000d\r\n\r\n" % len(SMALL) + SMALL,
+    "with a query": b"POST /invocations?a=b HTTP/1.1\r\n" + PLAIN + LENGTH + b"\r\n" + SMALL,
+    "compressed": b"POST /invocations HTTP/1.1\r\n"
+    + PLAIN
+    + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(gzip.compress(SMALL))
+    + gzip.compress(SMALL),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_the_same_answer_whichever_way_a_request_comes(server: Server, name: str, pieces: int) -> None:
+    sent = SENT[name]
+    with connect(server) as connection:
+        size = -(-len(sent) // pieces)
+        for at in range(0, len(sent), size):
+            connection.sendall(sent[at : at + size])
+            time.sleep(0.01 * (pieces > 1))
+        got = b""
+        while not got.endswith(b'{"predictions":[1.5]}'):
+            piece = connection.recv(4096)
+            assert piece, got
+            got += piece
+        head = got.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert head[0] == b"HTTP/1.1 200 OK"
+        assert {b"content-type: application/json", b"content-length: 21"} < set(head)
+        assert len([line for line in head if line.startswith(b"x-request-id: ")]) == 1
+        ends = name in ("HTTP/1.0", "the last")
+        assert (b"connection: close" in head) is ends
+        if not ends:
+            connection.sendall(SENT["plain"])
+            got = connection.recv(4096)
+            assert got.endswith(b'{"predictions":[1.5]}')
+        else:
+            assert connection.recv(4096) == b""
 
 
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

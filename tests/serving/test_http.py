@@ -88,7 +88,7 @@ def alive(server: Server) -> None:
 def test_the_callers_request_id_comes_back_and_is_logged(server: Server) -> None:
     status, headers, _ = ask(server, body(1.5), X_Request_Id="call-1/a")
     assert (status, headers["x-request-id"]) == (200, "call-1/a")
-    (line,) = [json.loads(line) for line in server.log.read_text().splitlines() if '"call-1/a"' in line]
+    line = json.loads(server.wait_for(r'\{.*"call-1/a".*\}')[0])
     assert (line["status"], line["rows"], line["model"]) == (200, 1, "model")
     assert set(line) == {"time", "request_id", "model", "version", "status", "rows", "bytes", "ms"}  # and nothing that was sent
 

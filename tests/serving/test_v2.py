@@ -22,7 +22,7 @@ from mlops_build.serving.predictor import Predictor
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.v2 import DTYPES, V2
 from tests.serving import models
-from tests.serving.conftest import Server
+from tests.serving.conftest import Server, said
 
 ALL = models.columns(
     ("d", "double"), ("i", "integer"), ("l", "long"), ("o", "boolean"), ("s", "string"), ("b", "binary"),
@@ -373,9 +373,9 @@ def test_whatever_is_sent_is_read_or_refused(
     doors: dict[str, Doors], model: str, fields: Any, more: Any, tail: bytes, length: bytes | None
 ) -> None:
     head = json.dumps({"inputs": fields, **more}).encode()
-    for said in (length, str(len(head)).encode()):
+    for announced in (length, str(len(head)).encode()):
         with contextlib.suppress(Refusal):  # a 4xx; anything else that is raised would be a 500
-            rows, _ = doors[model].v2.read(head + tail, None, said)
+            rows, _ = doors[model].v2.read(head + tail, None, announced)
             assert rows.count >= 0
 
 
@@ -479,5 +479,5 @@ def test_it_is_counted_and_logged_like_other_requests(server: Server) -> None:
     before = answered()
     ask(server, "POST", "/v2/models/lines/infer", "{", X_Request_Id="v2-call")
     assert answered() == before + 1
-    (line,) = [json.loads(line) for line in Path(server.log).read_text().splitlines() if '"v2-call"' in line]
+    line = json.loads(said(Path(server.log), r'\{.*"v2-call".*\}')[0])
     assert (line["model"], line["status"]) == ("lines", 400)
