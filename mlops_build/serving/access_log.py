@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,10 @@ class AccessLog:
         self._lines: list[bytes] = []
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """The time is put before it. Called in the loop."""
+        """Called in the loop."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
-        self._lines.append(orjson.dumps({"time": round(time.time(), 3), **line}))
+        self._lines.append(orjson.dumps(line))
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []

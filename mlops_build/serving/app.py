@@ -6,14 +6,12 @@ One event loop reads, checks and answers; one thread for each model predicts. do
 
 import asyncio
 import logging
-import random
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -22,14 +20,16 @@ from mlops_build.serving import decode, docs_page, v2
 from mlops_build.serving.access_log import AccessLog
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full, Gone
+from mlops_build.serving.body import Bodies, Held, Message, Receive, read_body
 from mlops_build.serving.decode import Decoder, Rows
 from mlops_build.serving.encode import Unencodable, encode
+from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.protocol import GONE, ON_GONE, SMALL_BYTES, Ask, Tell, whole
-from mlops_build.serving.refusal import Refusal, inflated, too_large
+from mlops_build.serving.refusal import Refusal, inflated
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.tokens import Tokens
@@ -39,10 +39,7 @@ if TYPE_CHECKING:
     from mlops_build.gpu import Lease
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HTML = b"text/html; charset=utf-8"
 # A larger body is read in another thread: parsing it would keep the loop from everybody else.
@@ -50,21 +47,8 @@ INLINE_BYTES = 256 * 1024
 INLINE_FORM_BYTES = 16 * 1024  # a form may have thousands of parts in what JSON has a row in
 # All bodies that are being read may be as large as so many of the largest: thousands of callers can send one at once.
 BODIES = 8
-# Requests are told apart by these, nothing is kept safe by them: os.urandom would be a system call for each.
-NUMBERS = random.Random()  # noqa: S311
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 log = logging.getLogger("mlops_build.serving")
-
-
-class Head(NamedTuple):
-    """What of a request's headers matters here."""
-
-    kind: str | None  # Content-Type
-    encoding: bytes
-    request_id: bytes  # the caller's, if it may stand in a log
-    json_bytes: bytes | None  # Inference-Header-Content-Length
-    length: int | None  # of the body, where it is announced
 
 
 # An answer of the model as what is sent.
@@ -90,33 +74,6 @@ class Call:
     caller: str | None  # the name of the token
     began: float
     rows: int = 0
-
-
-class Bodies:
-    """Guards the memory that bodies take which are being read. most: bytes, all together."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
-
-
-class Held:
-    """What one request has of it, until it is read."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies, self._bytes = bodies, 0
-
-    def add(self, size: int) -> None:
-        """Raises Full."""
-        self._bytes += size
-        self._bodies.held += size
-        if self._bodies.held > self._bodies.most:
-            raise Full(1.0)
-
-    def __enter__(self) -> "Held":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bodies.held -= self._bytes
 
 
 class Service:
@@ -184,7 +141,7 @@ class Service:
         door = self._targets.get(target)
         if door is None or method != b"POST":
             return None
-        head = _head(headers)
+        head = read_head(headers)
         try:
             door.batcher.expect()
         except Full as full:
@@ -207,7 +164,7 @@ class Service:
             self._metrics.refused[name, "queue full"].inc(requests)
             self._metrics.count(name, 429, requests)
             if self._log:
-                self._log.add({"model": name, "status": 429, "requests": requests})
+                self._log.add({"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests})
         self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
@@ -260,7 +217,7 @@ class Service:
 
     async def _unknown(self, door: Door | None, scope: Scope, send: Send) -> None:
         """Told before a byte of the body is read."""
-        head = _head(scope["headers"])
+        head = read_head(scope["headers"])
         error = door.error if door is not None else _inference_error if _is_inference(scope["path"]) else _error
         said = any(name == b"authorization" for name, _ in scope["headers"])
         wants = b'Bearer error="invalid_token"' if said else b"Bearer"
@@ -295,12 +252,12 @@ class Service:
         return Answer(404, b'{"detail":"Not Found"}')
 
     async def _invocation(self, door: Door, scope: Scope, receive: Receive, send: Send, caller: str | None) -> None:
-        call = Call(door, _head(scope["headers"]), caller, time.perf_counter())
+        call = Call(door, read_head(scope["headers"]), caller, time.perf_counter())
         self._running[door.loaded.name] += 1
         try:
             try:
                 with Held(self._bodies) as held:
-                    body = await _body(receive, call.head.length, self._settings.body_limit, held)
+                    body = await read_body(receive, call.head.length, self._settings.body_limit, held)
                     door.batcher.admit()
                     if call.head.encoding:
                         body = inflated(body, call.head.encoding, self._settings.body_limit)
@@ -398,49 +355,6 @@ def _full(door: Door, seconds: int) -> Answer:
     return door.error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests wait already: ask again later", again)
 
 
-def _head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
-    kind, encoding, request_id, json_bytes, length = None, b"", b"", None, None
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value.decode("latin-1")
-        elif name == b"content-length":
-            length = int(value) if value.isdigit() and len(value) < 20 else None
-        elif name == b"content-encoding":
-            encoding = value.strip().lower()
-        elif name == b"x-request-id":
-            request_id = value if REQUEST_ID.fullmatch(value) else b""
-        elif name == v2.LENGTH:
-            json_bytes = value.strip()
-    encoding = b"" if encoding == b"identity" else encoding
-    return Head(kind, encoding, request_id or b"%016x" % NUMBERS.getrandbits(64), json_bytes, length)
-
-
-async def _body(receive: Receive, length: int | None, limit: int, held: "Held") -> bytes:
-    """Raises Refusal (413) as soon as it is known to be too large, Gone, and Full where too much is held for others."""
-    if length is not None and length > limit:
-        raise too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    held.add(len(body))
-    if message.get("more_body"):
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            parts.append(message.get("body", b""))
-            held.add(len(parts[-1]))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large(limit)
-        body = b"".join(parts)
-    if message["type"] == "http.disconnect":
-        raise Gone
-    if len(body) > limit:
-        raise too_large(limit)
-    return body
-
-
 def _json(document: Mapping[str, Any]) -> Answer:
     return Answer(200, orjson.dumps(document))
 
@@ -475,6 +389,7 @@ async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bo
 def _line(call: Call, answer: Answer, seconds: float) -> dict[str, Any]:
     """Of the access log; nothing of what was sent or answered."""
     line = {
+        "time": round(time.time(), 3),
         "request_id": call.head.request_id.decode(),
         "model": call.door.loaded.name,
         "version": call.door.loaded.version,

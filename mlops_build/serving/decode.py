@@ -458,8 +458,9 @@ class Decoder:
 
 
 def _is_exact(numbers: "np.ndarray[Any, Any]") -> bool:
-    # As .all(), of which most is Python.
-    return bool(np.logical_and.reduce(np.abs(numbers) < EXACT, axis=None))
+    """Whether none is so large that a whole number would not be exact; may say no where many are large. One look at all of them, where
+    comparing each takes five times as long: a sum of squares is no smaller than the largest of them."""
+    return bool(np.vdot(numbers, numbers) < EXACT**2)
 
 
 def _only(data: Any, known: Collection[str]) -> Any:
