@@ -98,6 +98,11 @@ def prepare() -> None:
     environment("ours", [*lock, torch, "--requirement", str(ROOT / "pyproject.toml"), "--extra", "serve"])
     environment("rivals", [torch, "numpy", "uvloop", "httptools", *RIVALS])
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(ROOT / "mlops_build")], check=True)  # as installing does
+    clients_and_models()
+
+
+def clients_and_models() -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cc", "-O2", "-o", str(CACHE / "load"), str(BESIDE / "load.c")], check=True)
     shutil.rmtree(CACHE / "models", ignore_errors=True)
     saved = subprocess.run([sys.executable, str(BESIDE / "save.py"), str(CACHE / "models")], capture_output=True, text=True, check=False)
