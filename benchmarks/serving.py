@@ -332,7 +332,7 @@ def write_docs(document: Mapping[str, Any]) -> None:
         "",
         f"With 64 clients it answers {figures['rps']:,.0f} rows a second (p50 {figures['p50']:.0f} ms, p99 {figures['p99']:.0f} ms):",
         f"{row[MLFLOW]:.0f} times MLflow's server, {row[LITSERVE]:.0f} times LitServe, {row[BENTOML]:.0f} times BentoML,",
-        f"and {row[BARE]:.0%} of a bare server that checks nothing.",
+        f"and {row[BARE]:.0%} of a bare Starlette server that checks nothing.",
         f"Of images it answers {image[MLFLOW]:.0f}, {image[LITSERVE]:.1f} and {image[BENTOML]:.1f} times as many as they do",
         "([how it was measured](docs/reference/benchmarks.md#serving)).",
     )
