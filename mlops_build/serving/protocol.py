@@ -9,6 +9,7 @@ costs it as much as an answer. Here
 * a connection too many is told 503 at once; those that are there go on;
 * a request for a full queue is refused once its head is read, before there is a task for it, and who asks again at once is heard a little
   later;
+* a request that would like another protocol, as Java's clients do for HTTP/2, is answered as it stands, body and all;
 * a small request goes to the app without a task, and its answer to the socket in one piece;
 * a caller who hangs up takes the request along: nothing is computed for nobody.
 """
@@ -39,6 +40,9 @@ TOGETHER_SECONDS = 0.002
 # Who asks again at once on the same connection, although told to wait a second or more, is heard again only then. Otherwise a few callers
 # without patience take all the time that answers need.
 AGAIN_SECONDS = 0.1
+
+# Of the head of a request that would like to go on as HTTP/2 or a WebSocket.
+UPGRADING = (b"upgrade", b"http2-settings")
 
 # Keys of a request's scope: GONE is set when its connection is lost, and what the app left under ON_GONE is called. Asking by `receive`
 # would cost a task for each request.
@@ -100,6 +104,7 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             one._tell(answer)
 
     class Bounded(HttpToolsProtocol):  # type: ignore[misc]
+        parser: Any
         _impatience: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
         _running: Any = None
@@ -129,15 +134,36 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             if self._head_bytes is not None:
                 self._head_bytes += len(data)
             try:
-                self.parser.feed_data(data)
+                self._parse(data)
             except httptools.HttpParserError:
                 self._refuse(INVALID)
-            except httptools.HttpParserUpgrade:
-                pass  # there is nothing to upgrade to: it is answered as it stands
             if self._head_bytes is not None and self._head_bytes > HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
             elif self._arriving and self._impatience is None and not self._refused:
                 self._wait()
+
+        def _parse(self, data: bytes) -> None:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as wish:
+                    # There is nothing to upgrade to, so the request goes on as HTTP/1.1. The parser would lose its body: it reads the head
+                    # again, without the wish.
+                    data = self._head_without_upgrade() + data[wish.args[0] :]
+                    self.parser = httptools.HttpRequestParser(self)
+
+        def _head_without_upgrade(self) -> bytes:
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                raise httptools.HttpParserError("this is no proxy")
+            lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+            for name, value in self.headers:
+                if name == b"connection":
+                    value = b", ".join(one for one in value.split(b",") if one.strip().lower() not in UPGRADING)
+                if name not in UPGRADING:
+                    lines.append(name + b": " + value)
+            return b"\r\n".join([*lines, b"", b""])
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -151,6 +177,8 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
+            if self.parser.should_upgrade():
+                return
             if self._refused or len(self.pipeline) >= PIPELINED:
                 raise ValueError("too many requests wait on this connection")
             found = begin(self.parser.get_method(), self.url, self.headers) if self._is_idle() else None
@@ -167,6 +195,8 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
                 super().on_headers_complete()
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
             self._arriving = False
             self._stop()
             super().on_message_complete()
@@ -205,8 +235,8 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             self.on_response_complete()
 
         def _is_kept(self) -> bool:
-            """Whether the connection goes on after this request, and as HTTP."""
-            return bool(self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive() and not self.parser.should_upgrade())
+            """Whether the connection goes on after this request."""
+            return bool(self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive())
 
         def _is_idle(self) -> bool:
             return (self.cycle is None or self.cycle.response_complete) and not self.pipeline

@@ -317,6 +317,32 @@ def test_the_same_answer_whichever_way_a_request_comes(server: Server, name: str
             assert connection.recv(4096) == b""
 
 
+H2C = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 20_000])  # the last is larger than what is answered without a task
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_who_would_like_http2_is_answered_without(server: Server, rows: int, pieces: int) -> None:
+    """Java's HttpClient asks so by default, curl with --http2."""
+    sent = request(body(*[1.5] * rows), *H2C)
+    with connect(server) as connection:
+        for _ in range(2):
+            size = -(-len(sent) // pieces)
+            for at in range(0, len(sent), size):
+                connection.sendall(sent[at : at + size])
+                time.sleep(0.002 * (pieces > 1))
+            connection.sendall(request(body(2.5)))
+            got = b""
+            while b'{"predictions":[2.5]}' not in got:
+                piece = connection.recv(65536)
+                assert piece, got[:500]
+                got += piece
+            assert statuses(got) == [200, 200]
+            assert got.count(b"1.5") == rows
+        connection.sendall(request(body(1.5), b"Connection: close, Upgrade", b"Upgrade: h2c"))
+        assert statuses(everything(connection)) == [200]
+
+
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "a longer body than said": (lambda: request(body(1.5)) + b"}}}}\r\n\r\n", {200, 400}),
@@ -336,6 +362,8 @@ WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "a target beyond ASCII": (lambda: b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
     "a header with a line break": (lambda: HEAD + b"X: a\nB\r\n: c\r\n\r\n", {400}),
     "an upgrade": (lambda: b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", {200, 400}),
+    "an upgrade without end": (lambda: request(body(1.5), *H2C) * 200, {200, 400}),
+    "a tunnel": (lambda: b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", {400}),
     "an unknown method": (lambda: b"BREW /invocations HTTP/1.1\r\nHost: x\r\n\r\n", {400, 405}),
     "another protocol": (lambda: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), {400}),
     "HTTP/2": (lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
