@@ -69,10 +69,11 @@ def _serve(args: argparse.Namespace) -> int:
     taken = server.take_port(args.host, args.port)
     wish = device.wish(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
-        if args.what.startswith("models:"):
-            checked = load.from_registry(args.what, Path(scratch))
-        else:
-            checked = load.from_folder(Path(args.what), say)
+        with no_garbage():
+            if args.what.startswith("models:"):
+                checked = load.from_registry(args.what, Path(scratch))
+            else:
+                checked = load.from_folder(Path(args.what), say)
         with device.taken(wish, checked.service, say) as chosen:
             say(f"device: {chosen.said}")
             with chosen.loading(), no_garbage():
