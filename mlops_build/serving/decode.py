@@ -458,9 +458,11 @@ class Decoder:
 
 
 def _is_exact(numbers: "np.ndarray[Any, Any]") -> bool:
-    """Whether none is so large that a whole number would not be exact; may say no where many are large. One look at all of them, where
-    comparing each takes five times as long: a sum of squares is no smaller than the largest of them."""
-    return bool(np.vdot(numbers, numbers) < EXACT**2)
+    """Whether none is so large that a whole number would not be exact.
+
+    A sum of squares is no smaller than the square of the largest: nearly always it says yes, in a fifth of the time of comparing each.
+    """
+    return bool(np.vdot(numbers, numbers) < EXACT**2) or bool((np.abs(numbers) < EXACT).all())
 
 
 def _only(data: Any, known: Collection[str]) -> Any:

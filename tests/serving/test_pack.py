@@ -1,6 +1,8 @@
 """Packed lists are the array that numpy makes of them, or nothing."""
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_build.serving.decode import JSON, Decoder
 from mlops_build.serving.pack import packed
+from tests.serving import models
 
 NUMBERS = st.floats(width=32) | st.floats() | st.integers(-(2**70), 2**70) | st.booleans()
 ANYTHING = (
@@ -62,3 +66,11 @@ def test_plain_numbers_are_packed(kind: str) -> None:
 )
 def test_all_else_is_left_to_numpy(data: Any) -> None:
     assert packed(data, np.dtype("float32"), (-1, 2)) is None
+
+
+def test_many_large_numbers_are_still_read_without_pandas(tmp_path: Path) -> None:
+    """Their squares' sum is beyond what whole numbers are exact to, and none of them is: microseconds since 1970."""
+    decoder = Decoder(models.save(tmp_path / "saved", models.FLOATS))
+    rows = [[1_795_906_000_000_000 + row, 1, 2] for row in range(100)]
+    read = decoder.decode(json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}}).encode(), JSON)
+    assert (read.kind, read.data[99, 0]) == ("block", 1_795_906_000_000_099)
