@@ -2,9 +2,9 @@
 DEMO_DIR ?= demo-service
 PYTHON_ = .venv/bin/python
 
-.PHONY: help install demo checkov test soak tag lint docs lock bench
+.PHONY: help install demo checkov test test-slow test-all soak tag lint docs lock bench
 help:       ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 install:    ## the environment, into ./.venv
 	@scripts/install.sh
@@ -15,8 +15,15 @@ demo: install    ## the whole road on embedded defaults, into DEMO_DIR (default 
 checkov: install
 	@scripts/install-checkov.sh
 
-test: checkov    ## the whole test suite
-	@$(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile
+PYTEST = $(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile --durations=20
+
+test: install    ## the fast tests; no external service is needed
+	@$(PYTEST)
+
+test-slow: checkov    ## the rest: tests that take long, or need Docker, S3, Zabbix, Go or PHP (CONTRIBUTING.md says how they are found)
+	@$(PYTEST) -m "slow and not soak"
+
+test-all: test test-slow    ## both
 
 soak: install    ## what takes minutes: many more random cases (SOAK_EXAMPLES says how many), a real Zabbix server
 	@eval "$$(scripts/debian-tools.sh server)"; $(PYTHON_) -m pytest --numprocesses=2 -m soak

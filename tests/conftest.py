@@ -41,6 +41,14 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest itself selects by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a Docker engine takes long, too: one marker fewer to write."""
+    for item in items:
+        if item.get_closest_marker("docker"):
+            item.add_marker("slow")
+
+
 def git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"git {arguments}: {done.stderr}"

@@ -308,6 +308,7 @@ def test_a_credential_helper_keeps_its_secret(service: Callable[..., Path], dist
     assert distribution.calls == []
 
 
+@pytest.mark.slow
 def test_the_real_registry_takes_the_look_and_keeps_nothing(service: Callable[..., Path]) -> None:
     address = os.environ.get("MLOPS_TEST_IMAGE_REGISTRY")
     if not address:
@@ -408,6 +409,7 @@ def test_no_gateway_is_told(service: Callable[..., Path], monkeypatch: pytest.Mo
     assert (seen.state, "xyzzy" in seen.what) == ("no", False)
 
 
+@pytest.mark.slow
 def test_the_real_gateway_takes_the_look_and_keeps_nothing(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ("MLOPS_TEST_S3_ENDPOINT", "MLOPS_TEST_S3_ACCESS_KEY", "MLOPS_TEST_S3_SECRET_KEY")
     for variable in needed:

@@ -168,6 +168,7 @@ def test_ci_image_takes_its_packages_from_the_agents_wheelhouse(
     assert not any(line.startswith("docker build") for line in called())
 
 
+@pytest.mark.slow
 def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = os.environ.get("MLOPS_TEST_IMAGE_REGISTRY")
     if not registry:

@@ -21,7 +21,10 @@ from mlops_build.model import identity
 from tests.conftest import git, mlops_build
 
 ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
-pytestmark = pytest.mark.skipif(not ENDPOINT, reason="needs an S3 gateway: set MLOPS_TEST_S3_ENDPOINT, _ACCESS_KEY and _SECRET_KEY")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ENDPOINT, reason="needs an S3 gateway: set MLOPS_TEST_S3_ENDPOINT, _ACCESS_KEY and _SECRET_KEY"),
+]
 START_SECONDS = 90
 
 

@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
 BAD = "FROM debian:latest\nRUN sudo id\nEXPOSE 22\n"
 
 
+@pytest.mark.slow
 def test_checkov_has_no_finding(tmp_path: Path) -> None:
     program = Path(sys.executable).parents[1] / "checkov" / "bin" / "checkov"
     if not program.exists():

@@ -124,6 +124,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_data_on_s3_is_imported_by_reference(template: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", str(ENDPOINT))
     service, made = make(template, tmp_path, f"s3://{bucket}/sets/pictures")
@@ -142,6 +143,7 @@ def test_data_on_s3_is_imported_by_reference(template: Path, tmp_path: Path, buc
     lives_through_a_run(service, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_not_there_is_said_and_leaves_nothing(template: Path, tmp_path: Path, bucket: str) -> None:
     with pytest.raises(data.RemoteUnreachable, match="cannot be imported"):
         make(template, tmp_path, f"s3://{bucket}/none")

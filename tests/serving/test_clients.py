@@ -102,6 +102,7 @@ def faulty(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[Faulty]:
 GOOD = (200, {}, json.dumps(ANSWER).encode())
 
 
+@pytest.mark.slow
 def test_a_client_gets_the_predictions(ask: Ask, server: Server, world: World) -> None:
     done = ask(server.url, ROWS, ROWS[:1])
     assert done.returncode == 0, done.stderr
@@ -110,12 +111,14 @@ def test_a_client_gets_the_predictions(ask: Ask, server: Server, world: World) -
     assert first == both[:1]
 
 
+@pytest.mark.slow
 def test_what_is_not_a_number_is_null_both_ways(ask: Ask, server: Server) -> None:
     done = ask(server.url, [{"x": None, "y": 0.5}])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [{"label": "minus", "score": None}]
 
 
+@pytest.mark.slow
 def test_a_refusal_shows_what_the_service_said_and_is_not_repeated(ask: Ask) -> None:
     body = b'{"error_code":"BAD_REQUEST","message":"row 0, column \'x\': text"}'
     with faulty((400, {"X-Request-Id": "abc"}, body), GOOD) as server:
@@ -124,12 +127,14 @@ def test_a_refusal_shows_what_the_service_said_and_is_not_repeated(ask: Ask) -> 
     assert done.stderr.strip() == "400 BAD_REQUEST: row 0, column 'x': text (request abc)"
 
 
+@pytest.mark.slow
 def test_a_real_refusal_is_shown_too(ask: Ask, server: Server) -> None:
     done = ask(f"{server.url}/nowhere", ROWS)
     assert done.returncode == 1
     assert done.stderr.startswith("404 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 503, 504])
 def test_it_asks_again_as_late_as_it_is_told(ask: Ask, status: int) -> None:
     with faulty((status, {"Retry-After": "2"}, b'{"error_code":"X","message":"later"}'), GOOD) as server:
@@ -139,6 +144,7 @@ def test_it_asks_again_as_late_as_it_is_told(ask: Ask, status: int) -> None:
     assert server.bodies[0] == server.bodies[1] == {"dataframe_records": ROWS}
 
 
+@pytest.mark.slow
 def test_it_gives_up_after_three_attempts(ask: Ask) -> None:
     with faulty(*[(503, {"Retry-After": "1"}, b"<html>a proxy says no</html>")] * 3, GOOD) as server:
         done = ask(server.url, ROWS)
@@ -147,6 +153,7 @@ def test_it_gives_up_after_three_attempts(ask: Ask) -> None:
     assert "a proxy says no" in done.stderr
 
 
+@pytest.mark.slow
 def test_it_keeps_its_connection(ask: Ask) -> None:
     with faulty(GOOD, GOOD) as server:
         ask(server.url, ROWS, ROWS)

@@ -54,6 +54,7 @@ def scripts(tasks: list[Any]) -> list[str]:
     return [line for task in tasks if isinstance(task, dict) and "script" in task for line in task["script"]["scripts"]]
 
 
+@pytest.mark.slow
 def test_it_fits_bamboos_schema(documents: list[dict[str, Any]]) -> None:
     path = os.environ.get("MLOPS_TEST_BAMBOO_SCHEMA")
     if not path:

@@ -471,6 +471,7 @@ def checkov(folder: Path) -> dict[str, set[tuple[str, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_checkov_has_no_finding_that_is_not_explained(overlay: Any, tmp_path: Path) -> None:
     # One process for all, since its start takes seconds. Names of their own keep the services apart: some checks look across objects.
     names = {f"service-{number}": case for number, case in enumerate(ALL)}

@@ -95,6 +95,7 @@ def test_labels_that_are_asked_for_are_exported() -> None:
             assert asked <= set(EXPORTED[name].labels), where
 
 
+@pytest.mark.slow
 def test_promtool_parses_every_panel_and_the_rules(tmp_path: Path) -> None:
     rules = [{"record": f"check:number{number}", "expr": expression} for number, (_, expression) in enumerate(expressions())]
     assert len(rules) > 30
@@ -103,6 +104,7 @@ def test_promtool_parses_every_panel_and_the_rules(tmp_path: Path) -> None:
     promtool("check", "rules", tmp_path / "panels.yaml", tmp_path / "rules.yaml")
 
 
+@pytest.mark.slow
 def test_promtool_accepts_where_to_scrape(tmp_path: Path) -> None:
     entry = load("prometheus-scrape.yaml")[0]
     # Debian's Prometheus is built without Kubernetes; the rest of the entry is judged.
@@ -115,6 +117,7 @@ def test_promtool_accepts_where_to_scrape(tmp_path: Path) -> None:
     assert keep["__meta_kubernetes_pod_container_port_name"] == pod["spec"]["containers"][0]["ports"][0]["name"]
 
 
+@pytest.mark.slow
 def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
     scenarios = (Path(__file__).parent / "rules_test.yaml").read_text()

@@ -111,6 +111,7 @@ def test_every_path_of_the_template_leads_to_a_value(gpus: testing.Node, environ
     assert set(document["cards_by_uuid"][gpus.cards[1].uuid]) == of_card
 
 
+@pytest.mark.slow
 def test_the_real_agent_answers_every_key(gpus: testing.Node, environment: Mapping[str, str], tmp_path: Path) -> None:
     agent = program("MLOPS_TEST_ZABBIX_AGENTD")
     file = settings(tmp_path, 10050)
@@ -129,6 +130,7 @@ def test_the_real_agent_answers_every_key(gpus: testing.Node, environment: Mappi
     assert test(f"mlops.gpu[memory.used,{gpus.cards[0].uuid}]") == f"[t|{6 * GIB}]"
 
 
+@pytest.mark.slow
 def test_zabbix_get_asks_the_running_agent(gpus: testing.Node, environment: Mapping[str, str], tmp_path: Path) -> None:
     get = program("MLOPS_TEST_ZABBIX_GET")
     with running(program("MLOPS_TEST_ZABBIX_AGENTD"), tmp_path, environment) as port:
