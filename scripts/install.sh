@@ -1,13 +1,27 @@
 #!/bin/sh
-# Puts everything into ./.venv: the hashed lock first, torch second, this package third. Runs again only when one of them changed.
-#
-# Settings, all optional: PYTHON (an interpreter ≥ 3.11), PIP_INDEX_URL, PIP_FIND_LINKS (folders with wheels; a torch wheel there is
-# taken as it is), TORCH_BACKEND (cpu, cu128, auto …: instead of "cpu without an NVIDIA driver, else auto").
 set -eu
+usage() {
+    cat <<'END'
+Usage: scripts/install.sh
+
+Install mlops-build and everything it needs into .venv: first the packages of requirements.lock, then torch, then this package, editable.
+Does nothing if none of them changed since the last time. Takes no arguments; these environment variables change what it does:
+
+  PYTHON          the interpreter, 3.11 or later (default: the first of python3.13, python3.12, python3.11 and python3 that works)
+  PIP_INDEX_URL   the package index
+  PIP_FIND_LINKS  folders with wheels, separated by spaces; a torch wheel there that fits the interpreter is preferred
+  TORCH_BACKEND   which build of torch: cpu, cu128, auto, … (default: cpu without an NVIDIA driver, otherwise auto)
+END
+}
+say() { echo "install: $*" >&2; }
+case ${1:-} in
+"") ;;
+-h | --help) usage; exit ;;
+*) say "unknown argument $1"; usage >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 venv=.venv
 stamp=$venv/.installed
-say() { echo "install: $*" >&2; }
 
 python=${PYTHON:-}
 for candidate in python3.13 python3.12 python3.11 python3; do
@@ -45,24 +59,30 @@ fi
 say "the locked packages ($(grep -c '==' requirements.lock))"
 install --require-hashes --requirement requirements.lock
 
-wheels=
-for folder in ${PIP_FIND_LINKS:-}; do
-    if ls "$folder"/torch-*.whl >/dev/null 2>&1; then wheels=$folder; fi
-done
-if [ -n "${TORCH_BACKEND:-}" ]; then backend=$TORCH_BACKEND
-elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then backend=auto
-else backend=cpu; fi
-if $venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
-    say "torch is there"
-elif [ -n "$wheels" ]; then
-    say "torch from $wheels"
-    install --no-index --find-links "$wheels" torch
-elif [ -n "$uv" ]; then
-    say "torch ($backend)"
-    install --torch-backend="$backend" torch
-else
-    say "torch, as the package index has it: without uv this is the CUDA build, some gigabytes"
+install_torch() {
+    for folder in ${PIP_FIND_LINKS:-}; do
+        ls "$folder"/torch-*.whl >/dev/null 2>&1 || continue
+        if install --no-index --find-links "$folder" torch 2>/dev/null; then
+            say "torch from $folder"
+            return
+        fi
+        say "no torch wheel in $folder fits $($venv/bin/python --version): the next source is used"
+    done
+    if [ -n "${TORCH_BACKEND:-}" ]; then backend=$TORCH_BACKEND
+    elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then backend=auto
+    else backend=cpu; fi
+    if [ -n "$uv" ]; then
+        say "torch ($backend)"
+        if install --torch-backend="$backend" torch; then return; fi
+        [ -z "${TORCH_BACKEND:-}" ] || return 1
+    fi
+    say "torch from the package index: usually the CUDA build, some gigabytes"
     install torch
+}
+if $venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
+    say "torch is already installed"
+else
+    install_torch || { say "torch cannot be installed: put a wheel that fits $($venv/bin/python --version) into a folder and name it in PIP_FIND_LINKS"; exit 1; }
 fi
 
 say "mlops-build itself, editable"

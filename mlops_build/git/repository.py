@@ -4,17 +4,16 @@
 """
 
 import os
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from random import SystemRandom
 
 from mlops_build.errors import Refused, UsageError
 from mlops_build.git import command
+from mlops_build.git.archive import unpack
 from mlops_build.git.command import GitFailed, PushRejected
 
 # Who commits where git does not know: MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override.
@@ -106,10 +105,9 @@ class Objects:
         return command.run(self.path, "archive", "--format=tar", commit, *(["--", *map(checked_path, paths)] if paths else []))
 
     def export(self, commit: str, folder: Path, *paths: str) -> None:
-        """The same, into a new `folder`."""
+        """The same, into a new `folder`. Raises UnsafeArchive where a link leads out of it."""
         folder.mkdir(parents=True)
-        with tarfile.open(fileobj=BytesIO(self.archive(commit, *paths))) as files:
-            files.extractall(folder, filter="data")
+        unpack(self.archive(commit, *paths), folder)
 
     def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
         """A commit on top of `parent` with these files changed (None: removed); returns its name, or None when nothing differs.
