@@ -63,10 +63,10 @@ def read(root: Path, *, origin: str | None = None) -> Names:
     """The names of the service at `root`. origin: what is not in a file; default: the checkout's. Raises NotFound or Refused."""
     service = service_file.load(root)
     documents = _documents(root / SPECS)
-    plans = [document["plan"] for document in documents if "stages" in document]
-    deployment = next((document for document in documents if "environments" in document), {})
-    source = str(deployment.get("deployment", {}).get("source-plan", ""))
-    keys = sorted((f"{plan.get('project-key')}-{plan.get('key')}" for plan in plans), key=lambda key: (key != source, key))
+    deployments = [document.get("deployment") for document in documents if "environments" in document]
+    deployment = next((deployment for deployment in deployments if isinstance(deployment, dict)), {})
+    source = str(deployment.get("source-plan", ""))
+    keys = sorted(_plan_keys(root / SPECS, documents), key=lambda key: (key != source, key))
     if not keys:
         raise NotFound(f"{root / SPECS} has no plan", remedy="restore it from Git, or update the service from its template")
     remote, endpoint = _remote(root / ".dvc" / "config")
@@ -76,7 +76,7 @@ def read(root: Path, *, origin: str | None = None) -> Names:
         service=service,
         project=keys[0].partition("-")[0],
         plans=tuple(keys),
-        deployment=str(deployment.get("deployment", {}).get("name", "")),
+        deployment=str(deployment.get("name", "")),
         capabilities=tuple(sorted(set(_requirements(documents)))),
         origin=origin or (checkout.origin_url() if checkout else None),
         remote=remote,
@@ -87,12 +87,29 @@ def read(root: Path, *, origin: str | None = None) -> Names:
 
 def _documents(path: Path) -> list[dict[str, Any]]:
     try:
-        found = list(YAML(typ="safe").load_all(path.read_text(encoding="utf-8")))
+        documents = list(YAML(typ="safe").load_all(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise NotFound(f"{path} is missing", remedy="restore it from Git, or update the service from its template") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="mend it, or restore it from Git") from None
-    return [document for document in found if isinstance(document, dict)]
+        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="fix it, or restore it from Git") from None
+    return [document for document in documents if isinstance(document, dict)]
+
+
+def _plan_keys(path: Path, documents: list[dict[str, Any]]) -> list[str]:
+    """The full key of each document that has stages. Raises Refused where its `plan:` lacks one of the two parts."""
+    keys = []
+    for number, document in enumerate(documents, start=1):
+        if "stages" not in document:
+            continue
+        plan = document.get("plan")
+        project, key = (plan.get("project-key"), plan.get("key")) if isinstance(plan, dict) else (None, None)
+        if not (isinstance(project, str) and isinstance(key, str) and project and key):
+            raise Refused(
+                f"{path}: document {number} has `stages:`, but no `plan:` with `project-key:` and `key:`",
+                remedy="add `plan: {project-key: PROJECT, key: KEY, name: NAME}`, or restore the file from Git",
+            )
+        keys.append(f"{project}-{key}")
+    return keys
 
 
 def _requirements(documents: list[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,9 @@ from mlops_build.cli.output import result
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlops_build.checklist.names import Names
+    from mlops_build.errors import MlopsBuildError
+
 EXAMPLE = "  mlops-build doctor\n  mlops-build doctor --ci\n  mlops-build doctor --ci --checklist > checklist.md"
 MARKS = {"ok": "ok ", "no": "NO ", "unseen": "?? "}
 
@@ -44,14 +47,19 @@ def _print_checklist(args: argparse.Namespace, root: "Path | None") -> int:
 def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     from mlops_build import doctor, finding
 
-    checks = doctor.examine(root, ci=args.ci)
+    names, error = _names(root) if args.ci and root else (None, None)
+    checks = doctor.examine(root, ci=args.ci and error is None)
+    is_valid = any(check.name == "service.yaml" and check.ok for check in checks)
+    if error and is_valid:
+        wrong = finding.Finding("bamboo-specs", "bamboo-specs", error.message, error.remedy or "restore bamboo-specs from Git")
+        checks.append(doctor.Check("bamboo-specs", "the checklist cannot be made", [wrong]))
     findings = [found for check in checks for found in check.findings]
     rows = [("ok" if check.ok else "no", check.name, check.seen) for check in checks]
     document: dict[str, object] = {"checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks]}
-    if args.ci and root and any(check.name == "service.yaml" and check.ok for check in checks):
-        from mlops_build.checklist import items, names
+    if names and is_valid:
+        from mlops_build.checklist import items
 
-        looked = items.examine(names.read(root))
+        looked = items.examine(names)
         rows += [(one.seen.state, one.item.id, one.seen.what) for one in looked]
         findings += [finding.Finding(one.item.where, one.item.id, one.seen.what, one.item.how) for one in items.findings_of(looked)]
         document["checklist"] = [one.as_json() for one in looked]
@@ -61,3 +69,17 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
         lines += ["", finding.show(findings)]
     result(args, {**document, "findings": finding.as_json(findings)}, "\n".join(lines))
     return 4 if findings else 0
+
+
+def _names(root: "Path") -> "tuple[Names | None, MlopsBuildError | None]":
+    """The checklist's names, or why there are none. Both None where an extra is missing, which a check of the machine reports."""
+    from mlops_build.errors import MlopsBuildError
+
+    try:
+        from mlops_build.checklist import names
+
+        return names.read(root), None
+    except MlopsBuildError as error:
+        return None, error
+    except ModuleNotFoundError:
+        return None, None

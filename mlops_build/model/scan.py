@@ -41,8 +41,10 @@ STATE_DICT = "save weights only: torch.save(network.state_dict(), path)"
 def scan(folder: Path) -> list[Finding]:
     """What is wrong with the files under `folder`, in sorted order; empty when they can be loaded without running anything of theirs.
 
-    subject: the file's path in the folder, with `!member` for one inside a zip file.
+    folder: or a single file. subject: the file's path in the folder, with `!member` for one inside a zip file.
     """
+    if folder.is_file():
+        return _file(folder, folder.name)
     findings: list[Finding] = []
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_file():

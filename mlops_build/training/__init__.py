@@ -4,7 +4,7 @@
 
     with training.start_run() as run:
         ...                                   # plain torch, plain mlflow.log_metric
-        training.log_model(Predictor, weights=WEIGHTS, example=rows, folder=FOLDER)
+        training.log_model(Predictor, weights=WEIGHTS, artifacts={"vocabulary": VOCABULARY}, example=rows, folder=FOLDER)
 
 A removal warns for two minor releases first.
 """

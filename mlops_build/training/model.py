@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import tomllib
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from mlops_build import service
 from mlops_build.errors import NotFound, UsageError
 from mlops_build.model import files
 from mlops_build.model.identity import RUN_MODEL
+from mlops_build.training import artifacts as artifact_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,14 +27,24 @@ VOLATILE = ("utc_time_created", "model_uuid", "run_id", "model_id", "artifact_pa
 EXAMPLES = "examples/recorded.json"
 
 
-def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", folder: Path) -> str:
+def log_model(
+    predictor: type[Any],
+    *,
+    weights: Path,
+    example: "pd.DataFrame",
+    folder: Path,
+    artifacts: Mapping[str, Path | str] | None = None,
+) -> str:
     """Write the model to `folder` and tag the open run with its digest, which is returned ("sha256:<64 hex>").
 
     predictor: a subclass of `mlflow.pyfunc.PythonModel` in the service's package. It is stored as three lines that import it
     (models from code), so nothing is pickled; `load_context` finds the weights at `context.artifacts["weights"]`.
     weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them; their predictions are recorded, and
     later compared with what the deployed service answers. folder: relative to the service's root; replaced.
-    Raises UsageError or NotFound.
+    artifacts: what else the predictor reads (a tokenizer, a vocabulary, a scaler's numbers): name -> a file or a folder, relative to the
+    service's root. `load_context` finds the copy that belongs to the version at `context.artifacts[name]`. A name has 1 to 63 lower-case
+    letters, digits and _, and starts with a letter; pickled files are refused.
+    Raises UsageError, NotFound or UnsafeArtifact.
     """
     import mlflow
 
@@ -44,9 +56,10 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
         )
     if not (root / weights).is_file():
         raise NotFound(f"{weights} does not exist", remedy="torch.save(net.state_dict(), path) before log_model")
+    paths = artifact_files.named(root, weights, artifacts or {})
     (root / folder).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=(root / folder).parent, prefix=".model-") as part:
-        made = write_model(predictor, root / weights, example, root, Path(part))
+        made = write_model(predictor, paths, example, root, Path(part))
         shutil.rmtree(root / folder, ignore_errors=True)
         made.rename(root / folder)
     made_digest = files.digest(root / folder)
@@ -57,10 +70,10 @@ def log_model(predictor: type[Any], *, weights: Path, example: "pd.DataFrame", f
     return made_digest
 
 
-def write_model(predictor: type[Any], weights: Path, example: Any, root: Path, scratch: Path) -> Path:
-    """The model's folder, new in `scratch`. weights: a file. example: rows as a caller sends them. root: of the service."""
+def write_model(predictor: type[Any], artifacts: Mapping[str, Path], example: Any, root: Path, scratch: Path) -> Path:
+    """The model's folder, new in `scratch`. artifacts: absolute paths. example: rows as a caller sends them. root: of the service."""
     made = scratch / "model"
-    _save(predictor, weights, example, made, root, scratch)
+    _save(predictor, artifacts, example, made, root, scratch)
     (made / EXAMPLES).parent.mkdir()
     (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
     _strip(made / "MLmodel")
@@ -68,14 +81,14 @@ def write_model(predictor: type[Any], weights: Path, example: Any, root: Path, s
     return made
 
 
-def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
+def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
     import mlflow
 
     code = scratch / "predictor.py"
     name = predictor.__qualname__
     code.write_text(f"from mlflow.models import set_model\n\nfrom {predictor.__module__} import {name}\n\nset_model({name}())\n")
     instance = predictor()
-    instance.load_context(_Context(weights))
+    instance.load_context(_Context(artifacts))
     with warnings.catch_warnings():
         # Advice about integer columns with missing values, given for every answer that is a whole number.
         warnings.filterwarnings("ignore", message="Hint: Inferred schema contains integer")
@@ -83,7 +96,7 @@ def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Pa
         mlflow.pyfunc.save_model(
             path=str(made),
             python_model=str(code),
-            artifacts={"weights": str(weights)},
+            artifacts={name: str(path) for name, path in artifacts.items()},
             signature=signature,
             input_example=example,
             pip_requirements=_requirements(root),
@@ -93,8 +106,8 @@ def _save(predictor: type[Any], weights: Path, example: "pd.DataFrame", made: Pa
 class _Context:
     """What MLflow hands to load_context, before there is a model folder."""
 
-    def __init__(self, weights: Path) -> None:
-        self.artifacts = {"weights": str(weights)}
+    def __init__(self, artifacts: Mapping[str, Path]) -> None:
+        self.artifacts = {name: str(path) for name, path in artifacts.items()}
         self.model_config: dict[str, Any] = {}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlops_build import service
 from mlops_build.errors import MlopsBuildError, Refused
+from mlops_build.training import artifacts
 from mlops_build.training.model import EXAMPLES, write_model
 
 NAME = r"[A-Za-z_][A-Za-z0-9_]{0,100}"
@@ -35,7 +36,7 @@ def rebuild(version: Path, root: Path, scratch: Path) -> Path:
     known = Model.load(str(version))
     recorded = json.loads((version / EXAMPLES).read_text(encoding="utf-8"))
     example: Any = infer_and_parse_data(recorded["input"], known.get_input_schema())
-    return write_model(predictor, _weights(known.flavors, version), example, root, scratch)
+    return write_model(predictor, _artifacts(known.flavors, version), example, root, scratch)
 
 
 def _predictor(version: Path, root: Path) -> type[Any]:
@@ -58,14 +59,22 @@ def _predictor(version: Path, root: Path) -> type[Any]:
         raise NotRebuildable(f"the version's predictor is {module}.{name}, which is not in src/ any more: {error}", remedy=remedy) from None
 
 
-def _weights(flavors: dict[str, Any], version: Path) -> Path:
+def _artifacts(flavors: dict[str, Any], version: Path) -> dict[str, Path]:
+    """The files that the version's predictor receives by name; the weights are among them."""
+    remedy = "train it anew: mlops-build train"
     try:
-        path = (version / str(flavors["python_function"]["artifacts"]["weights"]["path"])).resolve()
-    except (KeyError, TypeError):
-        raise NotRebuildable("the version's MLmodel names no weights", remedy="train it anew: mlops-build train") from None
-    if not path.is_relative_to(version.resolve()) or not path.is_file():
-        raise NotRebuildable("the version's weights are not among its files", remedy="train it anew: mlops-build train")
-    return path
+        recorded = flavors["python_function"]["artifacts"]
+        paths = {str(name): (version / str(entry["path"])).resolve() for name, entry in recorded.items()}
+    except (KeyError, TypeError, AttributeError):
+        paths = {}
+    if artifacts.WEIGHTS not in paths:
+        raise NotRebuildable("the version's MLmodel names no weights", remedy=remedy)
+    for name, path in paths.items():
+        if not artifacts.NAME.fullmatch(name):
+            raise NotRebuildable(f"the version's MLmodel names an artifact {name!r}, which log_model does not write", remedy=remedy)
+        if not path.is_relative_to(version.resolve()) or not path.exists():
+            raise NotRebuildable(f"the version's artifact {name} is not among its files", remedy=remedy)
+    return paths
 
 
 if __name__ == "__main__":

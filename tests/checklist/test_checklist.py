@@ -87,6 +87,39 @@ def test_without_specs_there_is_no_checklist(service: Callable[..., Path]) -> No
         names.read(root)
 
 
+@pytest.mark.parametrize("plan", ["", "plan:\n", "plan: DIGITS\n", "plan: {key: DIGITS}\n", "plan: {project-key: ML, key: [1]}\n"])
+def test_stages_without_a_plan_are_refused(service: Callable[..., Path], plan: str) -> None:
+    root = service()
+    (root / names.SPECS).write_text(f"version: 2\n{plan}stages: []\n---\nversion: 2\nenvironments: [staging]\ndeployment:\n")
+    with pytest.raises(Refused, match=r"document 1 has `stages:`, but no `plan:` with `project-key:` and `key:`"):
+        names.read(root)
+
+
+@pytest.mark.parametrize("specs", [None, "version: 2\nstages: []\n"])
+def test_doctor_checks_the_rest_without_usable_specs(
+    service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], specs: str | None
+) -> None:
+    root = service(dvc_remote_url="dvc-remote", s3_endpoint_url="", mlflow_tracking_uri="http://127.0.0.1:9")
+    (root / names.SPECS).unlink()
+    if specs:
+        (root / names.SPECS).write_text(specs)
+    git(root, "remote", "remove", "origin")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    assert main(["doctor", "--ci", "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    (finding,) = [finding for finding in document["findings"] if finding["rule"] == "bamboo-specs"]
+    assert "bamboo.yaml" in finding["why"]
+    assert finding["remedy"]
+    # What the checklist would look at is checked as without --ci.
+    assert {"system", "git", "service.yaml", "engine", "git remote", "registry"} <= {check["name"] for check in document["checks"]}
+    (root / "service.yaml").write_text("schema: 1\n")
+    assert main(["doctor", "--ci", "--json"]) == 4
+    rules = [finding["rule"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert "service-yaml" in rules
+    assert "bamboo-specs" not in rules
+
+
 def test_every_line_has_an_id_what_to_do_and_a_look_or_somebody_to_ask(service: Callable[..., Path]) -> None:
     found = items.items(names.read(service(gpu="shared")))
     assert len({item.id for item in found}) == len(found)

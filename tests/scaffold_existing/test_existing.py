@@ -247,6 +247,71 @@ def test_a_checkpoint_is_opened_by_its_key_and_what_chooses_a_card_is_told(templ
     assert not any(what == "leads out of the service" for _, what in said)
 
 
+SAVING = """\
+import json, pickle
+import joblib
+import numpy as np
+import sentencepiece as spm
+import torch
+from pathlib import Path
+from net import Net
+net = Net()
+torch.save(net.state_dict(), "out/net.pt")
+with open("out/words.json", "w") as f:
+    json.dump(vocab, f)
+with open("out/metrics.json", "w") as f:
+    json.dump(metrics, f)
+np.save("out/feature_mean.npy", mean)
+Path("out/labels.txt").write_text("\\n".join(labels))
+bpe.save("out/bpe.json")
+tokenizer.save_pretrained("out/hf")
+model.save_pretrained("out/hf-model")
+spm.SentencePieceTrainer.train(input="rows/x", model_prefix="out/sp")
+joblib.dump(scaler, "out/scaler.joblib")
+pickle.dump(encoder, open("out/encoder.bin", "wb"))
+json.dump(things, open("out/things.json", "w"))
+json.dump(vocab, open(f"{when}.json", "w"))
+plt.savefig("out/labels.png")
+"""
+
+
+def test_vocabularies_tokenizers_and_scalers_are_given_to_the_model(template: Path, work: Path, tmp_path: Path) -> None:
+    (work / "train.py").write_text(SAVING)
+    made = make(template, tmp_path / "reader", work / "train.py", work / "rows")
+    root = tmp_path / "reader"
+    predictor = (root / "src/reader/predictor.py").read_text()
+    given = dict(re.findall(r'^    "(\w+)": Path\("(.*)"\),$', predictor, re.MULTILINE))
+    assert given == {
+        "words": "out/words.json",
+        "feature_mean": "out/feature_mean.npy",
+        "labels": "out/labels.txt",
+        "bpe": "out/bpe.json",
+        "hf": "out/hf",
+        "sp": "out/sp.model",
+    }
+    logger = (root / "src/reader/log_model.py").read_text()
+    assert "training.log_model(Predictor, weights=WEIGHTS, artifacts=ARTIFACTS, example=example(), folder=MODEL)" in logger
+    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
+    assert set(given.values()) <= set(stages["train"]["outs"]) & set(stages["model"]["deps"])
+    assert "out/sp.vocab" in stages["train"]["outs"]  # else the tree would be dirty
+    examples = {one.what: one.example for one in made.left if one.file == "src/reader/predictor.py"}
+    assert 'self.words = json.loads(Path(context.artifacts["words"]).read_text(encoding="utf-8"))' in examples.values()
+    assert 'self.feature_mean = np.load(context.artifacts["feature_mean"])' in examples.values()
+
+    said = {one.line: one.what for one in made.left if one.file == "src/reader/train.py"}
+    assert "saves a pickle, out/scaler.joblib" in said[20]
+    assert "saves a pickle, out/encoder.bin" in said[21]
+    assert "saves out/things.json: does serving read it?" in said[22]
+    assert "if serving reads it, give it to log_model" in said[23]
+    assert not any("metrics.json" in what or "labels.png" in what or "hf-model" in what for what in said.values())
+    for check in (["check"], ["format", "--check"]):
+        files = ["src/reader/predictor.py", "src/reader/log_model.py"]
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, *files], cwd=root, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

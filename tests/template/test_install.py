@@ -1,4 +1,4 @@
-"""scripts/install.sh and a service's ci/install: which interpreter and which torch they take. The wheels are made here; no index is reached."""
+"""scripts/install.sh and a service's ci/install: which interpreter and torch they take. The wheels are made here; no index is reached."""
 
 import hashlib
 import os

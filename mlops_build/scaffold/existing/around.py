@@ -18,11 +18,13 @@ from mlops_build import service as service_file
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.git import command as git
 from mlops_build.scaffold import render
+from mlops_build.scaffold.existing import artifacts as artifact_files
 from mlops_build.scaffold.existing import copied as copies
 from mlops_build.scaffold.existing import data as sources
 from mlops_build.scaffold.existing import modules as modules_of
 from mlops_build.scaffold.existing import pipeline, served
 from mlops_build.scaffold.existing import script as scripts
+from mlops_build.scaffold.existing.artifacts import Artifact, Saved
 from mlops_build.scaffold.existing.copied import Copied
 from mlops_build.scaffold.existing.data import Source
 from mlops_build.scaffold.existing.look import look
@@ -192,7 +194,9 @@ class _Around:
         network = served.network(saves, self.modules, self.defaults)
         predictor, logger = self._free("predictor"), self._free("log_model")
         serves = modules_of.reached(network.module, self.modules, self.script.path.parent) if network.module else []
-        reports = [path for path in outputs if path.endswith(".json")]
+        saved = artifact_files.saved(files, outputs, weights)
+        artifacts = [one.path for one in saved.artifacts]
+        reports = [path for path in outputs if path.endswith(".json") and path not in artifacts]
         metrics = METRICS if METRICS not in outputs else "reports/metrics.json"
         self.command = pipeline.command(self.package, self.modules[0].name, weights, said)
         stages = pipeline.dvc_yaml(
@@ -206,6 +210,7 @@ class _Around:
             served=[
                 *(one.inside for one in self.sources),
                 weights,
+                *artifacts,
                 *reports,
                 *sorted({*self._deps(serves), *(f"src/{self.package}/{name}.py" for name in (predictor, logger))}),
             ],
@@ -213,8 +218,9 @@ class _Around:
             logger=logger,
         )
         self._text("dvc.yaml", stages)
-        self._serving(network, saves, weights, predictor)
-        self._measuring(logger, predictor, metrics, reports)
+        self._serving(network, saves, weights, saved.artifacts, predictor)
+        self._measuring(logger, predictor, metrics, reports, saved.artifacts)
+        self._saved(saved, logger)
         gate = self.todo.add("params.yaml", "what must the metrics reach for a version to be registered?", "    accuracy: {min: 0.9}")
         self._text("params.yaml", pipeline.params_yaml(self.name, said, SEED if said.seed is None else said.seed, gate))
         self._other_arguments()
@@ -258,6 +264,8 @@ class _Around:
         for one in files:
             if one.path is None and one.by != "torch.save":
                 what = f"writes what is not known from the code: {one.source}. Add its path to the outs of the stage train in dvc.yaml"
+                if artifact_files.is_needed(one):
+                    what += "; if serving reads it, give it to log_model, too: artifacts={NAME: PATH}"
                 self._add(one.script, one.line, what, needed=False)
             elif one.path is not None and not is_inside(one.path):
                 what = (
@@ -297,7 +305,7 @@ class _Around:
                 self.todo.add("dvc.yaml", what, f"    cmd: … -m {self.package}.{self.modules[0].name} {value}", line=STAGE_LINE)
         return found
 
-    def _serving(self, network: served.Network, saves: Written | None, weights: str, predictor: str) -> None:
+    def _serving(self, network: served.Network, saves: Written | None, weights: str, artifacts: Sequence[Artifact], predictor: str) -> None:
         """predictor.py, its test, and what is left to do there."""
         file = f"src/{self.package}/{predictor}.py"
         what, code = "what does a caller send? Give a few rows of it", 'return pd.DataFrame({"x": [0.5, 1.5]})'
@@ -321,6 +329,10 @@ class _Around:
         elif network.follows:
             what = f"the network is made with today's defaults ({network.call}); does it still fit when params.yaml changes?"
             numbers["network"] = self.todo.add(file, what, needed=False)
+        read = []
+        for artifact in artifacts:
+            what = f"{self.name} saves {artifact.path}, which serving receives: read it here (or remove it, here and from ARTIFACTS)"
+            read.append((artifact, self.todo.add(file, what, f"self.{artifact.name} = {artifact.reading()}", needed=False)))
         numbers["answer"] = self.todo.add(
             file,
             "which tensor goes in, and what is answered?",
@@ -328,13 +340,22 @@ class _Around:
             "with torch.inference_mode():\n    scores = self.network(numbers)\n"
             'return pd.DataFrame({"label": scores.argmax(dim=1).tolist()})',
         )
-        self._text(file, served.predictor(self.package, self.name, weights, self.model, network, numbers))
+        self._text(file, served.predictor(self.package, self.name, weights, self.model, network, read, numbers))
         self._text("tests/test_predictor.py", served.TEST.format(package=self.package, predictor=predictor))
         if network.module and not network.module.script.is_guarded():
             what = f"serving imports it for {network.name}, and importing it runs it: move {network.name} to a module of its own"
             self._add(network.module.script, 1, f'{what}, or put the rest under `if __name__ == "__main__":`')
 
-    def _measuring(self, logger: str, predictor: str, metrics: str, reports: Sequence[str]) -> None:
+    def _saved(self, saved: Saved, logger: str) -> None:
+        """What the script saves beside its weights and does not come along by itself."""
+        for one in saved.pickled:
+            what = f"saves a pickle, {one.path}, which log_model refuses, since reading it runs code: {one.source}. Save its numbers"
+            self._add(one.script, one.line, what, 'json.dump({"mean": scaler.mean_.tolist()}, open("scaler.json", "w"))', needed=False)
+        for one in saved.unsure:
+            what = f"saves {one.path}: does serving read it? Then give it to log_model in {logger}.py"
+            self._add(one.script, one.line, what, f'artifacts={{"NAME": Path("{one.path}")}}', needed=False)
+
+    def _measuring(self, logger: str, predictor: str, metrics: str, reports: Sequence[str], artifacts: Sequence[Artifact]) -> None:
         """log_model.py, and what is left to do there."""
         what = "measure the model on data that it was not trained with"
         code = f"# with `import pandas as pd` above; the rows that {self.name} holds out\n"
@@ -345,8 +366,7 @@ class _Around:
             code += f'\n# or:\nreturn json.loads(Path("{reports[0]}").read_text())'
         file = f"src/{self.package}/{logger}.py"
         number = self.todo.add(file, what, code)
-        names = {"package": self.package, "logger": logger, "predictor": predictor}
-        self._text(file, served.LOGGER.format(script=self.name, number=number, metrics=metrics, **names))
+        self._text(file, served.logger(self.package, self.name, logger, predictor, metrics, artifacts, number))
 
     def _other_arguments(self) -> None:
         other = scripts.parser_of(self.script)

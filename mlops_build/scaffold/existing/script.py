@@ -38,6 +38,7 @@ WRITERS = {
     ".to_pickle": 0,
     ".to_feather": 0,
     ".save_pretrained": 0,
+    ".save_vocabulary": 0,
 }
 PATH_KEYWORDS = ("f", "path", "filename", "fname", "file", "path_or_buf", "save_directory")
 
@@ -228,6 +229,11 @@ def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
     known = constants(script, arguments)
     found = []
     for called, call in sorted(script.calls(), key=lambda one: one[1].lineno):
+        if called.lower().endswith("sentencepiecetrainer.train"):
+            prefix = next((known.path(keyword.value) for keyword in call.keywords if keyword.arg == "model_prefix"), None)
+            paths = [f"{prefix}{suffix}" for suffix in (".model", ".vocab")] if prefix else [None]
+            found += [Written(script, path, "SentencePieceTrainer.train", call.lineno, script.source(call)) for path in paths]
+            continue
         target = _target(called, call, known)
         if called == "torch.save" and len(call.args) > 1 and isinstance(call.args[1], ast.Name):
             target = _opened(script, call.args[1].id) or call.args[1]
@@ -397,6 +403,8 @@ def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
     if method in (".write_text", ".write_bytes"):
         return call.func.value if isinstance(call.func, ast.Attribute) else None
     place = WRITERS.get(called, WRITERS.get(method, -1))
+    if place < 0 and method == ".save" and call.args and str(known.path(call.args[0])).endswith(".json"):
+        return call.args[0]  # of the package tokenizers
     if place < 0:
         return None
     named = next((one.value for one in call.keywords if one.arg in PATH_KEYWORDS), None)

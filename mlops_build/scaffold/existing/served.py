@@ -4,6 +4,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mlops_build.scaffold.existing.artifacts import Artifact
 from mlops_build.scaffold.existing.modules import Module
 from mlops_build.scaffold.existing.script import Script, Written, assigned, constants, dotted, value_at
 
@@ -19,7 +20,7 @@ import torch
 {imports}
 WEIGHTS = Path({weights})
 MODEL = Path("models/{model}")
-
+{artifacts}
 
 def device() -> torch.device:
     """The card that `mlops-build` chose for this process (it is then the only one visible), else the CPU."""
@@ -40,7 +41,7 @@ class Predictor(mlflow.pyfunc.PythonModel):
 {network}
         self.network.load_state_dict(weights{key})
         self.network.to(device()).eval()
-
+{reads}
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         # TODO {answer}: the tensor that goes in, and the columns that come out.
         raise NotImplementedError("TODO {answer}, see TODO.md")
@@ -59,7 +60,7 @@ from typing import Any
 import mlflow
 from mlops_build import training
 
-from {package}.{predictor} import MODEL, WEIGHTS, Predictor, example
+from {package}.{predictor} import {constants}, Predictor, example
 
 METRICS = Path("{metrics}")
 
@@ -72,7 +73,7 @@ def measure(model: Any) -> dict[str, float]:
 
 def main() -> None:
     with training.resume_run(WEIGHTS):
-        training.log_model(Predictor, weights=WEIGHTS, example=example(), folder=MODEL)
+        training.log_model(Predictor, weights=WEIGHTS, {artifacts}example=example(), folder=MODEL)
         metrics = measure(mlflow.pyfunc.load_model(str(MODEL), suppress_warnings=True))
         mlflow.log_metrics(metrics)
         METRICS.parent.mkdir(exist_ok=True)
@@ -145,8 +146,16 @@ def network(saves: Written | None, modules: Sequence[Module], arguments: Mapping
     return Network(name, home, script.source(made), made.lineno, ", ".join(values), is_known, follows, key, whole)
 
 
-def predictor(package: str, script: str, weights: str, model: str, made: Network, numbers: Mapping[str, int]) -> str:
-    """predictor.py. numbers: of the TODOs rows, network (where there is one) and answer."""
+def predictor(
+    package: str,
+    script: str,
+    weights: str,
+    model: str,
+    made: Network,
+    artifacts: Sequence[tuple[Artifact, int]],
+    numbers: Mapping[str, int],
+) -> str:
+    """predictor.py. artifacts: each with the number of its TODO. numbers: of the TODOs rows, network (where there is one) and answer."""
     imports = f"\nfrom {package}.{made.module.name} import {made.name}\n" if made.module and made.is_known else ""
     lines = []
     if "network" in numbers:
@@ -162,9 +171,35 @@ def predictor(package: str, script: str, weights: str, model: str, made: Network
         model=model,
         network="\n".join(lines),
         key=made.key,
+        artifacts=_constant(artifacts, script),
+        reads="".join(
+            f'        # TODO {number}: read it as {script} writes it.\n        self.{one.name} = Path(context.artifacts["{one.name}"])\n'
+            for one, number in artifacts
+        ),
         rows=numbers["rows"],
         answer=numbers["answer"],
     )
+
+
+def logger(package: str, script: str, module: str, predictor: str, metrics: str, artifacts: Sequence[Artifact], number: int) -> str:
+    """log_model.py, called `module`. number: of the TODO in `measure`."""
+    return LOGGER.format(
+        package=package,
+        script=script,
+        logger=module,
+        predictor=predictor,
+        metrics=metrics,
+        constants="ARTIFACTS, MODEL, WEIGHTS" if artifacts else "MODEL, WEIGHTS",
+        artifacts="artifacts=ARTIFACTS, " if artifacts else "",
+        number=number,
+    )
+
+
+def _constant(artifacts: Sequence[tuple[Artifact, int]], script: str) -> str:
+    if not artifacts:
+        return ""
+    lines = "".join(f'    "{one.name}": Path({_text(one.path)}),\n' for one, _ in artifacts)
+    return f"# What else is part of the model: name -> the file or folder that {script} writes.\nARTIFACTS = {{\n{lines}}}\n"
 
 
 def _text(value: str) -> str:

@@ -1,0 +1,128 @@
+"""Files that a script saves and that serving may read: vocabularies, tokenizers, scalers. They are given to `log_model` by name."""
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build.scaffold.existing.script import Written, dotted
+
+# What a file that serving reads is called, or what is saved in it.
+NEEDED = re.compile(
+    r"vocab|token|bpe|merges|label|class|categor|encod|scal|norm|mean|std|stats|mapping|lookup|(?:^|_)(?:idx|index|map)|2i|2idx", re.I
+)
+REPORT = re.compile(r"metric|report|histor|result|score|loss|accura|log|predict|submission|confusion|checkpoint|optim|args|config", re.I)
+TOKENIZER = re.compile(r"token|processor|extractor", re.I)
+PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".sav"}
+PICKLING = ("pickle.dump", "pickle.dumps", "joblib.dump", "dill.dump", "cloudpickle.dump")
+SENTENCEPIECE = "SentencePieceTrainer.train"
+PLAIN = ("open", ".write_text", ".write_bytes", ".save", ".savez", ".savetxt", ".dump", ".save_vocabulary")
+DATA = (".json", ".npy", ".npz", ".txt")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that the predictor receives by name. path: in the service."""
+
+    name: str
+    path: str
+    written: Written
+
+    def reading(self) -> str:
+        """An expression that reads it."""
+        given = f'context.artifacts["{self.name}"]'
+        suffix = Path(self.path).suffix.lower()
+        if suffix == ".json" and not TOKENIZER.search(self.written.by):
+            return f'json.loads(Path({given}).read_text(encoding="utf-8"))'
+        if suffix in (".npy", ".npz"):
+            return f"np.load({given})"
+        if suffix == ".txt":
+            return f'Path({given}).read_text(encoding="utf-8").splitlines()'
+        if self.written.by.endswith(".save_pretrained"):
+            return f"AutoTokenizer.from_pretrained({given})"
+        if self.written.by == SENTENCEPIECE:
+            return f"SentencePieceProcessor(model_file={given})"
+        return f"Path({given})"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a script saves for serving. pickled: `log_model` refuses it. unsure: its name does not say whether serving reads it."""
+
+    artifacts: tuple[Artifact, ...]
+    pickled: tuple[Written, ...]
+    unsure: tuple[Written, ...]
+
+
+def saved(files: Sequence[Written], outputs: Sequence[str], weights: str) -> Saved:
+    """files: what the script writes. outputs: the paths in the service among them; what lies elsewhere is left out."""
+    artifacts: dict[str, Artifact] = {}
+    pickled: dict[str, Written] = {}
+    unsure: dict[str, Written] = {}
+    for written in files:
+        path = Path(written.path or "").as_posix()
+        if path == weights or written.by == "torch.save" or not any(path == one or path.startswith(f"{one}/") for one in outputs):
+            continue
+        writer, content = _content(written)
+        if REPORT.search(f"{Path(path).stem} {content}") or not is_data(written):
+            continue
+        if Path(path).suffix.lower() in PICKLES or writer.endswith(PICKLING):
+            pickled.setdefault(path, written)
+        elif is_needed(written) and Path(path).name.casefold() not in {Path(other).name.casefold() for other in artifacts}:
+            artifacts[path] = Artifact(_name(path, {"network", *(one.name for one in artifacts.values())}), path, written)
+        elif path not in artifacts and Path(path).suffix.lower() in DATA:
+            unsure.setdefault(path, written)
+    return Saved(tuple(artifacts.values()), tuple(pickled.values()), tuple(unsure.values()))
+
+
+def is_data(written: Written) -> bool:
+    """Whether it is written by a call that serving could need the file of: not a picture or a table."""
+    if written.by.endswith(".save_pretrained"):
+        return bool(TOKENIZER.search(written.source.partition(".save_pretrained")[0]))
+    if written.by == SENTENCEPIECE:
+        return (written.path or ".model").endswith(".model")
+    return written.by.endswith(PLAIN)
+
+
+def is_needed(written: Written) -> bool:
+    """Whether the file's name or its content says that serving reads it."""
+    if not is_data(written):
+        return False
+    always = written.by.endswith((".save_pretrained", SENTENCEPIECE))
+    return always or bool(NEEDED.search(f"{Path(written.path or '').stem} {_content(written)[1]}"))
+
+
+def _content(written: Written) -> tuple[str, str]:
+    """The call that puts something into the file, and the source of what that is; for `open(…)`, of what is done with the open file."""
+    script = written.script
+    for node in ast.walk(script.tree):
+        if isinstance(node, ast.With):
+            names = [
+                item.optional_vars.id
+                for item in node.items
+                if isinstance(item.optional_vars, ast.Name) and item.context_expr.lineno == written.line
+            ]
+            calls = [part for part in ast.walk(node) if isinstance(part, ast.Call) and names]
+            for call in calls:
+                if any(isinstance(argument, ast.Name) and argument.id in names for argument in call.args[1:]):
+                    return dotted(call.func), script.source(call.args[0])
+                if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id in names:
+                    return dotted(call.func), " ".join(script.source(argument) for argument in call.args)
+        elif (
+            isinstance(node, ast.Call)
+            and node.lineno == written.line
+            and dotted(node.func).endswith(("dump", "save", "savez", "write_text"))
+        ):
+            return dotted(node.func), " ".join(script.source(argument) for argument in node.args)
+    return written.by, written.source
+
+
+def _name(path: str, taken: set[str]) -> str:
+    """A name of log_model's grammar, from the file's name."""
+    plain = re.sub(r"[^a-z0-9]+", "_", Path(path).stem.lower()).strip("_")[:50]
+    name = plain if re.match(r"[a-z]", plain) and plain != "weights" else f"file_{plain}".rstrip("_")
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}_{number}", number + 1
+    return free
