@@ -31,11 +31,12 @@ soak: install    ## what takes minutes: many more random cases (SOAK_EXAMPLES sa
 tag:        ## the releases' tags, as CHANGELOG.md lists them
 	@scripts/tag.sh
 
-lint: install    ## ruff, mypy, import-linter
+lint: install    ## ruff, mypy, import-linter, deptry
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict mlops_build
 	@.venv/bin/lint-imports
+	@.venv/bin/deptry mlops_build
 
 docs: install    ## the generated parts of docs/ and the JSON schema of service.yaml
 	@$(PYTHON_) scripts/docs.py

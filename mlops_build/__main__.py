@@ -32,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MlopsBuildError as error:
         return show_error(name, error)
     except ModuleNotFoundError as error:
-        if extra is None or (error.name or "").startswith("mlops_build"):
+        if (error.name or "").startswith("mlops_build"):
             raise
         print(f"mlops-build {name}: needs the Python package {error.name!r}, which is not installed", file=sys.stderr)
-        print(f"    pip install 'mlops-build[{extra}]'", file=sys.stderr)
+        # Part of a command that needs no extra may need one: doctor --checklist.
+        print(f"    pip install 'mlops-build[{extra or 'operate'}]'", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"mlops-build {name}: interrupted", file=sys.stderr)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 from mlops_build import __version__
@@ -22,14 +22,7 @@ PROBE_SECONDS = 15
 GIB = 2**30
 DISK_BYTES = 5 * GIB
 GIT_MINIMUM = (2, 30)
-# What shows that an extra is installed.
-EXTRAS = {
-    "train": ("mlflow", "dvc", "torch", "uv", "hatchling"),
-    "serve": ("mlflow", "fastapi", "torch", "prometheus_client"),
-    "operate": ("mlflow", "jinja2", "pydantic", "ruamel.yaml"),
-    "watch": ("prometheus_client",),
-    "template": ("copier", "cookiecutter"),
-}
+NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)
@@ -71,18 +64,46 @@ def _examined(check: Callable[[], Check]) -> Check:
 
 
 def system() -> Check:
-    """Python and platform (docs: the platform table in README.md)."""
+    """Python and platform. Which Pythons are tested stands in the package's classifiers (pyproject.toml) alone."""
     seen = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, mlops-build {__version__}"
-    found: list[Finding] = []
+    tested = [name.rpartition(" ")[2] for name in _metadata("Classifier") if name.startswith("Programming Language :: Python :: 3.")]
+    if tested and platform.python_version().rpartition(".")[0] not in tested:
+        seen += f" (tested with Python {', '.join(tested)})"
+    problems: list[Finding] = []
     if sys.platform == "win32":
-        found.append(Finding("platform", "platform", "Windows is not supported", "use WSL 2"))
-    return Check("system", seen, found)
+        problems.append(Finding("platform", "platform", "Windows is not supported", "use WSL 2"))
+    return Check("system", seen, problems)
 
 
 def extras() -> Check:
     """Which of our extras are complete. A missing extra is no finding: a pod has only what it uses."""
-    complete = [extra for extra, modules in EXTRAS.items() if all(util.find_spec(module.partition(".")[0]) for module in modules)]
+    complete = [extra for extra in _metadata("Provides-Extra") if extra != "all" and all(map(_installed, _requirements(extra)))]
     return Check("extras", ", ".join(complete) or "none (the base only)")
+
+
+def _metadata(field: str) -> list[str]:
+    """A field of our own package's metadata; nothing where it runs without being installed."""
+    try:
+        return metadata.metadata("mlops-build").get_all(field) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _requirements(extra: str) -> set[str]:
+    """The packages that an extra of ours names, those of other extras that it includes among them."""
+    names = set()
+    for line in metadata.requires("mlops-build") or []:
+        if not re.search(rf"extra == ['\"]{extra}['\"]", line):
+            continue
+        if included := re.match(r"mlops-build\[([a-z,]+)\]", line):
+            names |= {name for other in included[1].split(",") for name in _requirements(other)}
+        elif name := re.match(r"[A-Za-z0-9._-]+", line):
+            names.add(name[0])
+    return names
+
+
+def _installed(name: str) -> bool:
+    return _version(name) != NOT_INSTALLED
 
 
 def git() -> Check:
@@ -239,4 +260,4 @@ def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
