@@ -20,7 +20,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mlops_build.verify import look, overlay
+from mlops_build.verify import check, overlay
 from tests.verify.faults import APP, FAULTS, OVERLAY, Fault
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -52,7 +52,7 @@ def main() -> None:
             if fault:
                 faults.append(fault)
                 wanted = (fault.rule, fault.where or fault.file, fault.line(root))
-                ours[fault.name] = wanted in [(one.rule, one.file, one.line) for one in look(root).findings]
+                ours[fault.name] = wanted in [(one.rule, one.file, one.line) for one in check(root).findings]
         tools: dict[str, Said | None] = {
             "kubernetes-validate --strict": {name: kubernetes_validate(file) for name, file in files.items()},
             "checkov": checkov_says(checkov, files) if checkov.is_file() else None,
@@ -74,8 +74,8 @@ def checkov_says(program: Path, files: dict[str, Path]) -> Said:
     failed = json.loads(done.stdout)["results"]["failed_checks"]
     said: Said = {name: set() for name in files}
     names = {file.resolve(): name for name, file in files.items()}
-    for check in failed:
-        said[names[Path(check["file_abs_path"]).resolve()]].add(f"{check['check_id']} {check['resource']}")
+    for failure in failed:
+        said[names[Path(failure["file_abs_path"]).resolve()]].add(f"{failure['check_id']} {failure['resource']}")
     return said
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mlops_build.finding import show_by_file
-from mlops_build.verify import look
+from mlops_build.verify import check
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         folder = Path(name)
         began = time.perf_counter()
-        report = look(folder)
+        report = check(folder)
         seconds = time.perf_counter() - began
         git = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit"

@@ -109,29 +109,28 @@ def verify_rules() -> str:
         "",
         GENERATED,
         "",
-        "A finding names its rule, file and line; here stands what each rule is about.",
+        "A finding names its rule, file and line. This page describes each rule.",
     ]
-    parts += ["Rules marked *in a service* are asked only in a service made from the template; all others anywhere.", ""]
+    parts += ["Rules marked *in a service* are checked only in a service made from the template, all others everywhere.", ""]
     parts += [
-        "Ignore a finding with `# mlops-build: ignore RULE: why` on its line, or alone on the line before; a rule for a whole service in"
+        "To ignore a finding, write `# mlops-build: ignore RULE: why` on its line, or alone on the line before. To ignore a rule in a whole"
     ]
-    parts += ["service.yaml: `verify: {ignore: {RULE: why}}`. What is ignored is still listed, with the reason.", ""]
+    parts += ["service, write `verify: {ignore: {RULE: why}}` in service.yaml. Ignored findings are still listed, with the reason.", ""]
     parts += [
-        "`ci check` asks every rule of every commit. `release` and `bridge` ask them of the overlay that their commit makes, and refuse"
+        "`ci check` checks every rule on every commit. `release` and `bridge` check the overlay of the new release, and refuse the release"
     ]
-    parts += [
-        "it (exit code 4) unless it goes back to older versions or `--despite-findings` is given: going back must always be possible."
-    ]
-    parts += ["`rollback --from-git` asks nothing.", ""]
+    parts += ["(exit code 4) if there are findings. Exceptions are releases that go back to older versions, and `--despite-findings`."]
+    parts += ["`rollback --from-git` checks nothing.", ""]
     for family, rules in FAMILIES.items():
         parts += [
-            f"- [{family}](#{family.lower().replace(' ', '-').replace(',', '')}): " + ", ".join(f"[`{one.id}`](#{one.id})" for one in rules)
+            f"- [{family}](#{family.lower().replace(' ', '-').replace(',', '')}): "
+            + ", ".join(f"[`{rule.id}`](#{rule.id})" for rule in rules)
         ]
     for family, rules in FAMILIES.items():
         parts += ["", f"## {family}"]
-        for one in rules:
-            parts += ["", f"### {one.id}", "", f"**{one.title}.**{' *In a service.*' if one.scope == 'service' else ''} {one.why}", ""]
-            parts += [f"*Remedy:* {one.remedy}", "", "```yaml", *one.example.splitlines(), "```"]
+        for rule in rules:
+            parts += ["", f"### {rule.id}", "", f"**{rule.title}.**{' *In a service.*' if rule.scope == 'service' else ''} {rule.why}", ""]
+            parts += [f"*Remedy:* {rule.remedy}", "", "```yaml", *rule.example.splitlines(), "```"]
     return "\n".join(parts) + "\n"
 
 

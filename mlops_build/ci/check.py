@@ -9,10 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlops_build import data, service
+from mlops_build import data, service, verify
 from mlops_build.errors import Refused
 from mlops_build.finding import show_by_file
-from mlops_build.verify import look
 
 STEP_SECONDS = 3600
 # Where CI systems look for what the tests said (Bamboo's test-parser, in bamboo-specs); ignored by Git.
@@ -45,7 +44,7 @@ def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
 
 def verified(root: Path, say: Callable[[str], None]) -> bool:
     """Whether the manifests and Bamboo specs are right; says what is not."""
-    report = look(root)
+    report = verify.check(root)
     for note in report.notes:
         say(f"check manifests: {note}")
     for finding, why in report.ignored:

@@ -29,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
 
     from mlops_build import finding, service
     from mlops_build.errors import UsageError
-    from mlops_build.verify import look, sarif
+    from mlops_build.verify import check, sarif
 
     if args.json and args.sarif == "-":
         raise UsageError("--json and --sarif - would both write to stdout", remedy="write SARIF to a file")
     root = Path(args.path) if args.path else service.find_root()
-    report = look(root, kubernetes=args.kubernetes)
+    report = check(root, kubernetes=args.kubernetes)
     for note in report.notes:
         say(note)
     for found, why in report.ignored:

@@ -15,7 +15,8 @@ from mlops_build.git.repository import Objects
 from mlops_build.model import contract
 from mlops_build.model.openapi import FILE
 from mlops_build.release.record import Record
-from mlops_build.verify import Report, look
+from mlops_build.verify import Report
+from mlops_build.verify import check as check_manifests
 
 
 class Faulty(Refused):
@@ -65,7 +66,7 @@ def examined(objects: Objects, commit: str, env: str) -> Report:
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         tree = Path(scratch) / "tree"
         objects.export(commit, tree, service_file.FILE, "deploy")
-        return look(tree, environments=[env], specs=False)
+        return check_manifests(tree, environments=[env], specs=False)
 
 
 def goes_back(before: Record | None, after: Record) -> bool:

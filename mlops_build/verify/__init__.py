@@ -1,10 +1,10 @@
-"""What is wrong with what is about to be deployed: Kubernetes manifests as they render, and Bamboo specs.
+"""Checks what is about to be deployed: rendered Kubernetes manifests and Bamboo specs.
 
-`examine(path)` is the door. document.py reads YAML with its lines, overlay.py renders and finds the way back to the sources, schema.py asks
-Kubernetes' schemas, the other files hold one family of rules each, and catalogue.py says what every rule is about.
+`check(path)` is the entry point. document.py parses YAML with line numbers, overlay.py renders overlays and maps values to their source
+lines, schema.py validates with Kubernetes' schemas, the other modules hold one family of rules each, and rules.toml describes every rule.
 """
 
-from mlops_build.verify.examine import examine, look
+from mlops_build.verify.examine import check
 from mlops_build.verify.report import Report
 
-__all__ = ["Report", "examine", "look"]
+__all__ = ["Report", "check"]

@@ -1,4 +1,4 @@
-"""Does the contract in the working tree break who calls what is released? openapi.json here beside the one at the released commit."""
+"""Compares openapi.json of the working tree with the one at the released commit: does the change break clients?"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,41 +8,43 @@ from mlops_build.model import contract
 from mlops_build.model.identity import COMMIT
 from mlops_build.model.openapi import FILE
 from mlops_build.verify.document import parse
-from mlops_build.verify.judge import place
+from mlops_build.verify.rules import fixed_location
 from mlops_build.verify.world import Fault, Part, mapping
 
 RULE = contract.RULE
 
 
 def check(root: Path, records: Sequence[tuple[str, Path]], notes: list[str]) -> Iterator[tuple[Fault, str]]:
-    """Faults with the environment whose callers they are about. records: each environment's record.yaml. notes: gets what could not be
-    compared, and why."""
-    here = root / FILE
-    checkout = Checkout.find(root) if here.is_file() else None
+    """Faults, each with the environment whose clients it affects. records: each environment's record.yaml.
+
+    Appends to `notes` what could not be compared, and why.
+    """
+    path = root / FILE
+    checkout = Checkout.find(root) if path.is_file() else None
     if checkout is None or checkout.head() is None:
         return
-    part = Part(FILE, {}, place(FILE, 1))
+    part = Part(FILE, {}, fixed_location(FILE, 1))
     try:
-        now = contract.of_text(here.read_bytes())
+        current = contract.of_text(path.read_bytes())
     except contract.BadContract as error:
         yield Fault(RULE, part, (), error.message, error.remedy), ""
         return
     for env, record in records:
         commit = _released_commit(record)
-        if now is None or commit is None:
+        if current is None or commit is None:
             continue
         if not checkout.has(commit):
-            notes.append(f"{FILE} was not compared with what {env} answers: its commit {commit[:12]} is not in this clone")
+            notes.append(f"{FILE} was not compared with the contract in {env}: its commit {commit[:12]} is not in this clone")
             continue
         text = checkout.read(commit, FILE)
         try:
-            before = contract.of_text(text, f"{FILE} at {commit[:12]}") if text is not None else None
+            released = contract.of_text(text, f"{FILE} at {commit[:12]}") if text is not None else None
         except contract.BadContract as error:
-            notes.append(f"not compared with what {env} answers: {error.message}")
+            notes.append(f"{FILE} was not compared with the contract in {env}: {error.message}")
             continue
-        if before is not None and now.major <= before.major:
-            for found in contract.breaks(before, now):
-                yield Fault(RULE, part, (), found.why, found.remedy), env
+        if released is not None and current.major <= released.major:
+            for breakage in contract.breaks(released, current):
+                yield Fault(RULE, part, (), breakage.why, breakage.remedy), env
 
 
 def _released_commit(record: Path) -> str | None:
@@ -50,5 +52,5 @@ def _released_commit(record: Path) -> str | None:
         document = parse(record.read_text(encoding="utf-8", errors="replace"), record.name)
     except OSError:
         return None
-    found = next((str(mapping(one.value).get("commit")) for one in document.documents), "")
-    return found if COMMIT.fullmatch(found) else None
+    commit = next((str(mapping(node.value).get("commit")) for node in document.documents), "")
+    return commit if COMMIT.fullmatch(commit) else None

@@ -1,8 +1,8 @@
 """YAML with source lines: every value knows the line it was written on.
 
-Read event by event, since a file that is to be checked may be anything: no nesting overflows a stack, no alias expands without bound, a
-key that is written twice is a fault and not an exception. Scalars mean what Kubernetes' and Bamboo's parsers take them for: YAML 1.1,
-except that a date stays text.
+The parser works event by event, because a checked file may contain anything: deep nesting does not overflow the stack, aliases do not
+expand without bound, and a duplicate key is a fault instead of an exception. Scalars are resolved as in Kubernetes' and Bamboo's parsers:
+YAML 1.1, except that dates stay strings.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any, cast
 
 Path = tuple[str | int, ...]
 
-# More than the largest bundle of custom resource definitions that anybody publishes; less than what would make a checker a burden.
+# Larger than the largest published bundle of custom resource definitions.
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 16 * 2**20, 100, 500_000
 
 NULL = {"", "~", "null", "Null", "NULL"}
@@ -27,8 +27,8 @@ IGNORE = re.compile(r"#\s*mlops-build:\s*ignore\s+(?P<rule>[a-z0-9-]+)(?:\s*:\s*
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What is wrong with the text itself. line: from 1. rule: of the catalogue."""
+class Problem:
+    """A fault in the text itself. line: from 1. rule: its name in rules.toml."""
 
     line: int
     rule: str
@@ -37,7 +37,7 @@ class Trouble:
 
 @dataclass(slots=True)
 class Node:
-    """A value and where it stands. line: of its key or dash, from 1. text_line: where the value itself begins.
+    """A value with its lines, from 1. line: of its key or dash. text_line: where the value itself begins.
 
     children: the nodes of a mapping by key or of a list by index; None for a scalar.
     """
@@ -48,13 +48,13 @@ class Node:
     children: dict[str | int, "Node"] | list["Node"] | None = None
 
     def line_of(self, path: Path) -> tuple[int, int]:
-        """The line of the deepest part of `path` that is there, and how many of its parts are."""
+        """The line of the deepest part of `path` that exists, and how many of its parts exist."""
         node, depth = self, 0
         for part in path:
-            found = node.child(part)
-            if found is None:
+            child = node.child(part)
+            if child is None:
                 break
-            node, depth = found, depth + 1
+            node, depth = child, depth + 1
         return node.line, depth
 
     def child(self, part: str | int) -> "Node | None":
@@ -67,7 +67,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Ignored:
-    """A comment that takes a rule's findings on its line (or, standing alone, on the next) as they are. why: None where it gives none."""
+    """A comment that ignores a rule on its line, or on the next line if it stands alone. why: the reason; None if it gives none."""
 
     rule: str
     why: str | None
@@ -77,21 +77,21 @@ class Ignored:
 
 @dataclass
 class File:
-    """A parsed file. name: as findings show it. documents: those that hold anything."""
+    """A parsed file. name: as shown in findings. documents: the ones that are not empty."""
 
     name: str
     documents: list[Node] = field(default_factory=list)
-    troubles: list[Trouble] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
 
 
 def parse(text: str, name: str) -> File:
-    """Every document of a YAML text. Never raises for what the text is: what is wrong stands in `troubles`."""
+    """Every document of a YAML text. Never raises because of the content: faults are in `problems`."""
     from yaml import YAMLError
 
     file = File(name, ignored=list(_ignored(text)))
     if len(text) > MAX_BYTES:
-        file.troubles.append(Trouble(1, "too-large", f"the file has {len(text):,} characters; {MAX_BYTES:,} are read"))
+        file.problems.append(Problem(1, "too-large", f"the file has {len(text):,} characters; the limit is {MAX_BYTES:,}"))
         return file
     composer = _Composer(file)
     try:
@@ -99,10 +99,10 @@ def parse(text: str, name: str) -> File:
             composer.take(event)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        said = getattr(error, "problem", None) or str(error).splitlines()[0]
-        file.troubles.append(Trouble(mark.line + 1 if mark else 1, "yaml-syntax", f"not valid YAML: {said}"))
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        file.problems.append(Problem(mark.line + 1 if mark else 1, "yaml-syntax", f"not valid YAML: {problem}"))
     except _Stop as error:
-        file.troubles.append(error.trouble)
+        file.problems.append(error.problem)
     return file
 
 
@@ -116,22 +116,22 @@ def _ignored(text: str) -> Iterator[Ignored]:
     if "mlops-build:" not in text:
         return
     for number, line in enumerate(text.splitlines(), 1):
-        if found := IGNORE.search(line):
+        if match := IGNORE.search(line):
             alone = line.lstrip().startswith("#")
-            yield Ignored(found["rule"], found["why"], number + 1 if alone else number, number)
+            yield Ignored(match["rule"], match["why"], number + 1 if alone else number, number)
 
 
 class _Stop(Exception):
-    """Reading on is impossible or pointless."""
+    """Parsing cannot continue."""
 
     def __init__(self, line: int, rule: str, why: str) -> None:
         super().__init__(why)
-        self.trouble = Trouble(line, rule, why)
+        self.problem = Problem(line, rule, why)
 
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or list that is being read. key: the mapping's key that waits for its value, as (key, line)."""
+    """A mapping or list that is being parsed. key: the mapping's key whose value comes next, as (key, line)."""
 
     node: Node
     key: tuple[str, int] | None = None
@@ -139,13 +139,13 @@ class _Open:
 
 
 class _Composer:
-    """Builds nodes from parser events, with a stack of its own."""
+    """Builds nodes from parser events, with its own stack."""
 
     def __init__(self, file: File) -> None:
         self.file = file
         self.stack: list[_Open] = []
-        self.anchors: dict[str, tuple[Node, int]] = {}  # and how many nodes stand below
-        self.sizes: list[tuple[str, Node, int]] = []  # anchors of open collections, with the count at their start
+        self.anchors: dict[str, tuple[Node, int]] = {}  # and the number of nodes below
+        self.sizes: list[tuple[str, Node, int]] = []  # anchors of open collections, and the count at their start
         self.nodes = 0
 
     def take(self, event: Any) -> None:
@@ -161,34 +161,34 @@ class _Composer:
             self._put(node, line, event.value)
         elif kind == "AliasEvent":
             if event.anchor not in self.anchors:
-                raise _Stop(line, "yaml-syntax", f"the alias *{event.anchor} stands inside or before what it names")
+                raise _Stop(line, "yaml-syntax", f"the alias *{event.anchor} is used inside or before its anchor")
             node, size = self.anchors[event.anchor]
             self._count(line, size)
             self._put(Node(node.value, line, node.text_line, node.children), line)
         elif kind in ("MappingStartEvent", "SequenceStartEvent"):
             self._count(line)
             if len(self.stack) >= MAX_DEPTH:
-                raise _Stop(line, "too-large", f"nested more than {MAX_DEPTH} deep")
+                raise _Stop(line, "too-large", f"nested deeper than {MAX_DEPTH} levels")
             node = Node({}, line, line, {}) if kind == "MappingStartEvent" else Node([], line, line, [])
             if event.anchor:
                 self.sizes.append((event.anchor, node, self.nodes))
             self.stack.append(_Open(node))
         elif kind in ("MappingEndEvent", "SequenceEndEvent"):
-            open_ = self.stack.pop()
-            for other in open_.merged:
-                _merge(open_.node, other)
-            if self.sizes and self.sizes[-1][1] is open_.node:
+            collection = self.stack.pop()
+            for source in collection.merged:
+                _merge(collection.node, source)
+            if self.sizes and self.sizes[-1][1] is collection.node:
                 anchor, node, before = self.sizes.pop()
                 self.anchors[anchor] = (node, self.nodes - before + 1)
-            self._put(open_.node, open_.node.text_line)
+            self._put(collection.node, collection.node.text_line)
 
-    def _count(self, line: int, more: int = 1) -> None:
-        self.nodes += more
+    def _count(self, line: int, count: int = 1) -> None:
+        self.nodes += count
         if self.nodes > MAX_NODES:
             raise _Stop(line, "too-large", f"more than {MAX_NODES:,} values, aliases expanded")
 
     def _put(self, node: Node, line: int, written: str | None = None) -> None:
-        """Hang a finished node where it belongs. written: a scalar's text, which is what it is called as a key."""
+        """Add a finished node to its parent. written: a scalar's text, which is its name if it is a key."""
         if not self.stack:
             if node.value is not None:
                 self.file.documents.append(node)
@@ -209,24 +209,24 @@ class _Composer:
                 return
             if key in siblings:
                 first = siblings[key].line
-                why = f"the key {key!r} is written twice; it stands on line {first} already"
-                self.file.troubles.append(Trouble(key_line, "duplicate-key", why))
+                why = f"duplicate key {key!r}; the first is on line {first}"
+                self.file.problems.append(Problem(key_line, "duplicate-key", why))
             siblings[key] = node
             parent.node.value[key] = node.value
 
 
-def _merge(into: Node, other: Node) -> None:
-    """YAML's `<<`: what `into` does not say itself."""
-    if not isinstance(other.children, dict) or not isinstance(into.children, dict):
+def _merge(into: Node, source: Node) -> None:
+    """Add the entries of a `<<` mapping that `into` does not have."""
+    if not isinstance(source.children, dict) or not isinstance(into.children, dict):
         return
-    for key, node in other.children.items():
+    for key, node in source.children.items():
         if key not in into.children:
             into.children[key] = node
             into.value[key] = node.value
 
 
 def _scalar(event: Any) -> Any:
-    """A scalar's value: text where it is quoted or tagged so."""
+    """A scalar's value: a string if it is quoted or tagged as one."""
     text: str = event.value
     if event.tag and event.tag != "!":
         return _TAGGED.get(event.tag.rpartition(":")[2], Tagged)(text)
@@ -234,7 +234,7 @@ def _scalar(event: Any) -> Any:
 
 
 def plain(text: str) -> Any:
-    """What an unquoted scalar means."""
+    """The value of an unquoted scalar."""
     if text in NULL:
         return None
     if text in TRUE or text in FALSE:
@@ -242,7 +242,7 @@ def plain(text: str) -> Any:
     first = text[0]
     if not (first.isdigit() or first in "+-."):
         return text
-    if len(text) > 400:  # Python reads no longer integers
+    if len(text) > 400:  # Python refuses to parse longer integers
         return text
     if INTEGER.fullmatch(text):
         return int(text.replace("_", ""))
@@ -254,7 +254,7 @@ def plain(text: str) -> Any:
 
 
 class Tagged(str):
-    """Text with a tag of its own, such as Bamboo's `!include file.yaml`: what it stands for is not known here."""
+    """A string with a custom tag, such as Bamboo's `!include file.yaml`, whose value is unknown."""
 
 
 _TAGGED: dict[str, Callable[[str], Any]] = {"int": plain, "float": plain, "bool": plain, "null": lambda _: None, "str": str}

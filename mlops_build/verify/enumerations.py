@@ -1,13 +1,13 @@
-"""Fields that take one of a few words. The published schemas say only that they are text; the words are those of the API reference."""
+"""Fields that take one of a fixed set of words. The published schemas only say string; the words are from the API reference."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlops_build.verify.document import Path
-from mlops_build.verify.schema import dotted, meant, shown
+from mlops_build.verify.schema import display, dotted, suggestion
 from mlops_build.verify.world import BUILT_IN, Fault, World
 
-# By the field's name, or by (the field above, the field) where a name alone is not enough.
+# By the field's name, or by (parent field, field) where the name is ambiguous.
 WORDS: Mapping[str | tuple[str, str], tuple[str, ...]] = {
     "concurrencyPolicy": ("Allow", "Forbid", "Replace"),
     "completionMode": ("NonIndexed", "Indexed"),
@@ -41,23 +41,23 @@ OF_KIND: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("HorizontalPodAutoscaler", "metrics", "type"): ("Resource", "Pods", "Object", "External", "ContainerResource"),
     ("HorizontalPodAutoscaler", "target", "type"): ("Utilization", "Value", "AverageValue"),
 }
-# Objects that hold text of others, not fields.
+# Objects whose content is free text, not fields.
 FREE = {"ConfigMap", "Secret", "CustomResourceDefinition"}
 NOT_FIELDS = {"labels", "annotations", "matchLabels", "env", "args", "command"}
 
 
 def check(world: World) -> Iterator[Fault]:
-    for one in world.objects:
-        if one.group in BUILT_IN and one.kind not in FREE:
-            for path, above, key, value in _words(one.data.get("spec"), ("spec",), "", "spec"):
-                allowed = OF_KIND.get((one.kind, above, key)) or WORDS.get((above, key)) or WORDS.get(key)
+    for obj in world.objects:
+        if obj.group in BUILT_IN and obj.kind not in FREE:
+            for path, above, key, value in _words(obj.data.get("spec"), ("spec",), "", "spec"):
+                allowed = OF_KIND.get((obj.kind, above, key)) or WORDS.get((above, key)) or WORDS.get(key)
                 if allowed and value not in allowed:
-                    hint = meant(value, list(allowed)) or f"one of {', '.join(allowed)}"
-                    yield Fault("wrong-value", one, path, f"{dotted(path)} is {shown(value)}", hint)
+                    hint = suggestion(value, list(allowed)) or f"one of {', '.join(allowed)}"
+                    yield Fault("wrong-value", obj, path, f"{dotted(path)} is {display(value)}", hint)
 
 
 def _words(value: Any, path: Path, above: str, field: str) -> Iterator[tuple[Path, str, str, str]]:
-    """Every text below: its path, the field above its field, its field, and itself. Items of a list are values of the list's field."""
+    """Every string below: its path, parent field, field and value. Items of a list are values of the list's field."""
     if isinstance(value, str):
         yield path, above, field, value
     elif isinstance(value, list):

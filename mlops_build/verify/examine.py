@@ -1,31 +1,25 @@
-"""The door: from a path to findings. A service is judged whole, each overlay as it renders; anything else as plain files (plain.py)."""
+"""From a path to findings. A service is checked as a whole, each overlay as it renders; anything else as plain files (plain.py)."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlops_build import service as service_file
-from mlops_build.finding import Finding
 from mlops_build.service import Service
 from mlops_build.verify import bamboo, contract, overlay, plain, schema
 from mlops_build.verify.document import File, parse
-from mlops_build.verify.judge import inside, judge, parsed, place, repeated
-from mlops_build.verify.report import Gathered, Report, finish
+from mlops_build.verify.report import Collected, Report, finish
+from mlops_build.verify.rules import check_objects, check_sources, fixed_location, locator, read_file
 from mlops_build.verify.world import Fault, Part, World, mapping
 
 OVERLAYS = "deploy/overlays"
 
 
-def examine(path: Path, *, kubernetes: str | None = None) -> list[Finding]:
-    """What is wrong with the manifests and Bamboo specs at `path`. Raises what `look` raises."""
-    return look(path, kubernetes=kubernetes).findings
+def check(path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None, specs: bool = True) -> Report:
+    """Check a service's root (every overlay as it renders, and bamboo-specs/), one of its overlays, or a folder or file of YAML.
 
-
-def look(path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None, specs: bool = True) -> Report:
-    """Look at a service's root (every overlay as it renders, and bamboo-specs/), at one of its overlays, or at a folder or file of YAML.
-
-    kubernetes: the version whose schemas count, such as "1.31"; by default service.yaml's, else the newest there is. environments: only
-    these of a service. specs: Bamboo's as well. Raises NothingThere, ServiceError for a service.yaml that is none, and UnknownVersion.
+    kubernetes: the version whose schemas are used, such as "1.31"; default: service.yaml's, else the newest known. environments: check only
+    these of a service. specs: also check Bamboo specs. Raises NothingThere, UnknownVersion, and ServiceError if service.yaml is not valid.
     """
     if not path.exists():
         raise plain.NothingThere(f"{path} does not exist", remedy="name a service's folder, or a folder or file of YAML")
@@ -34,7 +28,7 @@ def look(path: Path, *, kubernetes: str | None = None, environments: Sequence[st
     root = path.resolve().parent.parent.parent
     if overlay.kustomization(path) and path.resolve().parent == root / OVERLAYS and _is_service(root):
         return _service(root, kubernetes, [path.resolve().name], False)
-    return plain.look(path, kubernetes)
+    return plain.check(path, kubernetes)
 
 
 def _is_service(path: Path) -> bool:
@@ -44,23 +38,23 @@ def _is_service(path: Path) -> bool:
 def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | None, with_specs: bool) -> Report:
     service = service_file.load(root, strict=False)
     version = kubernetes or service.verify.kubernetes
-    report, gathered = Report(), Gathered()
+    report, collected = Report(), Collected()
     settings = parse((root / service_file.FILE).read_text(encoding="utf-8", errors="replace"), service_file.FILE)
-    gathered.files[settings.name] = settings
-    gathered.faults += _environments(root, service, settings)
+    collected.files[settings.name] = settings
+    collected.faults += _environments(root, service, settings)
     folders = sorted(folder for folder in (root / OVERLAYS).iterdir() if overlay.kustomization(folder))
     chosen = [folder for folder in folders if environments is None or folder.name in environments]
     for folder in chosen:
-        _overlay(root, folder, service, version, report, gathered)
-    specs = [parsed(found, root) for found in plain.yaml_files(root / plain.SPECS)] if with_specs else []
-    gathered.files |= {file.name: file for file in specs}
-    gathered.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
-    gathered.faults += contract.check(root, [(folder.name, _record(root, folder.name)) for folder in chosen], report.notes)
-    return finish(report, gathered, [folder.name for folder in chosen], service.verify.ignore, settings)
+        _overlay(root, folder, service, version, report, collected)
+    specs = [read_file(path, root) for path in plain.yaml_files(root / plain.SPECS)] if with_specs else []
+    collected.files |= {file.name: file for file in specs}
+    collected.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
+    collected.faults += contract.check(root, [(folder.name, _record(root, folder.name)) for folder in chosen], report.notes)
+    return finish(report, collected, [folder.name for folder in chosen], service.verify.ignore, settings)
 
 
 def _environments(root: Path, service: Service, settings: File) -> list[tuple[Fault, str | None]]:
-    part = Part(settings.name, {}, inside(settings, settings.documents[0]))
+    part = Part(settings.name, {}, locator(settings, settings.documents[0]))
     return [
         (Fault("overlay-missing", part, ("environments", env), f"the environment {env} has no {OVERLAYS}/{env}/kustomization.yaml"), None)
         for env in service.environments
@@ -68,37 +62,37 @@ def _environments(root: Path, service: Service, settings: File) -> list[tuple[Fa
     ]
 
 
-def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, gathered: "Gathered") -> None:
-    """Render one overlay and ask every rule about it."""
+def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, collected: Collected) -> None:
+    """Render one overlay and check every rule."""
     env = folder.name
-    found = overlay.sources(folder, root)
-    gathered.files |= found.files
-    first = next(iter(found.files), f"{OVERLAYS}/{env}/kustomization.yaml")
-    if found.remote:
-        for file, line, address in found.remote:
-            part = Part(f"overlay {env}", {}, place(file, line))
-            gathered.faults.append((Fault("overlay-remote", part, (), f"it takes {schema.shown(address)} from the network"), env))
+    sources = overlay.read_sources(folder, root)
+    collected.files |= sources.files
+    first = next(iter(sources.files), f"{OVERLAYS}/{env}/kustomization.yaml")
+    if sources.remote:
+        for file, line, address in sources.remote:
+            part = Part(f"overlay {env}", {}, fixed_location(file, line))
+            collected.faults.append((Fault("overlay-remote", part, (), f"it loads {schema.display(address)} from the network"), env))
         return
     try:
         rendered = overlay.render(folder)
     except overlay.NotRendered as error:
-        if not any(file.troubles for file in found.files.values()):  # which say it better
-            file, line = _named_in(str(error), found.files) or (first, 1)
-            part = Part(f"overlay {env}", {}, place(file, line))
-            gathered.faults.append((Fault("overlay-render", part, (), str(error).replace(str(root.resolve()) + os.sep, "")), env))
+        if not any(file.problems for file in sources.files.values()):  # these are more precise
+            file, line = _named_in(str(error), sources.files) or (first, 1)
+            part = Part(f"overlay {env}", {}, fixed_location(file, line))
+            collected.faults.append((Fault("overlay-render", part, (), str(error).replace(str(root.resolve()) + os.sep, "")), env))
         return
     if rendered is None:
-        report.notes.append(f"overlay {env} was not rendered: kubectl is not installed here, so its objects were not checked")
+        report.notes.append(f"overlay {env} was not rendered: kubectl is not installed, so its objects were not checked")
         return
-    gathered.faults += [(fault, env) for fault in repeated(found)]
-    objects = overlay.objects(rendered, found)
+    collected.faults += [(fault, env) for fault in check_sources(sources)]
+    objects = overlay.objects(rendered, sources)
     report.objects += len(objects)
     world = World(objects, closed=True, service=service, env=env, released=_released(root, env))
-    gathered.faults += [(fault, env) for fault in judge(world, version)]
+    collected.faults += [(fault, env) for fault in check_objects(world, version)]
 
 
 def _named_in(message: str, files: Mapping[str, File]) -> tuple[str, int] | None:
-    """The source file that kustomize's message speaks of."""
+    """The source file that kustomize's message names."""
     for name in files:
         if Path(name).name in message and Path(name).name not in overlay.NAMES:
             return name, 1
@@ -110,7 +104,7 @@ def _record(root: Path, env: str) -> Path:
 
 
 def _released(root: Path, env: str) -> bool:
-    """Whether the environment's record names a model. Before the first release nothing runs, and much is not written yet."""
+    """Whether the environment's record names a model. Before the first release nothing runs, and parts of the overlay are missing."""
     try:
         record = parse(_record(root, env).read_text(encoding="utf-8", errors="replace"), "record.yaml")
     except OSError:

@@ -1,7 +1,7 @@
-"""The lease directory of a shared card: the pods of a service must have the node's own folder, and write to it.
+"""The lease directory of a shared GPU: the pods of a service must mount the node's directory and be able to write to it.
 
-A service that cannot write a lease still starts, on a card chosen at random; its neighbours then do not know of it. So this is told before
-it is deployed.
+A service that cannot write a lease still starts, on a randomly chosen GPU, and the other services do not see it. This is checked before the
+deployment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,12 @@ from typing import Any
 
 from mlops_build.service import Service
 from mlops_build.verify.document import Path
-from mlops_build.verify.schema import shown
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, environment, mapping, mappings, text
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, text, variables
 
 VARIABLE = "MLOPS_GPU_LEASE_DIR"
-# Where mlops_build.gpu looks when nobody says otherwise.
+# The default of mlops_build.gpu.
 DEFAULT = "/run/mlops-gpu"
-# Volumes that one pod has for itself, or that nobody can write to.
+# Volumes that belong to one pod, or that are read-only.
 OF_ONE_POD = ("emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected", "image")
 RULE = "gpu-leases"
 
@@ -32,29 +31,30 @@ def check(world: World) -> Iterator[Fault]:
 
 
 def _container(world: World, service: Service, pod: Pod, container: Container) -> Iterator[Fault]:
-    said = next(((where, one) for where, one in environment(container) if one.get("name") == VARIABLE), None)
-    if said and said[1].get("valueFrom"):
+    where, variable = next(((path, entry) for path, entry in variables(container) if entry.get("name") == VARIABLE), ((), None))
+    if variable and variable.get("valueFrom"):
         return
-    directory = text(said[1].get("value")) if said else DEFAULT
+    directory = text(variable.get("value")) if variable else DEFAULT
     index, mount = _mount(container, directory)
     if mount is None:
-        there = f"{VARIABLE} is {shown(directory)}, and no volume is mounted there" if said else f"no volume is mounted at {DEFAULT}"
-        where: Path = (*said[0], "value") if said else container.path
-        yield Fault(RULE, pod.owner, where, f"{there}, so {container.name} holds no lease that its neighbours see")
+        problem = f"no volume is mounted at {directory}" + (f", the value of {VARIABLE}" if variable else "")
+        path: Path = (*where, "value") if variable else container.path
+        yield Fault(RULE, pod.owner, path, f"{problem}, so other services do not see the lease of {container.name}")
         return
     at: Path = (*container.path, "volumeMounts", index)
     if mount.get("readOnly") is True:
-        yield Fault(RULE, pod.owner, (*at, "readOnly"), f"{container.name} mounts the lease directory read-only, and cannot write a lease")
+        why = f"{container.name} mounts the lease directory read-only, so it cannot write a lease"
+        yield Fault(RULE, pod.owner, (*at, "readOnly"), why)
     for number, volume in enumerate(mappings(pod.spec.get("volumes"))):
         if volume.get("name") == mount.get("name"):
             yield from _volume(world, service, pod, (*pod.path, "spec", "volumes", number), volume)
 
 
 def _mount(container: Container, directory: str) -> tuple[int, Mapping[str, Any] | None]:
-    """The mount that holds a folder: the deepest one at it or above it."""
-    inside = [PurePosixPath(directory), *PurePosixPath(directory).parents]
+    """The mount that contains a directory: the deepest one at it or above it."""
+    folders = [PurePosixPath(directory), *PurePosixPath(directory).parents]
     mounts = list(enumerate(mappings(container.data.get("volumeMounts"))))
-    for folder in inside:
+    for folder in folders:
         for index, mount in mounts:
             if text(mount.get("mountPath")) and PurePosixPath(text(mount.get("mountPath"))) == folder:
                 return index, mount
@@ -62,29 +62,29 @@ def _mount(container: Container, directory: str) -> tuple[int, Mapping[str, Any]
 
 
 def _volume(world: World, service: Service, pod: Pod, where: Path, volume: Mapping[str, Any]) -> Iterator[Fault]:
-    own = next((kind for kind in OF_ONE_POD if kind in volume), None)
-    if own:
-        why = f"the lease directory is a volume of the kind {own}, which no other pod sees"
-        yield Fault(RULE, pod.owner, (*where, own), why)
+    pod_volume = next((kind for kind in OF_ONE_POD if kind in volume), None)
+    if pod_volume:
+        why = f"the lease directory is a volume of type {pod_volume}, which no other pod sees"
+        yield Fault(RULE, pod.owner, (*where, pod_volume), why)
     if "hostPath" in volume:
         yield from _folder(service, pod.owner, (*where, "hostPath"), mapping(volume.get("hostPath")))
     claimed = mapping(volume.get("persistentVolumeClaim"))
     if claimed.get("readOnly") is True:
-        why = "the claim to the lease directory is read-only, so no lease can be written"
+        why = "the claim of the lease directory is read-only, so no lease can be written"
         yield Fault(RULE, pod.owner, (*where, "persistentVolumeClaim", "readOnly"), why)
     claim = world.find("PersistentVolumeClaim", text(claimed.get("claimName")), pod.namespace)
     named = text(claim.spec.get("volumeName")) if claim else ""
-    for one in world.of("PersistentVolume"):
-        if one.name == named:
-            yield from _folder(service, one, ("spec", "hostPath"), mapping(one.spec.get("hostPath")))
+    for persistent in world.of("PersistentVolume"):
+        if persistent.name == named:
+            yield from _folder(service, persistent, ("spec", "hostPath"), mapping(persistent.spec.get("hostPath")))
 
 
-def _folder(service: Service, about: Object, where: Path, found: Mapping[str, Any]) -> Iterator[Fault]:
-    """The folder of the node that service.yaml names."""
-    path = text(found.get("path"))
+def _folder(service: Service, about: Object, where: Path, host_path: Mapping[str, Any]) -> Iterator[Fault]:
+    """The node directory must be the one that service.yaml names."""
+    path = text(host_path.get("path"))
     if path and PurePosixPath(path) != PurePosixPath(service.gpu.lease_dir):
-        why = f"the lease directory is the node's {path}, and service.yaml says {service.gpu.lease_dir}: its neighbours look there"
+        why = f"the lease directory is {path} on the node, but service.yaml says {service.gpu.lease_dir}, which the other services use"
         yield Fault(RULE, about, (*where, "path"), why)
-    if found.get("type") == "DirectoryOrCreate":
-        why = "a folder that the kubelet makes is root's, and a pod without root cannot write a lease there"
-        yield Fault(RULE, about, (*where, "type"), why, "type: Directory, and let a DaemonSet or tmpfiles.d make it with mode 1777")
+    if host_path.get("type") == "DirectoryOrCreate":
+        why = "a directory that the kubelet creates belongs to root, so a non-root pod cannot write a lease there"
+        yield Fault(RULE, about, (*where, "type"), why, "set type: Directory, and create it with mode 1777 by a DaemonSet or tmpfiles.d")

@@ -1,8 +1,8 @@
-"""A kustomize overlay as it would be applied, each rendered value traced back to the file and line that it comes from.
+"""Renders a kustomize overlay and maps each rendered value to its source file and line.
 
-`kubectl kustomize` renders. What it says about sources is nothing, so they are read here as well: the resources, patches, components and
-generators that an overlay names, in the order in which kustomize applies them. A value that several of them set comes from the last one
-that says what was rendered; a value that is missing, from the first one that has its surroundings.
+`kubectl kustomize` renders, but does not report sources. Therefore this module also reads the resources, patches, components and generators
+of an overlay, in the order in which kustomize applies them. A value that several of them set is located in the last one with the rendered
+value; a missing value, in the first one that has its deepest existing parent.
 """
 
 import re
@@ -19,24 +19,24 @@ from mlops_build.verify.world import Object, at, mapping, text
 NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 RENDER_SECONDS = 60
 MAX_FILES = 500
-# What kustomize appends to the name of a generated object: a hash in an alphabet without vowels.
+# The hash that kustomize appends to the name of a generated object.
 HASH = re.compile(r"-[bcdfghkmt2456789]{10}")
 REMOTE = re.compile(r"://|^git@|^git::|^(?:www\.)?(?:github|gitlab|bitbucket)\.[a-z]+[/:]|\?(?:ref|version)=")
-# Fields of a kustomization whose texts are loaded, and what in them is text itself.
+# Fields of a kustomization whose strings are loaded as files or addresses, and keys inside them whose strings are not.
 LOADED = (
     "resources", "bases", "components", "crds", "openapi", "configurations", "generators", "transformers", "validators", "patches",
     "patchesStrategicMerge", "patchesJson6902", "replacements", "configMapGenerator", "secretGenerator", "helmCharts",
 )  # fmt: skip
 NOT_LOADED = {"patch", "target", "literals", "options", "name", "namespace"}
-# What tells list items apart, in the order in which it is asked.
+# Keys that identify list items, in order of preference.
 ITEM_KEYS = ("name", "containerPort", "mountPath", "port", "key", "topologyKey", "ip", "host", "path", "secretRef", "configMapRef")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One source of rendered objects. kind, name: of the objects it speaks about, as patterns (None: any).
+    """One source of rendered objects. kind, name: patterns of the objects that it applies to (None: any).
 
-    node: rooted where the object is. at: where in the object that root lies; () for a whole object or a strategic patch.
+    node: its content. at: the path in the object where the content belongs; () for a whole object or a strategic merge patch.
     """
 
     file: str
@@ -45,8 +45,8 @@ class Piece:
     name: str | None = None
     at: Path = ()
 
-    def speaks_of(self, one: Mapping[str, Any]) -> bool:
-        kind, name = text(one.get("kind")), text(mapping(one.get("metadata")).get("name"))
+    def matches(self, obj: Mapping[str, Any]) -> bool:
+        kind, name = text(obj.get("kind")), text(mapping(obj.get("metadata")).get("name"))
         return _fits(self.kind, kind) and (_fits(self.name, name) or (bool(self.name) and _fits(self.name, HASH.sub("", name))))
 
 
@@ -61,54 +61,53 @@ def _fits(pattern: str | None, value: str) -> bool:
 
 @dataclass
 class Sources:
-    """What an overlay is made of. files: every YAML file that was read, by its name. remote: (file, line, address)."""
+    """The sources of an overlay. files: every YAML file that was read, by name. remote: (file, line, address)."""
 
     root: FilePath
     pieces: list[Piece] = field(default_factory=list)
     files: dict[str, File] = field(default_factory=dict)
     remote: list[tuple[str, int, str]] = field(default_factory=list)
-    # Prefixes and suffixes of names, which pieces do not know.
+    # Prefixes and suffixes of names, which are not part of the names in pieces.
     affixes: list[tuple[str, str]] = field(default_factory=list)
     component: bool = False
-    # Folders whose kustomizations were read, this one's first.
+    # Folders whose kustomizations were read, the overlay's first.
     folders: list[FilePath] = field(default_factory=list)
 
-    def locate(self, one: Mapping[str, Any]) -> Callable[[Path], tuple[str, int]]:
-        """A function that finds the source of any path of a rendered object."""
-        mine = [piece for piece in self.pieces if piece.speaks_of(one)]
-        if not any(piece.name for piece in mine):
-            mine += [piece for shorter in self._shorter(one) for piece in self.pieces if piece.name and piece.speaks_of(shorter)]
+    def locate(self, obj: Mapping[str, Any]) -> Callable[[Path], tuple[str, int]]:
+        """A function that returns the source line of a path of a rendered object."""
+        pieces = [piece for piece in self.pieces if piece.matches(obj)]
+        if not any(piece.name for piece in pieces):
+            pieces += [piece for shorter in self._shorter(obj) for piece in self.pieces if piece.name and piece.matches(shorter)]
 
         def where(path: Path) -> tuple[str, int]:
-            found = [(piece, *_follow(piece, one, path)) for piece in mine]
-            if not found:
+            candidates = [(piece, *_follow(piece, obj, path)) for piece in pieces]
+            if not candidates:
                 first = next(iter(self.files), "")
                 return first, 1
-            whole = [(piece, node) for piece, node, depth in found if depth == len(path)]
-            value = at(one, path)
-            if whole and not isinstance(value, Mapping | list):
-                piece, node = next(((piece, node) for piece, node in reversed(whole) if node.value == value), whole[-1])
-            elif whole:
-                piece, node = whole[0]
+            complete = [(piece, node) for piece, node, depth in candidates if depth == len(path)]
+            value = at(obj, path)
+            if complete and not isinstance(value, Mapping | list):
+                piece, node = next(((piece, node) for piece, node in reversed(complete) if node.value == value), complete[-1])
+            elif complete:
+                piece, node = complete[0]
             else:
-                piece, node, _ = max(found, key=lambda entry: entry[2])  # the first of the deepest
+                piece, node, _ = max(candidates, key=lambda entry: entry[2])  # max returns the first of the deepest
             return piece.file, node.line
 
         return where
 
-    def _shorter(self, one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """The object under the names it may have had before a prefix or suffix."""
-        name = text(mapping(one.get("metadata")).get("name"))
+    def _shorter(self, obj: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The object with the names that it may have had before kustomize added a prefix or suffix."""
+        name = text(mapping(obj.get("metadata")).get("name"))
         for prefix, suffix in self.affixes:
             if name.startswith(prefix) and name.endswith(suffix):
-                yield {**one, "metadata": {"name": name.removeprefix(prefix).removesuffix(suffix)}}
+                yield {**obj, "metadata": {"name": name.removeprefix(prefix).removesuffix(suffix)}}
 
 
 def _follow(piece: Piece, data: Any, path: Path) -> tuple[Node, int]:
-    """How far a piece knows a path of the rendered object: the deepest node and how many parts of the path lead there."""
+    """The deepest node of a piece along a path of the rendered object, and its depth; -1 if the piece is about something else."""
     node, depth = piece.node, len(piece.at)
     if path[:depth] != piece.at:
-        # It changes something else, or a part of what is asked for: that is no better than knowing nothing.
         return node, len(path) if piece.at[: len(path)] == path else -1
     data = at(data, piece.at)
     for part in path[depth:]:
@@ -125,27 +124,27 @@ def _follow(piece: Piece, data: Any, path: Path) -> tuple[Node, int]:
 
 
 def _item(node: Node, item: Any, index: int) -> Node | None:
-    """The item of a source list that became `item`: lists are merged by what tells their items apart."""
+    """The item of a source list that became `item`: kustomize merges lists by the keys that identify items."""
     if not isinstance(node.children, list):
         return None
     if isinstance(item, Mapping):
         for key in ITEM_KEYS:
             if key in item:
-                same = [child for child in node.children if isinstance(child.value, Mapping) and child.value.get(key) == item[key]]
-                if len(same) == 1:
-                    return same[0]
-                if not same:
+                matching = [child for child in node.children if isinstance(child.value, Mapping) and child.value.get(key) == item[key]]
+                if len(matching) == 1:
+                    return matching[0]
+                if not matching:
                     return None
                 break
     equal = [child for child in node.children if child.value == item]
     return equal[0] if equal else node.child(index)
 
 
-def sources(overlay: FilePath, root: FilePath) -> Sources:
-    """Read what the overlay at a folder is made of. Nothing outside `root` is read."""
-    found = Sources(root.resolve())
-    _read(found, overlay.resolve())
-    return found
+def read_sources(overlay: FilePath, root: FilePath) -> Sources:
+    """Read the sources of the overlay in a folder. Nothing outside `root` is read."""
+    result = Sources(root.resolve())
+    _read(result, overlay.resolve())
+    return result
 
 
 def kustomization(folder: FilePath) -> FilePath | None:
@@ -153,40 +152,40 @@ def kustomization(folder: FilePath) -> FilePath | None:
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
-def _read(found: Sources, folder: FilePath) -> None:
-    path = kustomization(folder) if folder.is_relative_to(found.root) else None
-    if path is None or folder in found.folders or len(found.files) > MAX_FILES:
+def _read(sources: Sources, folder: FilePath) -> None:
+    path = kustomization(folder) if folder.is_relative_to(sources.root) else None
+    if path is None or folder in sources.folders or len(sources.files) > MAX_FILES:
         return
-    found.folders.append(folder)
-    file = _file(found, path)
+    sources.folders.append(folder)
+    file = _file(sources, path)
     if file is None:
         return
     for document in file.documents:
         settings = mapping(document.value)
-        found.remote += [(file.name, node.line, text(node.value)) for node in _loaded(document) if REMOTE.search(text(node.value))]
-        found.component |= len(found.folders) == 1 and settings.get("kind") == "Component"
+        sources.remote += [(file.name, node.line, text(node.value)) for node in _loaded(document) if REMOTE.search(text(node.value))]
+        sources.component |= len(sources.folders) == 1 and settings.get("kind") == "Component"
         for key in ("resources", "bases", "components"):
             for node in _items(document, key):
-                _named(found, folder, node)
+                _named(sources, folder, node)
         for key in ("transformers", "generators", "validators", "configurations", "crds"):
             for node in _items(document, key):
-                # Settings of kustomize itself: read, so that they count as its own, and no source of objects.
+                # Configuration of kustomize, not objects; read so that plain.py does not check it as a manifest.
                 if text(node.value) and "\n" not in text(node.value):
-                    _file(found, (folder / text(node.value)[:500]).resolve())
+                    _file(sources, (folder / text(node.value)[:500]).resolve())
         for node in _items(document, "replacements"):
             if name := text(mapping(node.value).get("path")):
-                _file(found, (folder / name[:500]).resolve())
-        _generated(found, file.name, document)
-        _patches(found, file, folder, document)
-        _settings(found, file.name, document)
+                _file(sources, (folder / name[:500]).resolve())
+        _generated(sources, file.name, document)
+        _patches(sources, file, folder, document)
+        _settings(sources, file.name, document)
         affixes = text(settings.get("namePrefix")), text(settings.get("nameSuffix"))
         if any(affixes):
-            # Nested ones add up.
-            found.affixes += [affixes, *((affixes[0] + prefix, suffix + affixes[1]) for prefix, suffix in found.affixes)]
+            # Nested prefixes and suffixes are concatenated.
+            sources.affixes += [affixes, *((affixes[0] + prefix, suffix + affixes[1]) for prefix, suffix in sources.affixes)]
 
 
 def _loaded(document: Node) -> Iterator[Node]:
-    """Everything in a kustomization that kustomize loads, from the network too if it is an address."""
+    """Everything that kustomize loads: files, folders and addresses."""
     for key in LOADED:
         if (node := document.child(key)) is not None:
             yield from _names(node)
@@ -201,20 +200,20 @@ def _names(node: Node) -> Iterator[Node]:
             yield from _names(child)
 
 
-def _named(found: Sources, folder: FilePath, node: Node) -> None:
-    """A resource, base or component: a file or a folder."""
+def _named(sources: Sources, folder: FilePath, node: Node) -> None:
+    """Read a resource, base or component: a file or a folder."""
     name = text(node.value)[:500]
     if REMOTE.search(name):
         return
     path = (folder / name).resolve()
     if path.is_dir():
-        _read(found, path)
-    elif inner := _file(found, path):
+        _read(sources, path)
+    elif inner := _file(sources, path):
         for document in inner.documents:
-            for one in _objects(document):
-                data = mapping(one.value)
+            for resource in _objects(document):
+                data = mapping(resource.value)
                 name = text(mapping(data.get("metadata")).get("name"))
-                found.pieces.append(Piece(inner.name, one, _exactly(text(data.get("kind"))), _exactly(name)))
+                sources.pieces.append(Piece(inner.name, resource, _exactly(text(data.get("kind"))), _exactly(name)))
 
 
 def _objects(document: Node) -> Iterator[Node]:
@@ -230,19 +229,19 @@ def _exactly(value: str) -> str | None:
     return re.escape(value) if value else None
 
 
-def _file(found: Sources, path: FilePath) -> File | None:
-    """A parsed file inside the root; None where there is none."""
-    if not path.is_relative_to(found.root) or not path.is_file():
+def _file(sources: Sources, path: FilePath) -> File | None:
+    """A parsed file inside the root; None if it does not exist."""
+    if not path.is_relative_to(sources.root) or not path.is_file():
         return None
-    name = path.relative_to(found.root).as_posix()
-    if name not in found.files:
-        found.files[name] = parse(path.read_text(encoding="utf-8", errors="replace"), name)
-    return found.files[name]
+    name = path.relative_to(sources.root).as_posix()
+    if name not in sources.files:
+        sources.files[name] = parse(path.read_text(encoding="utf-8", errors="replace"), name)
+    return sources.files[name]
 
 
-def _patches(found: Sources, file: File, folder: FilePath, document: Node) -> None:
+def _patches(sources: Sources, file: File, folder: FilePath, document: Node) -> None:
     for node in _items(document, "patchesStrategicMerge"):
-        _patch(found, file, folder, node, text(node.value), None, None)
+        _patch(sources, file, folder, node, text(node.value), None, None)
     for key in ("patches", "patchesJson6902"):
         for node in _items(document, key):
             settings = mapping(node.value)
@@ -250,75 +249,74 @@ def _patches(found: Sources, file: File, folder: FilePath, document: Node) -> No
             kind, name = text(target.get("kind")) or None, text(target.get("name")) or None
             inline = node.child("patch")
             _patch(
-                found, file, folder, inline or node.child("path") or node, text(settings.get("patch") or settings.get("path")), kind, name
+                sources, file, folder, inline or node.child("path") or node, text(settings.get("patch") or settings.get("path")), kind, name
             )
 
 
-def _patch(found: Sources, file: File, folder: FilePath, node: Node, said: str, kind: str | None, name: str | None) -> None:
-    """A patch, from a file or written in place."""
-    inner = _file(found, (folder / said).resolve()) if said and "\n" not in said and len(said) < 500 and not said.startswith("[") else None
+def _patch(sources: Sources, file: File, folder: FilePath, node: Node, content: str, kind: str | None, name: str | None) -> None:
+    """Read a patch, from a file or inline."""
+    is_path = bool(content) and "\n" not in content and len(content) < 500 and not content.startswith("[")
+    inner = _file(sources, (folder / content).resolve()) if is_path else None
     if inner is None:
-        inner = parse(said, file.name)
-        # Text in place starts on the line after `|`, or where it stands.
-        begin = node.text_line if "\n" not in said.strip() else node.text_line + 1
+        inner = parse(content, file.name)
+        # An inline patch starts on the line after `|`, or on the line of its key.
+        begin = node.text_line if "\n" not in content.strip() else node.text_line + 1
         for document in inner.documents:
             _shift(document, begin - 1)
     for document in inner.documents:
         data = mapping(document.value)
         if isinstance(document.children, list):
-            found.pieces += _operations(inner.name, document, kind, name)
+            sources.pieces += _operations(inner.name, document, kind, name)
         elif data:
             own_kind, own_name = _exactly(text(data.get("kind"))), _exactly(text(mapping(data.get("metadata")).get("name")))
-            found.pieces.append(Piece(inner.name, document, kind or own_kind, name or (None if kind else own_name)))
+            sources.pieces.append(Piece(inner.name, document, kind or own_kind, name or (None if kind else own_name)))
 
 
-def _shift(node: Node, lines: int, seen: set[int] | None = None) -> None:
-    seen = set() if seen is None else seen
-    if id(node) in seen:
+def _shift(node: Node, lines: int, visited: set[int] | None = None) -> None:
+    visited = set() if visited is None else visited
+    if id(node) in visited:
         return
-    seen.add(id(node))
+    visited.add(id(node))
     node.line += lines
     node.text_line += lines
     for child in node.children.values() if isinstance(node.children, dict) else node.children or []:
-        _shift(child, lines, seen)
+        _shift(child, lines, visited)
 
 
 def _operations(name: str, document: Node, kind: str | None, target: str | None) -> Iterator[Piece]:
-    """JSON patch operations, each a piece that knows one path."""
+    """The operations of a JSON patch, each as a piece for one path."""
     for operation in document.children if isinstance(document.children, list) else []:
         pointer = text(mapping(operation.value).get("path"))
         parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
         at: Path = tuple(int(part) if part.isdigit() else part for part in parts)
         node = operation.child("value")
         if at and node is not None:
-            # A value is looked for where it is written; a scalar where its operation begins.
-            node = Node(node.value, node.line, node.text_line, node.children)
             yield Piece(name, node, kind, target, at)
 
 
-def _generated(found: Sources, name: str, document: Node) -> None:
+def _generated(sources: Sources, name: str, document: Node) -> None:
     for key, kind in (("configMapGenerator", "ConfigMap"), ("secretGenerator", "Secret")):
         for node in _items(document, key):
-            found.pieces.append(Piece(name, node, kind, _exactly(text(mapping(node.value).get("name")))))
+            sources.pieces.append(Piece(name, node, kind, _exactly(text(mapping(node.value).get("name")))))
 
 
-def _settings(found: Sources, name: str, document: Node) -> None:
-    """Fields of a kustomization that change objects without a patch."""
+def _settings(sources: Sources, name: str, document: Node) -> None:
+    """Read the fields of a kustomization that change objects without a patch."""
     if namespace := document.child("namespace"):
-        found.pieces.append(Piece(name, namespace, at=("metadata", "namespace")))
+        sources.pieces.append(Piece(name, namespace, at=("metadata", "namespace")))
     for node in _items(document, "replicas"):
         count = node.child("count")
         if count is not None:
-            at = Node(count.value, node.line, node.text_line)
-            found.pieces.append(Piece(name, at, name=_exactly(text(mapping(node.value).get("name"))), at=("spec", "replicas")))
+            count_node = Node(count.value, node.line, node.text_line)
+            sources.pieces.append(Piece(name, count_node, name=_exactly(text(mapping(node.value).get("name"))), at=("spec", "replicas")))
     for key, section in (("commonLabels", "labels"), ("commonAnnotations", "annotations")):
         pairs = document.child(key)
         if pairs is not None:
-            found.pieces.append(Piece(name, pairs, at=("metadata", section)))
+            sources.pieces.append(Piece(name, pairs, at=("metadata", section)))
     for node in _items(document, "labels"):
         pairs = node.child("pairs")
         if pairs is not None:
-            found.pieces.append(Piece(name, pairs, at=("metadata", "labels")))
+            sources.pieces.append(Piece(name, pairs, at=("metadata", "labels")))
 
 
 def _items(document: Node, key: str) -> list[Node]:
@@ -326,12 +324,9 @@ def _items(document: Node, key: str) -> list[Node]:
     return node.children if node is not None and isinstance(node.children, list) else []
 
 
-# Images are changed by name, wherever they stand.
-
-
-def image_line(found: Sources, image: str) -> tuple[str, int] | None:
-    """Where a kustomization names the image that was rendered."""
-    for name, file in found.files.items():
+def image_line(sources: Sources, image: str) -> tuple[str, int] | None:
+    """The line where a kustomization sets the rendered image."""
+    for name, file in sources.files.items():
         for document in file.documents:
             for node in _items(document, "images"):
                 settings = mapping(node.value)
@@ -342,11 +337,11 @@ def image_line(found: Sources, image: str) -> tuple[str, int] | None:
 
 
 class NotRendered(Exception):
-    """kustomize refuses the overlay; the text says why."""
+    """kustomize cannot render the overlay; the text is its error message."""
 
 
 def render(overlay: FilePath) -> str | None:
-    """What `kubectl kustomize` makes of an overlay; None where there is no kubectl. Raises NotRendered."""
+    """The output of `kubectl kustomize`; None if kubectl is not installed. Raises NotRendered."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
         return None
@@ -355,43 +350,43 @@ def render(overlay: FilePath) -> str | None:
     except subprocess.TimeoutExpired:
         raise NotRendered(f"kubectl kustomize took more than {RENDER_SECONDS} s") from None
     if done.returncode != 0:
-        raise NotRendered(_said(done.stderr.decode(errors="replace")))
+        raise NotRendered(_error_message(done.stderr.decode(errors="replace")))
     return done.stdout.decode(errors="replace")
 
 
-def _said(stderr: str) -> str:
-    """kubectl's error: `error: …`, or a log line with the error in it where the error has several lines."""
-    said = stderr.strip().removeprefix("error: ")
-    if logged := re.search(r"err=(?:<\n(.*)\n\s*>|\"(.*)\")\s*$", said, re.DOTALL):
-        said = " ".join(line.strip() for line in (logged[1] or logged[2].replace('\\"', '"')).splitlines())
-    return said or "kubectl kustomize failed"
+def _error_message(stderr: str) -> str:
+    """kubectl's error: `error: …`, or a log line that contains it if it has several lines."""
+    message = stderr.strip().removeprefix("error: ")
+    if logged := re.search(r"err=(?:<\n(.*)\n\s*>|\"(.*)\")\s*$", message, re.DOTALL):
+        message = " ".join(line.strip() for line in (logged[1] or logged[2].replace('\\"', '"')).splitlines())
+    return message or "kubectl kustomize failed"
 
 
-def objects(rendered: str, found: Sources) -> list[Object]:
-    """The rendered objects, each with its way back to the sources."""
+def objects(rendered: str, sources: Sources) -> list[Object]:
+    """The rendered objects, each with a locator of its source lines."""
     result = []
     for document in parse(rendered, "rendered").documents:
         data = document.value
         if isinstance(data, dict):
-            result.append(Object(data, _images_too(found, data)))
+            result.append(Object(data, _image_locator(sources, data)))
     return result
 
 
-def written(found: Sources) -> list[Object]:
-    """The resources and patches as they are written."""
+def written(sources: Sources) -> list[Object]:
+    """The resources and patches as they are in the sources."""
     return [
         Object(piece.node.value, lambda path, piece=piece: (piece.file, piece.node.line_of(path)[0]))  # type: ignore[misc]
-        for piece in found.pieces
+        for piece in sources.pieces
         if not piece.at and isinstance(piece.node.value, dict)
     ]
 
 
-def _images_too(found: Sources, data: Mapping[str, Any]) -> Callable[[Path], tuple[str, int]]:
-    locate = found.locate(data)
+def _image_locator(sources: Sources, data: Mapping[str, Any]) -> Callable[[Path], tuple[str, int]]:
+    locate = sources.locate(data)
 
     def where(path: Path) -> tuple[str, int]:
         if path and path[-1] == "image":
-            named = image_line(found, text(at(data, path)))
+            named = image_line(sources, text(at(data, path)))
             if named:
                 return named
         return locate(path)

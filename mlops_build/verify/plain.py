@@ -1,7 +1,7 @@
-"""A folder or file of YAML that is nobody's service: plain manifests, kustomizations, Bamboo specs, side by side.
+"""A folder or file of YAML outside a service: plain manifests, kustomizations and Bamboo specs in any combination.
 
-Files of one folder are judged together, as `kubectl apply -f` would apply them. What a kustomization names is judged as it renders, since
-bases and patches are pieces that mean little alone. Whatever is missing may be somewhere else.
+The files of a folder are checked together, as `kubectl apply -f` would apply them. Files of a kustomization are checked as it renders,
+because a base or patch is not complete. A missing object is not a fault: it may be defined elsewhere.
 """
 
 import os
@@ -11,96 +11,97 @@ from pathlib import Path
 from mlops_build.errors import NotFound
 from mlops_build.verify import bamboo, overlay
 from mlops_build.verify.document import File
-from mlops_build.verify.judge import inside, judge, parsed, repeated
-from mlops_build.verify.report import Gathered, Report, finish
+from mlops_build.verify.report import Collected, Report, finish
+from mlops_build.verify.rules import check_objects, check_sources, locator, read_file
 from mlops_build.verify.world import Fault, Object, World, text
 
 SPECS = "bamboo-specs"
 SUFFIXES = (".yaml", ".yml")
-# Folders that hold no manifests.
+# Folders without manifests.
 NOT_MANIFESTS = {".git", ".venv", ".dvc", ".github", "node_modules", "__pycache__", "vendor"}
 MAX_FILES, MAX_RENDERED = 20_000, 300
 
 
 class NothingThere(NotFound):
-    """No such file or folder, or none that may be read."""
+    """The file or folder does not exist or cannot be read."""
 
 
-def look(path: Path, version: str | None) -> Report:
-    """Look at a file, or a folder and everything below it. Raises NothingThere for a file that cannot be read."""
-    report, gathered = Report(), Gathered()
+def check(path: Path, version: str | None) -> Report:
+    """Check a file, or a folder and everything below it. Raises NothingThere if the file cannot be read."""
+    report, collected = Report(), Collected()
     root = path.resolve() if path.is_dir() else path.resolve().parent
     worlds: dict[Path, list[Object]] = {}
     specs: list[File] = []
-    rendered = _kustomizations(root, version, report, gathered) if path.is_dir() else set()
-    for found in yaml_files(root) if path.is_dir() else [path.resolve()]:
+    rendered = _kustomizations(root, version, report, collected) if path.is_dir() else set()
+    for source in yaml_files(root) if path.is_dir() else [path.resolve()]:
         try:
-            file = gathered.files.get(found.relative_to(root).as_posix()) or parsed(found, root)
+            file = collected.files.get(source.relative_to(root).as_posix()) or read_file(source, root)
         except OSError as error:
             if path.is_file():
-                raise NothingThere(f"{path} cannot be read: {error.strerror}", remedy="give yourself the right to read it") from None
-            report.notes.append(f"{found.relative_to(root)} was not read: {error.strerror}")
+                remedy = "change the file's permissions so that you can read it"
+                raise NothingThere(f"{path} cannot be read: {error.strerror}", remedy=remedy) from None
+            report.notes.append(f"{source.relative_to(root)} was not read: {error.strerror}")
             continue
-        gathered.files[file.name] = file
-        if found.parent.name == SPECS or any(bamboo.looks_like(document.value) for document in file.documents):
+        collected.files[file.name] = file
+        if source.parent.name == SPECS or any(bamboo.looks_like(document.value) for document in file.documents):
             specs.append(file)
-        elif file.name not in rendered and "patch" not in found.name:  # a patch is a piece of an object
+        elif file.name not in rendered and "patch" not in source.name:  # a patch is not a complete object
             objects = list(_objects(file))
-            gathered.faults += [(fault, None) for fault in _twice(objects)]
-            worlds.setdefault(found.parent, []).extend(objects)
+            collected.faults += [(fault, None) for fault in _duplicate_objects(objects)]
+            worlds.setdefault(source.parent, []).extend(objects)
     for objects in worlds.values():
         report.objects += len(objects)
-        gathered.faults += [(fault, None) for fault in judge(World(objects), version)]
-    gathered.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=False))]
-    return finish(report, gathered, [], {}, None)
+        collected.faults += [(fault, None) for fault in check_objects(World(objects), version)]
+    collected.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=False))]
+    return finish(report, collected, [], {}, None)
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The YAML files below a folder, in order, none outside it. A Helm chart's are templates: left out, with everything below it."""
-    found: list[Path] = []
+    """The YAML files below a folder, sorted, without symbolic links out of it. Helm charts are skipped: their files are templates."""
+    paths: list[Path] = []
     for place, folders, files in os.walk(folder):
         if "Chart.yaml" in files:
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if name not in NOT_MANIFESTS)
-        paths = [Path(place) / name for name in sorted(files) if name.endswith(SUFFIXES)]
-        found += [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
-        if len(found) > MAX_FILES:
+        inside = [Path(place) / name for name in sorted(files) if name.endswith(SUFFIXES)]
+        paths += [path for path in inside if path.resolve().is_relative_to(folder.resolve())]
+        if len(paths) > MAX_FILES:
             break
-    return found[:MAX_FILES]
+    return paths[:MAX_FILES]
 
 
-def _kustomizations(root: Path, version: str | None, report: Report, gathered: Gathered) -> set[str]:
-    """Judge each kustomization that no other one names, as it renders. Returns the files that all of them name."""
+def _kustomizations(root: Path, version: str | None, report: Report, collected: Collected) -> set[str]:
+    """Check each kustomization that no other one includes, as it renders. Returns the files that belong to any kustomization."""
     folders = [Path(place) for place, inner, files in os.walk(root) if not set(files).isdisjoint(overlay.NAMES) and _no_chart(inner, files)]
-    read = {folder.resolve(): overlay.sources(folder, root) for folder in folders[:MAX_RENDERED]}
-    named = {folder for found in read.values() for folder in found.folders[1:]}
+    read = {folder.resolve(): overlay.read_sources(folder, root) for folder in folders[:MAX_RENDERED]}
+    named = {folder for sources in read.values() for folder in sources.folders[1:]}
     files: set[str] = set()
-    for folder, found in read.items():
-        gathered.files |= found.files
-        files |= set(found.files)
+    for folder, sources in read.items():
+        collected.files |= sources.files
+        files |= set(sources.files)
         where = folder.relative_to(root).as_posix()
-        if folder in named or found.component:
+        if folder in named or sources.component:
             continue
-        if found.remote:
-            report.notes.append(f"{where} was not rendered: it takes {found.remote[0][2]} from the network")
+        if sources.remote:
+            report.notes.append(f"{where} was not rendered: it loads {sources.remote[0][2]} from the network")
             continue
         try:
-            text_ = overlay.render(folder)
+            rendered = overlay.render(folder)
         except overlay.NotRendered as error:
             report.notes.append(f"{where} was not rendered: {str(error).splitlines()[0][:200]}")
             continue
-        if text_ is None:
-            report.notes.append(f"{where} was not rendered: kubectl is not installed here")
+        if rendered is None:
+            report.notes.append(f"{where} was not rendered: kubectl is not installed")
             continue
-        objects = overlay.objects(text_, found)
+        objects = overlay.objects(rendered, sources)
         report.objects += len(objects)
-        gathered.faults += [(fault, None) for fault in [*repeated(found), *judge(World(objects, closed=True), version)]]
+        collected.faults += [(fault, None) for fault in [*check_sources(sources), *check_objects(World(objects, closed=True), version)]]
     return files
 
 
 def _no_chart(inner: list[str], files: list[str]) -> bool:
-    """Prunes what os.walk goes through, as `yaml_files` does."""
+    """Whether a folder is not a Helm chart. Prunes os.walk like `yaml_files`."""
     inner[:] = [] if "Chart.yaml" in files else sorted(name for name in inner if name not in NOT_MANIFESTS)
     return "Chart.yaml" not in files
 
@@ -115,17 +116,17 @@ def _objects(file: File) -> Iterator[Object]:
         if text(data.get("kind")).endswith("List") and isinstance(items, list) and data.get("apiVersion") == "v1":
             for index, item in enumerate(items):
                 if isinstance(item, dict):
-                    yield Object(item, inside(file, document, ("items", index)))
+                    yield Object(item, locator(file, document, ("items", index)))
         elif not text(data.get("apiVersion")).startswith(("kustomize.config.k8s.io", "builtin")):
-            yield Object(data, inside(file, document))
+            yield Object(data, locator(file, document))
 
 
-def _twice(objects: Sequence[Object]) -> Iterator[Fault]:
-    """An object that one file describes twice. Two files of a folder may be alternatives."""
-    seen: dict[tuple[str, str, str, str], Object] = {}
-    for one in objects:
-        known = (one.group, one.kind, one.namespace, one.name)
-        if one.name and known in seen:
-            line = seen[known].where(("metadata", "name"))[1]
-            yield Fault("duplicate-object", one, ("metadata", "name"), f"{one} is on line {line} of this file already")
-        seen.setdefault(known, one)
+def _duplicate_objects(objects: Sequence[Object]) -> Iterator[Fault]:
+    """Objects that one file defines twice. Two files of a folder may be alternatives."""
+    first: dict[tuple[str, str, str, str], Object] = {}
+    for obj in objects:
+        identity = (obj.group, obj.kind, obj.namespace, obj.name)
+        if obj.name and identity in first:
+            line = first[identity].where(("metadata", "name"))[1]
+            yield Fault("duplicate-object", obj, ("metadata", "name"), f"{obj} is already defined on line {line} of this file")
+        first.setdefault(identity, obj)

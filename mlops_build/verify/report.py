@@ -1,4 +1,4 @@
-"""Faults become findings: each once, in order, without those that somebody chose to ignore."""
+"""Converts faults to findings: deduplicated, sorted, without the ignored ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from mlops_build.finding import Finding
 from mlops_build.verify.catalogue import RULES
 from mlops_build.verify.document import File
-from mlops_build.verify.schema import meant
+from mlops_build.verify.schema import suggestion
 from mlops_build.verify.world import Fault
 
 
 @dataclass
 class Report:
-    """What was looked at and what is wrong. findings are in order of file and line.
+    """The result of a check. findings: sorted by file and line.
 
-    ignored: findings that a comment or service.yaml takes as they are, each with the reason. notes: what could not be looked at, and why.
+    ignored: findings that a comment or service.yaml ignores, each with the reason. notes: what could not be checked, and why.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -25,35 +25,35 @@ class Report:
 
 
 @dataclass
-class Gathered:
-    """Files and faults of one look, each fault with the environment whose overlay showed it."""
+class Collected:
+    """Files and faults of one check, each fault with the environment whose overlay has it."""
 
     files: dict[str, File] = field(default_factory=dict)
     faults: list[tuple[Fault, str | None]] = field(default_factory=list)
 
 
-def finish(report: Report, gathered: Gathered, envs: Sequence[str], ignore: Mapping[str, str], settings: File | None) -> Report:
-    """Put the findings into a report. envs: the overlays that were rendered. ignore: service.yaml's; settings: its parsed file."""
-    report.files = len(gathered.files)
+def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Mapping[str, str], settings: File | None) -> Report:
+    """Add the findings to the report. envs: the overlays that were rendered. ignore: service.yaml's section; settings: its parsed file."""
+    report.files = len(collected.files)
     shown_in: dict[tuple[str, str, int, str, str, str], list[str]] = {}
-    for fault, env in gathered.faults:
+    for fault, env in collected.faults:
         file, line = fault.about.where(fault.path)
         key = (file, fault.rule, line, fault.why, fault.remedy or RULES[fault.rule].remedy, str(fault.about))
         shown_in.setdefault(key, []).append(env or "")
     findings = []
-    for (file, rule, line, why, remedy, subject), seen in shown_in.items():
-        # Said only where the others differ.
-        only = ", ".join(dict.fromkeys(filter(None, seen)))
-        where = f"{subject} in {only}" if only and 0 < len(set(seen)) < len(envs) else subject
+    for (file, rule, line, why, remedy, subject), environments in shown_in.items():
+        # Name the environments only if the finding is not in all of them.
+        only = ", ".join(dict.fromkeys(filter(None, environments)))
+        where = f"{subject} in {only}" if only and 0 < len(set(environments)) < len(envs) else subject
         findings.append(Finding(where, rule, why, remedy, file, line))
-    for file_ in gathered.files.values():
+    for source in collected.files.values():
         findings += [
-            Finding(file_.name, trouble.rule, trouble.why, RULES[trouble.rule].remedy, file_.name, trouble.line)
-            for trouble in file_.troubles
+            Finding(source.name, problem.rule, problem.why, RULES[problem.rule].remedy, source.name, problem.line)
+            for problem in source.problems
         ]
-    findings += _bad_ignores(gathered.files.values(), ignore, settings)
-    comments = {(file.name, one.line, one.rule): one.why for file in gathered.files.values() for one in file.ignored if one.why}
-    for finding in sorted(findings, key=lambda one: (one.file or "", one.line or 0, one.rule, one.why)):
+    findings += _bad_ignores(collected.files.values(), ignore, settings)
+    comments = {(source.name, comment.line, comment.rule): comment.why for source in collected.files.values() for comment in source.ignored}
+    for finding in sorted(findings, key=lambda finding: (finding.file or "", finding.line or 0, finding.rule, finding.why)):
         reason = comments.get((finding.file or "", finding.line or 0, finding.rule)) or ignore.get(finding.rule)
         if reason and finding.rule != "bad-ignore":
             report.ignored.append((finding, reason))
@@ -63,22 +63,21 @@ def finish(report: Report, gathered: Gathered, envs: Sequence[str], ignore: Mapp
 
 
 def _bad_ignores(files: Iterable[File], ignore: Mapping[str, str], settings: File | None) -> list[Finding]:
-    found = []
+    findings = []
     for file in files:
-        for one in file.ignored:
-            problem = (
-                f"there is no rule {one.rule!r}"
-                if one.rule not in RULES
-                else None
-                if one.why
-                else f"{one.rule} is ignored, and no reason is given"
-            )
-            if problem:
-                hint = meant(one.rule, list(RULES)) or RULES["bad-ignore"].remedy if one.rule not in RULES else RULES["bad-ignore"].remedy
-                found.append(Finding(file.name, "bad-ignore", problem, hint, file.name, one.comment_line))
+        for comment in file.ignored:
+            if comment.rule not in RULES:
+                findings.append(_unknown_rule(file.name, comment.rule, comment.comment_line))
+            elif not comment.why:
+                why = f"{comment.rule} is ignored without a reason"
+                findings.append(Finding(file.name, "bad-ignore", why, RULES["bad-ignore"].remedy, file.name, comment.comment_line))
     for rule in ignore:
         if rule not in RULES and settings and settings.documents:
             line = settings.documents[0].line_of(("verify", "ignore", rule))[0]
-            hint = meant(rule, list(RULES)) or RULES["bad-ignore"].remedy
-            found.append(Finding(settings.name, "bad-ignore", f"there is no rule {rule!r}", hint, settings.name, line))
-    return found
+            findings.append(_unknown_rule(settings.name, rule, line))
+    return findings
+
+
+def _unknown_rule(file: str, rule: str, line: int) -> Finding:
+    hint = suggestion(rule, list(RULES)) or RULES["bad-ignore"].remedy
+    return Finding(file, "bad-ignore", f"the rule {rule!r} does not exist", hint, file, line)

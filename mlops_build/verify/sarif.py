@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0, which code hosts and editors show beside the lines."""
+"""Findings as SARIF 2.1.0, which code hosts and editors show next to the lines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ DOCS = "https://github.com/mlops-build/mlops-build/blob/main/docs/reference/veri
 
 
 def document(findings: Sequence[Finding], ignored: Sequence[tuple[Finding, str]] = ()) -> dict[str, Any]:
-    """One SARIF log with one run. ignored: findings that were taken as they are, with the reason; they become suppressed results.
+    """One SARIF log with one run. ignored: ignored findings with the reasons; they become suppressed results.
 
-    Paths are relative to what was examined. Only the rules that have results are described.
+    Paths are relative to the checked folder. Only rules with results are described.
     """
     used = sorted({finding.rule for finding in [*findings, *(finding for finding, _ in ignored)]})
     index = {rule: number for number, rule in enumerate(used)}
@@ -27,7 +27,7 @@ def document(findings: Sequence[Finding], ignored: Sequence[tuple[Finding, str]]
         "name": "mlops-build verify",
         "semanticVersion": __version__,
         "informationUri": DOCS,
-        "rules": [_rule(RULES[one]) for one in used],
+        "rules": [_rule(RULES[rule]) for rule in used],
     }
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}

@@ -1,8 +1,8 @@
-"""Is an object what Kubernetes' own schema says it is? The schemas are kubernetes-validate's strict ones, the words ours.
+"""Validates objects against Kubernetes' schemas, the strict ones of kubernetes-validate.
 
-Which version of Kubernetes: the newest there is a schema for, unless service.yaml (`verify: {kubernetes: "1.31"}`) or the caller says. The
-newest knows which APIs are gone, which is what breaks at a cluster's update; a field that an older cluster does not know yet is found by
-naming its version. A custom resource is left alone: its schema lies in some cluster.
+The version of Kubernetes is the newest with a schema, unless service.yaml (`verify: {kubernetes: "1.31"}`) or the caller sets one. The
+newest finds removed APIs, which break at the next cluster update; to find fields that an older cluster does not know, set its version.
+Custom resources are not validated: their schemas are in a cluster.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from mlops_build.verify.document import Path
 from mlops_build.verify.world import BUILT_IN, Fault, Object, mappings
 
 TYPES = {
-    "string": "text",
+    "string": "a string",
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
@@ -26,40 +26,40 @@ TYPES = {
 
 
 class UnknownVersion(UsageError):
-    """A version of Kubernetes that there is no schema for."""
+    """There is no schema for this version of Kubernetes."""
 
 
 def versions() -> list[str]:
-    """The versions there are schemas for, such as "1.31", oldest first."""
+    """The versions with a schema, such as "1.31", oldest first."""
     from kubernetes_validate.utils import all_versions, major_minor
 
     return list(dict.fromkeys(major_minor(version.split("-")[0]) for version in all_versions()))
 
 
-def check(one: Object, version: str | None = None) -> Iterator[Fault]:
-    """The object's faults by its schema. Raises UnknownVersion."""
-    if not one.api_version or not one.kind:
-        missing = "apiVersion" if not one.api_version else "kind"
-        yield Fault("missing-field", one, (), f"{missing} is missing, so nobody knows what this is")
+def check(obj: Object, version: str | None = None) -> Iterator[Fault]:
+    """Validate an object against its schema. Raises UnknownVersion."""
+    if not obj.api_version or not obj.kind:
+        missing = "apiVersion" if not obj.api_version else "kind"
+        yield Fault("missing-field", obj, (), f"{missing} is missing, so the type of the object is unknown")
         return
-    if one.group not in BUILT_IN:
+    if obj.group not in BUILT_IN:
         return
     chosen = _chosen(version)
-    validator = _validator(chosen, one.kind, one.api_version)
+    validator = _validator(chosen, obj.kind, obj.api_version)
     if validator is None:
-        yield _unknown_kind(one, chosen)
+        yield _unknown_kind(obj, chosen)
         return
-    for error in validator.iter_errors(_without_nulls(_shallow(one))):
-        yield from _translated(one, error)
+    for error in validator.iter_errors(_without_nulls(_shallow(obj))):
+        yield from _translated(obj, error)
 
 
 @cache
 def _chosen(version: str | None) -> str:
-    known = versions()
+    supported = versions()
     if version is None:
-        return known[-1]
-    if version not in known:
-        raise UnknownVersion(f"there is no schema for Kubernetes {version!r}", remedy=f"one of {', '.join(known)}")
+        return supported[-1]
+    if version not in supported:
+        raise UnknownVersion(f"there is no schema for Kubernetes {version!r}", remedy=f"one of {', '.join(supported)}")
     return version
 
 
@@ -69,17 +69,16 @@ def _registry(version: str) -> Any:
     from referencing import Registry, Resource
 
     definitions = schema_contents(f"{_folder(version)}/_definitions.json", version)
-    # Without the descriptions: most of the text, and nobody's to check.
     return Resource.from_contents(definitions) @ Registry()
 
 
 @cache
 def _validator(version: str, kind: str, api_version: str) -> Any:
-    """A validator; None where this version has no such kind."""
+    """A validator; None if this version has no such kind."""
     from jsonschema.validators import Draft202012Validator
     from kubernetes_validate.utils import schema_contents
 
-    # A file is named after the group's first part: networking.k8s.io/v1 is networking-v1.
+    # File names contain only the first part of the group: networking.k8s.io/v1 is networking-v1.
     suffix = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
     name = f"{kind.lower()}-{suffix}.json"
     if not re.fullmatch(r"[a-z0-9-]+\.json", name):
@@ -88,8 +87,8 @@ def _validator(version: str, kind: str, api_version: str) -> Any:
         schema = schema_contents(f"{_folder(version)}/{name}", version)
     except FileNotFoundError:
         return None
-    # Files of parts (a PodSpec) lie beside those of objects, which alone say which kind they are.
-    if not any(found.get("kind") == kind for found in schema.get("x-kubernetes-group-version-kind", [])):
+    # Schemas of parts (a PodSpec) are in the same folder; only those of objects name their kind.
+    if not any(entry.get("kind") == kind for entry in schema.get("x-kubernetes-group-version-kind", [])):
         return None
     return Draft202012Validator(schema, registry=_registry(version))
 
@@ -98,41 +97,41 @@ def _folder(version: str) -> str:
     return f"kubernetes-json-schema/v{version}.0-local-strict"
 
 
-def _unknown_kind(one: Object, version: str) -> Fault:
-    right = _homes(version).get(one.kind)
-    if right:
-        why = f"Kubernetes {version} has no {one.kind} in {one.api_version}"
-        return Fault("bad-api-version", one, ("apiVersion",), why, f"write apiVersion: {' or '.join(right)}")
-    close = difflib.get_close_matches(one.kind, _homes(version), n=1)
+def _unknown_kind(obj: Object, version: str) -> Fault:
+    api_versions = _homes(version).get(obj.kind)
+    if api_versions:
+        why = f"Kubernetes {version} has no {obj.kind} in {obj.api_version}"
+        return Fault("bad-api-version", obj, ("apiVersion",), why, f"write apiVersion: {' or '.join(api_versions)}")
+    close = difflib.get_close_matches(obj.kind, _homes(version), n=1)
     hint = f"did you mean {close[0]}?" if close else "see `kubectl api-resources`"
-    return Fault("bad-api-version", one, ("kind",), f"Kubernetes {version} has no kind {one.kind} in {one.api_version}", hint)
+    return Fault("bad-api-version", obj, ("kind",), f"Kubernetes {version} has no kind {obj.kind} in {obj.api_version}", hint)
 
 
 @cache
 def _homes(version: str) -> dict[str, list[str]]:
-    """The apiVersions of each kind that can be applied."""
+    """The apiVersions of each kind of object."""
     from kubernetes_validate.utils import schema_contents
 
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     definitions = schema_contents(f"{_folder(version)}/_definitions.json", version)
     for schema in definitions["$defs"].values():
         if "metadata" not in schema.get("properties", {}):
             continue
         for gvk in schema.get("x-kubernetes-group-version-kind", []):
-            found.setdefault(gvk["kind"], []).append(f"{gvk['group']}/{gvk['version']}".lstrip("/"))
-    return found
+            result.setdefault(gvk["kind"], []).append(f"{gvk['group']}/{gvk['version']}".lstrip("/"))
+    return result
 
 
-def _shallow(one: Object) -> Mapping[str, Any]:
-    """The object without the schemas that a CustomResourceDefinition holds: generated, enormous, and checked by nobody's eye or ours."""
-    if one.kind != "CustomResourceDefinition":
-        return one.data
-    versions = [{**version, "schema": {}} if "schema" in version else version for version in mappings(one.spec.get("versions"))]
-    return {**one.data, "spec": {**one.spec, "versions": versions}}
+def _shallow(obj: Object) -> Mapping[str, Any]:
+    """The object without the schemas in a CustomResourceDefinition, which are generated and very large."""
+    if obj.kind != "CustomResourceDefinition":
+        return obj.data
+    versions = [{**version, "schema": {}} if "schema" in version else version for version in mappings(obj.spec.get("versions"))]
+    return {**obj.data, "spec": {**obj.spec, "versions": versions}}
 
 
 def _without_nulls(value: Any) -> Any:
-    """To Kubernetes, null is absent."""
+    """The value without nulls, which Kubernetes treats as absent."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -140,31 +139,32 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _translated(one: Object, error: Any) -> Iterator[Fault]:
-    """A JSON schema error in words. Its message may hold the whole object, so nothing of it is repeated."""
+def _translated(obj: Object, error: Any) -> Iterator[Fault]:
+    """Faults for a JSON schema error. Its own message may contain the whole object, so it is not used."""
     path: Path = tuple(error.absolute_path)
     where = dotted(path)
     if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        for key in sorted(set(error.instance) - set(known)):
-            yield Fault("unknown-field", one, (*path, key), f"{dotted((*path, key))} is no field of {_what(one, path)}", meant(key, known))
+        fields = list(error.schema.get("properties", {}))
+        for key in sorted(set(error.instance) - set(fields)):
+            why = f"{dotted((*path, key))} is not a field of {_what(obj, path)}"
+            yield Fault("unknown-field", obj, (*path, key), why, suggestion(key, fields))
     elif error.validator == "required":
         key = error.message.split("'")[1]
-        yield Fault("missing-field", one, path, f"{dotted((*path, key))} is missing")
+        yield Fault("missing-field", obj, path, f"{dotted((*path, key))} is missing")
     elif error.validator == "enum":
         allowed = [str(value) for value in error.validator_value if value is not None]
-        yield Fault("wrong-value", one, path, f"{where} is {shown(error.instance)}", f"one of {', '.join(allowed)}")
+        yield Fault("wrong-value", obj, path, f"{where} is {display(error.instance)}", f"one of {', '.join(allowed)}")
     elif error.validator == "type":
-        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        words = " or ".join(TYPES.get(str(kind), str(kind)) for kind in wanted if kind != "null")
-        quotes = ": put it in quotes" if "string" in wanted and not isinstance(error.instance, dict | list) else ""
-        yield Fault("wrong-type", one, path, f"{where} is {shown(error.instance)}, and must be {words}{quotes}")
+        types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        words = " or ".join(TYPES.get(str(kind), str(kind)) for kind in types if kind != "null")
+        quotes = ": put it in quotes" if "string" in types and not isinstance(error.instance, dict | list) else ""
+        yield Fault("wrong-type", obj, path, f"{where} is {display(error.instance)}, but must be {words}{quotes}")
     elif error.validator in ("oneOf", "anyOf"):
         kinds = {str(kind) for part in error.validator_value for kind in _types(part)} - {"null"}
-        words = " or ".join(sorted(TYPES.get(kind, kind) for kind in kinds)) or "something else"
-        yield Fault("wrong-type", one, path, f"{where} is {shown(error.instance)}, and must be {words}")
+        words = " or ".join(sorted(TYPES.get(kind, kind) for kind in kinds)) or "of another type"
+        yield Fault("wrong-type", obj, path, f"{where} is {display(error.instance)}, but must be {words}")
     else:
-        yield Fault("wrong-value", one, path, f"{where} is {shown(error.instance)}, which its {error.validator} does not allow")
+        yield Fault("wrong-value", obj, path, f"{where} is {display(error.instance)}, which {error.validator} of the schema does not allow")
 
 
 def _types(part: Mapping[str, Any]) -> list[str]:
@@ -172,15 +172,15 @@ def _types(part: Mapping[str, Any]) -> list[str]:
     return kind if isinstance(kind, list) else [kind]
 
 
-def _what(one: Object, path: Path) -> str:
+def _what(obj: Object, path: Path) -> str:
     parent = next((str(part) for part in reversed(path) if isinstance(part, str)), None)
-    return parent or f"a {one.kind}"
+    return parent or f"a {obj.kind}"
 
 
-def meant(key: str, known: list[str]) -> str | None:
-    """Which of `known` was meant, as a remedy."""
-    same = [one for one in known if one.lower() == key.lower()]
-    close = same or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+def suggestion(key: str, known: list[str]) -> str | None:
+    """A remedy with the most similar of the known names; None if none is similar."""
+    exact = [name for name in known if name.lower() == key.lower()]
+    close = exact or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     return f"did you mean {close[0]!r}?" if close else None
 
 
@@ -195,8 +195,8 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def shown(value: object) -> str:
-    """A value in a message: short, on one line."""
+def display(value: object) -> str:
+    """A value for a message: short, on one line."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is judged together: the objects that are applied side by side, and what a rule finds wrong with them."""
+"""The objects that are checked together, and the faults that rules find in them."""
 
 import difflib
 import re
@@ -10,16 +10,16 @@ from typing import Any
 from mlops_build.service import Environment, Service
 from mlops_build.verify.document import Path
 
-# Where a path of an object stands in a source file: (file, line).
-Locate = Callable[[Path], tuple[str, int]]
+# Maps a path of an object to (file, line) in the sources.
+Locator = Callable[[Path], tuple[str, int]]
 
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """A Kubernetes object as it would be applied. where: finds the source line of any part of it."""
+    """A Kubernetes object as it would be applied. where: returns the source line of a path."""
 
     data: Mapping[str, Any]
-    where: Locate
+    where: Locator
 
     @property
     def kind(self) -> str:
@@ -43,7 +43,7 @@ class Object:
 
     @property
     def namespace(self) -> str:
-        """Empty where the object does not say: it goes where whoever applies it says."""
+        """Empty if the object does not set it: then the command that applies it does."""
         return text(self.metadata.get("namespace"))
 
     @property
@@ -60,11 +60,11 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Something else that has lines: a document of a Bamboo spec, a kustomization. title: what findings call it."""
+    """Another document with lines: a Bamboo spec, a kustomization. title: its name in findings."""
 
     title: str
     data: Mapping[str, Any]
-    where: Locate
+    where: Locator
 
     def __str__(self) -> str:
         return self.title
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Fault:
-    """What one rule finds wrong at one place. remedy: where it can say more than the catalogue does."""
+    """A violation of a rule. path: where in the object. remedy: replaces the rule's remedy if it is more specific."""
 
     rule: str
     about: Object | Part
@@ -83,7 +83,7 @@ class Fault:
 
 @dataclass(frozen=True, eq=False)
 class Container:
-    """One container of a pod. path: in the owner. kind: containers or initContainers."""
+    """A container of a pod. path: in the owner. kind: containers or initContainers."""
 
     data: Mapping[str, Any]
     path: Path
@@ -100,7 +100,7 @@ class Container:
 
 @dataclass(frozen=True, eq=False)
 class Pod:
-    """A pod, or the template that a workload makes pods from. path: of the thing that has `spec` and `metadata`."""
+    """A pod, or the pod template of a workload. path: of the mapping with `spec` and `metadata`."""
 
     owner: Object
     path: Path
@@ -120,33 +120,33 @@ class Pod:
 
     @property
     def replicas(self) -> int:
-        """How many the owner asks for; Kubernetes' default is 1."""
-        asked = self.owner.spec.get("replicas", 1)
-        return asked if isinstance(asked, int) else 1
+        """The owner's replicas; Kubernetes' default is 1."""
+        replicas = self.owner.spec.get("replicas", 1)
+        return replicas if isinstance(replicas, int) else 1
 
     @cached_property
     def containers(self) -> list[Container]:
-        """Those that serve, and before them those that prepare."""
-        found = []
+        """Init containers first, then the others."""
+        containers = []
         for kind in ("initContainers", "containers"):
             listed = self.spec.get(kind)
-            for index, one in enumerate(listed if isinstance(listed, list) else []):
-                if isinstance(one, Mapping):
-                    found.append(Container(one, (*self.path, "spec", kind, index), kind))
-        return found
+            for index, container in enumerate(listed if isinstance(listed, list) else []):
+                if isinstance(container, Mapping):
+                    containers.append(Container(container, (*self.path, "spec", kind, index), kind))
+        return containers
 
     @property
     def serving(self) -> list[Container]:
-        """Containers whose ports a Service can reach: sidecars that start first (restartPolicy: Always) are among them."""
-        return [one for one in self.containers if one.kind == "containers" or one.data.get("restartPolicy") == "Always"]
+        """Containers whose ports a Service can reach, including sidecars (init containers with restartPolicy: Always)."""
+        return [item for item in self.containers if item.kind == "containers" or item.data.get("restartPolicy") == "Always"]
 
 
 @dataclass(frozen=True, eq=False)
 class World:
     """Objects that are applied together.
 
-    closed: whether they are all there is, as what an overlay renders; else an object that is missing may be somewhere else.
-    service, env: the service and environment that they belong to; None for manifests that are nobody's service.
+    closed: whether the objects are complete, as in a rendered overlay; otherwise a missing object may be defined elsewhere.
+    service, env: the service and environment that they belong to; None for manifests outside a service.
     """
 
     objects: list[Object]
@@ -157,33 +157,33 @@ class World:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def place(self) -> Environment | None:
+    def environment(self) -> Environment | None:
         return self.service.environments.get(self.env) if self.service and self.env else None
 
     def of(self, *kinds: str) -> list[Object]:
-        return [one for one in self.objects if one.kind in kinds]
+        return [obj for obj in self.objects if obj.kind in kinds]
 
     @cached_property
     def pods(self) -> list[Pod]:
-        return [pod for one in self.objects for pod in pods_of(one)]
+        return [pod for obj in self.objects for pod in pods_of(obj)]
 
     def find(self, kind: str, name: str, namespace: str) -> Object | None:
-        return next((one for one in self.of(kind) if one.name == name and same_namespace(one.namespace, namespace)), None)
+        return next((obj for obj in self.of(kind) if obj.name == name and same_namespace(obj.namespace, namespace)), None)
 
     def names(self, kind: str, namespace: str) -> list[str]:
-        return sorted({one.name for one in self.of(kind) if same_namespace(one.namespace, namespace)})
+        return sorted({obj.name for obj in self.of(kind) if same_namespace(obj.namespace, namespace)})
 
     def lacks(self, kind: str, name: str, namespace: str) -> bool:
-        """Whether an object that is not here must be a mistake: everything is here, or one with nearly this name is."""
-        return self.find(kind, name, namespace) is None and (self.closed or nearly(name, self.names(kind, namespace)) is not None)
+        """Whether a missing object is a fault: the objects are complete, or one has nearly this name."""
+        return self.find(kind, name, namespace) is None and (self.closed or near_miss(name, self.names(kind, namespace)) is not None)
 
     def makes_all_pods(self, namespace: str) -> bool:
-        """Whether a selector that finds no pod here finds none: there are workloads here, and nothing that an operator makes pods of."""
-        inside = [one for one in self.objects if same_namespace(one.namespace, namespace)]
-        return any(pods_of(one) for one in inside) and not any(_may_make_pods(one) for one in inside)
+        """Whether all pods of a namespace are known: it has workloads, and no resource from which an operator creates pods."""
+        inside = [obj for obj in self.objects if same_namespace(obj.namespace, namespace)]
+        return any(pods_of(obj) for obj in inside) and not any(_may_make_pods(obj) for obj in inside)
 
 
-# Groups of Kubernetes itself. What is not of them is a custom resource, whose schema nobody has here.
+# API groups of Kubernetes itself. Objects of other groups are custom resources, whose schemas are not known.
 BUILT_IN = {
     "",
     "admissionregistration.k8s.io",
@@ -208,7 +208,7 @@ BUILT_IN = {
     "scheduling.k8s.io",
     "storage.k8s.io",
 }
-# Custom resources that never become pods: by kind, or by group.
+# Custom resources that never create pods, by kind or by group.
 PASSIVE_KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "Probe", "ScrapeConfig", "AlertmanagerConfig"}
 PASSIVE_GROUPS = {
     "bitnami.com",
@@ -223,10 +223,10 @@ PASSIVE_GROUPS = {
 }
 
 
-def _may_make_pods(one: Object) -> bool:
-    if one.group in BUILT_IN or one.kind in PASSIVE_KINDS or one.group in PASSIVE_GROUPS:
+def _may_make_pods(obj: Object) -> bool:
+    if obj.group in BUILT_IN or obj.kind in PASSIVE_KINDS or obj.group in PASSIVE_GROUPS:
         return False
-    return not pods_of(one)
+    return not pods_of(obj)
 
 
 def is_pod_template(data: Mapping[str, Any]) -> bool:
@@ -234,42 +234,42 @@ def is_pod_template(data: Mapping[str, Any]) -> bool:
     return isinstance(mapping(template.get("spec")).get("containers"), list)
 
 
-def pods_of(one: Object) -> list[Pod]:
-    """The pod that an object is or makes. A custom resource with a pod template (Argo's Rollout) makes pods too."""
-    if one.kind == "Pod" and one.group == "":
-        return [Pod(one, (), one.data)]
-    if one.kind == "CronJob":
-        template = mapping(mapping(mapping(one.spec.get("jobTemplate")).get("spec")).get("template"))
-        return [Pod(one, ("spec", "jobTemplate", "spec", "template"), template)] if template else []
-    if is_pod_template(one.data):
-        return [Pod(one, ("spec", "template"), mapping(one.spec.get("template")))]
+def pods_of(obj: Object) -> list[Pod]:
+    """The pod that an object is or creates. A custom resource with a pod template (Argo's Rollout) creates pods too."""
+    if obj.kind == "Pod" and obj.group == "":
+        return [Pod(obj, (), obj.data)]
+    if obj.kind == "CronJob":
+        template = mapping(mapping(mapping(obj.spec.get("jobTemplate")).get("spec")).get("template"))
+        return [Pod(obj, ("spec", "jobTemplate", "spec", "template"), template)] if template else []
+    if is_pod_template(obj.data):
+        return [Pod(obj, ("spec", "template"), mapping(obj.spec.get("template")))]
     return []
 
 
-def nearly(name: str, names: Iterable[str]) -> str | None:
-    """The name that was meant, where one is nearly the same. a-1 and a-2 are two names, not one misspelt."""
-    close = difflib.get_close_matches(name, [one for one in names if one], n=1, cutoff=0.85)
+def near_miss(name: str, names: Iterable[str]) -> str | None:
+    """A name that differs slightly from this one, probably a typo. Names that differ only in digits (a-1, a-2) do not count."""
+    close = difflib.get_close_matches(name, [candidate for candidate in names if candidate], n=1, cutoff=0.85)
     return close[0] if close and close[0] != name and re.sub(r"\d+", "", close[0]) != re.sub(r"\d+", "", name) else None
 
 
-def same_namespace(one: str, other: str) -> bool:
-    """An object without a namespace goes where the others go."""
-    return one == other or not one or not other
+def same_namespace(first: str, second: str) -> bool:
+    """Whether two namespaces are equal. An empty one, which is set when the object is applied, equals any."""
+    return first == second or not first or not second
 
 
 def gpus(pod: Pod) -> dict[str, int]:
-    """Cards from a device plugin that a pod takes, by resource name."""
-    found: dict[str, int] = {}
+    """GPUs of a device plugin that a pod requests, by resource name."""
+    counts: dict[str, int] = {}
     for container in pod.containers:
         resources = mapping(container.data.get("resources"))
         for name, amount in {**mapping(resources.get("requests")), **mapping(resources.get("limits"))}.items():
             if name.rpartition("/")[2] == "gpu" or name.startswith(("nvidia.com/", "amd.com/gpu", "gpu.intel.com/")):
-                found[name] = found.get(name, 0) + (int(str(amount)) if str(amount).isdigit() else 0)
-    return found
+                counts[name] = counts.get(name, 0) + (int(str(amount)) if str(amount).isdigit() else 0)
+    return counts
 
 
 def at(data: Any, path: Path) -> Any:
-    """The value at a path; None where there is none."""
+    """The value at a path; None if it does not exist."""
     for part in path:
         inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int) and part < len(data)
         if not inside:
@@ -279,26 +279,26 @@ def at(data: Any, path: Path) -> Any:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is a mapping, else an empty one: what has the wrong type is the schema's to tell."""
+    """`value` if it is a mapping, else an empty one: schema.py reports wrong types."""
     return value if isinstance(value, Mapping) else {}
 
 
 def mappings(value: object) -> list[Mapping[str, Any]]:
-    """The mappings in a list, each at its index (an empty one for what is no mapping)."""
-    return [mapping(one) for one in value] if isinstance(value, list) else []
+    """The items of a list, with an empty mapping for each item that is not a mapping."""
+    return [mapping(item) for item in value] if isinstance(value, list) else []
 
 
 def text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def environment(container: Container) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """A container's variables with their paths."""
+def variables(container: Container) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """A container's environment variables with their paths."""
     for index, variable in enumerate(mappings(container.data.get("env"))):
         yield (*container.path, "env", index), variable
 
 
-def of_pods(world: World) -> Iterable[tuple[Pod, Container]]:
+def containers_of(world: World) -> Iterable[tuple[Pod, Container]]:
     for pod in world.pods:
         for container in pod.containers:
             yield pod, container

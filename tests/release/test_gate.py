@@ -97,7 +97,7 @@ def test_a_machine_without_kubectl_says_what_it_did_not_see(
     monkeypatch.setenv("PATH", str(programs))
     made = write.in_checkout(checkout, "staging", registry)
     assert made.commit
-    assert "overlay staging was not rendered: kubectl is not installed here" in made.remarks[0]
+    assert "overlay staging was not rendered: kubectl is not installed" in made.remarks[0]
 
 
 def test_the_command_line_refuses_and_can_be_told(checkout: Path, registry: Registry, register: Register) -> None:

@@ -1,6 +1,6 @@
-"""Single faults in the service beside this file (app/): each one edit, the rule that must find it, and the line where it must say so.
+"""Single faults in the service in app/: each is one edit, the rule that must find it, and the line that must be reported.
 
-`tests/verify/test_faults.py` asks our rules; `benchmarks/verify.py` asks other tools as well.
+`tests/verify/test_faults.py` checks our rules; `benchmarks/verify.py` also runs other tools.
 """
 
 import re
@@ -52,9 +52,9 @@ class Fault:
     def line(self, root: Path) -> int:
         """The number of the line that must be reported."""
         lines = (root / (self.where or self.file)).read_text().splitlines()
-        found = [number for number, line in enumerate(lines, 1) if re.search(self.at, line)]
-        assert len(found) == 1, f"{self.name}: {self.at!r} is on lines {found}"
-        return found[0]
+        matching = [number for number, line in enumerate(lines, 1) if re.search(self.at, line)]
+        assert len(matching) == 1, f"{self.name}: {self.at!r} is on lines {matching}"
+        return matching[0]
 
 
 # Each a part of base/deployment.yaml, to be replaced.
@@ -126,7 +126,7 @@ ON_CLAIM = (*SHARED[1:], LEASE_VARIABLE, MOUNT, CLAIMED, (CLAIM, "", NODE_VOLUME
 
 FAULTS: tuple[Fault, ...] = (
     # Files
-    Fault("no YAML", "yaml-syntax", SERVICE, "  name: digits\n", "  name: digits: model\n", "digits: model"),
+    Fault("invalid YAML", "yaml-syntax", SERVICE, "  name: digits\n", "  name: digits: model\n", "digits: model"),
     Fault("key twice", "duplicate-key", PDB, "  maxUnavailable: 1\n", "  maxUnavailable: 1\n  maxUnavailable: 2\n", "maxUnavailable: 2"),
     Fault(
         "alias bomb",
@@ -136,7 +136,7 @@ FAULTS: tuple[Fault, ...] = (
         "bomb:\n  a: &a ["
         + "x, " * 99
         + "x]\n"
-        + "".join(f"  {two}: &{two} [{', '.join([f'*{one}'] * 90)}]\n" for one, two in zip("abc", "bcd", strict=True)),
+        + "".join(f"  {new}: &{new} [{', '.join([f'*{old}'] * 90)}]\n" for old, new in zip("abc", "bcd", strict=True)),
         "  c: ",
     ),
     Fault("overlay does not render", "overlay-render", KUSTOMIZATION, "  - path: patch.yaml\n", "  - path: pach.yaml\n", "^apiVersion"),

@@ -1,4 +1,4 @@
-"""`mlops-build verify` as a process: what it prints where, how it ends, what can be ignored, and its SARIF."""
+"""`mlops-build verify` as a process: output, exit codes, ignored findings, SARIF."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_findings_are_grouped_by_file(faulty: Path) -> None:
     done = mlops_build(faulty, "verify", expect=4)
     assert done.stdout.splitlines() == [
         SERVICE,
-        "  line 12  Service/digits: spec.ports[0].port is 80800; a port is 1 to 65535 [bad-port]",
+        "  line 12  Service/digits: spec.ports[0].port is 80800; a port number must be between 1 and 65535 [bad-port]",
         "      correct the number or name",
     ]
     assert done.stderr.endswith("11 objects: 1 finding\n")
@@ -94,15 +94,15 @@ def test_sarif(faulty: Path) -> None:
     check_sarif(log)
     (run,) = log["runs"]
     assert run["tool"]["driver"]["semanticVersion"] == __version__
-    found = {result["ruleId"]: result for result in run["results"]}
-    assert set(found) == {"bad-port", "pdb-blocks"}
-    assert found["bad-port"]["locations"][0]["physicalLocation"] == {"artifactLocation": {"uri": SERVICE}, "region": {"startLine": 12}}
-    assert "suppressions" not in found["bad-port"]
-    assert found["pdb-blocks"]["suppressions"] == [{"kind": "inSource", "status": "accepted", "justification": "never drained"}]
+    results = {result["ruleId"]: result for result in run["results"]}
+    assert set(results) == {"bad-port", "pdb-blocks"}
+    assert results["bad-port"]["locations"][0]["physicalLocation"] == {"artifactLocation": {"uri": SERVICE}, "region": {"startLine": 12}}
+    assert "suppressions" not in results["bad-port"]
+    assert results["pdb-blocks"]["suppressions"] == [{"kind": "inSource", "status": "accepted", "justification": "never drained"}]
 
 
 def check_sarif(log: Mapping[str, Any]) -> None:
-    """What SARIF 2.1.0 requires of what we write (OASIS, sections 3.13 to 3.52)."""
+    """The requirements of SARIF 2.1.0 for what we write (OASIS, sections 3.13 to 3.52)."""
     assert log["version"] == "2.1.0"
     assert log["$schema"].endswith("sarif-2.1.0.json")
     for run in log["runs"]:
@@ -143,7 +143,7 @@ def test_a_finding_of_one_environment_names_it(app: Path) -> None:
     assert (finding["rule"], finding["file"]) == ("progress-deadline", "deploy/overlays/staging/kustomization.yaml")
     line = (app / finding["file"]).read_text().splitlines()[finding["line"] - 1]
     assert line == "        value: 60"
-    # An overlay alone is judged as its service's.
+    # A single overlay is checked as a part of its service.
     assert mlops_build(app, "verify", "deploy/overlays/production").stdout == ""
     assert "progress-deadline" in mlops_build(app, "verify", "deploy/overlays/staging", expect=4).stdout
 
@@ -153,21 +153,21 @@ def test_a_clusters_version(app: Path) -> None:
     sleep = "              sleep:\n                seconds: 10\n"
     edit(app, "deploy/base/deployment.yaml", '              exec:\n                command: [sleep, "10"]\n', sleep)
     assert mlops_build(app, "verify").stdout == ""
-    assert "sleep is no field of preStop [unknown-field]" in mlops_build(app, "verify", "--kubernetes", "1.28", expect=4).stdout
+    assert "sleep is not a field of preStop [unknown-field]" in mlops_build(app, "verify", "--kubernetes", "1.28", expect=4).stdout
     edit(app, "service.yaml", "gpu:\n", 'verify:\n  kubernetes: "1.28"\ngpu:\n')
     assert "[unknown-field]" in mlops_build(app, "verify", expect=4).stdout
     assert "no schema for Kubernetes '1.2'" in mlops_build(app, "verify", "--kubernetes", "1.2", expect=2).stderr
 
 
-def test_without_kubectl_it_is_said_and_specs_are_still_judged(faulty: Path, tmp_path: Path) -> None:
+def test_without_kubectl_a_note_is_printed_and_specs_are_checked(faulty: Path, tmp_path: Path) -> None:
     edit(faulty, "bamboo-specs/bamboo.yaml", "jobs: [Image]", "jobs: [Imag]")
     done = mlops_build(faulty, "verify", expect=4, environment={"PATH": str(tmp_path)})
-    assert "overlay production was not rendered: kubectl is not installed here, so its objects were not checked" in done.stderr
+    assert "overlay production was not rendered: kubectl is not installed, so its objects were not checked" in done.stderr
     assert "[bamboo-missing-job]" in done.stdout
     assert "[bad-port]" not in done.stdout
 
 
-def test_mistakes_of_the_caller(tmp_path: Path) -> None:
+def test_usage_errors(tmp_path: Path) -> None:
     assert "does not exist" in mlops_build(tmp_path, "verify", "nowhere", expect=3).stderr
     assert "no service.yaml" in mlops_build(tmp_path, "verify", expect=3).stderr
     assert "both write to stdout" in mlops_build(tmp_path, "verify", ".", "--json", "--sarif", "-", expect=2).stderr
@@ -178,6 +178,6 @@ def test_mistakes_of_the_caller(tmp_path: Path) -> None:
         assert "cannot be read" in mlops_build(tmp_path, "verify", "a.yaml", expect=3).stderr
 
 
-def test_a_service_yaml_that_is_none_is_refused_first(app: Path) -> None:
+def test_an_invalid_service_yaml_is_refused_first(app: Path) -> None:
     edit(app, "service.yaml", "schema: 1", "schema: one")
     assert "service.yaml line 1" in mlops_build(app, "verify", expect=4).stderr

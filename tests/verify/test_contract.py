@@ -1,4 +1,4 @@
-"""openapi.json of the working tree beside the one at the commit that an environment's record names."""
+"""openapi.json of the working tree, compared with the one at the commit of an environment's record."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from mlops_build.git.repository import Checkout
 from mlops_build.model import openapi
 from mlops_build.release import gate
 from mlops_build.release.record import Record, ReleasedModel
-from mlops_build.verify import look
+from mlops_build.verify import check
 from tests.conftest import mlops_build
 from tests.release.world import alone, checkout, git, make_repository
 
@@ -40,61 +40,62 @@ def release(root: Path, env: str, commit: str) -> None:
     )
 
 
-def found(root: Path) -> list[tuple[str, str | None, str]]:
-    return [(one.subject, one.file, one.why) for one in look(root).findings if one.rule == "contract-breaks"]
+def breakages(root: Path) -> list[tuple[str, str | None, str]]:
+    return [(finding.subject, finding.file, finding.why) for finding in check(root).findings if finding.rule == "contract-breaks"]
 
 
-def test_what_breaks_callers_of_an_environment_is_found(checkout: Path) -> None:
+def test_a_change_that_breaks_clients_of_an_environment_is_a_finding(checkout: Path) -> None:
     first = write_contract(checkout, 1, "a", "b")
     release(checkout, "production", first)
-    assert found(checkout) == []
+    assert breakages(checkout) == []
     write_contract(checkout, 1, "a")
-    assert found(checkout) == [("openapi.json in production", "openapi.json", "digits: input column b (double) is gone")]
+    assert breakages(checkout) == [("openapi.json in production", "openapi.json", "digits: input column b (double) is gone")]
     done = mlops_build(checkout, "verify", expect=4)
     assert "openapi.json\n" in done.stdout
     assert "[contract-breaks]\n      change it back, or write `contract: 2`" in done.stdout
     write_contract(checkout, 2, "a")
-    assert found(checkout) == []
-    # Who follows is compared with what is released then.
+    assert breakages(checkout) == []
+    # The next change is compared with the new release.
     release(checkout, "production", write_contract(checkout, 2, "a"))
     write_contract(checkout, 2, "a", "c")
-    assert [why for _, _, why in found(checkout)] == ["digits: input column c (double) is new, and required"]
+    assert [why for _, _, why in breakages(checkout)] == ["digits: input column c (double) is new, and required"]
 
 
-def test_a_reason_in_service_yaml_lets_it_pass(checkout: Path) -> None:
+def test_service_yaml_can_ignore_it_with_a_reason(checkout: Path) -> None:
     release(checkout, "production", write_contract(checkout, 1, "a", "b"))
     write_contract(checkout, 1, "a")
     with (checkout / "service.yaml").open("a") as file:
         file.write("verify: {ignore: {contract-breaks: nobody calls it yet}}\n")
-    report = look(checkout)
-    assert [(one.rule, why) for one, why in report.ignored] == [("contract-breaks", "nobody calls it yet")]
+    report = check(checkout)
+    assert [(finding.rule, why) for finding, why in report.ignored] == [("contract-breaks", "nobody calls it yet")]
 
 
-def test_a_clone_without_the_commit_says_so(checkout: Path) -> None:
+def test_a_clone_without_the_commit_adds_a_note(checkout: Path) -> None:
     write_contract(checkout, 1, "a")
     release(checkout, "production", "c" * 40)
-    assert found(checkout) == []
+    assert breakages(checkout) == []
     assert (
-        "openapi.json was not compared with what production answers: its commit cccccccccccc is not in this clone" in look(checkout).notes
+        "openapi.json was not compared with the contract in production: its commit cccccccccccc is not in this clone"
+        in check(checkout).notes
     )
 
 
-def test_a_file_that_is_none_is_a_finding(checkout: Path) -> None:
+def test_an_invalid_file_is_a_finding(checkout: Path) -> None:
     write_contract(checkout, 1, "a")
     (checkout / "openapi.json").write_text("{")
-    assert "openapi.json is not JSON" in found(checkout)[0][2]
+    assert "openapi.json is not JSON" in breakages(checkout)[0][2]
 
 
 def test_the_gate_of_a_release_compares_the_released_commits(checkout: Path) -> None:
     first, second, third = (write_contract(checkout, major, *names) for major, names in ((1, "ab"), (1, "a"), (2, "a")))
     objects = Checkout(checkout)
     before = record("staging", first)
-    assert [one.why for one in gate.contract_findings(objects, before, record("staging", second, 2))] == [
+    assert [finding.why for finding in gate.contract_findings(objects, before, record("staging", second, 2))] == [
         "digits: input column b (double) is gone"
     ]
     with pytest.raises(gate.Faulty, match="input column b"):
         gate.check(objects, second, before, record("staging", second, 2))
-    # What goes back is said, and lands.
-    assert any("is new" in one for one in gate.check(objects, first, record("staging", second, 2), before))
+    # A rollback is reported, but allowed.
+    assert any("is new" in finding for finding in gate.check(objects, first, record("staging", second, 2), before))
     assert gate.contract_findings(objects, before, record("staging", third, 3)) == []
     assert gate.contract_findings(objects, None, before) == []

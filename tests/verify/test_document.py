@@ -1,4 +1,4 @@
-"""YAML with lines: what stands where, what is wrong with the text, and that no text holds the reader up."""
+"""YAML with line numbers: values and their lines, faults in the text, and bounded time for any text."""
 
 import time
 from itertools import pairwise
@@ -30,7 +30,7 @@ merged:
 
 def test_every_value_knows_its_line() -> None:
     file = parse(TEXT, "x.yaml")
-    assert file.troubles == []
+    assert file.problems == []
     first, second = file.documents
     assert first.value == {
         "kind": "Deployment",
@@ -86,10 +86,10 @@ def test_quotes_and_tags() -> None:
         ("a: " + "x" * (16 * 2**20), "too-large", 1),
     ],
 )
-def test_what_is_wrong_with_the_text_is_said_and_nothing_is_raised(text: str, rule: str, line: int) -> None:
+def test_faults_in_the_text_are_problems_and_nothing_is_raised(text: str, rule: str, line: int) -> None:
     began = time.monotonic()
-    (trouble, *_) = parse(text, "x").troubles
-    assert (trouble.rule, trouble.line) == (rule, line)
+    (problem, *_) = parse(text, "x").problems
+    assert (problem.rule, problem.line) == (rule, line)
     assert time.monotonic() - began < 10
 
 
@@ -97,10 +97,10 @@ def test_aliases_do_not_expand_without_bound() -> None:
     names = "abcdefghij"
     bomb = "a: &a [" + ", ".join(["x"] * 9) + "]\n"
     bomb += "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise(names))
-    assert [trouble.rule for trouble in parse(bomb, "x").troubles] == ["too-large"]
+    assert [problem.rule for problem in parse(bomb, "x").problems] == ["too-large"]
 
 
 def test_comments_that_ignore() -> None:
     text = "a: 1 # mlops-build: ignore bad-port: the proxy's\n# mlops-build: ignore image-tag\nb: 2\n"
-    found = [(one.rule, one.why, one.line) for one in parse(text, "x").ignored]
-    assert found == [("bad-port", "the proxy's", 1), ("image-tag", None, 3)]
+    comments = [(comment.rule, comment.why, comment.line) for comment in parse(text, "x").ignored]
+    assert comments == [("bad-port", "the proxy's", 1), ("image-tag", None, 3)]

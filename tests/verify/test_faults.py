@@ -1,11 +1,11 @@
-"""Every rule finds its fault, in the file and on the line where it is, and nothing else finds anything."""
+"""Every rule finds its fault in the right file and line, and no other rule reports anything."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from mlops_build.verify import Report, examine, look
+from mlops_build.verify import Report, check
 from mlops_build.verify.catalogue import RULES
 from tests.verify.faults import APP, FAULTS, LEASES, ON_CLAIM, ON_FOLDER, Fault
 
@@ -14,27 +14,27 @@ needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl 
 
 @needs_kubectl
 def test_the_app_without_a_fault_has_no_finding() -> None:
-    assert examine(APP) == []
+    assert check(APP).findings == []
 
 
 @needs_kubectl
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.in_manifests], ids=lambda fault: fault.name)
 def test_a_fault_of_the_manifests_is_found_where_it_is(fault: Fault, tmp_path: Path) -> None:
     root = fault.apply(tmp_path / "app")
-    assert (fault.rule, fault.where or fault.file, fault.line(root)) in places(look(root))
+    assert (fault.rule, fault.where or fault.file, fault.line(root)) in places(check(root))
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if not fault.in_manifests], ids=lambda fault: fault.name)
 def test_a_fault_of_the_specs_is_found_where_it_is(fault: Fault, tmp_path: Path) -> None:
     root = fault.apply(tmp_path / "app")
-    assert places(look(root, environments=[])) == [(fault.rule, fault.file, fault.line(root))]
+    assert places(check(root, environments=[])) == [(fault.rule, fault.file, fault.line(root))]
 
 
 @needs_kubectl
 @pytest.mark.parametrize("mount", [ON_FOLDER, ON_CLAIM], ids=["folder", "claim"])
 def test_a_lease_directory_that_neighbours_see_has_no_finding(mount: tuple[tuple[str, str, str], ...], tmp_path: Path) -> None:
     root = Fault("right", "none", *LEASES, "", also=mount).apply(tmp_path / "app")
-    assert "gpu-leases" not in {rule for rule, _, _ in places(look(root))}
+    assert "gpu-leases" not in {rule for rule, _, _ in places(check(root))}
 
 
 def places(report: Report) -> list[tuple[str, str | None, int | None]]:

@@ -1,4 +1,4 @@
-"""Plain files and kustomizations of anybody: nothing is said of what may be right, and near misses are found."""
+"""Plain files and kustomizations outside a service: no finding for what may be right, and near misses are found."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.verify import look
+from mlops_build.verify import check
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
 
@@ -41,7 +41,7 @@ VARIABLES = """\
             - {name: SECRET_NAME, value: web}
 """
 GOOD = {
-    "references to what is not here": DEPLOYMENT
+    "references to objects that are not defined": DEPLOYMENT
     + """---
 apiVersion: networking.k8s.io/v1
 kind: Ingress
@@ -65,26 +65,26 @@ data: {a: b}
     + "  selector: {app: web, statefulset.kubernetes.io/pod-name: web-0}\n  ports: [{port: 80}]\n",
     "a Service without a selector": SERVICE + "  {type: ExternalName, externalName: db.example.com}\n",
     "a custom resource": "apiVersion: example.com/v1\nkind: Anything\nmetadata: {name: a.b.c}\nspec: {whatever: [1, {deep: true}]}\n",
-    "a kind's configuration file": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 10\n",
-    "names to be filled in": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '${NAME}', namespace: <namespace>}\n",
+    "a configuration file": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 10\n",
+    "placeholders in names": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '${NAME}', namespace: <namespace>}\n",
     "a privileged DaemonSet": DEPLOYMENT.replace("Deployment", "DaemonSet").replace("image: nginx", PRIVILEGED),
     "null is absent": DEPLOYMENT.replace("metadata: {name: web}", "metadata: {name: web, creationTimestamp: null}") + "status: null\n",
     "a list of objects": "apiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: ConfigMap\n    metadata: {name: a}\n",
     "a file of something else": "name: not a manifest\nversion: 2\nservices: {}\n",
     "no document at all": "# nothing\n---\n",
-    "passwords that are none": DEPLOYMENT.replace("          envFrom:", VARIABLES + "          envFrom:"),
+    "values that only look like passwords": DEPLOYMENT.replace("          envFrom:", VARIABLES + "          envFrom:"),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_nothing_is_said_of_what_may_be_right(name: str, tmp_path: Path) -> None:
+def test_manifests_that_may_be_right_have_no_finding(name: str, tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(GOOD[name])
-    assert [(one.rule, one.line, one.why) for one in look(tmp_path).findings] == []
-    assert look(tmp_path / "all.yaml").findings == []
+    assert [(finding.rule, finding.line, finding.why) for finding in check(tmp_path).findings] == []
+    assert check(tmp_path / "all.yaml").findings == []
 
 
-def found(folder: Path) -> list[tuple[str, str | None, int | None]]:
-    return [(one.rule, one.file, one.line) for one in look(folder).findings]
+def places(folder: Path) -> list[tuple[str, str | None, int | None]]:
+    return [(finding.rule, finding.file, finding.line) for finding in check(folder).findings]
 
 
 def test_near_misses_of_plain_files_are_found(tmp_path: Path) -> None:
@@ -93,27 +93,27 @@ def test_near_misses_of_plain_files_are_found(tmp_path: Path) -> None:
         "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector:\n    app: websites\n  ports: [{port: 80}]\n"
     )
     (tmp_path / "c.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: made-elsewher\n")
-    assert found(tmp_path) == [("missing-configmap", "a.yaml", 16), ("service-no-pods", "b.yaml", 5)]
+    assert places(tmp_path) == [("missing-configmap", "a.yaml", 16), ("service-no-pods", "b.yaml", 5)]
 
 
 def test_items_of_a_list_have_their_own_lines(tmp_path: Path) -> None:
     good = "  - apiVersion: v1\n    kind: ConfigMap\n    metadata: {name: good}\n"
     items = good + good.replace("{name: good}", "\n      name: Bad_Name")
     (tmp_path / "list.yaml").write_text(f"apiVersion: v1\nkind: List\nitems:\n{items}")
-    assert found(tmp_path) == [("bad-name", "list.yaml", 10)]
+    assert places(tmp_path) == [("bad-name", "list.yaml", 10)]
 
 
-def test_an_object_that_a_file_describes_twice(tmp_path: Path) -> None:
+def test_an_object_that_a_file_defines_twice(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text("---\n".join(["apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n"] * 2))
     (tmp_path / "alternative.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n")
-    assert found(tmp_path) == [("duplicate-object", "all.yaml", 9)]
+    assert places(tmp_path) == [("duplicate-object", "all.yaml", 9)]
 
 
-def test_folders_are_worlds_of_their_own(tmp_path: Path) -> None:
+def test_folders_are_checked_separately(tmp_path: Path) -> None:
     for name, image in (("one", "nginx"), ("two", "Nginx")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "web.yaml").write_text(DEPLOYMENT.replace("image: nginx", f"image: {image}"))
-    assert found(tmp_path) == [("bad-image", "two/web.yaml", 13)]
+    assert places(tmp_path) == [("bad-image", "two/web.yaml", 13)]
 
 
 def test_charts_and_other_peoples_files_are_left_out(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_charts_and_other_peoples_files_are_left_out(tmp_path: Path) -> None:
     (inside / "node_modules").mkdir()
     (inside / "node_modules" / "x.yaml").write_text("a: b: c\n")
     (inside / "link.yaml").symlink_to(outside)
-    report = look(inside)
+    report = check(inside)
     assert (report.findings, report.files) == ([], 0)
 
 
@@ -135,7 +135,7 @@ def test_a_kustomization_is_judged_as_it_renders(tmp_path: Path) -> None:
     base, overlay, part = tmp_path / "base", tmp_path / "overlay", tmp_path / "part"
     for folder in (base, overlay, part):
         folder.mkdir()
-    # Alone the base would lack its selector and the patch everything.
+    # The base without the overlay lacks its selector, the patch lacks everything.
     (base / "web.yaml").write_text(DEPLOYMENT.replace("  selector: {matchLabels: {app: web}}\n", "").replace("made-elsewhere", "default"))
     (base / "kustomization.yaml").write_text("resources: [web.yaml]\n")
     memory = "          resources:\n            limits:\n              memory: 2GB\n"
@@ -146,20 +146,20 @@ def test_a_kustomization_is_judged_as_it_renders(tmp_path: Path) -> None:
         "configMapGenerator: [{name: default, literals: [a=b]}]\n"
     )
     (part / "kustomization.yaml").write_text("apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\ncommonAnnotations: {a: b}\n")
-    assert look(tmp_path).notes == []
-    places = found(tmp_path)
-    assert ("bad-quantity", "overlay/memory.yaml", 11) in places
-    assert {rule for rule, _, _ in places} == {"bad-quantity", "missing-claim"}
+    assert check(tmp_path).notes == []
+    actual = places(tmp_path)
+    assert ("bad-quantity", "overlay/memory.yaml", 11) in actual
+    assert {rule for rule, _, _ in actual} == {"bad-quantity", "missing-claim"}
 
 
 @needs_kubectl
-def test_what_is_not_rendered_is_said(tmp_path: Path) -> None:
+def test_overlays_that_are_not_rendered_add_notes(tmp_path: Path) -> None:
     for name, resource in (("network", "https://example.com/app.yaml"), ("missing", "nowhere.yaml")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "kustomization.yaml").write_text(f"resources: [{resource}]\n")
-    report = look(tmp_path)
+    report = check(tmp_path)
     assert report.findings == []
-    assert "network was not rendered: it takes https://example.com/app.yaml from the network" in report.notes
+    assert "network was not rendered: it loads https://example.com/app.yaml from the network" in report.notes
     assert any(note.startswith("missing was not rendered: accumulating resources") for note in report.notes)
 
 
@@ -172,11 +172,11 @@ def test_specs_of_others_are_not_a_closed_world(tmp_path: Path) -> None:
         "A:\n  tasks:\n    - some-plugin: {anything: true}\n    - script: [make]\nB: !include job.yaml\n"
         "---\nversion: 2\ndeployment: {name: x, source-plan: OTHER-PLAN}\nenvironments: [QA]\nQA:\n  tasks: [clean]\n"
     )
-    assert found(tmp_path) == []
+    assert places(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+def test_an_unreadable_file_adds_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: 1\n")
     (tmp_path / "a.yaml").chmod(0)
-    assert "a.yaml was not read" in look(tmp_path).notes[0]
+    assert "a.yaml was not read" in check(tmp_path).notes[0]

@@ -1,4 +1,4 @@
-"""Nothing that the template renders has a finding: before and after a release, whatever was answered and whatever service.yaml says."""
+"""The template's output has no finding: before and after a release, for all answers and settings of service.yaml."""
 
 import itertools
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from mlops_build import service as service_file
 from mlops_build.release import record as records
 from mlops_build.release.record import Record, ReleasedModel
-from mlops_build.verify import look
+from mlops_build.verify import check
 from tests.conftest import Render
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
@@ -17,7 +17,7 @@ GPUS, MONITORING, EXAMPLES = ("none", "shared", "exclusive"), ("annotations", "p
 
 
 def release(root: Path) -> None:
-    """What a release writes, in each environment."""
+    """Write the release record of each environment."""
     service = service_file.load(root)
     for env in service.environments:
         model = ReleasedModel(service.models[0].name, 3, f"sha256:{'0' * 64}", "1" * 32)
@@ -29,9 +29,9 @@ def release(root: Path) -> None:
             (root / path).write_bytes(content)
 
 
-def silent(root: Path) -> None:
-    report = look(root)
-    assert [(one.file, one.line, one.rule, one.why) for one in report.findings] == []
+def assert_no_finding(root: Path) -> None:
+    report = check(root)
+    assert [(finding.file, finding.line, finding.rule, finding.why) for finding in report.findings] == []
     assert report.notes == report.ignored == []
     assert report.objects >= 8
 
@@ -39,17 +39,17 @@ def silent(root: Path) -> None:
 @pytest.mark.parametrize(("gpu", "monitoring"), itertools.product(GPUS, MONITORING))
 def test_before_and_after_a_release(render: Render, tmp_path: Path, gpu: str, monitoring: str) -> None:
     root = Path(shutil.copytree(render(gpu=gpu, monitoring=monitoring, example="none"), tmp_path / "service"))
-    silent(root)
+    assert_no_finding(root)
     release(root)
-    silent(root)
+    assert_no_finding(root)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example(render: Render, example: str) -> None:
-    silent(render(example=example))
+    assert_no_finding(render(example=example))
 
 
-# (mode, what is added to gpu:, replicas of production, what is added to production)
+# (mode, lines added to gpu:, replicas of production, lines added to production)
 SETTINGS = (
     ("none", "", 1, ""),
     ("none", "", 3, "    priority_class: high\n"),
@@ -72,13 +72,13 @@ def test_what_service_yaml_may_say(render: Render, tmp_path: Path, gpu: str, set
     head, production, rest = text.partition("  production:\n")
     body, gpu_key, tail = rest.partition("gpu:\n")
     body = body.replace("replicas: 2", f"replicas: {replicas}") + place
-    # A key that the template seeds is replaced.
+    # Replace keys that the template already sets.
     lines = [
         line
         for line in tail.splitlines(keepends=True)
-        if not any(line.startswith(one.split(":")[0] + ":") for one in settings.splitlines())
+        if not any(line.startswith(setting.split(":")[0] + ":") for setting in settings.splitlines())
     ]
     path.write_text(head + production + body + gpu_key + settings + "".join(lines))
     assert service_file.load(root).environments["production"].replicas == replicas
     release(root)
-    silent(root)
+    assert_no_finding(root)

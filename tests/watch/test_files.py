@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from mlops_build import __version__
-from mlops_build.verify import look
+from mlops_build.verify import check
 from mlops_build.watch import shipped
 from mlops_build.watch.metrics import METRICS
 from tests.packaging.test_hadolint import hadolint
@@ -160,7 +160,7 @@ def test_the_page_explains_each_alert_and_names_nothing_else() -> None:
 
 def test_the_daemonset_is_valid_and_verify_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "daemonset.yaml").write_text(shipped.read("daemonset.yaml"))
-    report = look(tmp_path)
+    report = check(tmp_path)
     assert report.objects == 1
     assert not report.findings, report.findings
     pod = load("daemonset.yaml")["spec"]["template"]["spec"]
@@ -173,7 +173,7 @@ def test_the_daemonset_is_valid_and_verify_finds_nothing(tmp_path: Path) -> None
 
 def test_verify_would_find_a_fault_in_it(tmp_path: Path) -> None:
     (tmp_path / "daemonset.yaml").write_text(shipped.read("daemonset.yaml").replace("hostPID", "hostPid"))
-    assert look(tmp_path).findings
+    assert check(tmp_path).findings
 
 
 def test_the_init_container_makes_the_directory_as_it_should_be(tmp_path: Path) -> None:
