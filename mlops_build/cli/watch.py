@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mlops_build.cli.output import result, say
 
 if TYPE_CHECKING:
-    from mlops_build.watch.node import Seen
+    from mlops_build.watch.node import Snapshot
 
 EXAMPLE = (
     "  mlops-build watch exporter --port 9400\n  mlops-build watch graphite graphite.example.com:2003 --interval 30\n"
@@ -76,17 +76,17 @@ def _graphite(args: argparse.Namespace) -> int:
     from mlops_build.watch import graphite
     from mlops_build.watch.node import Watcher
 
-    if not all(part and part == graphite.word(part) for part in args.prefix.split(".")):
+    if not all(part and part == graphite.component(part) for part in args.prefix.split(".")):
         raise UsageError(f"{args.prefix!r} is no path of Graphite's", remedy="words of letters, digits, _ and -, with dots between them")
     sender = graphite.Sender(*graphite.address(args.address))
-    prefix = f"{args.prefix}.{graphite.word(args.node or os.environ.get('NODE_NAME') or socket.gethostname())}"
+    prefix = f"{args.prefix}.{graphite.component(args.node or os.environ.get('NODE_NAME') or socket.gethostname())}"
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     watcher = Watcher(fresh=0)
     sent, away = 0, ""
     while not over.is_set():
-        lines = list(graphite.lines(watcher.look(), prefix))
+        lines = list(graphite.lines(watcher.snapshot(), prefix))
         try:
             sender.send("".join(lines).encode())
             sent += len(lines)
@@ -122,9 +122,9 @@ def _zabbix(args: argparse.Namespace) -> int:
         zabbix.parse_key(args.key)
     try:
         if args.asked == "discovery":
-            print(json.dumps(zabbix.discovery(_look()), ensure_ascii=False))
+            print(json.dumps(zabbix.discovery(_snapshot()), ensure_ascii=False))
         else:
-            value = zabbix.get(_look(), args.key)
+            value = zabbix.get(_snapshot(), args.key)
             result(args, {"key": args.key, "value": value}, value or "\n")
     except NotFound:
         if not args.json:
@@ -133,10 +133,10 @@ def _zabbix(args: argparse.Namespace) -> int:
     return 0
 
 
-def _look() -> "Seen":
+def _snapshot() -> "Snapshot":
     from mlops_build.watch.node import Watcher
 
-    return Watcher(patience=ZABBIX_SECONDS, nvml_seconds=ZABBIX_SECONDS / 4).look()
+    return Watcher(patience=ZABBIX_SECONDS, nvml_seconds=ZABBIX_SECONDS / 4).snapshot()
 
 
 def _files(args: argparse.Namespace) -> int:

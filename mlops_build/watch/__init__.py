@@ -1,1 +1,1 @@
-"""What is watched on a node with cards, and how: Prometheus, Graphite, Zabbix, and the files that they need (extra `watch`)."""
+"""Monitoring of a GPU node: Prometheus, Graphite, Zabbix, and the files that they need (extra `watch`)."""

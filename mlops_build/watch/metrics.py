@@ -1,7 +1,7 @@
-"""Everything that is exported, one row each, and what one look makes of it. Prometheus, Graphite and Zabbix all read it from here.
+"""The table of all exported metrics, and their samples for a snapshot. Used for Prometheus, Graphite and Zabbix.
 
-Names and units follow https://prometheus.io/docs/practices/naming/: base units (bytes, seconds, ratios of 0 to 1), `_total` for what only
-grows. What is not known has no sample; it is never 0.
+Names and units follow https://prometheus.io/docs/practices/naming/: base units (bytes, seconds, ratios of 0 to 1), `_total` for counters.
+An unknown value has no sample; it is never 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlops_build.gpu.cards import Card
-from mlops_build.watch.node import Seen
+from mlops_build.watch.node import Snapshot
 
 CARD = ("index", "uuid", "name")
 
@@ -26,7 +26,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value now. labels: those of its metric."""
+    """One value. labels: those of its metric."""
 
     metric: Metric
     value: float
@@ -34,81 +34,86 @@ class Sample:
 
 
 DRIVER_UP = Metric("mlops_gpu_driver_up", "1 if the NVIDIA driver answers, else 0.")
-DRIVER_TROUBLE = Metric("mlops_gpu_driver_trouble", "1 for the reason why the NVIDIA driver does not answer.", ("reason",))
-LEASE_DIRECTORY = Metric("mlops_gpu_lease_directory_up", "1 if the directory of the leases is there, else 0.")
-LOOK_SECONDS = Metric("mlops_gpu_look_seconds", "How long the last look at the cards took.")
-CARDS = Metric("mlops_gpu_cards", "How many cards and MIG instances the driver counts.")
-CARDS_READY = Metric("mlops_gpu_cards_ready", "How many of them can be chosen for a service.")
+DRIVER_TROUBLE = Metric("mlops_gpu_driver_trouble", "1 with the reason why the NVIDIA driver does not answer.", ("reason",))
+LEASE_DIRECTORY = Metric("mlops_gpu_lease_directory_up", "1 if the lease directory exists, else 0.")
+LOOK_SECONDS = Metric("mlops_gpu_look_seconds", "Duration of the last reading of the cards.")
+CARDS = Metric("mlops_gpu_cards", "Number of cards and MIG instances that the driver reports.")
+CARDS_READY = Metric("mlops_gpu_cards_ready", "Number of cards and MIG instances that services can use.")
 IMBALANCE = Metric(
-    "mlops_gpu_imbalance_ratio", "Greatest used share of a card's memory, divided by the mean of all cards: 1 is even. From two cards on."
+    "mlops_gpu_imbalance_ratio",
+    "Highest used share of a card's memory, divided by the mean of all cards. Needs at least two cards.",
 )
-USED_MOST = Metric("mlops_gpu_memory_used_most_ratio", "Greatest used share of a card's memory, 0 to 1.")
-TOTAL = Metric("mlops_gpu_memory_total_bytes", "Memory that can be used, without what the driver reserves.", CARD)
+USED_MOST = Metric("mlops_gpu_memory_used_most_ratio", "Highest used share of a card's memory, 0 to 1.")
+TOTAL = Metric("mlops_gpu_memory_total_bytes", "Usable memory, without the memory that the driver reserves.", CARD)
 USED = Metric("mlops_gpu_memory_used_bytes", "Memory in use.", CARD)
 EXTERNAL = Metric("mlops_gpu_memory_external_bytes", "Memory in use without a lease.", CARD)
 EXTERNAL_COUNTED = Metric(
-    "mlops_gpu_memory_external_counted_bytes", "What decisions count for it: at least its peak of the last days, or what is declared.", CARD
+    "mlops_gpu_memory_external_counted_bytes",
+    "External memory that decisions assume: its recent peak or the declared amount.",
+    CARD,
 )
 COMMITTED = Metric(
-    "mlops_gpu_memory_committed_bytes", "What is taken: counted for those without a lease, and for each lease its budget or its use.", CARD
+    "mlops_gpu_memory_committed_bytes",
+    "External memory that decisions assume, plus for each lease its budget or its use.",
+    CARD,
 )
-LEFT = Metric("mlops_gpu_memory_left_bytes", "What can still be promised to a service.", CARD)
-UTILISATION = Metric("mlops_gpu_utilisation_ratio", "Share of the last moments in which the card computed, 0 to 1.", CARD)
+LEFT = Metric("mlops_gpu_memory_left_bytes", "Memory that can still be leased.", CARD)
+UTILISATION = Metric("mlops_gpu_utilisation_ratio", "Share of the last sample period in which the card was busy, 0 to 1.", CARD)
 TEMPERATURE = Metric("mlops_gpu_temperature_celsius", "Temperature of the card.", CARD)
-POWER = Metric("mlops_gpu_power_watts", "Power that the card draws.", CARD)
-ECC = Metric(
-    "mlops_gpu_ecc_uncorrected_errors_total", "Memory errors that could not be corrected, since the driver was loaded.", CARD, "counter"
-)
-TROUBLE = Metric("mlops_gpu_trouble", "1 for the reason why the card cannot be chosen; no sample if it can.", (*CARD, "reason"))
-LEASES = Metric("mlops_gpu_service_leases", "Leases that a service holds on a card.", ("index", "uuid", "service"))
-PROMISED = Metric("mlops_gpu_service_promised_bytes", "Memory that a service's leases on a card may use.", ("index", "uuid", "service"))
+POWER = Metric("mlops_gpu_power_watts", "Power draw of the card.", CARD)
+ECC = Metric("mlops_gpu_ecc_uncorrected_errors_total", "Uncorrected memory errors since the driver was loaded.", CARD, "counter")
+TROUBLE = Metric("mlops_gpu_trouble", "1 with the reason why services cannot use the card; no sample if they can.", (*CARD, "reason"))
+LEASES = Metric("mlops_gpu_service_leases", "Number of leases that a service holds on a card.", ("index", "uuid", "service"))
+PROMISED = Metric("mlops_gpu_service_promised_bytes", "Memory budget of a service's leases on a card.", ("index", "uuid", "service"))
 SERVICE_SEEN = Metric(
-    "mlops_gpu_service_seen_bytes", "Memory that a service's leases on a card were seen to use.", ("index", "uuid", "service")
+    "mlops_gpu_service_seen_bytes", "Memory that a service's leases on a card use, as measured.", ("index", "uuid", "service")
 )
-NEIGHBOUR = Metric("mlops_gpu_neighbour_used_bytes", "Memory that somebody without a lease uses.", ("index", "uuid", "neighbour"))
-DECISIONS = Metric("mlops_gpu_decisions_total", "Decisions since the exporter began, by how they ended.", ("outcome",), "counter")
-REFUSALS = Metric("mlops_gpu_refusals_total", "Services that found no room, and failed or went to the CPU.", kind="counter")
-WAITS = Metric("mlops_gpu_waits_total", "Services that found no room at first, and waited.", kind="counter")
-WAITED = Metric("mlops_gpu_wait_seconds_total", "Time that services waited for room.", kind="counter")
+NEIGHBOUR = Metric("mlops_gpu_neighbour_used_bytes", "Memory used by processes without a lease, by name.", ("index", "uuid", "neighbour"))
+DECISIONS = Metric("mlops_gpu_decisions_total", "Lease decisions since the exporter started, by outcome.", ("outcome",), "counter")
+REFUSALS = Metric(
+    "mlops_gpu_refusals_total", "Lease requests without enough free memory that failed or fell back to the CPU.", kind="counter"
+)
+WAITS = Metric("mlops_gpu_waits_total", "Lease requests that had to wait for memory.", kind="counter")
+WAITED = Metric("mlops_gpu_wait_seconds_total", "Time that lease requests waited for memory.", kind="counter")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
-def samples(seen: Seen) -> Iterator[Sample]:
-    """What one look says, in the order of METRICS' parts: the node, each card, who is on it."""
-    yield Sample(DRIVER_UP, 0 if seen.driver else 1)
-    if seen.driver:
-        yield Sample(DRIVER_TROUBLE, 1, {"reason": seen.driver.value})
-    yield Sample(LEASE_DIRECTORY, 1 if seen.ledger else 0)
-    yield Sample(LOOK_SECONDS, seen.seconds)
-    if not seen.driver:
-        yield Sample(CARDS, len(seen.cards))
-        yield Sample(CARDS_READY, sum(card.trouble is None for card in seen.cards))
-    shares = [share for card in seen.cards if (share := used_share(card)) is not None]
+def samples(snapshot: Snapshot) -> Iterator[Sample]:
+    """The samples of a snapshot: the node, then each card with its services and neighbours."""
+    yield Sample(DRIVER_UP, 0 if snapshot.driver else 1)
+    if snapshot.driver:
+        yield Sample(DRIVER_TROUBLE, 1, {"reason": snapshot.driver.value})
+    yield Sample(LEASE_DIRECTORY, 1 if snapshot.ledger else 0)
+    yield Sample(LOOK_SECONDS, snapshot.seconds)
+    if not snapshot.driver:
+        yield Sample(CARDS, len(snapshot.cards))
+        yield Sample(CARDS_READY, sum(card.trouble is None for card in snapshot.cards))
+    shares = [share for card in snapshot.cards if (share := used_share(card)) is not None]
     if shares:
         yield Sample(USED_MOST, max(shares))
     if (imbalance := imbalance_of(shares)) is not None:
         yield Sample(IMBALANCE, imbalance)
     for outcome in ("granted", "refused", "cpu"):
-        yield Sample(DECISIONS, getattr(seen.counts, outcome), {"outcome": outcome})
-    yield Sample(REFUSALS, seen.counts.refused + seen.counts.cpu)
-    yield Sample(WAITS, seen.counts.waiting)
-    yield Sample(WAITED, seen.counts.waited_seconds)
-    for card in seen.cards:
+        yield Sample(DECISIONS, getattr(snapshot.counts, outcome), {"outcome": outcome})
+    yield Sample(REFUSALS, snapshot.counts.refused + snapshot.counts.cpu)
+    yield Sample(WAITS, snapshot.counts.waiting)
+    yield Sample(WAITED, snapshot.counts.waited_seconds)
+    for card in snapshot.cards:
         yield from _card(card)
         yield from _services(card)
         yield from _neighbours(card)
 
 
 def used_share(card: Card) -> float | None:
-    """Used memory of a card that services can be put on, 0 to 1."""
+    """Used share of the memory of a card that services can use, 0 to 1; None for other cards."""
     if card.trouble is not None or not card.total_bytes or card.used_bytes is None:
         return None
     return card.used_bytes / card.total_bytes
 
 
 def imbalance_of(shares: Sequence[float]) -> float | None:
-    """max / mean. An empty node is even; one card alone cannot be uneven."""
+    """max / mean; 1 for an empty node, None for fewer than two cards."""
     if len(shares) < 2:
         return None
     mean = sum(shares) / len(shares)
@@ -138,14 +143,14 @@ def _card(card: Card) -> Iterator[Sample]:
 
 
 def _services(card: Card) -> Iterator[Sample]:
-    """Leases of one service on one card are added up: names stay when leases come and go."""
+    """Sums of the leases of a service on a card, so that the labels do not change with each lease."""
     for service in dict.fromkeys(lease.service for lease in card.leases):
-        mine = [lease for lease in card.leases if lease.service == service]
+        leases = [lease for lease in card.leases if lease.service == service]
         labels = {"index": str(card.index), "uuid": card.uuid, "service": service}
-        yield Sample(LEASES, len(mine), labels)
-        yield Sample(PROMISED, sum(lease.bytes for lease in mine), labels)
-        if any(card.uuid in lease.seen for lease in mine):
-            yield Sample(SERVICE_SEEN, sum(lease.seen.get(card.uuid, 0) for lease in mine), labels)
+        yield Sample(LEASES, len(leases), labels)
+        yield Sample(PROMISED, sum(lease.bytes for lease in leases), labels)
+        if any(card.uuid in lease.seen for lease in leases):
+            yield Sample(SERVICE_SEEN, sum(lease.seen.get(card.uuid, 0) for lease in leases), labels)
 
 
 def _neighbours(card: Card) -> Iterator[Sample]:

@@ -1,7 +1,6 @@
-"""One look at the node: its cards, leases, neighbours and latest decisions, in a bounded time.
+"""Snapshots of a node: its cards, leases, neighbours and recent decisions, in bounded time.
 
-Whoever looks here also looks for everybody: what neighbours without leases use is kept as their peak in the lease directory, where every
-decision counts it (gpu/peaks.py).
+Each snapshot also updates the peaks of processes without a lease in the lease directory, which every decision uses (gpu/peaks.py).
 """
 
 import logging
@@ -22,16 +21,16 @@ from mlops_build.gpu.peaks import Peaks
 
 log = logging.getLogger("mlops_build.watch")
 
-NVML_SECONDS = 1.0  # for starting NVML, and for all cards together: a card that hangs costs a look this long, once
-LOOK_SECONDS = 4.0  # Prometheus waits 10 s for a scrape by default, and this must not be what it waits for
-# A question that hangs keeps its thread. When so many do, the driver is not asked again until some have come back.
-MOST_THREADS = 48
-RECENT_SECONDS = 600.0  # what counts as lately, for those who look once and go (Zabbix)
+NVML_SECONDS = 1.0  # for starting NVML, and for reading all cards: a hanging card delays one snapshot this long
+SNAPSHOT_SECONDS = 4.0  # well below the 10 s that Prometheus waits for a scrape by default
+# A hanging NVML call occupies a thread. At this number NVML is not started again until some have ended.
+MAX_THREADS = 48
+RECENT_SECONDS = 600.0  # the period of `recent`, for processes that take one snapshot (Zabbix)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Decisions: how many were refused, waited and were granted, and the seconds waited by those that ended."""
+    """Numbers of lease decisions by outcome, and the seconds that requests waited."""
 
     granted: int = 0
     refused: int = 0
@@ -39,7 +38,8 @@ class Counts:
     cpu: int = 0
     waited_seconds: float = 0.0
 
-    def and_also(self, decisions: Sequence[dict[str, Any]]) -> "Counts":
+    def plus(self, decisions: Sequence[dict[str, Any]]) -> "Counts":
+        """These counts and the decisions."""
         numbers = {outcome: getattr(self, outcome) for outcome in ("granted", "refused", "waiting", "cpu")}
         waited = self.waited_seconds
         for decision in decisions:
@@ -52,9 +52,12 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one look saw. at: unix s. driver: why no card could be looked at; then there are no cards. ledger: whether there is a lease
-    directory. counts: decisions since this watcher began. recent: those of the last ten minutes. seconds: how long the look took."""
+class Snapshot:
+    """The state of a node. at: unix s. driver, why: the reason if no card could be read; then `cards` is empty.
+
+    ledger: whether the lease directory exists. counts: decisions since the watcher started. recent: decisions of the last ten minutes.
+    seconds: how long the snapshot took.
+    """
 
     at: float
     cards: tuple[Card, ...] = ()
@@ -67,17 +70,17 @@ class Seen:
 
 
 class Watcher:
-    """Looks when asked, at most once in `fresh` seconds, and answers within `patience`, whatever hangs. May be asked by several threads.
+    """Takes snapshots, at most one per `fresh` seconds, and returns within `patience` seconds even if NVML hangs. Thread-safe.
 
-    Keeps NVML started and its place in the decisions' logs between looks; a look that hangs goes on in its thread, and no second one is
-    begun beside it.
+    Keeps NVML started and the position in the decision logs between snapshots. A hanging snapshot continues in its thread; no second one is
+    started meanwhile.
     """
 
-    def __init__(self, *, fresh: float = 1.0, patience: float = LOOK_SECONDS, nvml_seconds: float = NVML_SECONDS) -> None:
+    def __init__(self, *, fresh: float = 1.0, patience: float = SNAPSHOT_SECONDS, nvml_seconds: float = NVML_SECONDS) -> None:
         self._fresh, self._patience, self._nvml_seconds = fresh, patience, nvml_seconds
         self._changed = threading.Condition()
-        self._looking_since: float | None = None
-        self._last: Seen | None = None
+        self._running_since: float | None = None
+        self._last: Snapshot | None = None
         self._last_end = 0.0
         self._nvml: Nvml | None = None
         self._ledger: Ledger | None = None
@@ -85,36 +88,36 @@ class Watcher:
         self._counts = Counts()
         self._warned = ""
 
-    def look(self) -> Seen:
-        """What the node looks like now. If it does not show itself in time: a Seen without cards that says so."""
+    def snapshot(self) -> Snapshot:
+        """The current state; a Snapshot without cards and with the reason if it cannot be read in time."""
         with self._changed:
             if self._last is not None and time.monotonic() - self._last_end < self._fresh:
                 return self._last
-            if self._looking_since is None:
-                self._looking_since = time.monotonic()
+            if self._running_since is None:
+                self._running_since = time.monotonic()
                 threading.Thread(target=self._run, daemon=True).start()
-            began = self._looking_since
-            deadline = began + self._patience  # who comes while a look hangs waits no longer than who began it
-            while self._looking_since == began:
+            began = self._running_since
+            deadline = began + self._patience  # counted from the start of the running snapshot, also for later callers
+            while self._running_since == began:
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    why = f"the look begun {time.monotonic() - began:.0f} s ago has not come back"
-                    return Seen(time.time(), driver=DriverTrouble.SLOW, why=why, counts=self._counts)
-            assert self._last is not None  # noqa: S101 -- a look that ended left one
+                    why = f"reading the cards has not ended after {time.monotonic() - began:.0f} s"
+                    return Snapshot(time.time(), driver=DriverTrouble.SLOW, why=why, counts=self._counts)
+            assert self._last is not None  # noqa: S101 -- set when a snapshot ends
             return self._last
 
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            seen = self._look(time.time())
-        except Exception as error:  # for who waits: a bug must not leave them waiting for ever
-            log.exception("looking at the node failed")
-            seen = Seen(time.time(), driver=DriverTrouble.FAULT, why=f"{type(error).__name__}: {error}")
+            snapshot = self._take(time.time())
+        except Exception as error:  # a bug must not leave the callers waiting forever
+            log.exception("reading the node failed")
+            snapshot = Snapshot(time.time(), driver=DriverTrouble.FAULT, why=f"{type(error).__name__}: {error}")
         with self._changed:
-            self._last, self._last_end = replace(seen, seconds=time.monotonic() - began), time.monotonic()
-            self._looking_since = None
+            self._last, self._last_end = replace(snapshot, seconds=time.monotonic() - began), time.monotonic()
+            self._running_since = None
             self._changed.notify_all()
 
-    def _look(self, now: float) -> Seen:
+    def _take(self, now: float) -> Snapshot:
         ledger = self._open_ledger()
         promises = ledger.promises() if ledger else []
         peaks = remembered(ledger, now) if ledger else {}
@@ -122,42 +125,42 @@ class Watcher:
         if ledger:
             if self._follower is None:
                 self._follower = follow(ledger)
-            self._counts = self._counts.and_also(self._follower.new())
-            recent = Counts().and_also([one for one in read(ledger) if now - RECENT_SECONDS < one["time"] < now + 60])
-        seen = Seen(now, ledger=ledger is not None, counts=self._counts, recent=recent)
+            self._counts = self._counts.plus(self._follower.new())
+            recent = Counts().plus([decision for decision in read(ledger) if now - RECENT_SECONDS < decision["time"] < now + 60])
+        snapshot = Snapshot(now, ledger=ledger is not None, counts=self._counts, recent=recent)
         try:
             if self._nvml is None:
-                if threading.active_count() > MOST_THREADS:
+                if threading.active_count() > MAX_THREADS:
                     raise NoDriver("the NVIDIA driver has not answered for a long time", reason=DriverTrouble.SLOW)
                 self._nvml = Nvml(self._nvml_seconds).__enter__()
-            found = self._cards(self._nvml, promises, peaks, now)
+            cards = self._cards(self._nvml, promises, peaks, now)
         except NoDriver as error:
             if self._nvml is not None and error.reason is not DriverTrouble.SLOW:
                 self._nvml.__exit__(None, None, None)
-            self._nvml = None  # started anew at the next look: the driver may have been loaded again
-            return replace(seen, driver=error.reason, why=error.message)
+            self._nvml = None  # started again for the next snapshot: the driver may have been reloaded
+            return replace(snapshot, driver=error.reason, why=error.message)
         if ledger:
-            self._remember(ledger, peaks, found, now)
-        return replace(seen, cards=tuple(found))
+            self._remember(ledger, peaks, cards, now)
+        return replace(snapshot, cards=tuple(cards))
 
     def _cards(self, nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, now: float) -> list[Card]:
-        """The cards. A typing error in /etc/mlops-gpu.toml is told of, and blinds nobody: then what it declares is not counted."""
+        """The cards. If /etc/mlops-gpu.toml is not valid, a warning is logged and its declarations are not counted."""
         try:
             return look(nvml, promises, peaks, now=now, full=True)
         except BadConfig as error:
-            self._warn(f"{error.message}: what it declares is not counted")
+            self._warn(f"{error.message}: its declarations are not counted")
             readings = nvml.read(True)
-            known = neighbours.known(process.pid for reading in readings for process in reading.processes or ())
-            return account(readings, promises, peaks=peaks, declared=(), now=now, processes=known, namespace=neighbours.pid_namespace())
+            processes = neighbours.known(process.pid for reading in readings for process in reading.processes or ())
+            return account(readings, promises, peaks=peaks, declared=(), now=now, processes=processes, namespace=neighbours.pid_namespace())
 
     def _open_ledger(self) -> Ledger | None:
-        """The lease directory, opened anew at each look: it may have been made, or replaced, since."""
+        """The lease directory, opened again for each snapshot, because it may have been created or replaced."""
         if self._ledger is not None:
             self._ledger.close()
         try:
             opened = Ledger.open(reading=True)
         except NoLedger as error:
-            self._warn(f"{error.message}: leases are not seen, and neighbours' peaks not kept")
+            self._warn(f"{error.message}: leases are not shown, and peaks of other processes are not recorded")
             self._ledger = self._follower = None
             return None
         if self._follower is not None:
@@ -165,22 +168,22 @@ class Watcher:
         self._ledger = opened
         return opened
 
-    def _remember(self, ledger: Ledger, peaks: Peaks, found: Sequence[Card], now: float) -> None:
+    def _remember(self, ledger: Ledger, peaks: Peaks, cards: Sequence[Card], now: float) -> None:
         try:
-            remember(ledger, peaks, found, now)
+            remember(ledger, peaks, cards, now)
         except NoLedger as error:
-            self._warn(f"{error.message}: neighbours' peaks are not kept")
+            self._warn(f"{error.message}: peaks of other processes are not recorded")
 
     def _warn(self, text: str) -> None:
-        """Once, until something else is the matter."""
+        """Log a warning, unless it is the same as the last one."""
         if text != self._warned:
             self._warned = text
             log.warning("%s", text)
 
     def close(self) -> None:
-        """Let NVML and the lease directory go."""
+        """Close NVML and the lease directory."""
         with ExitStack() as stack:
             if self._ledger is not None:
                 stack.callback(self._ledger.close)
-            if self._nvml is not None and self._looking_since is None:
+            if self._nvml is not None and self._running_since is None:
                 stack.push(self._nvml)

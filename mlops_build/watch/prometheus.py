@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 log = logging.getLogger("mlops_build.watch")
-# Somebody has to look although nobody scrapes: neighbours' peaks are what the next decision counts.
+# Snapshots are also taken between scrapes, to record the peaks that decisions use.
 IDLE_SECONDS = 10.0
 
 
 class NodeCollector(Collector):
-    """Looks at the node when it is scraped; scrapes within a second share a look."""
+    """Takes a snapshot when it is scraped; scrapes within a second share one."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
     def describe(self) -> Iterable["Metric"]:
-        """Nothing, so that registering it looks at no card."""
+        """Nothing, so that registering the collector takes no snapshot."""
         return ()
 
     def collect(self) -> Iterable["Metric"]:
@@ -37,29 +37,30 @@ class NodeCollector(Collector):
         for metric in METRICS:
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
-        for sample in samples(self._watcher.look()):
+        for sample in samples(self._watcher.snapshot()):
             values = [sample.labels[label] for label in sample.metric.labels]
             families[sample.metric.name].add_metric(values, sample.value)
         return families.values()
 
 
 def serve(host: str, port: int) -> None:
-    """Answer scrapes until SIGTERM or SIGINT. Raises Failed if the port cannot be had."""
-    over = threading.Event()
-
+    """Answer scrapes until SIGTERM or SIGINT. Raises Failed if the port cannot be used."""
+    stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+        signal.signal(number, lambda *_: stopped.set())
     watcher = Watcher()
-    watcher.look()  # decisions are counted from now on, not from the first scrape
+    watcher.snapshot()  # start to count decisions now, not at the first scrape
     registry = CollectorRegistry()
     registry.register(NodeCollector(watcher))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except (OSError, OverflowError) as error:
-        raise Failed(f"cannot listen on {host}:{port}: {error}", remedy="another --port or --host, or end what holds it") from None
+        raise Failed(
+            f"cannot listen on {host}:{port}: {error}", remedy="use another --port or --host, or stop the process that uses it"
+        ) from None
     log.warning("listening on http://%s:%d/metrics", host, server.server_port)
-    while not over.wait(IDLE_SECONDS):
-        watcher.look()
+    while not stopped.wait(IDLE_SECONDS):
+        watcher.snapshot()
     server.shutdown()
     server.server_close()
     thread.join()

@@ -1,10 +1,10 @@
-"""What Zabbix's agent asks: which cards there are (low-level discovery), and values by key.
+"""Values for Zabbix's agent: the cards (low-level discovery), and values by key.
 
     NAME            of the node: cards, ready, imbalance, refusals …; `node` is everything as one JSON document, for dependent items
     NAME[UUID]      of one card: memory.used[GPU-…], temperature[GPU-…] …
 
-The names are rows of NODE and CARD below. Each call looks at the node once and is gone, so refusals and waits are those of the last ten
-minutes, not a count that only grows.
+The names are the keys of NODE and CARD below. Each call is a new process, so refusals and waits are numbers of the last ten minutes, not
+counters.
 """
 
 import re
@@ -15,45 +15,45 @@ from mlops_build.errors import NotFound, UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.watch.metrics import imbalance_of, used_share
-from mlops_build.watch.node import Seen
+from mlops_build.watch.node import Snapshot
 
 Value = int | float | str | None
-# What NVML says of a card that works, but is none to put a service on.
+# Reasons why services cannot use a card that works.
 BY_DESIGN = (Trouble.MIG_PARENT, Trouble.NO_MEMORY)
 
 
 class NoValue(NotFound):
-    """There is no such card now, or it does not say this."""
+    """The card does not exist, or does not report this value."""
 
 
 def failed(card: Card) -> bool:
-    """Whether something is wrong with it."""
+    """Whether the card has failed."""
     return card.trouble is not None and card.trouble not in BY_DESIGN
 
 
-def _shares(seen: Seen) -> list[float]:
-    return [share for card in seen.cards if (share := used_share(card)) is not None]
+def _shares(snapshot: Snapshot) -> list[float]:
+    return [share for card in snapshot.cards if (share := used_share(card)) is not None]
 
 
-NODE: Mapping[str, Callable[[Seen], Value]] = {
-    "driver": lambda seen: 0 if seen.driver else 1,
-    "driver.why": lambda seen: f"{seen.driver.value}: {seen.why}" if seen.driver else "",
-    "leases.directory": lambda seen: int(seen.ledger),
-    "cards": lambda seen: None if seen.driver else len(seen.cards),
-    "ready": lambda seen: None if seen.driver else sum(card.trouble is None for card in seen.cards),
-    "failed": lambda seen: None if seen.driver else sum(map(failed, seen.cards)),
-    "failed.why": lambda seen: (
-        None if seen.driver else "; ".join(f"card {card.index}: {card.trouble}: {card.why}" for card in seen.cards if failed(card))
+NODE: Mapping[str, Callable[[Snapshot], Value]] = {
+    "driver": lambda snapshot: 0 if snapshot.driver else 1,
+    "driver.why": lambda snapshot: f"{snapshot.driver.value}: {snapshot.why}" if snapshot.driver else "",
+    "leases.directory": lambda snapshot: int(snapshot.ledger),
+    "cards": lambda snapshot: None if snapshot.driver else len(snapshot.cards),
+    "ready": lambda snapshot: None if snapshot.driver else sum(card.trouble is None for card in snapshot.cards),
+    "failed": lambda snapshot: None if snapshot.driver else sum(map(failed, snapshot.cards)),
+    "failed.why": lambda snapshot: (
+        None if snapshot.driver else "; ".join(f"card {card.index}: {card.trouble}: {card.why}" for card in snapshot.cards if failed(card))
     ),
-    "imbalance": lambda seen: imbalance_of(_shares(seen)),
-    "memory.percent.most": lambda seen: 100 * max(_shares(seen)) if _shares(seen) else None,
-    "refusals": lambda seen: seen.recent.refused + seen.recent.cpu if seen.ledger else None,
-    "waits": lambda seen: seen.recent.waiting if seen.ledger else None,
+    "imbalance": lambda snapshot: imbalance_of(_shares(snapshot)),
+    "memory.percent.most": lambda snapshot: 100 * max(_shares(snapshot)) if _shares(snapshot) else None,
+    "refusals": lambda snapshot: snapshot.recent.refused + snapshot.recent.cpu if snapshot.ledger else None,
+    "waits": lambda snapshot: snapshot.recent.waiting if snapshot.ledger else None,
 }
 
 
 def _sum(card: Card, size: int) -> int | None:
-    """What is added up from a card's memory; nothing where that is not known."""
+    """A value computed from a card's memory; None if its memory is not known."""
     return size if card.trouble is None and card.total_bytes is not None and card.used_bytes is not None else None
 
 
@@ -76,61 +76,66 @@ CARD: Mapping[str, Callable[[Card], Value]] = {
 _KEY = re.compile(r"([a-z]+(?:\.[a-z]+)*)(?:\[([A-Za-z0-9/-]{0,100})\])?")
 
 
-def named(seen: Seen) -> list[Card]:
-    """Cards whose UUID is known: of one that was lost before anybody looked, not even that is."""
-    return [card for card in seen.cards if not card.uuid.startswith("unknown-")]
+def named(snapshot: Snapshot) -> list[Card]:
+    """Cards whose UUID is known. It is not for a card that was lost before the first reading."""
+    return [card for card in snapshot.cards if not card.uuid.startswith("unknown-")]
 
 
-def discovery(seen: Seen) -> list[dict[str, str]]:
-    """Zabbix's low-level discovery: the macros of each card. Raises NoValue without a driver, since an empty list would mean that all
-    cards were taken out."""
-    if seen.driver:
-        raise NoValue(f"no card can be looked at: {seen.why}", remedy="mlops-build doctor")
+def discovery(snapshot: Snapshot) -> list[dict[str, str]]:
+    """Zabbix's low-level discovery: the macros of each card.
+
+    Raises NoValue without a driver: an empty list would mean that all cards were removed.
+    """
+    if snapshot.driver:
+        raise NoValue(f"the cards cannot be read: {snapshot.why}", remedy="run mlops-build doctor")
     return [
-        {"{#UUID}": card.uuid, "{#INDEX}": str(card.index), "{#NAME}": card.name, "{#MIG}": card.mig_parent or ""} for card in named(seen)
+        {"{#UUID}": card.uuid, "{#INDEX}": str(card.index), "{#NAME}": card.name, "{#MIG}": card.mig_parent or ""}
+        for card in named(snapshot)
     ]
 
 
 def parse_key(key: str) -> tuple[str, str]:
-    """(NAME, UUID, empty for the node's). Raises UsageError: what is wrong with it."""
+    """(NAME, UUID); UUID is empty for a value of the node. Raises UsageError."""
     match = _KEY.fullmatch(key)
     if not match:
-        raise UsageError(f"{key[:150]!r} is no key", remedy="NAME for the node or NAME[UUID] for a card, such as memory.used[GPU-…]")
+        raise UsageError(
+            f"{key[:150]!r} is not a valid key", remedy="write NAME for the node or NAME[UUID] for a card, such as memory.used[GPU-…]"
+        )
     name, uuid = match[1], match[2] or ""
-    known = CARD if uuid else {**NODE, "node": None}
-    if name not in known:
+    values = CARD if uuid else {**NODE, "node": None}
+    if name not in values:
         about = "a card" if uuid else "the node"
-        raise UsageError(f"{about} has no value {name[:100]!r}", remedy=f"it has {', '.join(known)}")
+        raise UsageError(f"{about} has no value {name[:100]!r}", remedy=f"its values are {', '.join(values)}")
     return name, uuid
 
 
-def document(seen: Seen) -> dict[str, Any]:
-    """Everything. What is not known is left out."""
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """All values as one document. Unknown values are left out."""
     return {
-        **{name.replace(".", "_"): _rounded(value) for name, ask in NODE.items() if (value := ask(seen)) is not None},
+        **{name.replace(".", "_"): _rounded(value) for name, ask in NODE.items() if (value := ask(snapshot)) is not None},
         "cards_by_uuid": {
             card.uuid: {name.replace(".", "_"): _rounded(value) for name, ask in CARD.items() if (value := ask(card)) is not None}
-            for card in named(seen)
+            for card in named(snapshot)
         },
     }
 
 
-def get(seen: Seen, key: str) -> str:
-    """The value of a key, as text. Raises UsageError, and NoValue if there is none now."""
+def get(snapshot: Snapshot, key: str) -> str:
+    """The value of a key, as text. Raises UsageError, and NoValue if there is none."""
     name, uuid = parse_key(key)
     if name == "node" and not uuid:
         import json
 
-        return json.dumps(document(seen), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(document(snapshot), ensure_ascii=False, separators=(",", ":"))
     if uuid:
-        card = next((card for card in seen.cards if card.uuid == uuid), None)
+        card = next((card for card in snapshot.cards if card.uuid == uuid), None)
         if card is None:
-            raise NoValue(f"no card {uuid} is seen", remedy="mlops-build watch zabbix discovery lists them")
+            raise NoValue(f"there is no card {uuid}", remedy="run mlops-build watch zabbix discovery to list the cards")
         value = CARD[name](card)
     else:
-        value = NODE[name](seen)
+        value = NODE[name](snapshot)
     if value is None:
-        raise NoValue(f"{key} has no value now", remedy="mlops-build gpu list says what is the matter")
+        raise NoValue(f"{key} has no value at the moment", remedy="run mlops-build gpu list to see the reason")
     return str(_rounded(value))
 
 

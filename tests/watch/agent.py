@@ -1,4 +1,4 @@
-"""The real zabbix_agentd on a simulated node, with the parameter file that the package brings."""
+"""The real zabbix_agentd on a simulated node, with the shipped parameter file."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from tests.watch.zabbix_server import free_port, started, until
 
 
 def settings(folder: Path, port: int) -> Path:
-    """A configuration of the agent that includes our parameters, as Debian's does."""
+    """A configuration of the agent that includes our parameter file, as Debian's does."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mlops-gpu.conf").write_text(shipped.read("zabbix-userparameters.conf"))
     path = folder / "zabbix_agentd.conf"
@@ -23,7 +23,7 @@ def settings(folder: Path, port: int) -> Path:
 
 @contextmanager
 def running(program: str, folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """The agent; gives its port."""
+    """Run the agent; yields its port."""
     port = free_port()
     log = folder / "agentd.log"
     with started([program, "-f", "-c", settings(folder, port)], log, env=dict(environment)) as process:

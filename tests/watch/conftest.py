@@ -1,4 +1,4 @@
-"""Nodes as in tests/gpu; an `mlops-build` on the PATH of those who look for one; Debian's programs."""
+"""Simulated nodes as in tests/gpu; a folder with `mlops-build` for PATH; Debian's programs."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def program(variable: str) -> str:
-    """The program that this variable names; the test is skipped without it."""
+    """The program in this variable; the test is skipped if it is not set."""
     path = os.environ.get(variable)
     if not path:
         pytest.skip(f"{variable} is not set (scripts/debian-tools.sh)")
@@ -22,7 +22,7 @@ def program(variable: str) -> str:
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PATH: `mlops-build` as an installed package has it."""
+    """A folder for PATH with `mlops-build`, as in an installed package."""
     folder = tmp_path_factory.mktemp("bin")
     script = folder / "mlops-build"
     script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m mlops_build "$@"\n')

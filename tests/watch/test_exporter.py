@@ -39,7 +39,7 @@ class Exporter:
         self.url = url
 
     def text(self) -> str:
-        # The bound of a test that would hang: a scrape that blocks on a card that hangs does not answer in this time.
+        # Ends a test whose scrape blocks on a hanging card.
         with urllib.request.urlopen(self.url, timeout=30) as answer:
             return str(answer.read().decode())
 
@@ -66,11 +66,11 @@ def exporting(environment: Mapping[str, str]) -> Iterator[Exporter]:
     process = subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
-        found = None
-        while not found and (said := process.stderr.readline()):
-            found = re.search(r"listening on (\S+)", said)
-        assert found
-        yield Exporter(process, found[1])
+        match = None
+        while not match and (line := process.stderr.readline()):
+            match = re.search(r"listening on (\S+)", line)
+        assert match
+        yield Exporter(process, match[1])
     finally:
         process.terminate()
         process.wait(20)
@@ -93,11 +93,11 @@ def leasing(memory: str, service: str, environment: Mapping[str, str]) -> Iterat
         process.stdout.close()
 
 
-def of(samples: Samples, metric: str, /, **labels: str) -> float | None:
-    """The one sample with this name and (at least) these labels; None if there is none."""
-    found = [value for (one, its), value in samples.items() if one == metric and labels.items() <= dict(its).items()]
-    assert len(found) < 2, found
-    return found[0] if found else None
+def value_of(samples: Samples, metric: str, /, **labels: str) -> float | None:
+    """The value of the only sample with this name and (at least) these labels; None if there is none."""
+    values = [value for (name, of_sample), value in samples.items() if name == metric and labels.items() <= dict(of_sample).items()]
+    assert len(values) < 2, values
+    return values[0] if values else None
 
 
 def test_every_metric_is_named_by_the_conventions_and_has_a_help() -> None:
@@ -120,93 +120,93 @@ def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Star
     started = exporter(gpus.environment)
     with leasing("10GiB", "digits", gpus.environment) as card:
         assert card == large
-        samples = until(lambda: now if of(now := started.scrape(), "mlops_gpu_service_leases") else None, "the lease")
+        samples = until(lambda: current if value_of(current := started.scrape(), "mlops_gpu_service_leases") else None, "the lease")
         text = started.text()
-    assert of(samples, "mlops_gpu_driver_up") == 1
-    assert of(samples, "mlops_gpu_cards") == 2
-    assert of(samples, "mlops_gpu_memory_total_bytes", uuid=small, index="0", name="NVIDIA L4") == 24 * GIB
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=small) == 6 * GIB
-    assert of(samples, "mlops_gpu_memory_external_bytes", uuid=small) == 6 * GIB
-    assert of(samples, "mlops_gpu_neighbour_used_bytes", uuid=small) == 6 * GIB
-    assert of(samples, "mlops_gpu_utilisation_ratio", uuid=small) == 0.37
-    assert of(samples, "mlops_gpu_temperature_celsius", uuid=small) == 61
-    assert of(samples, "mlops_gpu_power_watts", uuid=small) == 55.5
-    assert of(samples, "mlops_gpu_ecc_uncorrected_errors_total", uuid=small) == 2
-    assert of(samples, "mlops_gpu_imbalance_ratio") == 2
-    assert of(samples, "mlops_gpu_service_promised_bytes", uuid=large, service="digits") == 10 * GIB
-    assert of(samples, "mlops_gpu_service_leases", uuid=large, service="digits") == 1
-    assert of(samples, "mlops_gpu_memory_committed_bytes", uuid=large) == 10 * GIB
-    assert of(samples, "mlops_gpu_memory_left_bytes", uuid=large) == 70 * GIB
-    assert of(samples, "mlops_gpu_decisions_total", outcome="granted") == 1
-    # What a card does not say is absent, not 0.
+    assert value_of(samples, "mlops_gpu_driver_up") == 1
+    assert value_of(samples, "mlops_gpu_cards") == 2
+    assert value_of(samples, "mlops_gpu_memory_total_bytes", uuid=small, index="0", name="NVIDIA L4") == 24 * GIB
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=small) == 6 * GIB
+    assert value_of(samples, "mlops_gpu_memory_external_bytes", uuid=small) == 6 * GIB
+    assert value_of(samples, "mlops_gpu_neighbour_used_bytes", uuid=small) == 6 * GIB
+    assert value_of(samples, "mlops_gpu_utilisation_ratio", uuid=small) == 0.37
+    assert value_of(samples, "mlops_gpu_temperature_celsius", uuid=small) == 61
+    assert value_of(samples, "mlops_gpu_power_watts", uuid=small) == 55.5
+    assert value_of(samples, "mlops_gpu_ecc_uncorrected_errors_total", uuid=small) == 2
+    assert value_of(samples, "mlops_gpu_imbalance_ratio") == 2
+    assert value_of(samples, "mlops_gpu_service_promised_bytes", uuid=large, service="digits") == 10 * GIB
+    assert value_of(samples, "mlops_gpu_service_leases", uuid=large, service="digits") == 1
+    assert value_of(samples, "mlops_gpu_memory_committed_bytes", uuid=large) == 10 * GIB
+    assert value_of(samples, "mlops_gpu_memory_left_bytes", uuid=large) == 70 * GIB
+    assert value_of(samples, "mlops_gpu_decisions_total", outcome="granted") == 1
+    # An unknown value is absent, not 0.
     for name in ("utilisation_ratio", "temperature_celsius", "power_watts", "ecc_uncorrected_errors_total"):
-        assert of(samples, f"mlops_gpu_{name}", uuid=large) is None, name
-    # What is exported is what the table has, each with its help.
+        assert value_of(samples, f"mlops_gpu_{name}", uuid=large) is None, name
+    # All metrics of the table are exported, with their help.
     assert set(re.findall(r"^# HELP (\S+) \S", text, re.MULTILINE)) == {metric.name for metric in METRICS}
-    # The lease is over.
-    assert of(until(lambda: without_lease(started), "the end of the lease"), "mlops_gpu_memory_left_bytes", uuid=large) == 80 * GIB
+    # The lease has ended.
+    assert value_of(until(lambda: without_lease(started), "the end of the lease"), "mlops_gpu_memory_left_bytes", uuid=large) == 80 * GIB
 
 
 def without_lease(started: Exporter) -> Samples | None:
     samples = started.scrape()
-    return samples if of(samples, "mlops_gpu_service_leases") is None else None
+    return samples if value_of(samples, "mlops_gpu_service_leases") is None else None
 
 
-def test_a_card_in_trouble_is_told_of_and_hides_no_other(node: MakeNode, exporter: Start) -> None:
+def test_a_failed_card_is_reported_and_hides_no_other(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB", "24GiB", SimulatedCard(memory_supported=False))
     lost, well, unsized = (card.uuid or "" for card in gpus.cards)
     started = exporter(gpus.environment)
     samples = started.scrape()
-    assert of(samples, "mlops_gpu_trouble", uuid=unsized, reason="memory not supported") == 1
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=unsized) is None
-    assert of(samples, "mlops_gpu_trouble", uuid=lost) is None
+    assert value_of(samples, "mlops_gpu_trouble", uuid=unsized, reason="memory not supported") == 1
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=unsized) is None
+    assert value_of(samples, "mlops_gpu_trouble", uuid=lost) is None
     gpus.lose(0)
-    samples = until(lambda: told(started, "lost"), "the lost card")
-    assert of(samples, "mlops_gpu_trouble", uuid=lost, index="0") == 1
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=lost) is None
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
-    assert of(samples, "mlops_gpu_cards") == 3
-    assert of(samples, "mlops_gpu_cards_ready") == 1
+    samples = until(lambda: with_trouble(started, "lost"), "the lost card")
+    assert value_of(samples, "mlops_gpu_trouble", uuid=lost, index="0") == 1
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=lost) is None
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
+    assert value_of(samples, "mlops_gpu_cards") == 3
+    assert value_of(samples, "mlops_gpu_cards_ready") == 1
 
 
-def told(started: Exporter, reason: str) -> Samples | None:
+def with_trouble(started: Exporter, reason: str) -> Samples | None:
     samples = started.scrape()
-    return samples if of(samples, "mlops_gpu_trouble", reason=reason) else None
+    return samples if value_of(samples, "mlops_gpu_trouble", reason=reason) else None
 
 
 def test_a_card_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB", "24GiB")
     hanging, well = (card.uuid or "" for card in gpus.cards)
     started = exporter(gpus.environment)
-    assert of(started.scrape(), "mlops_gpu_memory_used_bytes", uuid=hanging) == 0
+    assert value_of(started.scrape(), "mlops_gpu_memory_used_bytes", uuid=hanging) == 0
     gpus.fault(0, delay_ms=120_000)
-    samples = until(lambda: told(started, "does not answer"), "the card that hangs")
-    assert of(samples, "mlops_gpu_trouble", uuid=hanging) == 1
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=hanging) is None
-    assert of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
+    samples = until(lambda: with_trouble(started, "does not answer"), "the card that hangs")
+    assert value_of(samples, "mlops_gpu_trouble", uuid=hanging) == 1
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=hanging) is None
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
     gpus.restore()
 
 
-def test_without_a_driver_it_says_so_and_finds_it_again(node: MakeNode, exporter: Start) -> None:
+def test_a_missing_driver_is_reported_until_it_is_back(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB")
     gpus.fail_init(9)
     started = exporter(gpus.environment)
     samples = started.scrape()
-    assert of(samples, "mlops_gpu_driver_up") == 0
-    assert of(samples, "mlops_gpu_driver_trouble", reason="driver not loaded") == 1
-    assert of(samples, "mlops_gpu_cards") is None
-    assert of(samples, "mlops_gpu_memory_used_bytes") is None
+    assert value_of(samples, "mlops_gpu_driver_up") == 0
+    assert value_of(samples, "mlops_gpu_driver_trouble", reason="driver not loaded") == 1
+    assert value_of(samples, "mlops_gpu_cards") is None
+    assert value_of(samples, "mlops_gpu_memory_used_bytes") is None
     gpus.restore()
-    samples = until(lambda: now if of(now := started.scrape(), "mlops_gpu_driver_up") else None, "the driver")
-    assert of(samples, "mlops_gpu_cards") == 1
+    samples = until(lambda: current if value_of(current := started.scrape(), "mlops_gpu_driver_up") else None, "the driver")
+    assert value_of(samples, "mlops_gpu_cards") == 1
 
 
 def test_a_driver_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB")
     gpus.fault(None, "nvmlDeviceGetCount", delay_ms=120_000)
     samples = exporter(gpus.environment).scrape()
-    assert of(samples, "mlops_gpu_driver_up") == 0
-    assert of(samples, "mlops_gpu_driver_trouble", reason="does not answer") == 1
+    assert value_of(samples, "mlops_gpu_driver_up") == 0
+    assert value_of(samples, "mlops_gpu_driver_trouble", reason="does not answer") == 1
     gpus.restore()
 
 
@@ -217,8 +217,8 @@ def test_a_driver_that_hangs_for_ever_does_not_fill_the_process_with_threads(nod
 import threading
 from mlops_build.watch.node import Watcher
 watcher = Watcher(fresh=0, patience=5, nvml_seconds=0.01)
-looks = [watcher.look() for _ in range(120)]
-assert all(seen.driver == "does not answer" and not seen.cards for seen in looks), looks
+snapshots = [watcher.snapshot() for _ in range(120)]
+assert all(snapshot.driver == "does not answer" and not snapshot.cards for snapshot in snapshots), snapshots
 print(threading.active_count())
 """
     assert int(run_python(script, gpus.environment)) < 60
@@ -228,48 +228,50 @@ print(threading.active_count())
 def test_refusals_are_counted(node: MakeNode, exporter: Start) -> None:
     gpus = node("8GiB")
     started = exporter(gpus.environment)
-    assert of(started.scrape(), "mlops_gpu_refusals_total") == 0
+    assert value_of(started.scrape(), "mlops_gpu_refusals_total") == 0
     refused = subprocess.run(
         [sys.executable, "-c", LEASE, "20GiB", "large"], env=gpus.environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert "NoRoom" in refused.stderr
-    assert until(lambda: of(started.scrape(), "mlops_gpu_refusals_total") or None, "the refusal") == 1
+    assert until(lambda: value_of(started.scrape(), "mlops_gpu_refusals_total") or None, "the refusal") == 1
 
 
-def test_what_neighbours_used_is_kept_for_everybody(node: MakeNode, exporter: Start) -> None:
+def test_peaks_of_processes_without_a_lease_are_recorded(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB")
-    # Where processes can be seen, one that is gone is not counted any more; here they cannot.
+    # With visible processes, an ended one would no longer be counted.
     started = exporter(gpus.view(hide_pids=True))
     notebook = gpus.start("6GiB", name="notebook")
     notebook.wait_for("loaded")
 
     def remembered() -> int | None:
         started.scrape()
-        kept = [json.loads(path.read_text()) for path in Path(gpus.environment["MLOPS_GPU_LEASE_DIR"]).glob("peaks-*.json")]
-        sizes = [numbers[0] for document in kept for card in document["cards"].values() for numbers in card.values()]
+        documents = [json.loads(path.read_text()) for path in Path(gpus.environment["MLOPS_GPU_LEASE_DIR"]).glob("peaks-*.json")]
+        sizes = [numbers[0] for document in documents for card in document["cards"].values() for numbers in card.values()]
         return max(sizes, default=0) or None
 
     assert until(remembered, "the peak") == 6 * GIB
     notebook.terminate()
     notebook.wait(20)
-    samples = until(lambda: now if of(now := started.scrape(), "mlops_gpu_memory_used_bytes") == 0 else None, "the end of the notebook")
-    assert of(samples, "mlops_gpu_memory_external_bytes") == 0
-    assert (of(samples, "mlops_gpu_memory_external_counted_bytes") or 0) > 5 * GIB
+    samples = until(
+        lambda: current if value_of(current := started.scrape(), "mlops_gpu_memory_used_bytes") == 0 else None, "the end of the notebook"
+    )
+    assert value_of(samples, "mlops_gpu_memory_external_bytes") == 0
+    assert (value_of(samples, "mlops_gpu_memory_external_counted_bytes") or 0) > 5 * GIB
 
 
-def test_without_a_lease_directory_cards_are_exported_all_the_same(node: MakeNode, exporter: Start, tmp_path: Path) -> None:
+def test_without_a_lease_directory_cards_are_exported_too(node: MakeNode, exporter: Start, tmp_path: Path) -> None:
     gpus = node("24GiB")
     samples = exporter({**gpus.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "none")}).scrape()
-    assert of(samples, "mlops_gpu_lease_directory_up") == 0
-    assert of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
+    assert value_of(samples, "mlops_gpu_lease_directory_up") == 0
+    assert value_of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
 
 
-def test_a_typing_error_in_the_administrators_file_blinds_nobody(node: MakeNode, exporter: Start) -> None:
+def test_cards_are_exported_if_the_administrators_file_is_not_valid(node: MakeNode, exporter: Start) -> None:
     gpus = node("24GiB")
     Path(gpus.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbour\n")
     samples = exporter(gpus.environment).scrape()
-    assert of(samples, "mlops_gpu_driver_up") == 1
-    assert of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
+    assert value_of(samples, "mlops_gpu_driver_up") == 1
+    assert value_of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -283,10 +285,20 @@ def test_a_signal_ends_it_cleanly(node: MakeNode, exporter: Start, number: signa
 
 
 def test_a_port_that_is_taken_is_an_error_with_a_remedy(node: MakeNode) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        command = [sys.executable, "-m", "mlops_build", "watch", "exporter", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        command = [
+            sys.executable,
+            "-m",
+            "mlops_build",
+            "watch",
+            "exporter",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(listener.getsockname()[1]),
+        ]
         done = subprocess.run(command, env=node("24GiB").environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "another --port" in done.stderr

@@ -1,4 +1,4 @@
-"""The files that the package brings: they say only what the exporter exports, and those who will read them accept them."""
+"""The shipped files use only exported metrics, and the programs that read them accept them."""
 
 import json
 import re
@@ -32,10 +32,10 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# -- how they are written --
+# -- writing --
 
 
-def test_files_are_written_and_nobody_elses_are_replaced(tmp_path: Path) -> None:
+def test_files_are_written_and_changed_ones_are_not_replaced(tmp_path: Path) -> None:
     def watch(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "mlops_build", "watch", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -44,12 +44,12 @@ def test_files_are_written_and_nobody_elses_are_replaced(tmp_path: Path) -> None
     written = json.loads(watch("files", str(tmp_path / "new/monitoring"), "--json").stdout)["written"]
     assert {Path(path).name for path in written} == set(listed) == {path.name for path in (tmp_path / "new/monitoring").iterdir()}
     assert watch("files", str(tmp_path / "new/monitoring")).returncode == 0
-    mine = tmp_path / "new/monitoring/daemonset.yaml"
-    mine.write_text("mine\n")
+    changed = tmp_path / "new/monitoring/daemonset.yaml"
+    changed.write_text("changed\n")
     refused = watch("files", str(tmp_path / "new/monitoring"))
-    assert (refused.returncode, "daemonset.yaml" in refused.stderr, mine.read_text()) == (4, True, "mine\n")
+    assert (refused.returncode, "daemonset.yaml" in refused.stderr, changed.read_text()) == (4, True, "changed\n")
     assert watch("files", str(tmp_path / "new/monitoring"), "--force").returncode == 0
-    assert mine.read_text() == shipped.read("daemonset.yaml")
+    assert changed.read_text() == shipped.read("daemonset.yaml")
     for name, shown in (("template", "zabbix-template.yaml"), ("userparameters", "zabbix-userparameters.conf")):
         assert watch("zabbix", name).stdout == shipped.read(shown)
     (tmp_path / "file").touch()
@@ -68,7 +68,7 @@ def test_a_file_is_of_this_version(name: str) -> None:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """(where, what is asked) of each panel and rule."""
+    """(location, expression) of each panel and rule."""
     for panel in json.loads(shipped.read("grafana-dashboard.json"))["panels"]:
         for target in panel.get("targets", []):
             yield f"{panel['title']} {target['refId']}", re.sub(r"\$(node|card)\b", ".*", target["expr"])
@@ -77,22 +77,22 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield str(rule.get("alert") or rule["record"]), rule["expr"]
 
 
-def test_only_what_is_exported_is_asked_for_and_everything_is() -> None:
-    asked = {where: set(re.findall(r"\b(mlops_gpu_[a-z_]+)", expression)) for where, expression in expressions()}
-    for where, names in asked.items():
+def test_expressions_use_only_exported_metrics_and_all_of_them() -> None:
+    used = {where: set(re.findall(r"\b(mlops_gpu_[a-z_]+)", expression)) for where, expression in expressions()}
+    for where, names in used.items():
         assert names <= EXPORTED.keys(), where
     variables = [variable.get("definition", "") for variable in json.loads(shipped.read("grafana-dashboard.json"))["templating"]["list"]]
     assert {name for text in variables for name in re.findall(r"mlops_gpu_[a-z_]+", text)} <= EXPORTED.keys()
-    unused = EXPORTED.keys() - set().union(*asked.values())
-    assert unused == {"mlops_gpu_driver_trouble", "mlops_gpu_service_leases"}  # read when an alert has been heard
+    unused = EXPORTED.keys() - set().union(*used.values())
+    assert unused == {"mlops_gpu_driver_trouble", "mlops_gpu_service_leases"}  # used only to investigate an alert
 
 
-def test_labels_that_are_asked_for_are_exported() -> None:
+def test_labels_in_expressions_are_exported() -> None:
     for where, expression in expressions():
         for name, labels in re.findall(r"(mlops_gpu_[a-z_]+)\{([^}]*)\}", expression):
-            asked = set(re.findall(r'([a-z_]+)(?:=~|!~|!=|=)"', labels)) - {"instance"}
-            assert asked or "instance" in labels, where
-            assert asked <= set(EXPORTED[name].labels), where
+            used = set(re.findall(r'([a-z_]+)(?:=~|!~|!=|=)"', labels)) - {"instance"}
+            assert used or "instance" in labels, where
+            assert used <= set(EXPORTED[name].labels), where
 
 
 @pytest.mark.slow
@@ -105,9 +105,9 @@ def test_promtool_parses_every_panel_and_the_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_promtool_accepts_where_to_scrape(tmp_path: Path) -> None:
+def test_promtool_accepts_the_scrape_config(tmp_path: Path) -> None:
     entry = load("prometheus-scrape.yaml")[0]
-    # Debian's Prometheus is built without Kubernetes; the rest of the entry is judged.
+    # Debian's Prometheus is built without Kubernetes; check the rest of the entry.
     assert entry.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["gpu-monitoring"]}}]
     (tmp_path / "prometheus.yaml").write_text(json.dumps({"scrape_configs": [{**entry, "static_configs": [{"targets": ["a:9400"]}]}]}))
     promtool("check", "config", "--syntax-only", tmp_path / "prometheus.yaml")
@@ -118,31 +118,36 @@ def test_promtool_accepts_where_to_scrape(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
     scenarios = (Path(__file__).parent / "rules_test.yaml").read_text()
     (tmp_path / "test.yaml").write_text(scenarios.replace("RULES", str(tmp_path / "rules.yaml")))
     promtool("test", "rules", tmp_path / "test.yaml")
     alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
-    rung = {
-        one["alertname"] for test in YAML(typ="safe").load(scenarios)["tests"] for one in test["alert_rule_test"] if one.get("exp_alerts")
+    tested = {
+        alert_test["alertname"]
+        for test in YAML(typ="safe").load(scenarios)["tests"]
+        for alert_test in test["alert_rule_test"]
+        if alert_test.get("exp_alerts")
     }
-    assert alerts == rung
+    assert alerts == tested
 
 
-def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
     dashboard = json.loads(shipped.read("grafana-dashboard.json"))
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
-        assert place["x"] + place["w"] <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
-    known = {variable["name"] for variable in dashboard["templating"]["list"]}
-    assert set(re.findall(r"\$\{?([a-z]+)", shipped.read("grafana-dashboard.json"))) <= known
+        position = panel["gridPos"]
+        cells = {
+            (x, y) for x in range(position["x"], position["x"] + position["w"]) for y in range(position["y"], position["y"] + position["h"])
+        }
+        assert position["x"] + position["w"] <= 24
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]+)", shipped.read("grafana-dashboard.json"))) <= variables
 
 
 def test_the_page_explains_each_alert_and_names_nothing_else() -> None:
@@ -167,7 +172,8 @@ def test_the_daemonset_is_valid_and_verify_finds_nothing(tmp_path: Path) -> None
     assert pod["hostPID"] is True
     assert "--mode=1777" in pod["initContainers"][0]["command"]
     assert all(
-        {"name": "leases", "mountPath": "/run/mlops-gpu"} in one["volumeMounts"] for one in pod["initContainers"] + pod["containers"]
+        {"name": "leases", "mountPath": "/run/mlops-gpu"} in container["volumeMounts"]
+        for container in pod["initContainers"] + pod["containers"]
     )
 
 
@@ -176,10 +182,10 @@ def test_verify_would_find_a_fault_in_it(tmp_path: Path) -> None:
     assert check(tmp_path).findings
 
 
-def test_the_init_container_makes_the_directory_as_it_should_be(tmp_path: Path) -> None:
+def test_the_init_container_creates_the_directory_with_its_mode(tmp_path: Path) -> None:
     command = load("daemonset.yaml")["spec"]["template"]["spec"]["initContainers"][0]["command"]
     folder = tmp_path / "mlops-gpu"
-    for _ in range(2):  # a node keeps it when the pod starts again
+    for _ in range(2):  # the directory remains when the pod restarts
         subprocess.run([word.replace("/run/mlops-gpu", str(folder)) for word in command], check=True, timeout=20)
         assert folder.stat().st_mode & 0o7777 == 0o1777
 
@@ -200,10 +206,10 @@ def below(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_uuids_of_the_template_are_of_version_4_and_unique() -> None:
-    found = [part["uuid"] for part in below(load("zabbix-template.yaml")) if "uuid" in part]
-    assert len(found) > 30
-    assert len(found) == len(set(found))
-    for text in found:
+    uuids = [part["uuid"] for part in below(load("zabbix-template.yaml")) if "uuid" in part]
+    assert len(uuids) > 30
+    assert len(uuids) == len(set(uuids))
+    for text in uuids:
         assert re.fullmatch(r"[0-9a-f]{32}", text)
         assert uuid.UUID(text).version == 4
 
@@ -220,16 +226,16 @@ def test_references_of_the_template_resolve() -> None:
     for item in items:
         assert "master_item" not in item or item["master_item"]["key"] in keys
         assert ("master_item" in item) == (item.get("type") == "DEPENDENT")
-        assert "valuemap" not in item or item["valuemap"]["name"] in {one["name"] for one in template["valuemaps"]}
+        assert "valuemap" not in item or item["valuemap"]["name"] in {valuemap["name"] for valuemap in template["valuemaps"]}
         assert ("[{#UUID}]" in item["key"]) == (item in rule["item_prototypes"])
     triggers = [trigger for item in items for kind in ("triggers", "trigger_prototypes") for trigger in item.get(kind, [])]
     named = {(trigger["name"], trigger["expression"]) for trigger in triggers}
     for trigger in triggers:
-        asked = re.findall(r"\(/([^/]*)/((?:[^\[,)]|\[[^\]]*\])+)", trigger["expression"])
-        assert asked, trigger
-        assert {host for host, _ in asked} == {template["template"]}
-        assert {key for _, key in asked} <= keys, trigger
-        assert {(one["name"], one["expression"]) for one in trigger.get("dependencies", [])} <= named
+        references = re.findall(r"\(/([^/]*)/((?:[^\[,)]|\[[^\]]*\])+)", trigger["expression"])
+        assert references, trigger
+        assert {host for host, _ in references} == {template["template"]}
+        assert {key for _, key in references} <= keys, trigger
+        assert {(dependency["name"], dependency["expression"]) for dependency in trigger.get("dependencies", [])} <= named
         assert set(re.findall(r"last\(/\{HOST\.HOST\}/([^)]*)\)", trigger.get("event_name", ""))) <= keys
     graphed = {graph_item["item"]["key"] for graph in rule["graph_prototypes"] for graph_item in graph["graph_items"]}
     assert graphed <= keys
@@ -249,20 +255,20 @@ def test_each_thing_to_watch_has_a_trigger() -> None:
         for kind in ("triggers", "trigger_prototypes")
         for trigger in part.get(kind, [])
     ]
-    for what in (
+    for text in (
         "MEMORY.HIGH",
         "MEMORY.WARN",
-        "unevenly",
+        "unbalanced",
         "without a lease grows",
         "is lost or fails",
         "fewer cards",
         "does not answer",
-        "no room",
+        "do not get enough memory",
     ):
-        assert any(what in name for name in names), what
+        assert any(text in name for name in names), text
 
 
-def test_what_the_template_asks_agents_for_is_in_their_parameters() -> None:
+def test_the_templates_agent_keys_are_in_the_parameter_file() -> None:
     parameters = re.findall(r"^UserParameter=([^,]+),", shipped.read("zabbix-userparameters.conf"), re.MULTILINE)
     assert len(parameters) == 2
     template = load("zabbix-template.yaml")["zabbix_export"]["templates"][0]

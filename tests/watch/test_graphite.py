@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlops_build.gpu.testing import SimulatedCard
-from mlops_build.watch.graphite import KEPT, Sender, word
+from mlops_build.watch.graphite import MAX_QUEUED, Sender, component
 from tests.gpu.conftest import MakeNode
 
 LINE = re.compile(r"([A-Za-z0-9_.-]+) (-?[0-9]+(?:\.[0-9]+)?) ([0-9]{10})")
@@ -31,12 +31,12 @@ def command(listener: socket.socket, *options: str) -> list[str]:
     return [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{listener.getsockname()[1]}", *options]
 
 
-def received(connection: socket.socket, *, looks: int | None = None) -> dict[str, str]:
-    """Values by path: all until the sender ends, or those of so many looks."""
+def received(connection: socket.socket, *, snapshots: int | None = None) -> dict[str, str]:
+    """Values by path: all until the sender ends, or those of so many snapshots."""
     connection.settimeout(60)
     text = ""
     with connection:
-        while looks is None or text.count(".driver_up ") < looks or not text.endswith("\n"):
+        while snapshots is None or text.count(".driver_up ") < snapshots or not text.endswith("\n"):
             chunk = connection.recv(65536)
             if not chunk:
                 break
@@ -49,7 +49,7 @@ def received(connection: socket.socket, *, looks: int | None = None) -> dict[str
     return values
 
 
-def test_one_look_is_sent_as_plaintext(node: MakeNode, carbon: socket.socket) -> None:
+def test_a_snapshot_is_sent_as_plaintext(node: MakeNode, carbon: socket.socket) -> None:
     gpus = node(SimulatedCard(total="24GiB", temperature=61, power_watts=None), "24GiB")
     gpus.lose(1)
     with subprocess.Popen(
@@ -57,9 +57,9 @@ def test_one_look_is_sent_as_plaintext(node: MakeNode, carbon: socket.socket) ->
     ) as process:
         connection, _ = carbon.accept()
         values = received(connection)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert f'"sent": {len(values)}' in said.decode()
+    assert f'"sent": {len(values)}' in output.decode()
     card = f"mlops.gpu.gpu-1_rack.card.{gpus.cards[0].uuid}"
     assert values[f"{card}.memory_total_bytes"] == str(24 * 2**30)
     assert values[f"{card}.temperature_celsius"] == "61"
@@ -77,7 +77,7 @@ def test_it_connects_again_when_graphite_was_away(node: MakeNode, carbon: socket
     try:
         for _ in range(2):
             connection, _ = carbon.accept()
-            values = received(connection, looks=1)
+            values = received(connection, snapshots=1)
             assert any(re.fullmatch(r"a\.b\.[^.]+\.driver_up", path) for path in values)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -89,29 +89,29 @@ def test_it_connects_again_when_graphite_was_away(node: MakeNode, carbon: socket
 
 
 def test_what_could_not_be_sent_is_kept_and_bounded(carbon: socket.socket) -> None:
-    place = carbon.getsockname()
+    address = carbon.getsockname()
     carbon.close()
-    sender = Sender(*place)
-    for number in range(KEPT + 40):
-        with pytest.raises(Exception, match="does not take"):
+    sender = Sender(*address)
+    for number in range(MAX_QUEUED + 40):
+        with pytest.raises(Exception, match="does not accept"):
             sender.send(f"{number}\n".encode())
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        again.bind(place)
+        again.bind(address)
         again.listen()
         sender.send(b"last\n")
         connection, _ = again.accept()
         sender.close()
         with connection, connection.makefile() as file:
             lines = file.read().split()
-    assert lines == [*(str(number) for number in range(41, KEPT + 40)), "last"]
+    assert lines == [*(str(number) for number in range(41, MAX_QUEUED + 40)), "last"]
 
 
-def test_nobody_there_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> None:
-    place = carbon.getsockname()[1]
+def test_an_unreachable_server_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> None:
+    address = carbon.getsockname()[1]
     carbon.close()
     done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{place}", "--once"],
+        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{address}", "--once"],
         env=node("24GiB").environment,
         capture_output=True,
         text=True,
@@ -126,7 +126,7 @@ def test_nobody_there_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> N
 @pytest.mark.parametrize(
     "arguments", [["nowhere"], ["h:0"], ["h:2003", "--prefix", "a b"], ["h:2003", "--prefix", "a..b"], ["h:2003", "--interval", "0"]]
 )
-def test_what_makes_no_sense_is_exit_code_2(arguments: list[str]) -> None:
+def test_invalid_arguments_are_exit_code_2(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mlops_build", "watch", "graphite", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -135,5 +135,5 @@ def test_what_makes_no_sense_is_exit_code_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), [("a.b", "a_b"), ("x y\n1", "x_y_1"), ("", "_"), ("GPU-1", "GPU-1"), ("é", "_")])
-def test_a_part_of_a_path_is_one_word(text: str, expected: str) -> None:
-    assert word(text) == expected
+def test_a_component_of_a_path_has_no_separator(text: str, expected: str) -> None:
+    assert component(text) == expected

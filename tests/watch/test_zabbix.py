@@ -1,4 +1,4 @@
-"""What Zabbix's agent is answered: by our command, and through the real zabbix_agentd and zabbix_get."""
+"""Values for Zabbix's agent: by our command, and through the real zabbix_agentd and zabbix_get."""
 
 import json
 import os
@@ -23,8 +23,8 @@ GIB = 2**30
 def gpus(simulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[testing.Node]:
     """Two cards, one with 6 GiB in use."""
     cards = [testing.SimulatedCard(total="24GiB", temperature=61, used="6GiB", power_watts=None), "24GiB"]
-    with testing.Node(cards, directory=tmp_path_factory.mktemp("node") / "n") as made:
-        yield made
+    with testing.Node(cards, directory=tmp_path_factory.mktemp("node") / "n") as gpu_node:
+        yield gpu_node
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def environment(gpus: testing.Node, commands: Path) -> Mapping[str, str]:
     return {**gpus.environment, "PATH": f"{commands}:{os.environ['PATH']}"}
 
 
-def asked(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def watch_zabbix(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "mlops_build", "watch", "zabbix", *arguments]
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
@@ -40,23 +40,23 @@ def asked(environment: Mapping[str, str], *arguments: str) -> "subprocess.Comple
 
 
 def test_discovery_names_each_card_by_its_uuid(gpus: testing.Node, environment: Mapping[str, str]) -> None:
-    found = json.loads(asked(environment, "discovery").stdout)
-    assert [card["{#UUID}"] for card in found] == [card.uuid for card in gpus.cards]
-    assert found[1] == {"{#UUID}": gpus.cards[1].uuid, "{#INDEX}": "1", "{#NAME}": "NVIDIA L4", "{#MIG}": ""}
+    discovered = json.loads(watch_zabbix(environment, "discovery").stdout)
+    assert [card["{#UUID}"] for card in discovered] == [card.uuid for card in gpus.cards]
+    assert discovered[1] == {"{#UUID}": gpus.cards[1].uuid, "{#INDEX}": "1", "{#NAME}": "NVIDIA L4", "{#MIG}": ""}
 
 
 def test_values_by_key(gpus: testing.Node, environment: Mapping[str, str]) -> None:
     uuid = gpus.cards[0].uuid
-    everything = json.loads(asked(environment, "get", "node").stdout)
+    everything = json.loads(watch_zabbix(environment, "get", "node").stdout)
     assert everything["cards"] == 2
     assert everything["imbalance"] == 2
     assert everything["cards_by_uuid"][uuid]["memory_used"] == 6 * GIB
     assert everything["cards_by_uuid"][uuid]["memory_percent"] == 25
-    # What is not known is left out: Zabbix then stores nothing, rather than 0.
+    # Unknown values are left out, so that Zabbix stores nothing instead of 0.
     assert "power" not in everything["cards_by_uuid"][uuid]
-    assert asked(environment, "get", f"memory.used[{uuid}]").stdout == f"{6 * GIB}\n"
-    assert asked(environment, "get", "cards[]").stdout == "2\n"
-    assert json.loads(asked(environment, "get", "ready", "--json").stdout) == {"key": "ready", "value": "2"}
+    assert watch_zabbix(environment, "get", f"memory.used[{uuid}]").stdout == f"{6 * GIB}\n"
+    assert watch_zabbix(environment, "get", "cards[]").stdout == "2\n"
+    assert json.loads(watch_zabbix(environment, "get", "ready", "--json").stdout) == {"key": "ready", "value": "2"}
 
 
 @pytest.mark.parametrize(
@@ -75,26 +75,26 @@ def test_values_by_key(gpus: testing.Node, environment: Mapping[str, str]) -> No
     ],
 )
 def test_a_key_that_has_no_value_is_an_error(gpus: testing.Node, environment: Mapping[str, str], key: str, code: int) -> None:
-    done = asked(environment, "get", key.replace("UUID", gpus.cards[0].uuid or ""))
+    done = watch_zabbix(environment, "get", key.replace("UUID", gpus.cards[0].uuid or ""))
     assert done.returncode == code
     assert done.stdout == ("ZBX_NOTSUPPORTED\n" if code == 3 else "")
     assert len(done.stderr) < 1000
 
 
-def test_without_a_driver_discovery_finds_nothing_rather_than_no_card(simulation: Path, tmp_path: Path) -> None:
-    """An empty list would make Zabbix throw the cards' items away."""
-    with testing.Node(["24GiB"], directory=tmp_path / "n") as made:
-        made.fail_init(9)
-        done = asked(made.environment, "discovery")
+def test_without_a_driver_discovery_is_not_supported(simulation: Path, tmp_path: Path) -> None:
+    """Zabbix would delete the items of the cards after an empty list."""
+    with testing.Node(["24GiB"], directory=tmp_path / "n") as gpu_node:
+        gpu_node.fail_init(9)
+        done = watch_zabbix(gpu_node.environment, "discovery")
         assert (done.returncode, done.stdout) == (3, "ZBX_NOTSUPPORTED\n")
-        assert asked(made.environment, "get", "driver").stdout == "0\n"
-        everything = json.loads(asked(made.environment, "get", "node").stdout)
+        assert watch_zabbix(gpu_node.environment, "get", "driver").stdout == "0\n"
+        everything = json.loads(watch_zabbix(gpu_node.environment, "get", "node").stdout)
     assert everything["driver_why"].startswith("driver not loaded")
     assert "cards" not in everything
 
 
 def test_every_path_of_the_template_leads_to_a_value(gpus: testing.Node, environment: Mapping[str, str]) -> None:
-    """A dependent item is a part of the node's document."""
+    """Dependent items are extracted from the node's document."""
     everything = {name.replace(".", "_") for name in NODE}
     of_card = {name.replace(".", "_") for name in CARD}
     template = YAML(typ="safe").load(shipped.read("zabbix-template.yaml"))["zabbix_export"]["templates"][0]
@@ -106,7 +106,7 @@ def test_every_path_of_the_template_leads_to_a_value(gpus: testing.Node, environ
     parts = [item["preprocessing"][0]["parameters"][0] for item in prototypes]
     assert all(part.startswith(begin) for part in parts)
     assert {part.removeprefix(begin) for part in parts} <= of_card
-    document = json.loads(asked(environment, "get", "node").stdout)
+    document = json.loads(watch_zabbix(environment, "get", "node").stdout)
     assert set(document) == everything | {"cards_by_uuid"}
     assert set(document["cards_by_uuid"][gpus.cards[1].uuid]) == of_card
 
@@ -122,9 +122,9 @@ def test_the_real_agent_answers_every_key(gpus: testing.Node, environment: Mappi
         return done.stdout.removeprefix(key).strip()
 
     template = YAML(typ="safe").load(shipped.read("zabbix-template.yaml"))["zabbix_export"]["templates"][0]
-    asked_of_agents = [item["key"] for item in (*template["items"], *template["discovery_rules"]) if item.get("type") != "DEPENDENT"]
-    assert asked_of_agents == ["mlops.gpu[node]", "mlops.gpu.discovery"]
-    for key in asked_of_agents:
+    agent_keys = [item["key"] for item in (*template["items"], *template["discovery_rules"]) if item.get("type") != "DEPENDENT"]
+    assert agent_keys == ["mlops.gpu[node]", "mlops.gpu.discovery"]
+    for key in agent_keys:
         assert json.loads(test(key).removeprefix("[t|").removesuffix("]")), key
     assert test("mlops.gpu[imbalance]") == "[t|2.0]"
     assert test(f"mlops.gpu[memory.used,{gpus.cards[0].uuid}]") == f"[t|{6 * GIB}]"
@@ -142,7 +142,7 @@ def test_zabbix_get_asks_the_running_agent(gpus: testing.Node, environment: Mapp
         assert value(f"mlops.gpu[memory.left,{gpus.cards[1].uuid}]") == str(24 * GIB)
         assert json.loads(value("mlops.gpu[node]"))["cards"] == 2
         assert value("mlops.gpu[memory.used,GPU-none]").startswith("ZBX_NOTSUPPORTED")
-        # The agent itself lets nothing through to the shell.
+        # The agent passes nothing to the shell.
         harmful = tmp_path / "harmed"
         assert value(f'mlops.gpu["cards;touch {harmful}"]').startswith("ZBX_NOTSUPPORTED")
         assert value(f'mlops.gpu["$(touch {harmful})"]').startswith("ZBX_NOTSUPPORTED")

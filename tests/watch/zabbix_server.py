@@ -1,4 +1,4 @@
-"""A real Zabbix server for a while: PostgreSQL, zabbix_server, and the frontend's API served by PHP, from Debian's packages.
+"""A temporary Zabbix server: PostgreSQL, zabbix_server, and the frontend's API served by PHP, from Debian's packages.
 
 Everything runs from the folder that `scripts/debian-tools.sh server` unpacked, on free ports of 127.0.0.1, and is stopped by its pid.
 """
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PATIENCE = 120  # seconds for anything to answer; a busy machine is slow
+PATIENCE = 120  # seconds; a busy machine is slow
 EXTENSIONS = ("ctype", "bcmath", "mbstring", "xml", "xmlwriter", "xmlreader", "simplexml", "pgsql", "gd", "gettext", "sockets", "fileinfo")
 
 
 def free_port() -> int:
-    """A port that Zabbix takes, too: it refuses those above 32767, where the kernel's own choice begins."""
+    """A free port below 32768: Zabbix refuses higher ones, which the kernel would choose."""
     while True:
         with socket.socket() as probe:
             try:
@@ -38,14 +38,14 @@ def free_port() -> int:
             return port
 
 
-def until(ask: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
-    """Ask until there is an answer."""
+def until(probe: Callable[[], T | None], description: str, patience: float = PATIENCE) -> T:
+    """Call `probe` until it returns a value."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        if (answer := ask()) is not None:
+        if (answer := probe()) is not None:
             return answer
         time.sleep(0.2)
-    raise AssertionError(f"waited {patience:.0f} s for {what}")
+    raise AssertionError(f"waited {patience:.0f} s for {description}")
 
 
 @dataclass
@@ -75,26 +75,28 @@ class Zabbix:
 
 @contextmanager
 def started(command: list[str | Path], log: Path, **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process in a group of its own until the end of the block."""
+    """A process in its own group until the end of the block."""
     with log.open("ab") as output:
         process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, start_new_session=True, **options)
     try:
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT if "postgres" in str(command[0]) else signal.SIGTERM)  # SIGINT: without waiting for clients
+            process.send_signal(
+                signal.SIGINT if "postgres" in str(command[0]) else signal.SIGTERM
+            )  # SIGINT: PostgreSQL does not wait for clients
         with suppress(subprocess.TimeoutExpired):
             process.wait(20)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and the children that it left
+            os.killpg(process.pid, signal.SIGKILL)  # children that are still running
         process.wait(20)
 
 
 @contextmanager
 def zabbix(packages: Path) -> Iterator[Zabbix]:
-    """The server, its database filled with Debian's schema and Zabbix's own templates left out."""
+    """The server, with Debian's schema and without Zabbix's own templates."""
     with ExitStack() as stack:
-        # Not pytest's folder: PostgreSQL refuses to be root, and nobody else may look into that one.
+        # Not pytest's folder: PostgreSQL does not run as root, and other users cannot read that folder.
         folder = Path(tempfile.mkdtemp(prefix="zabbix-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
@@ -168,7 +170,7 @@ def _fill(packages: Path, folder: Path, database: Database) -> None:
             check=True,
             stdout=subprocess.DEVNULL,
             timeout=PATIENCE,
-            env={**os.environ, "PGOPTIONS": "-c client_min_messages=error"},  # data.sql has a transaction of its own
+            env={**os.environ, "PGOPTIONS": "-c client_min_messages=error"},  # data.sql contains its own transaction
         )
 
 
@@ -199,7 +201,7 @@ def _frontend(stack: ExitStack, packages: Path, folder: Path, database: Database
         packages / "root/usr/share/zabbix", pages, symlinks=True, ignore=shutil.ignore_patterns("locale", "fonts", "audio", "imgstore")
     )
     settings_file = pages / "conf/zabbix.conf.php"
-    reader = pages / "include/classes/core/CConfigFile.php"  # Debian's reads /etc/zabbix only
+    reader = pages / "include/classes/core/CConfigFile.php"  # Debian's version reads only /etc/zabbix
     reader.write_text(reader.read_text().replace("/etc/zabbix/zabbix.conf.php", str(settings_file)))
     settings_file.write_text(
         f"<?php\n$DB['TYPE'] = 'POSTGRESQL'; $DB['SERVER'] = '127.0.0.1'; $DB['PORT'] = '{database.port}'; $DB['DATABASE'] = 'zabbix';\n"
