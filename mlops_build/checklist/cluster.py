@@ -1,4 +1,4 @@
-"""What can be seen of the cluster, through kubectl: namespaces, rights, the pull secret, and what a GPU service needs. Only reads."""
+"""Checks of the cluster through kubectl: namespaces, permissions, the pull secret, and what a GPU service needs. Only reads."""
 
 import re
 import shutil
@@ -11,87 +11,89 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mlops_build.checklist.look import Seen, last_line, no, ok, run, unseen
 from mlops_build.checklist.names import Names
+from mlops_build.checklist.result import Result, last_line, no, ok, run, unseen
 
-# What `ci deploy` does with each object that an overlay renders, and what it removes when a release has it no more.
+# What `ci deploy` does with each rendered object, and which kinds it deletes if a release no longer has them.
 APPLIES = ("get", "create", "patch")
 REMOVES = (("list", "delete"), ("horizontalpodautoscaler.autoscaling", "poddisruptionbudget.policy"))
 FORBIDDEN = re.compile(r"forbidden|cannot (?:get|list)", re.IGNORECASE)
 AWAY = re.compile(r"unable to connect|connection to the server|was refused|no such host|i/o timeout|no configuration", re.IGNORECASE)
-NOBODY = "the cluster does not answer"
+NO_ANSWER = "the cluster does not answer"
 ABSENT = re.compile(r"not ?found", re.IGNORECASE)
-AT_ONCE = 8
+MAX_PARALLEL = 8
 
 
-def reachable() -> Seen:
-    """Whether there is a cluster at all; the other looks then need not wait for it."""
+def reachable() -> Result:
+    """Whether the cluster answers."""
     if not shutil.which("kubectl"):
         return no("kubectl is not installed")
     done = run(["kubectl", "version", "--output", "json"])
     if done is None or done.returncode:
         return no(f"the cluster does not answer: {last_line(done) if done else 'no answer in time'}")
     context = run(["kubectl", "config", "current-context"])
-    return ok(f"the cluster answers, context {context.stdout.strip() if context and context.returncode == 0 else 'of its own'}")
+    return ok(f"the cluster answers, context {context.stdout.strip() if context and context.returncode == 0 else 'in-cluster'}")
 
 
-def exists(kind: str, name: str, namespace: str | None = None) -> Seen:
-    """One object, by its name only: of a secret nothing else is read."""
+def exists(kind: str, name: str, namespace: str | None = None) -> Result:
+    """Whether an object exists. Only its name is read, also of a secret."""
     where = ["--namespace", namespace] if namespace else []
     done = run(["kubectl", "get", kind, name, *where, "--output", "name"])
-    shown = f"{kind} {name}{f' in {namespace}' if namespace else ''}"
-    said = last_line(done) if done else NOBODY
-    if done is None or (done.returncode and AWAY.search(said)):
-        return unseen(f"{shown}: {NOBODY}")
+    object_name = f"{kind} {name}{f' in {namespace}' if namespace else ''}"
+    message = last_line(done) if done else NO_ANSWER
+    if done is None or (done.returncode and AWAY.search(message)):
+        return unseen(f"{object_name}: {NO_ANSWER}")
     if done.returncode == 0:
-        return ok(f"{shown} is there")
-    if FORBIDDEN.search(said):
-        return unseen(f"this account may not look at {shown}")
-    return no(f"{shown} is not there" if ABSENT.search(said) else f"{shown}: {said}")
+        return ok(f"{object_name} exists")
+    if FORBIDDEN.search(message):
+        return unseen(f"this account may not read {object_name}")
+    return no(f"{object_name} does not exist" if ABSENT.search(message) else f"{object_name}: {message}")
 
 
-def rights(names: Names) -> Seen:
-    """What the account may do with each kind that the overlays render, in each namespace."""
-    asked = [(verb, kind, place.namespace) for env, place in names.service.environments.items() for verb, kind in _needed(names.root, env)]
-    if not asked:
-        return unseen("no overlay can be rendered here")
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(lambda one: _may(*one), asked))
+def rights(names: Names) -> Result:
+    """Whether the account has the permissions for each kind of the overlays, in each namespace."""
+    environments = names.service.environments.items()
+    requests = [(verb, kind, place.namespace) for env, place in environments for verb, kind in _needed(names.root, env)]
+    if not requests:
+        return unseen("no overlay can be rendered")
+    with ThreadPoolExecutor(MAX_PARALLEL) as pool:
+        answers = list(pool.map(lambda request: _may(*request), requests))
     if None in answers:
-        return unseen(NOBODY)
-    refused = [f"{verb} {kind} in {namespace}" for (verb, kind, namespace), may in zip(asked, answers, strict=True) if not may]
+        return unseen(NO_ANSWER)
+    refused = [f"{verb} {kind} in {namespace}" for (verb, kind, namespace), may in zip(requests, answers, strict=True) if not may]
     if refused:
         return no(f"may not {', '.join(refused[:6])}{f' and {len(refused) - 6} more' if len(refused) > 6 else ''}")
-    return ok(f"{len(asked)} rights in {', '.join(sorted({namespace for _, _, namespace in asked}))}")
+    return ok(f"{len(requests)} permissions in {', '.join(sorted({namespace for _, _, namespace in requests}))}")
 
 
-def volumes(files: Sequence[Path]) -> Seen:
-    """The volumes of the GPU leases, or the right to make them."""
-    wanted = [one["metadata"]["name"] for file in files for one in _objects(file.read_text()) if one.get("kind") == "PersistentVolume"]
-    found = [exists("persistentvolume", name) for name in wanted]
-    if found and all(one.state == "ok" for one in found):
-        return ok(f"{', '.join(wanted)} are there")
+def volumes(files: Sequence[Path]) -> Result:
+    """Whether the volumes of the GPU leases exist, or the account may create them."""
+    documents = [document for file in files for document in _objects(file.read_text())]
+    volume_names = [document["metadata"]["name"] for document in documents if document.get("kind") == "PersistentVolume"]
+    results = [exists("persistentvolume", name) for name in volume_names]
+    if results and all(result.state == "ok" for result in results):
+        return ok(f"{', '.join(volume_names)} exist")
     may = _may("create", "persistentvolume", None)
     if may is None:
-        return unseen(NOBODY)
+        return unseen(NO_ANSWER)
     if may:
-        return ok("this account may make them")
-    if not wanted:
-        return unseen("nothing is released yet, so the volumes have no name")
-    return no(f"this account may not make {', '.join(wanted)}")
+        return ok("this account may create them")
+    if not volume_names:
+        return unseen("nothing is released yet, so the names of the volumes are unknown")
+    return no(f"this account may not create {', '.join(volume_names)}")
 
 
-def cards() -> Seen:
-    """Whether some node hands out nvidia.com/gpu."""
+def gpus() -> Result:
+    """Whether a node provides nvidia.com/gpu."""
     done = run(["kubectl", "get", "nodes", "--output", r"jsonpath={.items[*].status.allocatable.nvidia\.com/gpu}"])
     if done is None or done.returncode:
-        return unseen(f"this account may not look at nodes{f': {last_line(done)}' if done else ''}")
+        return unseen(f"this account may not read nodes{f': {last_line(done)}' if done else ''}")
     counts = [int(count) for count in done.stdout.split() if count.isdecimal()]
-    return ok(f"{sum(counts)} on {len(counts)} nodes") if sum(counts) else no("no node hands out nvidia.com/gpu")
+    return ok(f"{sum(counts)} on {len(counts)} nodes") if sum(counts) else no("no node provides nvidia.com/gpu")
 
 
-def addresses(hosts: Sequence[str]) -> Seen:
-    """Whether the ingress's host names lead somewhere: `ci deploy` asks there."""
+def addresses(hosts: Sequence[str]) -> Result:
+    """Whether the host names of the ingress resolve; `ci deploy` sends requests there."""
     missing = []
     for host in hosts:
         try:
@@ -106,17 +108,17 @@ def _needed(root: Path, env: str) -> list[tuple[str, str]]:
     if done is None or done.returncode:
         return []
     kinds = set()
-    for one in _objects(done.stdout):
-        group = str(one.get("apiVersion", "")).rpartition("/")[0]
-        kind = str(one.get("kind", "")).lower()
+    for document in _objects(done.stdout):
+        group = str(document.get("apiVersion", "")).rpartition("/")[0]
+        kind = str(document.get("kind", "")).lower()
         if kind and kind != "persistentvolume":
             kinds.add(f"{kind}.{group}" if group else kind)
     needed = {(verb, kind) for verb in APPLIES for kind in kinds} | {(verb, kind) for verb in REMOVES[0] for kind in REMOVES[1]}
-    return sorted(needed | {("list", "deployment.apps"), ("watch", "deployment.apps")}, key=lambda one: (one[1], one[0]))
+    return sorted(needed | {("list", "deployment.apps"), ("watch", "deployment.apps")}, key=lambda document: (document[1], document[0]))
 
 
 def _may(verb: str, kind: str, namespace: str | None) -> bool | None:
-    """None where the cluster does not answer."""
+    """Whether the account has a permission; None if the cluster does not answer."""
     done = run(["kubectl", "auth", "can-i", verb, kind, *(["--namespace", namespace] if namespace else []), "--quiet"])
     if done is None or (done.returncode and AWAY.search(done.stderr)):
         return None
@@ -125,6 +127,6 @@ def _may(verb: str, kind: str, namespace: str | None) -> bool | None:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     try:
-        return [one for one in YAML(typ="safe").load_all(text) if isinstance(one, dict)]
+        return [document for document in YAML(typ="safe").load_all(text) if isinstance(document, dict)]
     except YAMLError:
         return []

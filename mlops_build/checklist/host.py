@@ -1,48 +1,48 @@
-"""What can be seen of the Git host: whether the bot may push, who it signs as, whether it may open pull requests."""
+"""Checks of the Git host: permission to push, author of commits, access to the API."""
 
 import re
 
-from mlops_build.checklist.look import Seen, no, ok, unseen
 from mlops_build.checklist.names import Names
+from mlops_build.checklist.result import Result, no, ok, unseen
 from mlops_build.errors import MlopsBuildError
 from mlops_build.git import host
 from mlops_build.git.repository import EMAIL, NAME, Checkout
 
-# A branch that nobody makes: the push of it is a dry run.
+# Never created: the push is a dry run.
 BRANCH = "retrain/doctor"
 
 
-def push(names: Names) -> Seen:
-    """A dry run: the host is asked for the right to push, and nothing is sent."""
+def push(names: Names) -> Result:
+    """Whether the bot may push: a dry run, which sends no objects."""
     checkout = Checkout.find(names.root)
     if checkout is None or checkout.head() is None:
-        return unseen("this is no checkout with a commit")
+        return unseen("this is not a Git checkout with a commit")
     if not checkout.origin_url():
         return no("there is no Git remote called origin")
     try:
         checkout.try_push(BRANCH)
     except MlopsBuildError as error:
         return no(error.message)
-    return ok(f"a dry run of pushing {BRANCH} to {checkout.origin_url()} is let in")
+    return ok(f"a dry run of pushing {BRANCH} to {checkout.origin_url()} is accepted")
 
 
-def identity(names: Names) -> Seen:
-    """Who training signs as."""
+def identity(names: Names) -> Result:
+    """The author of training's commits."""
     checkout = Checkout.find(names.root)
     name, email = checkout.signs_as() if checkout else (NAME, EMAIL)
     if email == EMAIL:
-        return no(f"commits would be signed {NAME} <{EMAIL}>, whom no host knows")
+        return no(f"commits would have the author {NAME} <{EMAIL}>, which no host knows")
     if not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", email):
-        return no(f"commits would be signed {name} <{email}>, which is no address")
-    return ok(f"{name} <{email}>; whether that is the token's user cannot be seen")
+        return no(f"commits would have the author {name} <{email}>, which is not an email address")
+    return ok(f"{name} <{email}>; whether this is the token's user cannot be checked")
 
 
-def pull_requests(names: Names) -> Seen:
-    """Whether the token may see the repository through the API; opening one would be more than a look."""
+def pull_requests(names: Names) -> Result:
+    """Whether the token may read the repository through the API. A pull request is not opened."""
     if not names.repository:
-        return no(f"{names.origin or 'no origin'} is no clone address of Bitbucket")
+        return no(f"{names.origin or 'no origin'} is not a clone address of Bitbucket")
     try:
         host.check(str(names.service.git.api), names.repository)
     except MlopsBuildError as error:
         return no(error.message)
-    return ok(f"{names.service.git.api} knows {names.repository} and the token")
+    return ok(f"{names.service.git.api} accepts the token and has {names.repository}")

@@ -1,4 +1,4 @@
-"""The names that the checklist is written with, from the service's own files."""
+"""The service's names and addresses in the checklist, from its own files."""
 
 import configparser
 import re
@@ -21,8 +21,10 @@ SPECS = "bamboo-specs/bamboo.yaml"
 
 @dataclass(frozen=True)
 class Names:
-    """root: the service's folder. plans: their full keys, such as ML-DIGITS, the first the one that deploys. capabilities: what jobs ask
-    of an agent. origin: the repository's address. remote, endpoint: DVC's default remote. python: the interpreter's command.
+    """root: the service's folder. plans: full keys such as ML-DIGITS, the deployment's source plan first.
+
+    capabilities: the ones that jobs require. origin: the repository's address. remote, endpoint: of DVC's default remote. python: the
+    interpreter's command.
     """
 
     root: Path
@@ -47,7 +49,7 @@ class Names:
 
     @property
     def repository(self) -> host.Repository | None:
-        """On Bitbucket; None where origin is elsewhere."""
+        """The repository on Bitbucket; None if origin is on another host."""
         try:
             return host.repository_of(self.origin) if self.origin else None
         except UsageError:
@@ -55,12 +57,12 @@ class Names:
 
     @property
     def wants_token(self) -> bool:
-        """Whether git or the API needs MLOPS_GIT_TOKEN."""
+        """Whether git or the API of the host needs MLOPS_GIT_TOKEN."""
         return self.service.git.pull_requests != "none" or str(self.origin).startswith("https://")
 
 
 def read(root: Path, *, origin: str | None = None) -> Names:
-    """The names of the service at `root`. origin: what is not in a file; default: the checkout's. Raises NotFound or Refused."""
+    """The names of the service at `root`. origin: default: the checkout's. Raises NotFound or Refused."""
     service = service_file.load(root)
     documents = _documents(root / SPECS)
     deployments = [document.get("deployment") for document in documents if "environments" in document]
@@ -114,17 +116,17 @@ def _plan_keys(path: Path, documents: list[dict[str, Any]]) -> list[str]:
 
 def _requirements(documents: list[dict[str, Any]]) -> list[str]:
     return [
-        str(one)
+        str(capability)
         for document in documents
         for value in document.values()
         if isinstance(value, dict)
         for requirement in value.get("requirements") or []
-        for one in (requirement if isinstance(requirement, Mapping) else [requirement])
+        for capability in (requirement if isinstance(requirement, Mapping) else [requirement])
     ]
 
 
 def _remote(path: Path) -> tuple[str | None, str | None]:
-    """URL and endpoint of DVC's default remote. (The command that would say so takes a second.)"""
+    """URL and endpoint of DVC's default remote. Reads the file, because the dvc command takes a second."""
     config = configparser.ConfigParser(interpolation=None)
     try:
         config.read_string(path.read_text())
@@ -137,5 +139,5 @@ def _remote(path: Path) -> tuple[str | None, str | None]:
 
 
 def _python(path: Path) -> str:
-    found = re.search(r'requires-python = ">=(3\.[0-9]{1,2})"', path.read_text()) if path.is_file() else None
-    return f"python{found[1]}" if found else "python3"
+    match = re.search(r'requires-python = ">=(3\.[0-9]{1,2})"', path.read_text()) if path.is_file() else None
+    return f"python{match[1]}" if match else "python3"

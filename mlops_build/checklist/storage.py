@@ -1,29 +1,30 @@
-"""Whether DVC's remote can be written to: on S3 an upload in parts is begun and called off, which leaves nothing; a folder is asked."""
+"""Checks that DVC's remote is writable: on S3 a multipart upload is started and cancelled; of a folder the permissions are read."""
 
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlops_build.checklist.look import SECONDS, Seen, no, ok, unseen
 from mlops_build.checklist.names import Names
+from mlops_build.checklist.result import SECONDS, Result, no, ok, unseen
 
 KEY = "mlops-build-doctor"
 
 
-def write(names: Names) -> Seen:
+def write(names: Names) -> Result:
+    """Whether DVC's default remote is writable."""
     if not names.remote:
         return no("DVC has no default remote")
     address = urlsplit(names.remote)
     if address.scheme == "s3":
         return _s3(address.netloc, address.path.strip("/"), names.endpoint)
     if address.scheme:
-        return unseen(f"{names.remote}: only S3 and folders are looked at")
+        return unseen(f"{names.remote}: only S3 and folders are checked")
     folder = (names.root / ".dvc" / names.remote).resolve()
-    existing = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
-    return ok(f"{folder} can be written to") if os.access(existing, os.W_OK) else no(f"{folder} cannot be written to")
+    existing = next((candidate for candidate in (folder, *folder.parents) if candidate.exists()), Path("/"))
+    return ok(f"{folder} is writable") if os.access(existing, os.W_OK) else no(f"{folder} is not writable")
 
 
-def _s3(bucket: str, prefix: str, endpoint: str | None) -> Seen:
+def _s3(bucket: str, prefix: str, endpoint: str | None) -> Result:
     from boto3.session import Session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -38,11 +39,11 @@ def _s3(bucket: str, prefix: str, endpoint: str | None) -> Seen:
     key = f"{prefix}/{KEY}" if prefix else KEY
     try:
         client = Session().client("s3", endpoint_url=endpoint, config=quick)
-        begun = client.create_multipart_upload(Bucket=bucket, Key=key)
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=begun["UploadId"])
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
+        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an error")
         return no(f"s3://{bucket}/{prefix} at {endpoint or 'Amazon'}: {code}")
     except BotoCoreError as error:
         return no(f"s3://{bucket}/{prefix} at {endpoint or 'Amazon'}: {str(error)[:200]}")
-    return ok(f"s3://{bucket}/{prefix} takes an upload")
+    return ok(f"s3://{bucket}/{prefix} accepts an upload")

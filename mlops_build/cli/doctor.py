@@ -33,13 +33,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_checklist(args: argparse.Namespace, root: "Path | None") -> int:
-    from dataclasses import asdict
-
     from mlops_build import service
     from mlops_build.checklist import items, names
 
     found = names.read(root or service.find_root())
-    lines = [{key: value for key, value in asdict(item).items() if key != "look"} for item in items.items(found)]
+    lines = [{key: getattr(item, key) for key in ("id", "where", "what", "how", "ask")} for item in items.items(found)]
     result(args, {"service": found.service.name, "checklist": lines}, items.markdown(found).rstrip("\n"))
     return 0
 
@@ -57,12 +55,14 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     rows = [("ok" if check.ok else "no", check.name, check.seen) for check in checks]
     document: dict[str, object] = {"checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks]}
     if names and is_valid:
-        from mlops_build.checklist import items
+        from mlops_build.checklist import checks as ci_checks
 
-        looked = items.examine(names)
-        rows += [(one.seen.state, one.item.id, one.seen.what) for one in looked]
-        findings += [finding.Finding(one.item.where, one.item.id, one.seen.what, one.item.how) for one in items.findings_of(looked)]
-        document["checklist"] = [one.as_json() for one in looked]
+        checked = ci_checks.examine(names)
+        rows += [(line.result.state, line.item.id, line.result.detail) for line in checked]
+        findings += [
+            finding.Finding(line.item.where, line.item.id, line.result.detail, line.item.how) for line in ci_checks.failed(checked)
+        ]
+        document["checklist"] = [line.as_json() for line in checked]
     width = max(len(name) for _, name, _ in rows)
     lines = [f"{MARKS[state]} {name:<{width}}  {seen}" for state, name, seen in rows]
     if findings:

@@ -1,24 +1,25 @@
-"""The administrator's checklist, and `doctor --ci`, which looks at each of its lines and changes nothing."""
+"""The administrator's checklist, and the checks of `doctor --ci`, which change nothing."""
 
 import base64
 import json
 import os
 import shutil
 import stat
-import subprocess
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_build.__main__ import main
-from mlops_build.checklist import agent, cluster, host, image_registry, items, names, storage
-from mlops_build.checklist.look import Seen
+from mlops_build.checklist import agent, checks, cluster, host, image_registry, items, names, storage
 from mlops_build.checklist.names import Names
+from mlops_build.checklist.result import Result
 from mlops_build.errors import NotFound, Refused
 from tests.conftest import Render, git
 from tests.git.bitbucket import bitbucket
@@ -33,7 +34,7 @@ TOKEN = "the-bots-token"
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of whoever runs the tests."""
+    """Remove the settings of the user who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("MLOPS_GIT_", "MLOPS_BRIDGE_", "MLFLOW_TRACKING_", "AWS_", "bamboo_"))]:
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.startswith(("GIT_AUTHOR", "GIT_COMMITTER"))]:
@@ -44,7 +45,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(render: Render, tmp_path: Path) -> Callable[..., Path]:
-    """service(gpu="shared", more="git: …") is a service with these answers, with these lines at the end of service.yaml, committed."""
+    """service(more, **answers): a committed service with these answers, and the lines `more` at the end of service.yaml."""
 
     def make(more: str = "", **answers: str) -> Path:
         root = Path(shutil.copytree(render(**{**SERVERS, **answers}), tmp_path / "digits"))
@@ -59,19 +60,23 @@ def service(render: Render, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def ids(found: Names) -> list[str]:
-    return [item.id for item in items.items(found)]
+def ids(service_names: Names) -> list[str]:
+    return [item.id for item in items.items(service_names)]
 
 
 def test_names_come_from_the_services_own_files(service: Callable[..., Path]) -> None:
-    found = names.read(service(bamboo_project_key="VISION"))
-    assert (found.project, found.plans, found.deployment) == ("VISION", ("VISION-DIGITS", "VISION-DIGITSTRAIN"), "digits")
-    assert found.capabilities == ("mlops.credentials",)
-    assert found.origin == "https://git.example.com/scm/ml/digits.git"
-    assert str(found.repository) == "ml/digits"
-    assert (found.remote, found.endpoint) == ("s3://ml-data/digits", "https://s3.example.com")
-    assert (found.image, found.image_host) == ("registry.example.com/ml/digits", "registry.example.com")
-    assert found.python == "python3.11"
+    service_names = names.read(service(bamboo_project_key="VISION"))
+    assert (service_names.project, service_names.plans, service_names.deployment) == (
+        "VISION",
+        ("VISION-DIGITS", "VISION-DIGITSTRAIN"),
+        "digits",
+    )
+    assert service_names.capabilities == ("mlops.credentials",)
+    assert service_names.origin == "https://git.example.com/scm/ml/digits.git"
+    assert str(service_names.repository) == "ml/digits"
+    assert (service_names.remote, service_names.endpoint) == ("s3://ml-data/digits", "https://s3.example.com")
+    assert (service_names.image, service_names.image_host) == ("registry.example.com/ml/digits", "registry.example.com")
+    assert service_names.python == "python3.11"
 
 
 def test_without_specs_there_is_no_checklist(service: Callable[..., Path]) -> None:
@@ -111,7 +116,7 @@ def test_doctor_checks_the_rest_without_usable_specs(
     (finding,) = [finding for finding in document["findings"] if finding["rule"] == "bamboo-specs"]
     assert "bamboo.yaml" in finding["why"]
     assert finding["remedy"]
-    # What the checklist would look at is checked as without --ci.
+    # The rest is checked as without --ci.
     assert {"system", "git", "service.yaml", "engine", "git remote", "registry"} <= {check["name"] for check in document["checks"]}
     (root / "service.yaml").write_text("schema: 1\n")
     assert main(["doctor", "--ci", "--json"]) == 4
@@ -120,31 +125,31 @@ def test_doctor_checks_the_rest_without_usable_specs(
     assert "bamboo-specs" not in rules
 
 
-def test_every_line_has_an_id_what_to_do_and_a_look_or_somebody_to_ask(service: Callable[..., Path]) -> None:
-    found = items.items(names.read(service(gpu="shared")))
-    assert len({item.id for item in found}) == len(found)
-    for item in found:
+def test_every_item_has_an_id_a_remedy_and_a_check_or_somebody_to_ask(service: Callable[..., Path]) -> None:
+    checklist = items.items(names.read(service(gpu="shared")))
+    assert len({item.id for item in checklist}) == len(checklist)
+    for item in checklist:
         assert item.what.endswith((".", "file."))
         assert item.how
-        assert bool(item.look) != bool(item.ask), item.id
+        assert bool(item.check) != bool(item.ask), item.id
 
 
-def test_the_list_has_what_this_service_needs_and_nothing_else(service: Callable[..., Path]) -> None:
-    plain = set(ids(names.read(service())))
-    assert {"bamboo-project", "git-push", "images-push", "cluster-rights", "mlflow", "data-write", "agent-lock"} <= plain
-    assert {"cluster-namespace-ml", "cluster-namespace-ml-staging", "cluster-pull-secret-ml"} <= plain
-    assert not {one for one in plain if one.startswith("gpu-")}
-    assert "git-pull-requests" not in plain
+def test_the_list_has_only_the_items_that_the_service_needs(service: Callable[..., Path]) -> None:
+    item_ids = set(ids(names.read(service())))
+    assert {"bamboo-project", "git-push", "images-push", "cluster-rights", "mlflow", "data-write", "agent-lock"} <= item_ids
+    assert {"cluster-namespace-ml", "cluster-namespace-ml-staging", "cluster-pull-secret-ml"} <= item_ids
+    assert not {item_id for item_id in item_ids if item_id.startswith("gpu-")}
+    assert "git-pull-requests" not in item_ids
 
 
 @pytest.mark.parametrize(
-    ("gpu", "wanted"), [("exclusive", {"gpu-device-plugin"}), ("shared", {"gpu-runtime-class", "gpu-lease-folder", "gpu-volumes"})]
+    ("gpu", "expected"), [("exclusive", {"gpu-device-plugin"}), ("shared", {"gpu-runtime-class", "gpu-lease-folder", "gpu-volumes"})]
 )
-def test_a_gpu_brings_its_lines(service: Callable[..., Path], gpu: str, wanted: set[str]) -> None:
+def test_a_gpu_adds_items(service: Callable[..., Path], gpu: str, expected: set[str]) -> None:
     root = service("git: {pull_requests: bitbucket, api: https://git.example.com}\n", gpu=gpu)
-    found = ids(names.read(root))
-    assert {one for one in found if one.startswith("gpu-")} == wanted
-    assert "git-pull-requests" in found
+    item_ids = ids(names.read(root))
+    assert {item_id for item_id in item_ids if item_id.startswith("gpu-")} == expected
+    assert "git-pull-requests" in item_ids
 
 
 def test_it_is_printed_as_markdown_with_the_services_names(
@@ -154,7 +159,7 @@ def test_it_is_printed_as_markdown_with_the_services_names(
     monkeypatch.chdir(root / "src")
     assert main(["doctor", "--ci", "--checklist"]) == 0
     text = " ".join(capsys.readouterr().out.split())  # long lines are wrapped
-    for wanted in (
+    for expected in (
         "- [ ] **`bamboo-project`** The project `ML` exists.",
         "`ML-DIGITS` and `ML-DIGITSTRAIN`",
         "<https://git.example.com/scm/ml/digits.git>",
@@ -167,7 +172,7 @@ def test_it_is_printed_as_markdown_with_the_services_names(
         "`MLFLOW_TRACKING_USERNAME`",
         "`s3://ml-data/digits`",
     ):
-        assert wanted in text
+        assert expected in text
     assert main(["doctor", "--checklist", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [line["id"] for line in document["checklist"]] == ids(names.read(root))
@@ -178,71 +183,69 @@ def test_it_is_printed_as_markdown_with_the_services_names(
 # On an agent.
 
 
-def test_what_bamboo_tells_its_scripts_is_seen(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = names.read(service())
-    assert agent.plan(found).state == agent.capability("mlops.credentials").state == "unseen"
+def test_variables_of_bamboo_are_checked(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    service_names = names.read(service())
+    assert agent.plan(service_names).state == agent.capability("mlops.credentials").state == "unseen"
     monkeypatch.setenv("bamboo_planKey", "ML-DIGITSTRAIN")
     monkeypatch.setenv("bamboo_buildNumber", "3")
-    assert agent.plan(found).state == "ok"
+    assert agent.plan(service_names).state == "ok"
     assert agent.capability("mlops.credentials").state == "no"
     monkeypatch.setenv("bamboo_capability_mlops_credentials", "true")
     assert agent.capability("mlops.credentials").state == "ok"
     monkeypatch.setenv("bamboo_planKey", "ML-OTHER")
-    assert "ML-DIGITS, ML-DIGITSTRAIN" in agent.plan(found).what
+    assert "ML-DIGITS, ML-DIGITSTRAIN" in agent.plan(service_names).detail
 
 
-def test_secrets_are_seen_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONE", "xyzzy")
-    assert agent.variables(["ONE"]) == Seen("ok", "set: ONE")
-    assert agent.variables(["ONE", "OTHER"]) == Seen("no", "not set: OTHER")
+    assert agent.variables(["ONE"]) == Result("ok", "set: ONE")
+    assert agent.variables(["ONE", "OTHER"]) == Result("no", "not set: OTHER")
     assert agent.programs(["sh"]).state == "ok"
-    assert agent.programs(["sh", "no-such-program"]) == Seen("no", "not on PATH: no-such-program")
+    assert agent.programs(["sh", "no-such-program"]) == Result("no", "not on PATH: no-such-program")
 
 
-def test_the_package_index_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_package_index(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("UV_", "PIP_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    seen = agent.package_index()
-    assert seen.state == "no"
-    assert "does not answer" in seen.what
+    result = agent.package_index()
+    assert result.state == "no"
+    assert "is not reachable" in result.detail
 
 
 # The Git host.
 
 
-def test_the_right_to_push_is_asked_for_and_nothing_is_pushed(
-    service: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_push_is_a_dry_run(service: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with bitbucket(tmp_path / "bitbucket", TOKEN) as server:
         root = service(f"git: {{pull_requests: bitbucket, api: {server.url}}}\n")
         git(root, "remote", "set-url", "origin", server.make("ml", "digits"))
-        found = names.read(root)
-        assert host.push(found).state == "no"
-        assert "MLOPS_GIT_TOKEN is not set" in host.pull_requests(found).what
+        service_names = names.read(root)
+        assert host.push(service_names).state == "no"
+        assert "MLOPS_GIT_TOKEN is not set" in host.pull_requests(service_names).detail
         monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
-        assert host.push(found).state == "ok"
-        assert host.pull_requests(found).state == "ok"
+        assert host.push(service_names).state == "ok"
+        assert host.pull_requests(service_names).state == "ok"
         assert git(tmp_path / "bitbucket/ml/digits.git", "for-each-ref") == ""
         assert server.pull_requests == []
         monkeypatch.setenv("MLOPS_GIT_TOKEN", "expired")
-        seen = host.pull_requests(found)
-        assert (seen.state, "401" in seen.what, "expired" in seen.what) == ("no", True, False)
+        result = host.pull_requests(service_names)
+        assert (result.state, "401" in result.detail, "expired" in result.detail) == ("no", True, False)
         git(root, "remote", "remove", "origin")
-        assert host.push(names.read(root)).what == "there is no Git remote called origin"
+        assert host.push(names.read(root)).detail == "there is no Git remote called origin"
 
 
-def test_who_signs_is_seen(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = names.read(service())
-    assert "mlops-build@localhost" in host.identity(found).what
-    assert host.identity(found).state == "no"
+def test_the_author_of_commits_is_checked(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    service_names = names.read(service())
+    assert "mlops-build@localhost" in host.identity(service_names).detail
+    assert host.identity(service_names).state == "no"
     monkeypatch.setenv("MLOPS_GIT_NAME", "The bot")
     monkeypatch.setenv("MLOPS_GIT_EMAIL", "no address")
-    assert host.identity(found).state == "no"
+    assert host.identity(service_names).state == "no"
     monkeypatch.setenv("MLOPS_GIT_EMAIL", "bot@example.com")
-    assert host.identity(found).state == "ok"
-    assert host.identity(found).what.startswith("The bot <bot@example.com>")
+    assert host.identity(service_names).state == "ok"
+    assert host.identity(service_names).detail.startswith("The bot <bot@example.com>")
 
 
 # The image registry.
@@ -250,33 +253,33 @@ def test_who_signs_is_seen(service: Callable[..., Path], monkeypatch: pytest.Mon
 
 @dataclass
 class Distribution:
-    """An image registry's door. how: open, basic, bearer or closed. calls: method, path, and whether a login came along."""
+    """The API of an image registry. mode: open, basic, bearer or closed. calls: method, path and type of the login."""
 
-    how: str = "open"
+    mode: str = "open"
     calls: list[tuple[str, str, str]] = field(default_factory=list)
     address: str = ""
 
 
 @pytest.fixture
 def distribution() -> Iterator[Distribution]:
-    found = Distribution()
+    registry = Distribution()
     login = "Basic " + base64.b64encode(b"bot:xyzzy").decode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             sent = self.headers.get("Authorization", "")
-            found.calls.append((self.command, self.path, sent.partition(" ")[0]))
+            registry.calls.append((self.command, self.path, sent.partition(" ")[0]))
             if self.path.startswith("/token"):
                 self.reply(200 if sent == login else 401, {}, json.dumps({"token": "abc"}).encode())
             elif self.command == "DELETE":
                 self.reply(204, {}, b"")
-            elif found.how == "closed":
+            elif registry.mode == "closed":
                 self.reply(403, {}, b"")
-            elif (found.how, sent) in (("open", ""), ("basic", login), ("bearer", "Bearer abc")):
-                self.reply(202, {"Location": f"/v2/ml/digits/blobs/uploads/1?state={found.how}"}, b"")
+            elif (registry.mode, sent) in (("open", ""), ("basic", login), ("bearer", "Bearer abc")):
+                self.reply(202, {"Location": f"/v2/ml/digits/blobs/uploads/1?state={registry.mode}"}, b"")
             else:
-                realm = f'Bearer realm="http://{found.address}/token",service="registry",scope="x"'
-                self.reply(401, {"WWW-Authenticate": realm if found.how == "bearer" else 'Basic realm="x"'}, b"")
+                realm = f'Bearer realm="http://{registry.address}/token",service="registry",scope="x"'
+                self.reply(401, {"WWW-Authenticate": realm if registry.mode == "bearer" else 'Basic realm="x"'}, b"")
 
         do_DELETE = do_GET = do_POST  # noqa: N815
 
@@ -291,9 +294,9 @@ def distribution() -> Iterator[Distribution]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.address = f"127.0.0.1:{server.server_address[1]}"
+    registry.address = f"127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield found
+    yield registry
     server.shutdown()
     server.server_close()
 
@@ -317,40 +320,40 @@ def docker_login(tmp_path: Path, host_name: str, user: str = "bot") -> None:
         ("closed", "bot", "no"),
     ],
 )
-def test_the_right_to_push_images_is_asked_for_and_called_off(
+def test_an_upload_of_an_image_is_started_and_cancelled(
     service: Callable[..., Path], distribution: Distribution, tmp_path: Path, how: str, user: str | None, state: str
 ) -> None:
-    distribution.how = how
+    distribution.mode = how
     if user:
         docker_login(tmp_path, distribution.address, user)
-    seen = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
-    assert seen.state == state, seen
-    assert "xyzzy" not in seen.what
-    assert ("docker is not logged in there" in seen.what) == (state == "no" and user is None)
-    begun = [path for method, path, _ in distribution.calls if method == "POST"]
-    assert set(begun) == {"/v2/ml/digits/blobs/uploads/"}
-    ended = [path for method, path, _ in distribution.calls if method == "DELETE"]
-    assert ended == ([f"/v2/ml/digits/blobs/uploads/1?state={how}"] if state == "ok" else [])
+    result = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
+    assert result.state == state, result
+    assert "xyzzy" not in result.detail
+    assert ("docker is not logged in to it" in result.detail) == (state == "no" and user is None)
+    started = [path for method, path, _ in distribution.calls if method == "POST"]
+    assert set(started) == {"/v2/ml/digits/blobs/uploads/"}
+    cancelled = [path for method, path, _ in distribution.calls if method == "DELETE"]
+    assert cancelled == ([f"/v2/ml/digits/blobs/uploads/1?state={how}"] if state == "ok" else [])
 
 
-def test_a_credential_helper_keeps_its_secret(service: Callable[..., Path], distribution: Distribution, tmp_path: Path) -> None:
+def test_a_credential_helper_is_not_run(service: Callable[..., Path], distribution: Distribution, tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker/config.json").write_text(json.dumps({"credHelpers": {distribution.address: "ecr-login"}}))
-    seen = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
-    assert (seen.state, "ecr-login" in seen.what) == ("unseen", True)
+    result = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
+    assert (result.state, "ecr-login" in result.detail) == ("unseen", True)
     assert distribution.calls == []
 
 
 @pytest.mark.slow
-def test_the_real_registry_takes_the_look_and_keeps_nothing(service: Callable[..., Path]) -> None:
+def test_the_real_registry_accepts_an_upload(service: Callable[..., Path]) -> None:
     address = os.environ.get("MLOPS_TEST_IMAGE_REGISTRY")
     if not address:
         pytest.skip("set MLOPS_TEST_IMAGE_REGISTRY to a registry to push to")
-    assert image_registry.push(names.read(service(image_registry=f"{address}/looked-at"))).state == "ok"
+    assert image_registry.push(names.read(service(image_registry=f"{address}/checked"))).state == "ok"
 
 
-def test_no_registry_is_told(service: Callable[..., Path]) -> None:
-    assert "does not answer" in image_registry.push(names.read(service(image_registry="127.0.0.1:9/ml"))).what
+def test_an_unreachable_registry(service: Callable[..., Path]) -> None:
+    assert "does not answer" in image_registry.push(names.read(service(image_registry="127.0.0.1:9/ml"))).detail
 
 
 # The cluster.
@@ -376,7 +379,7 @@ exit 0
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in that answers for a cluster; what it was asked stands in `calls`."""
+    """A kubectl that simulates a cluster and writes its arguments to the file `calls`."""
     real = shutil.which("kubectl")
     if not real:
         pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
@@ -388,62 +391,62 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_cluster_is_looked_at_and_nothing_is_changed(service: Callable[..., Path], kubectl: Path) -> None:
-    found = names.read(service(gpu="shared"))
-    assert cluster.reachable() == Seen("ok", "the cluster answers, context company")
+def test_the_cluster_is_only_read(service: Callable[..., Path], kubectl: Path) -> None:
+    service_names = names.read(service(gpu="shared"))
+    assert cluster.reachable() == Result("ok", "the cluster answers, context company")
     assert cluster.exists("namespace", "ml-staging").state == "ok"
-    assert cluster.exists("namespace", "ml") == Seen("no", "namespace ml is not there")
+    assert cluster.exists("namespace", "ml") == Result("no", "namespace ml does not exist")
     assert cluster.exists("secret", "registry-credentials", "ml").state == "unseen"
     assert cluster.exists("secret", "registry-credentials", "ml-staging").state == "ok"
-    assert cluster.rights(found) == Seen("no", "may not patch ingress.networking.k8s.io in ml")
-    assert cluster.cards() == Seen("ok", "3 on 3 nodes")
+    assert cluster.rights(service_names) == Result("no", "may not patch ingress.networking.k8s.io in ml")
+    assert cluster.gpus() == Result("ok", "3 on 3 nodes")
     assert cluster.volumes([]).state == "unseen"
-    volume = found.root / "volume.yaml"
+    volume = service_names.root / "volume.yaml"
     volume.write_text("kind: PersistentVolume\nmetadata: {name: digits-leases}\n")
-    assert cluster.volumes([volume]) == Seen("ok", "digits-leases are there")
+    assert cluster.volumes([volume]) == Result("ok", "digits-leases exist")
     calls = (kubectl / "calls").read_text().splitlines()
     assert all(call.startswith(("get ", "auth can-i ", "version ", "config current-context")) for call in calls)
-    asked = {tuple(call.split()[2:4]) for call in calls if call.startswith("auth")}
-    assert {("create", "deployment.apps"), ("patch", "service"), ("watch", "deployment.apps")} <= asked
-    assert {("delete", "poddisruptionbudget.policy"), ("get", "networkpolicy.networking.k8s.io")} <= asked
+    permissions = {tuple(call.split()[2:4]) for call in calls if call.startswith("auth")}
+    assert {("create", "deployment.apps"), ("patch", "service"), ("watch", "deployment.apps")} <= permissions
+    assert {("delete", "poddisruptionbudget.policy"), ("get", "networkpolicy.networking.k8s.io")} <= permissions
 
 
-def test_a_cluster_that_does_not_answer_is_told_once(service: Callable[..., Path], kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_reported_once(service: Callable[..., Path], kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", "down")
-    found = names.read(service())
+    service_names = names.read(service())
     assert cluster.reachable().state == "no"
-    others = [cluster.exists("namespace", "ml"), cluster.rights(found), cluster.volumes([])]
-    assert [seen.state for seen in others] == ["unseen", "unseen", "unseen"]
+    results = [cluster.exists("namespace", "ml"), cluster.rights(service_names), cluster.volumes([])]
+    assert [result.state for result in results] == ["unseen", "unseen", "unseen"]
 
 
-def test_host_names_are_looked_up() -> None:
+def test_host_names_must_resolve() -> None:
     assert cluster.addresses(["localhost"]).state == "ok"
-    assert cluster.addresses(["localhost", "nowhere.invalid"]) == Seen("no", "no address for nowhere.invalid")
+    assert cluster.addresses(["localhost", "nowhere.invalid"]) == Result("no", "no address for nowhere.invalid")
 
 
 # Data.
 
 
-def test_a_folder_is_asked(service: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_folder_must_be_writable(service: Callable[..., Path], tmp_path: Path) -> None:
     root = service(dvc_remote_url="dvc-remote", s3_endpoint_url="")
-    seen = storage.write(names.read(root))
-    assert seen == Seen("ok", f"{root / 'dvc-remote'} can be written to")
+    result = storage.write(names.read(root))
+    assert result == Result("ok", f"{root / 'dvc-remote'} is writable")
     assert not (root / "dvc-remote").exists()
     (root / ".dvc/config").write_text("[core]\n")
-    assert storage.write(names.read(root)).what == "DVC has no default remote"
+    assert storage.write(names.read(root)).detail == "DVC has no default remote"
 
 
-def test_no_gateway_is_told(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_gateway(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = service(s3_endpoint_url="http://127.0.0.1:9")
     assert storage.write(names.read(root)).state == "no"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "xyzzy")
-    seen = storage.write(names.read(root))
-    assert (seen.state, "xyzzy" in seen.what) == ("no", False)
+    result = storage.write(names.read(root))
+    assert (result.state, "xyzzy" in result.detail) == ("no", False)
 
 
 @pytest.mark.slow
-def test_the_real_gateway_takes_the_look_and_keeps_nothing(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_gateway_keeps_nothing_of_the_upload(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ("MLOPS_TEST_S3_ENDPOINT", "MLOPS_TEST_S3_ACCESS_KEY", "MLOPS_TEST_S3_SECRET_KEY")
     for variable in needed:
         if not os.environ.get(variable):
@@ -455,7 +458,7 @@ def test_the_real_gateway_takes_the_look_and_keeps_nothing(service: Callable[...
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "default")
     client = Session().client("s3", endpoint_url=endpoint)
-    bucket = "mlops-doctor-looks"
+    bucket = "mlops-doctor-checks"
     client.create_bucket(Bucket=bucket)
     try:
         root = service(dvc_remote_url=f"s3://{bucket}/digits", s3_endpoint_url=endpoint)
@@ -463,15 +466,15 @@ def test_the_real_gateway_takes_the_look_and_keeps_nothing(service: Callable[...
         assert client.list_objects_v2(Bucket=bucket).get("KeyCount", 0) == 0
         assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        assert storage.write(names.read(root)).what.endswith("SignatureDoesNotMatch")
+        assert storage.write(names.read(root)).detail.endswith("SignatureDoesNotMatch")
     finally:
         client.delete_bucket(Bucket=bucket)
 
 
-# All of it.
+# All items.
 
 
-def test_doctor_looks_at_every_line(
+def test_doctor_checks_every_item(
     service: Callable[..., Path], kubectl: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = service(
@@ -512,12 +515,18 @@ def test_doctor_looks_at_every_line(
     assert "??  git-main" in printed
 
 
-def test_a_file_is_no_mlflow_for_agents(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_is_not_a_tracking_server_for_agents(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from mlops_build.registry import Registry
 
-    found = names.read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
-    Registry(f"sqlite:///{found.root / 'mlflow.db'}", create=True)
-    (line,) = [item for item in items.items(found) if item.id == "mlflow"]
-    assert line.look is not None
-    assert "a file, which other agents do not see" in line.look().what
-    assert subprocess.run(["git", "-C", str(found.root), "status", "--porcelain"], capture_output=True, check=True).stdout == b""
+    service_names = names.read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
+    Registry(f"sqlite:///{service_names.root / 'mlflow.db'}", create=True)
+    result = checks.CHECKS["mlflow"](service_names, {})
+    assert "a file, which other agents do not see" in result.detail
+    assert git(service_names.root, "status", "--porcelain") == ""
+    (item,) = [item for item in items.items(service_names) if item.id == "mlflow"]
+    assert "agents need a server" in item.what
+
+
+def test_every_check_of_the_data_file_exists_and_is_used() -> None:
+    text = files("mlops_build.checklist").joinpath("items.toml").read_text()
+    assert {entry["check"] for entry in tomllib.loads(text)["item"] if "check" in entry} == set(checks.CHECKS)
