@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
                 sys.stderr.flush()
     if running.returncode:
         raise PipelineFailed(
-            "the pipeline failed (dvc repro)", remedy="mend what the failed stage says above, then run this again; done stages are kept"
+            "the pipeline failed (dvc repro)",
+            remedy="fix what the failed stage reports above, then run this again; finished stages are kept",
         )
 
 
@@ -222,21 +223,14 @@ def machine_files(root: Path) -> list[str]:
     dvc.lock and openapi.json; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, into which DVC writes
     what it fetched.
     """
-    pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
-    found = [LOCK, CONTRACT, *imports(root)]
-    for stage in pipeline.get("stages", {}).values():
-        for section in ("outs", "metrics", "plots"):
-            for entry in stage.get(section, []):
-                if isinstance(entry, dict):
-                    found += [path for path, settings in entry.items() if not (settings or {}).get("cache", True)]
-    return sorted(set(found))
+    stages = pipeline(root).get("stages", {}).values()
+    listed = [output for stage in stages for section in ("outs", "metrics", "plots") for output in outputs(stage, section)]
+    return sorted({LOCK, CONTRACT, *imports(root), *(path for path, is_cached in listed if not is_cached)})
 
 
 def metric_files(root: Path) -> list[str]:
     """The metrics files that dvc.yaml names. Relative paths."""
-    pipeline = _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
-    entries = [entry for stage in pipeline.get("stages", {}).values() for entry in stage.get("metrics", [])]
-    return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
+    return [path for stage in pipeline(root).get("stages", {}).values() for path, _ in outputs(stage, "metrics")]
 
 
 def remotes(root: Path) -> dict[str, str]:
@@ -248,6 +242,24 @@ def remotes(root: Path) -> dict[str, str]:
         for key, url in settings.items()
         if key.startswith("remote.") and key.endswith(".url")
     }
+
+
+def cached_outputs(root: Path) -> list[str]:
+    """The outputs that DVC keeps, by dvc.yaml; without those whose path is a template, or is relative to another folder."""
+    stages = [stage for stage in pipeline(root).get("stages", {}).values() if "wdir" not in stage]
+    listed = [output for stage in stages for section in ("outs", "metrics", "plots") for output in outputs(stage, section)]
+    return sorted({path for path, is_cached in listed if is_cached and "${" not in path and not path.startswith(("/", ".."))})
+
+
+def pipeline(root: Path) -> Any:
+    return _yaml((root / PIPELINE).read_text(), PIPELINE) or {}
+
+
+def outputs(stage: Mapping[str, Any], section: str) -> Iterator[tuple[str, bool]]:
+    """Each output of a section with whether DVC keeps it in its cache."""
+    for entry in stage.get(section, []):
+        for path, options in (entry if isinstance(entry, dict) else {entry: None}).items():
+            yield path, (options or {}).get("cache", True)
 
 
 def push(root: Path) -> None:

@@ -213,14 +213,26 @@ def remote(root: Path) -> Check:
 
 
 def data_remote(root: Path) -> Check:
-    """DVC's default remote answers."""
-    from mlops_build import data
+    """DVC's default remote answers, others can read it too, and the tracked data is here."""
+    from mlops_build import data, data_remote
+    from mlops_build.git.repository import Checkout
 
     configured = data.remotes(root)
     if why := data.check_remote(root):
         remedy = "check .dvc/config and your credentials; dvc remote add --default NAME URL"
         return Check("data remote", why, [Finding("data remote", "data-remote", why, remedy)])
-    return Check("data remote", ", ".join(configured.values()))
+    findings = []
+    try:
+        data_remote.check_present(root)
+    except data.DataMissing as error:
+        findings.append(Finding("data", "data-missing", error.message, error.remedy or "dvc pull"))
+    checkout, default = Checkout.find(root), data_remote.default_remote(root)
+    if default and checkout and checkout.origin_url() and default.is_inside(root):
+        why = f"{default.in_checkout(root)}, which no clone has"
+        findings.append(Finding("data remote", "data-not-shared", why, data_remote.SHARE.format(name=default.name)))
+    is_new = default and default.folder and not default.folder.exists()
+    seen = ", ".join(configured.values()) + (" (a folder that does not exist yet: dvc push creates it)" if is_new else "")
+    return Check("data remote", seen, findings)
 
 
 def registry(root: Path) -> Check:

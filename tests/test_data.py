@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import data
+from mlops_build import data, data_remote
 from mlops_build.errors import Refused
 
 
@@ -35,6 +35,48 @@ def test_tracked_data_has_a_revision_that_follows_its_content(service: Path) -> 
 def test_what_the_pipeline_writes_is_known_from_dvc_yaml(service: Path) -> None:
     assert data.machine_files(service) == ["dvc.lock", "metrics.json", "openapi.json", "reports/confusion.csv", "reports/history.csv"]
     assert data.metric_files(service) == ["metrics.json"]
+
+
+def test_outputs_that_dvc_keeps_are_known_from_dvc_yaml(service: Path) -> None:
+    assert data.cached_outputs(service) == ["data/prepared", "models/points"]
+    (service / "dvc.yaml").write_text(
+        "stages:\n"
+        "  a: {cmd: a, outs: [x, {y: {persist: true}}, {z: {cache: false}}, '${where}/w', ../up], plots: [p.csv]}\n"
+        "  b: {cmd: b, wdir: src, outs: [here]}\n"
+    )
+    assert data.cached_outputs(service) == ["p.csv", "x", "y"]
+    assert data.machine_files(service) == ["dvc.lock", "openapi.json", "z"]
+
+
+def test_the_default_remote_is_known_from_the_configuration(service: Path) -> None:
+    remote = data_remote.default_remote(service)
+    assert remote
+    assert (remote.name, remote.url, remote.folder) == ("storage", "../dvc-remote", service.resolve() / "dvc-remote")
+    assert remote.is_inside(service)
+    (service / ".dvc/config.local").write_text(
+        "['remote \"storage\"']\n    url = s3://bucket/path\n    endpointurl = https://s3.example.com\n"
+    )
+    remote = data_remote.default_remote(service)
+    assert remote == data_remote.Remote("storage", "s3://bucket/path", "https://s3.example.com", None)
+    assert not remote.is_inside(service)
+    (service / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    assert data_remote.default_remote(service) is None
+
+
+def test_missing_data_is_reported_with_what_fetches_it(service: Path) -> None:
+    data_remote.check_present(service)
+    shutil.rmtree(service / "data/raw")
+    with pytest.raises(data.DataMissing, match="data/raw is tracked by DVC, but it is not on this machine") as caught:
+        data_remote.check_present(service)
+    assert f"The DVC remote is the folder {service.resolve() / 'dvc-remote'}, which does not exist here" in str(caught.value.remedy)
+    (service / "dvc-remote").mkdir()
+    with pytest.raises(data.DataMissing) as caught:
+        data_remote.check_present(service)
+    assert str(caught.value.remedy).startswith("`dvc pull` fetches it")
+    (service / "data/raw.dvc").unlink()  # never fetched
+    with pytest.raises(data.DataMissing, match=r"data/raw does not exist, and a stage of dvc\.yaml reads it") as caught:
+        data_remote.check_present(service)
+    assert str(caught.value.remedy).startswith("`make data`")
 
 
 def test_a_failing_stage_is_an_error_of_ours_and_keeps_what_is_done(service: Path) -> None:

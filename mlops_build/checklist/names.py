@@ -1,6 +1,5 @@
 """The service's names and addresses in the checklist, from its own files."""
 
-import configparser
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build import data_remote
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.git import host
@@ -71,7 +71,7 @@ def read(root: Path, *, origin: str | None = None) -> Names:
     keys = sorted(_plan_keys(root / SPECS, documents), key=lambda key: (key != source, key))
     if not keys:
         raise NotFound(f"{root / SPECS} has no plan", remedy="restore it from Git, or update the service from its template")
-    remote, endpoint = _remote(root / ".dvc" / "config")
+    remote = data_remote.default_remote(root)
     checkout = Checkout.find(root)
     return Names(
         root=root,
@@ -81,8 +81,8 @@ def read(root: Path, *, origin: str | None = None) -> Names:
         deployment=str(deployment.get("name", "")),
         capabilities=tuple(sorted(set(_requirements(documents)))),
         origin=origin or (checkout.origin_url() if checkout else None),
-        remote=remote,
-        endpoint=endpoint,
+        remote=remote.url if remote else None,
+        endpoint=remote.endpoint if remote else None,
         python=_python(root / "pyproject.toml"),
     )
 
@@ -123,19 +123,6 @@ def _requirements(documents: list[dict[str, Any]]) -> list[str]:
         for requirement in value.get("requirements") or []
         for capability in (requirement if isinstance(requirement, Mapping) else [requirement])
     ]
-
-
-def _remote(path: Path) -> tuple[str | None, str | None]:
-    """URL and endpoint of DVC's default remote. Reads the file, because the dvc command takes a second."""
-    config = configparser.ConfigParser(interpolation=None)
-    try:
-        config.read_string(path.read_text())
-    except (OSError, configparser.Error):
-        return None, None
-    section = f"'remote \"{config.get('core', 'remote', fallback='')}\"'"
-    if not config.has_section(section):
-        return None, None
-    return config.get(section, "url", fallback=None), config.get(section, "endpointurl", fallback=None)
 
 
 def _python(path: Path) -> str:

@@ -31,7 +31,7 @@ class OtherTraining(Refused):
 
 
 def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train; returns {"models": […], "branch": name or None, "pull_request": … or None}.
+    """Train; returns {"models": […], "warnings": […], "branch": name or None, "pull_request": … or None}.
 
     build: N; default: bamboo_buildNumber, else that of the branch we are on, else the next free one.
 
@@ -50,11 +50,12 @@ def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None
     repository = _check_host(service, checkout)
     say(f"train: from {target}, onto {branch}")
     _resume(checkout, root, branch, say)
-    trained = pipeline.train(root, say=say, force=force, branch=branch, pull=True)
+    outcome = pipeline.train(root, say=say, force=force, branch=branch, pull=True)
+    document: dict[str, Any] = {"models": [trained.as_json() for trained in outcome.models], "warnings": list(outcome.warnings)}
     if checkout.branch() != branch:
-        return {"models": [one.as_json() for one in trained], "branch": None, "pull_request": None}
-    opened = _ask(service, checkout, root, repository, branch, target, trained, say)
-    return {"models": [one.as_json() for one in trained], "branch": branch, "pull_request": opened.as_json() if opened else None}
+        return {**document, "branch": None, "pull_request": None}
+    opened = _ask(service, checkout, root, repository, branch, target, outcome.models, say)
+    return {**document, "branch": branch, "pull_request": opened.as_json() if opened else None}
 
 
 def _target(checkout: Checkout) -> str:

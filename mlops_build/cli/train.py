@@ -1,5 +1,6 @@
 """Run the pipeline, commit what it wrote, push data and commit, and register a model version that names that commit.
 
+Commit your changes first: with uncommitted changes it stops before the pipeline. It commits what the pipeline writes itself.
 Killed at any moment, a second run finishes it. A version is registered only if the metrics meet evaluate.thresholds in params.yaml.
 """
 
@@ -19,8 +20,10 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build import service
     from mlops_build.training import pipeline
 
-    trained = pipeline.train(service.find_root(), say=say, force=args.force, allow_dirty=args.allow_dirty)
-    next_steps = [f"next: mlops-build promote {one.name} {one.version} --to staging" for one in trained]
-    lines = [f"{one.model_uri}  commit {one.commit[:12]}{' dirty' if one.dirty else ''}" for one in trained]
-    result(args, {"models": [one.as_json() for one in trained]}, "\n".join([*lines, *next_steps]))
+    outcome = pipeline.train(service.find_root(), say=say, force=args.force, allow_dirty=args.allow_dirty)
+    next_steps = [f"next: mlops-build promote {one.name} {one.version} --to staging" for one in outcome.models]
+    lines = [f"{one.model_uri}  commit {one.commit[:12]}{' dirty' if one.dirty else ''}" for one in outcome.models]
+    result(
+        args, {"models": [one.as_json() for one in outcome.models], "warnings": list(outcome.warnings)}, "\n".join([*lines, *next_steps])
+    )
     return 0

@@ -279,6 +279,16 @@ class Checkout(Objects):
         paths = [entry[3:] for entry in listed.split("\0") if entry]
         return sorted(path for path in paths if not any(PurePosixPath(path).is_relative_to(one) for one in left_out))
 
+    def not_ignored(self, paths: Iterable[str]) -> list[str]:
+        """Those of the paths that Git neither ignores nor tracks."""
+        wanted = sorted(paths)
+        sent = "".join(f"{path}\0" for path in wanted).encode()
+        # The command refuses literal pathspecs, and takes what it reads from stdin as plain paths.
+        plain = {"GIT_LITERAL_PATHSPECS": "0"}
+        ignored = command.run(self.path, "check-ignore", "-z", "--stdin", stdin=sent, environment=plain, good=(0, 1)).decode().split("\0")
+        tracked = command.run(self.path, "ls-files", "-z", "--", *wanted).decode().split("\0") if wanted else []
+        return [path for path in wanted if path not in ignored and not any(PurePosixPath(file).is_relative_to(path) for file in tracked)]
+
     def parents(self, commit: str) -> list[str]:
         """The commits it stands on, as it names them: a shallow clone lacks them."""
         header = command.run(self.path, "cat-file", "commit", commit).decode(errors="replace").partition("\n\n")[0]

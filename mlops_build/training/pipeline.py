@@ -7,6 +7,7 @@ the version that names them, so a reader never meets a name whose thing is not t
 
 import json
 import os
+import shlex
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mlops_build import data, finding
+from mlops_build import data, data_remote, finding
 from mlops_build.errors import NotFound, Refused
 from mlops_build.git.repository import Checkout
 from mlops_build.model import identity, openapi
@@ -52,6 +53,14 @@ class Trained:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """models: one for each model in service.yaml. warnings: what is done and yet not as it should be, a sentence each."""
+
+    models: tuple[Trained, ...]
+    warnings: tuple[str, ...]
+
+
 def train(
     root: Path,
     *,
@@ -60,12 +69,14 @@ def train(
     allow_dirty: bool = False,
     branch: str | None = None,
     pull: bool = False,
-) -> list[Trained]:
-    """Run all steps for the service at `root`; one result for each model in service.yaml. `say` gets a line as each step begins.
+) -> Outcome:
+    """Run all steps for the service at `root`. `say` gets a line as each step begins, and each warning.
 
     branch: the one that gets the commit, made where there is something to commit; no other is pushed. Default: the current one.
-    pull: data that is not on this machine comes from DVC's remote. Raises PipelineFailed, GateClosed, DirtyTree, and what DVC's remote,
-    Git and the registry raise.
+    pull: data that is not on this machine comes from DVC's remote.
+
+    Raises DirtyTree and DataMissing before the pipeline; PipelineFailed, GateClosed, DirtyTree for a change made while it ran; and what
+    DVC's remote, Git and the registry raise.
     """
     service = load(root)
     checkout = Checkout.find(root)
@@ -73,21 +84,30 @@ def train(
         raise NotFound(
             f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
         )
+    check_dirt(root, allow_dirty)
+    if not allow_dirty:
+        check_outputs_are_ignored(checkout, root)
+    if not pull:
+        data_remote.check_present(root)
     # The pipeline is a process of its own; meanwhile this one loads what registration needs, which takes mlflow two seconds.
     threading.Thread(target=import_module, args=("mlflow",), daemon=True).start()
     say("[1/6] pipeline: dvc repro")
     run_pipeline(root, force, pull)
     say("[2/6] gate: metrics against params.yaml")
     metrics = check_gate(root)
-    dirt = check_dirt(root, allow_dirty)
+    dirt = check_dirt(root, allow_dirty, has_run=True)
     say("[3/6] commit: dvc.lock, metrics, plots and openapi.json")
     commit = commit_results(checkout, root, service, metrics, dirty=bool(dirt), branch=branch)
     say("[4/6] push data")
     push_data(root, say)
+    warnings = [warning] if (warning := unshared_data(checkout, root)) else []
+    for warning in warnings:
+        say(f"      warning: {warning}")
     say("[5/6] push code")
     push_code(checkout, say, dirty=bool(dirt), branch=branch)
     say("[6/6] register")
-    return register_models(checkout, root, service, commit, metrics, dirty=bool(dirt), say=say)
+    models = register_models(checkout, root, service, commit, metrics, dirty=bool(dirt), say=say)
+    return Outcome(tuple(models), tuple(warnings))
 
 
 def run_pipeline(root: Path, force: bool, pull: bool) -> None:
@@ -122,16 +142,36 @@ def check_gate(root: Path) -> dict[str, float]:
     return metrics
 
 
-def check_dirt(root: Path, allow_dirty: bool) -> list[str]:
-    """The uncommitted changes, which must be none without `allow_dirty`. Raises DirtyTree."""
+def check_dirt(root: Path, allow_dirty: bool, *, has_run: bool = False) -> list[str]:
+    """The uncommitted changes, which must be none without `allow_dirty`; what the pipeline writes is not one. Raises DirtyTree.
+
+    has_run: the pipeline has run, so the changes were made meanwhile.
+    """
     dirt = origin.dirt(root)
     if dirt and not allow_dirty:
         shown = ", ".join(dirt[:5]) + (f" and {len(dirt) - 5} more" if len(dirt) > 5 else "")
-        raise DirtyTree(
-            f"the run is logged, but no version is registered: uncommitted changes in {shown}",
-            remedy="commit them and run this again (done stages are kept), or use --allow-dirty, which marks the version as dirty",
-        )
+        if has_run:
+            what = f"the run is logged, but no version is registered: files changed while the pipeline ran: {shown}"
+            remedy = "commit them and run this again (finished stages are kept), or use --allow-dirty, which marks the version as dirty"
+        else:
+            what = f"uncommitted changes in {shown}: a version names the commit it was made from, so nothing was run"
+            remedy = (
+                'commit them: git add --all && git commit --message "Describe the change"\n'
+                "    or run the pipeline without registering a version: dvc repro\n"
+                "    or register a version that is marked as dirty: mlops-build train --allow-dirty"
+            )
+        raise DirtyTree(what, remedy=remedy)
     return dirt
+
+
+def check_outputs_are_ignored(checkout: Checkout, root: Path) -> None:
+    """DVC writes an output that Git does not ignore into a .gitignore, which would then be an uncommitted change. Raises DirtyTree."""
+    if missing := checkout.not_ignored(data.cached_outputs(root)):
+        lines = "".join(f"/{path}\n" for path in missing)
+        raise DirtyTree(
+            f"Git does not ignore {', '.join(missing)}, which {data.PIPELINE} lists as an output that DVC keeps",
+            remedy=f'printf {shlex.quote(lines)} >> .gitignore && git commit --message "Ignore outputs" .gitignore',
+        )
 
 
 def commit_results(
@@ -171,6 +211,14 @@ def push_data(root: Path, say: Callable[[str], None]) -> None:
         data.push(root)
     except data.NoRemote:
         say("      no DVC remote is configured: the data stays on this machine (dvc remote add --default NAME URL)")
+
+
+def unshared_data(checkout: Checkout, root: Path) -> str | None:
+    """A warning where others get the commit, but cannot get the data that it names: DVC's remote is a folder of this checkout."""
+    remote = data_remote.default_remote(root)
+    if remote is None or not checkout.origin_url() or not remote.is_inside(root):
+        return None
+    return f"the data is on this machine only: {remote.in_checkout(root)}, which no clone has. {data_remote.SHARE.format(name=remote.name)}"
 
 
 def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool, branch: str | None = None) -> None:

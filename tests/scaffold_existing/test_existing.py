@@ -350,6 +350,22 @@ def test_a_refusal_says_why_and_leaves_nothing_behind(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["прогноз", "123model", "v2.1", "my_service.v2", "json", "x" * 41])
+def test_a_folder_whose_name_is_not_valid_for_a_service_is_refused_with_a_name_that_is(
+    template: Path, work: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["scaffold", name, "--from", "work/train.py", "--template", str(template)]
+    assert main(command) == 4
+    printed = capsys.readouterr().err
+    assert f"{name!r} is not a valid name" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    (suggested,) = re.findall(r"--answer (project_name=\S+)", printed)
+    assert main([*command, "--answer", suggested]) == 0
+    document = YAML(typ="safe").load((tmp_path / name / "service.yaml").read_text())
+    assert document["name"] == suggested.partition("=")[2]
+
+
 def test_a_failure_in_the_middle_leaves_nothing_behind(template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import __version__
+from mlops_build import __version__, data
 from mlops_build.errors import Refused
+from mlops_build.git.repository import Checkout
 from mlops_build.model import contract, files, identity
 from mlops_build.registry import Registry
-from mlops_build.training.pipeline import check_gate
+from mlops_build.training.pipeline import DirtyTree, check_gate, check_outputs_are_ignored, train
 from tests.conftest import git, mlops_build
 
 
@@ -37,7 +38,12 @@ def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_pa
     (service / "service.yaml").write_text(settings.replace("\n  registry: ", "\n  files: [params.yaml]\n  registry: "))
     git(service, "commit", "--quiet", "--all", "--message=Put the parameters into the image")
     before = git(service, "rev-parse", "HEAD")
-    trained = json.loads(mlops_build(service, "train", "--json").stdout)["models"][0]
+    document = json.loads(mlops_build(service, "train", "--json").stdout)
+    trained = document["models"][0]
+    # The code has an origin, and the data only a folder in the checkout.
+    (warning,) = document["warnings"]
+    assert "the DVC remote 'storage' is the folder dvc-remote in this checkout, which no clone has" in warning
+    assert "dvc remote modify storage url" in warning
     head = git(service, "rev-parse", "HEAD")
     assert trained["commit"] == head != before
     assert git(tmp_path / "origin.git", "rev-parse", "main") == head
@@ -127,15 +133,15 @@ pipeline.train(__import__("pathlib").Path.cwd(), say=print)
 
 def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_stage(with_data: Path, tmp_path: Path) -> None:
     service = Path(shutil.copytree(with_data, tmp_path / "points"))
-    train = subprocess.Popen(
+    running = subprocess.Popen(
         [sys.executable, "-m", "mlops_build", "train"], cwd=service, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert train.stderr is not None
-    for line in train.stderr:
+    assert running.stderr is not None
+    for line in running.stderr:
         if "Running stage 'train'" in line:
-            os.killpg(train.pid, signal.SIGKILL)
+            os.killpg(running.pid, signal.SIGKILL)
             break
-    train.communicate(timeout=30)
+    running.communicate(timeout=30)
     done = mlops_build(service, "train")
     assert "Stage 'prepare' didn't change, skipping" in done.stderr
     assert [version.version for version in registry(service).versions("points")] == [1]
@@ -160,8 +166,6 @@ def test_two_runs_give_the_same_bits(service: Path) -> None:
 
 
 def in_service(service: Path) -> dict[str, str]:
-    from mlops_build import data
-
     return data.environment(service)
 
 
@@ -193,9 +197,11 @@ def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path
     (service / "src/points/new.py").write_text("ANSWER = 42\n")
     (service / "README.md").write_text("changed\n")
     head = git(service, "rev-parse", "HEAD")
-    done = mlops_build(service, "train", expect=4)
-    assert "README.md, src/points/new.py" in done.stderr
-    assert "--allow-dirty" in done.stderr
+    said: list[str] = []
+    with pytest.raises(DirtyTree, match=r"uncommitted changes in README\.md, src/points/new\.py") as caught:
+        train(service, say=said.append)
+    assert "--allow-dirty" in str(caught.value.remedy)
+    assert said == []  # before the pipeline
     assert registry(service).versions("points") == []
     assert git(service, "rev-parse", "HEAD") == head
 
@@ -214,6 +220,34 @@ def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path
     # The patch, put onto the commit, is the tree that was trained.
     git(service, "stash", "--quiet", "--include-untracked")
     git(service, "apply", "--check", str(made / "dirty.patch"))
+
+
+def test_a_change_made_while_the_pipeline_runs_is_not_registered(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "repro", lambda *_, **__: (service / "README.md").write_text("changed\n"))
+    with pytest.raises(DirtyTree, match=r"files changed while the pipeline ran: README\.md"):
+        train(service, say=lambda _: None)
+    assert registry(service).versions("points") == []
+
+
+def test_an_output_that_dvc_would_add_to_a_gitignore_is_refused_before_the_pipeline(service: Path) -> None:
+    pipeline = (service / "dvc.yaml").read_text()
+    (service / "dvc.yaml").write_text(pipeline.replace("      - models/points\n", "      - models/points\n      - embeddings.npy\n", 1))
+    git(service, "commit", "--quiet", "--all", "--message=Keep the embeddings")
+    said: list[str] = []
+    with pytest.raises(DirtyTree, match=r"Git does not ignore embeddings\.npy") as caught:
+        train(service, say=said.append)
+    assert said == []
+    subprocess.run(["sh", "-c", str(caught.value.remedy)], cwd=service, check=True, capture_output=True, timeout=60)
+    check_outputs_are_ignored(Checkout(service), service)
+    assert git(service, "status", "--porcelain", ".gitignore") == ""
+
+
+def test_in_a_clone_without_the_data_nothing_runs(service: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "clone")
+    said: list[str] = []
+    with pytest.raises(data.DataMissing, match="data/raw is tracked by DVC, but it is not on this machine"):
+        train(tmp_path / "clone", say=said.append)
+    assert said == []
 
 
 def test_a_dvc_remote_that_does_not_answer_stops_before_git_is_pushed(service: Path, tmp_path: Path) -> None:

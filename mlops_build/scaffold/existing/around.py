@@ -32,7 +32,6 @@ from mlops_build.scaffold.existing.modules import Module
 from mlops_build.scaffold.existing.script import Option, Script, Written
 from mlops_build.scaffold.existing.todo import Left, Todo, listing, page
 
-PROJECT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[ _-][A-Za-z0-9]+)*")
 # A path that may stand in dvc.yaml and in Python as it is.
 PATH = re.compile(r"[\w ./@+=,()-]+")
 # What the template's example is made of.
@@ -42,6 +41,7 @@ DATA_OPTION = re.compile(r"data|input|csv|root|image|corpus|source", re.IGNORECA
 # Imports that come with mlops-build[train].
 BROUGHT = {"mlflow", "dvc", "mlops_build"}
 SEED = 20261124
+NAME_LENGTH = 40  # of project_name, as copier.yml allows it
 WEIGHTS = "models/weights.pt"
 METRICS = "metrics.json"
 STAGE_LINE = 4  # of dvc.yaml: the command of the stage train
@@ -49,6 +49,10 @@ STAGE_LINE = 4  # of dvc.yaml: the command of the stage train
 
 class NotEmpty(Refused):
     """The destination holds something."""
+
+
+class BadName(Refused):
+    """The folder's name, which would be the service's, is not a valid one, and no answer gives another."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +103,21 @@ def scaffold(
     by_reference: bool = False,
     say: Callable[[str], None],
 ) -> Made:
-    """Make the service. Raises NotEmpty, BadScript, NotFound, UsageError, ScaffoldError, and what Git, DVC and the disk raise."""
+    """Make the service. Raises NotEmpty, BadName, BadScript, NotFound, UsageError, ScaffoldError, and what Git, DVC and the disk raise."""
     destination = destination.absolute()
     _check_destination(destination)
     if "example" in answers:
         raise UsageError("--answer example=…: your script is the example here", remedy="leave it out")
     modules, outside = modules_of.collect(scripts.read(script.absolute()))
     planned = sources.plan(data, script, by_reference=by_reference)
-    given = {"example": "none", **answers}
-    if PROJECT_NAME.fullmatch(destination.name):
-        given.setdefault("project_name", destination.name)
+    given = {"example": "none", "project_name": destination.name, **answers}
     folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         root = folder / destination.name
-        render.copy(template, root, given, version=version)
+        try:
+            render.copy(template, root, given, version=version)
+        except render.ScaffoldError as error:
+            raise error if "project_name" in answers else _named_by_folder(destination.name, error) from None
         git.run(root, "init", "--quiet", "--initial-branch=main")
         around = _Around(root, modules, planned)
         around.write(outside)
@@ -129,6 +134,21 @@ def scaffold(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+def _named_by_folder(name: str, error: render.ScaffoldError) -> render.ScaffoldError | BadName:
+    """What the template says of `project_name`, for somebody who was not asked for one; any other error as it is."""
+    _, refused, why = error.message.partition("project_name: ")
+    if not refused:
+        return error
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    valid = re.sub(r"^[0-9-]+", "", "-".join(words)) or "fraud-score"
+    # One word may be the name of a Python package.
+    valid = (valid if "-" in valid else f"{valid}-service")[:NAME_LENGTH].rstrip("-")
+    return BadName(
+        f"the service would be named after its folder, but {name!r} is not a valid name: {why}",
+        remedy=f"give it a name: add --answer project_name={valid} to the command, or choose another folder",
+    )
 
 
 def _place(root: Path, destination: Path) -> None:

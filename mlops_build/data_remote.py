@@ -1,0 +1,97 @@
+"""DVC's default remote, and whether the data that the pipeline reads is on this machine. Reads files only."""
+
+import configparser
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlops_build import data
+
+# How data gets to where others can read it. name: the remote's.
+SHARE = (
+    "To share it: dvc remote modify {name} url s3://BUCKET/PATH (or a folder that all machines mount), then dvc push, "
+    "then commit .dvc/config"
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """DVC's default remote. endpoint: of an S3 gateway. folder: where it is one on this machine, an absolute path."""
+
+    name: str
+    url: str
+    endpoint: str | None
+    folder: Path | None
+
+    def is_inside(self, root: Path) -> bool:
+        """Whether it is a folder of the checkout at `root`."""
+        return self.folder is not None and self.folder.is_relative_to(root.resolve())
+
+    def in_checkout(self, root: Path) -> str:
+        """What it is, in words; only for one inside."""
+        assert self.folder is not None  # noqa: S101  (is_inside looked)
+        return f"the DVC remote {self.name!r} is the folder {self.folder.relative_to(root.resolve())} in this checkout"
+
+
+def default_remote(root: Path) -> Remote | None:
+    """By .dvc/config and .dvc/config.local; None where there is none. (The command that would say it takes half a second.)"""
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    for name in ("config", "config.local"):
+        with contextlib.suppress(OSError, UnicodeDecodeError, configparser.Error):  # DVC itself reports a file that it cannot read
+            config.read_string((root / ".dvc" / name).read_text(encoding="utf-8"))
+    name = config.get("core", "remote", fallback="")
+    section = f"'remote \"{name}\"'"
+    url = config.get(section, "url", fallback=None) if config.has_section(section) else None
+    if url is None:
+        return None
+    folder = None if "://" in url else (root / ".dvc" / url).resolve()
+    return Remote(name, url, config.get(section, "endpointurl", fallback=None), folder)
+
+
+def check_present(root: Path) -> None:
+    """That the data which the pipeline reads is in the working tree. Raises data.DataMissing.
+
+    Not looked for: what an import names, since the pipeline fetches it from its source.
+    """
+    imported = set(data.imports(root))
+    if missing := [path for path in data.tracked(root) if f"{path}.dvc" not in imported and not (root / path).exists()]:
+        raise data.DataMissing(f"{', '.join(missing)} is tracked by DVC, but it is not on this machine", remedy=how_to_get(root))
+    if missing := [path for path in _sources(root) if path.startswith("data/") and not _is_there(root, path)]:
+        raise data.DataMissing(
+            f"{', '.join(missing)} does not exist, and a stage of {data.PIPELINE} reads it",
+            remedy="`make data` fetches it; then commit its .dvc file and run this again",
+        )
+
+
+def _sources(root: Path) -> list[str]:
+    """What the stages read and no stage writes."""
+    stages = [stage for stage in data.pipeline(root).get("stages", {}).values() if "wdir" not in stage]
+    written = [path for stage in stages for section in ("outs", "metrics", "plots") for path, _ in data.outputs(stage, section)]
+    read = {path for stage in stages for path in stage.get("deps", []) if isinstance(path, str) and "${" not in path}
+    return sorted(path for path in read if not any(_overlap(path, output) for output in written))
+
+
+def _overlap(one: str, other: str) -> bool:
+    return PurePosixPath(one).is_relative_to(other) or PurePosixPath(other).is_relative_to(one)
+
+
+def _is_there(root: Path, path: str) -> bool:
+    """Whether a path exists, or a .dvc file of its own or of a folder around it says where it comes from."""
+    return (root / path).exists() or any((root / f"{around}.dvc").exists() for around in (path, *PurePosixPath(path).parents))
+
+
+def how_to_get(root: Path) -> str:
+    """What to do about tracked data that is not on this machine."""
+    remote = default_remote(root)
+    if remote is None:
+        return (
+            "`make data` fetches it from its source. No DVC remote is configured: `dvc remote add --default NAME URL` and `dvc push` "
+            "where the data is let `dvc pull` fetch it here"
+        )
+    if remote.folder is None or remote.folder.exists():
+        return f"`dvc pull` fetches it from the DVC remote, {remote.url}; if the remote lacks it, `make data` fetches it from its source"
+    return (
+        f"`make data` fetches it from its source. The DVC remote is the folder {remote.folder}, which does not exist here. "
+        f"Where the data is: `dvc remote modify {remote.name} url URL` with a place that both machines reach, `dvc push`, and commit "
+        ".dvc/config; then here: `git pull`, `dvc pull`"
+    )

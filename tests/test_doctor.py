@@ -1,0 +1,26 @@
+"""What `doctor` finds around a service's data."""
+
+import shutil
+from pathlib import Path
+
+from mlops_build import doctor
+from tests.conftest import git
+
+
+def test_data_that_a_colleague_cannot_get_is_a_finding(with_data: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    check = doctor.data_remote(service)
+    assert check.findings == []
+    assert "does not exist yet" in check.seen
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    git(service, "remote", "add", "origin", (tmp_path / "origin.git").as_uri())
+    git(service, "push", "--quiet", "origin", "main")
+    (finding,) = doctor.data_remote(service).findings
+    assert finding.rule == "data-not-shared"
+    assert "dvc remote modify storage url" in finding.remedy
+
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "clone")
+    findings = {finding.rule: finding for finding in doctor.data_remote(tmp_path / "clone").findings}
+    assert set(findings) == {"data-missing", "data-not-shared"}
+    assert f"{tmp_path / 'clone/dvc-remote'}, which does not exist here" in findings["data-missing"].remedy
+    assert "`make data`" in findings["data-missing"].remedy
