@@ -1,15 +1,15 @@
-# The two commands of the README: `make demo` and `make test`. Both put everything into ./.venv first.
+# Every target installs what it needs into ./.venv first.
 DEMO_DIR ?= demo-service
 PYTHON_ = .venv/bin/python
 
-.PHONY: help install demo checkov test test-slow test-all soak tag lint docs lock bench
-help:       ## this list
+.PHONY: help install demo checkov test test-slow test-all soak tag lint docs site lock bench
+help:       ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-install:    ## the environment, into ./.venv
+install:    ## install everything into ./.venv
 	@scripts/install.sh
 
-demo: install    ## the whole road on embedded defaults, into DEMO_DIR (default ./demo-service)
+demo: install    ## run the whole pipeline with embedded defaults in DEMO_DIR (default ./demo-service)
 	@$(PYTHON_) scripts/demo.py "$(DEMO_DIR)"
 
 checkov: install
@@ -17,36 +17,40 @@ checkov: install
 
 PYTEST = $(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile --durations=20
 
-test: install    ## the fast tests; no external service is needed
+test: install    ## run the fast tests; no external service is needed
 	@$(PYTEST)
 
-test-slow: checkov    ## the rest: tests that take long, or need Docker, S3, Zabbix, Go or PHP (CONTRIBUTING.md says how they are found)
+test-slow: checkov    ## run the rest: tests that take long, or need Docker, S3, Zabbix, Go or PHP (CONTRIBUTING.md says how they are found)
 	@$(PYTEST) -m "slow and not soak"
 
-test-all: test test-slow    ## both
+test-all: test test-slow    ## run both
 
-soak: install    ## what takes minutes: many more random cases (SOAK_EXAMPLES says how many), a real Zabbix server
+soak: install    ## run the tests that take minutes to hours (SOAK_EXAMPLES sets the number of random cases)
 	@eval "$$(scripts/debian-tools.sh server)"; $(PYTHON_) -m pytest --numprocesses=2 -m soak
 
-tag:        ## the releases' tags, as CHANGELOG.md lists them
+tag:        ## create the release tags listed in CHANGELOG.md
 	@scripts/tag.sh
 
-lint: install    ## ruff, mypy, import-linter, deptry
+lint: install    ## run ruff, mypy, import-linter, deptry and a strict build of the docs site
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict mlops_build
 	@.venv/bin/lint-imports
 	@.venv/bin/deptry mlops_build
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir "$$site"
 
-docs: install    ## the generated parts of docs/ and the JSON schema of service.yaml
+docs: install    ## regenerate parts of docs/, cookiecutter.json and the JSON schema of service.yaml
 	@$(PYTHON_) scripts/docs.py
 
-lock: install    ## requirements.lock and requirements-checkov.lock anew
+site: install    ## serve docs/ as a searchable site on http://127.0.0.1:8000
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs serve
+
+lock: install    ## resolve requirements.lock and requirements-checkov.lock again
 	@.venv/bin/uv pip compile pyproject.toml --universal --all-extras --group dev --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-emit-package torch --custom-compile-command "make lock" --quiet -o requirements.lock
 	@echo "checkov>=3.2" | .venv/bin/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements-checkov.lock
 
-bench: install    ## the figures in the docs
+bench: install    ## measure the start-up and update figures of the docs
 	@$(PYTHON_) benchmarks/startup.py
 	@$(PYTHON_) benchmarks/update.py

@@ -312,9 +312,9 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def write_docs(document: Mapping[str, Any]) -> None:
-    """The tables into docs/reference/benchmarks.md, the picture and a line into the README, between their marks."""
+    """Write the tables to docs/reference/benchmarks.md, and the plot and figures to the README, between the marks."""
     head = (
-        "Requests a second (p50; p99 in ms) by number of clients,",
+        "Requests per second (p50; p99 in ms) by number of clients,",
         f"medians of {document['rounds']} rounds of {document['seconds']:g} s at commit",
         f"{document['commit']}, MLflow {document['versions']['mlflow']}, torch {document['versions']['torch']}, {document['cores']} cores",
         "([serving.json](../../benchmarks/serving.json)):",
@@ -328,13 +328,13 @@ def write_docs(document: Mapping[str, Any]) -> None:
     )
     figures = servers[OURS]["cells"]["row, 64"]
     lines = (
-        "![Requests a second of mlops-build serve, MLflow's server, LitServe, BentoML and a bare server](docs/reference/serving.svg)",
+        "![Requests per second of mlops-build serve, MLflow's server, LitServe, BentoML and a bare server](docs/reference/serving.svg)",
         "",
-        f"With 64 clients it answers {figures['rps']:,.0f} rows a second (p50 {figures['p50']:.0f} ms, p99 {figures['p99']:.0f} ms):",
-        f"{row[MLFLOW]:.0f} times MLflow's server, {row[LITSERVE]:.0f} times LitServe, {row[BENTOML]:.0f} times BentoML,",
-        f"and {row[BARE]:.0%} of a bare Starlette server that checks nothing.",
-        f"Of images it answers {image[MLFLOW]:.0f}, {image[LITSERVE]:.1f} and {image[BENTOML]:.1f} times as many as they do",
-        "([how it was measured](docs/reference/benchmarks.md#serving)).",
+        f"With 64 clients, `mlops-build serve` answers {figures['rps']:,.0f} rows per second (p50 {figures['p50']:.0f} ms, "
+        f"p99 {figures['p99']:.0f} ms): {row[MLFLOW]:.0f} times MLflow's",
+        f"server, {row[LITSERVE]:.0f} times LitServe, {row[BENTOML]:.0f} times BentoML, and {row[BARE]:.0%} of a bare Starlette server "
+        "without validation. With images it answers",
+        f"{image[MLFLOW]:.0f}, {image[LITSERVE]:.1f} and {image[BENTOML]:.1f} times as many ([method](docs/reference/benchmarks.md#serving)).",
     )
     between(ROOT / "README.md", "\n".join(lines))
 

@@ -31,6 +31,15 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_page_has_a_place_in_the_index_and_in_the_site() -> None:
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - {"README.md"}
+    index = re.findall(r"\]\(([\w/-]+\.md)\)", (docs / "README.md").read_text())
+    navigation = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(index) == sorted(pages)
+    assert [page for page in navigation if page != "README.md"] == index
+
+
 def test_the_release_is_in_the_list_of_releases() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"| {__version__} |" in changelog
