@@ -30,6 +30,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users do not set it: what Python writes beside a model's code must not change its digest
 
 # Whoever started us in the background may have had these ignored, and children inherit it: Ctrl-C would end none of them.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -66,6 +67,12 @@ def mlops_build(
     assert done.returncode == expect, f"mlops-build {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
     assert "Traceback (most recent call last)" not in done.stderr or expect == 0
     return done
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlflow.set_tracking_uri writes into the environment: the next test in this process must not find it there."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="session")

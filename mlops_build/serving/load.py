@@ -138,6 +138,8 @@ def _context(folder: Path) -> Checked:
 
 def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
     """Every model in memory, on the device that this process sees. compile, precision: network.prepare. Raises CannotLoad."""
+    # Python would write __pycache__ beside the model's own code; the next start would then refuse the folder, whose digest has changed.
+    sys.dont_write_bytecode = True
     _code(checked.wheels)
     models = tuple(_load(model) for model in checked.models)
     if compile or precision != "float32":
