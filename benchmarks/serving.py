@@ -330,11 +330,18 @@ def write_docs(document: Mapping[str, Any]) -> None:
     lines = (
         "![Requests per second of mlops-build serve, MLflow's server, LitServe, BentoML and a bare server](docs/reference/serving.svg)",
         "",
-        f"With 64 clients, `mlops-build serve` answers {figures['rps']:,.0f} rows per second (p50 {figures['p50']:.0f} ms, "
-        f"p99 {figures['p99']:.0f} ms): {row[MLFLOW]:.0f} times MLflow's",
-        f"server, {row[LITSERVE]:.0f} times LitServe, {row[BENTOML]:.0f} times BentoML, and {row[BARE]:.0%} of a bare Starlette server "
-        "without validation. With images it answers",
-        f"{image[MLFLOW]:.0f}, {image[LITSERVE]:.1f} and {image[BENTOML]:.1f} times as many ([method](docs/reference/benchmarks.md#serving)).",
+        (
+            f"With 64 clients, `mlops-build serve` answers {figures['rps']:,.0f} rows per second (p50 {figures['p50']:.0f} ms, "
+            f"p99 {figures['p99']:.0f} ms): {row[MLFLOW]:.0f} times MLflow's"
+        ),
+        (
+            f"server, {row[LITSERVE]:.0f} times LitServe, {row[BENTOML]:.0f} times BentoML, and {row[BARE]:.0%} of a bare Starlette server "
+            "without validation. With images it answers"
+        ),
+        (
+            f"{image[MLFLOW]:.0f}, {image[LITSERVE]:.1f} and {image[BENTOML]:.1f} times as many "
+            "([method](docs/reference/benchmarks.md#serving))."
+        ),
     )
     between(ROOT / "README.md", "\n".join(lines))
 
