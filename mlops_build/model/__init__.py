@@ -1,1 +1,1 @@
-"""What a model version is: how it is named, which files it carries, what may be in them, which environment it needs."""
+"""The model version: its name and tags, its files and their scan, its contract, and its environment."""

@@ -1,14 +1,18 @@
-"""Whether a model answers as it did when its example was recorded."""
+"""Compare a model's predictions with those that were recorded with its example."""
 
 import json
 import math
 
-# How far an answer may be from the recorded one: other processors and thread counts round differently.
+# Allowed difference between a prediction and the recorded one: other processors and thread counts round differently.
 TOLERANCE = 1e-4
 
 
 def differences(recorded: object, answered: object, where: str = "predictions") -> list[str]:
-    """Where two answers differ: numbers by more than TOLERANCE (relative from 1 on, absolute below), all else at all."""
+    """Return one line for each place where two answers differ.
+
+    Numbers may differ by TOLERANCE: relative for values above 1, absolute below. Everything else must be equal. where: the path of the
+    value in the answer, for the lines.
+    """
     if isinstance(recorded, dict) and isinstance(answered, dict) and recorded.keys() == answered.keys():
         return [line for key in recorded for line in differences(recorded[key], answered[key], f"{where}.{key}")]
     if isinstance(recorded, list) and isinstance(answered, list) and len(recorded) == len(answered):

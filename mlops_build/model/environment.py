@@ -1,7 +1,7 @@
-"""The environment of a model version: a hashed lock, and the wheels that stand beside it.
+"""The environment of a model version: a lock with hashes, and the wheels stored beside it.
 
-torch is never in the lock: its CPU build, its CUDA build and a wheel on disk have different hashes, so a hashed line would
-fit only one of them. Its version is recorded, and the image installs that version by itself (docs/explanation/installing.md).
+torch is never in the lock: its CPU build, its CUDA build and a wheel on disk have different hashes, so a line with a hash would match
+only one of them. Its version is recorded, and the image installs that version in a separate step (docs/explanation/installing.md).
 """
 
 import base64
@@ -22,12 +22,12 @@ from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK_SECONDS = 300
 BUILD_SECONDS = 120
-# Wheels carry no time: this is the earliest that a zip file can express.
+# The modification time of each file in a wheel: a fixed value, the earliest that a zip file can express.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class LockFailed(Failed):
-    """The resolver found no set of versions, or the service's requirements make no sense."""
+    """The resolver found no set of versions, or the service's requirements are not valid."""
 
 
 class IndexUnreachable(Unreachable):
@@ -35,7 +35,7 @@ class IndexUnreachable(Unreachable):
 
 
 def torch_version() -> str:
-    """The installed torch's release, without the local part that names its build: "2.13.0"."""
+    """The installed torch's release, without the local part that names the build: "2.13.0"."""
     return metadata.version("torch").partition("+")[0]
 
 
@@ -45,16 +45,16 @@ def python_version() -> str:
 
 
 def lock(wheels: Sequence[Path], folder: Path) -> str:
-    """Resolve what these wheels need to be *served*, to exact versions with hashes, without torch and without the wheels themselves.
+    """Resolve the dependencies for *serving* these wheels to exact versions with hashes, without torch and without the wheels themselves.
 
-    The versions are those of the running environment, which trained the model. `folder` is scratch space.
-    Raises LockFailed, or IndexUnreachable where the package index does not answer.
+    The versions are those of the running environment, which trained the model. folder: scratch space. Raises LockFailed, and
+    IndexUnreachable if the package index does not answer.
     """
     lines = [f"{_requirement(wheel)} @ {wheel.resolve().as_uri()}" for wheel in wheels]
     requirements, constraints = folder / "requirements.in", folder / "constraints.txt"
     requirements.write_text("\n".join(lines) + "\n")
     constraints.write_text("\n".join(_installed()) + "\n")
-    # What the CPU build of torch requires: or the CUDA packages of the index's build would enter the lock.
+    # The requirements of torch's CPU build. With those of the index's build, the CUDA packages would enter the lock.
     metadata_of_torch = f"[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = {_torch_requires()!r}\n"
     (folder / "pyproject.toml").write_text(f"[project]\nname = 'lock'\nversion = '0'\n\n{metadata_of_torch}")
     options = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
@@ -64,26 +64,26 @@ def lock(wheels: Sequence[Path], folder: Path) -> str:
     command += [*(f"--no-emit-package={name}" for name in left_out)]
     done = subprocess.run(command, cwd=folder, env=uv_environment(), capture_output=True, text=True, timeout=LOCK_SECONDS, check=False)
     if done.returncode:
-        said = done.stderr.strip()
-        if re.search(r"error sending request|Failed to fetch|dns error|Connection|timed out", said):
+        output = done.stderr.strip()
+        if re.search(r"error sending request|Failed to fetch|dns error|Connection|timed out", output):
             raise IndexUnreachable(
-                f"the package index does not answer, so the model's environment cannot be locked:\n{said[-800:]}",
-                remedy="set PIP_INDEX_URL (or UV_DEFAULT_INDEX) to your index and run this again: it goes on where it stopped",
+                f"the package index does not answer, so the model's environment cannot be locked:\n{output[-800:]}",
+                remedy="set PIP_INDEX_URL (or UV_DEFAULT_INDEX) to your index, then run this again: it continues where it stopped",
             )
         raise LockFailed(
-            f"the model's environment cannot be locked:\n{said[-1500:]}",
-            remedy="mend [project].dependencies in pyproject.toml, then run this again",
+            f"the model's environment cannot be locked:\n{output[-1500:]}",
+            remedy="fix [project].dependencies in pyproject.toml, then run this again",
         )
     return resolved_lines(done.stdout)
 
 
 def resolved_lines(text: str) -> str:
-    """A lock without comments and blank lines, one final newline: the same resolution is the same bytes."""
+    """A lock without comments and blank lines, with one final newline: the same resolution gives the same bytes."""
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
 def uv_environment() -> dict[str, str]:
-    """The environment for uv, which ignores pip's settings: PIP_INDEX_URL and PIP_FIND_LINKS are handed on under uv's names."""
+    """The environment variables for uv, with PIP_INDEX_URL and PIP_FIND_LINKS under uv's names: uv ignores pip's settings."""
     environment = dict(os.environ)
     if "PIP_INDEX_URL" in environment:
         environment.setdefault("UV_DEFAULT_INDEX", environment["PIP_INDEX_URL"])
@@ -93,45 +93,47 @@ def uv_environment() -> dict[str, str]:
 
 
 def project_wheel(source: Path, destination: Path) -> Path:
-    """Build the wheel of the hatchling project at `source` into `destination`. The same files make the same bytes. Raises Failed."""
+    """Build the wheel of the hatchling project at `source` into `destination`. The same files give the same bytes. Raises Failed."""
     destination.mkdir(parents=True, exist_ok=True)
     before = set(destination.glob("*.whl"))
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(destination.resolve())]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
     done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
-    made = sorted(set(destination.glob("*.whl")) - before)
-    if done.returncode or len(made) != 1:
-        said = (done.stderr or done.stdout).strip()
+    built = sorted(set(destination.glob("*.whl")) - before)
+    if done.returncode or len(built) != 1:
+        output = (done.stderr or done.stdout).strip()
         raise Failed(
-            f"the wheel of {source} could not be built:\n{said[-1500:]}",
-            remedy="mend pyproject.toml (`python -m hatchling build -t wheel`)",
+            f"the wheel of {source} could not be built:\n{output[-1500:]}",
+            remedy="fix pyproject.toml; test it with `python -m hatchling build -t wheel`",
         )
-    return made[0]
+    return built[0]
 
 
 def image_files(tree: Path, names: Sequence[str], destination: Path) -> None:
-    """Copy files and folders of a tree, by their names in it, for the image to hold; without names nothing is made.
+    """Copy the named files and folders of a tree into `destination`, which the image will contain. Does nothing without names.
 
-    Raises NotFound for a name that is not there, and Refused for a symbolic link or a special file: what it points to is not in the tree.
+    Raises NotFound for a name that does not exist, and Refused for a symbolic link or a special file: its target is not in the tree.
     """
     for name in sorted(set(names)):
         source, where = tree / name, f"image.files in service.yaml names {name}"
         if not source.exists():
-            raise NotFound(f"{where}, which is not in the commit", remedy="commit it (git add), or take it out of image.files")
+            raise NotFound(f"{where}, which is not in the commit", remedy="commit it (git add), or remove it from image.files")
         parents = [parent for parent in source.relative_to(tree).parents if parent != Path()]
         inside = [source, *(tree / parent for parent in parents), *(source.rglob("*") if source.is_dir() else ())]
-        odd = next((path for path in inside if path.is_symlink() or not (path.is_file() or path.is_dir())), None)
-        if odd is not None:
-            raise Refused(f"{where}, and {odd.relative_to(tree)} is not a plain file", remedy="copy there what it points to")
-        for path in (one for one in inside if one.is_file()):
+        special = next((path for path in inside if path.is_symlink() or not (path.is_file() or path.is_dir())), None)
+        if special is not None:
+            raise Refused(f"{where}, and {special.relative_to(tree)} is not a plain file", remedy="replace it with a copy of its target")
+        for path in (path for path in inside if path.is_file()):
             copy = destination / path.relative_to(tree)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
 
 
 def mlops_build_wheel(destination: Path) -> Path:
-    """The wheel of the running mlops-build, into `destination`: built from its source where it is installed editable, else put
-    together again from its installed files. No network in either case."""
+    """Write the wheel of the running mlops-build into `destination`. Uses no network.
+
+    An editable installation is built from its source; any other wheel is assembled from the installed files.
+    """
     installed = metadata.distribution("mlops-build")
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     if origin.get("dir_info", {}).get("editable"):
@@ -142,7 +144,7 @@ def mlops_build_wheel(destination: Path) -> Path:
 def _repacked(installed: metadata.Distribution, destination: Path) -> Path:
     destination.mkdir(parents=True, exist_ok=True)
     wheel = destination / f"mlops_build-{installed.version}-py3-none-any.whl"
-    # Written by the installer, not part of the wheel; scripts are made anew from entry_points.txt.
+    # Files that the installer wrote and that are not part of the wheel. Installers create scripts from entry_points.txt.
     added = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json", "uv_build.json"}
     files = [
         file
@@ -162,15 +164,15 @@ def _repacked(installed: metadata.Distribution, destination: Path) -> Path:
 
 
 def _requirement(wheel: Path) -> str:
-    """The name that a wheel is required by; ours with what serving needs."""
+    """The requirement for a wheel; mlops-build's has the extra `serve`."""
     name = wheel.name.partition("-")[0].replace("_", "-").lower()
     return "mlops-build[serve]" if name == "mlops-build" else name
 
 
 def _installed() -> list[str]:
-    """Every installed distribution, pinned; torch by its release, since a local build stands in no index."""
-    found = {dist.metadata["Name"].lower(): dist.version.partition("+")[0] for dist in metadata.distributions() if dist.metadata["Name"]}
-    return sorted(f"{name}=={version}" for name, version in found.items())
+    """Every installed distribution with its exact version; torch without its local part, since no index has a local build."""
+    versions = {dist.metadata["Name"].lower(): dist.version.partition("+")[0] for dist in metadata.distributions() if dist.metadata["Name"]}
+    return sorted(f"{name}=={version}" for name, version in versions.items())
 
 
 def _torch_requires() -> list[str]:

@@ -1,4 +1,4 @@
-"""The digest of a folder of model files, and its check."""
+"""The digest of a folder of model files."""
 
 import hashlib
 import shutil
@@ -14,20 +14,22 @@ class DigestMismatch(Refused):
 def digest(folder: Path) -> str:
     """SHA-256 over every file's path, size and SHA-256, in sorted order: "sha256:<64 hex>".
 
-    Independent of the order a file system lists its files in, of times and of modes. Raises Refused for a symbolic link
-    or a special file: what it points to is not part of the folder.
+    Does not depend on the order of directory listings, on modification times or on modes. Raises Refused for a symbolic link or a special
+    file: its target is not part of the folder.
     """
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise Refused(f"{path} is not a plain file", remedy="a model version holds plain files only; copy what it points to")
+            raise Refused(
+                f"{path} is not a plain file", remedy="a model version contains plain files only; replace it with a copy of its target"
+            )
         if path.is_file():
             total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0{file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
 def remove_bytecode(folder: Path) -> None:
-    """Remove what Python writes beside a model's own code when it is loaded: other bits each time, and not kept by DVC."""
+    """Remove the bytecode that Python writes beside a model's code on import: it differs each time, and DVC does not track it."""
     for bytecode in list(folder.rglob("__pycache__")):
         shutil.rmtree(bytecode, ignore_errors=True)
 
@@ -39,10 +41,10 @@ def file_digest(path: Path) -> str:
 
 
 def verify(folder: Path, expected: str) -> None:
-    """Raises DigestMismatch when the folder's digest is not `expected`."""
-    found = digest(folder)
-    if found != expected:
+    """Check the digest of a folder. Raises DigestMismatch if it is not `expected`."""
+    actual = digest(folder)
+    if actual != expected:
         raise DigestMismatch(
-            f"{folder}: the files have digest {found}, the version was registered with {expected}",
-            remedy="the files were changed after registration; train again, or restore them from a backup, and do not serve these",
+            f"{folder}: the files have digest {actual}, the version was registered with {expected}",
+            remedy="the files were changed after registration: do not serve them; train again, or restore them from a backup",
         )

@@ -1,6 +1,6 @@
-"""How a model version is named, and the tags it carries.
+"""The name of a model version, and its tags.
 
-Names follow DNS-1123 labels, since they become image names, Kubernetes objects and paths.
+Names are DNS-1123 labels, since they become names of images and Kubernetes objects, and paths.
 """
 
 import re
@@ -14,7 +14,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
-# Tags stand on the version, not on its run: a run can be deleted.
+# Tags are set on the version, not on its run, since a run can be deleted.
 SERVICE = "mlops_build.service"
 REPOSITORY = "mlops_build.repository"
 COMMIT_TAG = "mlops_build.commit"
@@ -30,9 +30,9 @@ IMAGE = "mlops_build.image"
 IMAGE_NAME = "mlops_build.image.name"
 PREVIOUS_PREFIX = "mlops_build.previous."
 
-# On a run: the digest of the model folder that it logged.
+# Tag of a run: the digest of the model folder that it logged.
 RUN_MODEL = "mlops_build.model"
-# On a run of a script that logs no model itself: the digest of the weights that it left.
+# Tag of a run whose script logs no model: the digest of the weights file that it wrote.
 RUN_WEIGHTS = "mlops_build.weights"
 
 
@@ -57,7 +57,7 @@ class ModelRef:
 
 
 def parse_uri(uri: str) -> ModelRef:
-    """`models:/NAME/VERSION` or `models:/NAME@alias`, MLflow's own spelling. Raises BadModelUri."""
+    """Parse `models:/NAME/VERSION` or `models:/NAME@ALIAS`, as MLflow writes them. Raises BadModelUri."""
     match = re.fullmatch(rf"models:/({NAME.pattern})(?:/([1-9][0-9]{{0,9}})|@({ALIAS.pattern}))", uri)
     if not match:
         raise BadModelUri(
@@ -69,5 +69,5 @@ def parse_uri(uri: str) -> ModelRef:
 
 
 def previous_tag(alias: str) -> str:
-    """The tag on a version that says which version `alias` pointed at before it was moved here."""
+    """The name of the tag for the version that `alias` pointed to before it was moved to the tagged version."""
     return f"{PREVIOUS_PREFIX}{alias}"

@@ -1,6 +1,7 @@
 """The HTTP contract of a service as an OpenAPI 3.1 document, from the signatures of its models. Needs no MLflow and no torch.
 
-The schemas say what a caller should send. What is forgiven beyond that (numbers as text, say) is in docs/reference/http-contract.md.
+The schemas describe what a caller should send. docs/reference/http-contract.md says what the service accepts beyond them, such as numbers
+as text.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 FILE = "openapi.json"
 EXAMPLES = "examples/recorded.json"
-# Beside what OpenAPI knows: the contract's major, and the signatures as MLflow has them, by which two contracts are compared.
+# The key for what OpenAPI has no place for: the contract's major version, and the signatures in MLflow's form, which contract.py compares.
 EXTENSION = "x-mlops-build"
 SCALARS: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
@@ -25,18 +26,21 @@ SCALARS: dict[str, dict[str, Any]] = {
     "datetime": {"type": "string", "format": "date-time"},
 }
 REFUSALS = {
-    "400": "The body is not what the model takes; the message says where",
+    "400": "The model cannot take the body; the message says which part",
     "413": "The body is larger than the limit",
-    "429": "The queue is full; Retry-After says when to ask again",
-    "503": "Ask again later",
+    "429": "The queue is full; retry after the time in Retry-After",
+    "503": "Temporarily unavailable; retry later",
     "504": "Not answered within the deadline",
 }
 
 
 @dataclass(frozen=True)
 class Described:
-    """One model of a service. signature: as MLmodel has it, `inputs`, `outputs` and `params` still JSON text. recorded: body and answer of
-    its example, or None. mlflow: the version it was saved with. contract: the major it was registered with."""
+    """One model of a service.
+
+    signature: as in MLmodel, with `inputs`, `outputs` and `params` as JSON text. recorded: body and predictions of its example, or None.
+    mlflow: the MLflow version that saved it. contract: the major version that it was registered with.
+    """
 
     name: str
     version: int | None
@@ -47,50 +51,53 @@ class Described:
 
 
 def describe(name: str, version: int | None, folder: Path) -> Described:
-    """A model by its files."""
-    found = read_yaml((folder / "MLmodel").read_text(encoding="utf-8"))
-    found = found if isinstance(found, dict) else {}
+    """The description of the model whose files are in `folder`."""
+    mlmodel = read_yaml((folder / "MLmodel").read_text(encoding="utf-8"))
+    mlmodel = mlmodel if isinstance(mlmodel, dict) else {}
     example = folder / EXAMPLES
     recorded = json.loads(example.read_text(encoding="utf-8")) if example.is_file() else None
-    mlflow = found.get("mlflow_version")
-    return Described(name, version, found.get("signature") or {}, recorded, str(mlflow) if mlflow else None, _major(folder / FILE))
+    mlflow = mlmodel.get("mlflow_version")
+    return Described(name, version, mlmodel.get("signature") or {}, recorded, str(mlflow) if mlflow else None, _major(folder / FILE))
 
 
 def parse(document: Mapping[str, Any]) -> list[Described]:
-    """The models that a document of ours describes, in its order. Raises KeyError, TypeError or AttributeError for another document."""
-    own = document[EXTENSION]
-    found = []
-    for one in own["models"]:
-        operation = document["paths"][f"/models/{one['name']}/invocations"]["post"]
+    """The models that a document of `openapi` describes, in its order.
+
+    Raises KeyError, TypeError or AttributeError for any other document.
+    """
+    extension = document[EXTENSION]
+    models = []
+    for entry in extension["models"]:
+        operation = document["paths"][f"/models/{entry['name']}/invocations"]["post"]
         request = operation["requestBody"]["content"]["application/json"]
         response = operation["responses"]["200"]["content"]["application/json"]
         recorded = {"input": request["example"], **response["example"]} if "example" in request else None
-        found.append(Described(one["name"], None, one["signature"], recorded, one.get("mlflow"), own["contract"]))
-    return found
+        models.append(Described(entry["name"], None, entry["signature"], recorded, entry.get("mlflow"), extension["contract"]))
+    return models
 
 
 def _major(document: Path) -> int:
     try:
-        found = json.loads(document.read_text(encoding="utf-8"))[EXTENSION]["contract"]
+        major = json.loads(document.read_text(encoding="utf-8"))[EXTENSION]["contract"]
     except (OSError, ValueError, KeyError, TypeError):
         return 1
-    return found if isinstance(found, int) else 1
+    return major if isinstance(major, int) else 1
 
 
 def openapi(service: str, models: Sequence[Described], contract: int | None = None) -> dict[str, Any]:
-    """The document; the first model answers at /invocations too. The same input makes the same document.
+    """The document of a service; the first model answers at /invocations too. The same input gives the same document.
 
-    contract: its major. Default: the highest that a model was registered with.
+    contract: the major version. Default: the highest that a model was registered with.
     """
     major = contract or max(model.contract for model in models)
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {
         "Error": _object({"error_code": {"type": "string"}, "message": {"type": "string"}}, ["error_code", "message"])
     }
-    for place, model in enumerate(models):
+    for position, model in enumerate(models):
         schemas[f"{model.name}.request"], schemas[f"{model.name}.response"] = _request(model), _response(model)
         operation = _operation(model)
-        if place == 0:
+        if position == 0:
             paths["/invocations"] = {"post": {**operation, "operationId": "invocations"}}
         paths[f"/models/{model.name}/invocations"] = {"post": operation}
     for path, what in (("/ping", "Is the process alive?"), ("/health", "Does the model answer?"), ("/version", "MLflow's version")):
@@ -106,9 +113,9 @@ def openapi(service: str, models: Sequence[Described], contract: int | None = No
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """The file's bytes: one form only. A row of numbers is one line, since an example may hold a picture."""
+    """The document as the text of the file, always in the same form. A list of numbers is one line, since an example may be an image."""
     text = json.dumps(document, indent=1, sort_keys=True)
-    # No text of JSON holds a line break of its own, so this is a list.
+    # A JSON string contains no literal line break, so every match is a list.
     return re.sub(r"\[\n[-+0-9.eE,\s]*\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
 
 
@@ -131,7 +138,10 @@ def _operation(model: Described) -> dict[str, Any]:
         "responses": {
             "200": {"description": "One prediction for each row", "content": {"application/json": response}},
             **{status: {"description": why, "content": error} for status, why in REFUSALS.items()},
-            "415": {"description": "Content type or encoding is not read here", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            "415": {
+                "description": "The content type or encoding is not supported",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            },
         },
     }
 
@@ -139,7 +149,7 @@ def _operation(model: Described) -> dict[str, Any]:
 def _request(model: Described) -> dict[str, Any]:
     inputs = listed(model.signature.get("inputs"))
     params = listed(model.signature.get("params"))
-    more = {"params": _object({one["name"]: _param(one) for one in params}, [])} if params else {}
+    more = {"params": _object({param["name"]: _param(param) for param in params}, [])} if params else {}
 
     def form(key: str, schema: dict[str, Any]) -> dict[str, Any]:
         return _object({key: schema, **more}, [key])
@@ -150,17 +160,17 @@ def _request(model: Described) -> dict[str, Any]:
         if len(inputs) == 1 and not inputs[0].get("name"):
             tensor = _tensor(inputs[0])
             return {"anyOf": [form("inputs", tensor), form("instances", tensor)]}
-        named = {one["name"]: _tensor(one) for one in inputs}
+        named = {tensor["name"]: _tensor(tensor) for tensor in inputs}
         return form("inputs", _object(named, list(named)))
-    names = [one.get("name") for one in inputs]
-    kinds = [_column(one) for one in inputs]
+    names = [column.get("name") for column in inputs]
+    kinds = [_column(column) for column in inputs]
     if not all(names):
         split = _object({"data": {"type": "array", "items": {"type": "array", "prefixItems": kinds, "minItems": len(kinds)}}}, ["data"])
         return form("dataframe_split", split)
-    required = [str(one["name"]) for one in inputs if one.get("required", True)]
+    required = [str(column["name"]) for column in inputs if column.get("required", True)]
     row = _object(dict(zip(map(str, names), kinds, strict=True)), required)
-    # Without a row there is no column either.
-    some = {"type": "array", "items": row, **({"minItems": 1} if required else {})}
+    # Records without a row have no columns, so the required ones would be missing.
+    records = {"type": "array", "items": row, **({"minItems": 1} if required else {})}
     split = _object(
         {
             "columns": {"type": "array", "items": {"type": "string"}, "allOf": [{"contains": {"const": name}} for name in required]},
@@ -173,8 +183,8 @@ def _request(model: Described) -> dict[str, Any]:
     return {
         "anyOf": [
             form("dataframe_split", split),
-            form("dataframe_records", some),
-            form("instances", some),
+            form("dataframe_records", records),
+            form("instances", records),
             form("inputs", columns),
         ]
     }
@@ -186,49 +196,50 @@ def _response(model: Described) -> dict[str, Any]:
         predictions: dict[str, Any] = {}
     elif outputs[0].get("type") == "tensor":
         predictions = _tensor(outputs[0], sent=False) if len(outputs) == 1 else {}
-    elif all(one.get("name") for one in outputs):
-        properties = {one["name"]: _column(one) for one in outputs}
+    elif all(column.get("name") for column in outputs):
+        properties = {column["name"]: _column(column) for column in outputs}
         predictions = {"type": "array", "items": _object(properties, [])}
     else:
         predictions = {"type": "array"}
     return _object({"predictions": predictions}, ["predictions"])
 
 
-def _column(one: Mapping[str, Any]) -> dict[str, Any]:
-    kind = one.get("type")
+def _column(column: Mapping[str, Any]) -> dict[str, Any]:
+    kind = column.get("type")
     if kind == "array":
-        return {"type": "array", "items": _column(one.get("items", {}))}
+        return {"type": "array", "items": _column(column.get("items", {}))}
     if kind == "object":
-        properties = one.get("properties", {})
+        properties = column.get("properties", {})
         required = [name for name, inner in properties.items() if inner.get("required", True)]
         return _object({name: _column(inner) for name, inner in properties.items()}, required)
     if kind == "map":
-        return {"type": "object", "additionalProperties": _column(one.get("values", {}))}
-    found = dict(SCALARS.get(str(kind), {}))
-    if not one.get("required", True) and isinstance(found.get("type"), str):
-        found["type"] = [found["type"], "null"]
-    return found
+        return {"type": "object", "additionalProperties": _column(column.get("values", {}))}
+    schema = dict(SCALARS.get(str(kind), {}))
+    if not column.get("required", True) and isinstance(schema.get("type"), str):
+        schema["type"] = [schema["type"], "null"]
+    return schema
 
 
-def _tensor(one: Mapping[str, Any], *, sent: bool = True) -> dict[str, Any]:
-    spec = one.get("tensor-spec", {})
+def _tensor(tensor: Mapping[str, Any], *, sent: bool = True) -> dict[str, Any]:
+    """sent: True for an input, False for an output."""
+    spec = tensor.get("tensor-spec", {})
     dtype = str(spec.get("dtype", ""))
     schema: dict[str, Any] = {"type": ["number", "null"]} if dtype.startswith("float") else {"type": "integer"} if "int" in dtype else {}
     schema = {"type": "boolean"} if dtype == "bool" else schema
-    if found := re.fullmatch(r"(u?)int(8|16|32|64)", dtype):
-        bits = int(found[2])
-        low, high = (0, 2**bits - 1) if found[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if match := re.fullmatch(r"(u?)int(8|16|32|64)", dtype):
+        bits = int(match[2])
+        low, high = (0, 2**bits - 1) if match[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         schema |= {"minimum": low, "maximum": high}
-    for place, size in enumerate(reversed(spec.get("shape", []))):
-        # An empty list has one dimension, so it can only be the last.
-        bounds = {"minItems": size, "maxItems": size} if size != -1 else {"minItems": 1} if place and sent else {}
+    for position, size in enumerate(reversed(spec.get("shape", []))):
+        # Only the last dimension may be empty: numpy reads an empty list as one dimension.
+        bounds = {"minItems": size, "maxItems": size} if size != -1 else {"minItems": 1} if position and sent else {}
         schema = {"type": "array", "items": schema, **bounds}
     return schema
 
 
-def _param(one: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(SCALARS.get(str(one.get("type")), {}))
-    return {**({"type": "array", "items": found} if one.get("shape") else found), "default": one.get("default")}
+def _param(param: Mapping[str, Any]) -> dict[str, Any]:
+    schema = dict(SCALARS.get(str(param.get("type")), {}))
+    return {**({"type": "array", "items": schema} if param.get("shape") else schema), "default": param.get("default")}
 
 
 def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
@@ -236,8 +247,8 @@ def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str,
 
 
 def read_yaml(text: str) -> Any:
-    """MLmodel's text, without making objects of anybody's choosing. Raises ValueError for what is no YAML."""
-    import yaml  # here, since a machine that reads openapi.json alone need not have it
+    """Parse the text of an MLmodel file, plain values only. Raises ValueError for invalid YAML."""
+    import yaml  # imported here, since a machine that only reads openapi.json may not have it
 
     try:
         return yaml.safe_load(text)
@@ -246,6 +257,6 @@ def read_yaml(text: str) -> Any:
 
 
 def listed(text: Any) -> list[dict[str, Any]]:
-    """A part of a signature, which MLmodel holds as JSON in a string."""
-    found = json.loads(text) if isinstance(text, str) else text
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    """A part of a signature as a list. In MLmodel it is JSON text."""
+    part = json.loads(text) if isinstance(text, str) else text
+    return [entry for entry in part if isinstance(entry, dict)] if isinstance(part, list) else []

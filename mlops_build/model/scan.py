@@ -1,7 +1,7 @@
-"""Look at a model's files for what would run code when they are read. Nothing is unpickled to find out.
+"""Scan a model's files for content that would run code when it is read. The scan unpickles nothing.
 
-A pickle is a program. A `torch.save` file is a zip with one in it; torch can list the names that this program would import, and loads
-with `weights_only=True` only if they are few and harmless. Everything else that is pickled is refused: a state_dict needs none of it.
+A pickle is a program. A `torch.save` file is a zip file that contains a pickle; torch can list the names that the pickle would import, and
+loads it with `weights_only=True` only if all of them are allowed. Every other pickle is refused: a state_dict needs none.
 """
 
 import json
@@ -15,9 +15,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from mlops_build.finding import Finding
 
-# What a checkpoint may name besides what torch itself allows for weights_only=True (tensors, storages, OrderedDict, …): numpy's own
-# plain arrays and numbers, which people store beside their weights (a metric, a list of labels). Rebuilding them runs numpy and nothing
-# of the file's choosing; `_codecs.encode` turns text into the bytes of such a number.
+# Names that a checkpoint may import besides those that torch allows for weights_only=True (tensors, storages, OrderedDict, …): those of
+# numpy's plain arrays and numbers, which people store beside their weights (a metric, a list of labels). Loading them runs only numpy's
+# code; `_codecs.encode` converts text into the bytes of a number.
 ALLOWED = frozenset(
     {
         "_codecs.encode",
@@ -30,7 +30,7 @@ ALLOWED = frozenset(
 PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
 TORCH = {".pt", ".pth", ".ckpt", ".bin"}
 ZIP, SAFE_HEAD = b"PK", 2
-# A zip file inside another is copied out to be looked into: the example inputs of torch.export, say.
+# The largest zip file inside another one that is extracted and scanned. torch.export writes its example inputs this way.
 NESTED_BYTES = 1 << 30
 PAYLOADS = ("_weights_config.json", "_constants_config.json")
 
@@ -39,9 +39,10 @@ STATE_DICT = "save weights only: torch.save(network.state_dict(), path)"
 
 
 def scan(folder: Path) -> list[Finding]:
-    """What is wrong with the files under `folder`, in sorted order; empty when they can be loaded without running anything of theirs.
+    """Findings for the files under `folder`, in sorted order; empty if loading the files runs none of their code.
 
-    folder: or a single file. subject: the file's path in the folder, with `!member` for one inside a zip file.
+    folder: a folder or a single file. The subject of a finding is the file's path in the folder, with `!member` for a file inside a zip
+    file.
     """
     if folder.is_file():
         return _file(folder, folder.name)
@@ -64,7 +65,7 @@ def _file(path: Path, subject: str) -> list[Finding]:
     if _pickled(head):
         return [Finding(subject, "pickle", "the file is a pickle, which runs code when it is loaded", STATE_DICT)]
     if path.suffix.lower() in TORCH:
-        return [Finding(subject, "not-a-checkpoint", "the file is not what torch.save writes, so it cannot be looked into", STATE_DICT)]
+        return [Finding(subject, "not-a-checkpoint", "the file was not written by torch.save, so it cannot be scanned", STATE_DICT)]
     return []
 
 
@@ -75,13 +76,17 @@ def _zip(path: IO[bytes] | Path, subject: str, *, nested: bool = False) -> list[
             if Path(subject).suffix.lower() in TORCH or any(Path(name).name == "data.pkl" for name in names):
                 return _checkpoint(path, subject)
             exported = Path(subject).suffix == ".pt2" or any(Path(name).name == "archive_format" for name in names)
-            return [one for name in names if not name.endswith("/") for one in _member(archive, name, subject, nested, exported)]
+            return [finding for name in names if not name.endswith("/") for finding in _member(archive, name, subject, nested, exported)]
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-        return [Finding(subject, "unreadable", f"the zip file cannot be looked into: {error}", "pack it again, or leave it out")]
+        return [Finding(subject, "unreadable", f"the zip file cannot be read: {error}", "create it again, or leave it out")]
 
 
 def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exported: bool) -> list[Finding]:
-    """exported: of what torch.export.save wrote. Reading one loads the checkpoints inside it, with weights_only=False where that fails."""
+    """Findings for one member of a zip file.
+
+    nested: the zip file is itself a member. exported: torch.export.save wrote it; loading it loads the checkpoints inside, with
+    weights_only=False where weights_only=True fails.
+    """
     inside, suffix = f"{subject}!{name}", Path(name).suffix.lower()
     with archive.open(name) as member:
         head = member.read(SAFE_HEAD)
@@ -90,16 +95,16 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
     if head == ZIP:
         if nested or archive.getinfo(name).file_size > NESTED_BYTES:
             why = "a zip file in a zip file in a zip file" if nested else f"a zip file of over {NESTED_BYTES >> 20} MiB inside another"
-            return [Finding(inside, "unreadable", f"{why} is not looked into", "pack it flat, or leave it out")]
+            return [Finding(inside, "unreadable", f"{why} is not scanned", "store its files without the inner zip file, or leave it out")]
         with archive.open(name) as member, tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(member, copy)
             return _zip(copy, inside, nested=True)
     if exported and (
         suffix in TORCH or (Path(name).name.startswith("serialized_") and Path(name).name != "serialized_exported_program.json")
     ):
-        return [Finding(inside, "not-a-checkpoint", "it is not what torch.save writes, so it cannot be looked into", STATE_DICT)]
-    if exported and name.endswith(PAYLOADS) and _says_pickled(archive.read(name)):
-        return [Finding(inside, "pickle", "it says that weights are pickled, which runs code when they are loaded", STATE_DICT)]
+        return [Finding(inside, "not-a-checkpoint", "it was not written by torch.save, so it cannot be scanned", STATE_DICT)]
+    if exported and name.endswith(PAYLOADS) and _declares_pickle(archive.read(name)):
+        return [Finding(inside, "pickle", "it declares weights as pickles, which run code when they are loaded", STATE_DICT)]
     return []
 
 
@@ -108,7 +113,7 @@ def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
         path.seek(0)
     try:
         unsafe = sorted(set(get_unsafe_globals_in_checkpoint(str(path) if isinstance(path, Path) else path)) - ALLOWED)
-    except Exception as error:  # torch raises what its parser meets, and a file made to break it is nobody's friend
+    except Exception as error:  # a malformed file can make torch's parser raise any exception
         why = f"torch cannot list what it would import: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return [Finding(subject, "unreadable", why, STATE_DICT)]
     if not unsafe:
@@ -117,12 +122,15 @@ def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
 
 
 def _pickled(head: bytes) -> bool:
-    """Protocols 2 to 5 start with 0x80 and their number. 0 and 1 have no mark: files of those are known by their name only."""
+    """Whether a file's first bytes are those of a pickle of protocol 2 to 5: 0x80 and the protocol's number.
+
+    Protocols 0 and 1 have no such mark; those files are recognized by their name only.
+    """
     return len(head) == SAFE_HEAD and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def _says_pickled(payloads: bytes) -> bool:
+def _declares_pickle(payloads: bytes) -> bool:
     try:
-        return any(one.get("use_pickle") for one in json.loads(payloads)["config"].values())
+        return any(payload.get("use_pickle") for payload in json.loads(payloads)["config"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return True  # nothing that torch wrote
+        return True  # torch did not write this file

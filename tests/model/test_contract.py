@@ -1,4 +1,4 @@
-"""Which changes break callers: each kind by itself, and the verdicts beside MLflow's own enforcement."""
+"""Which changes break callers: each kind of change, and a comparison with MLflow's own enforcement."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def contract(inputs: Part | None = None, outputs: Part | None = None, params: Pa
 
 
 def whys(before: Contract, after: Contract) -> list[str]:
-    return [one.why.removeprefix("m: ") for one in breaks(before, after)]
+    return [finding.why.removeprefix("m: ") for finding in breaks(before, after)]
 
 
 A, B = column("a"), column("b", "string")
@@ -57,8 +57,8 @@ A, B = column("a"), column("b", "string")
         ([{"type": "double"}], [{"type": "double"}, {"type": "double"}], "input column 1 (double) is new, and required"),
         ([A], [{"type": "double"}], "input: was columns with names, and is columns without names"),
         ([A], [tensor("float32", [-1, 2])], "input: was columns with names, and is tensors"),
-        ([A], [], "input: was columns with names, and is nothing said"),
-        ([], [A], "input: anything was taken, and now columns with names"),
+        ([A], [], "input: was columns with names, and is without a signature"),
+        ([], [A], "input: any input was accepted, and now only columns with names"),
         ([tensor("float32", [-1, 2])], [tensor("float64", [-1, 2])], "input tensor was float32, and is float64"),
         ([tensor("float32", [-1, 2])], [tensor("float32", [-1, 3])], "input tensor had the shape (-1, 2), and has (-1, 3)"),
         ([tensor("float32", [-1, 2])], [tensor("float32", [-1, 2, 2])], "input tensor had the shape (-1, 2), and has (-1, 2, 2)"),
@@ -76,7 +76,7 @@ A, B = column("a"), column("b", "string")
         ),
     ],
 )
-def test_what_breaks_who_sends(before: Part, after: Part, why: str) -> None:
+def test_changes_of_the_inputs_that_break_callers(before: Part, after: Part, why: str) -> None:
     assert whys(contract(before), contract(after))[0] == why
 
 
@@ -88,15 +88,15 @@ def test_what_breaks_who_sends(before: Part, after: Part, why: str) -> None:
         ([column("a", "integer")], [column("a", "long")], "output column a was integer, and is long"),
         ([A], [column("a", required=False)], "output column a was always there, and may be missing"),
         ([A], [tensor("float32", [-1, 2])], "output: was columns with names, and is tensors"),
-        ([A], [], "output: was columns with names, and is nothing said"),
+        ([A], [], "output: was columns with names, and is without a signature"),
         ([tensor("float32", [-1, 2])], [tensor("float32", [-1, -1])], "output tensor had the shape (-1, 2), and has (-1, -1)"),
     ],
 )
-def test_what_breaks_who_reads_the_answer(before: Part, after: Part, why: str) -> None:
+def test_changes_of_the_outputs_that_break_callers(before: Part, after: Part, why: str) -> None:
     assert whys(contract(outputs=before), contract(outputs=after)) == [why]
 
 
-def test_a_param_that_is_gone_or_another() -> None:
+def test_a_param_that_is_removed_or_changes_its_type() -> None:
     before = contract(params=[param("depth"), param("top")])
     assert whys(before, contract(params=[param("top", shape=[-1])])) == [
         "param depth is gone",
@@ -120,33 +120,33 @@ def test_a_param_that_is_gone_or_another() -> None:
         (contract(params=[param("a")]), contract(params=[param("a"), param("b")])),
     ],
 )
-def test_what_nobody_notices(before: Contract, after: Contract) -> None:
+def test_changes_that_break_no_caller(before: Contract, after: Contract) -> None:
     assert breaks(before, after) == []
 
 
-def test_a_service_that_loses_a_model_or_changes_its_first() -> None:
-    one, other = contract([A]).models["m"], contract([B]).models["m"]
-    before = Contract(1, {"m": one, "n": other})
-    assert breaks(before, Contract(1, {"m": one, "n": other, "o": one})) == []
-    assert [found.why for found in breaks(before, Contract(1, {"m": one}))] == ["n: the model is gone"]
-    assert [found.why for found in breaks(before, Contract(1, {"n": other, "m": one}))] == [
+def test_removing_a_model_or_changing_the_first_breaks_callers() -> None:
+    first, second = contract([A]).models["m"], contract([B]).models["m"]
+    before = Contract(1, {"m": first, "n": second})
+    assert breaks(before, Contract(1, {"m": first, "n": second, "o": first})) == []
+    assert [finding.why for finding in breaks(before, Contract(1, {"m": first}))] == ["n: the model is gone"]
+    assert [finding.why for finding in breaks(before, Contract(1, {"n": second, "m": first}))] == [
         "m: /invocations was answered by m, and is by n"
     ]
 
 
-def test_a_higher_major_lets_it_pass_and_says_what_breaks() -> None:
+def test_a_higher_major_version_allows_breaking_changes_and_lists_them() -> None:
     before, after = contract([A]), contract([B])
     with pytest.raises(BreaksCallers, match=r"input column a .* is gone") as refused:
         check("m 2", before, after)
     assert "`contract: 2`" in (refused.value.remedy or "")
-    said = check("m 2", before, Contract(2, after.models))
-    assert said[0] == "m: input column a (double) is gone (contract 1 → 2)"
+    lines = check("m 2", before, Contract(2, after.models))
+    assert lines[0] == "m: input column a (double) is gone (contract 1 → 2)"
     with pytest.raises(BreaksCallers, match="goes from 3 to 2"):
         check("m 2", Contract(3, before.models), Contract(2, after.models))
     assert check("m 2", before, contract([A])) == []
 
 
-def test_it_is_read_from_the_document_and_else_from_mlmodel(tmp_path: Path) -> None:
+def test_the_contract_comes_from_openapi_json_otherwise_from_mlmodel(tmp_path: Path) -> None:
     signature = {"inputs": json.dumps([A]), "outputs": None, "params": None}
     (tmp_path / "MLmodel").write_text(json.dumps({"signature": signature, "mlflow_version": "3.18.0"}))
     assert of_folder("m", tmp_path) == contract([A])
@@ -156,7 +156,7 @@ def test_it_is_read_from_the_document_and_else_from_mlmodel(tmp_path: Path) -> N
     assert of_folder("m", tmp_path) == Contract(4, contract([A]).models)
     assert openapi.describe("m", 3, tmp_path).contract == 4
     assert openapi.parse(document)[0].mlflow == "3.18.0"
-    # One that was registered before signatures stood in it.
+    # A file from before openapi.json contained signatures.
     assert of_document({"openapi": "3.1.0"}) is None
 
 
@@ -175,18 +175,18 @@ def test_it_is_read_from_the_document_and_else_from_mlmodel(tmp_path: Path) -> N
     ],
     ids=range(9),
 )
-def test_what_is_no_contract_is_refused(text: bytes) -> None:
+def test_a_file_without_a_contract_is_refused(text: bytes) -> None:
     with pytest.raises(BadContract):
         of_text(text)
 
 
-def test_an_mlmodel_that_is_none() -> None:
+def test_an_invalid_mlmodel_is_refused() -> None:
     for text in (b"- [", b"signature: 3", b"signature: {inputs: '['}"):
         with pytest.raises(BadContract):
             of_version("m", lambda path, text=text: text if path == "MLmodel" else None)
 
 
-# Signatures as MLflow writes them, with a body that fits.
+# Values that fit each type of MLflow's signatures.
 SCALARS: Mapping[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "integer": st.integers(-(2**31), 2**31 - 1),
@@ -198,7 +198,7 @@ SCALARS: Mapping[str, st.SearchStrategy[Any]] = {
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 kinds = st.sampled_from(sorted(SCALARS))
 columns = st.dictionaries(NAMES, st.tuples(kinds, st.booleans()), min_size=1, max_size=4).map(
-    lambda found: [column(name, kind, required) for name, (kind, required) in found.items()]
+    lambda drawn: [column(name, kind, required) for name, (kind, required) in drawn.items()]
 )
 
 
@@ -206,12 +206,12 @@ columns = st.dictionaries(NAMES, st.tuples(kinds, st.booleans()), min_size=1, ma
 def changed(draw: st.DrawFn) -> tuple[Part, Part]:
     """Columns, and the same with a few changes, so that many pairs are compatible."""
     before = draw(columns)
-    after = [dict(one) for one in before]
-    for one in after:
+    after = [dict(spec) for spec in before]
+    for spec in after:
         if draw(st.integers(0, 3)) == 0:
-            one["type"] = draw(kinds)
+            spec["type"] = draw(kinds)
         if draw(st.integers(0, 3)) == 0:
-            one["required"] = draw(st.booleans())
+            spec["required"] = draw(st.booleans())
     if draw(st.integers(0, 3)) == 0:
         after.pop()
     if draw(st.integers(0, 2)) == 0:
@@ -220,11 +220,11 @@ def changed(draw: st.DrawFn) -> tuple[Part, Part]:
 
 
 @given(st.data())
-def test_mlflow_takes_what_callers_sent_before_a_change_that_breaks_nobody(data: st.DataObject) -> None:
+def test_mlflow_accepts_old_requests_after_a_change_that_breaks_no_caller(data: st.DataObject) -> None:
     before, after = data.draw(changed())
     if breaks(contract(before), contract(after)):
         return
-    row = {one["name"]: data.draw(SCALARS[one["type"]]) for one in before if one["required"] or data.draw(st.booleans())}
+    row = {spec["name"]: data.draw(SCALARS[spec["type"]]) for spec in before if spec["required"] or data.draw(st.booleans())}
     if not row:
         return
     schema = Schema.from_json(json.dumps(after))
@@ -233,20 +233,20 @@ def test_mlflow_takes_what_callers_sent_before_a_change_that_breaks_nobody(data:
 
 
 @given(changed())
-def test_removing_requiring_and_narrowing_are_found_whatever_else_changes(pair: tuple[Part, Part]) -> None:
+def test_removed_and_newly_required_columns_are_reported_among_other_changes(pair: tuple[Part, Part]) -> None:
     before, after = pair
-    was, now = ({one["name"]: one for one in part} for part in pair)
-    found = whys(contract(before), contract(after))
-    broken = set(was) - set(now) | {name for name, one in now.items() if one["required"] and not was.get(name, {}).get("required")}
+    was, now = ({spec["name"]: spec for spec in part} for part in pair)
+    reported = whys(contract(before), contract(after))
+    broken = set(was) - set(now) | {name for name, spec in now.items() if spec["required"] and not was.get(name, {}).get("required")}
     for name in broken:
-        assert any(f"column {name} " in why for why in found), name
+        assert any(f"column {name} " in why for why in reported), name
 
 
 @given(columns, columns, st.lists(st.builds(param, NAMES), max_size=2))
-def test_the_same_contract_breaks_nobody(inputs: Part, outputs: Part, params: Part) -> None:
-    one = contract(inputs, outputs, params)
-    assert breaks(one, one) == []
-    # Neither does the same, written by MLflow and read back.
+def test_the_same_contract_breaks_no_caller(inputs: Part, outputs: Part, params: Part) -> None:
+    same = contract(inputs, outputs, params)
+    assert breaks(same, same) == []
+    # Neither does the same signature, written by MLflow and read back.
     signature = ModelSignature(Schema.from_json(json.dumps(inputs)), Schema.from_json(json.dumps(outputs)))
     described = openapi.Described("m", 1, signature.to_dict(), None)
-    assert breaks(contract(inputs, outputs), of_document(openapi.openapi("s", [described])) or one) == []
+    assert breaks(contract(inputs, outputs), of_document(openapi.openapi("s", [described])) or same) == []

@@ -1,4 +1,4 @@
-"""The locked environment of a model version, and the wheels beside it."""
+"""The lock of a model version's environment, and the wheels beside it."""
 
 import zipfile
 from pathlib import Path
@@ -37,22 +37,22 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path / "scratch"
 
 
-def test_the_same_files_make_the_same_wheel(project: Path, tmp_path: Path) -> None:
-    one = environment.project_wheel(project, tmp_path / "one")
+def test_the_same_files_give_the_same_wheel(project: Path, tmp_path: Path) -> None:
+    first = environment.project_wheel(project, tmp_path / "one")
     (project / "points/__init__.py").touch()
-    two = environment.project_wheel(project, tmp_path / "two")
-    assert one.name == "points-0-py3-none-any.whl"
-    assert one.read_bytes() == two.read_bytes()
-    assert "points/__init__.py" in zipfile.ZipFile(one).namelist()
+    second = environment.project_wheel(project, tmp_path / "two")
+    assert first.name == "points-0-py3-none-any.whl"
+    assert first.read_bytes() == second.read_bytes()
+    assert "points/__init__.py" in zipfile.ZipFile(first).namelist()
 
 
-def test_our_own_wheel_is_built_from_where_we_run(tmp_path: Path) -> None:
+def test_the_wheel_of_mlops_build_is_built_from_its_source(tmp_path: Path) -> None:
     wheel = environment.mlops_build_wheel(tmp_path)
     assert "mlops_build/model/environment.py" in zipfile.ZipFile(wheel).namelist()
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".pyc")]
 
 
-def test_a_project_that_cannot_be_built_is_said(project: Path, tmp_path: Path) -> None:
+def test_a_project_that_cannot_be_built_is_an_error(project: Path, tmp_path: Path) -> None:
     (project / "pyproject.toml").write_text("[project]\nname = 'points'\n")
     with pytest.raises(Failed, match="could not be built"):
         environment.project_wheel(project, tmp_path / "wheels")
@@ -71,7 +71,7 @@ def test_the_lock_is_exact_hashed_and_without_torch(project: Path, tmp_path: Pat
     assert not [line for line in text.splitlines() if "://" in line or line.startswith(("#", "-"))]
 
 
-def test_requirements_that_do_not_exist_are_said(project: Path, tmp_path: Path) -> None:
+def test_requirements_that_cannot_be_resolved_are_an_error(project: Path, tmp_path: Path) -> None:
     (project / "pyproject.toml").write_text(PROJECT.format(dependencies='"numpy>=99999"'))
     wheels = [environment.project_wheel(project, tmp_path / "wheels")]
     with pytest.raises(environment.LockFailed, match="numpy") as caught:
@@ -90,14 +90,14 @@ def test_an_index_that_does_not_answer_is_exit_code_5(project: Path, tmp_path: P
     assert caught.value.exit_code == 5
 
 
-def test_pip_settings_are_handed_on_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_gets_pip_settings_under_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
     monkeypatch.delenv("UV_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example.com/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
-    found = environment.uv_environment()
-    assert found["UV_DEFAULT_INDEX"] == "https://index.example.com/simple"
-    assert found["UV_FIND_LINKS"] == "/one,/two"
+    variables = environment.uv_environment()
+    assert variables["UV_DEFAULT_INDEX"] == "https://index.example.com/simple"
+    assert variables["UV_FIND_LINKS"] == "/one,/two"
 
 
 @given(st.lists(st.sampled_from(["a==1 \\", "    --hash=sha256:00", "", "# a comment", "    # via b", "b==2 "])))

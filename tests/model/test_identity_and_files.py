@@ -1,4 +1,4 @@
-"""How a version is named, and the digest of its files."""
+"""The URI of a model version, and the digest of its files."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ from mlops_build.model.identity import BadModelUri, ModelRef, parse_uri
         ("models:/digits@staging", ModelRef("digits", alias="staging")),
     ],
 )
-def test_a_model_uri_is_read_and_written(uri: str, ref: ModelRef) -> None:
+def test_a_model_uri_is_parsed_and_written(uri: str, ref: ModelRef) -> None:
     assert parse_uri(uri) == ref
     assert str(ref) == uri
 
@@ -40,14 +40,14 @@ def test_a_model_uri_is_read_and_written(uri: str, ref: ModelRef) -> None:
         "models:/digits@a b",
     ],
 )
-def test_anything_else_is_refused(uri: str) -> None:
+def test_any_other_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadModelUri) as caught:
         parse_uri(uri)
     assert caught.value.exit_code == 2
 
 
 @given(st.text(max_size=60))
-def test_no_text_passes_that_would_not_come_back_the_same(text: str) -> None:
+def test_a_parsed_uri_is_written_as_the_same_text(text: str) -> None:
     try:
         ref = parse_uri(f"models:/{text}")
     except BadModelUri:
@@ -64,28 +64,28 @@ def tree(root: Path, contents: dict[str, bytes]) -> Path:
     return root
 
 
-def test_the_digest_is_of_paths_and_contents_only(tmp_path: Path) -> None:
-    one = tree(tmp_path / "one", {"a/b.txt": b"1", "c.txt": b"2"})
-    two = tree(tmp_path / "two", {"c.txt": b"2", "a/b.txt": b"1"})
-    os.utime(two / "c.txt", (0, 0))
-    (two / "a/b.txt").chmod(0o600)
-    assert files.digest(one) == files.digest(two)
-    files.verify(one, files.digest(two))
+def test_the_digest_depends_on_paths_and_contents_only(tmp_path: Path) -> None:
+    first = tree(tmp_path / "one", {"a/b.txt": b"1", "c.txt": b"2"})
+    second = tree(tmp_path / "two", {"c.txt": b"2", "a/b.txt": b"1"})
+    os.utime(second / "c.txt", (0, 0))
+    (second / "a/b.txt").chmod(0o600)
+    assert files.digest(first) == files.digest(second)
+    files.verify(first, files.digest(second))
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "d/a", "d/b", "d/e/f"]), st.binary(max_size=8), max_size=4), st.data())
 def test_any_change_changes_the_digest(tmp_path_factory: pytest.TempPathFactory, contents: dict[str, bytes], data: st.DataObject) -> None:
     contents.setdefault("z", b"last")
     before = files.digest(tree(tmp_path_factory.mktemp("before"), contents))
-    victim = data.draw(st.sampled_from(sorted(contents)))
-    change = data.draw(st.sampled_from(["content", "name", "gone", "more"]))
+    path = data.draw(st.sampled_from(sorted(contents)))
+    change = data.draw(st.sampled_from(["content", "name", "removed", "added"]))
     changed = dict(contents)
     if change == "content":
-        changed[victim] += b"x"
+        changed[path] += b"x"
     elif change == "name":
-        changed[f"{victim}2"] = changed.pop(victim)
-    elif change == "gone":
-        changed.pop(victim)
+        changed[f"{path}2"] = changed.pop(path)
+    elif change == "removed":
+        changed.pop(path)
     else:
         changed["new"] = b""
     after_root = tmp_path_factory.mktemp("after")

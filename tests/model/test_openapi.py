@@ -1,4 +1,4 @@
-"""The contract as a document: valid OpenAPI, true to what the server takes and answers."""
+"""The contract as a document: valid OpenAPI that describes the server's requests and responses."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def accepts(document: dict[str, Any], body: Any, part: str = "m.request") -> boo
     return not list(jsonschema.Draft202012Validator(schema).iter_errors(body))
 
 
-def test_a_body_in_each_form_fits_and_a_wrong_one_does_not() -> None:
+def test_a_body_in_each_form_is_valid_and_a_wrong_body_is_not() -> None:
     document = openapi("service", [described(models.MIXED)])
     split = {"columns": list(ROW), "data": [list(ROW.values())]}
     for body in (
@@ -75,7 +75,7 @@ def test_nested_columns() -> None:
     assert not accepts(document, {"dataframe_records": [{"items": [{"b": "x"}], "weights": {}}]})
 
 
-def test_it_is_valid_and_the_recorded_example_fits_it() -> None:
+def test_the_document_and_its_recorded_example_are_valid() -> None:
     frame = pd.DataFrame({"x": [1.0, 2.0], "n": np.array([1, 2], dtype="int32")})
     signature = mlflow.models.infer_signature(frame, pd.DataFrame({"label": ["a", "b"], "score": [0.5, 0.25]}))
     recorded = {
@@ -92,7 +92,7 @@ def test_it_is_valid_and_the_recorded_example_fits_it() -> None:
     assert as_text(document) == as_text(json.loads(as_text(document)))
 
 
-def test_a_model_without_signature_has_a_document_too(tmp_path: Path) -> None:
+def test_a_model_without_a_signature_has_a_valid_document(tmp_path: Path) -> None:
     models.save(tmp_path / "saved", None)
     document = openapi("service", [describe("m", None, tmp_path / "saved" / "model")])
     schemathesis.openapi.from_dict(document).validate()

@@ -1,4 +1,4 @@
-"""The scan finds what would run code, and runs none of it."""
+"""The scan finds files that would run code, and runs none of it."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from mlops_build.model.scan import scan
 
 
 class Command:
-    """A pickle of this runs a shell command when it is loaded."""
+    """An object whose pickle runs a shell command when it is loaded."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -32,16 +32,16 @@ def command(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "model"
-    (made / "artifacts").mkdir(parents=True)
-    (made / "MLmodel").write_text("flavors: {}\n")
-    return made
+    model = tmp_path / "model"
+    (model / "artifacts").mkdir(parents=True)
+    (model / "MLmodel").write_text("flavors: {}\n")
+    return model
 
 
 def rules(folder: Path) -> dict[str, str]:
-    found = scan(folder)
-    assert all(finding.why and finding.remedy for finding in found)
-    return {finding.subject: finding.rule for finding in found}
+    findings = scan(folder)
+    assert all(finding.why and finding.remedy for finding in findings)
+    return {finding.subject: finding.rule for finding in findings}
 
 
 def test_plain_weights_are_clean(folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_would_run_a_command_is_found_and_not_run(folder: Path
     assert "posix.system" in finding.why
     assert "state_dict" in finding.remedy
     assert not (tmp_path / "executed").exists()
-    # The file is what it claims to be: whoever trusts it is had.
+    # The file really runs the command when it is loaded without weights_only.
     load = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
     subprocess.run([sys.executable, "-c", load, str(folder / "artifacts/weights.pt")], check=True, timeout=60)
     assert (tmp_path / "executed").exists()
@@ -83,29 +83,29 @@ def test_a_pickle_is_found_by_name_or_by_content_and_not_run(folder: Path, comma
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_pickled_model_is_told_how_to_be_logged(folder: Path) -> None:
+def test_the_remedy_for_a_pickled_model_names_log_model(folder: Path) -> None:
     (folder / "python_model.pkl").write_bytes(pickle.dumps({}))
     assert "training.log_model" in scan(folder)[0].remedy
 
 
-def test_a_whole_network_is_found(folder: Path) -> None:
+def test_a_pickled_network_is_found(folder: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), folder / "weights.pt")
     assert rules(folder) == {"weights.pt": "unsafe-import"}
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
-def test_names_built_on_the_stack_do_not_get_past(folder: Path, command: Command, protocol: int) -> None:
-    """Newer pickle protocols name what they import indirectly; torch's list does not see that, and says so."""
+def test_names_built_on_the_stack_are_refused(folder: Path, command: Command, protocol: int) -> None:
+    """Newer pickle protocols build the imported names on the stack; torch cannot list them and raises an error."""
     torch.save(command, folder / "weights.pt", pickle_protocol=protocol)
     assert rules(folder) == {"weights.pt": "unreadable"}
 
 
-def test_a_checkpoint_under_another_name_is_looked_into(folder: Path, command: Command) -> None:
+def test_a_checkpoint_under_another_name_is_scanned(folder: Path, command: Command) -> None:
     torch.save(command, folder / "notes.txt")
     assert rules(folder) == {"notes.txt": "unsafe-import"}
 
 
-def test_old_and_foreign_formats_are_found(folder: Path) -> None:
+def test_old_and_unknown_formats_are_found(folder: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, folder / "old.pt", _use_new_zipfile_serialization=False)
     (folder / "what.pth").write_bytes(b"\x1f\x8bnot a checkpoint")
     (folder / "broken.pt").write_bytes(b"PK\x03\x04 and then nothing")
@@ -130,14 +130,14 @@ class Doubled(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What torch.export.save writes, with an example input inside."""
+    """A file of torch.export.save, with an example input inside."""
     path = tmp_path_factory.mktemp("exported") / "model.pt2"
     torch.export.save(torch.export.export(Doubled(), (torch.zeros(2, 3),)), path)
     return path
 
 
 def put(source: Path, target: Path, members: dict[str, bytes]) -> None:
-    """A copy of a zip file in which members that end like a key have other bytes."""
+    """Copy a zip file; members whose name ends with a key of `members` get other bytes."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, next((content for end, content in members.items() if name.endswith(end)), old.read(name)))
@@ -148,13 +148,13 @@ def test_an_exported_program_is_clean(folder: Path, exported: Path) -> None:
     assert rules(folder) == {}
 
 
-def test_a_checkpoint_inside_an_exported_program_is_looked_into(folder: Path, exported: Path, tmp_path: Path, command: Command) -> None:
+def test_a_checkpoint_inside_an_exported_program_is_scanned(folder: Path, exported: Path, tmp_path: Path, command: Command) -> None:
     torch.save(command, tmp_path / "evil.pt")
     put(exported, folder / "model.pt2", {"sample_inputs/model.pt": (tmp_path / "evil.pt").read_bytes()})
     (subject,), (rule,) = zip(*rules(folder).items(), strict=True)
     assert (subject.partition("!")[0], rule) == ("model.pt2", "unsafe-import")
-    # It matters: torch tries weights_only=True, and then without.
-    with pytest.raises((AssertionError, TypeError)):  # by then it has run
+    # torch tries weights_only=True, then weights_only=False, which runs the command.
+    with pytest.raises((AssertionError, TypeError)):  # after the command has run
         torch.export.load(folder / "model.pt2")
     assert (tmp_path / "executed").exists()
 
@@ -168,12 +168,12 @@ def test_a_checkpoint_inside_an_exported_program_is_looked_into(folder: Path, ex
         ("_constants_config.json", b"[]", "pickle"),
     ],
 )
-def test_what_else_torch_would_unpickle_in_one(folder: Path, exported: Path, member: str, content: bytes, rule: str) -> None:
+def test_other_pickles_inside_an_exported_program_are_found(folder: Path, exported: Path, member: str, content: bytes, rule: str) -> None:
     put(exported, folder / "model.pt2", {member: content})
     assert list(rules(folder).values()) == [rule]
 
 
-def test_a_zip_file_in_a_zip_file_is_opened_once(folder: Path, tmp_path: Path, command: Command) -> None:
+def test_one_level_of_nested_zip_files_is_scanned(folder: Path, tmp_path: Path, command: Command) -> None:
     torch.save(command, tmp_path / "evil.pt")
     for depth in range(2):
         with zipfile.ZipFile(folder / f"{depth}.zip", "w") as archive:
