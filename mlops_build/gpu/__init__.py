@@ -1,14 +1,14 @@
-"""The cards of this machine: who uses them, and how to get a part of one. Needs the NVIDIA driver and nothing else.
+"""List the GPUs of this machine and reserve memory on one. Needs the NVIDIA driver and nothing else.
 
 from mlops_build import gpu
-gpu.cards()        # every card: memory, who holds leases, who uses memory without one
-with gpu.lease("4GiB", wait=120) as lease:        # chosen, promised, CUDA_VISIBLE_DEVICES set; before CUDA is started
+gpu.cards()        # every card: memory, leases, processes without a lease
+with gpu.lease("4GiB", wait=120) as lease:        # before CUDA starts: chooses a card, reserves, sets CUDA_VISIBLE_DEVICES
     with lease.loading():
         model.to(lease.device)
 """
 
-# `cards` and `lease` are functions here and the names of modules, too. The imports below settle it for good: the functions win, and the
-# modules are reached by `from mlops_build.gpu.cards import …`.
+# `cards` and `lease` are both functions and module names. After these imports the names mean the functions;
+# `from mlops_build.gpu.cards import …` imports from the modules.
 from mlops_build.errors import NoRoom
 from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.choice import BEST_FIT, RANDOM, WORST_FIT, pack, random, spread

@@ -1,10 +1,10 @@
-"""The cards of this machine with what is promised on them, and the arithmetic that every choice of a card rests on.
+"""The cards of this machine with their committed memory.
 
-    committed = what is used without a lease (as much as is counted for it) + reserve + for each lease the greater of its budget and its use
+    committed = sum over leases of max(budget, use) + what is counted for use without a lease + reserve
     left      = total - committed
 
-A new lease fits if its budget is at most `left`; then the promises on a card never add up to more than it has. Where something cannot be
-known, it is counted twice rather than not at all: a lease whose memory nobody has seen yet may be part of what is used already.
+A new lease fits if its budget is at most `left`, so the budgets on a card never exceed its memory. Memory that cannot be attributed is
+counted twice rather than not at all: a lease whose memory has not been observed yet may already be part of the used memory.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Card", "NoDriver", "Snapshot", "account", "cards", "look", "remember", "remembered", "snapshot", "unleased"]
 
+# Names of neighbours without a visible process. They are part of Graphite's metric names: do not change them.
+ALL_NAME, REST_NAME = "others (their processes cannot be seen from here)", "nobody that can be seen"
+
 
 @dataclass(frozen=True, slots=True)
 class Card(Reading):
     """A reading with its leases and neighbours. Memory in bytes.
 
-    leases: as the ledger says, `seen` replaced by what NVML shows of their processes where it can. external_bytes: in use without a lease.
-    external_counted_bytes: what is counted for that. foreign_bytes: what is certainly no lease's, the least that external can be.
-    visible: whether CUDA_VISIBLE_DEVICES lets this process use it; None if that cannot be said.
+    leases: from the ledger; `seen` is replaced by the memory that NVML shows for their processes, if it shows them.
+    external_bytes: in use without a lease. external_counted_bytes: what is counted for that.
+    foreign_bytes: the part of external_bytes that cannot belong to a lease.
+    visible: whether CUDA_VISIBLE_DEVICES lets this process use the card; None if that is ambiguous.
     """
 
     leases: tuple[Promise, ...] = ()
@@ -46,19 +50,20 @@ class Card(Reading):
 
     @property
     def left_bytes(self) -> int:
-        """What can still be promised; 0 on a card in trouble."""
+        """Memory that a new lease can have; 0 on a card that cannot be used."""
         return 0 if self.trouble or self.total_bytes is None else max(0, self.total_bytes - self.committed_bytes)
 
     @property
     def headroom(self) -> float:
-        """What can still be promised, of the whole: 0 to 1."""
+        """`left_bytes` as a fraction of the total: 0 to 1."""
         return self.left_bytes / self.total_bytes if self.total_bytes else 0.0
 
 
 def cards() -> list[Card]:
-    """One look at every card, each MIG parent followed by its instances, in NVML's order; with the leases of the lease directory.
+    """Read every card, in NVML's order, with the leases of the lease directory. A MIG parent is followed by its instances.
 
-    Remembers there what it sees of those without a lease, if it may. Without a directory there are no leases. Raises NoDriver, BadConfig.
+    Writes the observed peaks of processes without a lease to the directory, if it is writable. Without a directory there are no leases.
+    Raises NoDriver, BadConfig.
     """
     from mlops_build.gpu.ledger import Ledger, NoLedger
 
@@ -70,19 +75,19 @@ def cards() -> list[Card]:
             return look(nvml, (), {}, now=now, full=True)
         with ledger:
             peaks = remembered(ledger, now)
-            found = look(nvml, ledger.promises(), peaks, now=now, full=True)
-            with contextlib.suppress(NoLedger):  # read-only: others remember
-                remember(ledger, peaks, found, now)
-            return found
+            observed = look(nvml, ledger.promises(), peaks, now=now, full=True)
+            with contextlib.suppress(NoLedger):  # a read-only directory
+                remember(ledger, peaks, observed, now)
+            return observed
 
 
 def remembered(ledger: Ledger, now: float) -> Peaks:
-    """The peaks that the lease directory has, of every looker that is believed. now: unix s."""
+    """The peaks in the lease directory, merged from every trusted observer. now: unix s."""
     return merge((from_document(document, now) for document in ledger.peaks()), now)
 
 
 def remember(ledger: Ledger, peaks: Peaks, cards: Iterable[Card], now: float) -> None:
-    """Keep what a look saw of those without a lease; `peaks` is what was remembered before. Raises NoLedger."""
+    """Update the stored peaks from the use without a lease on these cards. peaks: the stored ones. Raises NoLedger."""
     after = observe(peaks, unleased(cards), now)
     if after is not peaks:
         ledger.write_peaks(as_document(after))
@@ -91,16 +96,16 @@ def remember(ledger: Ledger, peaks: Peaks, cards: Iterable[Card], now: float) ->
 def look(
     nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
 ) -> list[Card]:
-    """One look through an open NVML, with the promises and peaks that the lease directory has.
+    """Read the cards through an open NVML, with the promises and peaks of the lease directory.
 
-    full, utilisation: as `Nvml.read`. now: unix s, default the clock. Raises NoDriver, BadConfig.
+    full, utilisation: as in `Nvml.read`. now: unix s, by default the current time. Raises NoDriver, BadConfig.
     """
     return snapshot(nvml, promises, peaks, now=now, full=full, utilisation=utilisation).cards(promises)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a look saw, before it is added up: what takes long. taken: time.monotonic, s."""
+    """Readings, processes and settings at one time: the slow part of `look`. taken: time.monotonic, s."""
 
     readings: Sequence[Reading]
     promises: Mapping[str, Promise]
@@ -113,11 +118,11 @@ class Snapshot:
     def cards(self, promises: Sequence[Promise]) -> list[Card]:
         """The cards with these promises, which may be newer than the readings.
 
-        What a lease was seen to use is then taken from when the readings were: memory that came later is not in them, and to subtract it
-        would hide a neighbour's. A lease that came since counts its whole budget, one that has gone counts what it used as a neighbour's:
-        too much rather than too little.
+        A lease's use is taken from the time of the readings: later use is not in them, and subtracting it would hide a neighbour's use. A
+        lease that started since counts with its whole budget, and the use of one that ended since counts as a neighbour's: too much rather
+        than too little.
         """
-        found = account(
+        accounted = account(
             self.readings,
             [self.promises.get(promise.id) or replace(promise, seen={}) for promise in promises],
             peaks=self.peaks,
@@ -128,22 +133,22 @@ class Snapshot:
             namespace=pid_namespace(),
         )
         try:
-            mine = {card.uuid for card in visible(found)}
+            visible_uuids = {card.uuid for card in visible(accounted)}
         except AmbiguousMask:
-            return [replace(card, visible=None) for card in found]
-        return [card if card.uuid in mine else replace(card, visible=False) for card in found]
+            return [replace(card, visible=None) for card in accounted]
+        return [card if card.uuid in visible_uuids else replace(card, visible=False) for card in accounted]
 
 
 def snapshot(
     nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
 ) -> Snapshot:
-    """What `look` sees; the promises are read before it. Raises NoDriver, BadConfig."""
+    """The inputs of `look`. Read the promises before you call it. Raises NoDriver, BadConfig."""
     taken = time.monotonic()
     readings = nvml.read(full, utilisation=utilisation)
     return Snapshot(
         readings,
         {promise.id: promise for promise in promises},
-        known((process.pid for reading in readings for process in reading.processes or ()), _made(promises)),
+        known((process.pid for reading in readings for process in reading.processes or ()), _created_by_place(promises)),
         peaks,
         settings(),
         time.time() if now is None else now,
@@ -162,32 +167,32 @@ def account(
     processes: Mapping[int, Known] | None = None,
     namespace: int | None = None,
 ) -> list[Card]:
-    """The cards that these readings, promises, peaks and declarations make. Pure.
+    """Combine readings, promises, peaks and declarations into cards. A pure function.
 
-    now: unix s. reserve: bytes kept free on each card. processes: what /proc says about the pids that NVML names, None where they are not
-    /proc's. namespace: this process' pid namespace.
+    now: unix s. reserve: bytes kept free on each card. processes: data from /proc for the pids that NVML reports; None if those pids are
+    of another namespace. namespace: the pid namespace of this process.
     """
     services = {(promise.pid_namespace, promise.pid): promise.service for promise in promises}
     return [_card(reading, readings, promises, services, peaks, declared, now, reserve, processes, namespace) for reading in readings]
 
 
 def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
-    """What is certainly used without a lease, by UUID and the neighbour's key, for `peaks.observe`.
+    """Memory that cannot belong to a lease, by UUID and neighbour key, for `peaks.observe`.
 
-    Certainly: a lease's memory that cannot be told from a neighbour's (it is loading; its processes are in another container) must not be
-    remembered as one's for a week.
+    A lease's memory that cannot be attributed (it is loading, or its processes are in another container) must not be stored as a
+    neighbour's peak for a week.
     """
-    found: dict[str, dict[str, int]] = {}
+    observed: dict[str, dict[str, int]] = {}
     for card in cards:
         if card.trouble is not None or card.used_bytes is None:
             continue
-        found[card.uuid] = {ALL: card.foreign_bytes}
-        if all(one.key != ALL for one in card.neighbours):
-            seen = [one for one in card.neighbours if one.key != REST]
-            found[card.uuid] |= {one.key: one.used_bytes for one in seen if one.why != "declared"}
-            found[card.uuid] |= {one.key + EACH: one.largest_bytes for one in seen if one.why != "declared"}
-            found[card.uuid][REST] = max(0, card.foreign_bytes - sum(one.used_bytes for one in seen))
-    return found
+        by_key = observed[card.uuid] = {ALL: card.foreign_bytes}
+        if all(neighbour.key != ALL for neighbour in card.neighbours):
+            seen = [neighbour for neighbour in card.neighbours if neighbour.key != REST]
+            by_key |= {neighbour.key: neighbour.used_bytes for neighbour in seen if neighbour.why != "declared"}
+            by_key |= {neighbour.key + EACH: neighbour.largest_bytes for neighbour in seen if neighbour.why != "declared"}
+            by_key[REST] = max(0, card.foreign_bytes - sum(neighbour.used_bytes for neighbour in seen))
+    return observed
 
 
 def _card(
@@ -207,33 +212,33 @@ def _card(
     leases = [promise for promise in promises if uuids & set(promise.uuids)]
     used = reading.used_bytes or 0
     users = _users(pool) if processes is not None else None
-    made = _made(leases)
-    owners = {user.pid: place for user in users or () if (place := owner(user.pid, processes or {}, made)) is not None}
+    created = _created_by_place(leases)
+    owners = {user.pid: place for user in users or () if (place := owner(user.pid, processes or {}, created)) is not None}
     shown = _shown(users or (), owners, leases, reading.total_bytes)
 
-    held: dict[str, int] = {}  # what each lease uses, of `used`
-    charged: dict[str, int] = {}
+    held: dict[str, int] = {}  # by lease: its part of `used`
+    charged: dict[str, int] = {}  # by lease: what it counts for
     foreign = used
-    rest = max(0, used - sum(user.used_bytes or 0 for user in users or ()))  # in use, but by no process that NVML shows
+    rest = max(0, used - sum(user.used_bytes or 0 for user in users or ()))  # in use by no process that NVML shows
     for number, lease in enumerate(leases):
-        said = sum(lease.seen.get(uuid, 0) for uuid in uuids)
-        exact = lease.id in shown and all(user.used_bytes is not None for user in users or () if _is(owners.get(user.pid), lease))
+        reported = sum(lease.seen.get(uuid, 0) for uuid in uuids)
+        exact = lease.id in shown and all(user.used_bytes is not None for user in users or () if _owns(owners.get(user.pid), lease))
         if exact:
             held[lease.id] = shown[lease.id]
             leases[number] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
         elif users is not None and lease.id not in shown and lease.pid_namespace == namespace:
-            # Its processes would be shown if they were on the card; unless the driver hides them, and then their memory is in the rest.
-            held[lease.id] = min(said, rest)
+            # NVML would show its processes if they used the card, unless the driver hides them; then their memory is in `rest`.
+            held[lease.id] = min(reported, rest)
             rest -= held[lease.id]
         else:
-            held[lease.id] = max(shown.get(lease.id, 0), min(said, used))
+            held[lease.id] = max(shown.get(lease.id, 0), min(reported, used))
         charged[lease.id] = max(_budget(lease, uuids, reading.total_bytes), held[lease.id])
         foreign -= held[lease.id] if exact else charged[lease.id]
 
     external = max(0, used - sum(held.values()))
     strangers = None if users is None else [user for user in users if user.pid not in owners]
     neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, services, declared, peaks, now)
-    external_counted = external + sum(one.counted_bytes - one.used_bytes for one in neighbours)
+    external_counted = external + sum(neighbour.counted_bytes - neighbour.used_bytes for neighbour in neighbours)
     return Card(
         **{name: getattr(reading, name) for name in Reading.__slots__},
         leases=tuple(leases),
@@ -259,28 +264,28 @@ def _users(pool: Sequence[Reading]) -> list[Process] | None:
     return [process for reading in pool for process in reading.processes or ()]
 
 
-def _made(leases: Iterable[Promise]) -> dict[Place, float]:
-    """When the leases were made, by their owners' places."""
-    made: dict[Place, float] = {}
+def _created_by_place(leases: Iterable[Promise]) -> dict[Place, float]:
+    """The newest lease's time of creation (unix s), by the owner's place."""
+    created: dict[Place, float] = {}
     for lease in leases:
         place = (lease.pid_namespace, lease.pid)
-        made[place] = max(made.get(place, 0.0), lease.created)
-    return made
+        created[place] = max(created.get(place, 0.0), lease.created)
+    return created
 
 
-def _is(place: Place | None, lease: Promise) -> bool:
+def _owns(place: Place | None, lease: Promise) -> bool:
     return place == (lease.pid_namespace, lease.pid)
 
 
 def _shown(users: Iterable[Process], owners: Mapping[int, Place], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
-    """What NVML shows of each lease's processes, by the lease's id. Several leases of one process are filled one after the other."""
+    """Memory that NVML shows for each lease's processes, by lease id. Several leases of one process are filled one after the other."""
     sums: dict[Place, int] = {}
     for user in users:
         if user.pid in owners:
             sums[owners[user.pid]] = sums.get(owners[user.pid], 0) + (user.used_bytes or 0)
     shown: dict[str, int] = {}
     for place, left in sums.items():
-        same = [lease for lease in leases if _is(place, lease)]
+        same = [lease for lease in leases if _owns(place, lease)]
         for lease in same:
             shown[lease.id] = min(left, _budget(lease, set(lease.uuids), total))
             left -= shown[lease.id]
@@ -289,7 +294,7 @@ def _shown(users: Iterable[Process], owners: Mapping[int, Place], leases: Sequen
 
 
 def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
-    """What it promises to keep to on this card. More than the card has is no promise, and must not close the card for everybody."""
+    """The lease's budget on this card; 0 if it exceeds the card, since such a promise must not block the card for all others."""
     return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0
 
 
@@ -304,36 +309,36 @@ def _neighbours(
     now: float,
 ) -> list[Neighbour]:
     if strangers is None:
-        return _one("others (their processes cannot be seen from here)", ALL, uuid, external, peaks, now)
+        return _unnamed(ALL_NAME, ALL, uuid, external, peaks, now)
     groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
     for user in strangers:
         process = processes.get(user.pid)
-        fits = declaration(process, declared) if process else None
-        key = f"declared:{declared.index(fits)}" if fits else key_of(process) if process else "hidden"
-        groups.setdefault(key, []).append((user, process, fits))
-    found = []
+        match = declaration(process, declared) if process else None
+        key = f"declared:{declared.index(match)}" if match else key_of(process) if process else "hidden"
+        groups.setdefault(key, []).append((user, process, match))
+    neighbours = []
     for key, group in groups.items():
         used = sum(user.used_bytes or 0 for user, _, _ in group)
-        user, process, fits = max(group, key=lambda one: one[0].used_bytes or 0)
-        count = max(used, fits.memory_bytes) if fits else counted_group(peaks, uuid, key, used, len(group), now)
-        found.append(
+        user, process, match = max(group, key=lambda member: member[0].used_bytes or 0)
+        count = max(used, match.memory_bytes) if match else counted_group(peaks, uuid, key, used, len(group), now)
+        neighbours.append(
             Neighbour(
-                fits.name if fits else _name(process, services) if process else "hidden processes",
+                match.name if match else _name(process, services) if process else "hidden processes",
                 process.uid if process else None,
                 user.pid,
                 process.command if process else None,
                 process.cgroup if process else None,
                 used,
                 count,
-                "declared" if fits else "peak" if count > used else "used",
+                "declared" if match else "peak" if count > used else "used",
                 key,
                 len(group),
                 user.used_bytes or 0,
             )
         )
-    rest = max(0, external - sum(one.used_bytes for one in found))
-    found += _one("nobody that can be seen", REST, uuid, rest, peaks, now)
-    return sorted(found, key=lambda one: -one.counted_bytes)
+    rest = max(0, external - sum(neighbour.used_bytes for neighbour in neighbours))
+    neighbours += _unnamed(REST_NAME, REST, uuid, rest, peaks, now)
+    return sorted(neighbours, key=lambda neighbour: -neighbour.counted_bytes)
 
 
 def _name(process: Known, services: Mapping[Place, str]) -> str:
@@ -341,6 +346,7 @@ def _name(process: Known, services: Mapping[Place, str]) -> str:
     return name_of(process) if service is None else f"{service} (its lease is for another card)"
 
 
-def _one(name: str, key: str, uuid: str, used: int, peaks: Peaks, now: float) -> list[Neighbour]:
+def _unnamed(name: str, key: str, uuid: str, used: int, peaks: Peaks, now: float) -> list[Neighbour]:
+    """A neighbour without a visible process; an empty list if nothing is counted."""
     count = counted(peaks, uuid, key, used, now)
     return [Neighbour(name, None, None, None, None, used, count, "peak" if count > used else "used", key)] if count else []

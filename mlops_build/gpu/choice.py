@@ -1,7 +1,7 @@
-"""Which card: pure arithmetic over what was seen, so that a recorded decision can be made again.
+"""Choose a card: a pure function of the observed cards, so that a recorded decision can be repeated.
 
-A strategy is a plain function: it gets the cards that have the room and puts them in order of preference. The names of gpu-utilities
-stand for their equivalents here: WORST_FIT is `spread`, BEST_FIT is `pack`, RANDOM is `random` (weighted).
+A strategy is a function that sorts the cards that have room by preference. The names from gpu-utilities are aliases: WORST_FIT is
+`spread`, BEST_FIT is `pack`, RANDOM is `random` (weighted).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from random import Random
 
-# An "empty" card is not always at zero: a driver's own daemons keep a few MiB on it.
+# The driver's own daemons keep a few MiB on an unused card.
 EXCLUSIVE_SLACK = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for. bytes: on each card. names: patterns of a card's name ("*A100*"). uuids: their beginnings. max_utilisation: %."""
+    """The requested memory and cards. bytes: on each card. names: patterns ("*A100*"). uuids: prefixes. max_utilisation: %."""
 
     bytes: int
     count: int = 1
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen cards; none where there is no room. refused: why each other card could not be taken."""
+    """The chosen cards; none if there is no room. refused: by UUID, why a card could not be taken."""
 
     uuids: tuple[str, ...]
     refused: Mapping[str, str]
@@ -48,18 +48,18 @@ class Choice:
 Strategy = Callable[[Sequence[Card], Request, "Random"], Sequence[Card]]
 
 
-def spread(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
-    """Most room first, as a share of the card, after what is asked for: unlike cards fill evenly, and services can grow. WORST_FIT."""
+def spread(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
+    """The card with the largest share left after the request comes first, so cards of all sizes fill evenly. Alias: WORST_FIT."""
     return sorted(cards, key=lambda card: (-_left_after(card, request) / (card.total_bytes or 1), card.index, card.uuid))
 
 
-def pack(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
-    """Least room first, in bytes: whole cards stay free for who needs one. BEST_FIT."""
+def pack(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
+    """The card with the fewest bytes left comes first, so whole cards stay free. Alias: BEST_FIT."""
     return sorted(cards, key=lambda card: (_left_after(card, request), card.index, card.uuid))
 
 
-def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- every strategy is asked alike
-    """By chance, weighted by what is left. The best there is where nobody can see what others are about to take. RANDOM.
+def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
+    """Random order, weighted by the memory left. Best if the choices of others are not visible. Alias: RANDOM.
 
     Weighted order without replacement: sort by u^(1/weight) (Efraimidis and Spirakis, 2006).
     """
@@ -81,21 +81,21 @@ STRATEGIES: dict[str, Strategy] = {
 def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
     """Choose among these cards. The same cards, request and seed give the same choice.
 
-    A card that cannot be read is never chosen, nor one whose promises and neighbours leave less than what is asked for. Raises UsageError
-    for a strategy that does not exist or names cards that it was not given.
+    A card that cannot be read, or that has less memory left than requested, is never chosen. Raises UsageError for a strategy that does
+    not exist or that returns cards which it did not receive.
     """
     refused = {card.uuid: why for card in cards if (why := why_not(card, request)) is not None}
     free = [card for card in cards if card.uuid not in refused]
     if len(free) < request.count:
-        few = f"it has room, but {request.count} cards are asked for" if request.count > 1 else ""
-        return Choice((), refused | {card.uuid: few for card in free})
+        too_few = f"it has room, but {request.count} cards are requested" if request.count > 1 else ""
+        return Choice((), refused | {card.uuid: too_few for card in free})
     strategy = _strategy(request)
     order = strategy(free, request, _rng(strategy, seed))
     chosen = tuple(dict.fromkeys(card.uuid for card in order))[: request.count]
     if len(chosen) < request.count or not set(chosen) <= {card.uuid for card in free}:
         raise UsageError(
-            f"the strategy {name_of(request.strategy)} did not put the cards in order that it was given",
-            remedy="a strategy returns all of its `cards`, in order of preference",
+            f"the strategy {name_of(request.strategy)} did not return the cards that it received",
+            remedy="return all of `cards`, in order of preference",
         )
     return Choice(chosen, refused)
 
@@ -106,42 +106,42 @@ def why_not(card: Card, request: Request) -> str | None:
     if card.trouble is not None:
         return f"{card.trouble}: {card.why}" if card.why else str(card.trouble)
     if total is None or card.used_bytes is None:
-        return "it does not say how much memory it has"
+        return "it does not report its memory"
     if not card.visible:
         return (
             "hidden by CUDA_VISIBLE_DEVICES"
             if card.visible is False
-            else "CUDA_VISIBLE_DEVICES does not say for certain whether it is meant"
+            else "CUDA_VISIBLE_DEVICES does not say unambiguously whether it is included"
         )
     if request.names and not any(fnmatch.fnmatchcase(card.name.lower(), name.lower()) for name in request.names):
         return f"its name is {card.name}"
     if request.uuids and not any(card.uuid.lower().startswith(uuid.lower()) for uuid in request.uuids):
-        return "its uuid is not among those asked for"
+        return "its UUID is not among the requested ones"
     if request.count > 1 and card.mig_parent is not None:
         return "it is a MIG instance, and CUDA gives a process only one of them"
     if (capability := request.min_compute_capability) is not None:
         if card.compute_capability is None:
-            return "it does not say its compute capability"
+            return "it does not report its compute capability"
         if card.compute_capability < capability:
             return f"its compute capability is {_dotted(card.compute_capability)}, below {_dotted(capability)}"
     if request.bytes > total:
-        return f"it has {show_bytes(total)} in all"
+        return f"it has only {show_bytes(total)} in total"
     if (busiest := request.max_utilisation) is not None:
         if card.utilisation is None:
-            return "it does not say its utilisation"
+            return "it does not report its utilisation"
         if card.utilisation > busiest:
             return f"its utilisation is {card.utilisation} %, above {busiest} %"
     return _crowded(card, request)
 
 
 def could_ever(cards: Sequence[Card], request: Request) -> bool:
-    """Could this be granted once everybody has left the cards? If not, waiting is no use."""
+    """Whether the request would fit if all other processes ended. If not, waiting does not help."""
     empty = [_emptied(card, request) for card in cards]
     return bool(choose(empty, replace(request, strategy="spread"), 0).uuids)
 
 
 def _emptied(card: Card, request: Request) -> Card:
-    if card.trouble in (Trouble.SLOW, Trouble.FAULT):  # it may come back
+    if card.trouble in (Trouble.SLOW, Trouble.FAULT):  # it may recover
         card = replace(card, trouble=None, total_bytes=card.total_bytes or request.bytes, used_bytes=0)
     return replace(
         card,
@@ -156,7 +156,7 @@ def _emptied(card: Card, request: Request) -> Card:
 
 
 def name_of(strategy: str | Strategy) -> str:
-    """A strategy's name, for a record or a message; that of a user's own function has its module."""
+    """A strategy's name for records and messages: `module:function` for a user's own function."""
     if isinstance(strategy, str):
         return strategy
     for name, known in STRATEGIES.items():
@@ -168,24 +168,24 @@ def name_of(strategy: str | Strategy) -> str:
 def _crowded(card: Card, request: Request) -> str | None:
     for lease in card.leases:
         if lease.exclusive:
-            return f"{lease.service} has it for itself"
+            return f"{lease.service} has an exclusive lease"
     if request.exclusive:
         if card.leases:
-            return f"asked for alone, but {_named(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
+            return f"an exclusive card is requested, but {_named(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
         if card.external_counted_bytes > EXCLUSIVE_SLACK:
-            return f"asked for alone, but {show_bytes(card.external_counted_bytes)} of it are used without a lease"
+            return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
     if card.left_bytes < request.bytes:
         promised = card.committed_bytes - card.external_counted_bytes
-        held = f"{show_bytes(promised)} are promised to {_named(card)}" if card.leases else "nothing is promised"
+        held = f"{show_bytes(promised)} promised to {_named(card)}" if card.leases else "nothing promised"
         return (
-            f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} are left: {held}, "
-            f"{show_bytes(card.external_counted_bytes)} count for those without a lease"
+            f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}, "
+            f"{show_bytes(card.external_counted_bytes)} counted for processes without a lease"
         )
     return None
 
 
 def _named(card: Card) -> str:
-    """The leases' services, the largest first."""
+    """The services that hold leases on the card, largest first."""
     names = list(dict.fromkeys(lease.service for lease in sorted(card.leases, key=lambda lease: -lease.bytes)))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -201,12 +201,12 @@ def _strategy(request: Request) -> Strategy:
         return STRATEGIES[request.strategy]
     except KeyError:
         raise UsageError(
-            f"{request.strategy!r} is no strategy", remedy=f"one of {', '.join(STRATEGIES)}, or a function of your own"
+            f"{request.strategy!r} is not a valid strategy", remedy=f"use one of {', '.join(STRATEGIES)}, or a function of your own"
         ) from None
 
 
 def _rng(strategy: Strategy, seed: int) -> Random:
-    if strategy in (spread, pack):  # they leave nothing to chance, and random's import takes longer than they do
+    if strategy in (spread, pack):  # they use no random numbers, and importing random takes longer than they do
         return None  # type: ignore[return-value]
     from random import Random
 

@@ -1,6 +1,6 @@
-"""What was decided, one JSON line each, with all that it was decided from: `gpu explain` shows them, and they can be made again.
+"""Records of decisions: one JSON line each, with all inputs, so that `gpu explain` can print and repeat them.
 
-Each uid writes its own file in the lease directory, readable for all, at most LIMIT bytes of the newest.
+Each uid writes its own file in the lease directory, readable for all users. It keeps at most LIMIT bytes of the newest lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LIMIT = 256 * 1024
-# granted: a lease. waiting: no room at first, and it waits. refused: no room. cpu: no room, and the CPU was allowed.
+# granted: a lease. waiting: no room yet. refused: no room. cpu: no room, and the CPU was allowed.
 OUTCOMES = ("granted", "waiting", "refused", "cpu")
 _CARD = ("index", "uuid", "name", "total_bytes", "used_bytes", "why", "utilisation", "mig_parent", "visible")
 _SUMS = ("external_bytes", "external_counted_bytes", "committed_bytes")
@@ -30,7 +30,7 @@ _LEASE = ("id", "service", "uid", "bytes", "exclusive", "loaded")
 
 
 class NotReplayable(Refused):
-    """A line that is no decision of ours, or that a strategy made which is not here."""
+    """The line is not a valid decision, or its strategy is not available."""
 
 
 def line(
@@ -45,8 +45,11 @@ def line(
     waited: float,
     decided: float | None = None,
 ) -> str:
-    """One decision as one line of JSON. waited: seconds since it was asked for. decided: of these, from asking for the
-    directory's lock to the lease on disk; None where it was decided without the lock."""
+    """A decision as a line of JSON.
+
+    waited: seconds since the request. decided: seconds from the request for the directory's lock to the lease on disk; None for a decision
+    without the lock.
+    """
     document = {
         "schema": SCHEMA,
         "time": round(time.time(), 3),
@@ -74,90 +77,90 @@ def line(
 
 
 def replay(text: str, strategies: dict[str, Strategy] | None = None) -> Choice:
-    """Make a recorded decision again, from the line alone; the choice is the recorded one. Raises NotReplayable.
+    """Repeat a recorded decision from its line. Raises NotReplayable.
 
-    strategies: your own, by the name that the record gives them (`module:function`).
+    strategies: your own functions, by the name that the record has (`module:function`).
     """
     try:
         document = json.loads(text)
-        said = document["request"]
+        fields = document["request"]
         known = STRATEGIES | (strategies or {})
-        if said["strategy"] not in known:
-            raise NotReplayable(f"it was decided by {printable(said['strategy'])}, which is not here", remedy="pass it in `strategies`")
-        capability = said["min_compute_capability"]
+        if fields["strategy"] not in known:
+            raise NotReplayable(f"its strategy {printable(fields['strategy'])} is not available here", remedy="pass it in `strategies`")
+        capability = fields["min_compute_capability"]
         request = Request(
-            bytes=said["bytes"],
-            count=said["count"],
-            exclusive=said["exclusive"],
-            strategy=known[said["strategy"]],
-            names=tuple(said["names"]),
-            uuids=tuple(said["uuids"]),
-            max_utilisation=said["max_utilisation"],
+            bytes=fields["bytes"],
+            count=fields["count"],
+            exclusive=fields["exclusive"],
+            strategy=known[fields["strategy"]],
+            names=tuple(fields["names"]),
+            uuids=tuple(fields["uuids"]),
+            max_utilisation=fields["max_utilisation"],
             min_compute_capability=None if capability is None else (capability[0], capability[1]),
         )
         return choose([_read_card(card) for card in document["cards"]], request, document["seed"])
     except MlopsBuildError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise NotReplayable(f"this line is no decision: {type(error).__name__}: {printable(str(error))}") from None
+        raise NotReplayable(f"this line is not a valid decision: {type(error).__name__}: {printable(str(error))}") from None
 
 
 def record(ledger: Ledger, text: str, uid: int) -> None:
-    """Append to this uid's file. Raises NoLedger (a full disk)."""
+    """Append a line to this uid's file. Raises NoLedger (a full disk)."""
     ledger.append(f"decisions-{uid}.jsonl", text.encode() + b"\n", LIMIT)
 
 
 def read(ledger: Ledger, count: int | None = None) -> list[dict[str, Any]]:
-    """The newest `count` decisions of all uids (all that are kept, if None), oldest first, as the documents of their lines."""
-    found = [document for name in ledger.files("decisions-") for document in _documents(ledger, name)]
-    found.sort(key=lambda document: document["time"])
-    return found if count is None else found[-count:] if count > 0 else []
+    """The newest `count` decisions of all uids (None: all that are kept), oldest first, as parsed JSON."""
+    documents = [document for name in ledger.files("decisions-") for document in _documents(ledger, name)]
+    documents.sort(key=lambda document: document["time"])
+    return documents if count is None else documents[-count:] if count > 0 else []
 
 
 class Follower:
-    """Decisions as they are made, for an exporter that counts refusals and waits. Guards how far it has read."""
+    """New decisions, for an exporter that counts refusals and waits. Keeps the read position."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._seen: dict[str, tuple[float, int]] = {}
 
     def new(self) -> list[dict[str, Any]]:
-        """Decisions since the last call, oldest first; the first call gives all that are kept."""
-        fresh = []
+        """Decisions since the last call, oldest first; the first call returns all that are kept."""
+        unread = []
         for name in self.ledger.files("decisions-"):
             newest, times = self._seen.get(name, (0.0, 0))
             documents = _documents(self.ledger, name)
-            # A file is turned over when it is full, so positions mean nothing; times do, and several may share one.
+            # A full file is replaced by its newest half, so byte positions do not last. Times do; several decisions may share one.
             later = [document for document in documents if document["time"] > newest]
             same = [document for document in documents if document["time"] == newest][times:]
-            fresh += same + later
+            unread += same + later
             if documents:
                 latest = max(newest, *(document["time"] for document in documents))
                 self._seen[name] = (latest, sum(document["time"] == latest for document in documents))
-        return sorted(fresh, key=lambda document: document["time"])
+        return sorted(unread, key=lambda document: document["time"])
 
 
 def follow(ledger: Ledger) -> Follower:
-    """Begin to follow: what is decided from now on comes from the follower's `new()`."""
+    """A follower whose `new()` returns only decisions from now on."""
     follower = Follower(ledger)
     follower.new()
     return follower
 
 
 def _documents(ledger: Ledger, name: str) -> list[dict[str, Any]]:
-    """The decisions in a uid's file; none of a file that another uid wrote under that name. Lines that do not parse are left out."""
+    """The decisions in a uid's file; none if another uid wrote the file. Lines that cannot be parsed are left out."""
     content = ledger.read(name, 2 * LIMIT + 65536)
     if content is None or name != f"decisions-{content[1]}.jsonl":
         return []
-    found = []
+    documents = []
     for row in content[0].splitlines():
         try:
             document = json.loads(row)
         except (ValueError, RecursionError):
             continue
         if isinstance(document, dict) and document.get("outcome") in OUTCOMES and _is_time(document.get("time")):
-            found.append(_clean(document) | {"uid": content[1]})
-    return found
+            documents.append(_clean(document) | {"uid": content[1]})
+    return documents
 
 
 def _is_time(value: object) -> bool:
@@ -165,7 +168,7 @@ def _is_time(value: object) -> bool:
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
-    """Strings of another uid's file, fit for a terminal and a log."""
+    """A value from another uid's file, with strings that are safe to print on a terminal and in a log."""
     if isinstance(value, str):
         return printable(value, 300) if value else ""
     if isinstance(value, dict):

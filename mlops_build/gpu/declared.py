@@ -1,16 +1,16 @@
-"""/etc/mlops-gpu.toml: what an administrator says about a node, above all about those who use memory without a lease.
+"""/etc/mlops-gpu.toml: an administrator's settings for a node, mainly the budgets of processes without a lease.
 
-    loading = 1                      # services that may load onto one card at a time
+    loading = 1                      # how many services may load onto one card at the same time
     reserve = "512MiB"               # kept free on each card
 
     [[neighbour]]
     name = "billing"                 # how `gpu list` calls it
     user = "billing"                 # or uid = 1001
-    cgroup = "/system.slice/billing*"    # shell patterns, on the whole path or command line; all that is given must fit
+    cgroup = "/system.slice/billing*"    # shell patterns for the whole path or command line; all given keys must match
     command = "*score.py*"
     memory = "6GiB"                  # counted on each card where it runs, instead of its observed peak
 
-A declaration counts where its processes can be seen (neighbours.py); inside a container they cannot, and only `reserve` does.
+A declaration counts only where its processes are visible (neighbours.py). Inside a container they are not; only `reserve` works there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BadConfig(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A neighbour whose memory somebody vouches for. uid, cgroup, command: None fits everybody; the latter two are shell patterns."""
+    """A neighbour with a declared budget. uid, cgroup, command: None matches every process; the latter two are shell patterns."""
 
     name: str
     memory_bytes: int
@@ -47,7 +47,7 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """loading: how many services may load onto one card at a time. reserve_bytes: kept free on each card."""
+    """loading: how many services may load onto one card at the same time. reserve_bytes: kept free on each card."""
 
     neighbours: tuple[Declared, ...] = ()
     loading: int = 1
@@ -57,7 +57,7 @@ class Settings:
 def settings(path: str | None = None) -> Settings:
     """The node's settings: from `path`, else the file that MLOPS_GPU_CONFIG names, else /etc/mlops-gpu.toml; defaults without a file.
 
-    Raises BadConfig: an unknown key is refused, since a budget that is not read is a neighbour that gets hurt.
+    Raises BadConfig, also for an unknown key: an ignored budget would harm a service.
     """
     path = path or os.environ.get(FILE_VARIABLE) or FILE
     try:
@@ -66,27 +66,27 @@ def settings(path: str | None = None) -> Settings:
     except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as error:
-        raise BadConfig(f"{path} cannot be read: {error.strerror}", remedy="let everybody read it: chmod 644") from None
+        raise BadConfig(f"{path} cannot be read: {error.strerror}", remedy=f"make it readable for all users: chmod 644 {path}") from None
     return parse(content, path)
 
 
 def parse(content: bytes, path: str = FILE) -> Settings:
-    """The settings that a file's content says; `path` is for messages. Raises BadConfig."""
+    """Parse a file's content; `path` is for messages. Raises BadConfig."""
     import tomllib
 
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadConfig(
-            f"{path} is not TOML: {error}", remedy="mend it; docs/how-to/live-with-services-that-hold-no-lease.md has one"
+            f"{path} is not valid TOML: {error}", remedy="fix it; docs/how-to/live-with-services-that-hold-no-lease.md has an example"
         ) from None
-    _known(document, ("loading", "reserve", "neighbour"), path)
+    _check_keys(document, ("loading", "reserve", "neighbour"), path)
     tables = document.get("neighbour", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise BadConfig(f"{path}: `neighbour` is no list of tables", remedy="begin each one with [[neighbour]]")
+        raise BadConfig(f"{path}: `neighbour` is not a list of tables", remedy="start each table with [[neighbour]]")
     loading = document.get("loading", 1)
     if type(loading) is not int or not 1 <= loading <= MOST_LOADING:
-        raise BadConfig(f"{path}: `loading` is {loading!r}", remedy=f"a whole number from 1 to {MOST_LOADING}")
+        raise BadConfig(f"{path}: `loading` is {loading!r}", remedy=f"write a whole number from 1 to {MOST_LOADING}")
     return Settings(
         tuple(_neighbour(table, f"{path}: neighbour {number}") for number, table in enumerate(tables, 1)),
         loading,
@@ -95,19 +95,19 @@ def parse(content: bytes, path: str = FILE) -> Settings:
 
 
 def _neighbour(table: Mapping[str, Any], where: str) -> Declared:
-    _known(table, ("name", "uid", "user", "cgroup", "command", "memory"), where)
+    _check_keys(table, ("name", "uid", "user", "cgroup", "command", "memory"), where)
     for key in ("name", "user", "cgroup", "command"):
         if key in table and (not isinstance(table[key], str) or not 0 < len(table[key]) <= 500):
-            raise BadConfig(f"{where}: `{key}` is {table[key]!r}"[:300], remedy="write a text in quotes")
+            raise BadConfig(f"{where}: `{key}` is {table[key]!r}"[:300], remedy="write a string in quotes, at most 500 characters")
     if "memory" not in table:
-        raise BadConfig(f"{where} has no `memory`", remedy='say what it may use on a card: memory = "6GiB"')
+        raise BadConfig(f"{where} has no `memory`", remedy='add the memory that it may use on a card: memory = "6GiB"')
     if not table.keys() & {"uid", "user", "cgroup", "command"}:
-        raise BadConfig(f"{where} fits every process", remedy="say whose it is: uid, user, cgroup or command")
+        raise BadConfig(f"{where} matches every process", remedy="add uid, user, cgroup or command")
     if "uid" in table and "user" in table:
-        raise BadConfig(f"{where} has both `uid` and `user`", remedy="keep one of them")
+        raise BadConfig(f"{where} has both `uid` and `user`", remedy="remove one of them")
     uid = table.get("uid")
     if uid is not None and (type(uid) is not int or not 0 <= uid < 2**32 - 1):
-        raise BadConfig(f"{where}: `uid` is {uid!r}", remedy="a user's number, or `user` with a name")
+        raise BadConfig(f"{where}: `uid` is {uid!r}", remedy="write a numeric user ID, or `user` with a name")
     if "user" in table:
         uid = _uid(table["user"], where)
     cgroup, command = table.get("cgroup"), table.get("command")
@@ -121,7 +121,7 @@ def _uid(user: str, where: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):
-        raise BadConfig(f"{where}: there is no user {user!r} on this machine", remedy="write `uid` and the user's number") from None
+        raise BadConfig(f"{where}: there is no user {user!r} on this machine", remedy="write `uid` with the numeric user ID") from None
 
 
 def _amount(table: Mapping[str, Any], key: str, where: str) -> int:
@@ -134,12 +134,12 @@ def _amount(table: Mapping[str, Any], key: str, where: str) -> int:
         raise BadConfig(f"{where}: `{key}`: {error.message}", remedy=error.remedy) from None
 
 
-def _known(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+def _check_keys(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
     for key in table:
         if key not in keys:
             import difflib
 
             near = difflib.get_close_matches(key, keys, 1)
             raise BadConfig(
-                f"{where}: unknown key {key[:100]!r}", remedy=f"did you mean `{near[0]}`?" if near else f"known: {', '.join(keys)}"
+                f"{where}: unknown key {key[:100]!r}", remedy=f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(keys)}"
             )

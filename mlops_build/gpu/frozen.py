@@ -1,8 +1,8 @@
-"""Frozen dataclasses whose making costs next to nothing: `gpu pick` makes two dozen before it can look at a card.
+"""Frozen dataclasses that are cheap to define: `gpu pick` defines two dozen before it reads a card.
 
-The standard `dataclasses` imports inspect, and writes and compiles six functions for each class: that took a third of the time from
-process start to chosen card (benchmarks/gpu_latency.py). These share their functions. To type checkers they are dataclasses, and to the
-functions of `dataclasses` (replace, fields, asdict, …), too.
+The standard `dataclasses` imports inspect, and compiles six functions for each class: that took a third of the time from process start to
+chosen card (benchmarks/gpu_latency.py). These classes share their functions. Type checkers and the functions of `dataclasses` (replace,
+fields, asdict, …) treat them as dataclasses.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool, slots: bool) -> Callable[[Any], Any]:
-        """As dataclasses.dataclass(frozen=True, slots=True), without default factories."""
+        """Like dataclasses.dataclass(frozen=True, slots=True), without default factories."""
         assert frozen  # noqa: S101
         assert slots  # noqa: S101
-        return _made
+        return _rebuild
 
-    def replace(one: Any, /, **changes: object) -> Any:
-        """As dataclasses.replace."""
-        return type(one)(**{**{name: getattr(one, name) for name in one.__match_args__}, **changes})
+    def replace(instance: Any, /, **changes: object) -> Any:
+        """Like dataclasses.replace."""
+        return type(instance)(**{**{name: getattr(instance, name) for name in instance.__match_args__}, **changes})
 
 
-def _made(cls: Any) -> Any:
+def _rebuild(cls: Any) -> Any:
+    """The class with slots, shared methods and the attributes of a dataclass."""
     names = tuple(cls.__annotations__)
     inherited: tuple[str, ...] = getattr(cls, "__match_args__", ())
     defaults = {**getattr(cls, "_defaults", {}), **{name: cls.__dict__[name] for name in names if name in cls.__dict__}}
@@ -42,7 +43,7 @@ def _made(cls: Any) -> Any:
         "__delattr__": _refuse,
         "__reduce__": _reduce,
     }
-    made = type(cls)(
+    rebuilt = type(cls)(
         cls.__name__,
         cls.__bases__,
         {
@@ -55,43 +56,43 @@ def _made(cls: Any) -> Any:
             "_defaults": defaults,
         },
     )
-    # Past our own __setattr__, and faster than object's.
-    made._setters = {name: getattr(made, name).__set__ for name in made.__match_args__}
-    return made
+    # They bypass the class's __setattr__, and are faster than object.__setattr__.
+    rebuilt._setters = {name: getattr(rebuilt, name).__set__ for name in rebuilt.__match_args__}
+    return rebuilt
 
 
 class _Fields:
-    """What the functions of `dataclasses` ask for: the fields of the same class made by `dataclasses`, when they first do."""
+    """The value of `__dataclass_fields__`: the fields of an equivalent dataclass, built on first access."""
 
     def __init__(self) -> None:
         self._fields: Any = None
 
-    def __get__(self, one: object, cls: Any) -> Any:
+    def __get__(self, instance: object, cls: Any) -> Any:
         if self._fields is None:
             import dataclasses
 
-            types = {name: kind for base in reversed(cls.__mro__) for name, kind in getattr(base, "__annotations__", {}).items()}
+            types = {name: type_ for base in reversed(cls.__mro__) for name, type_ in getattr(base, "__annotations__", {}).items()}
             fields: list[Any] = []
             for name in cls.__match_args__:
                 default = [dataclasses.field(default_factory=partial(cls._defaults.get, name))] if name in cls._defaults else []
                 fields.append((name, types[name], *default))
-            made: Any = dataclasses.make_dataclass(cls.__name__, fields)
-            self._fields = made.__dataclass_fields__
+            equivalent: Any = dataclasses.make_dataclass(cls.__name__, fields)
+            self._fields = equivalent.__dataclass_fields__
         return self._fields
 
 
 def _init(self: Any, /, *values: object, **named: object) -> None:
     cls = type(self)
     names = cls.__match_args__
-    given = {**cls._defaults, **dict(zip(names, values, strict=False)), **named}
-    wrong = len(values) > len(names) or any(name in named for name in names[: len(values)])
-    if wrong or len(given) != len(names) or not given.keys() <= cls._setters.keys():
+    arguments = {**cls._defaults, **dict(zip(names, values, strict=False)), **named}
+    repeated = len(values) > len(names) or any(name in named for name in names[: len(values)])
+    if repeated or len(arguments) != len(names) or not arguments.keys() <= cls._setters.keys():
         raise TypeError(
-            f"{cls.__name__} takes {', '.join(names)}: each once, all without a default; "
-            f"it is given {len(values)} of them in order, and {', '.join(named) or 'none'} by name"
+            f"{cls.__name__} takes {', '.join(names)}, each at most once, and requires those without a default; "
+            f"it received {len(values)} by position, and {', '.join(named) or 'none'} by name"
         )
     for name, set_slot in cls._setters.items():
-        set_slot(self, given[name])
+        set_slot(self, arguments[name])
 
 
 def _values(self: Any) -> tuple[object, ...]:

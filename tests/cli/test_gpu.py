@@ -101,8 +101,8 @@ def test_no_room_is_exit_code_6_with_every_card_and_why_not_and_an_empty_stdout(
     done = cli(two, "pick", "--memory", "20GiB", "--count", "2", "--format", form)
     assert (done.returncode, done.stdout) == (6, "")
     assert "no room for 20.0 GiB on each of 2 cards" in done.stderr
-    assert f"0 NVIDIA L4 {two.cards[0].uuid}: 15.0 GiB of 24.0 GiB are left" in done.stderr
-    assert f"1 NVIDIA L4 {two.cards[1].uuid}: it has room, but 2 cards are asked for" in done.stderr
+    assert f"0 NVIDIA L4 {two.cards[0].uuid}: 15.0 GiB of 24.0 GiB left" in done.stderr
+    assert f"1 NVIDIA L4 {two.cards[1].uuid}: it has room, but 2 cards are requested" in done.stderr
     assert "--wait" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -217,7 +217,7 @@ def test_a_program_that_is_not_there_is_127_as_in_a_shell(two: testing.Node, tmp
 def test_run_without_room_starts_nothing(two: testing.Node, tmp_path: Path) -> None:
     done = cli(two, "run", "--memory", "30GiB", "--", "touch", str(tmp_path / "started"))
     assert (done.returncode, done.stdout) == (6, "")
-    assert "it has 24.0 GiB in all" in done.stderr
+    assert "it has only 24.0 GiB in total" in done.stderr
     assert not (tmp_path / "started").exists()
     done = cli(two, "run", "--memory", "30GiB", "--otherwise", "cpu", "--", "sh", "-c", 'echo "<$CUDA_VISIBLE_DEVICES>"')
     assert (done.returncode, done.stdout) == (0, "<>\n")

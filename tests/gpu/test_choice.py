@@ -159,14 +159,14 @@ def test_a_strategy_of_ones_own_gets_only_cards_with_room_and_must_keep_to_them(
     assert [one.index for one in given_cards] == [0, 2]
     with pytest.raises(UsageError, match="lambda"):
         choose(cards, Request(GIB, strategy=lambda *_: [cards[1]]), 0)
-    with pytest.raises(UsageError, match="no strategy"):
+    with pytest.raises(UsageError, match="not a valid strategy"):
         choose(cards, Request(GIB, strategy="best"), 0)
 
 
 def test_exclusive_bears_what_a_driver_keeps_on_an_empty_card() -> None:
     empty = card(0, 24, 0)
     assert why_not(replace(empty, external_counted_bytes=20 << 20), Request(GIB, exclusive=True)) is None
-    assert "asked for alone" in why_not(replace(empty, external_counted_bytes=1 << 30), Request(GIB, exclusive=True))
+    assert "an exclusive card is requested" in why_not(replace(empty, external_counted_bytes=1 << 30), Request(GIB, exclusive=True))
 
 
 @pytest.mark.parametrize(

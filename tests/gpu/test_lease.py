@@ -63,7 +63,7 @@ def test_no_room_says_of_every_card_why(node, lease) -> None:
     lines = refused["message"].splitlines()
     assert "10.0 GiB" in lines[0]
     for uuid, why in zip(
-        uuids(machine), ["promised to ranker", "23.0 GiB count for those without a lease", "memory", "2.0 GiB in all"], strict=True
+        uuids(machine), ["promised to ranker", "23.0 GiB counted for processes without a lease", "memory", "2.0 GiB in total"], strict=True
     ):
         (line,) = [line for line in lines if uuid in line]
         assert why in line
@@ -133,16 +133,16 @@ def test_two_cards_at_once(node, lease, run_python) -> None:
     assert pair.said["mask"] == ",".join(pair.said["uuids"])
     assert promised(machine, run_python) == dict.fromkeys(pair.said["uuids"], 6 * GIB)
     refused = lease(machine.environment, memory="6GiB", count=2).said
-    assert "2 cards are asked for" in refused["message"]
+    assert "2 cards are requested" in refused["message"]
 
 
 def test_exclusive_means_alone(node, lease) -> None:
     machine = node("24GiB", testing.SimulatedCard(total="24GiB", used="1GiB"))
     alone = lease(machine.environment, memory="1GiB", exclusive=True, service="trainer")
     assert alone.said["uuids"] == uuids(machine)[:1]
-    assert "asked for alone" in lease(machine.environment, memory="1GiB", exclusive=True).said["message"]
+    assert "an exclusive card is requested" in lease(machine.environment, memory="1GiB", exclusive=True).said["message"]
     other = lease(machine.environment, memory="1GiB", uuids=[uuids(machine)[0]]).said
-    assert "trainer has it for itself" in other["message"]
+    assert "trainer has an exclusive lease" in other["message"]
     assert lease(machine.environment, memory="1GiB").said["uuids"] == uuids(machine)[1:]
 
 

@@ -147,7 +147,7 @@ def test_no_room_says_of_every_card_why_and_is_never_the_cpu(node: MakeNode, con
     made.lose(1)
     arguments = ("serve", str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "0")
     said = mlops_build(tmp_path, *arguments, expect=6, environment=on(made)).stderr
-    assert f"{made.cards[0].uuid}: 4.0 GiB of 24.0 GiB are left" in said
+    assert f"{made.cards[0].uuid}: 4.0 GiB of 24.0 GiB left" in said
     assert "fallen off the bus" in said
     assert "--device cpu" in said
     assert "serving" not in said
