@@ -6,7 +6,7 @@ finds no difference writes nothing. Any number of bridges may run at once: they 
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from mlops_build.git.command import masked
 from mlops_build.git.repository import Mirror
 from mlops_build.registry import ModelVersion, Registry
 from mlops_build.release import gate
+from mlops_build.release.changes import shown
 from mlops_build.release.write import Aliases, VersionOf, change, desired, recorded, service_at
 from mlops_build.service import Service
 
@@ -27,7 +28,7 @@ class Outcome:
     """What one pass did for one environment of one repository; environment is None where the repository as a whole failed.
 
     before, after: models and versions, as text. commit: the release's, where one was made. error: set where it failed.
-    remarks: what the check of its manifests could not see, or saw and let pass.
+    remarks: what the check of its manifests could not see, or saw and let pass. changes: what is new besides the models' versions.
     """
 
     repository: str
@@ -38,6 +39,7 @@ class Outcome:
     commit: str | None = None
     hold: str | None = None
     remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
 
     @property
@@ -45,7 +47,7 @@ class Outcome:
         return f"{self.repository} {self.environment}" if self.environment else self.repository
 
     def __str__(self) -> str:
-        detail = {"released": f"{self.before or 'nothing'} → {self.after}", "unchanged": self.after, "held": self.hold}
+        detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after, "held": self.hold}
         detail["would release"] = detail["released"]
         commit = f"commit {self.commit[:12]}" if self.commit else None
         error = self.error.message.splitlines()[0] if self.error else None
@@ -84,11 +86,11 @@ def repository(
     url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False, despite_findings: bool = False
 ) -> list[Outcome]:
     """One repository: an outcome for each of its environments, or one that says why none could be looked at."""
-    shown = masked(url)
+    address = masked(url)
     outcomes: list[Outcome] = []
 
     def make(head: str) -> str | None:
-        outcomes[:], commit = on_top(mirror, head, shown, aliases, version_of, despite_findings=despite_findings)
+        outcomes[:], commit = on_top(mirror, head, address, aliases, version_of, despite_findings=despite_findings)
         return commit
 
     try:
@@ -99,19 +101,19 @@ def repository(
                 return [_would(outcome) for outcome in outcomes]
             mirror.publish(make)
     except MlopsBuildError as error:
-        return [Outcome(shown, None, "failed", error=error)]
+        return [Outcome(address, None, "failed", error=error)]
     return outcomes
 
 
 def on_top(
-    mirror: Mirror, head: str, shown: str, aliases: Aliases, version_of: VersionOf, *, despite_findings: bool = False
+    mirror: Mirror, head: str, address: str, aliases: Aliases, version_of: VersionOf, *, despite_findings: bool = False
 ) -> tuple[list[Outcome], str | None]:
     """What is to be said for each environment, and the last of the commits that say it (None: Git says it already)."""
     service = service_at(mirror, head)
     outcomes: list[Outcome] = []
     tip = head
     for env in service.environments:
-        outcome = _environment(mirror, tip, service, env, shown, aliases, version_of, despite_findings)
+        outcome = _environment(mirror, tip, service, env, address, aliases, version_of, despite_findings)
         tip = outcome.commit or tip
         outcomes.append(outcome)
     return outcomes, tip if tip != head else None
@@ -122,7 +124,7 @@ def _environment(
     parent: str,
     service: Service,
     env: str,
-    shown: str,
+    address: str,
     aliases: Aliases,
     version_of: VersionOf,
     despite_findings: bool,
@@ -130,23 +132,25 @@ def _environment(
     there = recorded(mirror, parent, env)
     before = str(there) if there and there.models else None
     if hold := service.hold.get(env):
-        return Outcome(shown, env, "held", before, before, hold=hold)
+        return Outcome(address, env, "held", before, before, hold=hold)
     try:
         wanted = desired(service, env, aliases, version_of)
         if wanted is None:
-            return Outcome(shown, env, "nothing promoted yet", before, before)
-        commit = change(mirror, parent, service, wanted)
-        remarks = gate.check(mirror, commit, there, wanted.record, despite_findings=despite_findings) if commit else []
+            return Outcome(address, env, "nothing promoted yet", before, before)
+        made = change(mirror, parent, service, wanted)
+        if made is None:
+            return Outcome(address, env, "unchanged", before, str(wanted.record))
+        remarks = gate.check(mirror, made.commit, there, wanted.record, despite_findings=despite_findings)
     except MlopsBuildError as error:
-        return Outcome(shown, env, "failed", before, error=error)
-    return Outcome(shown, env, "released" if commit else "unchanged", before, str(wanted.record), commit, remarks=tuple(remarks))
+        return Outcome(address, env, "failed", before, error=error)
+    return Outcome(address, env, "released", before, str(wanted.record), made.commit, remarks=tuple(remarks), changes=made.changes)
 
 
 def _would(outcome: Outcome) -> Outcome:
     """The commit of a dry run is nowhere to be found, so it is not named."""
     if outcome.state != "released":
         return outcome
-    return Outcome(outcome.repository, outcome.environment, "would release", outcome.before, outcome.after, remarks=outcome.remarks)
+    return replace(outcome, state="would release", commit=None)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

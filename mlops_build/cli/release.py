@@ -28,11 +28,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for remark in made.remarks:
         say(remark)
-    if made.commit is None:
-        text = f"nothing to do: {args.env} is released with {made.after} already"
-    else:
-        text = f"{args.env}: {made.before or 'nothing'} → {made.after}  commit {made.commit[:12]}"
-        if not made.pushed:
-            say("no Git remote called origin: the commit stays on this machine")
-    result(args, made.as_json(), text)
+    if made.commit and not made.pushed:
+        say("no Git remote called origin: the commit stays on this machine")
+    result(args, made.as_json(), str(made))
     return 0

@@ -6,7 +6,7 @@ release` on a laptop and any number of bridges make the very same commit, and pu
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from mlops_build.packaging.name import image_name
 from mlops_build.registry import ModelVersion, Registry
 from mlops_build.release import gate
 from mlops_build.release import record as records
+from mlops_build.release.changes import changes, shown
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.service import Service
 
 # Who signs a release. A host that checks committers may need another: MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL.
 NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
+# Characters of a commit's subject.
+SUBJECT = 72
 
 Aliases = Mapping[str, Mapping[str, int]]
 VersionOf = Callable[[str, int], ModelVersion]
@@ -58,7 +61,8 @@ class Desired:
 class Made:
     """What `in_checkout` did. before, after: models and versions, as text. commit: None where Git said so already.
 
-    remarks: what the check of the manifests could not see, or saw and let pass.
+    remarks: uncommitted changes that were ignored, and what the check of the manifests could not see, or saw and let pass.
+    changes: what is new besides the models' versions.
     """
 
     environment: str
@@ -67,9 +71,23 @@ class Made:
     commit: str | None
     pushed: bool
     remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __str__(self) -> str:
+        if self.commit is None:
+            return f"nothing to do: {self.environment} is released with {self.after} already"
+        return f"{self.environment}: {shown(self.before, self.after, self.changes)}  commit {self.commit[:12]}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A release's commit, and what it changes besides the models' versions (release/changes.py)."""
+
+    commit: str
+    changes: tuple[str, ...]
 
 
 def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False, despite_findings: bool = False) -> Made:
@@ -92,12 +110,19 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
         )
     there = recorded(checkout, head, env)
     before = str(there) if there and there.models else None
-    commit = change(checkout, head, service, wanted)
-    if commit is None:
-        return Made(env, before, str(wanted.record), None, pushed=False)
-    remarks = gate.check(checkout, commit, there, wanted.record, despite_findings=despite_findings)
-    pushed = land(checkout, commit, head, checkout.differing(head, commit))
-    return Made(env, before, str(wanted.record), commit, pushed, tuple(remarks))
+    made = change(checkout, head, service, wanted)
+    remarks = _uncommitted(checkout)
+    if made is None:
+        return Made(env, before, str(wanted.record), None, pushed=False, remarks=remarks)
+    remarks += tuple(gate.check(checkout, made.commit, there, wanted.record, despite_findings=despite_findings))
+    pushed = land(checkout, made.commit, head, checkout.differing(head, made.commit))
+    return Made(env, before, str(wanted.record), made.commit, pushed, remarks, made.changes)
+
+
+def _uncommitted(checkout: Checkout) -> tuple[str, ...]:
+    """A remark on uncommitted changes of what a release is made from."""
+    paths = [path for path in checkout.changes() if path == service_file.FILE or path.startswith("deploy/")]
+    return (f"uncommitted changes in {', '.join(paths)} are ignored: commit them, then release again",) if paths else ()
 
 
 def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired | None:
@@ -164,7 +189,7 @@ def recorded(objects: Objects, commit: str, env: str) -> Record | None:
         return None
 
 
-def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> str | None:
+def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> Change | None:
     """A commit on top of `parent` that makes Git say `wanted`; None where it says so already. No ref is moved.
 
     Raises NotFound where the environment has no overlay.
@@ -177,11 +202,17 @@ def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> 
             f"{service_file.FILE} has the environment {env}, but {overlay}/kustomization.yaml is missing",
             remedy="copy another overlay and commit it; a release alone deploys nothing",
         )
-    files: dict[str, bytes | None] = dict.fromkeys(objects.files(parent, folder))
-    files |= records.paths(env, records.render(wanted.record, service))
+    rendered = records.render(wanted.record, service)
+    existing = {path: objects.read(parent, path) or b"" for path in objects.files(parent, folder)}
     seconds = max(objects.committed_at(parent), *(version.created_ms // 1000 for version in wanted.versions))
-    said = message(service, wanted, recorded(objects, parent, env))
-    return objects.commit(parent, files, said, signer(seconds))
+    before = recorded(objects, parent, env)
+    changed: tuple[str, ...] = ()
+    if before and before.models:
+        by_name = {path.removeprefix(f"{folder}/"): content for path, content in existing.items()}
+        changed = changes(by_name, rendered, other_models=str(before) != str(wanted.record))
+    files: dict[str, bytes | None] = {**dict.fromkeys(existing), **records.paths(env, rendered)}
+    commit = objects.commit(parent, files, message(service, wanted, before, changed), signer(seconds))
+    return Change(commit, changed) if commit else None
 
 
 def signer(seconds: int) -> Identity:
@@ -192,12 +223,16 @@ def signer(seconds: int) -> Identity:
     return Identity(name, email, seconds)
 
 
-def message(service: Service, wanted: Desired, before: Record | None) -> str:
+def message(service: Service, wanted: Desired, before: Record | None, changed: Sequence[str] = ()) -> str:
     """The commit's message: a subject for people, trailers for `git log --format='%(trailers)'`; a group of them for each model."""
     env, alias = wanted.record.environment, service.alias_of(wanted.record.environment)
-    changed = before is None or before.models != wanted.record.models
-    subject = f"Release {wanted.record} to {env}" if changed else f"Write the release of {wanted.record} to {env} anew"
-    why = f"The alias {alias} says so." if changed else f"{service_file.FILE}, the image or mlops-build changed; the models did not."
+    subject, why = f"Release {wanted.record} to {env}", f"The alias {alias} says so."
+    if before is not None and str(before) == str(wanted.record):
+        why = "The models did not change."
+        only = f"{subject}: {', '.join(changed)}"
+        subject = only if len(only) <= SUBJECT else f"{subject}: {len(changed)} changes of its settings"
+    if changed:
+        why += "\n\nChanged settings:\n" + "\n".join(f"- {line}" for line in changed)
     trailers = []
     for model, version in zip(wanted.record.models, wanted.versions, strict=True):
         trailers += [

@@ -89,6 +89,18 @@ def test_the_bridge_and_a_release_by_hand_make_the_same_commit(
     assert write.in_checkout(checkout, "staging", registry).commit == made
 
 
+def test_a_changed_service_yaml_is_said_as_what_changed(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url(checkout)], registry)
+    change_service(checkout, "host: digits-staging.example.com", "host: digits-staging.example.com\n    replicas: 4")
+    planned = reconcile.once([url(checkout)], registry, dry_run=True)[0]
+    assert str(planned).endswith("staging  would release  digits 1, replicas 1 → 4, pdb.yaml added")
+    outcome = reconcile.once([url(checkout)], registry)[0]
+    assert str(outcome).endswith(f"staging  released  digits 1, replicas 1 → 4, pdb.yaml added  commit {head(checkout)[:12]}")
+    assert outcome.as_json()["changes"] == ("replicas 1 → 4", "pdb.yaml added")
+
+
 def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")

@@ -64,13 +64,66 @@ def test_a_changed_service_yaml_is_a_release_too_once_it_is_committed(checkout: 
     alias.promote(registry, None, "digits", 1, "live")
     write.in_checkout(checkout, "production", registry)
     text = (checkout / "service.yaml").read_text()
-    (checkout / "service.yaml").write_text(text.replace("replicas: 2", "replicas: 3"))
-    assert write.in_checkout(checkout, "production", registry).commit is None
+    (checkout / "service.yaml").write_text(text.replace("replicas: 2", "replicas: 4"))
+    ignored = write.in_checkout(checkout, "production", registry)
+    assert ignored.commit is None
+    assert ignored.remarks == ("uncommitted changes in service.yaml are ignored: commit them, then release again",)
     git(checkout, "commit", "--quiet", "--all", "--message=More")
     made = write.in_checkout(checkout, "production", registry)
     assert made.commit
-    assert git(checkout, "log", "-1", "--format=%s") == "Write the release of digits 1 to production anew"
-    assert "replicas: 3" in (checkout / "deploy/overlays/production/release/patch.yaml").read_text()
+    assert (made.changes, str(made)) == (("replicas 2 → 4",), f"production: digits 1, replicas 2 → 4  commit {made.commit[:12]}")
+    assert "replicas: 4" in (checkout / "deploy/overlays/production/release/patch.yaml").read_text()
+    assert git(checkout, "log", "-1", "--format=%s") == "Release digits 1 to production: replicas 2 → 4"
+    assert "The models did not change." in git(checkout, "log", "-1", "--format=%b")
+
+
+def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Registry, register: Register) -> None:
+    register(), register()
+    alias.promote(registry, None, "digits", 1, "live")
+    write.in_checkout(checkout, "production", registry)
+    change_service(checkout, "replicas: 2\n    memory: 1536MiB", "replicas: 1\n    memory: 2GiB\n    cpu: '2'")
+    change_service(checkout, "host: digits.example.com", "host: numbers.example.com")
+    change_service(checkout, "gpu: {mode: none}", "serving: {max_batch: 16, startup_seconds: 60}")
+    settings = (
+        "replicas 2 → 1",
+        "memory 1536Mi → 2Gi",
+        "cpu 500m → 2",
+        "host digits.example.com → numbers.example.com",
+        "serving.max_batch none → 16",
+        "startupProbe.failureThreshold 40 → 20",
+        "pdb.yaml removed",
+    )
+    dry = git(checkout, "rev-parse", "HEAD")
+    made = write.in_checkout(checkout, "production", registry)
+    assert set(made.changes) == set(settings)
+    subject, _, body = git(checkout, "log", "-1", "--format=%B").partition("\n\n")
+    assert subject == "Release digits 1 to production: 7 changes of its settings"
+    assert all(f"\n- {setting}\n" in body for setting in settings)
+    assert "Previous-Version: 1" in git(checkout, "log", "-1", "--format=%(trailers)")
+
+    # The same with a new version: its image and its labels are no news.
+    git(checkout, "reset", "--quiet", "--hard", dry)
+    git(checkout, "push", "--quiet", "--force")
+    alias.promote(registry, None, "digits", 2, "live")
+    made = write.in_checkout(checkout, "production", registry)
+    assert set(made.changes) == set(settings)
+    assert str(made).startswith("production: digits 1 → digits 2, ")
+    assert git(checkout, "log", "-1", "--format=%s") == "Release digits 2 to production"
+    assert "\n- replicas 2 → 1\n" in git(checkout, "log", "-1", "--format=%B")
+
+
+def test_a_change_that_no_setting_names_is_a_change_of_a_file(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    write.in_checkout(checkout, "staging", registry)
+    folder = checkout / "deploy/overlays/staging/release"
+    for text, change in (
+        ("# By hand.\n" + (folder / "patch.yaml").read_text(), "comments or layout of patch.yaml"),
+        ("a: b: c\n", "patch.yaml rewritten: it was not valid YAML"),
+    ):
+        (folder / "patch.yaml").write_text(text)
+        git(checkout, "commit", "--quiet", "--all", "--message=By hand")
+        assert write.in_checkout(checkout, "staging", registry).changes == (change,)
 
 
 def test_the_date_follows_from_what_is_released(checkout: Path, registry: Registry, register: Register) -> None:
