@@ -1,15 +1,15 @@
-"""Leases on disk: one directory that all services of a node share (a hostPath for containers), and the kernel's file locks.
+"""Leases on disk: a directory that all services of a node share (a hostPath for containers), with file locks.
 
-    lock                   locked by whoever decides, for a millisecond or two
-    <id>.lease             one promise, written once; its owner keeps the file locked. Alive means "I cannot lock it": no pids (containers
-                           hide them), no heartbeats, no timers. The kernel lets go when the last process that inherited it is gone
-    <id>.seen              what the owner saw of its own memory, replaced at each report
-    peaks-<uid>.json       the memory of those who hold no lease, at its peak, by whoever looks
-    decisions-<uid>.jsonl  who was given which card, and why (decisions.py)
-    load-<card>-<n>        slots of the load gate (loading.py)
+    lock                   locked during a decision, for a millisecond or two
+    <id>.lease             a promise, written once. Its owner keeps the file locked: a lease is alive if the file cannot be locked. Pids
+                           (containers hide them), heartbeats and timers are not used: the kernel unlocks it when the last process ends
+    <id>.seen              the owner's report of its own memory, replaced by each report
+    peaks-<uid>.json       peak memory of processes without a lease, by observer
+    decisions-<uid>.jsonl  decisions and their reasons (decisions.py)
+    load-<card>-<n>        load slots (loading.py)
 
-Everybody may write here (mode 1777), so nothing here is believed without a look: only plain files are opened, never through a link, never
-waiting, and never read beyond a bound; the owner is the file's, not what it says; what does not parse is named in a warning and ignored.
+All users can write here (mode 1777), so the content is not trusted. Only regular files are opened, never through a link, without waiting
+and up to a size limit. The owner of a lease is the owner of its file. Invalid files are ignored with a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from types import MappingProxyType
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
 from mlops_build.gpu.frozen import dataclass, replace
-from mlops_build.gpu.lock import Turn, locks, unlock
+from mlops_build.gpu.lock import QueuedWork, locks, unlock
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -40,14 +40,13 @@ if TYPE_CHECKING:
 DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
 LOCK = "lock"
-# How long a decision waits for the lock before it is made without it: a stopped or hostile holder must not stop the node.
+# After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
-# A lease is about 300 bytes; what is larger was not written by us.
-FILE_LIMIT = 64 * 1024
+FILE_LIMIT = 64 * 1024  # a lease is about 300 bytes
 PEAKS_LIMIT = 1024 * 1024
-# Files of one uid, and of all, that a look reads: a flood of one user's files must not hide or delay other users' leases.
+# Limits for the files of one uid and of all: many files of one user must not hide or delay other users' leases.
 FILES_PER_UID, FILES = 1024, 16384
-# A temporary file that is older was left by a process that died between creating and renaming it.
+# An older temporary file was left by a process that ended between creating and renaming it.
 TEMPORARY_SECONDS = 60.0
 MAX_BYTES = 1 << 50  # no card has a pebibyte
 MAX_CARDS = 64
@@ -58,19 +57,19 @@ _UUID = re.compile(r"[!-~]{1,128}")
 
 
 class NoLedger(Failed):
-    """There is no lease directory that this process can use: it is absent, not writable, or its disk is full."""
+    """The lease directory is missing, not writable, or its disk is full."""
 
 
 class LockHeld(NoLedger):
-    """Somebody has held the directory's lock for longer than a decision may wait."""
+    """Another process held the directory's lock for longer than a decision may wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A lease as others see it: so many bytes on each of these cards.
+    """A lease as other processes see it: `bytes` on each card of `uuids`.
 
-    uid is the owner of the lease's file, the only one that is believed; pid, pid_namespace and service are what the owner says. seen is
-    what the owner last saw of its own memory, in bytes per card ({}: nothing yet); loaded: it says that it will not load more.
+    uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. seen: the owner's last report of
+    its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
     """
 
     id: str
@@ -88,25 +87,25 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A promise of this process, and the descriptor that keeps it. The descriptor is inherited by fork and exec, and so is the lease."""
+    """A promise of this process, and the descriptor whose lock keeps it alive. Fork and exec pass both on."""
 
     promise: Promise
     descriptor: int
 
 
 class Ledger:
-    """An open lease directory. Guards the directory's descriptor, so that a directory renamed under us is still the one we looked at."""
+    """An open lease directory. It keeps the directory's descriptor, so a renamed directory is still the same one."""
 
     def __init__(self, path: str, descriptor: int) -> None:
         self._path = path
         self._directory = descriptor
         self._warned: set[str] = set()
-        self._known: dict[str, tuple[int, Promise]] = {}  # by file: its inode, and what it said; a lease is written once
+        self._parsed: dict[str, tuple[int, Promise]] = {}  # by file name: inode and content, since a lease is written once
         self._tidied = False
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The directory."""
         from pathlib import Path
 
         return Path(self._path)
@@ -115,11 +114,11 @@ class Ledger:
     def open(cls, directory: Path | str | None = None, *, reading: bool = False) -> Ledger:
         """Open the node's lease directory: MLOPS_GPU_LEASE_DIR, else /run/mlops-gpu.
 
-        reading: it need not be writable (a dashboard with a read-only mount). It is never created here: a directory that a container made
-        for itself would be shared with nobody. Raises NoLedger.
+        reading: the directory need not be writable (a dashboard with a read-only mount). It is never created here, since a container would
+        create one that no other container sees. Raises NoLedger.
         """
         path = os.fspath(directory or os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
-        remedy = f"make it once for the node, mode 1777, mount it into each container, or name another in {DIRECTORY_VARIABLE}"
+        remedy = f"create it on the node with mode 1777 and mount it into each container, or set {DIRECTORY_VARIABLE} to another directory"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -130,7 +129,7 @@ class Ledger:
         return cls(path, descriptor)
 
     def close(self) -> None:
-        """Let the directory go. Leases stay: they hang on their own descriptors."""
+        """Close the directory. Leases stay alive through their own descriptors."""
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -141,12 +140,12 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- deciding: one at a time --
+    # -- decisions, one at a time --
 
     def decide(self, work: Callable[[], T], timeout: float = LOCK_SECONDS) -> T:
-        """Do `work` while nobody else decides here; what it returns or raises.
+        """Run `work` under the directory's lock, possibly in another thread; returns or raises what it returns or raises.
 
-        It may run in another thread. Raises LockHeld if the lock is not to be had within `timeout` seconds, NoLedger.
+        Raises LockHeld if the lock is not available within `timeout` seconds, and NoLedger.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -158,42 +157,42 @@ class Ledger:
                 finally:
                     unlock(descriptor)
             else:
-                turn = Turn(self.is_lock, descriptor, work)
-                if turn.comes(deadline):
-                    result: T = turn.result()
+                queued = QueuedWork(self.is_lock, descriptor, work)
+                if queued.wait(deadline):
+                    result: T = queued.result()
                     return result
-            # Otherwise somebody removed the file meanwhile: what was locked is no longer anybody's lock.
+            # Otherwise the lock file was removed in the meantime, and the locked file is not the lock any more.
             if time.monotonic() > deadline:
                 raise LockHeld(
                     f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder()}",
-                    remedy="see who holds it (fuser, lslocks): a decision takes milliseconds, so it is stopped or hostile",
+                    remedy="find the process with fuser or lslocks; a decision takes milliseconds, so it is stopped or hostile",
                 )
 
     def is_lock(self, descriptor: int) -> bool:
-        """Is this descriptor's file still the directory's lock?"""
+        """Whether this descriptor's file is still the directory's lock."""
         return self._is(LOCK, descriptor)
 
     # -- leases --
 
     def promises(self) -> list[Promise]:
-        """Every lease whose owner lives, oldest first. Removes what dead owners left, where this uid may.
+        """Every live lease, oldest first. Removes files of ended processes, if this uid has the permission.
 
-        Needs no lock to read; without the lock another decision may be about to add one.
+        Does not need the directory's lock, but without it another decision may be about to add a lease.
         """
         names, reports = self._names()
-        found = []
+        promises = []
         for name in names:
             promise = self._promise(name)
             if promise is not None:
                 report = f"{promise.id}.seen"
-                found.append(self._reported(promise, report) if report in reports else promise)
-        self._known = {name: self._known[name] for name in names if name in self._known}
-        return sorted(found, key=lambda promise: (promise.created, promise.id))
+                promises.append(self._with_report(promise, report) if report in reports else promise)
+        self._parsed = {name: self._parsed[name] for name in names if name in self._parsed}
+        return sorted(promises, key=lambda promise: (promise.created, promise.id))
 
     def promise(self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str) -> Held:
-        """Promise `size` bytes on each card until the last process that holds the descriptor is gone. Raises NoLedger (a full disk).
+        """Promise `size` bytes on each card until the last process that holds the descriptor ends. Raises NoLedger (a full disk).
 
-        The file is locked before it has its name, so that nobody ever sees it unlocked and takes it for dead.
+        The file is locked before it gets its name, so that no process sees it unlocked and removes it.
         """
         promise = Promise(
             id=os.urandom(8).hex(),
@@ -206,12 +205,12 @@ class Ledger:
             uid=os.geteuid(),
             created=time.time(),
         )
-        said = {name: getattr(promise, name) for name in ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created")}
+        fields = {name: getattr(promise, name) for name in ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created")}
         temporary = f".{promise.id}.lease.new"
         with self._writing(temporary):
             descriptor = self._create(temporary)
             try:
-                _write_all(descriptor, json.dumps({"schema": 1, **said}).encode())
+                _write_all(descriptor, json.dumps({"schema": 1, **fields}).encode())
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, f"{promise.id}.lease", src_dir_fd=self._directory, dst_dir_fd=self._directory)
                 os.set_inheritable(descriptor, True)
@@ -221,28 +220,28 @@ class Ledger:
         return Held(promise, descriptor)
 
     def withdraw(self, held: Held) -> None:
-        """End a lease, for everybody who inherited its descriptor too."""
+        """End a lease, also for processes that inherited its descriptor."""
         for name in (f"{held.promise.id}.lease", f"{held.promise.id}.seen"):
             self._remove(name)
         fcntl.flock(held.descriptor, fcntl.LOCK_UN)
         os.close(held.descriptor)
 
-    def lives(self, lease_id: str) -> bool:
-        """Does the lease's owner, or whoever inherited it, still live?"""
+    def is_alive(self, lease_id: str) -> bool:
+        """Whether the lease's owner, or a process that inherited it, is still running."""
         return _NAME.fullmatch(f"{lease_id}.lease") is not None and self._promise(f"{lease_id}.lease") is not None
 
     def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool) -> None:
-        """Say what a lease's owner sees of its own memory, in bytes per card. Raises NoLedger (a full disk)."""
+        """Write the memory that a lease's owner observes of itself, in bytes by UUID. Raises NoLedger (a full disk)."""
         self._replace(f"{lease_id}.seen", {"schema": 1, "seen": dict(seen), "loaded": loaded, "time": time.time()})
 
-    # -- the memory of those who hold no lease --
+    # -- the memory of processes without a lease --
 
     def peaks(self) -> list[dict[str, Any]]:
-        """What lookers wrote with write_peaks, one document each. Believed only from root, the directory's owner and this uid: a peak
-        counts against everybody, so a hostile one would close the node."""
-        believed = {0, os.geteuid(), os.fstat(self._directory).st_uid}
+        """The documents of write_peaks, one for each trusted observer: root, the directory's owner and this uid. A peak reduces the memory
+        for all users, so a hostile one would block the node."""
+        trusted = {0, os.geteuid(), os.fstat(self._directory).st_uid}
         documents = []
-        for uid in believed:
+        for uid in trusted:
             read = self.read(f"peaks-{uid}.json", PEAKS_LIMIT)
             if read is not None and read[1] == uid:
                 document = _object(read[0])
@@ -256,10 +255,10 @@ class Ledger:
         """Replace this uid's peaks. Raises NoLedger."""
         self._replace(f"peaks-{os.geteuid()}.json", document)
 
-    # -- files of the directory, for decisions.py and loading.py too --
+    # -- files in the directory, also for decisions.py and loading.py --
 
     def read(self, name: str, limit: int = FILE_LIMIT) -> tuple[bytes, int] | None:
-        """A plain file's content, at most `limit` bytes, and its owner's uid; None where it is not there, not plain, or too large."""
+        """A regular file's content and its owner's uid; None if it is missing, not regular, or larger than `limit` bytes."""
         descriptor = self._open(name)
         if descriptor is None:
             return None
@@ -272,7 +271,7 @@ class Ledger:
             os.close(descriptor)
 
     def slot(self, name: str) -> int | None:
-        """Lock a file that all uids share, without waiting; its descriptor, or None where somebody holds it. Raises NoLedger."""
+        """Lock a file that all uids share, without waiting. Returns its descriptor; None if it is locked already. Raises NoLedger."""
         descriptor = self._open_or_create(name)
         if locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
             return descriptor
@@ -280,7 +279,7 @@ class Ledger:
         return None
 
     def append(self, name: str, line: bytes, limit: int) -> None:
-        """Add a line to one of this uid's own files; one that outgrows `limit` bytes keeps its newest half. Raises NoLedger."""
+        """Append a line to one of this uid's own files. A file larger than `limit` bytes keeps its newest half. Raises NoLedger."""
         with self._writing(name):
             descriptor = self._open(name, os.O_RDWR | os.O_APPEND)
             if descriptor is None:
@@ -288,10 +287,10 @@ class Ledger:
                     os.close(self._create(name))
                 descriptor = self._open(name, os.O_RDWR | os.O_APPEND)
             if descriptor is None:
-                raise NoLedger(f"{self._path}/{name} is no plain file of this uid", remedy="remove it")
+                raise NoLedger(f"{self._path}/{name} is not a regular file of this uid", remedy="remove it")
             try:
                 size = os.fstat(descriptor).st_size
-                # Only one process at a time may turn the file over, and none waits for it: others append, to be turned over next time.
+                # Only one process at a time shortens the file, and none waits for it: others append, and their lines are shortened later.
                 if size + len(line) > limit and locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
                     newest = os.pread(descriptor, limit // 2, max(0, size - limit // 2)).partition(b"\n")[2]
                     self._replace_bytes(name, newest + line)
@@ -301,16 +300,16 @@ class Ledger:
                 os.close(descriptor)
 
     def files(self, prefix: str) -> list[str]:
-        """Names in the directory that begin so, sorted; at most FILES_PER_UID of them."""
+        """Sorted names in the directory that start with `prefix`, at most FILES_PER_UID."""
         with self._scan() as entries:
             return sorted(entry.name for entry, _ in zip(entries, range(FILES), strict=False) if entry.name.startswith(prefix))[
                 :FILES_PER_UID
             ]
 
-    # -- inside --
+    # -- internal --
 
     def _scan(self) -> Any:
-        # A descriptor of its own: scandir moves the descriptor's position, which threads would share.
+        # A descriptor of its own, since scandir moves the position, which threads would share.
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             return contextlib.closing(_entries(descriptor))
@@ -319,12 +318,12 @@ class Ledger:
             raise
 
     def _names(self) -> tuple[list[str], set[str]]:
-        """The leases' files, at most FILES_PER_UID of each uid; and the reports'."""
+        """The names of lease files, at most FILES_PER_UID of each uid, and of reports."""
         leases, reports, unfinished = [], set(), []
         with self._scan() as entries:
             for number, entry in enumerate(entries):
                 if number >= FILES:
-                    self._warn("", -1, f"more than {FILES} files; the rest is not looked at")
+                    self._warn("", -1, f"more than {FILES} files; the rest is not read")
                     break
                 if _NAME.fullmatch(entry.name):
                     leases.append(entry.name)
@@ -342,37 +341,37 @@ class Ledger:
         count: dict[int, int] = {}
         fair = []
         for name in names:
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # removed in the meantime
                 uid = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_uid
                 count[uid] = count.get(uid, 0) + 1
                 if count[uid] <= FILES_PER_UID:
                     fair.append(name)
         for uid, number in count.items():
             if number > FILES_PER_UID:
-                self._warn(f"leases of uid {uid}", uid, f"there are {number}; only {FILES_PER_UID} are looked at")
+                self._warn(f"leases of uid {uid}", uid, f"there are {number}; only {FILES_PER_UID} are read")
         return fair
 
     def _tidy(self, names: Sequence[str]) -> None:
-        """Remove what processes of this uid left half-made, and reports whose lease is gone."""
+        """Remove this uid's unfinished files, and its reports whose lease has ended."""
         for name in names:
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # removed in the meantime
                 status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
                 ours = name.endswith(".seen") or _TEMPORARY.fullmatch(name)
                 if ours and status.st_uid == os.geteuid() and time.time() - status.st_mtime > TEMPORARY_SECONDS:
                     os.unlink(name, dir_fd=self._directory)
 
     def _promise(self, name: str) -> Promise | None:
-        """The lease in this file; None if its owner is dead, or if it is not to be believed."""
+        """The lease in this file; None if its owner has ended, or if the file is invalid."""
         descriptor = self._open(name)
         if descriptor is None:
             return None
         try:
-            if locks(descriptor, fcntl.LOCK_SH):  # shared: two lookers must not take each other for the owner
+            if locks(descriptor, fcntl.LOCK_SH):  # shared, so that two readers do not take each other for the owner
                 self._remove(name)
                 self._remove(f"{name.removesuffix('.lease')}.seen")
                 return None
             status = os.fstat(descriptor)
-            inode, promise = self._known.get(name, (-1, None))
+            inode, promise = self._parsed.get(name, (-1, None))
             if inode == status.st_ino:
                 return promise
             content = os.read(descriptor, FILE_LIMIT + 1)
@@ -386,26 +385,26 @@ class Ledger:
         except ValueError as error:
             self._warn(name, status.st_uid, str(error))
             return None
-        self._known[name] = (status.st_ino, promise)
+        self._parsed[name] = (status.st_ino, promise)
         return promise
 
-    def _reported(self, promise: Promise, name: str) -> Promise:
-        """The lease with what its owner saw, if the owner wrote it."""
+    def _with_report(self, promise: Promise, name: str) -> Promise:
+        """The lease with the report in this file, if the owner of the lease wrote it."""
         read = self.read(name)
         if read is None:
             return promise
         content, writer = read
-        said = _object(content)
-        seen = said.get("seen") if said is not None else None
-        if writer not in (promise.uid, 0) or said is None or not isinstance(seen, dict):
-            self._warn(name, writer, "it is no report of the lease's owner")
+        report = _object(content)
+        seen = report.get("seen") if report is not None else None
+        if writer not in (promise.uid, 0) or report is None or not isinstance(seen, dict):
+            self._warn(name, writer, "it is not a valid report of the lease's owner")
             return promise
-        believed = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
-        return replace(promise, seen=MappingProxyType(believed), loaded=said.get("loaded") is True)
+        valid = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
+        return replace(promise, seen=MappingProxyType(valid), loaded=report.get("loaded") is True)
 
     def _open(self, name: str, flags: int = os.O_RDONLY) -> int | None:
-        """A plain file's descriptor; None where there is none, or it is something else. Without O_CREAT: where fs.protected_regular is on,
-        opening another user's file in a sticky directory with it is refused."""
+        """The descriptor of a regular file; None if there is none. Without O_CREAT, with which fs.protected_regular refuses to open another
+        user's file in a sticky directory."""
         try:
             descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=self._directory)
         except FileNotFoundError:
@@ -415,26 +414,26 @@ class Ledger:
             return None
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
-        self._warn(name, os.fstat(descriptor).st_uid, "it is no plain file")
+        self._warn(name, os.fstat(descriptor).st_uid, "it is not a regular file")
         os.close(descriptor)
         return None
 
     def _create(self, name: str, mode: int = 0o644) -> int:
-        """A new file, readable for other uids whatever the umask. Raises OSError, FileExistsError among them."""
+        """Create a file that is readable for other uids, independent of the umask. Raises OSError, for example FileExistsError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600, dir_fd=self._directory)
         os.fchmod(descriptor, mode)
         return descriptor
 
     def _open_or_create(self, name: str) -> int:
-        """A file that all uids share. Raises NoLedger."""
+        """The descriptor of a file that all uids share. Raises NoLedger."""
         for _ in range(10):
             descriptor = self._open(name)
             if descriptor is not None:
                 return descriptor
             with self._writing(name), contextlib.suppress(FileExistsError):
                 return self._create(name, 0o666)
-        raise NoLedger(f"{self._path}/{name} is no plain file that this uid may open", remedy="remove it; it is made anew")
+        raise NoLedger(f"{self._path}/{name} is not a regular file that this uid may open", remedy="remove it; it is created again")
 
     def _replace(self, name: str, document: Mapping[str, Any]) -> None:
         self._replace_bytes(name, json.dumps(document).encode())
@@ -451,30 +450,30 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
-        """What the disk refuses, as NoLedger; a temporary file does not outlive it."""
+        """Turn an OSError into NoLedger, and remove a temporary file."""
         try:
             yield
         except OSError as error:
             if name.endswith(".new"):
                 self._remove(name)
             raise NoLedger(
-                f"cannot write to the lease directory {self._path}: {_reason(error)}", remedy="free its disk, or mend its mode"
+                f"cannot write to the lease directory {self._path}: {_reason(error)}", remedy="free disk space, or fix its mode (1777)"
             ) from None
 
     def _remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # not there any more, or another user's in a sticky directory
+        with contextlib.suppress(OSError):  # removed already, or another user's file in a sticky directory
             os.unlink(name, dir_fd=self._directory)
 
     def _is(self, name: str, descriptor: int) -> bool:
-        """Is this descriptor's file still the one with this name?"""
+        """Whether this descriptor's file still has this name."""
         try:
-            now = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+            status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
         except OSError:
             return False
-        return os.path.samestat(now, os.fstat(descriptor))
+        return os.path.samestat(status, os.fstat(descriptor))
 
     def _holder(self) -> str:
-        """Who holds the directory's lock, as far as /proc/locks says it to this process."""
+        """The pids that hold the directory's lock, for a message; empty if /proc/locks does not show them."""
         try:
             inode = f":{os.stat(LOCK, dir_fd=self._directory, follow_symlinks=False).st_ino}"
             with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
@@ -485,7 +484,7 @@ class Ledger:
         return f" (by pid {', '.join(pids)})" if pids else ""
 
     def _warn(self, name: str, uid: int, why: str) -> None:
-        """Once for each file, so that a waiting process does not repeat itself."""
+        """Warn once for each file, so that a waiting process does not repeat it."""
         if name not in self._warned:
             self._warned.add(name)
             owner = f" of uid {uid}" if uid >= 0 else ""
@@ -493,7 +492,7 @@ class Ledger:
 
 
 def pid_namespace() -> int:
-    """The number of this process's pid namespace: pids of another one mean nothing here. 0 where there is no /proc."""
+    """The inode of this process's pid namespace, in which its pid is valid; 0 without /proc."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 -- pathlib costs its import
     except OSError:
@@ -501,7 +500,7 @@ def pid_namespace() -> int:
 
 
 def printable(text: object, limit: int = 100) -> str:
-    """Text from somebody else's file, fit for a terminal and a log: no control characters, no line breaks, not endless."""
+    """Text from another user's file, safe for a terminal and a log: shortened, without control characters and line breaks."""
     if not isinstance(text, str):
         return "?"
     text = text[:limit]
@@ -523,30 +522,30 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 def _object(content: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(content.decode())  # UTF-8: to guess the encoding takes as long as to parse
+        document = json.loads(content.decode())  # explicit UTF-8: guessing the encoding takes as long as parsing
     except (ValueError, RecursionError):  # UnicodeDecodeError and numbers of too many digits are ValueErrors
         return None
     return document if isinstance(document, dict) else None
 
 
 def _parse(lease_id: str, uid: int, content: bytes) -> Promise:
-    """Raises ValueError: what is wrong with it."""
-    said = _object(content)
-    if said is None:
+    """The lease in a file. Raises ValueError with the reason if it is invalid."""
+    document = _object(content)
+    if document is None:
         raise ValueError("it is not a JSON object")
-    uuids, created = said.get("uuids"), said.get("created")
+    uuids, created = document.get("uuids"), document.get("created")
     if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
-        raise ValueError("`uuids` is no list of cards")
+        raise ValueError("`uuids` is not a valid list of cards")
     if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
-        raise ValueError("`created` is no time")
+        raise ValueError("`created` is not a valid time")
     return Promise(
         id=lease_id,
         uuids=tuple(dict.fromkeys(uuids)),
-        bytes=_whole(said, "bytes"),
-        exclusive=said.get("exclusive") is True,
-        service=printable(said.get("service")),
-        pid=_whole(said, "pid"),
-        pid_namespace=_whole(said, "pid_namespace"),
+        bytes=_whole(document, "bytes"),
+        exclusive=document.get("exclusive") is True,
+        service=printable(document.get("service")),
+        pid=_whole(document, "pid"),
+        pid_namespace=_whole(document, "pid_namespace"),
         uid=uid,
         created=float(created),
     )
@@ -556,10 +555,10 @@ def _is_uuid(value: object) -> bool:
     return isinstance(value, str) and _UUID.fullmatch(value) is not None
 
 
-def _whole(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
+def _whole(document: Mapping[str, Any], name: str) -> int:
+    value = document.get(name)
     if type(value) is not int or not 0 <= value <= MAX_BYTES:
-        raise ValueError(f"`{name}` is no sensible number")
+        raise ValueError(f"`{name}` is not a valid number")
     return value
 
 

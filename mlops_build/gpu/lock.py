@@ -1,4 +1,4 @@
-"""Locks on files: asked for without waiting, waited for in the kernel's queue, let go of for good."""
+"""File locks: try without waiting, wait in the kernel's queue, release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def locks(descriptor: int, kind: int) -> bool:
-    """Whether the lock (LOCK_SH, LOCK_EX) was to be had without waiting."""
+    """Try to take the lock (LOCK_SH or LOCK_EX) without waiting; whether it was taken."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -23,17 +23,17 @@ def locks(descriptor: int, kind: int) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Let go, and close. Closing alone would not do: a child that was forked meanwhile has the descriptor, too."""
+    """Release the lock and close the file. Closing alone is not enough, since a child process may have inherited the descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
-class Turn:
-    """Work that waits for the lock in the kernel's queue, in a thread, since that call knows no limit of time. Guards who settles what
-    becomes of it: the thread, or who gives up.
+class QueuedWork:
+    """Work that waits for the lock in the kernel's queue, in a thread, since flock has no timeout. `_settled` decides whether the thread
+    does the work, or the caller gives up.
 
-    The thread that gets the lock does the work itself. To wake another one for it would, on a busy machine, keep the lock from everybody
-    for as long as that one waits for a processor; so would those who ask again and again instead of queueing.
+    The thread that gets the lock does the work itself. On a busy machine, waking another thread would keep the lock until that thread gets
+    a processor. Polling instead of queueing would delay the other processes as well.
     """
 
     def __init__(self, is_lock: Callable[[int], bool], descriptor: int, work: Callable[[], Any]) -> None:
@@ -44,27 +44,27 @@ class Turn:
         self._error: BaseException | None = None
         try:
             _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask again soon
+        except RuntimeError:  # no thread can be started (a container's process limit): the caller tries again soon
             self._settled.acquire()
             self._ended.release()
             os.close(descriptor)
             time.sleep(0.005)
 
-    def comes(self, deadline: float) -> bool:
-        """Wait for it until then (time.monotonic), or until it is done if it has begun. Whether it was done."""
+    def wait(self, deadline: float) -> bool:
+        """Wait until `deadline` (time.monotonic), or until work that has begun ends. Whether the work was done."""
         try:
             if not self._ended.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 if self._settled.acquire(blocking=False):
                     return False
                 self._ended.acquire()
-        except BaseException:  # an interrupt: what it took can be given back only when it has it
+        except BaseException:  # an interrupt: wait for work that has begun, so that the caller can undo it
             if not self._settled.acquire(blocking=False):
                 self._ended.acquire()
             raise
         return bool(self._results) or self._error is not None
 
     def result(self) -> Any:
-        """What the work returned or raised."""
+        """Returns or raises what the work returned or raised."""
         if self._error is not None:
             raise self._error
         return self._results[0]

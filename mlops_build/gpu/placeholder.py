@@ -1,7 +1,7 @@
-"""Memory held by a child process while this one is still getting ready, where there is no lease directory to promise it in.
+"""Hold memory with a child process until this process is ready to load, if there is no lease directory.
 
-What a card really holds is the only thing that others can see there. The child speaks to libcuda itself, under the mask of the chosen
-cards, so that this process starts no CUDA; it lets go when it is told to, and when its parent dies (its standard input ends).
+Without a lease directory, used memory is all that other processes can see. The child calls libcuda under the mask of the chosen cards, so
+that CUDA is not started in this process. The child ends when its standard input ends: on request, or when its parent ends.
 """
 
 import contextlib
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 
 from mlops_build.gpu.budget import CONTEXT_BYTES
 
-# A driver needs up to some seconds for its first context (persistence mode off); then it is given up as missing.
+# The first context takes the driver up to some seconds (persistence mode off). After this time CUDA counts as missing.
 START_SECONDS = 15.0
-LETTING_GO_SECONDS = 5.0
+RELEASE_SECONDS = 5.0
 _CUDA_ERROR_OUT_OF_MEMORY = 2
 
 
 @dataclass(slots=True)
 class Placeholder:
-    """A child that holds memory. Guards the process."""
+    """A child process that holds memory."""
 
     process: "subprocess.Popen[bytes]"
 
-    def let_go(self) -> None:
-        """Free the memory; when this returns, it is free."""
+    def release(self) -> None:
+        """Free the memory, and wait until it is free."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
         try:
-            self.process.wait(LETTING_GO_SECONDS)
+            self.process.wait(RELEASE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -42,7 +42,7 @@ class Placeholder:
 
 
 class Full(Exception):
-    """The card did not have the memory after all. uuid: which of them."""
+    """The memory could not be allocated. uuid: the card."""
 
     def __init__(self, uuid: str) -> None:
         super().__init__(uuid)
@@ -50,9 +50,9 @@ class Full(Exception):
 
 
 def hold(uuids: Sequence[str], size: int) -> Placeholder | None:
-    """Hold `size` bytes of each card, the child's own context included. None where libcuda is missing or does not start.
+    """Hold `size` bytes of each card, including the child's CUDA context. None if libcuda is missing or does not start.
 
-    Raises Full where a card has not so much.
+    Raises Full if a card does not have the memory.
     """
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     process = subprocess.Popen(
@@ -61,24 +61,24 @@ def hold(uuids: Sequence[str], size: int) -> Placeholder | None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
-        start_new_session=True,  # a Ctrl-C is for the parent, which then lets go
+        start_new_session=True,  # Ctrl-C goes to the parent only, which then releases the memory
     )
     placeholder = Placeholder(process)
     assert process.stdout is not None  # noqa: S101 -- for the type checker
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-    said = process.stdout.readline().split() if ready else []
-    if said == [b"held"]:
+    answer = process.stdout.readline().split() if ready else []
+    if answer == [b"held"]:
         return placeholder
     if not ready:
         process.kill()
-    placeholder.let_go()
-    if said[:1] == [b"full"]:
-        raise Full(uuids[int(said[1])])
+    placeholder.release()
+    if answer[:1] == [b"full"]:
+        raise Full(uuids[int(answer[1])])
     return None
 
 
 def main(count: int, size: int) -> int:
-    """In the child: take the memory, say so, wait for the end of standard input."""
+    """The child: allocate the memory, print "held", and wait for the end of standard input."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

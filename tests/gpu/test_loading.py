@@ -81,7 +81,7 @@ def test_a_driver_that_no_longer_answers_keeps_nobody_from_loading(node, lease) 
 def test_one_service_at_a_time_loads_onto_a_card(node, lease) -> None:
     machine = node("24GiB")
     first, second = (lease(machine.environment, memory="1GiB") for _ in range(2))
-    enter = "turn = lease.loading(); turn.__enter__()"
+    enter = "slots = lease.loading(); slots.__enter__()"
     assert first.do(enter) == {"done": True}
     second.stdin.write(enter + "\n")
     second.stdin.flush()
@@ -102,7 +102,7 @@ def test_as_many_at_a_time_as_the_administrator_says(node, lease) -> None:
     (machine.directory / "mlops-gpu.toml").write_text("loading = 2\n")
     lessees = [lease(machine.environment, memory="1GiB") for _ in range(2)]
     for lessee in lessees:
-        assert lessee.do("turn = lease.loading(); turn.__enter__()") == {"done": True}
+        assert lessee.do("slots = lease.loading(); slots.__enter__()") == {"done": True}
 
 
 def test_a_stuck_load_stops_nobody_for_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,21 +112,21 @@ def test_a_stuck_load_stops_nobody_for_good(tmp_path: Path, caplog: pytest.LogCa
         second = loading.enter(ledger, ["GPU-b", "MIG-GPU-c/1/0"], 0.3)
         assert not second.alone
         assert len(second.descriptors) == 1
-        assert "loading onto GPU-b without waiting any longer" in caplog.text
-        first.end()
-        second.end()
+        assert "loading onto GPU-b without a load slot" in caplog.text
+        first.release()
+        second.release()
         third = loading.enter(ledger, ["GPU-a", "GPU-b"], 0)
         assert third.alone
-        third.end()
+        third.release()
 
 
 def test_a_gate_that_somebody_made_something_else_of_is_passed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "load-GPU-a-0")
     with Ledger.open(tmp_path) as ledger:
-        turn = loading.enter(ledger, ["GPU-a"], 60)
-    assert turn.descriptors == ()
-    assert not turn.alone, "what grows on the card need not be ours"
-    assert "loading without a turn" in caplog.text
+        slots = loading.enter(ledger, ["GPU-a"], 60)
+    assert slots.descriptors == ()
+    assert not slots.alone, "what grows on the card need not be ours"
+    assert "loading without a load slot" in caplog.text
 
 
 SERVICE = [sys.executable, "-m", "mlops_build.gpu.testing.service"]
