@@ -18,6 +18,8 @@ from mlops_build.git import host
 from mlops_build.git.command import checked_ref
 from mlops_build.git.host import PullRequest
 from mlops_build.git.repository import Checkout
+from mlops_build.registry import Registry, tracking_uri
+from mlops_build.release.alias import NextStep, next_step
 from mlops_build.service import Service
 from mlops_build.training import pipeline
 from mlops_build.training.pipeline import Trained
@@ -140,7 +142,7 @@ def _ask(
         source=branch,
         target=target,
         title=service.git.subject(_title(service, trained, branch)),
-        description=describe(trained, branch, before),
+        description=describe(trained, branch, before, _next_steps(service, root, trained)),
     )
     if opened is None:
         say(f"train: everything on {branch} is merged to {target} already")
@@ -154,7 +156,12 @@ def _title(service: Service, trained: Sequence[Trained], branch: str) -> str:
     return f"Train {service.name}: {metrics or branch}"
 
 
-def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float]) -> str:
+def _next_steps(service: Service, root: Path, trained: Sequence[Trained]) -> list[NextStep]:
+    registry = Registry(tracking_uri(root))
+    return [next_step(registry, service, one.name, one.version) for one in trained]
+
+
+def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float], next_steps: Sequence[NextStep]) -> str:
     """The pull request's text, in Markdown: the versions, the metrics beside those it was trained from (`before`), what to do next."""
     lines = [f"Trained by `mlops-build ci train` as {branch}. Merge it, so that the next training starts from these results.", ""]
     for one in trained:
@@ -166,7 +173,11 @@ def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float
         lines.append(f"| {_plain(name)} | {shown} | {value:.6g} | {difference} |")
     gone = sorted(_plain(name) for name in set(before) - set(trained[0].metrics))
     lines += [f"| {name} | {before.get(name, 0):.6g} | – | – |" for name in gone]
-    lines += ["", "To staging:", "", "```", *(f"mlops-build promote {one.name} {one.version} --to staging" for one in trained), "```"]
+    if commands := [step.command for step in next_steps if step.refusal is None]:
+        lines += ["", f"To {next_steps[0].environment}:", "", "```", *commands, "```"]
+    for step in next_steps:
+        if step.refusal is not None:
+            lines += ["", f"{step.model} {step.version} cannot be promoted to {step.environment}:", "", "```", step.refusal, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -18,10 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build import service
+    from mlops_build.registry import Registry, tracking_uri
+    from mlops_build.release import alias
     from mlops_build.training import pipeline
 
-    outcome = pipeline.train(service.find_root(), say=say, force=args.force, allow_dirty=args.allow_dirty)
-    next_steps = [f"next: mlops-build promote {one.name} {one.version} --to staging" for one in outcome.models]
+    root = service.find_root()
+    outcome = pipeline.train(root, say=say, force=args.force, allow_dirty=args.allow_dirty)
+    settings, registry = service.load(root), Registry(tracking_uri(root))
+    next_steps = [str(alias.next_step(registry, settings, one.name, one.version)) for one in outcome.models]
     lines = [f"{one.model_uri}  commit {one.commit[:12]}{' dirty' if one.dirty else ''}" for one in outcome.models]
     result(
         args, {"models": [one.as_json() for one in outcome.models], "warnings": list(outcome.warnings)}, "\n".join([*lines, *next_steps])

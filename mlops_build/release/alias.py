@@ -5,7 +5,7 @@ is there and the alias is not, which the next promotion mends.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mlops_build.registry import ModelVersion, Registry, UnknownVersion
 from mlops_build.release.write import released
 from mlops_build.service import Service
 
-PRODUCTION = "production"
+STAGING, PRODUCTION = "staging", "production"
 
 
 class DirtyVersion(Refused):
@@ -33,6 +33,7 @@ class Move:
     """What happened to an alias. before: the version it pointed at, None if it was new. hold: why the environment is held, if it is.
 
     callers: what its callers should know: how the contract breaks them (on purpose), or why it was not compared.
+    skipped: for production, the service's other environments, if the version was in none of them.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Move:
     dirty: bool
     hold: str | None
     callers: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -55,6 +57,25 @@ class Move:
         if not self.changed:
             return f"nothing changed: {self.model} {self.alias} is version {self.after} already"
         return f"{self.model} {self.alias}: {self.before or 'none'} → {self.after}"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """The promotion of a new version to the first environment in service.yaml. refusal: why `promote` would refuse it, with the remedy."""
+
+    model: str
+    version: int
+    environment: str
+    refusal: str | None
+
+    @property
+    def command(self) -> str:
+        return f"mlops-build promote {self.model} {self.version} --to {self.environment}"
+
+    def __str__(self) -> str:
+        if self.refusal is None:
+            return f"next: {self.command}"
+        return f"{self.model} {self.version} cannot be promoted to {self.environment}: {self.refusal}"
 
 
 def service_here() -> Service | None:
@@ -72,6 +93,12 @@ def remarks(move: Move, service: Service | None) -> list[str]:
         lines.append(f"{move.model} is not one of {service.name}'s models, so the alias is the environment's name: {move.alias}")
     if move.dirty:
         lines.append(f"{move.model} {move.after} was made from uncommitted changes")
+    if move.skipped:
+        there = move.skipped[0]
+        lines.append(
+            f"{move.model} {move.after} was never in {' or '.join(move.skipped)}; "
+            f"to try it there: mlops-build promote {move.model} {move.after} --to {there}"
+        )
     if move.hold:
         lines.append(f"{move.environment} is held in service.yaml, so nothing is released: {move.hold}")
     return lines
@@ -95,21 +122,57 @@ def promote(registry: Registry, service: Service | None, model: str, version: in
     Raises UnknownVersion, BadVersion for one that mlops-build did not make, DirtyVersion, and BreaksCallers for one whose contract breaks
     callers of the version it replaces, unless its major is higher.
     """
+    move, wanted = _planned(registry, service, model, version, env, force_dirty=force_dirty)
+    if move.changed:
+        tag = identity.previous_tag(move.alias)
+        if move.before is not None:
+            registry.set_tag(model, wanted.version, tag, str(move.before))
+        elif tag in wanted.tags:
+            registry.delete_tag(model, wanted.version, tag)
+        registry.set_alias(model, move.alias, wanted.version)
+    return move
+
+
+def next_step(registry: Registry, service: Service, model: str, version: int) -> NextStep:
+    """What to do with a version that was just registered. Changes nothing. Raises what the registry raises, and no refusal."""
+    env = next(iter(service.environments))
+    try:
+        _planned(registry, service, model, version, env)
+    except Refused as error:
+        return NextStep(model, version, env, f"{error.message}\n    {error.remedy}" if error.remedy else error.message)
+    return NextStep(model, version, env, None)
+
+
+def _planned(
+    registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False
+) -> tuple[Move, ModelVersion]:
+    """A promotion that nothing forbids, not carried out, and the version. Raises as `promote` does."""
     alias = alias_of(service, model, env)
     wanted = registry.version(model, version)
-    before = registry.aliases(model).get(alias)
+    aliases = registry.aliases(model)
+    before = aliases.get(alias)
     dirty = _check(wanted, env, alias, force_dirty)
     callers: list[str] = []
+    skipped: tuple[str, ...] = ()
     if before != wanted.version:
         if before is not None:
             callers = _callers(registry, model, before, wanted)
-        tag = identity.previous_tag(alias)
-        if before is not None:
-            registry.set_tag(model, wanted.version, tag, str(before))
-        elif tag in wanted.tags:
-            registry.delete_tag(model, wanted.version, tag)
-        registry.set_alias(model, alias, wanted.version)
-    return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env), tuple(callers))
+        if PRODUCTION in (env, alias):
+            skipped = _skipped(registry, service, wanted, env, aliases)
+    return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env), tuple(callers), skipped), wanted
+
+
+def _skipped(registry: Registry, service: Service | None, wanted: ModelVersion, env: str, aliases: Mapping[str, int]) -> tuple[str, ...]:
+    """The other environments, if the version was in none of them, as far as aliases and the tags of `promote` tell."""
+    follows = {STAGING: STAGING}
+    if service is not None and _serves(service, wanted.name):
+        follows = {other: service.alias_of(other) for other in service.environments if other != env}
+    if any(aliases.get(alias) == wanted.version or identity.previous_tag(alias) in wanted.tags for alias in follows.values()):
+        return ()
+    replaced = {(tag, value) for version in registry.versions(wanted.name) for tag, value in version.tags.items()}
+    if any((identity.previous_tag(alias), str(wanted.version)) in replaced for alias in follows.values()):
+        return ()
+    return tuple(follows)
 
 
 def rollback(

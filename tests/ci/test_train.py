@@ -16,6 +16,7 @@ import pytest
 from mlops_build.ci import train
 from mlops_build.model import identity
 from mlops_build.registry import Registry
+from mlops_build.release.alias import NextStep
 from mlops_build.training.pipeline import Trained
 from tests.conftest import git, mlops_build
 from tests.git.bitbucket import Bitbucket, bitbucket
@@ -244,8 +245,13 @@ def test_on_a_laptop_the_next_free_number_is_taken_and_main_stays(place: Place) 
 def test_the_pull_request_says_what_changed() -> None:
     metrics = {"accuracy": 0.9671, "loss": 0.25, "odd|name`": 1.0}
     trained = [Trained("models:/points/3", "points", 3, True, "c" * 40, "r" * 32, metrics, False)]
-    text = train.describe(trained, "retrain/12", {"accuracy": 0.95, "loss": 0.25, "gone": 2.0})
+    steps = [NextStep("points", 3, "staging", None), NextStep("lines", 4, "staging", "it breaks callers")]
+    text = train.describe(trained, "retrain/12", {"accuracy": 0.95, "loss": 0.25, "gone": 2.0}, steps)
     assert "| accuracy | 0.95 | 0.9671 | +0.0171 |" in text
     assert "| loss | 0.25 | 0.25 | +0 |" in text
     assert "| odd?name? | – | 1 | – |" in text
     assert "| gone | 2 | – | – |" in text
+    assert text.endswith(
+        "\nTo staging:\n\n```\nmlops-build promote points 3 --to staging\n```\n"
+        "\nlines 4 cannot be promoted to staging:\n\n```\nit breaks callers\n```\n"
+    )

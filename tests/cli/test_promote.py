@@ -15,6 +15,8 @@ import pytest
 from mlops_build.__main__ import main
 from mlops_build.model import identity
 from mlops_build.registry import Registry
+from mlops_build.training import pipeline
+from mlops_build.training.pipeline import Outcome, Trained
 from tests.release.world import alone, change_service, checkout, empty_database, git, make_repository, register, registry, remote
 
 __all__ = ["alone", "checkout", "empty_database", "make_repository", "register", "registry", "remote"]
@@ -43,7 +45,10 @@ def inside(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, register: Register) -> None:
     register(), register()
-    assert run("promote", "digits", "1", "--to", "production") == (0, "digits live: none → 1\n", "")
+    code, out, err = run("promote", "digits", "1", "--to", "production")
+    assert (code, out) == (0, "digits live: none → 1\n")
+    assert "digits 1 was never in staging" in err
+    assert run("promote", "digits", "2", "--to", "staging") == (0, "digits staging: none → 2\n", "")
     code, out, err = run("promote", "digits", "2", "--to", "production", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
@@ -55,6 +60,7 @@ def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, r
         "dirty": False,
         "hold": None,
         "callers": [],
+        "skipped": [],
         "changed": True,
     }
     assert run("promote", "digits", "2", "--to", "production")[:2] == (0, "nothing changed: digits live is version 2 already\n")
@@ -62,6 +68,30 @@ def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, r
     code, out, err = run("rollback", "digits", "--env", "production")
     assert (code, out) == (4, "")
     assert "--to VERSION" in err
+
+
+def test_train_names_a_next_step_that_will_work(
+    run: Run, inside: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = [{"inputs": json.dumps([{"type": "double", "name": name, "required": True}])} for name in "aab"]
+    trained = [
+        Trained(version.uri, "digits", version.version, True, "c" * 40, version.run_id, {}, False)
+        for version in (register(signature=one) for one in columns)
+    ]
+    run("promote", "digits", "1", "--to", "staging")
+    for number in (2, 3):
+        monkeypatch.setattr(pipeline, "train", lambda *_, number=number, **__: Outcome((trained[number - 1],), ()))
+        code, out, _ = run("train")
+        lines = out.splitlines()
+        assert (code, lines[0]) == (0, f"models:/digits/{number}  commit {'c' * 12}")
+        if number == 2:
+            assert lines[1:] == ["next: mlops-build promote digits 2 --to staging"]
+        else:
+            assert lines[1].startswith("digits 3 cannot be promoted to staging: digits 3 in the place of 1 breaks its callers")
+            assert "next: " not in out
+    code, _, err = run("promote", "digits", "3", "--to", "staging")
+    assert code == 4
+    assert "breaks its callers" in err
 
 
 def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Registry, register: Register) -> None:

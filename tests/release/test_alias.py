@@ -257,3 +257,48 @@ def test_contracts_that_cannot_be_read(registry: Registry, register: Register) -
     with pytest.raises(NotFound, match="MLmodel cannot be read"):
         alias.promote(registry, DIGITS, "digits", third.version, "staging")
     assert registry.aliases("digits") == {"staging": second.version}
+
+
+def test_the_next_step_is_a_promotion_that_will_work(registry: Registry, register: Register) -> None:
+    register(signature=signature("a", "b")), register(signature=signature("a", "b")), register(signature=signature("a", "c"))
+    first = alias.next_step(registry, DIGITS, "digits", 1)
+    assert (first.command, first.refusal) == ("mlops-build promote digits 1 --to staging", None)
+    assert str(first) == f"next: {first.command}"
+    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    assert alias.next_step(registry, DIGITS, "digits", 2).refusal is None
+    broken = alias.next_step(registry, DIGITS, "digits", 3)
+    assert broken.refusal is not None
+    assert str(broken).startswith("digits 3 cannot be promoted to staging: digits 3 in the place of 1 breaks its callers")
+    assert "contract: 2" in str(broken).splitlines()[-1]
+    assert registry.aliases("digits") == {"staging": 1}, "nothing is promoted by asking"
+
+
+def test_the_next_step_goes_to_the_services_first_environment(registry: Registry, register: Register) -> None:
+    alone = service_file.parse(SERVICE.replace("  staging:\n    namespace: ml-staging\n    host: digits-staging.example.com\n", ""))
+    register(), register(tags=DIRTY)
+    assert alias.next_step(registry, alone, "digits", 1).command == "mlops-build promote digits 1 --to production"
+    assert "made from uncommitted changes" in str(alias.next_step(registry, alone, "digits", 2))
+
+
+def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_production(registry: Registry, register: Register) -> None:
+    for _ in range(4):
+        register()
+    for number in (1, 2, 3):
+        alias.promote(registry, DIGITS, "digits", number, "staging")
+    untried = alias.promote(registry, DIGITS, "digits", 4, "production")
+    assert untried.skipped == ("staging",)
+    assert alias.remarks(untried, DIGITS) == ["digits 4 was never in staging; to try it there: mlops-build promote digits 4 --to staging"]
+    for number in (1, 2, 3):  # replaced, replaced, and there now
+        assert alias.remarks(alias.promote(registry, DIGITS, "digits", number, "production"), DIGITS) == []
+    # A promotion to staging comes first, and one without a change is old news.
+    assert alias.promote(registry, DIGITS, "digits", 4, "staging").skipped == ()
+    assert alias.promote(registry, DIGITS, "digits", 3, "production").skipped == ()
+    # Outside of a service's folder the environments are called as always.
+    register()
+    assert alias.promote(registry, None, "digits", 5, "production").skipped == ("staging",)
+
+
+def test_without_another_environment_nothing_is_skipped(registry: Registry, register: Register) -> None:
+    alone = service_file.parse(SERVICE.replace("  staging:\n    namespace: ml-staging\n    host: digits-staging.example.com\n", ""))
+    register()
+    assert alias.promote(registry, alone, "digits", 1, "production").skipped == ()
