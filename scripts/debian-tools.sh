@@ -1,10 +1,10 @@
 #!/bin/sh
-# Programs that judge our monitoring files, out of Debian's packages: promtool, zabbix_agentd, zabbix_get; and Go and PHP, that run the clients
-# of docs/how-to. With `server`, for the soak, instead of these two a Zabbix server, its frontend, PHP and PostgreSQL. Unpacked into a folder
-# of the user's cache, installed nowhere, root not needed.
+# Programs for tests, from Debian's packages: promtool, zabbix_agentd and zabbix_get check our monitoring files, Go and PHP run the clients of
+# docs/how-to, debootstrap makes a fresh Debian. With `server`, for the soak, instead of the last three: a Zabbix server, its frontend, PHP and
+# PostgreSQL. They are unpacked into a folder of the user's cache and installed nowhere; root is not needed.
 #
 #     eval "$(scripts/debian-tools.sh)"          exports MLOPS_TEST_PROMTOOL, MLOPS_TEST_ZABBIX_AGENTD, MLOPS_TEST_ZABBIX_GET,
-#                                                MLOPS_TEST_GO, MLOPS_TEST_PHP
+#                                                MLOPS_TEST_GO, MLOPS_TEST_PHP, MLOPS_TEST_DEBOOTSTRAP
 #     eval "$(scripts/debian-tools.sh server)"   the first three, and MLOPS_TEST_ZABBIX_SERVER, the folder
 #
 # What it has is kept until this file or Debian's release changes. Without apt, or where no mirror answers, it exports nothing and says so:
@@ -12,7 +12,7 @@
 set -eu
 what=${1:-tools}
 case $what in # zabbix_get lies in the proxy's packages and in the server's
-tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3 golang-go php-cli php-curl" ;;
+tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3 golang-go php-cli php-curl debootstrap" ;;
 server) packages="prometheus zabbix-agent zabbix-server-pgsql zabbix-frontend-php php-cli php-pgsql postgresql" ;;
 *) echo "debian-tools: $what? It is tools or server" >&2; exit 2 ;;
 esac
@@ -48,7 +48,10 @@ unpack() {
             printf '#!/bin/sh\nGOROOT="%s" exec "%s/bin/go" "$@"\n' "$go" "$go" >"$folder/bin/go"
         done
         for curl in "$root"/usr/lib/php/*/curl.so; do sed -i "s|\"\$@\"|-d extension=\"$curl\" &|" "$folder/bin/php"; done
-        chmod +x "$folder/bin/go"
+        if [ -x "$root/usr/sbin/debootstrap" ]; then shared=$root/usr/share/debootstrap program=$root/usr/sbin/debootstrap
+        else shared=/usr/share/debootstrap program=/usr/sbin/debootstrap; fi # the machine has it
+        printf '#!/bin/sh\nDEBOOTSTRAP_DIR="%s" exec "%s" "$@"\n' "$shared" "$program" >"$folder/bin/debootstrap"
+        chmod +x "$folder/bin/go" "$folder/bin/debootstrap"
         "$folder/bin/go" version >&2 && "$folder/bin/php" -r 'exit(function_exists("curl_init") ? 0 : 1);' || return 1
     fi
     [ -x "$folder/bin/promtool" ] && [ -x "$folder/bin/zabbix_agentd" ] && [ -x "$folder/bin/zabbix_get" ]
@@ -56,16 +59,16 @@ unpack() {
 
 mkdir -p "${folder%/*}"
 exec 9>"$folder.lock"
-flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool, Zabbix, Go and PHP are skipped"; exit 0; }
+flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool, Zabbix, Go, PHP and debootstrap are skipped"; exit 0; }
 if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go nor PHP: their tests are skipped"; exit 0; }
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go, PHP nor debootstrap: their tests are skipped"; exit 0; }
     rm -rf "$folder"
     mkdir -p "$folder/lists/partial" "$folder/archives/partial" "$root"
     if apt 60 update "" && apt 240 install "--download-only $packages" && unpack; then
         rm -rf "$folder/lists" "$folder/archives"
         echo "$wanted" >"$folder/.unpacked"
     else
-        say "the packages cannot be fetched, so neither promtool, Zabbix, Go nor PHP: their tests are skipped"
+        say "the packages cannot be fetched, so neither promtool, Zabbix, Go, PHP nor debootstrap: their tests are skipped"
         rm -rf "$folder"
         exit 0
     fi
@@ -77,6 +80,7 @@ echo "export MLOPS_TEST_ZABBIX_GET='$folder/bin/zabbix_get'"
 if [ "$what" = tools ]; then
     echo "export MLOPS_TEST_GO='$folder/bin/go'"
     echo "export MLOPS_TEST_PHP='$folder/bin/php'"
+    echo "export MLOPS_TEST_DEBOOTSTRAP='$folder/bin/debootstrap'"
 else
     echo "export MLOPS_TEST_ZABBIX_SERVER='$folder'"
 fi
