@@ -114,7 +114,8 @@ def openapi(service: str, models: Sequence[Described], contract: int | None = No
 
 def as_text(document: Mapping[str, Any]) -> str:
     """The document as the text of the file, always in the same form. A list of numbers is one line, since an example may be an image."""
-    text = json.dumps(document, indent=1, sort_keys=True)
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    text = text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate, as JSON escapes it
     # A JSON string contains no literal line break, so every match is a list.
     return re.sub(r"\[\n[-+0-9.eE,\s]*\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
 

@@ -37,11 +37,11 @@ def page(document: Mapping[str, Any]) -> bytes:
         content = methods["post"]["requestBody"]["content"]["application/json"]
         example = content.get("example", {"inputs": []})
         name = content["schema"]["$ref"].rpartition("/")[2]
-        schema = json.dumps(document["components"]["schemas"][name], indent=1)
+        schema = json.dumps(document["components"]["schemas"][name], indent=1, ensure_ascii=False)
         parts.append(
             f"<h2><code>POST {html.escape(path)}</code></h2><p>{html.escape(methods['post']['summary'])}</p>"
             f'<form data-path=".{html.escape(path)}"><textarea aria-label="body" spellcheck="false">'
-            f"{html.escape(json.dumps(example, indent=1))}</textarea><button>Ask</button><pre></pre></form>"
+            f"{html.escape(json.dumps(example, indent=1, ensure_ascii=False))}</textarea><button>Ask</button><pre></pre></form>"
             f"<details><summary>What it takes</summary><pre>{html.escape(schema)}</pre></details>"
         )
     title = html.escape(str(document["info"]["title"]))
@@ -51,4 +51,4 @@ def page(document: Mapping[str, Any]) -> bytes:
         '<a href="./openapi.json">openapi.json</a> for generators of clients.</p>'
         f'<p><label>Token, if the service wants one: <input id="token" type="password" autocomplete="off"></label></p>{"".join(parts)}'
         f"<script>{SCRIPT}</script></body></html>"
-    ).encode()
+    ).encode("utf-8", "backslashreplace")  # a lone surrogate, as JSON escapes it

@@ -100,7 +100,7 @@ def publish(
         shutil.copytree(folder, made)
         _add_environment(made, origin_.tree, Path(scratch))
         contract = openapi.openapi(origin_.service, [openapi.describe(name, None, made)], origin_.contract)
-        (made / openapi.FILE).write_text(openapi.as_text(contract))
+        (made / openapi.FILE).write_text(openapi.as_text(contract), encoding="utf-8")
         content = files.digest(made)
         for version in registry.versions(name):
             if version.tags.get(identity.CONTENT) == content and version.tags.get(identity.DIRTY) != "true" and not origin_.patch:

@@ -13,6 +13,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Map, Object, Property
 
 from mlops_build.model.openapi import Described, as_text, describe, openapi
+from mlops_build.serving import docs_page
 from tests.serving import models
 
 ROW = {"d": 1.5, "i": 2, "l": 3, "o": True, "s": "x", "x": None}
@@ -90,6 +91,18 @@ def test_the_document_and_its_recorded_example_are_valid() -> None:
     assert accepts(document, {"predictions": recorded["predictions"]}, "m.response")
     assert set(document["paths"]) == {"/invocations", "/models/m/invocations", "/models/other/invocations", "/ping", "/health", "/version"}
     assert as_text(document) == as_text(json.loads(as_text(document)))
+
+
+def test_letters_of_every_script_are_shown_as_they_are() -> None:
+    frame = pd.DataFrame({"Улица": ["Köln"]})
+    signature = mlflow.models.infer_signature(frame, pd.DataFrame({"ответ": ["да"]}))
+    recorded = {"input": {"dataframe_split": frame.to_dict(orient="split", index=False)}, "predictions": [{"ответ": "\ud800"}]}
+    document = openapi("service", [described(signature, recorded)])
+    for text in (as_text(document), docs_page.page(document).decode()):
+        assert "Улица" in text
+        assert "Köln" in text
+        assert "\\u0423" not in text
+    assert json.loads(as_text(document)) == json.loads(json.dumps(document)), "a lone surrogate is escaped, since UTF-8 has none"
 
 
 def test_a_model_without_a_signature_has_a_valid_document(tmp_path: Path) -> None:

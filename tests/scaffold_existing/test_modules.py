@@ -47,6 +47,23 @@ def run(where: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("train.py", "train.py"),
+        ("my-train.py", "my_train.py"),
+        ("2train.py", "_2train.py"),
+        ("обучение.py", "train_2.py"),
+        ("модель_v3.py", "_v3.py"),
+        ("net-.py", "net_.py"),
+        ("layers-1.py", "layers_1_2.py"),
+    ],
+)
+def test_the_scripts_own_name_can_be_imported_and_is_free(tmp_path: Path, name: str, inside: str) -> None:
+    work = written(tmp_path / "work", {"train.py": "", "layers_1.py": "", name: "import layers_1\n"})
+    assert modules.collect(script.read(work / name))[0][0].inside == inside
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "from net import WIDTH\nprint(WIDTH)\n",

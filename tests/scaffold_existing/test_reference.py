@@ -188,3 +188,26 @@ def dvc(where: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=where, env=data.environment(where), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_in_other_scripts_than_latin_stay_apart(tmp_path: Path) -> None:
+    names = ["данные.csv", "тесты.csv", "цены 2024.csv", "цены_2024.csv", "plain-name.csv", "словари", ".скрыто"]
+    for name in names:
+        (tmp_path / name).write_text("a\n1\n") if "." in name else (tmp_path / name).mkdir()
+    planned = sources.plan([str(tmp_path / name) for name in names], tmp_path / "train.py", by_reference=False)
+    assert [source.inside.removeprefix("data/") for source in planned] == [
+        "raw.csv",
+        "raw_2.csv",
+        "_2024.csv",
+        "_2024_2.csv",
+        "plain-name.csv",
+        "raw",
+        "raw_2",
+    ]
+
+
+def test_the_columns_of_a_table_that_is_not_utf8_are_not_guessed(tmp_path: Path) -> None:
+    for encoding, columns in (("utf-8", ["цена", "a"]), ("utf-8-sig", ["цена", "a"]), ("cp1251", [])):
+        (tmp_path / "rows.csv").write_text("цена,a\n1,2\n", encoding=encoding)
+        (one,) = sources.plan([str(tmp_path / "rows.csv")], tmp_path / "train.py", by_reference=False)
+        assert one.columns() == columns

@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlops_build import data
@@ -59,11 +59,15 @@ class Source:
         return f"copying {self.place} ({size / 2**20:,.1f} MiB)" if size > 2**20 else f"copying {self.place} ({size:,} bytes)"
 
     def columns(self) -> list[str]:
-        """The header of a CSV file; empty for anything else."""
+        """The header of a CSV file in UTF-8; empty for anything else."""
         if self.is_remote or not self.place.endswith(".csv") or not Path(self.place).is_file():
             return []
-        with Path(self.place).open(encoding="utf-8", errors="replace", newline="") as file:
-            first = file.readline(HEADER_BYTES)
+        with Path(self.place).open("rb") as file:
+            line = file.readline(HEADER_BYTES)
+        try:
+            first = line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return []
         return [name for name in next(csv.reader([first]), []) if name]
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +79,10 @@ def plan(given: Sequence[str], script: Path, *, by_reference: bool) -> list[Sour
     found: dict[str, Source] = {}
     for one in given:
         source = _remote(one) if re.match(r"[a-z0-9]+://", one) else _local(one, script, by_reference)
+        plain, number = PurePosixPath(source.inside), 2
+        # Names that differ may become the same one, where they hold other letters than Latin ones.
+        while (other := found.get(source.inside)) and Path(other.place).name != Path(source.place).name:
+            source, number = replace(source, inside=str(plain.with_name(f"{plain.stem}_{number}{plain.suffix}"))), number + 1
         if source.inside in found:
             raise UsageError(
                 f"{found[source.inside].given} and {one} would both be {source.inside}",
@@ -127,7 +135,10 @@ def _local(given: str, script: Path, by_reference: bool) -> Source:
 
 def _inside(name: str) -> str:
     """`data/NAME`; a folder called data becomes data/raw, as in every service."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name).strip(".") or "raw"
+    plain = re.sub(r"[^A-Za-z0-9_.-]" if name.isascii() else r"[^A-Za-z0-9.-]+", "_", name).strip(".")
+    stem, dot, suffix = plain.partition(".")
+    if not stem.strip("_-"):  # a name without a Latin letter or digit
+        plain = f"raw{dot}{suffix}"
     return f"data/{'raw' if plain == 'data' else plain}"
 
 

@@ -6,6 +6,7 @@ so an import of one of them gets the package's name; nothing else in them change
 
 import ast
 import importlib.metadata
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,12 @@ def collect(script: Script) -> tuple[list[Module], list[tuple[Script, int, str]]
     Raises what `read` raises, and Refused for too many.
     """
     folder = script.path.parent
-    found = {script.path: Module(script, _own_name(script.path))}
+    own = _own_name(script.path)
+    # A module beside it may have this name: train_v2.py beside train-v2.py.
+    stem, number = own.removesuffix(".py"), 2
+    while own != script.path.name and (folder / own).exists():
+        own, number = f"{stem}_{number}.py", number + 1
+    found = {script.path: Module(script, own)}
     outside: list[tuple[Script, int, str]] = []
     waiting = [script.path]
     while waiting:
@@ -198,8 +204,10 @@ def distribution(name: str, installed: Mapping[str, Sequence[str]]) -> tuple[str
 
 
 def _own_name(path: Path) -> str:
-    """`train-v2.py` cannot be imported by that name: `train_v2.py`."""
-    stem = "".join(character if character.isalnum() and character.isascii() else "_" for character in path.stem)
+    """`train-v2.py` cannot be imported by that name: `train_v2.py`. A name without a Latin letter or digit becomes `train.py`."""
+    stem = re.sub(r"[^A-Za-z0-9]" if path.stem.isascii() else r"[^A-Za-z0-9]+", "_", path.stem)
+    if not stem.strip("_"):
+        return "train.py"
     return f"{'_' if stem[:1].isdigit() else ''}{stem}.py"
 
 
