@@ -23,6 +23,7 @@ WITHOUT = {
     "gpu": {"torch"},  # limit_torch, in a process that has torch
     "watch": {"torch"},
     "stub": {"yaml"},  # only for a folder with MLmodel and without openapi.json
+    "serve": {"boto3", "botocore"},  # only for models:/… on S3, where the message names boto3
     "package": {"psutil"},  # only where DVC runs
 }
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r"Programming Language :: Python :: (3\.[0-9]+)", line))]

@@ -1,17 +1,12 @@
 """The same road on real parts: an MLflow server over HTTP, its artifacts and DVC's remote on S3 (Ceph's gateway)."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +14,13 @@ import pytest
 
 from mlops_build.model import identity
 from tests.conftest import git, mlops_build
+from tests.registry import server
 
 ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ENDPOINT, reason="needs an S3 gateway: set MLOPS_TEST_S3_ENDPOINT, _ACCESS_KEY and _SECRET_KEY"),
 ]
-START_SECONDS = 90
 
 
 @pytest.fixture
@@ -52,32 +47,9 @@ def bucket(keys: dict[str, str], tmp_path: Path) -> str:
 @pytest.fixture
 def mlflow_server(keys: dict[str, str], bucket: str, tmp_path: Path) -> Iterator[str]:
     """MLflow's own server; clients reach the artifacts through S3 themselves."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path / 'server.db'}",
-        "--no-serve-artifacts",
-        "--default-artifact-root",
-        f"s3://{bucket}/mlflow",
-    ]
-    environment = {**os.environ, **keys, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+    options = ("--no-serve-artifacts", "--default-artifact-root", f"s3://{bucket}/mlflow")
+    with server.mlflow_server(tmp_path, *options, environment=keys) as address:
+        yield address
 
 
 def test_the_road_on_a_server_and_object_storage(

@@ -101,7 +101,7 @@ class World:
     def register(self, folder: Path, name: str = "points", *, digest: str | None = None) -> ModelVersion:
         """A registered version with these files, tagged as training tags it."""
         experiment = self.registry.experiment("points", self.folder / "artifacts")
-        run = self.registry._client.create_run(experiment)
+        run = mlflow.MlflowClient(self.uri).create_run(experiment)
         digest = digest or files.digest(folder)
         source = self.registry.upload(run.info.run_id, folder, f"versions/{digest.removeprefix('sha256:')[:12]}")
         tags = {identity.SERVICE: "points", identity.COMMIT_TAG: COMMIT, identity.DIGEST_TAG: digest}

@@ -1,0 +1,291 @@
+"""MLflow's tracking server and registry: the only package that talks to them.
+
+Aliases only, since stages are deprecated. Every failure is raised as one of our errors: for a server that does not answer within seconds
+(MLflow's own default is seven retries over minutes). With a server, mlflow is not imported: the import takes longer than most commands.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.registry.records import (
+    ModelVersion,
+    NoAnswer,
+    RegistryUnreachable,
+    Rejected,
+    Run,
+    UnknownVersion,
+    shown,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlops_build.registry.database import Database
+    from mlops_build.registry.http import Http
+    from mlops_build.registry.server import Server
+
+__all__ = ["ModelVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "tracking_uri"]
+
+# Read by mlflow when it is imported, and by http.py. What the user has set wins.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Concatenate["Registry", P], T]:
+    """MLflow's errors as ours; what mlflow prints on stdout goes to stderr, or --json would break."""
+
+    @functools.wraps(method)
+    def wrapped(self: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return method(self, *args, **kwargs)
+        except NoAnswer as error:
+            raise self._unreachable(str(error)) from error
+        except Rejected as error:
+            raise self._translated(error) from error
+
+    return wrapped
+
+
+class Registry:
+    """A connection to MLflow at `uri` (default: `tracking_uri()`).
+
+    Raises RegistryUnreachable for a sqlite file that does not exist, unless `create`: a misspelt path must not make an
+    empty database that then knows no model.
+    """
+
+    def __init__(self, uri: str | None = None, *, create: bool = False) -> None:
+        self.uri = uri or tracking_uri()
+        if self.uri.startswith("sqlite:///") and not create:
+            file = Path(self.uri.removeprefix("sqlite:///"))
+            if not file.is_file():
+                raise RegistryUnreachable(
+                    f"MLflow's database {file} does not exist",
+                    remedy="train a first model with `mlops-build train`, or set MLFLOW_TRACKING_URI to where your models are",
+                )
+        self._store, self._http = self._connect()
+
+    @_translating
+    def _connect(self) -> "tuple[Server | Database, Http | None]":
+        if self.uri.startswith(("http://", "https://")):
+            from mlops_build.registry.server import Server
+
+            server = Server(self.uri)
+            return server, server.http
+        from mlops_build.registry.database import Database
+
+        return Database(self.uri), None
+
+    @_translating
+    def version(self, name: str, which: int | str) -> ModelVersion:
+        """The version with this number ("3" or 3), or the one that this alias points at. Raises UnknownVersion, naming what exists."""
+        try:
+            if isinstance(which, int) or which.isdecimal():
+                return self._store.version(name, str(which))
+            return self._store.aliased(name, which)
+        except Rejected as error:
+            if not error.is_missing:
+                raise
+        raise self._unknown(name, which)
+
+    @_translating
+    def aliases(self, name: str) -> dict[str, int]:
+        """Alias → version of one registered model. Raises UnknownVersion for an unknown model."""
+        try:
+            return self._store.aliases(name)
+        except Rejected as error:
+            if not error.is_missing:
+                raise
+        raise self._unknown(name, None)
+
+    @_translating
+    def alias_map(self) -> dict[str, dict[str, int]]:
+        """Model → alias → version for the whole registry: one request per 1,000 models."""
+        return self._store.alias_map()
+
+    @_translating
+    def versions(self, name: str) -> list[ModelVersion]:
+        """Every version of a model, newest first; empty for an unknown model."""
+        return sorted(self._store.versions(name), key=lambda version: -version.version)
+
+    @_translating
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias at a version."""
+        self._store.set_alias(name, alias, str(version))
+
+    @_translating
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias; nothing happens where there is none."""
+        self._store.delete_alias(name, alias)
+
+    @_translating
+    def set_tag(self, name: str, version: int, key: str, value: str) -> None:
+        """Set one tag on a model version."""
+        self._store.set_tag(name, str(version), key, value)
+
+    @_translating
+    def delete_tag(self, name: str, version: int, key: str) -> None:
+        """Remove one tag of a model version."""
+        self._store.delete_tag(name, str(version), key)
+
+    @_translating
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Register `source` as the next version of `name`, with all its tags in one call; makes the registered model where needed.
+
+        One call makes one version, also where the server commits it and the response is lost.
+        """
+        try:
+            self._store.create_model(name)
+        except Rejected as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._store.create_version(name, source, run_id, tags)
+
+    @_translating
+    def upload(self, run_id: str, folder: Path, artifact_path: str) -> str:
+        """Put a folder's files under `artifact_path` of a run; returns the URI of that place."""
+        from mlops_build.registry import artifacts
+
+        uri = f"{self._store.run(run_id).artifact_uri.rstrip('/')}/{artifact_path}"
+        try:
+            artifacts.upload(folder, uri, self.uri, self._http)
+        except artifacts.NoFiles as error:
+            raise Failed(
+                f"the files cannot be written to {shown(uri)}: {error}",
+                remedy="check that the artifact store answers (`mlops-build doctor`)",
+            ) from error
+        return uri
+
+    @_translating
+    def fetch(self, version: ModelVersion, destination: Path) -> Path:
+        """Download a version's files into `destination`, which is made and must be empty. Nothing is loaded or checked here."""
+        from mlops_build.registry import artifacts
+
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as part:
+            folder = Path(part) / "files"
+            try:
+                artifacts.download(version.source, self.uri, self._http, folder)
+            except artifacts.NoFiles as error:
+                raise UnknownVersion(
+                    f"{version.uri}: its files cannot be read from {shown(version.source)}: {error}",
+                    remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
+                ) from error
+            folder.rename(destination)
+        return destination
+
+    @_translating
+    def read(self, version: ModelVersion, path: str) -> bytes:
+        """One of a version's files. Raises UnknownVersion where it does not exist."""
+        from mlops_build.registry import artifacts
+
+        try:
+            return artifacts.read(f"{version.source}/{path}", self.uri, self._http)
+        except artifacts.NoFiles as error:
+            raise UnknownVersion(
+                f"{version.uri}: {path} cannot be read from {shown(version.source)}: {error}",
+                remedy="was it registered by `mlops-build train`? check that the artifact store answers (`mlops-build doctor`)",
+            ) from error
+
+    @_translating
+    def find_run(self, experiment: str, tag: str, value: str) -> Run | None:
+        """The newest run of an experiment whose tag has this value."""
+        try:
+            experiment_id, _ = self._store.find_experiment(experiment)
+        except Rejected as error:
+            if not error.is_missing:
+                raise
+            return None
+        return self._store.find_run(experiment_id, tag, value)
+
+    @_translating
+    def run(self, run_id: str) -> Run | None:
+        """A run by its id; None when it was deleted."""
+        try:
+            return self._store.run(run_id)
+        except Rejected as error:
+            if not error.is_missing:
+                raise
+        return None
+
+    @_translating
+    def set_run_tag(self, run_id: str, key: str, value: str) -> None:
+        """Set one tag on a run."""
+        self._store.set_run_tag(run_id, key, value)
+
+    @_translating
+    def experiment(self, name: str, artifact_root: Path | None = None) -> str:
+        """The id of the experiment `name`, made where there is none; its artifacts then go under `artifact_root`."""
+        try:
+            return self._active(name)
+        except Rejected as error:
+            if not error.is_missing:
+                raise
+        try:
+            return self._store.create_experiment(name, artifact_root.as_uri() if artifact_root else None)
+        except Rejected as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._active(name)  # made meanwhile, or by a request whose response was lost
+
+    def _active(self, name: str) -> str:
+        experiment_id, is_active = self._store.find_experiment(name)
+        if not is_active:
+            raise Refused(
+                f"MLflow's experiment {name!r} is deleted", remedy="restore it: mlflow experiments restore, or rename the service"
+            )
+        return experiment_id
+
+    def _unknown(self, name: str, which: int | str | None) -> UnknownVersion:
+        versions = [str(version.version) for version in self.versions(name)]
+        if not versions:
+            models = sorted(self.alias_map())
+            known = ", ".join(models[:20]) if models else "none yet"
+            return UnknownVersion(f"no registered model {name!r} at {shown(self.uri)}", remedy=f"registered models: {known}")
+        aliases = self.aliases(name)
+        kind = f"version {which}" if isinstance(which, int) or str(which).isdecimal() else f"alias {which!r}"
+        known = ", ".join(f"{alias} → {version}" for alias, version in sorted(aliases.items())) or "none"
+        return UnknownVersion(f"{name} has no {kind}", remedy=f"versions: {', '.join(versions[:20])}; aliases: {known}")
+
+    def _unreachable(self, why: str) -> RegistryUnreachable:
+        if self._is_server:
+            return RegistryUnreachable(
+                f"MLflow at {shown(self.uri)} does not answer",
+                remedy="check MLFLOW_TRACKING_URI and that the server runs (`mlops-build doctor`)",
+            )
+        return RegistryUnreachable(
+            f"MLflow at {shown(self.uri)} does not answer: {why}", remedy="check the address, the network and the disk"
+        )
+
+    def _translated(self, error: Rejected) -> Exception:
+        if error.status in (408, 429, 502, 503, 504):
+            return self._unreachable(error.text)
+        if error.code in ("PERMISSION_DENIED", "UNAUTHENTICATED") or error.status in (401, 403):
+            return Refused(
+                f"MLflow at {shown(self.uri)} refused: {error.text}",
+                remedy="set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            )
+        if error.is_missing:
+            return NotFound(f"MLflow at {shown(self.uri)}: {error.text}")
+        return Failed(f"MLflow at {shown(self.uri)}: {error.text}")
+
+    @property
+    def _is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))

@@ -1,0 +1,194 @@
+"""The files of model versions: in a folder, behind the server's proxy, or on S3. Other stores are read and written by mlflow."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
+
+from mlops_build.registry.http import Http, is_set
+from mlops_build.registry.records import NoAnswer, Rejected, first_line
+
+PROXY = "api/2.0/mlflow-artifacts/artifacts"
+# mlflow sends larger files in parts, straight to the store, where the server offers that.
+LARGE = 500_000_000
+
+
+class NoFiles(Exception):
+    """Files that cannot be read. Translated by Registry."""
+
+
+def download(uri: str, tracking_uri: str, http: Http | None, destination: Path) -> None:
+    """Copy the folder at `uri` to `destination`, which does not exist yet. http: the session with the server, where there is one.
+
+    Raises NoFiles.
+    """
+    with _translated():
+        if folder := _local(uri):
+            shutil.copytree(folder, destination)
+        elif uri.startswith("s3://"):
+            _from_s3(uri, destination)
+        elif not ((proxy := _proxy(uri, http)) and proxy.download(destination)):
+            _from_mlflow(uri, tracking_uri, destination)
+
+
+def read(uri: str, tracking_uri: str, http: Http | None) -> bytes:
+    """The bytes of the file at `uri`. Raises NoFiles."""
+    with _translated():
+        if file := _local(uri):
+            return file.read_bytes()
+        if uri.startswith("s3://"):
+            bucket, key = _bucket_and_key(uri)
+            return bytes(_s3().get_object(Bucket=bucket, Key=key, **_owner())["Body"].read())
+        if proxy := _proxy(uri, http):
+            return proxy.http.send("GET", proxy.url()).content
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            _from_mlflow(uri, tracking_uri, Path(scratch) / "file")
+            return (Path(scratch) / "file").read_bytes()
+
+
+def upload(folder: Path, uri: str, tracking_uri: str, http: Http | None) -> None:
+    """Copy a folder's files to `uri`, over those of the same names. Raises NoFiles."""
+    with _translated():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if local := _local(uri):
+            shutil.copytree(folder, local, dirs_exist_ok=True)
+        elif (proxy := _proxy(uri, http)) and all(file.stat().st_size < LARGE for file in files):
+            for file in files:
+                proxy.http.send("PUT", proxy.url(file.relative_to(folder).as_posix()), file=file)
+        else:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            with contextlib.redirect_stdout(sys.stderr):
+                get_artifact_repository(uri, tracking_uri=tracking_uri).log_artifacts(str(folder))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """What the stores raise, as NoFiles. What is not foreseen goes on."""
+    try:
+        yield
+    except Exception as error:
+        module = type(error).__module__.partition(".")[0]
+        if not isinstance(error, (OSError, Rejected, NoAnswer, shutil.Error)) and module not in ("mlflow", "botocore", "boto3"):
+            raise
+        raise NoFiles(first_line(error)) from error
+
+
+def _local(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(url2pathname(parts.path))
+    return Path(uri) if not parts.scheme and uri else None
+
+
+def _proxy(uri: str, http: Http | None) -> "_Proxy | None":
+    """Where the server hands out these files itself. None where the user wants them in parts, which mlflow can."""
+    in_parts = is_set("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD") or is_set("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD")
+    if http is None or not uri.startswith("mlflow-artifacts:") or in_parts:
+        return None
+    parts, server = urlsplit(uri), urlsplit(http.uri)
+    root = f"{server.scheme}://{parts.netloc}{server.path}" if parts.netloc else http.uri
+    return _Proxy(http, f"{root}/{PROXY}", _checked(parts.path.removeprefix(f"/{PROXY}").strip("/")))
+
+
+@dataclass(frozen=True)
+class _Proxy:
+    """The server's artifact service at `address`, and the path of a file or folder in it."""
+
+    http: Http
+    address: str
+    path: str
+
+    def url(self, below: str = "") -> str:
+        return f"{self.address}/{quote(f'{self.path}/{below}'.strip('/'))}"
+
+    def download(self, destination: Path) -> bool:
+        """Whether the folder's files were copied; not where one is so large that mlflow should do it."""
+        files: list[str] = []
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            response = self.http.send("GET", self.address, {"params": {"path": f"{self.path}/{folder}".strip("/")}})
+            for entry in self.http.document(response).get("files", []):
+                path = f"{folder}/{_checked(str(entry['path']))}".strip("/")
+                if entry.get("is_dir"):
+                    folders.append(path)
+                elif int(entry.get("file_size") or 0) >= LARGE:
+                    return False
+                else:
+                    files.append(path)
+        if not files:
+            raise NoFiles("there are no files")
+        for path in files:
+            (destination / path).parent.mkdir(parents=True, exist_ok=True)
+            self.http.save(self.url(path), destination / path)
+        return True
+
+
+def _checked(path: str) -> str:
+    """A path below the folder that it is joined to; a server does not choose where files are written."""
+    if path and (".." in PurePosixPath(path).parts or path.startswith("/") or "\\" in path or "\0" in path):
+        raise NoFiles(f"the store lists {path[:200]!r}, which is not a path below the version's folder")
+    return path
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri)
+    return parts.netloc, parts.path.strip("/")
+
+
+def _from_s3(uri: str, destination: Path) -> None:
+    client, owner = _s3(), _owner()
+    bucket, root = _bucket_and_key(uri)
+    prefix = f"{root}/" if root else ""
+    count = 0
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **owner):
+        for entry in page.get("Contents", []):
+            path = _checked(entry["Key"].removeprefix(prefix))
+            if not path or path.endswith("/"):  # a folder's marker
+                continue
+            (destination / path).parent.mkdir(parents=True, exist_ok=True)
+            client.download_file(bucket, entry["Key"], str(destination / path), **({"ExtraArgs": owner} if owner else {}))
+            count += 1
+    if not count:
+        raise NoFiles("there are no files")
+
+
+def _owner() -> dict[str, str]:
+    owner = os.environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER")
+    return {"ExpectedBucketOwner": owner} if owner else {}
+
+
+def _s3() -> Any:
+    """boto3's client with the settings that MLflow's own reads."""
+    try:
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.client import Config
+    except ImportError as error:
+        raise NoFiles("boto3 is not installed: pip install boto3") from error
+
+    signature: Any = os.environ.get("MLFLOW_EXPERIMENTAL_S3_SIGNATURE_VERSION", "s3v4")
+    config = Config(
+        signature_version=UNSIGNED if signature.lower() == "unsigned" else signature,
+        s3={"addressing_style": os.environ.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "auto")},
+        connect_timeout=10,
+        read_timeout=30,
+    )
+    verify = False if is_set("MLFLOW_S3_IGNORE_TLS") else None
+    return boto3.client("s3", config=config, endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"), verify=verify)
+
+
+def _from_mlflow(uri: str, tracking_uri: str, destination: Path) -> None:
+    import mlflow.artifacts
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent) as part, contextlib.redirect_stdout(sys.stderr):
+        Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=tracking_uri)).rename(destination)

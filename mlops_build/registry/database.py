@@ -1,0 +1,141 @@
+"""MLflow without a server: a sqlite file, or another address that mlflow's own client opens."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, first_line, quoted
+
+PAGE = 1000
+
+
+class Database:
+    """The same calls as Server, through mlflow."""
+
+    def __init__(self, uri: str) -> None:
+        # Not mlflow.set_tracking_uri: it writes into the environment of this process and of everything that it starts.
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(uri, registry_uri=uri)
+
+    def version(self, name: str, number: str) -> ModelVersion:
+        with _translated():
+            return _model_version(self._client.get_model_version(name, number))
+
+    def aliased(self, name: str, alias: str) -> ModelVersion:
+        with _translated():
+            return _model_version(self._client.get_model_version_by_alias(name, alias))
+
+    def aliases(self, name: str) -> dict[str, int]:
+        with _translated():
+            return _aliases(self._client.get_registered_model(name))
+
+    def alias_map(self) -> dict[str, dict[str, int]]:
+        with _translated():
+            models = _pages(lambda token: self._client.search_registered_models(max_results=PAGE, page_token=token))
+        return {model.name: _aliases(model) for model in models}
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        wanted = f"name = '{quoted(name)}'"
+        with _translated():
+            versions = _pages(lambda token: self._client.search_model_versions(wanted, max_results=PAGE, page_token=token))
+        return [_model_version(version) for version in versions]
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        with _translated():
+            self._client.set_registered_model_alias(name, alias, version)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        with _translated():
+            self._client.delete_registered_model_alias(name, alias)
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        with _translated():
+            self._client.set_model_version_tag(name, version, key, value)
+
+    def delete_tag(self, name: str, version: str, key: str) -> None:
+        with _translated():
+            self._client.delete_model_version_tag(name, version, key)
+
+    def create_model(self, name: str) -> None:
+        with _translated():
+            self._client.create_registered_model(name)
+
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        with _translated():
+            made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags), await_creation_for=0)
+        return _model_version(made)
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> Run | None:
+        wanted = f"tags.`{tag}` = '{quoted(value)}'"
+        with _translated():
+            runs = self._client.search_runs([experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=1)
+        return _run(runs[0]) if runs else None
+
+    def run(self, run_id: str) -> Run:
+        with _translated():
+            return _run(self._client.get_run(run_id))
+
+    def set_run_tag(self, run_id: str, key: str, value: str) -> None:
+        with _translated():
+            self._client.set_tag(run_id, key, value)
+
+    def find_experiment(self, name: str) -> tuple[str, bool]:
+        with _translated():
+            known = self._client.get_experiment_by_name(name)
+        if known is None:
+            raise Rejected("RESOURCE_DOES_NOT_EXIST", 404, f"no experiment {name!r}")
+        return str(known.experiment_id), known.lifecycle_stage == "active"
+
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        with _translated():
+            return str(self._client.create_experiment(name, artifact_location=artifact_location))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """mlflow's exceptions as ours. What is not foreseen goes on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        text = first_line(error)
+        if "Max retries exceeded" in text or "failed with exception" in text:
+            raise NoAnswer(text) from error
+        raise Rejected(str(error.error_code), int(error.get_http_status_code()), text) from error
+    except Exception as error:
+        # sqlalchemy is imported only where MLflow is a database.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy"):
+            raise
+        raise NoAnswer(first_line(error)) from error
+
+
+def _pages(search: Any) -> list[Any]:
+    entries: list[Any] = []
+    token = None
+    while True:
+        page = search(token)
+        entries += page
+        token = page.token
+        if not token:
+            return entries
+
+
+def _aliases(model: Any) -> dict[str, int]:
+    return {str(alias): int(version) for alias, version in model.aliases.items()}
+
+
+def _model_version(entity: Any) -> ModelVersion:
+    return ModelVersion(
+        name=entity.name,
+        version=int(entity.version),
+        run_id=entity.run_id or "",
+        source=entity.source or "",
+        tags=dict(entity.tags),
+        created_ms=int(entity.creation_timestamp),
+    )
+
+
+def _run(entity: Any) -> Run:
+    return Run(entity.info.run_id, entity.info.artifact_uri, dict(entity.data.params), dict(entity.data.metrics), dict(entity.data.tags))

@@ -1,0 +1,105 @@
+"""What the registry knows: model versions and runs, where it is, and the errors that it raises."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build.errors import NotFound, Unreachable, UsageError
+
+
+class RegistryUnreachable(Unreachable):
+    """MLflow does not answer, or its database does not exist."""
+
+
+class UnknownVersion(NotFound):
+    """A registered model, a version or an alias that does not exist."""
+
+
+class Rejected(Exception):
+    """MLflow's own error: its code (such as RESOURCE_DOES_NOT_EXIST), the HTTP status and one line of text. Translated by Registry."""
+
+    def __init__(self, code: str, status: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+        self.text = text
+
+    @property
+    def is_missing(self) -> bool:
+        # MLflow's database store answers an unknown alias with INVALID_PARAMETER_VALUE.
+        return self.code == "RESOURCE_DOES_NOT_EXIST" or (self.code == "INVALID_PARAMETER_VALUE" and "not found" in self.text)
+
+
+class NoAnswer(Exception):
+    """There was no complete response: no connection, a timeout, or a proxy that reaches no server. Translated by Registry."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model. `source` is the artifact folder with its files; `created_ms` is Unix time in ms."""
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+    created_ms: int
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An MLflow run: what was logged, as text and floats."""
+
+    run_id: str
+    artifact_uri: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def tracking_uri(root: Path | None = None) -> str:
+    """Where MLflow is: MLFLOW_TRACKING_URI, else what the service at `root` (default: around the current folder) says.
+
+    A relative sqlite file is taken from the service's root. Raises UsageError where neither exists.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    from mlops_build import service
+
+    try:
+        root = root or service.find_root()
+    except NotFound:
+        raise UsageError(
+            "no MLflow: MLFLOW_TRACKING_URI is not set, and this is no service's folder",
+            remedy="set MLFLOW_TRACKING_URI=https://…, or run this inside a service",
+        ) from None
+    tracking = service.load(root, strict=False).tracking
+    if tracking.s3_endpoint_url:
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", tracking.s3_endpoint_url)
+    prefix = "sqlite:///"
+    if tracking.uri.startswith(prefix) and not tracking.uri.startswith(f"{prefix}/"):
+        return f"{prefix}{root / tracking.uri.removeprefix(prefix)}"
+    return tracking.uri
+
+
+def shown(uri: str) -> str:
+    """An address without user and password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
+def quoted(text: str) -> str:
+    """For MLflow's filter language, which has no escape for a quote. Raises UsageError."""
+    if "'" in text or "\n" in text:
+        raise UsageError(f"{text[:100]!r} cannot be searched for", remedy="leave out quotes and line breaks")
+    return text

@@ -1,0 +1,132 @@
+"""An MLflow server, by its documented REST API."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlops_build.registry.http import TRANSIENT, Http
+from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, quoted
+
+PAGE = 1000
+
+
+class Server:
+    """The calls of Registry. Each is safe to repeat; raises Rejected and NoAnswer."""
+
+    def __init__(self, uri: str) -> None:
+        self.http = Http(uri)
+
+    def version(self, name: str, number: str) -> ModelVersion:
+        return _model_version(self.http.call("GET", "model-versions/get", {"name": name, "version": number})["model_version"])
+
+    def aliased(self, name: str, alias: str) -> ModelVersion:
+        return _model_version(self.http.call("GET", "registered-models/alias", {"name": name, "alias": alias})["model_version"])
+
+    def aliases(self, name: str) -> dict[str, int]:
+        return _aliases(self.http.call("GET", "registered-models/get", {"name": name})["registered_model"])
+
+    def alias_map(self) -> dict[str, dict[str, int]]:
+        models = self._pages("registered-models/search", {}, "registered_models")
+        return {model["name"]: _aliases(model) for model in models}
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        return [
+            _model_version(version)
+            for version in self._pages("model-versions/search", {"filter": f"name = '{quoted(name)}'"}, "model_versions")
+        ]
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.http.call("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        self.http.call("DELETE", "registered-models/alias", {"name": name, "alias": alias})
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        self.http.call("POST", "model-versions/set-tag", {"name": name, "version": version, "key": key, "value": value})
+
+    def delete_tag(self, name: str, version: str, key: str) -> None:
+        self.http.call("DELETE", "model-versions/delete-tag", {"name": name, "version": version, "key": key})
+
+    def create_model(self, name: str) -> None:
+        self.http.call("POST", "registered-models/create", {"name": name})
+
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Sent once. After an error that leaves open whether the server has committed it, the version is looked for before the next try."""
+        fields = {"name": name, "source": source, "run_id": run_id, "tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        for attempt in range(self.http.tries):
+            try:
+                return _model_version(self.http.call("POST", "model-versions/create", fields, repeat=False)["model_version"])
+            except (Rejected, NoAnswer) as error:
+                if isinstance(error, Rejected) and error.status not in TRANSIENT:
+                    raise
+                failure: Exception = error
+            time.sleep(self.http.wait(attempt))
+            for version in self.versions(name):
+                if version.source == source and version.run_id == run_id and tags.items() <= version.tags.items():
+                    return version
+        raise failure
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> Run | None:
+        fields = {
+            "experiment_ids": [experiment_id],
+            "filter": f"tags.`{tag}` = '{quoted(value)}'",
+            "run_view_type": "ACTIVE_ONLY",
+            "order_by": ["attributes.start_time DESC"],
+            "max_results": 1,
+        }
+        runs = self.http.call("POST", "runs/search", fields).get("runs", [])
+        return _run(runs[0]) if runs else None
+
+    def run(self, run_id: str) -> Run:
+        return _run(self.http.call("GET", "runs/get", {"run_id": run_id})["run"])
+
+    def set_run_tag(self, run_id: str, key: str, value: str) -> None:
+        self.http.call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
+
+    def find_experiment(self, name: str) -> tuple[str, bool]:
+        found = self.http.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        return str(found["experiment_id"]), found.get("lifecycle_stage", "active") == "active"
+
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        location = {"artifact_location": artifact_location} if artifact_location else {}
+        return str(self.http.call("POST", "experiments/create", {"name": name, **location})["experiment_id"])
+
+    def _pages(self, endpoint: str, fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            page = self.http.call("GET", endpoint, {**fields, "max_results": PAGE, **({"page_token": token} if token else {})})
+            entries += page.get(key, [])
+            token = page.get("next_page_token", "")
+            if not token:
+                return entries
+
+
+def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
+    return {str(alias["alias"]): int(alias["version"]) for alias in model.get("aliases", [])}
+
+
+def _tags(entity: Mapping[str, Any]) -> dict[str, str]:
+    return {str(tag["key"]): str(tag.get("value", "")) for tag in entity.get("tags", [])}
+
+
+def _model_version(entity: Mapping[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        name=str(entity["name"]),
+        version=int(entity["version"]),
+        run_id=str(entity.get("run_id", "")),
+        source=str(entity.get("source", "")),
+        tags=_tags(entity),
+        created_ms=int(entity.get("creation_timestamp", 0)),
+    )
+
+
+def _run(entity: Mapping[str, Any]) -> Run:
+    info, data = entity["info"], entity.get("data", {})
+    return Run(
+        run_id=str(info["run_id"]),
+        artifact_uri=str(info.get("artifact_uri", "")),
+        params={str(param["key"]): str(param.get("value", "")) for param in data.get("params", [])},
+        metrics={str(metric["key"]): float(metric.get("value", 0)) for metric in data.get("metrics", [])},
+        tags=_tags(data),
+    )

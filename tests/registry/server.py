@@ -1,0 +1,102 @@
+"""MLflow's own server as a process, and a proxy before it that loses responses."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+START_SECONDS = 90
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a new `mlflow server`. Its database and its log are in `folder`; by default its artifacts too, behind its proxy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += list(options) or ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
+    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+class Proxy:
+    """Forwards requests to a server. What `lose` says is answered with its status after the server has handled it; 0 closes the connection.
+
+    lose: the end of a path → statuses of its next requests. requests: method and path of all, in order. headers: of the last one.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.lose: dict[str, list[int]] = {}
+        self.requests: list[str] = []
+        self.headers: dict[str, str] = {}
+        self._server = urlsplit(server).netloc
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                proxy._handle(self)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815 # the base class' names
+
+            def log_message(self, *_: object) -> None:
+                """Nothing on stderr."""
+
+        self._listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self._listener.server_port}"
+
+    def __enter__(self) -> "Proxy":
+        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown()
+        self._listener.server_close()
+
+    def _handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        path = request.path.partition("?")[0]
+        self.requests.append(f"{request.command} {path}")
+        self.headers = dict(request.headers)
+        connection = http.client.HTTPConnection(self._server, timeout=30)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection")}
+        connection.request(request.command, request.path, body, headers)
+        response = connection.getresponse()
+        status, content = response.status, response.read()
+        statuses = next((statuses for end, statuses in self.lose.items() if path.endswith(end) and statuses), None)
+        if statuses is not None:
+            status, content = statuses.pop(0), b"<html>Bad Gateway</html>"
+        connection.close()
+        if status == 0:
+            request.close_connection = True
+            return
+        request.send_response(status)
+        request.send_header("Content-Type", response.headers.get("Content-Type", "application/json"))
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)

@@ -1,0 +1,348 @@
+"""MLflow's registry through our one package: each test on a real sqlite database and on MLflow's own server."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops_build import registry as border
+from mlops_build.errors import Failed, MlopsBuildError, Refused, Unreachable, UsageError
+from mlops_build.registry import Registry, RegistryUnreachable, UnknownVersion
+from tests.registry.server import Proxy, mlflow_server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A start takes five seconds of CPU: one server for all tests of this file."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Two versions of `digits`, the first of them with the alias staging."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    if request.param == "sqlite":
+        store = Registry(f"sqlite:///{folder / 'mlflow.db'}", create=True)
+        experiment = store.experiment("digits", folder / "artifacts")
+    else:
+        store = Registry(request.getfixturevalue("server"))
+        experiment = store.experiment("digits")
+    assert store.experiment("digits") == experiment
+    run = new_run(store, experiment)
+    files = folder / "files"
+    (files / "sub").mkdir(parents=True)
+    (files / "sub/weights").write_bytes(b"\0\1")
+    (files / "a name, ü").write_bytes(b"2")
+    source = store.upload(run, files, "versions/one")
+    store.create_version("digits", source, run, {"mlops_build.commit": "a" * 40})
+    store.create_version("digits", source, run, {})
+    store.set_alias("digits", "staging", 1)
+    store.set_run_tag(run, "mlops_build.model", "sha256:one")
+    return store
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+
+
+def new_run(store: Registry, experiment: str) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.uri)
+    run = client.create_run(experiment)
+    client.log_param(run.info.run_id, "rate", 0.1)
+    client.log_metric(run.info.run_id, "loss", 0.5)
+    return str(run.info.run_id)
+
+
+def test_versions_are_found_by_number_and_alias(store: Registry) -> None:
+    first = store.version("digits", 1)
+    assert (first.version, first.tags) == (1, {"mlops_build.commit": "a" * 40})
+    assert store.version("digits", "1") == store.version("digits", "staging") == first
+    assert [version.version for version in store.versions("digits")] == [2, 1]
+    assert store.alias_map() == {"digits": {"staging": 1}}
+    assert store.aliases("digits") == {"staging": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "which", "said", "remedy"),
+    [
+        ("digits", 9, "digits has no version 9", "versions: 2, 1; aliases: staging → 1"),
+        ("digits", "production", "digits has no alias 'production'", "versions: 2, 1; aliases: staging → 1"),
+        ("letters", 1, "no registered model 'letters'", "registered models: digits"),
+        ("letters", "staging", "no registered model 'letters'", "registered models: digits"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_is(store: Registry, name: str, which: int | str, said: str, remedy: str) -> None:
+    with pytest.raises(UnknownVersion) as caught:
+        store.version(name, which)
+    assert said in caught.value.message
+    assert caught.value.remedy == remedy
+    assert caught.value.exit_code == 3
+
+
+def test_files_come_back_as_they_went(store: Registry, tmp_path: Path) -> None:
+    made = store.fetch(store.version("digits", 1), tmp_path / "deep/files")
+    assert (made / "sub/weights").read_bytes() == b"\0\1"
+    assert {path.name for path in made.iterdir()} == {"sub", "a name, ü"}
+    assert (made / "a name, ü").read_bytes() == b"2"
+    assert store.read(store.version("digits", 1), "sub/weights") == b"\0\1"
+    with pytest.raises(UnknownVersion, match=r"lineage\.json cannot be read"):
+        store.read(store.version("digits", 1), "lineage.json")
+    assert list(tmp_path.glob("deep/.*")) == []
+
+
+def test_tags_and_aliases_move(store: Registry) -> None:
+    store.set_alias("digits", "champion", 1)
+    store.set_alias("digits", "champion", 2)
+    assert store.aliases("digits")["champion"] == 2
+    store.delete_alias("digits", "champion")
+    assert "champion" not in store.aliases("digits")
+    store.set_tag("digits", 2, "mlops_build.image", "x")
+    assert store.version("digits", 2).tags == {"mlops_build.image": "x"}
+    store.delete_tag("digits", 2, "mlops_build.image")
+    assert store.version("digits", 2).tags == {}
+
+
+def test_runs_are_found_by_what_they_made(store: Registry) -> None:
+    found = store.find_run("digits", "mlops_build.model", "sha256:one")
+    assert found is not None
+    assert (found.params, found.metrics, found.tags["mlops_build.model"]) == ({"rate": "0.1"}, {"loss": 0.5}, "sha256:one")
+    assert store.run(found.run_id) == found
+    assert store.find_run("digits", "mlops_build.model", "sha256:two") is None
+    assert store.find_run("letters", "mlops_build.model", "sha256:one") is None
+    assert store.run("0" * 32) is None
+    with pytest.raises(UsageError):
+        store.find_run("digits", "mlops_build.model", "' OR 1=1")
+
+
+def test_a_registry_that_is_not_there_is_said_within_seconds(tmp_path: Path) -> None:
+    with pytest.raises(RegistryUnreachable, match="does not exist") as caught:
+        Registry(f"sqlite:///{tmp_path / 'misspelt.db'}")
+    assert caught.value.exit_code == 5
+    assert not (tmp_path / "misspelt.db").exists()
+    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9 does not answer"):
+        Registry("http://user:secret@127.0.0.1:9").alias_map()
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    with pytest.raises(MlopsBuildError) as caught:
+        Registry("http://user:secret@127.0.0.1:9").version("digits", 1)
+    assert "secret" not in f"{caught.value} {caught.value.remedy}"
+
+
+def test_where_mlflow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
+        border.tracking_uri()
+    service = "schema: 1\nname: a\nteam: b\nmodels: [{name: a}]\nenvironments: {staging: {namespace: a, host: a}}\n"
+    (tmp_path / "service.yaml").write_text(service)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert border.tracking_uri() == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    (tmp_path / "service.yaml").write_text(
+        service + "tracking: {uri: 'https://mlflow.example.com', s3_endpoint_url: 'https://s3.example.com'}\n"
+    )
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
+    assert border.tracking_uri() == "https://mlflow.example.com"
+    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "https://s3.example.com"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert border.tracking_uri() == "http://elsewhere"
+
+
+def test_talking_to_a_registry_leaves_the_environment_alone(store: Registry) -> None:
+    store.alias_map()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+# The server
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    with Proxy(server) as proxy:
+        yield proxy
+
+
+NAMES = (f"model-{number}" for number in itertools.count())
+
+
+@pytest.mark.parametrize("losses", [[502], [500], [502, 502, 502], [0], [0, 503]])
+def test_a_version_is_made_once_where_responses_are_lost(proxy: Proxy, losses: list[int]) -> None:
+    name = next(NAMES)
+    proxy.lose["model-versions/create"] = [*losses]
+    store = Registry(proxy.uri)
+    made = store.create_version(name, "s3://bucket/one", "", {"mlops_build.content": "sha256:one"})
+    assert [version.version for version in store.versions(name)] == [1]
+    assert made == store.version(name, 1)
+    assert made.tags == {"mlops_build.content": "sha256:one"}
+
+
+def test_another_content_is_made_after_a_lost_response(proxy: Proxy) -> None:
+    name = next(NAMES)
+    store = Registry(proxy.uri)
+    store.create_version(name, "s3://bucket/one", "", {"mlops_build.content": "sha256:one"})
+    proxy.lose["model-versions/create"] = [502]
+    made = store.create_version(name, "s3://bucket/two", "", {"mlops_build.content": "sha256:two"})
+    assert (made.version, made.source) == (2, "s3://bucket/two")
+    assert [version.version for version in store.versions(name)] == [2, 1]
+
+
+def test_every_other_request_is_sent_again(proxy: Proxy, tmp_path: Path) -> None:
+    """One lost response each: what was done is the same."""
+    name = next(NAMES)
+    endpoints = ("create", "get", "search", "alias", "set-tag", "delete-tag", "get-by-name", "a.txt", "artifacts")
+    proxy.lose = {end: [502] for end in endpoints}
+    store = Registry(proxy.uri)
+    experiment = store.experiment(name)
+    run = new_run(store, experiment)
+    (tmp_path / "a.txt").write_text("a")
+    source = store.upload(run, tmp_path, "files")
+    version = store.create_version(name, source, run, {"a": "b"})
+    store.set_alias(name, "staging", 1)
+    store.set_tag(name, 1, "c", "d")
+    store.delete_tag(name, 1, "a")
+    store.set_run_tag(run, "e", "f")
+    proxy.lose.update({end: [502] for end in endpoints})
+    assert store.version(name, "staging").tags == {"c": "d"}
+    assert store.alias_map()[name] == {"staging": 1}
+    assert store.read(version, "a.txt") == b"a"
+    proxy.lose["a.txt"] = [0]
+    assert (store.fetch(version, tmp_path / "copy") / "a.txt").read_text() == "a"
+    found = store.find_run(name, "e", "f")
+    assert found is not None
+    assert found.run_id == run
+    store.delete_alias(name, "staging")
+    assert store.aliases(name) == {}
+
+
+def test_requests_are_not_repeated_for_ever(proxy: Proxy) -> None:
+    store = Registry(proxy.uri)
+    proxy.lose["registered-models/search"] = [503] * 10
+    with pytest.raises(RegistryUnreachable, match="does not answer") as caught:
+        store.alias_map()
+    assert "mlops-build doctor" in str(caught.value.remedy)
+    assert len(proxy.requests) == 3
+    proxy.lose["model-versions/create"] = [400]
+    with pytest.raises(Failed, match="HTTP 400"):
+        store.create_version(next(NAMES), "s3://bucket/one", "", {})
+    assert sum(request.endswith("model-versions/create") for request in proxy.requests) == 1
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RegistryUnreachable, match="does not answer"):
+        Registry(f"http://127.0.0.1:{silent.getsockname()[1]}").alias_map()
+
+
+def test_what_is_not_an_mlflow_server_is_named(proxy: Proxy) -> None:
+    proxy.lose["registered-models/search"] = [200]
+    with pytest.raises(Failed, match="not an MLflow server"):
+        Registry(proxy.uri).alias_map()
+    with pytest.raises(Failed, match="HTTP 404"):
+        Registry(f"{proxy.uri}/prefix").alias_map()
+    with pytest.raises(UsageError, match="not a valid address"):
+        Registry("http://").alias_map()
+
+
+@pytest.mark.parametrize(
+    ("variables", "credentials", "expected"),
+    [
+        ({}, None, None),
+        ({"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "pä:ss"}, None, "Basic YWRhOnDDpDpzcw=="),
+        ({"MLFLOW_TRACKING_TOKEN": "t"}, None, "Bearer t"),
+        ({"MLFLOW_TRACKING_TOKEN": "t", "MLFLOW_TRACKING_USERNAME": "a", "MLFLOW_TRACKING_PASSWORD": "b"}, None, "Basic YTpi"),
+        ({}, "[mlflow]\nmlflow_tracking_username = a\nmlflow_tracking_password = b\n", "Basic YTpi"),
+        ({"MLFLOW_TRACKING_USERNAME": "c"}, "[mlflow]\nmlflow_tracking_username = a\nmlflow_tracking_password = b\n", "Basic Yzpi"),
+        ({"MLFLOW_TRACKING_TOKEN": "t"}, "[other]\na = b\n", "Bearer t"),
+    ],
+)
+def test_logins_are_those_of_mlflow(
+    proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    credentials: str | None,
+    expected: str | None,
+) -> None:
+    """The same header as from MLflow's own client."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n" if expected else "")
+    (tmp_path / ".netrc").chmod(0o600)
+    if credentials is not None:
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow/credentials").write_text(credentials)
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Registry(proxy.uri).alias_map()
+    assert proxy.headers.get("Authorization") == expected
+    (tmp_path / ".netrc").unlink()  # it replaces the login of MLflow's client
+    MlflowClient(proxy.uri).search_registered_models()
+    assert proxy.headers.get("Authorization") == expected
+
+
+def test_settings_that_cannot_be_used_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+    with pytest.raises(UsageError, match=r"none\.pem does not exist"):
+        Registry("https://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    with pytest.raises(UsageError, match="both set"):
+        Registry("https://127.0.0.1:9")
+    monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "long")
+    with pytest.raises(UsageError, match="MLFLOW_HTTP_REQUEST_TIMEOUT=long is not a number"):
+        Registry("https://127.0.0.1:9")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow/credentials").write_text("no section")
+    with pytest.raises(UsageError, match=r"\.mlflow/credentials cannot be read"):
+        Registry("https://127.0.0.1:9")
+
+
+def test_a_refused_login_is_said(proxy: Proxy) -> None:
+    proxy.lose["registered-models/search"] = [401]
+    with pytest.raises(Refused, match="refused") as caught:
+        Registry(proxy.uri).alias_map()
+    assert "MLFLOW_TRACKING_TOKEN" in str(caught.value.remedy)
+
+
+def test_nothing_is_written_outside_the_folder(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlops_build.registry.http import Http
+
+    monkeypatch.setattr(Http, "document", lambda *_: {"files": [{"path": "../../evil", "is_dir": False}]})
+    store = Registry(proxy.uri)
+    version = border.ModelVersion("a", 1, "", "mlflow-artifacts:/0/run/files", {}, 0)
+    with pytest.raises(UnknownVersion, match="not a path below"):
+        store.fetch(version, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_with_a_server_mlflow_is_not_imported(server: str, tmp_path: Path) -> None:
+    code = """
+import json, sys
+from pathlib import Path
+from mlops_build.registry import Registry
+store = Registry(sys.argv[1])
+experiment = store.experiment("light")
+store.alias_map()
+print(json.dumps([name for name in ("mlflow", "torch", "pandas", "boto3", "pydantic") if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, server], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
