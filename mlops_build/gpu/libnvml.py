@@ -1,9 +1,9 @@
-"""The two dozen functions of NVML that are used here, called by ctypes under the names that nvidia-ml-py gives them.
+"""The two dozen NVML functions that mlops-build uses, called through ctypes, with the names that nvidia-ml-py uses.
 
-nvidia-ml-py has all 400 of them in a module whose import takes 2-3 times as long as starting the interpreter: more than everything else
-that `gpu pick` does. A test compares names, constants and structures with nvidia-ml-py's.
+nvidia-ml-py has all 400 functions. Importing it takes 2-3 times as long as starting the interpreter, more than the rest of `gpu pick`. A
+test compares names, constants and structures with nvidia-ml-py.
 
-What each function means, and its errors: https://docs.nvidia.com/deploy/nvml-api/. All raise NVMLError.
+Reference: https://docs.nvidia.com/deploy/nvml-api/. All functions raise NVMLError.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ NVML_DEVICE_MIG_ENABLE = 1
 NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
 NVML_TEMPERATURE_GPU = 0
 NVML_VOLATILE_ECC = 0
-nvmlMemory_v2 = 0x02000028  # noqa: N816 -- NVML's name; the structure's size and version
+nvmlMemory_v2 = 0x02000028  # noqa: N816 -- NVML's name; size and version of the structure
 
 _NOT_AVAILABLE = 2**64 - 1
 _TEXT = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE, NVML_DEVICE_UUID_V2_BUFFER_SIZE
@@ -45,17 +45,17 @@ class NVMLError(Exception):
         self.value = value
 
     def __str__(self) -> str:
-        """As NVML itself says it, which works before it is started, too."""
+        """NVML's own text, which is available before NVML is started."""
         try:
-            say = _loaded().nvmlErrorString
+            error_string = _loaded().nvmlErrorString
         except (NVMLError, AttributeError):
             return f"NVML error {self.value}"
-        say.restype = ctypes.c_char_p
-        return str((say(self.value) or b"").decode(errors="replace")) or f"NVML error {self.value}"
+        error_string.restype = ctypes.c_char_p
+        return str((error_string(self.value) or b"").decode(errors="replace")) or f"NVML error {self.value}"
 
 
 class Handle(ctypes.c_void_p):
-    """A card or a MIG instance, as long as NVML is started (nvmlDevice_t)."""
+    """A card or a MIG instance, valid while NVML is started (nvmlDevice_t)."""
 
 
 class Memory(ctypes.Structure):  # c_nvmlMemory_t
@@ -82,7 +82,7 @@ class PciInfo(ctypes.Structure):  # nvmlPciInfo_t
 
 
 class Process:
-    """pid; usedGpuMemory: bytes, None where the driver does not say."""
+    """usedGpuMemory: bytes; None if the driver does not report it."""
 
     __slots__ = ("pid", "usedGpuMemory")
 
@@ -165,7 +165,7 @@ def nvmlDeviceGetComputeMode(handle: Handle) -> int:  # noqa: N802
 
 
 def nvmlDeviceGetMigMode(handle: Handle) -> list[int]:  # noqa: N802
-    """Current and pending."""
+    """The current and the pending mode."""
     current, pending = c_uint(), c_uint()
     _call("nvmlDeviceGetMigMode", handle, byref(current), byref(pending))
     return [current.value, pending.value]
@@ -226,7 +226,7 @@ def _loaded() -> ctypes.CDLL:
 def _call(name: str, *arguments: object) -> None:
     try:
         function = getattr(_loaded(), name)
-    except AttributeError:  # a driver older than the function
+    except AttributeError:  # the driver is older than the function
         raise NVMLError(NVML_ERROR_FUNCTION_NOT_FOUND) from None
     if code := function(*arguments):
         raise NVMLError(code)
@@ -252,7 +252,7 @@ def _processes(name: str, handle: Handle) -> list[Process]:
     except NVMLError as error:
         if error.value != NVML_ERROR_INSUFFICIENT_SIZE:
             raise
-    count.value = count.value * 2 + 5  # more may start meanwhile
-    found = (ProcessInfo * count.value)()
-    _call(name, handle, byref(count), found)
-    return [Process(one.pid, None if one.usedGpuMemory == _NOT_AVAILABLE else one.usedGpuMemory) for one in found[: count.value]]
+    count.value = count.value * 2 + 5  # more processes may start before the second call
+    entries = (ProcessInfo * count.value)()
+    _call(name, handle, byref(count), entries)
+    return [Process(info.pid, None if info.usedGpuMemory == _NOT_AVAILABLE else info.usedGpuMemory) for info in entries[: count.value]]

@@ -1,7 +1,7 @@
-"""Who uses a card's memory without a lease: old services, notebooks, other teams.
+"""Neighbours: processes that use a card's memory without a lease, such as old services and notebooks.
 
-NVML names processes by the host's pids. What /proc says about them gives a neighbour its name, and tells a lease's own processes from the
-others. Inside a container those pids mean nothing, or, worse, another process: they are matched only where that cannot be.
+NVML reports pids of the host. /proc gives a neighbour its name, and shows which processes belong to a lease. Inside a container the same
+pid can be another process, so pids are looked up only if that is impossible.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FIRST_NAMESPACE = 0xEFFFFFFC
 MOST_ANCESTORS = 64
 MOST_READ = 4096
-# The slack is for the clock, which says when a lease was made, and may have been set since.
+# Tolerance for a clock that was set after a lease was created.
 CLOCK_SECONDS = 2.0
 
 Place = tuple[int, int]  # a pid namespace's inode, and a pid there
@@ -32,10 +32,11 @@ Place = tuple[int, int]  # a pid namespace's inode, and a pid there
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One service or notebook on one card, without a lease. used_bytes: now. counted_bytes: what a decision counts, and why that much.
+    """A service or notebook on a card, without a lease.
 
-    pid: its largest process. command, cgroup, largest_bytes: of that. processes: how many it has. key: what is the same after it has been
-    started again (peaks.py). pid, uid, command and cgroup are None where processes cannot be seen.
+    used_bytes: now. counted_bytes: what a decision counts. why: the reason for that amount. pid, command, cgroup, largest_bytes: of its
+    largest process. processes: their number. key: identifies it after a restart (peaks.py). pid, uid, command and cgroup are None if the
+    processes are not visible.
     """
 
     name: str
@@ -53,8 +54,11 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What /proc says about one process. namespace: its pid namespace's inode, None where this user may not know; inner_pid: its pid there.
-    started: unix s, 0 of one that has no lease. command, cgroup: empty of one that has, or is only somebody's parent."""
+    """A process as /proc shows it.
+
+    namespace: the inode of its pid namespace, None if this user may not read it. inner_pid: its pid there. started: unix s; 0 if no lease
+    has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
+    """
 
     pid: int
     parent: int
@@ -67,47 +71,47 @@ class Known:
 
 
 def pid_namespace() -> int | None:
-    """The inode of this process' pid namespace; None where /proc does not say."""
+    """The inode of this process's pid namespace; None if /proc does not show it."""
     return _namespace("self")
 
 
-def known(pids: Iterable[int], made: Mapping[Place, float] = MappingProxyType({})) -> dict[int, Known] | None:
-    """What /proc says about the processes that NVML names, and about their ancestors. None where NVML's pids are not /proc's.
+def known(pids: Iterable[int], created: Mapping[Place, float] = MappingProxyType({})) -> dict[int, Known] | None:
+    """Read the processes that NVML reports, and their ancestors, from /proc. None if NVML's pids are not valid here.
 
-    They are in the first pid namespace. In any other one (a container) they are taken for its own only if every one of them is there, since
-    a number of the host's may be somebody else here. made: when each lease was made, by its owner's place; only processes without one get
-    a command and a cgroup, which take longer to read than all the rest.
+    They are pids of the first pid namespace. In another one (a container) they count as its own only if all of them exist there, since a
+    pid of the host may be another process here. created: when each lease was created (unix s), by its owner's place. Only processes without
+    a lease get a command and a cgroup, because reading those takes longer than the rest.
     """
-    wanted = set(pids)
+    reported = set(pids)
     own, depth = _namespace("self"), _read("/proc/self/status").partition("\nNSpid:\t")[2].partition("\n")[0].count("\t") + 1
-    single = own if depth == 1 else None  # the namespace of those that have one pid only
+    single = own if depth == 1 else None  # the namespace of processes with only one pid
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    found: dict[int, Known] = {}
-    for pid in wanted:
-        process = _process(pid, single, boot, made)
+    processes: dict[int, Known] = {}
+    for pid in reported:
+        process = _process(pid, single, boot, created)
         if process is not None:
-            found[pid] = process
-    if not (own == FIRST_NAMESPACE and depth == 1) and (not wanted or found.keys() != wanted):
+            processes[pid] = process
+    if not (own == FIRST_NAMESPACE and depth == 1) and (not reported or processes.keys() != reported):
         return None
-    for process in list(found.values()):
+    for process in list(processes.values()):
         for _ in range(MOST_ANCESTORS):
-            if process.parent in found or process.parent <= 1:
+            if process.parent in processes or process.parent <= 1:
                 break
-            parent = _process(process.parent, single, boot, made)
+            parent = _process(process.parent, single, boot, created)
             if parent is None:
                 break
-            found[parent.pid] = process = parent
-    for pid in wanted & found.keys():
-        if owner(pid, found, made) is None:
+            processes[parent.pid] = process = parent
+    for pid in reported & processes.keys():
+        if owner(pid, processes, created) is None:
             command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            found[pid] = replace(found[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
-    return found
+            processes[pid] = replace(processes[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
+    return processes
 
 
-def owner(pid: int, processes: Mapping[int, Known], made: Mapping[Place, float]) -> Place | None:
-    """The place of the lease's owner that this process is or descends from, the nearest if there are several; None if it has no lease.
+def owner(pid: int, processes: Mapping[int, Known], created: Mapping[Place, float]) -> Place | None:
+    """The place of the nearest lease owner among this process and its ancestors; None if it has no lease.
 
-    A process that is younger than the lease only has the number of an owner that is gone.
+    A process that started after the lease was created is not its owner: it has the pid of an owner that ended.
     """
     for _ in range(MOST_ANCESTORS):
         process = processes.get(pid)
@@ -115,27 +119,27 @@ def owner(pid: int, processes: Mapping[int, Known], made: Mapping[Place, float])
             break
         if process.namespace is not None:
             place = (process.namespace, process.inner_pid)
-            if place in made and process.started <= made[place] + CLOCK_SECONDS:
+            if place in created and process.started <= created[place] + CLOCK_SECONDS:
                 return place
         pid = process.parent
     return None
 
 
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:
-    """The first declaration that fits a process."""
-    for one in declared:
-        if one.uid is not None and one.uid != process.uid:
+    """The first declaration that matches a process."""
+    for entry in declared:
+        if entry.uid is not None and entry.uid != process.uid:
             continue
-        if one.cgroup is not None and not fnmatchcase(process.cgroup, one.cgroup):
+        if entry.cgroup is not None and not fnmatchcase(process.cgroup, entry.cgroup):
             continue
-        if one.command is not None and not fnmatchcase(process.command, one.command):
+        if entry.command is not None and not fnmatchcase(process.command, entry.command):
             continue
-        return one
+        return entry
     return None
 
 
 def name_of(process: Known) -> str:
-    """What people call it: its systemd unit, or its program, with its pod or container."""
+    """A name for people: the systemd unit, or the program with its pod or container."""
     cgroup = process.cgroup.rpartition("/")[2]
     if cgroup.endswith(".service") and not cgroup.startswith("user@"):
         return _printable(cgroup)[:80]
@@ -148,7 +152,7 @@ def name_of(process: Known) -> str:
 
 
 def key_of(process: Known) -> str:
-    """The same after a restart: its user with its systemd unit or program. No pod, and no argument, which may be a secret."""
+    """A key that is the same after a restart: uid and systemd unit or program. Without arguments, which may be secret."""
     unit = process.cgroup.rpartition("/")[2]
     return f"{process.uid}:{unit if unit.endswith('.service') and not unit.startswith('user@') else _program(process.command)}"[:60]
 
@@ -160,9 +164,9 @@ def _program(command: str) -> str:
         return "process"
     program = words[0].rpartition("/")[2]
     if re.fullmatch(r"python[0-9.]*", program):
-        for place, word in enumerate(words[1:], 1):
-            if word == "-m" and place + 1 < len(words):
-                program = words[place + 1]
+        for position, word in enumerate(words[1:], 1):
+            if word == "-m" and position + 1 < len(words):
+                program = words[position + 1]
                 break
             if word == "-c":
                 break
@@ -176,25 +180,25 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _process(pid: int, single: int | None, boot: float, made: Mapping[Place, float]) -> Known | None:
-    """None: it is gone, or hidden (a /proc mounted with hidepid). Command and cgroup come later; `started` only if it may have a lease."""
+def _process(pid: int, single: int | None, boot: float, created: Mapping[Place, float]) -> Known | None:
+    """A process without command and cgroup, with `started` only if it may have a lease. None if it has ended or is hidden (hidepid)."""
     status = _read(f"/proc/{pid}/status")
-    # The program's name comes first, its line breaks written as \\n: it cannot look like another line.
+    # The program's name comes first, with escaped line breaks: it cannot look like another field.
     parent, uids, inner = (status.partition(f"\n{field}:\t")[2].partition("\n")[0].split("\t") for field in ("PPid", "Uid", "NSpid"))
     if not parent[0].isdecimal() or len(uids) < 4:
         return None
     inner_pid = int(inner[-1]) if inner[-1].isdecimal() else pid
     namespace = single if single is not None and len(inner) == 1 else _namespace(str(pid))
     started = 0.0
-    if (namespace, inner_pid) in made:
-        # After the program's name, which may have any letter in it: proc(5), field 22.
+    if (namespace, inner_pid) in created:
+        # Field 22 of proc(5), counted after the program's name, which may contain any character.
         numbers = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         started = boot + int(numbers[19]) / os.sysconf("SC_CLK_TCK") if len(numbers) > 19 else time.time()
     return Known(pid, int(parent[0]), int(uids[1]), namespace, inner_pid, started)
 
 
 def _cgroup(text: str) -> str:
-    """The path in version 2's one hierarchy, else (version 1) the longest."""
+    """The path in the only hierarchy of cgroup v2, or the longest of v1."""
     paths = [line.split(":", 2)[2] for line in text.splitlines() if line.count(":") >= 2]
     return max(paths, key=len, default="")
 

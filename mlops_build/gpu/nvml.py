@@ -1,9 +1,9 @@
-"""What NVML says about the cards: one reading for each card or MIG instance, or the trouble it is in.
+"""Read the cards through NVML: a reading for each card or MIG instance.
 
-NVML looks at a card without making a CUDA context on it, which torch would (300-500 MiB of the memory that is looked for). It is asked
-from daemon threads: a card that has fallen off the bus may hang its caller in the kernel for minutes, and must not hang the others. The
-functions and their errors: https://docs.nvidia.com/deploy/nvml-api/. Readings carry NVML's index, which is not CUDA's ordinal; only the
-UUID names a card for certain (visible.py).
+NVML reads a card without creating a CUDA context on it; torch would create one (300-500 MiB). The calls run in daemon threads, since a call
+about a card that has fallen off the bus can hang in the kernel for minutes, and must not delay the other cards. Reference:
+https://docs.nvidia.com/deploy/nvml-api/. A reading has NVML's index, which is not CUDA's ordinal; only the UUID identifies a card
+(visible.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any, Self
 
-SECONDS = 2.0  # what one look may take of a card, and starting NVML
-QUICK_SECONDS = 0.2  # a healthy node's cards answer in a millisecond, and on an overloaded one more threads are no help
+SECONDS = 2.0  # time limit for starting NVML, and for reading a card
+QUICK_SECONDS = 0.2  # a working card answers in a millisecond, and on an overloaded node more threads do not help
 
 
 class Trouble(StrEnum):
@@ -38,7 +38,7 @@ class Trouble(StrEnum):
 
 
 class DriverTrouble(StrEnum):
-    """Why no card can be looked at."""
+    """Why no card can be read."""
 
     NO_LIBRARY = "no library"
     NOT_LOADED = "driver not loaded"
@@ -50,17 +50,17 @@ class DriverTrouble(StrEnum):
 
 REMEDIES = {
     DriverTrouble.NO_LIBRARY: "install the NVIDIA driver (in a container: the NVIDIA runtime, with the driver capability `utility`), or "
-    "run on the CPU on purpose",
-    DriverTrouble.NOT_LOADED: "load the kernel module (`modprobe nvidia`) and read `dmesg`, or run on the CPU on purpose",
-    DriverTrouble.MISMATCH: "the driver was updated under a running kernel or container: reboot the node, or start the container again",
-    DriverTrouble.DENIED: "let this user open /dev/nvidiactl and /dev/nvidia*, or run as one who may",
-    DriverTrouble.SLOW: "the driver hangs: read `dmesg` for NVRM and Xid lines; a reset or a reboot may be needed",
-    DriverTrouble.FAULT: "run `nvidia-smi`, and read `dmesg` for NVRM and Xid lines",
+    "choose the CPU explicitly",
+    DriverTrouble.NOT_LOADED: "load the kernel module (`modprobe nvidia`) and read `dmesg`, or choose the CPU explicitly",
+    DriverTrouble.MISMATCH: "the driver was updated while the kernel or container was running: reboot the node, or restart the container",
+    DriverTrouble.DENIED: "give this user access to /dev/nvidiactl and /dev/nvidia*, or run as a user that has it",
+    DriverTrouble.SLOW: "the driver hangs: look for NVRM and Xid lines in `dmesg`; a reset or a reboot may be needed",
+    DriverTrouble.FAULT: "run `nvidia-smi`, and look for NVRM and Xid lines in `dmesg`",
 }
 
 
 class NoDriver(NoRoom):
-    """There is no NVIDIA driver here, or it does not answer. reason: which of the troubles it is."""
+    """There is no NVIDIA driver here, or it does not answer. reason: why."""
 
     def __init__(self, message: str, *, reason: DriverTrouble = DriverTrouble.FAULT, remedy: str | None = None) -> None:
         super().__init__(message, remedy=remedy or REMEDIES[reason])
@@ -69,7 +69,7 @@ class NoDriver(NoRoom):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that uses a card. pid: as NVML says it, which is the host's. used_bytes: None where the driver does not say."""
+    """A process that uses a card. pid: NVML's, in the host's namespace. used_bytes: None if the driver does not report it."""
 
     pid: int
     used_bytes: int | None
@@ -77,11 +77,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One card, or one MIG instance. index: NVML's (an instance has its parent's). None is "not said".
+    """A card or a MIG instance. None means that the driver does not report the value.
 
-    total_bytes: what can be used, without what the driver reserves; used_bytes: of that. processes: None where the driver does not say.
-    trouble, why: why it cannot be chosen, and in words. utilisation: %. temperature: °C. power_watts: W. ecc_errors: uncorrected, since the
-    driver was loaded. mig_parent: UUID of the card an instance is a part of; mig_instance: its GPU and compute instance's numbers.
+    index: NVML's (an instance has that of its parent). total_bytes: usable memory, without the driver's reserve. used_bytes: of that.
+    trouble, why: the reason why it cannot be chosen, as a code and as text. utilisation: %. temperature: °C. power_watts: W. ecc_errors:
+    uncorrected, since the driver was loaded. mig_parent: UUID of the card that an instance belongs to. mig_instance: its GPU instance and
+    compute instance IDs.
     """
 
     uuid: str
@@ -103,102 +104,98 @@ class Reading:
 
 
 def read(full: bool = False) -> list[Reading]:
-    """One look at every card, in NVML's order; `full` as in `Nvml.read`. Raises NoDriver."""
+    """Read every card once, in NVML's order; `full` as in `Nvml.read`. Raises NoDriver."""
     with Nvml() as nvml:
         return nvml.read(full)
 
 
 class Nvml:
-    """NVML, kept started between looks. A context manager; not for use by several threads at once.
+    """NVML, started for several reads. A context manager; not thread-safe.
 
-    seconds: what starting NVML, and one look at one card, may take. Entering raises NoDriver.
+    seconds: time limit for starting NVML, and for reading a card. Entering raises NoDriver.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._fixed: dict[int, Reading] = {}  # by index, what never changes while NVML is started
-        self._asked: dict[int, _Answer] = {}
-        self._count: int | None = None  # NVML counts the cards when it is started
+        self._fixed: dict[int, Reading] = {}  # by index; values that do not change while NVML is started
+        self._calls: dict[int, _Call] = {}  # by index; the last read of each card
+        self._count: int | None = None  # constant while NVML is started
         self._worker: _Worker | None = None
 
     def __enter__(self) -> Self:
-        self._ask(nvml.nvmlInit)
+        self._call(nvml.nvmlInit)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # A call that hangs still uses the library: stopping it under that call could hang or crash. The process' end does it.
-        if all(answer.done() for answer in self._asked.values()):
-            _Answer(nvml.nvmlShutdown).find().wait(time.monotonic() + self._seconds)
+        # A call that hangs still uses the library, and a shutdown could hang or crash. Then NVML stays started until the process ends.
+        if all(call.done() for call in self._calls.values()):
+            _Call(nvml.nvmlShutdown).start().wait(time.monotonic() + self._seconds)
         if self._worker is not None:
             self._worker.end()
         self._fixed.clear()
         self._count = self._worker = None
 
     def read(self, full: bool = False, *, utilisation: bool = False) -> list[Reading]:
-        """Every card in NVML's order, each MIG parent followed by its instances. At most `seconds` for all: they are asked side by side.
+        """Every card in NVML's order, each MIG parent followed by its instances. Cards are read in parallel, in at most `seconds`.
 
-        full: temperature, power, ECC errors and utilisation, too; a decision needs only the rest, or `utilisation`. Raises NoDriver when no
-        card can be asked; a card that cannot be read is a Reading with a trouble.
+        full: with temperature, power, ECC errors and utilisation, which a decision does not need. utilisation: with utilisation. Raises
+        NoDriver if no card can be read. A single card that cannot be read is a Reading with a trouble.
         """
         if self._count is None:
-            self._count = int(self._ask(nvml.nvmlDeviceGetCount))
+            self._count = int(self._call(nvml.nvmlDeviceGetCount))
         count = self._count
         deadline = time.monotonic() + self._seconds
-        # A card that has hung since an earlier look is neither asked again (a thread more at every look) nor waited for again.
-        hanging = {index for index, answer in self._asked.items() if not answer.done()}
-        fresh = [index for index in range(count) if index not in hanging]
-        for index in fresh:
-            self._asked[index] = _Answer(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
-        self._find([self._asked[index] for index in fresh])
-        return [reading for index in range(count) for reading in self._answered(index, 0 if index in hanging else deadline)]
+        # A card that has hung since an earlier read is not read again (each read would add a thread), and not waited for.
+        hanging = {index for index, call in self._calls.items() if not call.done()}
+        responsive = [index for index in range(count) if index not in hanging]
+        for index in responsive:
+            self._calls[index] = _Call(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
+        self._run([self._calls[index] for index in responsive])
+        return [reading for index in range(count) for reading in self._result(index, 0 if index in hanging else deadline)]
 
-    def _find(self, answers: Sequence[_Answer]) -> None:
-        """Ask all the questions. One thread asks one after the other, a tenth of what a thread for each would take; where that is not
-        quick, there are as many threads as questions that are left, so that one that hangs delays no other."""
-        left = list(reversed(answers))
+    def _run(self, calls: Sequence[_Call]) -> None:
+        """Run all calls in one thread, which takes a tenth of the time of a thread for each. If that is not quick, start a thread for each
+        call that is left, so that a hanging call does not delay the others."""
+        left = list(reversed(calls))
 
         def work() -> None:
             while True:
                 try:
-                    answer = left.pop()
+                    call = left.pop()
                 except IndexError:
                     return
-                answer.ask()
+                call.run()
 
-        if (
-            self._worker is not None
-            and self._worker.busy
-            and any(not answer.done() for answer in self._asked.values() if answer not in answers)
-        ):
+        if self._worker is not None and self._worker.busy and any(not call.done() for call in self._calls.values() if call not in calls):
             self._worker.end()  # it hangs with a card
             self._worker = None
         try:
             self._worker = self._worker or _Worker()
-        except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
+        except RuntimeError:  # no thread can be started (a container's process limit): call here, without a time limit
             work()
             return
         self._worker.do(work)
         soon = time.monotonic() + QUICK_SECONDS
-        if not all(answer.wait(soon) for answer in answers):
+        if not all(call.wait(soon) for call in calls):
             for _ in range(len(left)):
                 _start(work)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        """A question about the driver as a whole."""
-        answer = _Answer(question).find()
-        if not answer.wait(time.monotonic() + self._seconds):
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """Call a function that concerns the whole driver. Raises NoDriver."""
+        call = _Call(function).start()
+        if not call.wait(time.monotonic() + self._seconds):
             raise NoDriver(f"the NVIDIA driver does not answer within {self._seconds:g} s", reason=DriverTrouble.SLOW)
-        if answer.error is None:
-            return answer.value
-        raise _driver_trouble(answer.error)
+        if call.error is None:
+            return call.value
+        raise _driver_trouble(call.error)
 
-    def _answered(self, index: int, deadline: float) -> list[Reading]:
-        answer = self._asked[index]
-        if not answer.wait(deadline):
+    def _result(self, index: int, deadline: float) -> list[Reading]:
+        call = self._calls[index]
+        if not call.wait(deadline):
             return [self._troubled(index, Trouble.SLOW, f"does not answer within {self._seconds:g} s")]
-        if answer.error is not None:
-            return [self._troubled(index, *_trouble(answer.error))]
-        return list(answer.value)
+        if call.error is not None:
+            return [self._troubled(index, *_trouble(call.error))]
+        return list(call.value)
 
     def _troubled(self, index: int, trouble: Trouble, why: str) -> Reading:
         reading = self._fixed.get(index) or Reading(f"unknown-{index}", index, "unknown")
@@ -220,14 +217,14 @@ class Nvml:
         if divided and divided[0] == nvml.NVML_DEVICE_MIG_ENABLE:
             instances = list(self._instances(handle, fixed))
             why = (
-                f"divided by MIG into {len(instances)}; only its instances can be used"
+                f"divided by MIG into {len(instances)} instances; only those can be used"
                 if instances
                 else "divided by MIG, without instances"
             )
             return [self._sized(handle, replace(fixed, trouble=Trouble.MIG_PARENT, why=why), full, utilisation), *instances]
         reading = self._sized(handle, fixed, full, utilisation)
         if reading.trouble is None and self._or_none(nvml.nvmlDeviceGetComputeMode, handle) == nvml.NVML_COMPUTEMODE_PROHIBITED:
-            why = "its compute mode is PROHIBITED: an administrator keeps processes off it (nvidia-smi --compute-mode)"
+            why = "its compute mode is PROHIBITED: an administrator has disabled it for processes (nvidia-smi --compute-mode)"
             reading = replace(reading, trouble=Trouble.DENIED, why=why)
         return [reading]
 
@@ -235,7 +232,7 @@ class Nvml:
         for number in range(self._or_none(nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):
             try:
                 handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, number)
-            except nvml.NVMLError:  # an empty place
+            except nvml.NVMLError:  # no instance with this number
                 continue
             ids = (self._or_none(nvml.nvmlDeviceGetGpuInstanceId, handle), self._or_none(nvml.nvmlDeviceGetComputeInstanceId, handle))
             uuid = nvml.nvmlDeviceGetUUID(handle)
@@ -248,15 +245,15 @@ class Nvml:
                 yield replace(reading, trouble=trouble, why=why)
 
     def _sized(self, handle: Any, reading: Reading, full: bool, utilisation: bool) -> Reading:
-        """The reading with its memory, its processes, and what else was asked for."""
+        """The reading with its memory, its processes and the requested extras."""
         try:
             total, used = self._memory(handle)
         except nvml.NVMLError as error:
-            if reading.trouble is not None:  # a MIG parent says nothing about its memory on some drivers
+            if reading.trouble is not None:  # some drivers do not report the memory of a MIG parent
                 return reading
             trouble, why = _trouble(error)
             if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-                trouble, why = Trouble.NO_MEMORY, "NVML does not say how much memory it has (it shares the host's)"
+                trouble, why = Trouble.NO_MEMORY, "NVML does not report its memory (it shares the host's)"
             return replace(reading, trouble=trouble, why=why)
         reading = replace(reading, total_bytes=total, used_bytes=used, processes=self._processes(handle))
         if utilisation:
@@ -275,7 +272,7 @@ class Nvml:
         return reading
 
     def _memory(self, handle: Any) -> tuple[int, int]:
-        """(what can be used, what is used of it), bytes. Version 2 keeps what the driver reserves apart; version 1 counts it as used."""
+        """(usable memory, used memory), bytes. Version 2 reports the driver's reserved memory separately; version 1 counts it as used."""
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError as error:
@@ -286,11 +283,11 @@ class Nvml:
         return int(memory.total - memory.reserved), int(memory.used)
 
     def _processes(self, handle: Any) -> tuple[Process, ...] | None:
-        """Who uses it: compute, graphics, and clients of MPS. One process may be in two lists, and each then has all of its memory."""
-        found: dict[int, int | None] = {}
-        said = False
+        """The processes that use the card: compute, graphics and MPS clients. A process in two lists has all of its memory in both."""
+        sizes: dict[int, int | None] = {}
+        supported = False
         for kind in ("Compute", "Graphics", "MPSCompute"):
-            # Only the newest version by default: an older driver has _v2, and NVML does not fall back.
+            # An older driver has only _v2.
             for version in ("_v3", "_v2"):
                 try:
                     listed = getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}")(handle)
@@ -298,75 +295,75 @@ class Nvml:
                     if error.value == nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                         continue
                     break
-                said = said or kind == "Compute"
-                for one in listed:
-                    known, used = found.get(one.pid), one.usedGpuMemory
-                    found[int(one.pid)] = known if used is None else max(int(used), known or 0)
+                supported = supported or kind == "Compute"
+                for process in listed:
+                    known, used = sizes.get(process.pid), process.usedGpuMemory
+                    sizes[int(process.pid)] = known if used is None else max(int(used), known or 0)
                 break
-        return tuple(Process(pid, used) for pid, used in sorted(found.items())) if said else None
+        return tuple(Process(pid, used) for pid, used in sorted(sizes.items())) if supported else None
 
-    def _or_none(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What a card need not be able to say."""
+    def _or_none(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """An optional value: None if the card does not report it."""
         try:
-            return question(*arguments)
+            return function(*arguments)
         except nvml.NVMLError:
             return None
 
 
-class _Answer:
-    """The answer to come of a question asked in a thread that nobody waits for at the end of the process."""
+class _Call:
+    """A call that another thread makes, and its result. The end of the process does not wait for it."""
 
-    def __init__(self, question: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any]) -> None:
         self.value: Any = None
         self.error: Exception | None = None
-        self._question = question
-        self._arrived = threading.Lock()
-        self._arrived.acquire()
+        self._function = function
+        self._ended = threading.Lock()
+        self._ended.acquire()
 
-    def find(self) -> Self:
-        """Ask, in a thread of its own."""
-        _start(self.ask)
+    def start(self) -> Self:
+        """Run in a new thread."""
+        _start(self.run)
         return self
 
-    def ask(self) -> None:
-        """Ask, in this thread."""
+    def run(self) -> None:
+        """Run in this thread."""
         try:
-            self.value = self._question()
+            self.value = self._function()
         except Exception as error:
-            self.error = error  # for who waits: a name that is no UTF-8 is a card's fault, too
-        self._arrived.release()
+            self.error = error  # any error is a fault of the card, for example a name that is not valid UTF-8
+        self._ended.release()
 
     def done(self) -> bool:
-        return not self._arrived.locked()
+        return not self._ended.locked()
 
     def wait(self, deadline: float) -> bool:
-        """Whether it has come, waiting until then (time.monotonic) at most."""
-        if not self._arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        """Wait until `deadline` (time.monotonic); whether the call has ended."""
+        if not self._ended.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return False
-        self._arrived.release()
+        self._ended.release()
         return True
 
 
 class _Worker:
-    """A thread that waits for work. Starting one instead takes its turn behind every busy process, and that under the decision's lock."""
+    """A thread that waits for work. On a busy node, starting a thread would wait for a processor while the decision's lock is held."""
 
     def __init__(self) -> None:
         self.busy = False
         self._work: list[Callable[[], None] | None] = []
-        self._there = threading.Semaphore(0)
+        self._queued = threading.Semaphore(0)
         threading.Thread(target=self._run, daemon=True).start()
 
     def do(self, work: Callable[[], None] | None) -> None:
         self._work.append(work)
-        self._there.release()
+        self._queued.release()
 
     def end(self) -> None:
-        """After what it has been given."""
+        """End the thread after the queued work."""
         self.do(None)
 
     def _run(self) -> None:
         while True:
-            self._there.acquire()
+            self._queued.acquire()
             work = self._work.pop(0)
             if work is None:
                 return
@@ -378,7 +375,7 @@ class _Worker:
 def _start(work: Callable[[], None]) -> None:
     try:
         threading.Thread(target=work, daemon=True).start()
-    except RuntimeError:  # no thread is to be had (a container's limit of processes): ask here, unbounded
+    except RuntimeError:  # no thread can be started (a container's process limit): call here, without a time limit
         work()
 
 
@@ -387,15 +384,15 @@ def _text(value: str | bytes) -> str:
 
 
 def _trouble(error: Exception) -> tuple[Trouble, str]:
-    """A card's error as a trouble, and in words."""
+    """A card's error as a code and as text."""
     if not isinstance(error, nvml.NVMLError):
         return Trouble.FAULT, f"{type(error).__name__}: {error}"
     value = int(error.value)
     kinds = {
         nvml.NVML_ERROR_GPU_IS_LOST: (Trouble.LOST, "has fallen off the bus: reset the card or reboot the node"),
         nvml.NVML_ERROR_RESET_REQUIRED: (Trouble.LOST, "needs a reset (`nvidia-smi --gpu-reset`)"),
-        nvml.NVML_ERROR_NO_PERMISSION: (Trouble.DENIED, "this user may not look at it"),
-        nvml.NVML_ERROR_TIMEOUT: (Trouble.SLOW, "the driver gave up waiting for it"),
+        nvml.NVML_ERROR_NO_PERMISSION: (Trouble.DENIED, "this user may not read it"),
+        nvml.NVML_ERROR_TIMEOUT: (Trouble.SLOW, "the driver reports a timeout"),
     }
     return kinds.get(value, (Trouble.FAULT, f"NVML: {error} ({value})"))
 
@@ -409,10 +406,10 @@ def _driver_trouble(error: Exception) -> NoDriver:
         nvml.NVML_ERROR_DRIVER_NOT_LOADED: (DriverTrouble.NOT_LOADED, "the NVIDIA driver's kernel module is not loaded"),
         nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
             DriverTrouble.MISMATCH,
-            "the NVIDIA driver's library and kernel module are of two versions",
+            "the NVIDIA driver's library and kernel module have different versions",
         ),
         nvml.NVML_ERROR_NO_PERMISSION: (DriverTrouble.DENIED, "this user may not use the NVIDIA driver"),
-        nvml.NVML_ERROR_TIMEOUT: (DriverTrouble.SLOW, "the NVIDIA driver gave up waiting"),
+        nvml.NVML_ERROR_TIMEOUT: (DriverTrouble.SLOW, "the NVIDIA driver reports a timeout"),
     }
     reason, message = kinds.get(value, (DriverTrouble.FAULT, f"the NVIDIA driver fails: {error} ({value})"))
     return NoDriver(message, reason=reason)

@@ -1,8 +1,8 @@
-"""The most memory that those without a lease were seen to use: they grow after a decision, and nobody asks them.
+"""Observed peak memory of processes without a lease, which can grow after a decision.
 
-A peak fades over seven days, so that a neighbour that shrank for good gives its room back. What was in use at one look only is no peak: a
-lease's memory outlives the lease for a moment when its process dies, and would be held against the card for a week. Who looks often, looks
-for everybody: the lease directory keeps the peaks (ledger.py), one file for each uid.
+A peak fades over seven days, so that room becomes available again if a neighbour stays smaller. Memory that was in use at only one read is
+not a peak: when a process with a lease ends, its memory stays in use for a moment, and would count for a week. The lease directory keeps
+the peaks for all observers, in a file for each uid (ledger.py).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from typing import Any
 
 FADE_SECONDS = 7 * 86400.0
-# Freeing the memory of a process that was killed takes the driver a second or two.
+# The driver needs a second or two to free the memory of a killed process.
 SETTLE_SECONDS = 5.0
-# A peak's time need not be newer than this: it saves writing the file at every look.
+# A peak's time is updated only once per hour, so that not every read writes the file.
 REFRESH_SECONDS = 3600.0
-MOST_KEYS = 64  # for one card: the lease directory's files are bounded, and commands can be made up
+MOST_KEYS = 64  # for each card: the number of commands is not limited, the size of the file is
 MOST_BYTES = 1 << 50
 
-ALL = "*"  # everything on the card that belongs to no lease
-REST = "?"  # of that, what belongs to no process that can be seen
-EACH = " each"  # after a neighbour's key: its largest process
+ALL = "*"  # key: all use of the card without a lease
+REST = "?"  # key: the part of ALL that belongs to no visible process
+EACH = " each"  # suffix of a neighbour's key: its largest process
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """bytes: the most that was in use for some seconds, last seen at `at` (unix s). last_bytes: the least since `last_at`."""
+    """bytes: the most memory in use for SETTLE_SECONDS, last observed at `at` (unix s). last_bytes: the minimum since `last_at`."""
 
     bytes: int
     at: float
@@ -39,24 +39,25 @@ class Peak:
     last_at: float
 
     def faded(self, now: float) -> int:
-        """What is left of it, bytes."""
+        """The faded peak at `now` (unix s), bytes."""
         return max(0, round(self.bytes * (1 - max(0.0, now - self.at) / FADE_SECONDS)))
 
 
-# By the card's UUID and the neighbour's key (neighbours.py).
+# By card UUID and neighbour key (neighbours.py).
 Peaks = Mapping[str, Mapping[str, Peak]]
 
 
 def counted(peaks: Peaks, uuid: str, key: str, used: int, now: float) -> int:
-    """What to count for somebody who uses `used` bytes now."""
+    """The bytes to count for a neighbour that uses `used` bytes now."""
     peak = peaks.get(uuid, {}).get(key)
     return max(used, peak.faded(now)) if peak else used
 
 
 def counted_group(peaks: Peaks, uuid: str, key: str, used: int, processes: int, now: float) -> int:
-    """What to count for several processes of one name, which use `used` bytes together now.
+    """The bytes to count for `processes` processes with the same name, which use `used` bytes together now.
 
-    Not their peak, if they were more then: ten notebooks of one user, of which nine are closed, will hardly grow to what the ten had.
+    Less than their common peak if there were more processes then: if a user closes nine of ten notebooks, the tenth will hardly grow to the
+    memory of ten.
     """
     together = counted(peaks, uuid, key, used, now)
     each = peaks.get(uuid, {}).get(key + EACH)
@@ -64,7 +65,7 @@ def counted_group(peaks: Peaks, uuid: str, key: str, used: int, processes: int, 
 
 
 def observe(peaks: Peaks, seen: Mapping[str, Mapping[str, int]], now: float) -> Peaks:
-    """The peaks after one more look. seen: bytes in use, by UUID and key. The very same object where nothing worth writing has changed."""
+    """The peaks after another read. seen: bytes in use, by UUID and key. Returns the same object if nothing worth writing has changed."""
     after = {uuid: dict(keys) for uuid, keys in peaks.items()}
     for uuid, keys in seen.items():
         card = after.setdefault(uuid, {})
@@ -82,7 +83,7 @@ def observe(peaks: Peaks, seen: Mapping[str, Mapping[str, int]], now: float) -> 
 def _after(peak: Peak | None, used: int, now: float) -> Peak:
     if peak is None:
         return Peak(0, now, used, now)
-    held = min(peak.last_bytes, used)  # in use from then until now, as far as anybody looked
+    held = min(peak.last_bytes, used)  # in use at each read since last_at
     if now - min(peak.last_at, now) < SETTLE_SECONDS:
         return replace(peak, last_bytes=held)
     if held < peak.faded(now) or held == 0:
@@ -93,7 +94,7 @@ def _after(peak: Peak | None, used: int, now: float) -> Peak:
 
 
 def merge(several: Iterable[Peaks], now: float) -> Peaks:
-    """Of several observers, the greater peak of each neighbour."""
+    """Merge the peaks of several observers: the greater peak of each neighbour."""
     merged: dict[str, dict[str, Peak]] = {}
     for peaks in several:
         for uuid, keys in peaks.items():
@@ -105,7 +106,7 @@ def merge(several: Iterable[Peaks], now: float) -> Peaks:
 
 
 def as_document(peaks: Peaks) -> dict[str, Any]:
-    """For a JSON file."""
+    """The peaks as a JSON document."""
     return {
         "schema": 1,
         "cards": {
@@ -116,15 +117,15 @@ def as_document(peaks: Peaks) -> dict[str, Any]:
 
 
 def from_document(document: object, now: float) -> Peaks:
-    """What a JSON file says. What makes no sense is left out: these are observations, and the next look makes new ones."""
+    """The peaks in a JSON document. Invalid entries are left out: the next read observes them again."""
     cards = document.get("cards") if isinstance(document, dict) and document.get("schema") == 1 else None
-    found: dict[str, dict[str, Peak]] = {}
+    peaks: dict[str, dict[str, Peak]] = {}
     for uuid, keys in cards.items() if isinstance(cards, dict) else ():
         for key, numbers in keys.items() if isinstance(keys, dict) else ():
             peak = _peak(numbers, now)
             if peak is not None:
-                found.setdefault(uuid, {})[key] = peak
-    return found
+                peaks.setdefault(uuid, {})[key] = peak
+    return peaks
 
 
 def _peak(numbers: object, now: float) -> Peak | None:
@@ -132,5 +133,5 @@ def _peak(numbers: object, now: float) -> Peak | None:
         return None
     if not all(math.isfinite(number) and number >= 0 for number in numbers) or max(numbers[0], numbers[2]) > MOST_BYTES:
         return None
-    # A time to come (a clock was put back) would never fade.
+    # A time in the future (the clock was set back) would not fade.
     return Peak(int(numbers[0]), min(float(numbers[1]), now), int(numbers[2]), min(float(numbers[3]), now))

@@ -1,9 +1,9 @@
-"""CUDA_VISIBLE_DEVICES: which cards this process may use, as CUDA itself would read it.
+"""Interpret CUDA_VISIBLE_DEVICES as CUDA does: which cards may this process use?
 
-The rules: CUDA programming guide, "CUDA environment variables"
-(https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html); what it leaves out (a repeated entry, text
-after a number) is as in torch.cuda's own reading of the variable. Where nobody says what CUDA would do, the mask is refused: the card that
-it would mean is perhaps a neighbour's.
+The rules are in the CUDA programming guide, "CUDA environment variables"
+(https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html). What the guide does not define (a repeated
+entry, text after a number) follows torch.cuda's own parser. A mask whose meaning is not documented is refused: it could select a card of
+another service.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 class AmbiguousMask(UsageError):
-    """CUDA_VISIBLE_DEVICES does not say for certain which cards it means."""
+    """The meaning of CUDA_VISIBLE_DEVICES is ambiguous."""
 
 
 def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -> list[Seen]:
-    """The readings that the mask in `environ` lets this process use, in the mask's order; all of them without one.
+    """The readings that the mask in `environ` selects, in the mask's order; without a mask, all of them.
 
-    Raises AmbiguousMask. A lost card keeps its place in the numbering: whoever wrote an index counted it. A card divided by MIG stands for
-    itself and its first instance, the one that CUDA would take. Several instances may be named; CUDA gives a process one of them.
+    A lost card keeps its place in the numbering. A card divided by MIG stands for itself and its first instance, the one that CUDA would
+    use. Several instances may be selected, although CUDA gives a process only one. Raises AmbiguousMask.
     """
     mask = environ.get(VARIABLE)
     if mask is None:
@@ -42,25 +42,25 @@ def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -
     named = [entry.startswith(("GPU-", "MIG-")) for entry in entries]
     if any(named) and any(_index(entry) is not None for entry in entries):
         raise AmbiguousMask(
-            f"{VARIABLE}={mask} mixes indices and UUIDs, and nothing says how CUDA reads that", remedy="name every card by its UUID"
+            f"{VARIABLE}={mask} mixes indices and UUIDs, and it is not documented how CUDA reads that", remedy="use only UUIDs"
         )
-    found = _by_uuid(entries, readings) if named[0] else _by_index(entries, readings, environ)
-    if len(found) != len({card.uuid for card in found}):
+    selected = _by_uuid(entries, readings) if named[0] else _by_index(entries, readings, environ)
+    if len(selected) != len({card.uuid for card in selected}):
         return []
-    return [part for card in found for part in _usable(card, readings)]
+    return [part for card in selected for part in _usable(card, readings)]
 
 
 def cuda_started() -> str | None:
-    """How we know that CUDA is already started in this process, where a mask comes too late; None if it is not."""
+    """Why CUDA counts as started in this process, which makes a mask ineffective; None if it is not started."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
         return "torch has started CUDA"
-    # cuInit opens it, NVML does not. It is there in a process forked after cuInit as well, where CUDA cannot be used at all.
+    # cuInit opens /dev/nvidia-uvm, NVML does not. A process forked after cuInit, where CUDA cannot be used, has it open as well.
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:  # noqa: PTH112, PTH208 - pathlib costs its import
         try:
             target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
         except OSError:
-            continue  # closed since: the listing's own
+            continue  # the descriptor of the listing itself, closed since
         if target.endswith("/nvidia-uvm"):
             return f"this process has {target} open"
     return None
@@ -68,18 +68,18 @@ def cuda_started() -> str | None:
 
 def _by_uuid(entries: Sequence[str], readings: Sequence[Seen]) -> list[Seen]:
     if len(set(entries)) < len(entries):
-        return []  # a repeated entry: CUDA shows no card at all
-    found: list[Seen] = []
+        return []  # CUDA shows no card if an entry is repeated
+    selected: list[Seen] = []
     for entry in entries:
-        meant = [card for card in readings if _named(card, entry)]
-        if len(meant) != 1:
-            break  # the first one that names no card, or several, hides itself and what follows
-        found.append(meant[0])
-    return found
+        matches = [card for card in readings if _matches(card, entry)]
+        if len(matches) != 1:
+            break  # an entry that matches no card or several hides itself and all that follow
+        selected.append(matches[0])
+    return selected
 
 
-def _named(card: Reading, entry: str) -> bool:
-    """Whether the entry is the card's UUID or its beginning, or MIG-GPU-<uuid>/<GPU instance>/<compute instance>."""
+def _matches(card: Reading, entry: str) -> bool:
+    """Whether the entry is the card's UUID or a prefix of it, or MIG-GPU-<uuid>/<GPU instance>/<compute instance>."""
     if card.mig_parent and card.mig_instance and entry == "MIG-{}/{}/{}".format(card.mig_parent, *card.mig_instance):
         return True
     return len(entry) > len("GPU-") and card.uuid.startswith(entry)
@@ -91,30 +91,30 @@ def _by_index(entries: Sequence[str], readings: Sequence[Seen], environ: Mapping
     for entry in entries:
         ordinal = _index(entry)
         if ordinal is None:
-            break  # "", "-1", "none": it hides itself and what follows
+            break  # "", "-1" or "none" hides itself and all that follow
         ordinals.append(ordinal)
     if len(set(ordinals)) < len(ordinals):
-        return []  # a repeated entry: CUDA shows no card at all
+        return []  # CUDA shows no card if an entry is repeated
     known = [ordinal < len(cards) for ordinal in ordinals]
     ordinals = ordinals[: known.index(False)] if False in known else ordinals
     ordered = sorted(cards, key=lambda card: (card.bus_id or "", card.index)) if all(card.bus_id for card in cards) else cards
-    if environ.get(ORDER) != "PCI_BUS_ID" and not _alike(cards) and 0 < len(set(ordinals)) < len(cards):
-        # CUDA puts the fastest card first, by a rule it does not tell; among cards that are alike the order of the bus is left.
+    if environ.get(ORDER) != "PCI_BUS_ID" and not _identical(cards) and 0 < len(set(ordinals)) < len(cards):
+        # CUDA puts the fastest card first, by an undocumented rule. Identical cards are in bus order.
         raise AmbiguousMask(
-            f"{VARIABLE}={environ[VARIABLE]} counts cards in CUDA's order, fastest first, and this machine's cards are not alike",
-            remedy=f"set {ORDER}=PCI_BUS_ID to count them as nvidia-smi does, or name them by UUID (nvidia-smi -L)",
+            f"{VARIABLE}={environ[VARIABLE]} counts cards in CUDA's order, fastest first, and this machine has different cards",
+            remedy=f"set {ORDER}=PCI_BUS_ID to count them as nvidia-smi does, or use UUIDs (nvidia-smi -L)",
         )
     return [ordered[ordinal] for ordinal in ordinals]
 
 
 def _index(entry: str) -> int | None:
-    """As strtoul reads it: what follows the digits does not count."""
+    """Parse an index like strtoul: text after the digits is ignored."""
     number = re.match(r"\+?([0-9]{1,9})", entry, re.ASCII)
     return int(number[1]) if number else None
 
 
-def _alike(cards: Sequence[Reading]) -> bool:
-    # A card that does not answer is taken for one of the others.
+def _identical(cards: Sequence[Reading]) -> bool:
+    # A card that does not answer is assumed to be like the others.
     known = [card for card in cards if card.name != "unknown"]
     memory = {round(card.total_bytes / 2**30) for card in known if card.total_bytes is not None}
     return len({(card.name, card.compute_capability) for card in known}) <= 1 and len(memory) <= 1
