@@ -1,9 +1,9 @@
-"""Choose a card by what is used and what is promised, and keep the promise while a program runs.
+"""Choose a GPU by used and reserved memory, and reserve memory on it while a program runs.
 
-list: the cards, who uses them, and what is left. run: lease memory of a card, show the program only that card, become the program.
-pick: say which card `run` would take, and reserve nothing. explain: the last decisions, with every card's figures and why.
+list: show the cards, their users and the memory left. run: reserve memory on a card, and run a program that sees only that card.
+pick: print the card that `run` would choose, without reserving. explain: show the last decisions, with the reason for each card.
 
-Only `run` (and mlops_build.gpu.lease in Python) reserves: two services that pick at the same moment may pick the same card.
+Only `run` (and mlops_build.gpu.lease in Python) reserves memory: two services that pick at the same time can pick the same card.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from mlops_build.cli.output import result, say
 from mlops_build.errors import UsageError
 
-TYPE_CHECKING = False  # typing's import is a tenth of `gpu pick`; type checkers know the name
+TYPE_CHECKING = False  # importing typing takes a tenth of the time of `gpu pick`; type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -31,13 +31,13 @@ EXAMPLES = {
     "run": """  mlops-build gpu run --memory 4GiB --wait 120 -- python train.py
   mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
 
-The program sees one card (count of them with --count), and calls it cuda:0. It becomes this process: signals and exit code are its own.
-127: there is no such program; 126: it cannot be executed; 6: no room.""",
+The program sees one card (with --count several), as cuda:0. It replaces this process, so it receives signals and sets the exit code.
+Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room.""",
     "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
   mlops-build gpu pick --memory 20GiB --count 2 --name '*H100*' --format json
 
-Nothing is printed on stdout if there is no room (exit code 6). Look at the exit code before you use the answer: an empty
-CUDA_VISIBLE_DEVICES means no card at all, and many programs then quietly use the CPU. `gpu run` has no such trap.""",
+If there is no room, nothing is printed on stdout, and the exit code is 6. Check the exit code before you use the output: an empty
+CUDA_VISIBLE_DEVICES means no card, and many programs then use the CPU without a message. `gpu run` avoids this.""",
     "explain": """  mlops-build gpu explain -n 3
   mlops-build gpu explain -n 100 --json --replay""",
 }
@@ -46,59 +46,59 @@ STRATEGIES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="the cards, who uses them, what is left", epilog=f"example:\n{EXAMPLES['list']}")
+    listing = actions.add_parser("list", help="show the cards, their users and the memory left", epilog=f"example:\n{EXAMPLES['list']}")
     listing.add_argument(
-        "--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="again and again (default: every 2 s) until Ctrl-C"
+        "--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="repeat every SECONDS (default: 2) until Ctrl-C"
     )
-    pick = actions.add_parser("pick", help="say which card would be taken; reserve nothing", epilog=f"example:\n{EXAMPLES['pick']}")
+    pick = actions.add_parser("pick", help="print the card that `run` would choose", epilog=f"example:\n{EXAMPLES['pick']}")
     _add_request(pick)
     pick.add_argument(
         "--format",
         choices=["env", "uuid", "json"],
         default="env",
-        help="env: CUDA_VISIBLE_DEVICES=UUID; uuid: the UUIDs, with commas between; json: the cards, too (default: env)",
+        help="env: CUDA_VISIBLE_DEVICES=UUID; uuid: the UUIDs, separated by commas; json: with details of the cards (default: env)",
     )
     run = actions.add_parser(
         "run",
-        help="lease memory of a card and become the program",
+        help="reserve memory on a card and run a program",
         usage="mlops-build gpu run --memory AMOUNT [OPTION …] -- CMD …",
         epilog=f"example:\n{EXAMPLES['run']}",
     )
     _add_request(run)
-    run.add_argument("--service", metavar="NAME", help="whose lease it is (default: MLOPS_SERVICE, else the program's name)")
+    run.add_argument("--service", metavar="NAME", help="the name shown for the lease (default: MLOPS_SERVICE, else the program's name)")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="the program and its arguments")
-    explain = actions.add_parser("explain", help="the last decisions, in words", epilog=f"example:\n{EXAMPLES['explain']}")
-    explain.add_argument("-n", "--number", type=_positive, default=10, metavar="N", help="how many, the last one last (default: 10)")
-    explain.add_argument("--replay", action="store_true", help="decide each again from its record; exit code 4 if another card comes out")
+    explain = actions.add_parser("explain", help="show the last decisions", epilog=f"example:\n{EXAMPLES['explain']}")
+    explain.add_argument("-n", "--number", type=_positive, default=10, metavar="N", help="the number of decisions (default: 10)")
+    explain.add_argument("--replay", action="store_true", help="repeat each decision from its record; exit code 4 if the result differs")
     for name, action in actions.choices.items():
-        if name != "run":  # what run prints on stdout is the program's
-            json_lines = "print one JSON document a line: a decision each" if name == "explain" else argparse.SUPPRESS
+        if name != "run":  # the output of run is the program's
+            json_lines = "print a JSON document for each decision, one per line" if name == "explain" else argparse.SUPPRESS
             action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json_lines)
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
-    """What a card must have; the same for pick and run."""
+    """The options of pick and run that say what is requested."""
     add = parser.add_argument
     add(
         "--memory",
         metavar="AMOUNT",
-        help="what will be used of each card, the CUDA context (0.3-0.5 GiB) included, such as 4GiB "
-        "(default: MLOPS_GPU_MEMORY, else 4GiB, said aloud)",
+        help="the memory to use on each card, including the CUDA context (0.3-0.5 GiB), such as 4GiB "
+        "(default: MLOPS_GPU_MEMORY, else 4GiB with a warning)",
     )
-    add("--count", type=_positive, default=1, metavar="N", help="how many cards (default: 1)")
-    add("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait this long at most for room (default: 0)")
-    add("--otherwise", choices=["fail", "cpu"], default="fail", help="no room or no driver: exit code 6, or no card (default: fail)")
-    add("--exclusive", action="store_true", help="nobody else on the card")
+    add("--count", type=_positive, default=1, metavar="N", help="the number of cards (default: 1)")
+    add("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for room (default: 0)")
+    add("--otherwise", choices=["fail", "cpu"], default="fail", help="without room or driver: exit code 6, or the CPU (default: fail)")
+    add("--exclusive", action="store_true", help="only a card without other leases and users")
     add("--strategy", choices=STRATEGIES, default="spread", metavar="NAME", help=f"{', '.join(STRATEGIES)} (default: spread)")
-    add("--name", action="append", default=[], metavar="GLOB", help="only cards so called, such as '*L4*'; several times: any of them")
-    add("--uuid", action="append", default=[], metavar="PREFIX", help="only cards whose UUID begins so; several times: any of them")
-    add("--max-utilisation", type=int, metavar="PERCENT", help="only cards that are at most so busy")
-    add("--min-compute-capability", type=_capability, metavar="X.Y", help="only cards that can at least this, such as 8.0")
+    add("--name", action="append", default=[], metavar="GLOB", help="only cards whose name matches, such as '*L4*' (repeatable)")
+    add("--uuid", action="append", default=[], metavar="PREFIX", help="only cards whose UUID starts with PREFIX (repeatable)")
+    add("--max-utilisation", type=int, metavar="PERCENT", help="only cards with at most this utilisation")
+    add("--min-compute-capability", type=_capability, metavar="X.Y", help="only cards with at least this compute capability, such as 8.0")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
@@ -107,15 +107,15 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < 1e9:  # nan and inf, too
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    if not 0 <= seconds < 1e9:  # excludes nan and inf
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seconds")
     return seconds
 
 
 def _capability(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     if not major.isdecimal() or not (minor or "0").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability such as 8.0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid compute capability, such as 8.0")
     return int(major), int(minor or 0)
 
 
@@ -161,37 +161,37 @@ def _pick(args: argparse.Namespace) -> int:
     if chosen.cpu:
         say("mlops-build gpu pick: no card: the mask is empty, which means the CPU")
     else:
-        say("mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` keeps the memory while a program runs")
+        say("mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` reserves memory while a program runs")
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        raise UsageError("no program to run", remedy=f"name it behind the options:\n{EXAMPLES['run'].splitlines()[0]}")
-    if not _found(command[0]):  # before a card is waited for; exec itself decides
+        raise UsageError("no program to run", remedy=f"write it after the options:\n{EXAMPLES['run'].splitlines()[0]}")
+    if not _exists(command[0]):  # checked before waiting for a card
         return _cannot_run(command[0], FileNotFoundError())
-    held = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or _name(command))
-    say(f"mlops-build gpu run: {held}")
-    held.before_exec()
+    leased = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or _name(command))
+    say(f"mlops-build gpu run: {leased}")
+    leased.before_exec()
     sys.stdout.flush()
-    # Python ignores these two; a program expects the system's own way: `CMD | head` ends CMD.
+    # Python ignores these two signals; programs expect the default, so that `CMD | head` ends CMD.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)  # noqa: S606 -- no shell, on purpose
     except OSError as error:
-        held.release()
+        leased.release()
         return _cannot_run(command[0], error)
 
 
-def _found(program: str) -> bool:
+def _exists(program: str) -> bool:
     folders = os.get_exec_path() if "/" not in program else [""]
     return any(os.path.exists(os.path.join(folder, program)) for folder in folders)  # noqa: PTH110, PTH118 -- pathlib's import costs more
 
 
 def _cannot_run(program: str, error: OSError) -> int:
-    """As a shell says it: 127, there is no such program; 126, it cannot be executed."""
+    """The exit codes of a shell: 127 if the program does not exist, 126 if it cannot be executed."""
     if isinstance(error, FileNotFoundError):
         say(f"mlops-build gpu run: {program}: command not found")
         return 127
@@ -200,7 +200,7 @@ def _cannot_run(program: str, error: OSError) -> int:
 
 
 def _name(command: "Sequence[str]") -> str:
-    """What a program is called: `python -m spam.service` is spam.service, `python train.py` is train.py."""
+    """A program's name: spam.service for `python -m spam.service`, train.py for `python train.py`."""
     name = os.path.basename(command[0])  # noqa: PTH119 -- pathlib's import costs more
     if not name.startswith("python"):
         return name
@@ -219,14 +219,13 @@ def _list(args: argparse.Namespace) -> int:
     from mlops_build.gpu.cards import cards
 
     def show() -> str:
-        found = cards()
+        observed = cards()
         if args.json:
             from json import dumps
 
-            # A line each with --watch: whoever reads a stream reads lines.
-            indent = 2 if args.watch is None else None
-            return dumps({"cards": [gpu_text.as_json(card) for card in found]}, ensure_ascii=False, indent=indent)
-        return gpu_text.table(found, get_terminal_size((100, 24)).columns)
+            indent = 2 if args.watch is None else None  # with --watch a document per line
+            return dumps({"cards": [gpu_text.as_json(card) for card in observed]}, ensure_ascii=False, indent=indent)
+        return gpu_text.table(observed, get_terminal_size((100, 24)).columns)
 
     if args.watch is None:
         print(show())
@@ -235,7 +234,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _watch(show: "Callable[[], str]", seconds: float, *, in_place: bool) -> int:
-    """Show it again and again until Ctrl-C; in place on a terminal, and never more lines than it has."""
+    """Print repeatedly until Ctrl-C. in_place: redraw the terminal, with at most as many lines as it has."""
     from shutil import get_terminal_size
 
     try:
@@ -251,10 +250,10 @@ def _watch(show: "Callable[[], str]", seconds: float, *, in_place: bool) -> int:
 
 
 def _screen(lines: "Sequence[str]", rows: int) -> str:
-    """Lines over what is on the screen: home, each line cleared to its end, and all below. Clearing first would flicker."""
+    """The lines as text that overwrites the screen. Clearing the screen first would flicker."""
     shown = list(lines)
     if len(shown) >= rows:
-        shown[max(0, rows - 2) :] = [f"… {len(lines) - rows + 2} lines more than the window has"]
+        shown[max(0, rows - 2) :] = [f"… {len(lines) - rows + 2} more lines: enlarge the window"]
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J"
 
 
@@ -269,21 +268,21 @@ def _explain(args: argparse.Namespace) -> int:
         records = decisions.read(ledger, args.number)
         if not records:
             say(f"mlops-build gpu explain: no decision is recorded in {ledger.path} yet")
-    other = 0
+    different = 0
     for record in records:
         verdict = ""
         if args.replay:
             try:
-                again = list(decisions.replay(dumps(record)).uuids)
-                verdict = "the same" if again == list(record["chosen"]) else f"ANOTHER: {', '.join(again) or 'no room'}"
+                repeated = list(decisions.replay(dumps(record)).uuids)
+                verdict = "the same" if repeated == list(record["chosen"]) else f"ANOTHER: {', '.join(repeated) or 'no room'}"
             except decisions.NotReplayable as error:
                 verdict = f"not possible: {error.message}"
-            other += verdict != "the same"
+            different += verdict != "the same"
             record["replay"] = verdict
         if args.json:
             print(dumps(record, ensure_ascii=False))
         else:
-            print(gpu_text.decision(record) + (f"\n  decided again: {verdict}" if verdict else ""))
-    if other:
-        say(f"mlops-build gpu explain: {other} of {len(records)} decided again: not the same")
-    return 4 if other else 0
+            print(gpu_text.decision(record) + (f"\n  replay: {verdict}" if verdict else ""))
+    if different:
+        say(f"mlops-build gpu explain: the replay of {different} of {len(records)} decisions differs")
+    return 4 if different else 0

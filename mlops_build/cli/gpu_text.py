@@ -1,4 +1,4 @@
-"""What `gpu list` and `gpu explain` say: text made of cards and of decision records, and of nothing else."""
+"""The text output of `gpu list` and `gpu explain`: pure functions of cards and decision records."""
 
 import textwrap
 import time
@@ -11,17 +11,14 @@ from mlops_build.gpu.nvml import Trouble
 from mlops_build.quantity import show_bytes
 
 GIB = 1 << 30
-# Unknown is never 0: a card that does not say what is used is not an empty card.
+# An unknown value is not 0: a card that does not report its use is not an empty card.
 UNKNOWN = "–"
 WITH_UUID = 96  # columns
-LEGEND = "GiB. committed: used or promised, whichever is more; left: what a new lease can have."
+LEGEND = "GiB. committed: used or promised, whichever is larger; left: available for a new lease."
 
 
 def table(cards: Sequence[Card], columns: int) -> str:
-    """A line for each card, and below it who uses it; at most so many columns wide.
-
-    Wide terminals also get the beginning of the UUID, which is what `--uuid` takes.
-    """
+    """A line for each card, followed by its users; at most `columns` wide. Wide terminals also show a prefix of the UUID, for `--uuid`."""
     if not cards:
         return "no card"
     rows = [_row(("gpu", "card", "uuid", "used", "committed", "left", "total", "util", "temp"), columns)]
@@ -41,7 +38,7 @@ def table(cards: Sequence[Card], columns: int) -> str:
         rows.append(_row(cells, columns))
         for reason in _reasons(card):
             rows += textwrap.wrap(reason, columns, initial_indent="     ", subsequent_indent="       ")
-        if card.trouble is not Trouble.MIG_PARENT:  # its instances' users are named below them
+        if card.trouble is not Trouble.MIG_PARENT:  # the users of its instances are listed there
             rows += [_cut(f"     {line}", columns) for line in _users(card)]
     return "\n".join([*rows, "", LEGEND])
 
@@ -58,28 +55,30 @@ def _row(cells: Sequence[str], columns: int) -> str:
 
 
 def _reasons(card: Card) -> Iterator[str]:
-    """Why it is not chosen, whatever is asked for."""
+    """Why the card is never chosen, for any request."""
     if card.trouble is not None:
         yield f"not chosen: {card.why if card.why.startswith(card.trouble) else f'{card.trouble}: {card.why}'}"
     elif card.visible is False:
         yield "not chosen: hidden by CUDA_VISIBLE_DEVICES"
     elif card.visible is None:
-        yield "whether CUDA_VISIBLE_DEVICES shows it cannot be said: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name cards by UUID"
+        yield "CUDA_VISIBLE_DEVICES is ambiguous for this card: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or use UUIDs"
 
 
 def _users(card: Card) -> Iterator[str]:
-    """Leases, then those without; the larger first. What is long stands last: lines are cut."""
-    for lease in sorted(card.leases, key=lambda one: -one.bytes):
+    """Leases, then neighbours, the larger first. Long parts come last, since lines are cut."""
+    for lease in sorted(card.leases, key=lambda lease: -lease.bytes):
         seen = lease.seen.get(card.uuid)
         if seen is None:
             state = "nothing seen yet"
         else:
             state = f"{show_bytes(seen)} seen" + (", MORE THAN PROMISED" if seen > lease.bytes else "" if lease.loaded else ", loading")
-        yield f"{lease.service}: {show_bytes(lease.bytes)} promised, {state}{', alone on the card' if lease.exclusive else ''}"
-    for one in sorted(card.neighbours, key=lambda one: -one.counted_bytes):
-        owner = ", ".join(f"{what} {number}" for what, number in (("uid", one.uid), ("pid", one.pid)) if number is not None)
-        command = f": {one.command}" if one.command and one.command != one.name else ""
-        yield f"no lease: {one.name}{f' ({owner})' if owner else ''}: {show_bytes(one.used_bytes)} used{_counted(one)}{command}"
+        yield f"{lease.service}: {show_bytes(lease.bytes)} promised, {state}{', exclusive' if lease.exclusive else ''}"
+    for neighbour in sorted(card.neighbours, key=lambda neighbour: -neighbour.counted_bytes):
+        ids = (("uid", neighbour.uid), ("pid", neighbour.pid))
+        owner = ", ".join(f"{kind} {number}" for kind, number in ids if number is not None)
+        name = f"{neighbour.name} ({owner})" if owner else neighbour.name
+        command = f": {neighbour.command}" if neighbour.command and neighbour.command != neighbour.name else ""
+        yield f"no lease: {name}: {show_bytes(neighbour.used_bytes)} used{_counted(neighbour)}{command}"
 
 
 def _counted(neighbour: Neighbour) -> str:
@@ -94,13 +93,13 @@ def _gib(amount: int | None) -> str:
 
 
 def _cut(text: str, columns: int) -> str:
-    """On one line, whatever others have called themselves."""
+    """The text without control characters, shortened to one line: names come from other users."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
 def as_json(card: Card) -> dict[str, Any]:
-    """A card as `gpu list --json` shows it. Amounts in bytes; null is unknown."""
+    """A card as `gpu list --json` shows it. Sizes in bytes; null means unknown."""
     names = ("index", "uuid", "name", "total_bytes", "used_bytes", "utilisation", "temperature", "mig_parent", "bus_id", "visible", "why")
     sums = ("committed_bytes", "external_bytes", "external_counted_bytes")
     known = card.total_bytes is not None and card.used_bytes is not None
@@ -124,16 +123,16 @@ def as_json(card: Card) -> dict[str, Any]:
             for lease in card.leases
         ],
         "neighbours": [
-            {name: getattr(one, name) for name in ("name", "uid", "pid", "command", "cgroup", "used_bytes", "counted_bytes", "why")}
-            for one in card.neighbours
+            {name: getattr(neighbour, name) for name in ("name", "uid", "pid", "command", "cgroup", "used_bytes", "counted_bytes", "why")}
+            for neighbour in card.neighbours
         ],
     }
 
 
 def decision(record: Mapping[str, Any]) -> str:
-    """One record of decisions.py in words: what was asked for, what came of it, and each card's figures with the reason."""
+    """A record of decisions.py as text: the request, the outcome, and each card's figures with the reason."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
-    lines = [f"{when}  {record['service']} asked for {_request(record['request'])}: {_outcome(record)}"]
+    lines = [f"{when}  {record['service']} requested {_request(record['request'])}: {_outcome(record)}"]
     for card in record["cards"]:
         lines.append(
             f"  {card['index'] if card['mig_parent'] is None else 'mig':>3}  {card['name']}, {card['uuid'][:12]}: {_figures(card)}"
@@ -143,37 +142,39 @@ def decision(record: Mapping[str, Any]) -> str:
 
 
 def _request(request: Mapping[str, Any]) -> str:
-    on = "a card" if request["count"] == 1 else f"each of {request['count']} cards"
-    wishes = [
-        "alone" if request["exclusive"] else "",
+    where = "a card" if request["count"] == 1 else f"each of {request['count']} cards"
+    conditions = [
+        "exclusive" if request["exclusive"] else "",
         f"named {' or '.join(request['names'])}" if request["names"] else "",
-        f"of UUID {' or '.join(request['uuids'])}" if request["uuids"] else "",
-        f"at most {request['max_utilisation']} % busy" if request["max_utilisation"] is not None else "",
-        "of compute capability {}.{}".format(*request["min_compute_capability"]) if request["min_compute_capability"] else "",
+        f"UUID {' or '.join(request['uuids'])}" if request["uuids"] else "",
+        f"utilisation at most {request['max_utilisation']} %" if request["max_utilisation"] is not None else "",
+        "compute capability at least {}.{}".format(*request["min_compute_capability"]) if request["min_compute_capability"] else "",
     ]
-    return ", ".join(part for part in (f"{show_bytes(request['bytes'])} of {on}", *wishes, f"by {request['strategy']}") if part)
+    memory = f"{show_bytes(request['bytes'])} on {where}"
+    return ", ".join(part for part in (memory, *conditions, f"strategy {request['strategy']}") if part)
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
     waited = f" after {record['waited']:.0f} s" if record["waited"] >= 1 else ""
     names = {card["uuid"]: card["index"] for card in record["cards"]}
     chosen = ", ".join(f"card {names.get(uuid, uuid)}" for uuid in record["chosen"])
-    words = {
+    texts = {
         "granted": f"{chosen}{waited}",
-        "waiting": "no room yet, it waits",
+        "waiting": "no room yet, waiting",
         "refused": f"no room{waited}",
-        "cpu": f"no room{waited}, so the CPU",
+        "cpu": f"no room{waited}, CPU instead",
     }
-    return words[record["outcome"]]
+    return texts[record["outcome"]]
 
 
 def _figures(card: Mapping[str, Any]) -> str:
     if card["total_bytes"] is None or card["used_bytes"] is None:
-        return "its memory is unknown"
-    others = f" ({show_bytes(card['external_counted_bytes'])} counted for those without a lease)" if card["external_counted_bytes"] else ""
+        return "memory unknown"
+    external = card["external_counted_bytes"]
+    unleased = f" ({show_bytes(external)} for processes without a lease)" if external else ""
     return (
         f"{show_bytes(card['used_bytes'])} of {show_bytes(card['total_bytes'])} used, "
-        f"{show_bytes(card['committed_bytes'])} committed{others}, {show_bytes(card['left_bytes'])} left"
+        f"{show_bytes(card['committed_bytes'])} committed{unleased}, {show_bytes(card['left_bytes'])} left"
     )
 
 
@@ -182,12 +183,12 @@ def _verdict(card: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         return "chosen"
     if card["uuid"] in record["refused"]:
         return f"not chosen: {record['refused'][card['uuid']]}"
-    why = {
+    reasons = {
         "spread": "a larger share of the chosen card is left",
         "WORST_FIT": "a larger share of the chosen card is left",
-        "pack": "less is left on the chosen card, and it is enough",
-        "BEST_FIT": "less is left on the chosen card, and it is enough",
-        "random": "chance took another",
-        "RANDOM": "chance took another",
+        "pack": "less memory of the chosen card is left",
+        "BEST_FIT": "less memory of the chosen card is left",
+        "random": "another card was chosen at random",
+        "RANDOM": "another card was chosen at random",
     }
-    return f"it would do; {why.get(record['request']['strategy'], 'the strategy took another')}"
+    return f"not chosen: it has room, but {reasons.get(record['request']['strategy'], 'the strategy chose another card')}"

@@ -70,7 +70,7 @@ def test_pick_prints_a_mask_and_reserves_nothing(two: testing.Node) -> None:
     for form, expected in (("env", f"CUDA_VISIBLE_DEVICES={uuid}\n"), ("uuid", f"{uuid}\n")):
         done = cli(two, "pick", "--memory", "4GiB", "--format", form)
         assert (done.returncode, done.stdout) == (0, expected), done.stderr
-        assert done.stderr == "mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` keeps the memory while a program runs\n"
+        assert done.stderr == "mlops-build gpu pick: nothing is reserved; `mlops-build gpu run` reserves memory while a program runs\n"
     document = json.loads(cli(two, "pick", "--memory", "4GiB", "--count", "2", "--format", "json").stdout)
     assert document["uuids"] == [two.cards[1].uuid, two.cards[0].uuid]
     assert [card["index"] for card in document["cards"]] == [1, 0]
@@ -307,7 +307,7 @@ def test_the_table() -> None:
     assert gpu_text.table(cards, 80).splitlines() == [
         "gpu  card                         used committed   left  total   util   temp",
         "  0  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
-        "     big: 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, alone on the card",
+        "     big: 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, exclusive",
         "     spam: 4.0 GiB promised, nothing seen yet",
         "     no lease: billing (uid 1003, pid 4711): 2.0 GiB used, counted as 6.0 GiB, …",
         "     no lease: score.py (uid 1003, pid 4711): 2.0 GiB used: python score.py --x",
@@ -317,7 +317,7 @@ def test_the_table() -> None:
         "  2  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
         "     not chosen: hidden by CUDA_VISIBLE_DEVICES",
         "",
-        "GiB. committed: used or promised, whichever is more; left: what a new lease can have.",
+        "GiB. committed: used or promised, whichever is larger; left: available for a new lease.",
     ]
     wide = gpu_text.table(cards, 100).splitlines()
     assert wide[1] == "  0  NVIDIA L4                     GPU-5c2e899a    9.0      13.0   11.0   24.0   12 %  54 °C"
@@ -351,7 +351,7 @@ def test_list_reads_the_node(two: testing.Node) -> None:
     assert done.stdout.splitlines()[3:] == [
         "  1  NVIDIA L4                     0.0       0.0   24.0   24.0    0 %  40 °C",
         "",
-        "GiB. committed: used or promised, whichever is more; left: what a new lease can have.",
+        "GiB. committed: used or promised, whichever is larger; left: available for a new lease.",
     ], done.stdout
     assert "not chosen: lost" in done.stdout
     cards = json.loads(cli(two, "list", "--json").stdout)["cards"]
@@ -394,7 +394,7 @@ def test_watch_redraws_in_place_and_never_more_than_the_terminal_has(node: MakeN
     os.close(ours)
     frame = printed.split(b"\x1b[H")[1].decode()
     assert frame.count("\n") == 7  # the cursor stays on the eighth line: nothing scrolls
-    assert "lines more than the window has" in frame
+    assert "more lines: enlarge the window" in frame
 
 
 # -- explain --
@@ -407,16 +407,16 @@ def test_explain_says_what_was_decided_and_why(two: testing.Node) -> None:
     done = cli(two, "explain", "--replay")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].endswith("gpu pick asked for 4.0 GiB of a card, by spread: card 1")
-    others = "9.0 GiB counted for those without a lease"
+    assert lines[0].endswith("gpu pick requested 4.0 GiB on a card, strategy spread: card 1")
+    others = "9.0 GiB for processes without a lease"
     assert lines[1:6] == [
         f"    0  NVIDIA L4, GPU-5c2e899a: 9.0 GiB of 24.0 GiB used, 9.0 GiB committed ({others}), 15.0 GiB left",
-        "       it would do; a larger share of the chosen card is left",
+        "       not chosen: it has room, but a larger share of the chosen card is left",
         "    1  NVIDIA L4, GPU-ede20cac: 0 B of 24.0 GiB used, 0 B committed, 24.0 GiB left",
         "       chosen",
-        "  decided again: the same",
+        "  replay: the same",
     ]
-    assert lines[6].endswith("gpu pick asked for 20.0 GiB of each of 2 cards, alone, by spread: no room")
+    assert lines[6].endswith("gpu pick requested 20.0 GiB on each of 2 cards, exclusive, strategy spread: no room")
     (last,) = cli(two, "explain", "-n", "1", "--json").stdout.splitlines()
     assert json.loads(last)["outcome"] == "refused"
 
@@ -432,4 +432,4 @@ def test_a_decision_that_cannot_be_made_again_is_exit_code_4(two: testing.Node) 
     verdicts = [json.loads(line)["replay"] for line in done.stdout.splitlines()]
     assert verdicts[0] == f"ANOTHER: {two.cards[1].uuid}"
     assert all(verdict.startswith("not possible: ") for verdict in verdicts[1:])
-    assert "not the same" in done.stderr
+    assert "differs" in done.stderr
