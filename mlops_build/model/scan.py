@@ -1,19 +1,20 @@
 """Scan a model's files for content that would run code when it is read. The scan unpickles nothing.
 
-A pickle is a program. A `torch.save` file is a zip file that contains a pickle; torch can list the names that the pickle would import, and
-loads it with `weights_only=True` only if all of them are allowed. Every other pickle is refused: a state_dict needs none.
+A pickle is a program. A `torch.save` file is a zip file that contains a pickle; checkpoint.py lists the names that the pickle would import,
+and torch loads it with `weights_only=True` only if all of them are allowed. Every other pickle is refused: a state_dict needs none.
 """
 
 import json
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
-from torch.serialization import get_unsafe_globals_in_checkpoint
-
 from mlops_build.finding import Finding
+from mlops_build.model import checkpoint
 
 # Names that a checkpoint may import besides those that torch allows for weights_only=True (tensors, storages, OrderedDict, …): those of
 # numpy's plain arrays and numbers, which people store beside their weights (a metric, a list of labels). Loading them runs only numpy's
@@ -109,12 +110,10 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
 
 
 def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
-    if not isinstance(path, Path):
-        path.seek(0)
     try:
-        unsafe = sorted(set(get_unsafe_globals_in_checkpoint(str(path) if isinstance(path, Path) else path)) - ALLOWED)
-    except Exception as error:  # a malformed file can make torch's parser raise any exception
-        why = f"torch cannot list what it would import: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        unsafe = sorted(checkpoint.imports(path) - checkpoint.SAFE - ALLOWED)
+    except (ValueError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        why = f"what it would import cannot be listed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return [Finding(subject, "unreadable", why, STATE_DICT)]
     if not unsafe:
         return []

@@ -155,7 +155,7 @@ def load(checked: Checked, *, compile: bool = False, precision: str = "float32")
 
 
 def _check(folder: Path) -> None:
-    from mlops_build.model import scan  # torch: not needed for a context, which was looked at when it was packaged
+    from mlops_build.model import scan  # not needed for a context, which was scanned when it was packaged
 
     findings = scan.scan(folder)
     if findings:

@@ -49,7 +49,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_content(name: str, path: Path) -> None:
-    from mlops_build.model import scan  # torch
+    from mlops_build.model import scan
 
     if not path.exists():
         raise NotFound(f"{path}, the artifact {name}, does not exist", remedy="write it before log_model")

@@ -2,16 +2,20 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mlops_build.model import checkpoint
 from mlops_build.model.scan import scan
 
 
@@ -95,7 +99,7 @@ def test_a_pickled_network_is_found(folder: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_names_built_on_the_stack_are_refused(folder: Path, command: Command, protocol: int) -> None:
-    """Newer pickle protocols build the imported names on the stack; torch cannot list them and raises an error."""
+    """Newer pickle protocols build the imported names on the stack; they cannot be listed."""
     torch.save(command, folder / "weights.pt", pickle_protocol=protocol)
     assert rules(folder) == {"weights.pt": "unreadable"}
 
@@ -179,3 +183,58 @@ def test_one_level_of_nested_zip_files_is_scanned(folder: Path, tmp_path: Path, 
         with zipfile.ZipFile(folder / f"{depth}.zip", "w") as archive:
             archive.write(tmp_path / "evil.pt" if depth == 0 else folder / "0.zip", "inner")
     assert rules(folder) == {"0.zip!inner": "unsafe-import", "1.zip!inner!inner": "unreadable"}
+
+
+def test_torch_allows_the_same_names() -> None:
+    """When torch allows another name, add it to checkpoint.SAFE."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    assert set(_get_allowed_globals()) == checkpoint.SAFE
+
+
+def test_the_scan_needs_no_torch() -> None:
+    code = "import sys; from mlops_build.packaging import context; print([name for name in ('torch', 'mlflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def rewritten(path: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]], **options: int) -> None:
+    """Write a checkpoint's zip file again with other members."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", **options) as archive:
+        warnings.simplefilter("ignore")  # two members of one name
+        for name, content in change(members):
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("protocol_2_name", [b"cposix\nsystem\n", b"c__builtin__\neval\n", b"cposi\\x78\nsystem\n", b"ctorch\nload\n"])
+def test_an_import_anywhere_in_the_pickle_is_found(folder: Path, protocol_2_name: bytes) -> None:
+    path = folder / "weights.pt"
+    torch.save({"weights": torch.zeros(2)}, path)
+    rewritten(path, lambda members: [(n, b[:-1] + protocol_2_name + b"0." if n.endswith("data.pkl") else b) for n, b in members])
+    found = rules(folder)
+    assert found in ({"weights.pt": "unsafe-import"}, {"weights.pt": "unreadable"})
+
+
+def test_a_file_that_others_may_read_in_another_way_is_refused(folder: Path, command: Command) -> None:
+    """Each shows a harmless pickle to Python's zipfile, and may show another one to torch's reader."""
+    torch.save({"weights": torch.zeros(2)}, folder / "plain.pt")
+    torch.save(command, folder.parent / "evil.pt")
+    with zipfile.ZipFile(folder.parent / "evil.pt") as archive:
+        evil = archive.read("evil/data.pkl")
+    for name, members in {
+        "twice.pt": lambda members: [("plain/data.pkl", evil), *members],
+        "case.pt": lambda members: [("plain/DATA.PKL", evil), *members],
+        "folders.pt": lambda members: [("other/data.pkl", evil), *members],
+        "script.pt": lambda members: [*members, ("plain/constants.pkl", evil)],
+    }.items():
+        shutil.copy(folder / "plain.pt", folder / name)
+        rewritten(folder / name, members)
+    plain = (folder / "plain.pt").read_bytes()
+    shutil.copy(folder / "plain.pt", folder / "packed.pt")
+    rewritten(folder / "packed.pt", lambda members: members, compression=zipfile.ZIP_DEFLATED)
+    (folder / "behind.pt").write_bytes(plain + b"\0")
+    (folder / "before.pt").write_bytes(b"PK\x03\x04" + plain)
+    names = ["twice", "case", "folders", "script", "packed", "behind", "before"]
+    assert rules(folder) == {f"{name}.pt": "unreadable" for name in sorted(names)}
