@@ -137,7 +137,7 @@ def test_a_full_card_has_no_room(node: MakeNode) -> None:
 
 def test_a_service_that_cannot_load_is_an_error_that_says_why(node: MakeNode) -> None:
     made = node("24GiB")
-    with pytest.raises(Failed, match="exit code 77 before it said 'loaded'"):
+    with pytest.raises(Failed, match="exit code 77 before the event 'loaded'"):
         made.start("25GiB", load_seconds=0).wait_for("loaded")
 
 

@@ -1,4 +1,4 @@
-"""Runs a command on a simulated node.
+"""Run a command on a simulated node.
 
 python -m mlops_build.gpu.testing --card 2x24GiB --service 4GiB -- nvitop -1
 """
@@ -12,7 +12,7 @@ from mlops_build.gpu.testing.node import Node
 
 
 def _many(text: str) -> list[str]:
-    """ "3x24GiB" is "24GiB" thrice."""
+    """Expand "3x24GiB" to a list of three "24GiB"."""
     count, x, size = text.partition("x")
     return [size] * int(count) if x and count.isdigit() else [text]
 
@@ -21,14 +21,14 @@ def main() -> int:
     summary, _, example = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog="python -m mlops_build.gpu.testing",
-        description=f"{summary} Ends with the command's exit code.",
+        description=f"{summary} The exit code is the command's.",
         epilog=f"example: {example.strip()}",
     )
     parser.add_argument(
         "--card", action="append", default=[], metavar="[Nx]SIZE", help="a card's memory, such as 24GiB or 8x24GiB; may be repeated"
     )
     parser.add_argument(
-        "--service", action="append", default=[], metavar="[Nx]SIZE", help="a service that has loaded that much onto cuda:0 before"
+        "--service", action="append", default=[], metavar="[Nx]SIZE", help="start a service first that uses this memory on cuda:0"
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
     arguments = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> int:
                 return subprocess.run(arguments.command, env=node.environment, check=False).returncode
             except OSError as error:
                 raise UsageError(
-                    f"{arguments.command[0]} cannot be run: {error.strerror}", remedy="write a program on PATH after --"
+                    f"{arguments.command[0]} cannot be run: {error.strerror}", remedy="write the name or path of a program after --"
                 ) from None
     except MlopsBuildError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The simulated libraries, built by the machine's C compiler on first use and kept in the user's cache."""
+"""Build the simulated libraries with the machine's C compiler on first use, and keep them in the user's cache."""
 
 import hashlib
 import os
@@ -22,14 +22,14 @@ class NoCompiler(Failed):
 
 
 class BuildFailed(Failed):
-    """The C compiler would not build the libraries."""
+    """The C compiler failed, or the libraries cannot be stored."""
 
 
 def libraries() -> Path:
     """The folder with libnvidia-ml.so.1 and libcuda.so.1, for LD_LIBRARY_PATH.
 
-    Built on first use with $CC, else gcc or cc, under $XDG_CACHE_HOME/mlops-build (else ~/.cache/mlops-build), and keyed by what they are
-    built from: another version of the package has its own. Several processes may ask at once. Raises NoCompiler and BuildFailed.
+    Built on first use with $CC, else gcc or cc, in $XDG_CACHE_HOME/mlops-build (else ~/.cache/mlops-build). The folder's name is a digest
+    of the sources, so each version has its own. Several processes may call this at the same time. Raises NoCompiler and BuildFailed.
     """
     if sys.platform != "linux":
         raise BuildFailed("a simulated node works on Linux only", remedy="run these tests in a Linux container or virtual machine")
@@ -56,20 +56,19 @@ def _key() -> str:
 
 
 def _compiler() -> list[str]:
-    wanted = os.environ.get("CC")
-    for command in [wanted] if wanted else ["gcc", "cc"]:
+    configured = os.environ.get("CC")
+    for command in [configured] if configured else ["gcc", "cc"]:
         words = shlex.split(command)
         if words and shutil.which(words[0]):
             return words
     raise NoCompiler(
-        f"the simulated node is built by a C compiler, and {f'CC={wanted}' if wanted else 'neither gcc nor cc'} is on PATH",
-        remedy="install one (Debian, Ubuntu: apt-get install gcc libc6-dev), or build on a machine that has one and copy its "
-        "~/.cache/mlops-build here",
+        f"the simulated node needs a C compiler, but {f'CC={configured} is not' if configured else 'neither gcc nor cc is'} on PATH",
+        remedy="install one (Debian, Ubuntu: apt-get install gcc libc6-dev), or copy ~/.cache/mlops-build from a machine that has one",
     )
 
 
 def _build(folder: Path) -> None:
-    """Into a folder of our own, then renamed into place: nobody sees half a library."""
+    """Build in a temporary folder and rename it, so that no process sees an incomplete library."""
     compiler = _compiler()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,17 +76,17 @@ def _build(folder: Path) -> None:
     except OSError as error:
         raise BuildFailed(
             f"the simulated node's libraries cannot be kept in {folder.parent}: {error.strerror}",
-            remedy="set XDG_CACHE_HOME to a folder that can be written",
+            remedy="set XDG_CACHE_HOME to a writable folder",
         ) from None
     try:
-        making.chmod(0o755)  # other users' processes load them, too
+        making.chmod(0o755)  # processes of other users load the libraries, too
         first, *others = (making / name for name in NAMES)
         command = [*compiler, *FLAGS, "-o", str(first), *(str(path) for path in _sources() if path.suffix == ".c")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode != 0:
             raise BuildFailed(
                 f"{shlex.join(command)} failed with exit code {done.returncode}:\n{done.stderr.strip()}",
-                remedy="with a Debian or Ubuntu gcc, the headers are in libc6-dev; CC names another compiler",
+                remedy="on Debian or Ubuntu install libc6-dev (headers); to use another compiler, set CC",
             )
         for other in others:
             other.hardlink_to(first)

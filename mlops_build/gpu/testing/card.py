@@ -1,4 +1,4 @@
-"""What a simulated card is like."""
+"""Properties of a simulated card."""
 
 import uuid
 from dataclasses import dataclass, replace
@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 from mlops_build.errors import UsageError
 from mlops_build.quantity import parse_bytes
 
-NAMESPACE = uuid.UUID("8d3f7c52-2a54-4f0e-9d0e-6f1b1c6c9a11")  # of the UUIDs that follow from a card's place
+NAMESPACE = uuid.UUID("8d3f7c52-2a54-4f0e-9d0e-6f1b1c6c9a11")  # for UUIDs that are derived from a card's index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedCard:
-    """One card. Memory in bytes, or as text: "24GiB".
+    """A simulated card. Memory in bytes, or as text: "24GiB". None means that the card does not support the value (NVML's NotSupported).
 
-    total is what NVML calls so, with the `reserved` part that the driver keeps to itself; used belongs to no process. What is None, the
-    card does not support (NVML's NotSupported). memory_supported=False is a Jetson or a GB10: no memory information at all. speed orders
-    the cards for CUDA, which by default counts the fastest first; by default it follows compute capability, then memory. uuid by default
-    follows from the card's place, so that a test sees the same ones in each run.
+    total: NVML's total, including the part that the driver reserves (`reserved`). used: memory in use that belongs to no process.
+    memory_supported: False simulates a Jetson or a GB10, without memory information. speed: CUDA counts cards with a higher value first;
+    by default it depends on compute capability, then memory. uuid: by default derived from the card's index, so it is the same in each run.
     """
 
     total: int | str = "24GiB"
@@ -45,7 +44,7 @@ def complete(card: SimulatedCard | str, index: int) -> SimulatedCard:
     if isinstance(card, str):
         card = SimulatedCard(total=card)
     if card.uuid is not None and not card.uuid.startswith("GPU-"):
-        raise UsageError(f"{card.uuid} is not the UUID of a card", remedy="begin it with GPU-")
+        raise UsageError(f"{card.uuid} is not the UUID of a card", remedy="start it with GPU-")
     speed = card.speed
     if speed is None:
         speed = (card.compute_capability[0] * 100 + card.compute_capability[1]) * 2**20 + in_bytes(card.total) // 2**20

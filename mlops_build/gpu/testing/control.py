@@ -1,11 +1,12 @@
-"""The C side's functions that make and change a node (c/control.c), with their types."""
+"""The C functions that create and change a node (c/control.c), with their types."""
 
 import ctypes
 from pathlib import Path
 
 
 def control(library: Path) -> ctypes.CDLL:
-    """The library by its path: LD_LIBRARY_PATH counts only for processes that start with it, and this one should not be on the node."""
+    """Load the library by its path, since LD_LIBRARY_PATH takes effect only at the start of a process, and this process is not on the
+    node."""
     control = ctypes.CDLL(str(library))
     pointer, text, integer, wide = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int64
     for name, result, arguments in (

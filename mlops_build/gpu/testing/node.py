@@ -1,4 +1,4 @@
-"""The simulated node as Python sees it: its cards, their faults, views of it, and services that run on it."""
+"""A simulated node: its cards, their faults, views from containers, and services that run on it."""
 
 import ctypes
 import os
@@ -24,13 +24,13 @@ _ANY = -1
 
 
 class Node:
-    """A machine with cards, for as long as the `with` block (or until `close`).
+    """A machine with cards, until the end of the `with` block or `close`.
 
-    cards: each a SimulatedCard, or a text that says its memory. directory: where its files are, made if it is not there; a temporary one by
-    default. context: what a process's first allocation on a card costs on top, as a CUDA context does. Raises NoCompiler, BuildFailed (see
-    `libraries`) and UsageError.
+    cards: a SimulatedCard, or its memory as text, for each card. directory: for the node's files, created if missing; by default a
+    temporary one. context: memory that a process's first allocation on a card costs additionally, like a CUDA context. Raises NoCompiler,
+    BuildFailed (see `libraries`) and UsageError.
 
-    Every method that takes a card takes its NVML index on the node, or its UUID; a MIG instance has only a UUID.
+    Methods accept a card's NVML index on the node or its UUID. A MIG instance has only a UUID.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Node:
         )
         if not self._node:
             raise UsageError(
-                f"a node cannot be made in {self.directory}: there is one, or it is not writable", remedy="give it a folder of its own"
+                f"a node cannot be created in {self.directory}: there is one already, or the folder is not writable",
+                remedy="use an empty, writable folder",
             )
         for index, card in enumerate(self.cards):
             self._add(card, _ANY, f"00000000:{0x17 + index:02X}:00.0", f"{1650000000000 + index}")
@@ -70,17 +71,17 @@ class Node:
         leases = self.directory / "leases"
         leases.mkdir(parents=True, exist_ok=True)
         leases.chmod(0o1777)
-        (self.directory / "nvidia-uvm").touch(mode=0o666)  # what a process that started CUDA holds open
+        (self.directory / "nvidia-uvm").touch(mode=0o666)  # a process that has started CUDA holds it open
 
     def _add(self, card: SimulatedCard, parent: int, bus_id: str, serial: str) -> int:
-        assert card.uuid  # noqa: S101  (_complete gave it)
+        assert card.uuid  # noqa: S101  (set by `complete`)
         if card.uuid in self._devices:
-            raise UsageError(f"two cards have the UUID {card.uuid}", remedy="leave uuid out, or give each its own")
+            raise UsageError(f"two cards have the UUID {card.uuid}", remedy="omit uuid, or use different ones")
         device: int = self._control.control_add(
             self._node, parent, card.uuid.encode(), card.name.encode(), bus_id.encode(), serial.encode()
         )
         if device < 0:
-            raise UsageError("a simulated node has room for 128 cards and MIG instances", remedy="use fewer")
+            raise UsageError("a simulated node has at most 128 cards and MIG instances", remedy="use fewer")
         self._devices[card.uuid] = device
         numbers: dict[str, int | None] = {
             "total": in_bytes(card.total),
@@ -119,12 +120,12 @@ class Node:
             raise UsageError(f"the node has no card {card}", remedy=f"its cards are 0 to {len(self.cards) - 1}")
         return card
 
-    # ── what processes are started with ──
+    # ── processes on the node ──
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment, changed so that a process started with it (`env=`) is on the node: the libraries on
-        LD_LIBRARY_PATH, a lease directory and an mlops-gpu.toml (not there yet) of the node's own, and no mask from outside."""
+        """This process's environment, changed for processes on the node (`env=`): with the libraries in LD_LIBRARY_PATH, the node's own
+        lease directory and mlops-gpu.toml (not created), and without a mask."""
         environment = {name: value for name, value in os.environ.items() if name not in _FROM_OUTSIDE}
         others = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(self.libraries), *([others] if others else [])])
@@ -138,10 +139,9 @@ class Node:
     ) -> dict[str, str]:
         """The environment of a container on the node.
 
-        cards: those it was given, renumbered from 0 by NVML and CUDA as in a real container (their /dev/nvidia numbers stay); None: all.
-        A MIG instance's UUID gives it that instance alone; of a card with MIG the container is not told the memory. hide_pids: no
-        processes are listed, as where the driver cannot see other pid namespaces. hide_process_memory: they are listed without their
-        memory, as under WSL.
+        cards: the cards in the container, which NVML and CUDA renumber from 0 as in a real container (the /dev/nvidia numbers stay); None:
+        all. With the UUID of a MIG instance it has only that instance, and does not see the memory of the whole card. hide_pids: list no
+        processes, like a driver that cannot see other pid namespaces. hide_process_memory: list them without their memory, as under WSL.
         """
         environment = self.environment
         if cards is not None:
@@ -164,12 +164,11 @@ class Node:
         name: str = "service",
         environment: Mapping[str, str] | None = None,
     ) -> SimulatedService:
-        """Starts a service that hardcodes `cuda:<ordinal>`, as a process of its own (`python -m mlops_build.gpu.testing.service` says
-        what it does).
+        """Start a process of a service that hardcodes `cuda:<ordinal>` (mlops_build.gpu.testing.service).
 
-        memory: what it holds once loaded, its context included; it is taken in `steps` over load_seconds. grow_to: what it holds grow_after
-        seconds later. name is in its command line. Its stdout is a pipe: see `SimulatedService.wait_for`. It ends on SIGTERM with exit
-        code 0, out of memory with 77; `close` ends it too.
+        memory: its memory once loaded, including its context; allocated in `steps` over load_seconds. grow_to: its memory grow_after
+        seconds later. name: appears in its command line. Its stdout is a pipe: see `SimulatedService.wait_for`. It ends at SIGTERM with
+        exit code 0, and without memory with 77. `close` ends it, too.
         """
         command = [sys.executable, "-IS", str(_SERVICE), "--memory", str(in_bytes(memory)), "--name", name]
         command += ["--load-seconds", str(load_seconds), "--steps", str(steps), "--ordinal", str(ordinal)]
@@ -186,23 +185,23 @@ class Node:
         self._services.append(started)
         return started
 
-    # ── what is on the cards ──
+    # ── the state of the cards ──
 
     def used(self, card: int | str) -> int:
-        """Bytes in use, as NVML's version 2 counts them (without the reserved part); of a card with MIG, what its instances use."""
+        """Bytes in use as in NVML's version 2 (without the reserved part), including the use of the card's MIG instances."""
         return int(self._control.control_used(self._handle(), self._device(card)))
 
     def processes(self, card: int | str) -> dict[int, int]:
-        """Bytes by pid, of the processes alive on the card. The pid is the one in this process's pid namespace."""
+        """Bytes by pid for the live processes on the card. Pids are of this process's pid namespace."""
         pids, amounts = (ctypes.c_int32 * 1024)(), (ctypes.c_int64 * 1024)()
         count = self._control.control_processes(self._handle(), self._device(card), pids, amounts, 1024)
-        found: dict[int, int] = {}
+        by_pid: dict[int, int] = {}
         for pid, amount in zip(pids[:count], amounts[:count], strict=True):
-            found[pid] = found.get(pid, 0) + amount
-        return found
+            by_pid[pid] = by_pid.get(pid, 0) + amount
+        return by_pid
 
     def set_used(self, card: int | str, memory: int | str) -> None:
-        """Sets the memory in use that belongs to no process: bytes, or text such as "3GiB"."""
+        """Set the memory in use that belongs to no process: bytes, or text such as "3GiB"."""
         self._set(self._device(card), "external", in_bytes(memory))
 
     def set_condition(
@@ -214,23 +213,23 @@ class Node:
         power_watts: float | None = None,
         ecc_errors: int | None = None,
     ) -> None:
-        """Sets what is given: utilisation in %, temperature in °C, power in W, uncorrected ECC errors."""
+        """Set utilisation (%), temperature (°C), power (W) or uncorrected ECC errors. None leaves a value unchanged."""
         power = None if power_watts is None else int(power_watts * 1000)
         for name, value in {"utilisation": utilisation, "temperature": temperature, "power": power, "ecc_errors": ecc_errors}.items():
             if value is not None:
                 self._set(self._device(card), name, value)
 
     def mig(self, card: int, instances: Sequence[int | str]) -> list[str]:
-        """Turns MIG on and cuts the card into instances of these sizes; returns their UUIDs. None at all is a card with MIG on that
-        nobody can use. Raises UsageError while something runs on the card, as the driver would."""
+        """Turn MIG on, divide the card into instances of these sizes, and return their UUIDs. A card with MIG and no instances cannot be
+        used. Raises UsageError while processes use the card, like the driver."""
         device = self._device(card)
         whole = self.cards[device]
         if self.processes(card):
-            raise UsageError(f"card {card} is in use", remedy="end its processes before MIG is set")
+            raise UsageError(f"card {card} is in use", remedy="end its processes before you turn MIG on")
         if sum(in_bytes(size) for size in instances) > in_bytes(whole.total) - in_bytes(whole.reserved):
-            raise UsageError(f"the instances are larger than card {card}", remedy="make them smaller")
-        for gone in self._parts.pop(device, []):
-            self._set(self._devices.pop(gone), "parent", -2)
+            raise UsageError(f"the instances are larger than card {card}", remedy="use smaller instances")
+        for removed in self._parts.pop(device, []):
+            self._set(self._devices.pop(removed), "parent", -2)
         self._set(device, "mig_capable", 1)
         self._set(device, "mig_mode", 1)
         self._parts[device] = [self._part(whole, device, number, size) for number, size in enumerate(instances)]
@@ -253,33 +252,33 @@ class Node:
         assert part.uuid  # noqa: S101
         return part.uuid
 
-    # ── what goes wrong ──
+    # ── faults ──
 
     def fault(self, card: int | str | None, call: str = "*", *, code: int = 0, delay_ms: int = 0, times: int | None = None) -> None:
-        """From now on this call about this card answers `code` (NVML's, or CUDA's for a call that begins with cu), or as usual if that is
-        0, after delay_ms. Processes that run already meet it too.
+        """Let a call about this card return `code` after delay_ms, also in processes that already run.
 
-        call: a function's name; with or without its `_v2` or `_v3` is the same; "*" is every NVML call that names the card. card None:
-        every card, and calls that name none, such as nvmlDeviceGetCount or cuInit. times: how often it strikes before all is well again.
+        card: None means every card, and calls without a card such as nvmlDeviceGetCount or cuInit. call: a function's name, with or without
+        `_v2` or `_v3`; "*" means every NVML call about the card. code: NVML's, or CUDA's for a function that starts with cu; 0: the normal
+        result. times: the number of faulty calls; None: until `restore`.
         """
         device = _ANY if card is None else self._device(card)
         if call != "*" and not any(hasattr(self._control, call + version) for version in ("", "_v2", "_v3")):
-            raise UsageError(f"the simulated libraries have no function {call!r}", remedy="write it as nvml.h or cuda.h does")
+            raise UsageError(f"the simulated libraries have no function {call!r}", remedy="use a name from nvml.h or cuda.h")
         if self._control.control_fault(self._handle(), device, call.encode(), code, delay_ms, -1 if times is None else times) != 0:
-            raise UsageError("a simulated node has room for 256 faults", remedy="restore() ends some")
+            raise UsageError("a simulated node has at most 256 faults", remedy="remove faults with restore()")
 
     def lose(self, card: int | str) -> None:
-        """The card has fallen off the bus: every NVML call about it answers GPU_IS_LOST (15), a process that starts CUDA now does not get
-        it, and one that is on it can allocate no more (CUDA_ERROR_UNKNOWN)."""
+        """Let the card fall off the bus: every NVML call about it returns GPU_IS_LOST (15). A process that starts CUDA now does not see it,
+        and one that uses it cannot allocate more memory (CUDA_ERROR_UNKNOWN)."""
         self.fault(card, code=15)
 
     def fail_init(self, code: int) -> None:
-        """Nobody gets past nvmlInit, which answers with this NVML code: 9 is a driver that is not loaded, 18 one of another version than
-        the library, 4 no permission. cuInit finds no device (100), or with 18 says 803. 0 ends it."""
+        """Let nvmlInit return this NVML code: 9 (driver not loaded), 18 (driver and library have different versions), 4 (no permission).
+        cuInit then returns 100 (no device), with 18 it returns 803. 0 ends the fault."""
         self._control.control_init_code(self._handle(), code)
 
     def restore(self, card: int | str | None = None) -> None:
-        """Ends the card's faults, or every fault there is and `fail_init`. A call that hangs returns."""
+        """End the card's faults; without a card, all faults and `fail_init`. Calls that hang return."""
         if card is None:
             self.fail_init(0)
             self._control.control_restore(self._handle(), _ANY, 1)
@@ -289,7 +288,7 @@ class Node:
     # ── the end ──
 
     def close(self) -> None:
-        """Ends the services that `start` started, and removes the directory if it was a temporary one."""
+        """End the services that `start` started, and remove the directory if it is a temporary one."""
         if self._node is None:
             return
         for started in self._services:
@@ -320,7 +319,7 @@ class Node:
         self.close()
 
 
-# What would put a process elsewhere than on the node as it is.
+# Variables that would change which cards a process sees.
 _FROM_OUTSIDE = {
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",

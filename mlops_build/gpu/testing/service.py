@@ -1,11 +1,10 @@
-"""A simulated service: it loads a "model" onto cuda:0 without asking anybody, as services do, and stays.
+"""A simulated service: it loads a "model" onto cuda:0 without a lease, and keeps running.
 
     python -m mlops_build.gpu.testing.service --memory 4GiB --load-seconds 2 --grow-to 6GiB --grow-after 10
 
-It uses libcuda.so.1 as a real program would (cuInit, a primary context, cuMemAlloc), so CUDA_VISIBLE_DEVICES counts. Each thing that
-happens is a JSON line on stdout: "started" (with the card's uuid), "loaded", "grown", "out of memory". Exit codes: 0 after SIGTERM or
-SIGINT, 77 out of memory, 1 if there is no driver or no card. Runs by its path too, without the package, so that it starts in a few
-milliseconds.
+It uses libcuda.so.1 like a real program (cuInit, a primary context, cuMemAlloc), so CUDA_VISIBLE_DEVICES has effect. It prints each event
+as a JSON line on stdout: "started" (with the card's uuid), "loaded", "grown", "out of memory". Exit codes: 0 after SIGTERM or SIGINT, 77
+out of memory, 1 without a driver or card. It can be run by its path without the package, and then starts in a few milliseconds.
 """
 
 import argparse
@@ -27,7 +26,7 @@ class _CudaError(Exception):
 
 
 class _Cuda:
-    """One card's primary context."""
+    """The primary context of a card."""
 
     def __init__(self, ordinal: int) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
@@ -43,13 +42,13 @@ class _Cuda:
             raise _CudaError(name, code)
 
     def uuid(self) -> str:
-        found = (ctypes.c_ubyte * 16)()
-        self._call("cuDeviceGetUuid_v2", found, self.device)
-        digits = bytes(found).hex()
+        buffer = (ctypes.c_ubyte * 16)()
+        self._call("cuDeviceGetUuid_v2", buffer, self.device)
+        digits = bytes(buffer).hex()
         return "-".join([digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]])
 
     def start(self) -> int:
-        """Makes the context; returns the bytes it costs. A real driver does not say that: then 0."""
+        """Create the context and return its size in bytes; 0 with a real driver, which does not report it."""
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.device)
         self._call("cuCtxSetCurrent", context)
@@ -68,7 +67,7 @@ def _say(event: str, **details: object) -> None:
 
 
 def _pause(seconds: float | None) -> None:
-    """Waits, unless the end comes first; None waits for the end."""
+    """Wait for this time, or for a signal to end; None: without a time limit."""
     ended = signal.sigwait(_ENDING) if seconds is None else signal.sigtimedwait(_ENDING, max(0.0, seconds))
     if ended:
         raise SystemExit(0)
@@ -77,26 +76,26 @@ def _pause(seconds: float | None) -> None:
 def _bytes(text: str) -> int:
     if text.isdigit():
         return int(text)
-    from mlops_build.quantity import parse_bytes  # run by its path it has no package, and is given bytes
+    from mlops_build.quantity import parse_bytes  # not importable when run by path; sizes are then bytes
 
     return parse_bytes(text)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mlops_build.gpu.testing.service", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--memory", type=_bytes, required=True, help="what it holds once loaded, its context included, such as 4GiB")
-    parser.add_argument("--load-seconds", type=float, default=0.0, help="how long loading takes")
-    parser.add_argument("--steps", type=int, default=4, help="allocations until it is loaded")
-    parser.add_argument("--grow-to", type=_bytes, help="what it holds later")
-    parser.add_argument("--grow-after", type=float, default=0.0, help="seconds after loading")
-    parser.add_argument("--ordinal", type=int, default=0, help="the cuda:N it hardcodes")
-    parser.add_argument("--name", default="service", help="for whoever looks at its command line")
+    parser.add_argument("--memory", type=_bytes, required=True, help="memory once loaded, including the context, such as 4GiB")
+    parser.add_argument("--load-seconds", type=float, default=0.0, help="duration of loading")
+    parser.add_argument("--steps", type=int, default=4, help="number of allocations while it loads")
+    parser.add_argument("--grow-to", type=_bytes, help="memory after it has grown")
+    parser.add_argument("--grow-after", type=float, default=0.0, help="seconds from loading to growing")
+    parser.add_argument("--ordinal", type=int, default=0, help="the N of the hardcoded cuda:N")
+    parser.add_argument("--name", default="service", help="a name, visible in the command line")
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = _arguments()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # they end the pauses
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # _pause receives them
     held = 0
     try:
         cuda = _Cuda(arguments.ordinal)
