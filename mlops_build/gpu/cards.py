@@ -251,11 +251,11 @@ def _card(
 
 
 def _pool(reading: Reading, readings: Sequence[Reading]) -> list[Reading]:
-    """The readings that have the same memory: compute instances of one GPU instance share it, and each reports all of it."""
+    """The readings that share this one's memory: each compute instance of a GPU instance reports all of its memory."""
     if reading.mig_parent is None or reading.mig_instance is None:
         return [reading]
     place = (reading.mig_parent, reading.mig_instance[0])
-    return [one for one in readings if one.mig_instance and (one.mig_parent, one.mig_instance[0]) == place]
+    return [other for other in readings if other.mig_instance and (other.mig_parent, other.mig_instance[0]) == place]
 
 
 def _users(pool: Sequence[Reading]) -> list[Process] | None:

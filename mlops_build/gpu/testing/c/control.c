@@ -1,4 +1,4 @@
-/* What mlops_build.gpu.testing (Python) does to a node, through ctypes. */
+/* Create and change a node; mlops_build.gpu.testing calls these functions through ctypes. */
 #define _GNU_SOURCE
 #include "node.h"
 
@@ -15,9 +15,9 @@ void control_close(struct node *node) { node_close(node); }
 struct node *control_create(const char *path, int64_t context_bytes, const char *driver_version, int cuda_version) {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0) return NULL;
-    int made = fchmod(fd, 0666) == 0 && ftruncate(fd, sizeof(struct state)) == 0; /* other users' processes take part, whatever the umask */
+    int created = fchmod(fd, 0666) == 0 && ftruncate(fd, sizeof(struct state)) == 0; /* writable for all users, independent of the umask */
     close(fd);
-    struct node *node = made ? node_open(path) : NULL;
+    struct node *node = created ? node_open(path) : NULL;
     if (!node) return NULL;
     struct state *state = node->state;
     state->context_bytes = (uint64_t)context_bytes;
@@ -45,7 +45,7 @@ int control_set(struct node *node, int device, const char *name, int64_t value) 
     return -1;
 }
 
-/* The device's index, or -1 if there are too many. It is seen once control_show has been called. */
+/* The device's index, or -1 if there are too many. Other processes see it after control_show. */
 int control_add(struct node *node, int parent, const char *uuid, const char *name, const char *bus_id, const char *serial) {
     int index = node->state->device_count;
     if (index >= MAX_DEVICES) return -1;
@@ -77,7 +77,7 @@ int control_fault(struct node *node, int device, const char *call, int code, int
     return -1;
 }
 
-/* every: those of all cards too. */
+/* every: end the faults of all cards. */
 void control_restore(struct node *node, int device, int every) {
     for (int i = 0; i < MAX_FAULTS; i++)
         if (every || node->state->faults[i].device == device) __atomic_store_n(&node->state->faults[i].active, 0, __ATOMIC_RELEASE);
@@ -86,12 +86,12 @@ void control_restore(struct node *node, int device, int every) {
 int64_t control_used(struct node *node, int device) { return node_used(node, device); }
 
 int control_processes(struct node *node, int device, int32_t *pids, int64_t *bytes, int room) {
-    static __thread struct holding found[MAX_PROCESSES];
-    int there = node_processes(node, device, found, MAX_PROCESSES);
-    int told = there < room ? there : room;
-    for (int i = 0; i < told; i++) {
-        pids[i] = found[i].pid;
-        bytes[i] = (int64_t)found[i].bytes;
+    static __thread struct holding holdings[MAX_PROCESSES];
+    int count = node_processes(node, device, holdings, MAX_PROCESSES);
+    if (count > room) count = room;
+    for (int i = 0; i < count; i++) {
+        pids[i] = holdings[i].pid;
+        bytes[i] = (int64_t)holdings[i].bytes;
     }
-    return told;
+    return count;
 }

@@ -1,7 +1,7 @@
-/* libcuda.so.1: which devices a process sees, contexts, and memory. Signatures and codes as in NVIDIA's cuda.h. Nothing computes here: memory is
- * only counted, and its addresses must not be touched.
+/* libcuda.so.1: devices, contexts and memory. Signatures and codes as in NVIDIA's cuda.h. Nothing computes: memory is only counted, and its
+ * addresses must not be accessed.
  *
- * Which devices: as CUDA does it, once, at cuInit. See `enumerate` and `masked`.
+ * Like CUDA, the visible devices are determined once, in cuInit: see `enumerate` and `masked`.
  */
 #define _GNU_SOURCE
 #include "node.h"
@@ -37,15 +37,15 @@ typedef struct context *context_t;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct node *node;
-static int initialised, forked; /* forked: from a process that had initialised CUDA, which CUDA does not survive */
+static int initialised, forked; /* forked: from a process that had initialised CUDA, so CUDA cannot be used */
 static int seen[MAX_ENTRIES], seen_count; /* ordinal -> device */
 static struct context *contexts;
 static uint64_t next_address = 0x7f0000000000ull;
 static __thread context_t current;
 
-/* ── which devices ── */
+/* ── devices ── */
 
-/* CUDA's own order: the fastest first, unless CUDA_DEVICE_ORDER says PCI_BUS_ID, which is NVML's order. Equal cards stay in that order. */
+/* CUDA's order: the fastest first; NVML's order with CUDA_DEVICE_ORDER=PCI_BUS_ID, and among equal cards. */
 static void sort_by_speed(int *cards, int count) {
     for (int i = 1; i < count; i++)
         for (int j = i; j > 0 && node->state->devices[cards[j]].speed > node->state->devices[cards[j - 1]].speed; j--) {
@@ -55,7 +55,7 @@ static void sort_by_speed(int *cards, int count) {
         }
 }
 
-/* Every card that CUDA could use: not lost, and with MIG on only if it has an instance. */
+/* All cards that CUDA can use: not lost, and with MIG on only if they have an instance. */
 static int enumerate(int *cards) {
     int all[MAX_DEVICES], instances[MAX_DEVICES], count = 0;
     int there = view_cards(node, all);
@@ -73,18 +73,18 @@ static int starts_with(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
-/* The one card whose UUID begins so; NO_DEVICE if none does, or several. */
+/* The card whose UUID starts with the prefix; NO_DEVICE if there is none, or several. */
 static int card_by_prefix(const char *prefix, const int *cards, int count) {
-    int found = NO_DEVICE;
+    int match = NO_DEVICE;
     for (int i = 0; i < count; i++) {
         if (!starts_with(node->state->devices[cards[i]].uuid, prefix)) continue;
-        if (found != NO_DEVICE) return NO_DEVICE;
-        found = cards[i];
+        if (match != NO_DEVICE) return NO_DEVICE;
+        match = cards[i];
     }
-    return found;
+    return match;
 }
 
-/* MIG-<uuid>, and the older MIG-GPU-<uuid of the card>/<gpu instance>/<compute instance>. */
+/* MIG-<uuid>, or the older form MIG-GPU-<uuid of the card>/<gpu instance>/<compute instance>. */
 static int instance_by_name(const char *name, const int *cards, int count) {
     int instances[MAX_DEVICES];
     for (int i = 0; i < count; i++) {
@@ -100,7 +100,7 @@ static int instance_by_name(const char *name, const int *cards, int count) {
     return NO_DEVICE;
 }
 
-/* An index as strtoul reads it: "1x" is 1; what does not begin with a digit is none (-1). */
+/* Parse an index like strtoul: "1x" is 1; without a leading digit, -1. */
 static long index_in(const char *text) {
     while (*text == ' ') text++;
     if (*text == '+') text++;
@@ -109,26 +109,26 @@ static long index_in(const char *text) {
 
 static int masked_by_index(char *rest, const int *cards, int count, int *into) {
     long indices[MAX_ENTRIES];
-    int said = 0, kept = 0;
-    for (char *entry; said < MAX_ENTRIES && (entry = strsep(&rest, ",")); said++) {
-        indices[said] = index_in(entry);
-        if (indices[said] < 0) break;
-        for (int i = 0; i < said; i++)
-            if (indices[i] == indices[said]) return 0;
+    int entry_count = 0, kept = 0;
+    for (char *entry; entry_count < MAX_ENTRIES && (entry = strsep(&rest, ",")); entry_count++) {
+        indices[entry_count] = index_in(entry);
+        if (indices[entry_count] < 0) break;
+        for (int i = 0; i < entry_count; i++)
+            if (indices[i] == indices[entry_count]) return 0;
     }
-    while (kept < said && indices[kept] < count) into[kept] = cards[indices[kept]], kept++;
+    while (kept < entry_count && indices[kept] < count) into[kept] = cards[indices[kept]], kept++;
     return kept;
 }
 
 static int masked_by_uuid(char *rest, const char *kind, const int *cards, int count, int *into) {
     const char *entries[MAX_ENTRIES];
-    int said = 0, kept = 0;
-    for (char *entry; said < MAX_ENTRIES && (entry = strsep(&rest, ",")) && starts_with(entry, kind); said++) {
-        entries[said] = entry;
-        for (int i = 0; i < said; i++)
+    int entry_count = 0, kept = 0;
+    for (char *entry; entry_count < MAX_ENTRIES && (entry = strsep(&rest, ",")) && starts_with(entry, kind); entry_count++) {
+        entries[entry_count] = entry;
+        for (int i = 0; i < entry_count; i++)
             if (strcmp(entries[i], entry) == 0) return 0;
     }
-    for (; kept < said; kept++) {
+    for (; kept < entry_count; kept++) {
         into[kept] = strcmp(kind, "GPU-") == 0 ? card_by_prefix(entries[kept], cards, count) : instance_by_name(entries[kept], cards, count);
         if (into[kept] == NO_DEVICE) return kept;
         for (int i = 0; i < kept; i++)
@@ -137,8 +137,8 @@ static int masked_by_uuid(char *rest, const char *kind, const int *cards, int co
     return kept;
 }
 
-/* What CUDA_VISIBLE_DEVICES leaves: what is before the first entry that names nothing, and nothing at all if an entry comes twice. The first entry
- * says whether indices, GPU-... or MIG-... are meant; one of another kind names nothing. This is how torch reads it for CUDA
+/* Apply CUDA_VISIBLE_DEVICES: devices up to the first entry that matches nothing; none if an entry is repeated. The first entry decides whether
+ * entries are indices, GPU-... or MIG-...; an entry of another kind matches nothing. torch reads the variable in the same way
  * (torch.cuda._parse_visible_devices), and a test compares the two. */
 static int masked(const char *mask, const int *cards, int count, int *into) {
     char entries[8192];
@@ -148,7 +148,7 @@ static int masked(const char *mask, const int *cards, int count, int *into) {
     return masked_by_index(entries, cards, count, into);
 }
 
-/* A process gets one MIG instance, and beside it no other device. */
+/* A process gets a single MIG instance, and then no other device. */
 static void with_one_instance(void) {
     int instances[MAX_DEVICES];
     for (int i = 0; i < seen_count; i++) {
@@ -164,14 +164,14 @@ static void with_one_instance(void) {
     }
 }
 
-/* An open /dev/nvidia-uvm is how one sees from outside that a process has started CUDA. */
+/* An open /dev/nvidia-uvm shows from outside that a process has started CUDA. */
 static void open_uvm(void) {
     char path[sizeof node->path + 16];
     snprintf(path, sizeof path, "%s", node->path);
     char *slash = strrchr(path, '/');
     strcpy(slash ? slash + 1 : path, "nvidia-uvm");
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    (void)fd; /* stays open as long as the process */
+    (void)fd; /* stays open until the process ends */
 }
 
 static void after_fork_in_child(void) {
@@ -214,8 +214,8 @@ int cuInit(unsigned flags) {
 }
 
 int cuDriverGetVersion(int *into) {
-    struct node *found = node_of_this_process();
-    *into = found ? found->state->cuda_version : 0;
+    struct node *current = node_of_this_process();
+    *into = current ? current->state->cuda_version : 0;
     return SUCCESS;
 }
 
@@ -225,7 +225,7 @@ int cuDeviceGetCount(int *into) {
     return SUCCESS;
 }
 
-/* Every call about a device begins here. */
+/* Called first by each function about a device. */
 static int about(const char *call, int ordinal, struct device **into) {
     if (!initialised) return NOT_INITIALIZED;
     if (ordinal < 0 || ordinal >= seen_count) return INVALID_DEVICE;
@@ -268,7 +268,7 @@ static int uuid_bytes(unsigned char *into, const struct device *device) {
     return SUCCESS;
 }
 
-/* Of a MIG instance, version 1 gives its card's UUID and version 2 its own. */
+/* For a MIG instance, version 1 returns the UUID of its card, and version 2 its own. */
 int cuDeviceGetUuid(unsigned char *into, int ordinal) {
     ABOUT(ordinal);
     return uuid_bytes(into, device->parent == NO_DEVICE ? device : &node->state->devices[device->parent]);
@@ -464,10 +464,10 @@ static int deallocate(uint64_t address) {
     for (context_t context = contexts; context; context = context->next)
         for (struct allocation **at = &context->allocations; *at; at = &(*at)->next) {
             if ((*at)->address != address) continue;
-            struct allocation *found = *at;
-            *at = found->next;
-            node_give(node, context->device, found->bytes);
-            free(found);
+            struct allocation *freed = *at;
+            *at = freed->next;
+            node_give(node, context->device, freed->bytes);
+            free(freed);
             return SUCCESS;
         }
     return INVALID_VALUE;
@@ -491,7 +491,7 @@ int cuMemGetInfo_v2(size_t *left, size_t *total) {
     return SUCCESS;
 }
 
-/* What a context costs, for service.py; no real driver has this. */
+/* The size of a context, for service.py. Real drivers do not have this function. */
 int simulatedContextBytes(uint64_t *into) {
     if (!initialised) return NOT_INITIALIZED;
     *into = node->state->context_bytes;

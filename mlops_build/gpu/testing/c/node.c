@@ -1,4 +1,4 @@
-/* What many processes do to one node: take and give memory, ask who is alive, run into faults. */
+/* Operations on a node that several processes share: allocate and free memory, find live processes, apply faults. */
 #define _GNU_SOURCE
 #include "node.h"
 
@@ -12,20 +12,20 @@
 #include <time.h>
 #include <unistd.h>
 
-static struct node *here; /* what NODE_VARIABLE names */
+static struct node *here; /* the node in NODE_VARIABLE */
 static pthread_mutex_t here_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static uint64_t pid_namespace(void) {
-    struct stat found;
-    return stat("/proc/self/ns/pid", &found) == 0 ? (uint64_t)found.st_ino : 0;
+    struct stat status;
+    return stat("/proc/self/ns/pid", &status) == 0 ? (uint64_t)status.st_ino : 0;
 }
 
 struct node *node_open(const char *path) {
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return NULL;
-    struct stat found;
+    struct stat status;
     struct state *state = MAP_FAILED;
-    if (fstat(fd, &found) == 0 && found.st_size == (off_t)sizeof(struct state))
+    if (fstat(fd, &status) == 0 && status.st_size == (off_t)sizeof(struct state))
         state = mmap(NULL, sizeof(struct state), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (state == MAP_FAILED) {
         close(fd);
@@ -47,7 +47,7 @@ void node_close(struct node *node) {
     free(node);
 }
 
-/* A fork must not copy a mutex that another thread holds, and the child owns none of the parent's memory. */
+/* A fork must not copy a mutex that another thread holds. The child does not own the parent's memory. */
 static void before_fork(void) {
     pthread_mutex_lock(&here_mutex);
     if (here) pthread_mutex_lock(&here->mutex);
@@ -93,7 +93,7 @@ void node_unlock(struct node *node) {
     pthread_mutex_unlock(&node->mutex);
 }
 
-/* Alive = somebody holds the slot's byte. On the way, who looks from the node's own pid namespace notes the pid as it is there. */
+/* A slot's owner is alive if the slot's byte is locked. A caller in the node's pid namespace also stores the owner's pid there. */
 static int alive(struct node *node, int slot) {
     if (slot == node->own_slot) return 1;
     pid_t holder;
@@ -106,17 +106,17 @@ static int alive(struct node *node, int slot) {
     return 1;
 }
 
-/* What a slot's owner holds on a device; 0 if it is dead. Read again if the slot changed hands meanwhile. */
+/* The bytes that a slot's owner uses on a device; 0 if the owner has ended. Reads again if the slot got another owner. */
 static uint64_t held(struct node *node, int slot, int device, int32_t *pid) {
     struct process *process = &node->state->processes[slot];
     for (;;) {
         uint64_t generation = __atomic_load_n(&process->generation, __ATOMIC_ACQUIRE);
         uint64_t bytes = __atomic_load_n(&process->bytes[device], __ATOMIC_ACQUIRE);
         if (bytes == 0) return 0;
-        int lives = alive(node, slot);
+        int is_alive = alive(node, slot);
         if (pid) *pid = __atomic_load_n(&process->pid, __ATOMIC_ACQUIRE);
-        if (generation == __atomic_load_n(&process->generation, __ATOMIC_ACQUIRE) && !(generation & 1)) return lives ? bytes : 0;
-        if (!lives) return 0; /* killed while it moved in */
+        if (generation == __atomic_load_n(&process->generation, __ATOMIC_ACQUIRE) && !(generation & 1)) return is_alive ? bytes : 0;
+        if (!is_alive) return 0; /* killed while it took the slot */
     }
 }
 
@@ -131,14 +131,14 @@ int64_t node_used(struct node *node, int device) {
 }
 
 int64_t node_free(struct node *node, int device) {
-    struct device *about = &node->state->devices[device];
-    int64_t left = about->total - about->reserved - node_used(node, device);
+    struct device *numbers = &node->state->devices[device];
+    int64_t left = numbers->total - numbers->reserved - node_used(node, device);
     return left > 0 ? left : 0;
 }
 
 int node_processes(struct node *node, int device, struct holding *into, int room) {
     struct state *state = node->state;
-    int found = 0;
+    int count = 0;
     int limit = __atomic_load_n(&state->process_limit, __ATOMIC_ACQUIRE);
     for (int other = 0; other < state->device_count; other++) {
         if (other != device && state->devices[other].parent != device) continue;
@@ -146,14 +146,14 @@ int node_processes(struct node *node, int device, struct holding *into, int room
             int32_t pid = 0;
             uint64_t bytes = held(node, slot, other, &pid);
             if (bytes == 0) continue;
-            if (found < room) into[found] = (struct holding){.pid = pid, .device = other, .bytes = bytes};
-            found++;
+            if (count < room) into[count] = (struct holding){.pid = pid, .device = other, .bytes = bytes};
+            count++;
         }
     }
-    return found;
+    return count;
 }
 
-/* This process's pid as the outermost /proc in reach says it: in a pid namespace without its own /proc, that is the host's. */
+/* This process's pid in the visible /proc: in a pid namespace without its own /proc, this is the host's pid. */
 static int32_t outermost_pid(void) {
     char text[32];
     ssize_t length = readlink("/proc/self", text, sizeof text - 1);
@@ -163,8 +163,8 @@ static int32_t outermost_pid(void) {
     return pid > 0 ? pid : getpid();
 }
 
-/* Moves into a slot that nobody alive holds. The caller holds the node's lock. */
-static int move_in(struct node *node) {
+/* Take a slot without a live owner. The caller holds the node's lock. */
+static int take_slot(struct node *node) {
     struct state *state = node->state;
     for (int slot = 0; slot < MAX_PROCESSES; slot++) {
         if (record_lock(node, F_GETLK, F_WRLCK, 1 + slot, NULL)) continue;
@@ -184,7 +184,7 @@ static int move_in(struct node *node) {
 int node_take(struct node *node, int device, uint64_t bytes) {
     node_lock(node);
     int refused = 0;
-    if (node->own_slot < 0 && move_in(node) < 0) refused = 2;
+    if (node->own_slot < 0 && take_slot(node) < 0) refused = 2;
     else if ((uint64_t)node_free(node, device) < bytes) refused = 1;
     else __atomic_fetch_add(&node->state->processes[node->own_slot].bytes[device], bytes, __ATOMIC_ACQ_REL);
     node_unlock(node);
@@ -197,7 +197,7 @@ void node_give(struct node *node, int device, uint64_t bytes) {
     node_unlock(node);
 }
 
-/* nvmlDeviceGetMemoryInfo_v2 and nvmlDeviceGetMemoryInfo are one call to who asks for a fault. */
+/* For faults, nvmlDeviceGetMemoryInfo_v2 and nvmlDeviceGetMemoryInfo are the same call. */
 static size_t length_without_version(const char *call) {
     size_t length = strlen(call);
     if (length > 3 && call[length - 3] == '_' && call[length - 2] == 'v') return length - 3;
@@ -223,7 +223,7 @@ int node_fault(struct node *node, const char *call, int device) {
         struct fault *fault = &node->state->faults[index];
         if (!strikes(node, fault, call, device)) continue;
         for (int waited = 0; waited < fault->delay_ms && __atomic_load_n(&fault->active, __ATOMIC_ACQUIRE); waited += 5) {
-            struct timespec pause = {.tv_nsec = 5000000}; /* in steps, so that restoring the card ends a hanging call */
+            struct timespec pause = {.tv_nsec = 5000000}; /* in steps, so that control_restore ends a hanging call */
             nanosleep(&pause, NULL);
         }
         if (fault->code) return fault->code;
@@ -243,9 +243,9 @@ int view_is_a_container(void) {
     return getenv(CARDS_VARIABLE) != NULL;
 }
 
-static int pids_are(const char *what) {
-    const char *said = getenv(PIDS_VARIABLE);
-    return said && strcmp(said, what) == 0;
+static int pids_are(const char *visibility) {
+    const char *value = getenv(PIDS_VARIABLE);
+    return value && strcmp(value, visibility) == 0;
 }
 
 int view_hides_pids(void) {
@@ -256,7 +256,7 @@ int view_hides_process_memory(void) {
     return pids_are("without-memory");
 }
 
-/* Is one of the comma-separated entries this card's index, its UUID, or the UUID of one of its instances? */
+/* Whether an entry of the comma-separated list is the card's index, its UUID, or the UUID of one of its instances. */
 static int view_names(struct state *state, int card, int instance) {
     char entries[4096];
     snprintf(entries, sizeof entries, "%s", getenv(CARDS_VARIABLE));

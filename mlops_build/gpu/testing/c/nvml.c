@@ -1,5 +1,5 @@
-/* libnvidia-ml.so.1: what nvidia-ml-py, nvitop and gpustat ask. Signatures and codes as in NVIDIA's nvml.h; a function that is missing here is
- * reported by nvidia-ml-py as NVML_ERROR_FUNCTION_NOT_FOUND, as with an older driver. */
+/* libnvidia-ml.so.1: the functions that nvidia-ml-py, nvitop and gpustat call. Signatures and codes as in NVIDIA's nvml.h. nvidia-ml-py reports a
+ * function that is missing here as NVML_ERROR_FUNCTION_NOT_FOUND, as with an older driver. */
 #define _GNU_SOURCE
 #include "node.h"
 
@@ -25,13 +25,13 @@ static struct node *node;
 static int initialised;
 
 static int initialise(void) {
-    struct node *found = node_of_this_process();
-    if (!found) return DRIVER_NOT_LOADED;
-    if (found->state->magic != NODE_MAGIC) return LIB_RM_VERSION_MISMATCH;
-    int code = node_fault(found, "nvmlInit", NO_DEVICE);
-    if (!code) code = found->state->init_code;
+    struct node *current = node_of_this_process();
+    if (!current) return DRIVER_NOT_LOADED;
+    if (current->state->magic != NODE_MAGIC) return LIB_RM_VERSION_MISMATCH;
+    int code = node_fault(current, "nvmlInit", NO_DEVICE);
+    if (!code) code = current->state->init_code;
     if (code) return code;
-    node = found;
+    node = current;
     __atomic_fetch_add(&initialised, 1, __ATOMIC_ACQ_REL);
     return SUCCESS;
 }
@@ -63,12 +63,12 @@ static int copy(char *into, unsigned room, const char *text) {
     return SUCCESS;
 }
 
-/* Every call begins here: the device's index, or the code to answer with instead. */
+/* Called first by each function about a device: sets its index, and returns an error code or 0. */
 static int begin(const char *call, handle_t handle, int *device) {
     if (initialised <= 0) return UNINITIALIZED;
     if (handle < handles || handle >= handles + node->state->device_count) return INVALID_ARGUMENT;
     *device = (int)(handle - handles);
-    if (node->state->devices[*device].parent < NO_DEVICE) return INVALID_ARGUMENT; /* an instance that is gone */
+    if (node->state->devices[*device].parent < NO_DEVICE) return INVALID_ARGUMENT; /* a removed instance */
     return node_fault(node, call, *device);
 }
 
@@ -84,7 +84,7 @@ static int begin(const char *call, handle_t handle, int *device) {
     int refused = node_fault(node, __func__, NO_DEVICE); \
     if (refused) return refused
 
-/* A number that belongs to the card, not to its instances, and that some cards do not have (-1). */
+/* A number of a card, not of its instances, that some cards do not support (-1). */
 #define CARDS_NUMBER(name, type, field)                                             \
     int name(handle_t handle, type *into) {                                         \
         BEGIN;                                                                      \
@@ -162,7 +162,7 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, handle_t *into) {
 }
 int nvmlDeviceGetHandleByPciBusId(const char *bus_id, handle_t *into) { return nvmlDeviceGetHandleByPciBusId_v2(bus_id, into); }
 
-/* ── who a device is ── */
+/* ── identity ── */
 
 int nvmlDeviceGetUUID(handle_t handle, char *into, unsigned room) { BEGIN; return copy(into, room, device->uuid); }
 int nvmlDeviceGetName(handle_t handle, char *into, unsigned room) { BEGIN; return copy(into, room, device->name); }
@@ -184,7 +184,7 @@ int nvmlDeviceGetIndex(handle_t handle, unsigned *into) {
     return NOT_FOUND;
 }
 
-/* /dev/nvidiaN: the node's number, in a container too. */
+/* The N of /dev/nvidiaN: the node's number, also in a container. */
 int nvmlDeviceGetMinorNumber(handle_t handle, unsigned *into) {
     BEGIN;
     if (device->parent != NO_DEVICE) return NOT_SUPPORTED;
@@ -226,15 +226,15 @@ struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
 #define MEMORY_V2 (sizeof(struct memory_v2) | 2u << 24)
 
-/* A container may see a card's MIG instances, and is not told what the whole card uses. */
-static int memory_is_told(struct device *device) {
+/* A container with MIG instances does not see the memory of the whole card. */
+static int memory_is_visible(struct device *device) {
     return device->memory_supported && !(device->mig_mode == 1 && view_is_a_container());
 }
 
-/* Version 1 has no word for what the driver reserves, and calls it used. */
+/* Version 1 counts the driver's reserved memory as used. */
 int nvmlDeviceGetMemoryInfo(handle_t handle, struct memory *into) {
     BEGIN;
-    if (!memory_is_told(device)) return NOT_SUPPORTED;
+    if (!memory_is_visible(device)) return NOT_SUPPORTED;
     unsigned long long left = (unsigned long long)node_free(node, index);
     *into = (struct memory){.total = (unsigned long long)device->total, .free = left, .used = (unsigned long long)device->total - left};
     return SUCCESS;
@@ -243,7 +243,7 @@ int nvmlDeviceGetMemoryInfo(handle_t handle, struct memory *into) {
 int nvmlDeviceGetMemoryInfo_v2(handle_t handle, struct memory_v2 *into) {
     BEGIN;
     if (into->version != MEMORY_V2) return ARGUMENT_VERSION_MISMATCH;
-    if (!memory_is_told(device)) return NOT_SUPPORTED;
+    if (!memory_is_visible(device)) return NOT_SUPPORTED;
     unsigned long long left = (unsigned long long)node_free(node, index);
     into->total = (unsigned long long)device->total;
     into->reserved = (unsigned long long)device->reserved;
@@ -268,20 +268,20 @@ static int processes(const char *call, handle_t handle, unsigned *count, void *i
     int index = 0;
     int refused = begin(call, handle, &index);
     if (refused) return refused;
-    static __thread struct holding found[MAX_PROCESSES];
-    int there = view_hides_pids() ? 0 : node_processes(node, index, found, MAX_PROCESSES);
+    static __thread struct holding holdings[MAX_PROCESSES];
+    int total = view_hides_pids() ? 0 : node_processes(node, index, holdings, MAX_PROCESSES);
     unsigned room = *count;
-    *count = (unsigned)there;
-    if (there == 0) return SUCCESS;
-    if (room < (unsigned)there || !into) return INSUFFICIENT_SIZE;
-    for (int i = 0; i < there; i++) {
-        struct device *device = &node->state->devices[found[i].device];
-        unsigned long long bytes = view_hides_process_memory() ? ~0ull : found[i].bytes;
+    *count = (unsigned)total;
+    if (total == 0) return SUCCESS;
+    if (room < (unsigned)total || !into) return INSUFFICIENT_SIZE;
+    for (int i = 0; i < total; i++) {
+        struct device *device = &node->state->devices[holdings[i].device];
+        unsigned long long bytes = view_hides_process_memory() ? ~0ull : holdings[i].bytes;
         unsigned none = 0xffffffffu;
         int whole = device->parent == NO_DEVICE;
-        if (version == 1) ((struct process_v1 *)into)[i] = (struct process_v1){(unsigned)found[i].pid, bytes};
+        if (version == 1) ((struct process_v1 *)into)[i] = (struct process_v1){(unsigned)holdings[i].pid, bytes};
         else
-            ((struct process_v2 *)into)[i] = (struct process_v2){(unsigned)found[i].pid, bytes, whole ? none : (unsigned)device->gpu_instance,
+            ((struct process_v2 *)into)[i] = (struct process_v2){(unsigned)holdings[i].pid, bytes, whole ? none : (unsigned)device->gpu_instance,
                                                                  whole ? none : (unsigned)device->compute_instance};
     }
     return SUCCESS;
@@ -370,7 +370,7 @@ CARDS_NUMBER(nvmlDeviceGetComputeMode, unsigned, compute_mode)
 
 int nvmlDeviceGetFanSpeed(handle_t handle, unsigned *into) { BEGIN; (void)into; return NOT_SUPPORTED; /* cooled by the chassis */ }
 
-/* Only Windows has one. */
+/* Supported on Windows only. */
 int nvmlDeviceGetDriverModel(handle_t handle, unsigned *current, unsigned *pending) { BEGIN; (void)current, (void)pending; return NOT_SUPPORTED; }
 int nvmlDeviceGetDriverModel_v2(handle_t handle, unsigned *current, unsigned *pending) { BEGIN; (void)current, (void)pending; return NOT_SUPPORTED; }
 
@@ -402,7 +402,7 @@ int nvmlDeviceGetEccMode(handle_t handle, int *current, int *pending) {
     return SUCCESS;
 }
 
-/* kind 0: corrected, of which there are none here; 1: uncorrected. */
+/* kind 0: corrected (always 0 here); 1: uncorrected. */
 int nvmlDeviceGetTotalEccErrors(handle_t handle, int kind, int counter, unsigned long long *into) {
     BEGIN;
     (void)counter;
