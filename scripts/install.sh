@@ -8,7 +8,7 @@ Install mlops-build and everything it needs into .venv: first the packages of re
 Does nothing if none of them changed since the last time. Takes no arguments; these environment variables change what it does:
 
   PYTHON          the interpreter, 3.11 or later (default: the first of python3.13, python3.12, python3.11 and python3 that works)
-  PIP_INDEX_URL   the package index
+  PIP_INDEX_URL   the package index; PIP_EXTRA_INDEX_URL: more of them, which are asked first
   PIP_FIND_LINKS  folders with wheels, separated by spaces; a torch wheel there that fits the interpreter is preferred
   TORCH_BACKEND   which build of torch: cpu, cu128, auto, … (default: cpu without an NVIDIA driver, otherwise auto)
 END
@@ -38,6 +38,7 @@ rm -f $stamp
 unset PYTHONDONTWRITEBYTECODE
 # uv ignores pip's settings.
 [ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
+[ -z "${PIP_EXTRA_INDEX_URL:-}" ] || export UV_INDEX="${UV_INDEX:-$PIP_EXTRA_INDEX_URL}"
 [ -z "${PIP_FIND_LINKS:-}" ] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$(echo "$PIP_FIND_LINKS" | tr ' ' ',')}"
 
 uv=$(command -v uv || true)

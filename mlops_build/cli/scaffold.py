@@ -6,6 +6,7 @@ stays where it is. What a program cannot know is listed, and written to TODO.md.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from mlops_build.cli.output import result, say
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="PATH", action="append", default=[], help="a file or folder, or s3://BUCKET/PATH; may be repeated"
     )
     parser.add_argument("--by-reference", action="store_true", help="copy no data, whatever its size")
-    parser.add_argument("--template", metavar="URL", help="another template than mlops-build's own: an address or a folder")
+    parser.add_argument(
+        "--template", metavar="URL", help="address or folder of the template (default: MLOPS_BUILD_TEMPLATE, or mlops-build's own)"
+    )
     parser.add_argument("--version", metavar="REF", help="a tag, branch or commit of the template; default: its newest release")
     parser.add_argument(
         "--answer", metavar="NAME=VALUE", action="append", default=[], help="an answer to one of the template's questions; may be repeated"
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         args.script,
         args.data,
         answers,
-        template=args.template or render.TEMPLATE,
+        template=args.template or os.environ.get("MLOPS_BUILD_TEMPLATE") or render.TEMPLATE,
         version=args.version,
         by_reference=args.by_reference,
         say=say,

@@ -50,5 +50,6 @@ def environment(published: Path, tmp_path: Path) -> dict[str, str]:
         "GIT_CONFIG_KEY_1": f"url.{published.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_1": f"{TEMPLATE_URL}.git",
         "COPIER_SETTINGS_PATH": str(tmp_path / "settings.yml"),
+        "PIP_CONFIG_FILE": os.devnull,
         "PYTHONUNBUFFERED": "1",
     }

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import git
 from tests.e2e import console
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-service.md"])
-def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-service.md", "docs/how-to/host-your-own-copy.md"])
+def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path, environment: dict[str, str], published: Path) -> None:
     folder = tmp_path / "reader"
-    folder.mkdir()
+    if page == "README.md":  # its reader is in a clone
+        git(tmp_path, "clone", "--quiet", str(published), str(folder))
+    else:
+        folder.mkdir()
     console.check((ROOT / page).read_text(), folder, environment, at_least=8)
 
 

@@ -381,7 +381,8 @@ def test_an_empty_folder_will_do_and_json_has_all_of_it(
 ) -> None:
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
-    assert main(["scaffold", ".", "--from", "../work/train.py", "--data", "../work/rows", "--template", str(template), "--json"]) == 0
+    monkeypatch.setenv("MLOPS_BUILD_TEMPLATE", str(template))
+    assert main(["scaffold", ".", "--from", "../work/train.py", "--data", "../work/rows", "--json"]) == 0
     assert Path("service.yaml").is_file()  # where one stands
     document = json.loads(capsys.readouterr().out)
     assert Path(document["service"]).resolve() == (tmp_path / "new").resolve()

@@ -31,6 +31,7 @@ QUESTIONS = [
     "bamboo_plan_key",
     "git_host",
     "monitoring",
+    "package_source",
 ]
 # Each would break out of a YAML, TOML, Dockerfile or shell word, or out of Jinja.
 HOSTILE = ["a\nb", "a\n", 'a"b', "a'b", "a$(b)", "a{{ 1 }}b", "a{% x %}", "a #b", "a\\b", "a: b"]
@@ -56,6 +57,13 @@ WRONG = [
     ("bamboo_project_key", ["", "ml", "M", "1ML", "M-L", "X" * 21]),
     ("bamboo_plan_key", ["", "digits", "D", "1D", "D_1"]),
     ("git_host", ["", "https://git.example.com", "git.example.com/x", "Git.example.com", "a..b", "user@git.example.com"]),
+    ("package_source", ["", "pypi", "mlops-build>=0.5.0", "mlops-build==0.5", "mlops-build[train]==0.5.0", "other==1.0.0"]),
+    (
+        "package_source",
+        ["https://git.example.com/x", "git+https://user:pw@git.example.com/x", "git+https://git.example.com/x@", "git+../x"],
+    ),
+    ("package_source", ["/srv/other-1.0.0-py3-none-any.whl", "../mlops_build-0.5.0-py3-none-any.whl", "mlops_build-0.5.0.tar.gz"]),
+    ("package_source", ["https://user:pw@example.com/mlops_build-0.5.0-py3-none-any.whl"]),
 ]
 RIGHT = [
     ("project_name", ["Fraud score", "fraud_score", "ocr-2"]),
@@ -69,6 +77,10 @@ RIGHT = [
     ("k8s_namespace", ["x" * 55]),
     ("k8s_host", ["digits", "x" * 55 + ".example.com"]),
     ("git_host", ["bitbucket.example.com:7990"]),
+    ("package_source", ["mlops-build", "mlops-build==0.5.0", "git+https://git.example.com:7990/scm/ml/mlops-build.git"]),
+    ("package_source", ["git+ssh://git@git.example.com/ml/mlops-build.git@v0.5.0", "git+file:///srv/mlops-build@release/0.5"]),
+    ("package_source", ["/srv/wheels/mlops_build-0.5.0-py3-none-any.whl", "wheels/mlops_build-0.5.0+acme.1-py3-none-any.whl"]),
+    ("package_source", ["https://files.example.com/w/mlops_build-0.5.0-py3-none-any.whl"]),
 ]
 
 
@@ -183,7 +195,7 @@ def test_copier_copy_defaults_runs_unattended(template: Path, tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert 'The service "digits" is there' in done.stderr + done.stdout
+    assert 'The service "digits" is ready' in done.stderr + done.stdout
     assert service.load(target).name == "digits"
 
 

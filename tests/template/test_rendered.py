@@ -138,7 +138,9 @@ def test_the_pin_is_a_line_that_pip_reads(source: str, url: str) -> None:
     text = (ROOT / "template" / "requirements-mlops-build.txt.jinja").read_text()
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701  (no HTML)
     lines = (
-        environment.from_string(text).render(_copier_answers={"_src_path": source}, _copier_conf={"vcs_ref_hash": "0" * 40}).splitlines()
+        environment.from_string(text)
+        .render(_copier_answers={"_src_path": source}, _copier_conf={"vcs_ref_hash": "0" * 40}, package_source="template")
+        .splitlines()
     )
     assert [line for line in lines if not line.startswith("#")] == [f"git+{url}@{'0' * 40}#egg=mlops-build"]
 
