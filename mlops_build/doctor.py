@@ -38,16 +38,17 @@ class Check:
         return not self.findings
 
 
-def examine(root: Path | None, *, ci: bool = False) -> list[Check]:
+def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[Check]:
     """Every check of this machine, and of the service at `root` where there is one.
 
-    With `ci`, without what the checklist looks at more closely (mlops_build/checklist): engine, kubectl, remotes and registry.
+    ci: without what the checklist checks in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC also
+    compares the data remote with the data here, which takes seconds.
     """
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
     checks += [] if ci else [lambda: engine(required=False), lambda: kubectl(required=False)]
     if root:
         checks += [lambda: service_file(root), lambda: versions(root)]
-        checks += [] if ci else [lambda: remote(root), lambda: data_remote(root), lambda: registry(root)]
+        checks += [] if ci else [lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
     return [_examined(check) for check in checks]
 
 
@@ -212,13 +213,14 @@ def remote(root: Path) -> Check:
     return Check("git remote", re.sub(r"//[^/@]*@", "//", url))
 
 
-def data_remote(root: Path) -> Check:
-    """DVC's default remote answers, others can read it too, and the tracked data is here."""
+def data_remote(root: Path, *, deep: bool = False) -> Check:
+    """DVC has a default remote, others can read it too, and the tracked data is here. deep: the remote answers."""
     from mlops_build import data, data_remote
     from mlops_build.git.repository import Checkout
 
-    configured = data.remotes(root)
-    if why := data.check_remote(root):
+    default = data_remote.default_remote(root)
+    # DVC also reads settings of the user and the machine: it is asked where the repository has none.
+    if (deep or not default) and (why := data.check_remote(root)):
         remedy = "check .dvc/config and your credentials; dvc remote add --default NAME URL"
         return Check("data remote", why, [Finding("data remote", "data-remote", why, remedy)])
     findings = []
@@ -226,12 +228,14 @@ def data_remote(root: Path) -> Check:
         data_remote.check_present(root)
     except data.DataMissing as error:
         findings.append(Finding("data", "data-missing", error.message, error.remedy or "dvc pull"))
-    checkout, default = Checkout.find(root), data_remote.default_remote(root)
+    checkout = Checkout.find(root)
     if default and checkout and checkout.origin_url() and default.is_inside(root):
         why = f"{default.in_checkout(root)}, which no clone has"
         findings.append(Finding("data remote", "data-not-shared", why, data_remote.SHARE.format(name=default.name)))
     is_new = default and default.folder and not default.folder.exists()
-    seen = ", ".join(configured.values()) + (" (a folder that does not exist yet: dvc push creates it)" if is_new else "")
+    seen = default.url if default else ", ".join(data.remotes(root).values())
+    seen += " (a folder that does not exist yet: dvc push creates it)" if is_new else ""
+    seen += "" if deep or not default or default.folder else " (not contacted: `mlops-build doctor --deep` does)"
     return Check("data remote", seen, findings)
 
 

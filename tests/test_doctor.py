@@ -24,3 +24,17 @@ def test_data_that_a_colleague_cannot_get_is_a_finding(with_data: Path, tmp_path
     assert set(findings) == {"data-missing", "data-not-shared"}
     assert f"{tmp_path / 'clone/dvc-remote'}, which does not exist here" in findings["data-missing"].remedy
     assert "`make data`" in findings["data-missing"].remedy
+
+
+def test_a_data_remote_that_does_not_answer_is_found_by_deep(with_data: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    config = service / ".dvc/config"
+    config.write_text("[core]\n    remote = storage\n['remote \"storage\"']\n    url = unknown://bucket/dvc\n")
+    check = doctor.data_remote(service)
+    assert check.findings == []
+    assert check.seen == "unknown://bucket/dvc (not contacted: `mlops-build doctor --deep` does)"
+    (finding,) = doctor.data_remote(service, deep=True).findings
+    assert finding.rule == "data-remote"
+    config.write_text("")
+    (finding,) = doctor.data_remote(service).findings
+    assert (finding.rule, finding.why) == ("data-remote", "no remote is configured")

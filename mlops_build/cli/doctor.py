@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from mlops_build.checklist.names import Names
     from mlops_build.errors import MlopsBuildError
 
-EXAMPLE = "  mlops-build doctor\n  mlops-build doctor --ci\n  mlops-build doctor --ci --checklist > checklist.md"
+EXAMPLE = (
+    "  mlops-build doctor\n  mlops-build doctor --deep\n  mlops-build doctor --ci\n  mlops-build doctor --ci --checklist > checklist.md"
+)
 MARKS = {"ok": "ok ", "no": "NO ", "unseen": "?? "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ci", action="store_true", help="also look at each line of the administrator's checklist, from an agent")
+    parser.add_argument("--deep", action="store_true", help="also let DVC compare the data remote with the data here, which takes seconds")
     parser.add_argument("--checklist", action="store_true", help="print that checklist as Markdown; look at nothing")
 
 
@@ -46,7 +49,7 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     from mlops_build import doctor, finding
 
     names, error = _names(root) if args.ci and root else (None, None)
-    checks = doctor.examine(root, ci=args.ci and error is None)
+    checks = doctor.examine(root, ci=args.ci and error is None, deep=args.deep)
     is_valid = any(check.name == "service.yaml" and check.ok for check in checks)
     if error and is_valid:
         wrong = finding.Finding("bamboo-specs", "bamboo-specs", error.message, error.remedy or "restore bamboo-specs from Git")

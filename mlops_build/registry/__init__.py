@@ -44,6 +44,8 @@ QUIET = {
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+SQLITE = "sqlite:///"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -73,13 +75,10 @@ class Registry:
 
     def __init__(self, uri: str | None = None, *, create: bool = False) -> None:
         self.uri = uri or tracking_uri()
-        if self.uri.startswith("sqlite:///") and not create:
-            file = Path(self.uri.removeprefix("sqlite:///"))
+        if self.uri.startswith(SQLITE) and not create:
+            file = Path(self.uri.removeprefix(SQLITE))
             if not file.is_file():
-                raise RegistryUnreachable(
-                    f"MLflow's database {file} does not exist",
-                    remedy="train a first model with `mlops-build train`, or set MLFLOW_TRACKING_URI to where your models are",
-                )
+                raise _no_database(file)
         self._store, self._http = self._connect()
 
     @_translating
@@ -89,6 +88,11 @@ class Registry:
 
             server = Server(self.uri)
             return server, server.http
+        file = Path(self.uri.removeprefix(SQLITE))
+        if self.uri.startswith(SQLITE) and file.is_file():
+            from mlops_build.registry.sqlite import Sqlite
+
+            return Sqlite(self.uri, file), None
         from mlops_build.registry.database import Database
 
         return Database(self.uri), None
@@ -289,3 +293,14 @@ class Registry:
     @property
     def _is_server(self) -> bool:
         return self.uri.startswith(("http://", "https://"))
+
+
+def _no_database(file: Path) -> RegistryUnreachable:
+    missing = f"MLflow's database {file} does not exist"
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return RegistryUnreachable(missing, remedy="correct MLFLOW_TRACKING_URI; `mlops-build train` creates the file with a first model")
+    return RegistryUnreachable(
+        f"{missing}: Git does not contain it, so it is only where a model was trained",
+        remedy="`mlops-build train` trains a model here and creates it. For models that others registered, set tracking.uri in service.yaml"
+        " (or MLFLOW_TRACKING_URI) to an MLflow server that both machines reach",
+    )

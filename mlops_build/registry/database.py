@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, first_line, quoted
@@ -13,10 +14,14 @@ class Database:
     """The same calls as Server, through mlflow."""
 
     def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    @cached_property
+    def _client(self) -> Any:
         # Not mlflow.set_tracking_uri: it writes into the environment of this process and of everything that it starts.
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(uri, registry_uri=uri)
+        return MlflowClient(self._uri, registry_uri=self._uri)
 
     def version(self, name: str, number: str) -> ModelVersion:
         with _translated():

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-START_SECONDS = 90
+START_SECONDS = 300
 
 
 @contextlib.contextmanager
@@ -39,6 +39,8 @@ def mlflow_server(folder: Path, *options: str, environment: Mapping[str, str] | 
                 break
             assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
             time.sleep(0.1)
+        else:
+            raise AssertionError(f"mlflow server did not answer within {START_SECONDS} s")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlops_build import registry as border
-from mlops_build.errors import Failed, MlopsBuildError, Refused, Unreachable, UsageError
+from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unreachable, UsageError
 from mlops_build.registry import Registry, RegistryUnreachable, UnknownVersion
+from mlops_build.registry.sqlite import Sqlite
 from tests.registry.server import Proxy, mlflow_server
 
 
@@ -23,16 +26,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module", params=["sqlite", "server"])
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in a sqlite file, and no model: they take two seconds of CPU."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    assert Registry(f"sqlite:///{file}", create=True).alias_map() == {}
+    return file
+
+
+@pytest.fixture(scope="module", params=["sqlite", "mlflow", "server"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Two versions of `digits`, the first of them with the alias staging."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    if request.param == "sqlite":
-        store = Registry(f"sqlite:///{folder / 'mlflow.db'}", create=True)
-        experiment = store.experiment("digits", folder / "artifacts")
-    else:
+    """Two versions of `digits`, the first of them with the alias staging. "mlflow": a sqlite file whose schema we do not know."""
+    folder = tmp_path_factory.mktemp("store")
+    if request.param == "server":
         store = Registry(request.getfixturevalue("server"))
         experiment = store.experiment("digits")
+    else:
+        file = shutil.copy(request.getfixturevalue("database"), folder / "mlflow.db")
+        store = Registry(f"sqlite:///{file}")
+        if request.param == "mlflow":
+            assert isinstance(store._store, Sqlite)
+            store._store._is_known = False
+        experiment = store.experiment("digits", folder / "artifacts")
     assert store.experiment("digits") == experiment
     run = new_run(store, experiment)
     files = folder / "files"
@@ -127,6 +142,9 @@ def test_a_registry_that_is_not_there_is_said_within_seconds(tmp_path: Path) -> 
     with pytest.raises(RegistryUnreachable, match="does not exist") as caught:
         Registry(f"sqlite:///{tmp_path / 'misspelt.db'}")
     assert caught.value.exit_code == 5
+    assert "Git does not contain it" in caught.value.message
+    assert "mlops-build train" in str(caught.value.remedy)
+    assert "tracking.uri" in str(caught.value.remedy)
     assert not (tmp_path / "misspelt.db").exists()
     with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9 does not answer"):
         Registry("http://user:secret@127.0.0.1:9").alias_map()
@@ -161,6 +179,69 @@ def test_where_mlflow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_talking_to_a_registry_leaves_the_environment_alone(store: Registry) -> None:
     store.alias_map()
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+# A sqlite file
+
+PROMPT = "mlflow.prompt.is_prompt"
+
+
+def test_mlflow_sees_what_was_written_without_it(database: Path, tmp_path: Path) -> None:
+    """And the other way round: both write to the same tables."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{shutil.copy(database, tmp_path / 'mlflow.db')}"
+    client, store = MlflowClient(uri, registry_uri=uri), Registry(uri)
+    client.create_registered_model("digits")
+    client.create_model_version("digits", "file:///nowhere", tags={"a": "b", "c": "d"})
+    client.create_model_version("digits", "file:///nowhere")
+    client.create_registered_model("empty")
+    with sqlite3.connect(tmp_path / "mlflow.db") as opened:  # a prompt is not a model
+        opened.execute("insert into registered_models (workspace, name) values ('default', 'text')")
+        opened.execute("insert into registered_model_tags (workspace, name, key, value) values ('default', 'text', ?, 'true')", (PROMPT,))
+    client.set_registered_model_alias("digits", "champion", "1")
+    assert store.alias_map() == {"digits": {"champion": 1}, "empty": {}}
+    assert [model.name for model in client.search_registered_models()] == ["digits", "empty"]
+    store.set_alias("digits", "champion", 2)
+    store.set_alias("digits", "staging", 1)
+    store.set_tag("digits", 1, "a", "e")
+    store.set_tag("digits", 1, "f", "")
+    store.delete_tag("digits", 1, "c")
+    assert client.get_registered_model("digits").aliases == {"champion": 2, "staging": 1}
+    seen = client.get_model_version("digits", "1")
+    assert seen.tags == {"a": "e", "f": ""}
+    assert store.version("digits", 1) == border.ModelVersion("digits", 1, "", "file:///nowhere", seen.tags, seen.creation_timestamp)
+    assert store.version("digits", "latest").version == 2
+    store.delete_alias("digits", "staging")
+    client.delete_model_version("digits", "2")
+    assert client.get_registered_model("digits").aliases == {}
+    assert [version.version for version in store.versions("digits")] == [1]
+    assert store.aliases("digits") == {}
+    for number in (2, 3):
+        with pytest.raises(NotFound, match=f"version {number}"):
+            store.set_alias("digits", "staging", number)
+    with pytest.raises(NotFound, match="version 3"):
+        store.set_tag("digits", 3, "a", "b")
+
+
+def test_a_schema_that_is_not_known_is_left_to_mlflow(database: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
+    assert Registry(f"sqlite:///{file}")._store._is_known
+    with sqlite3.connect(file) as opened:
+        opened.execute("alter table model_versions rename column source to place")
+    assert not Registry(f"sqlite:///{file}")._store._is_known
+
+
+def test_a_file_that_cannot_be_used_is_named(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.db").write_text("This is not a database. " * 100)
+    with pytest.raises(RegistryUnreachable, match="file is not a database"):
+        Registry(f"sqlite:///{tmp_path / 'text.db'}").alias_map()
+    monkeypatch.setattr("mlops_build.registry.sqlite.BUSY_SECONDS", 0.1)
+    file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
+    with sqlite3.connect(file) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(RegistryUnreachable, match="database is locked"):
+            Registry(f"sqlite:///{file}").alias_map()
 
 
 # The server
@@ -333,16 +414,18 @@ def test_nothing_is_written_outside_the_folder(proxy: Proxy, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_with_a_server_mlflow_is_not_imported(server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["server", "sqlite"])
+def test_mlflow_is_not_imported(server: str, database: Path, kind: str) -> None:
     code = """
 import json, sys
 from pathlib import Path
 from mlops_build.registry import Registry
 store = Registry(sys.argv[1])
-experiment = store.experiment("light")
+assert store.versions("none") == []
 store.alias_map()
 print(json.dumps([name for name in ("mlflow", "torch", "pandas", "boto3", "pydantic") if name in sys.modules]))
 """
-    done = subprocess.run([sys.executable, "-c", code, server], capture_output=True, text=True, timeout=120, check=False)
+    uri = server if kind == "server" else f"sqlite:///{database}"
+    done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []

@@ -1,0 +1,158 @@
+"""MLflow's sqlite file: model versions, tags and aliases by Python's sqlite3, the rest by mlflow.
+
+The import of mlflow, SQLAlchemy and alembic takes two seconds, longer than everything else that a command does. Only tables
+that have the columns below are used; for another schema, mlflow does everything.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from mlops_build.registry.database import Database
+from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, first_line
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 20  # as in mlflow
+# The columns that are read and written. Each table also has `workspace`, whose value is 'default' without workspaces.
+TABLES = {
+    "registered_models": {"name"},
+    "registered_model_tags": {"name", "key", "value"},
+    "registered_model_aliases": {"name", "alias", "version"},
+    "model_versions": {"name", "version", "creation_time", "current_stage", "source", "run_id"},
+    "model_version_tags": {"name", "version", "key", "value"},
+}
+VERSIONS = """
+select name, version, run_id, source, creation_time from model_versions
+where workspace = 'default' and name = ? and coalesce(current_stage, '') != 'Deleted_Internal'
+"""
+ALIASES = """
+select models.name, aliases.alias, aliases.version from registered_models as models
+left join registered_model_aliases as aliases on aliases.workspace = models.workspace and aliases.name = models.name
+where models.workspace = 'default' and models.name not in
+(select name from registered_model_tags where workspace = 'default' and key = 'mlflow.prompt.is_prompt' and lower(value) = 'true')
+"""
+
+
+class Sqlite(Database):
+    """The calls of Database on a file that exists."""
+
+    def __init__(self, uri: str, file: Path) -> None:
+        super().__init__(uri)
+        self._file = file
+
+    def version(self, name: str, number: str) -> ModelVersion:
+        if not self._is_known:
+            return super().version(name, number)
+        with self._open() as database:
+            return _only(_versions(database, name, int(number)), f"version {number} of {name} not found")
+
+    def aliased(self, name: str, alias: str) -> ModelVersion:
+        if not self._is_known or alias.lower() == "latest":
+            return super().aliased(name, alias)
+        with self._open() as database:
+            query = "select version from registered_model_aliases where workspace = 'default' and name = ? and alias = ?"
+            number = _only(list(database.execute(query, (name, alias))), f"alias {alias} of {name} not found")[0]
+            return _only(_versions(database, name, int(number)), f"version {number} of {name} not found")
+
+    def aliases(self, name: str) -> dict[str, int]:
+        if not self._is_known:
+            return super().aliases(name)
+        with self._open() as database:
+            rows = list(database.execute(f"{ALIASES} and models.name = ?", (name,)))
+        if not rows:
+            raise Rejected("RESOURCE_DOES_NOT_EXIST", 404, f"registered model {name} not found")
+        return {alias: int(version) for _, alias, version in rows if alias is not None}
+
+    def alias_map(self) -> dict[str, dict[str, int]]:
+        if not self._is_known:
+            return super().alias_map()
+        aliases: dict[str, dict[str, int]] = {}
+        with self._open() as database:
+            for name, alias, version in database.execute(ALIASES):
+                aliases.setdefault(name, {}).update({alias: int(version)} if alias is not None else {})
+        return aliases
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        if not self._is_known:
+            return super().versions(name)
+        with self._open() as database:
+            return _versions(database, name)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        if not self._is_known:
+            return super().set_alias(name, alias, version)
+        with self._open() as database:
+            _only(_versions(database, name, int(version)), f"version {version} of {name} not found")
+            row = ("default", name, alias, int(version))
+            database.execute("replace into registered_model_aliases (workspace, name, alias, version) values (?, ?, ?, ?)", row)
+        return None
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        if not self._is_known:
+            return super().delete_alias(name, alias)
+        with self._open() as database:
+            query = "delete from registered_model_aliases where workspace = 'default' and name = ? and alias = ?"
+            database.execute(query, (name, alias))
+        return None
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        if not self._is_known:
+            return super().set_tag(name, version, key, value)
+        with self._open() as database:
+            _only(_versions(database, name, int(version)), f"version {version} of {name} not found")
+            row = ("default", name, int(version), key, value)
+            database.execute("replace into model_version_tags (workspace, name, version, key, value) values (?, ?, ?, ?, ?)", row)
+        return None
+
+    def delete_tag(self, name: str, version: str, key: str) -> None:
+        if not self._is_known:
+            return super().delete_tag(name, version, key)
+        with self._open() as database:
+            query = "delete from model_version_tags where workspace = 'default' and name = ? and version = ? and key = ?"
+            database.execute(query, (name, int(version), key))
+        return None
+
+    @cached_property
+    def _is_known(self) -> bool:
+        with self._open() as database:
+            for table, wanted in TABLES.items():
+                columns = {row[1] for row in database.execute(f"pragma table_info({table})")}
+                if not wanted | {"workspace"} <= columns:
+                    return False
+        return True
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{self._file.resolve().as_uri()}?mode=rw", timeout=BUSY_SECONDS, uri=True)
+            ) as database:
+                database.execute("pragma foreign_keys = on")
+                with database:
+                    yield database
+        except sqlite3.Error as error:
+            raise NoAnswer(first_line(error)) from error
+
+
+def _versions(database: sqlite3.Connection, name: str, number: int | None = None) -> list[ModelVersion]:
+    """All versions of a model, or those of one number."""
+    only, values = ("", (name,)) if number is None else (" and version = ?", (name, number))
+    tags: dict[int, dict[str, str]] = {}
+    query = "select version, key, value from model_version_tags where workspace = 'default' and name = ?"
+    for version, key, value in database.execute(query + only, values):
+        tags.setdefault(int(version), {})[key] = value or ""
+    return [
+        ModelVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0))
+        for name, version, run_id, source, created in database.execute(VERSIONS + only, values)
+    ]
+
+
+def _only(rows: list[T], why: str) -> T:
+    if not rows:
+        raise Rejected("RESOURCE_DOES_NOT_EXIST", 404, why)
+    return rows[0]
