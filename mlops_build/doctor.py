@@ -6,6 +6,7 @@ Light on purpose: it must run where half of everything is missing, so each check
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,7 +233,12 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
     if default and checkout and checkout.origin_url() and default.is_inside(root):
         why = f"{default.in_checkout(root)}, which no clone has"
         findings.append(Finding("data remote", "data-not-shared", why, data_remote.SHARE.format(name=default.name)))
-    is_new = default and default.folder and not default.folder.exists()
+    is_new = default is not None and default.folder is not None and not default.folder.exists()
+    if default and default.folder and is_new and not default.is_inside(root):
+        # Such as a share that is not mounted: dvc push would make the folder, and the data would stay on this machine.
+        why = f"the DVC remote {default.name!r} is the folder {default.folder}, which does not exist on this machine"
+        remedy = f"mount it; or, for a new one: mkdir -p {shlex.quote(str(default.folder))}"
+        return Check("data remote", "a folder that does not exist", [Finding("data remote", "data-remote", why, remedy), *findings])
     seen = default.url if default else ", ".join(data.remotes(root).values())
     seen += " (a folder that does not exist yet: dvc push creates it)" if is_new else ""
     seen += "" if deep or not default or default.folder else " (not contacted: `mlops-build doctor --deep` does)"

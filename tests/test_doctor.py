@@ -1,6 +1,7 @@
 """What `doctor` finds around a service's data."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 from mlops_build import doctor
@@ -38,3 +39,15 @@ def test_a_data_remote_that_does_not_answer_is_found_by_deep(with_data: Path, tm
     config.write_text("")
     (finding,) = doctor.data_remote(service).findings
     assert (finding.rule, finding.why) == ("data-remote", "no remote is configured")
+
+
+def test_a_remote_folder_outside_of_the_checkout_that_does_not_exist_is_a_finding(with_data: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    share = tmp_path / "a share"
+    config = (service / ".dvc/config").read_text()
+    (service / ".dvc/config").write_text(config.replace("../dvc-remote", str(share)))
+    (finding,) = doctor.data_remote(service).findings
+    assert finding.rule == "data-remote"
+    assert f"the DVC remote 'storage' is the folder {share}, which does not exist on this machine" in finding.why
+    subprocess.run(["sh", "-c", finding.remedy.rpartition(": ")[2]], check=True, timeout=10)
+    assert doctor.data_remote(service).findings == []
