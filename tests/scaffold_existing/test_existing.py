@@ -366,6 +366,18 @@ def test_a_folder_whose_name_is_not_valid_for_a_service_is_refused_with_a_name_t
     assert document["name"] == suggested.partition("=")[2]
 
 
+def test_the_printed_commands_work_in_a_folder_with_a_space(
+    template: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["scaffold", "My Service", "--from", "work/train.py", "--template", str(template)]) == 0
+    enter, commit, train = (line.strip() for line in capsys.readouterr().out.splitlines()[-3:])
+    assert (enter.split()[0], train) == ("cd", "mlops-build train")
+    subprocess.run(["sh", "-euc", f"{enter}\n{commit}"], cwd="/", capture_output=True, check=True)
+    assert git(tmp_path / "My Service", "status", "--porcelain") == ""
+    assert git(tmp_path / "My Service", "log", "--format=%s") == "Put a service around the script"
+
+
 def test_a_failure_in_the_middle_leaves_nothing_behind(template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -7,6 +7,7 @@ beside the destination, which appears whole or not at all.
 
 import importlib.metadata
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ class Made:
         lines += [f"  {one.inside}: {'a reference to' if one.by_reference else 'a copy of'} {one.place}" for one in self.data]
         lines += ["", *(one.diff for one in self.copied if one.diff), "The train stage runs:", f"  {self.command}", ""]
         lines += ["Left to do (TODO.md has it with examples):", listing(self.left), ""]
-        lines += ["Then (Git is initialized, nothing is committed yet):", f"  cd {self.destination}"]
+        lines += ["Then (Git is initialized, nothing is committed yet):", f"  cd {shlex.quote(str(self.destination))}"]
         lines += ['  git add --all && git commit --message "Put a service around the script"', "  mlops-build train"]
         return "\n".join(lines)
 
