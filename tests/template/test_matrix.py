@@ -1,4 +1,4 @@
-"""Every value of every choice with every other: 81 services, each with exactly its files, and no choice that shows where it must not."""
+"""Every value of every choice with every other: 108 services, each with exactly its files, and no choice that shows where it must not."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.template.test_rendered import expected_files
 
 ROOT = Path(__file__).parents[2]
 CHOICES = {
-    "example": ["image", "tabular", "none"],
+    "example": ["image", "tabular", "text", "none"],
     "gpu": ["none", "shared", "exclusive"],
     "python_version": ["3.11", "3.12", "3.13"],
     "monitoring": ["annotations", "prometheus-operator", "none"],
@@ -34,11 +34,12 @@ SHOWS_IN = {
 BELONGS_TO = {
     ("example", "image"): r"digits\.csv|\bpillow\b|\bPIL\b|base64",
     ("example", "tabular"): r"breast.cancer",
+    ("example", "text"): r"\b[Bb]abel\b|vocabulary",
     ("example", "none"): r"# CHANGE \d/\d",
     ("monitoring", "annotations"): r"prometheus\.io/",
     ("monitoring", "prometheus-operator"): r"\bServiceMonitor\b|monitoring\.coreos\.com",
 }
-# Each template is compiled once and not 81 times over: most of the time would go there.
+# Each template is compiled once and not 108 times over: most of the time would go there.
 RENDER = """
 import json, sys
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_the_choices_are_all_there_are() -> None:
     assert {name: sorted(values.values() if isinstance(values, dict) else values) for name, values in found.items()} == {
         name: sorted(values) for name, values in CHOICES.items()
     }
-    assert len(SERVICES) == 81
+    assert len(SERVICES) == 108
 
 
 @pytest.mark.parametrize("values", SERVICES, ids="-".join)

@@ -14,7 +14,11 @@ import mlops_build
 from mlops_build import service
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES, GPUS, MONITORINGS = ["image", "tabular", "none"], ["none", "shared", "exclusive"], ["annotations", "prometheus-operator", "none"]
+EXAMPLES, GPUS, MONITORINGS = (
+    ["image", "tabular", "none", "text"],
+    ["none", "shared", "exclusive"],
+    ["annotations", "prometheus-operator", "none"],
+)
 # Every pair of values occurs; the full product would tell no more.
 MATRIX = [
     {"example": example, "gpu": gpu, "monitoring": MONITORINGS[(row + column) % 3]}
@@ -159,6 +163,7 @@ def test_what_is_served_needs_no_training_tools(render: Any) -> None:
     assert names == {
         "image": {"numpy", "pandas", "pillow", "torch"},
         "tabular": {"numpy", "pandas", "torch"},
+        "text": {"numpy", "pandas", "torch"},
         "none": {"numpy", "pandas", "torch"},
     }
 

@@ -13,7 +13,11 @@ from mlops_build.verify import check
 from tests.conftest import Render
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
-GPUS, MONITORING, EXAMPLES = ("none", "shared", "exclusive"), ("annotations", "prometheus-operator", "none"), ("image", "tabular", "none")
+GPUS, MONITORING, EXAMPLES = (
+    ("none", "shared", "exclusive"),
+    ("annotations", "prometheus-operator", "none"),
+    ("image", "tabular", "text", "none"),
+)
 
 
 def release(root: Path) -> None:
