@@ -52,10 +52,11 @@ if [ -z "$uv" ]; then
 fi
 export VIRTUAL_ENV="$PWD/$venv"
 if [ -n "$uv" ]; then
-    install() { "$uv" pip install --quiet --compile-bytecode --no-deps "$@"; }
+    install_all() { "$uv" pip install --quiet --compile-bytecode "$@"; }
 else
-    install() { $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+    install_all() { $venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 fi
+install() { install_all --no-deps "$@"; }
 
 say "the locked packages ($(grep -c '==' requirements.lock))"
 install --require-hashes --requirement requirements.lock
@@ -78,7 +79,7 @@ install_torch() {
         [ -z "${TORCH_BACKEND:-}" ] || return 1
     fi
     say "torch from the package index: usually the CUDA build, some gigabytes"
-    install torch
+    install_all torch # with its dependencies: the CUDA build needs packages that the lock does not have
 }
 if $venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
     say "torch is already installed"

@@ -23,12 +23,12 @@ exec "$UV" "$@"
 """
 
 
-def wheel(folder: Path, name: str, version: str, tag: str) -> Path:
+def wheel(folder: Path, name: str, version: str, tag: str, requires: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-{tag}-{tag if tag == 'none' else 'none'}-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
         archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}-none-any\n")
         archive.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
     return path
@@ -134,6 +134,27 @@ def test_without_a_wheel_that_fits_pytorchs_index_is_next_then_the_package_index
     done = run("scripts/install.sh", root=clone, PYTHON=sys.executable, PIP_FIND_LINKS=str(tmp_path / "wheels"), TORCH_BACKEND="cu128")
     assert done.returncode == 1
     assert "torch from the package index" not in done.stderr
+
+
+def index(folder: Path, *wheels: Path) -> None:
+    """A package index of these wheels, in a folder."""
+    for path in wheels:
+        page = folder / path.name.partition("-")[0].replace("_", "-") / "index.html"
+        page.parent.mkdir()
+        page.write_text(f'<a href="{path.as_uri()}">{path.name}</a>\n')
+
+
+@pytest.mark.parametrize("script", ["scripts/install.sh", "ci/install"])
+def test_torch_from_the_package_index_brings_what_it_needs(service: Path, run: Run, tmp_path: Path, script: str) -> None:
+    """The CUDA build does not import without NVIDIA's packages, which are not in the lock."""
+    wheel(tmp_path / "wheels", "pinned", "0.4.0", "py3")
+    torch = wheel(tmp_path / "files", "torch", "2.13.0", HERE, "Requires-Dist: nvidia-cudnn\n")
+    index(tmp_path / "index", torch, wheel(tmp_path / "files", "nvidia_cudnn", "9.0", "py3"))
+    environment(service)
+    done = run(script, root=service, PIP_FIND_LINKS=str(tmp_path / "wheels"))
+    assert done.returncode == 0, done.stderr
+    assert "--torch-backend=cpu torch" in (tmp_path / "asked").read_text()
+    assert installed(service) >= {"locked", "torch", "nvidia_cudnn", "mlops_build"}
 
 
 def test_an_interpreter_that_exists_and_fails_is_passed_over(clone: Path, run: Run, tmp_path: Path) -> None:
