@@ -51,6 +51,7 @@ lock: install    ## resolve requirements.lock and requirements-checkov.lock agai
 	@echo "checkov>=3.2" | .venv/bin/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements-checkov.lock
 
-bench: install    ## measure the start-up and update figures of the docs
+bench: install    ## measure the figures of the docs for start-up, commands and updates
 	@$(PYTHON_) benchmarks/startup.py
+	@$(PYTHON_) benchmarks/commands.py
 	@$(PYTHON_) benchmarks/update.py
