@@ -1,4 +1,4 @@
-"""One line of JSON on stderr for each request; nothing of what was sent or answered."""
+"""The access log: one line of JSON on stderr for each request, without the content of requests and responses."""
 
 import asyncio
 import sys
@@ -9,13 +9,13 @@ import orjson
 
 
 class AccessLog:
-    """Guards the lines of one turn of the event loop, which are written together: a write for each would cost as much as its request."""
+    """Writes the lines of one event loop iteration together: one write per line would cost as much as a request."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Called in the loop."""
+        """Add a line. Call this in the event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
         self._lines.append(orjson.dumps(line))

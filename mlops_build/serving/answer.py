@@ -1,4 +1,4 @@
-"""What is sent back for a request, whichever door it came in by."""
+"""The response to a request, for every protocol."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ JSON = b"application/json"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of one request. headers: beside the content's type and length."""
+    """A response. kind: the content type. headers: all except Content-Type and Content-Length."""
 
     status: int
     body: bytes

@@ -1,4 +1,4 @@
-"""/docs: one page that shows what each model takes, and lets one try it. It loads nothing from anywhere else."""
+"""/docs: a page that shows the contract and can send requests. It loads nothing from other hosts."""
 
 import html
 import json
@@ -11,7 +11,7 @@ textarea, pre { font: 14px/1.4 monospace; width: 100%; box-sizing: border-box; p
 textarea { height: 12rem } pre { background: #f6f6f6; overflow: auto; min-height: 3rem }
 button { font: inherit; padding: .3rem 1rem; margin: .5rem 0 }
 """
-# The page's own address is the base, so that it works behind an ingress that adds a path.
+# Paths are relative to the page, so that it works behind an ingress that adds a prefix.
 SCRIPT = """
 for (const form of document.querySelectorAll("form")) form.addEventListener("submit", async event => {
   event.preventDefault();
@@ -29,7 +29,7 @@ for (const form of document.querySelectorAll("form")) form.addEventListener("sub
 
 
 def page(document: Mapping[str, Any]) -> bytes:
-    """The page of an OpenAPI document (model/openapi.py). Whatever stands in it is escaped."""
+    """The page for an OpenAPI document (model/openapi.py), with all texts escaped."""
     parts = []
     for path, methods in document["paths"].items():
         if "post" not in methods:
@@ -41,14 +41,14 @@ def page(document: Mapping[str, Any]) -> bytes:
         parts.append(
             f"<h2><code>POST {html.escape(path)}</code></h2><p>{html.escape(methods['post']['summary'])}</p>"
             f'<form data-path=".{html.escape(path)}"><textarea aria-label="body" spellcheck="false">'
-            f"{html.escape(json.dumps(example, indent=1, ensure_ascii=False))}</textarea><button>Ask</button><pre></pre></form>"
-            f"<details><summary>What it takes</summary><pre>{html.escape(schema)}</pre></details>"
+            f"{html.escape(json.dumps(example, indent=1, ensure_ascii=False))}</textarea><button>Send</button><pre></pre></form>"
+            f"<details><summary>Request schema</summary><pre>{html.escape(schema)}</pre></details>"
         )
     title = html.escape(str(document["info"]["title"]))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>'
         f"<h1>{title}</h1><p>{html.escape(str(document['info']['description']))} "
-        '<a href="./openapi.json">openapi.json</a> for generators of clients.</p>'
-        f'<p><label>Token, if the service wants one: <input id="token" type="password" autocomplete="off"></label></p>{"".join(parts)}'
+        '<a href="./openapi.json">openapi.json</a> for client generators.</p>'
+        f'<p><label>Token, if the service requires one: <input id="token" type="password" autocomplete="off"></label></p>{"".join(parts)}'
         f"<script>{SCRIPT}</script></body></html>"
     ).encode("utf-8", "backslashreplace")  # a lone surrogate, as JSON escapes it

@@ -1,7 +1,8 @@
-"""A model's answer as JSON, worded as MLflow's server words it: `{"predictions": …}`.
+"""A model's output as JSON, in the form of MLflow's server: `{"predictions": …}`.
 
-A DataFrame is a list of records, an array a nested list, a date ISO 8601, bytes base64. Ours on purpose: NaN and infinity are null (Go's
-and PHP's parsers fail on MLflow's literals; `nan="literal"` brings them back), and a torch tensor is a nested list.
+A DataFrame becomes a list of records, an array a nested list, a date ISO 8601, bytes base64. Two deliberate differences from MLflow: NaN
+and infinity are null, since the JSON parsers of Go and PHP fail on its literals (`nan="literal"` restores them), and a torch tensor is a
+nested list.
 """
 
 import base64
@@ -15,11 +16,11 @@ import orjson
 
 
 class Unencodable(Exception):
-    """The model answered with something that is no JSON."""
+    """The model's output has no JSON representation."""
 
 
 def plain(answer: Any) -> Any:
-    """The answer as lists and dicts; what stands inside may still be of numpy or pandas. A list has one element for each row."""
+    """The output as lists and dicts, whose elements may still be values of numpy or pandas. A list has one element per row."""
     import pandas as pd
 
     if isinstance(answer, pd.Series):
@@ -34,13 +35,13 @@ def plain(answer: Any) -> Any:
         return answer.tolist()
     if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):
         if getattr(answer, "is_nested", False):
-            return [one.detach().cpu().tolist() for one in answer.unbind()]
+            return [tensor.detach().cpu().tolist() for tensor in answer.unbind()]
         return answer.detach().cpu().tolist()
     return answer
 
 
 def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes:
-    """The body of an answer that went through `plain`. bare: without {"predictions": …} around it. Raises Unencodable."""
+    """The body of the response for an output of `plain`. bare: without {"predictions": …} around it. Raises Unencodable."""
     document = answer if bare else {"predictions": answer}
     if nan == "null":
         try:
@@ -48,7 +49,7 @@ def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool 
         except orjson.JSONEncodeError as error:
             if isinstance(error.__cause__, Unencodable):
                 raise error.__cause__ from None
-            # Whole numbers beyond 64 bits, lone surrogates: valid JSON, but not orjson's.
+            # Integers beyond 64 bits and lone surrogates: valid JSON that orjson does not write.
     try:
         return json.dumps(document if nan == "literal" else _without_nan(document), default=_default, allow_nan=nan == "literal").encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -66,13 +67,15 @@ def _default(value: Any) -> Any:
         return value.item()
     if isinstance(value, bytes | bytearray):
         return base64.encodebytes(value).decode("ascii")
-    if isinstance(value, datetime.date | datetime.time):  # datetime and pandas' Timestamp among them
+    if isinstance(value, datetime.date | datetime.time):  # includes datetime and pandas' Timestamp
         return value.isoformat()
     if isinstance(value, pd.DataFrame | pd.Series) or type(value).__module__.partition(".")[0] == "torch":
-        found = plain(value)
-        if found is not value:
-            return found
-    raise Unencodable(f"the model answered with a {type(value).__module__}.{type(value).__qualname__}, which has no form in JSON")
+        converted = plain(value)
+        if converted is not value:
+            return converted
+    raise Unencodable(
+        f"the model's output contains a {type(value).__module__}.{type(value).__qualname__}, which has no JSON representation"
+    )
 
 
 def _key(name: Any) -> Any:
@@ -83,7 +86,7 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(inner) for inner in value]
     return _without_nan(_default(value)) if not isinstance(value, str | int | type(None)) else value

@@ -1,4 +1,4 @@
-"""What of a request's headers matters to the service."""
+"""The headers of a request that the service uses."""
 
 import random
 import re
@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 from mlops_build.serving import v2
 
-# Requests are told apart by these, nothing is kept safe by them: os.urandom would be a system call for each.
+# Request IDs only distinguish requests and protect nothing: os.urandom would cost a system call for each.
 NUMBERS = random.Random()  # noqa: S311
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-# Of a length; what has more is leading zeros, and Python reads no more than some thousands of digits.
+# Digits of a Content-Length: more are leading zeros, and int() refuses thousands of digits.
 DIGITS = 20
 
 
 class Head(NamedTuple):
-    """kind: Content-Type. encoding: Content-Encoding, b"" for none. request_id: the caller's, if it may stand in a log. length: of the
-    body in bytes, where it is announced. json_bytes: of its JSON, where binary tensors follow."""
+    """The headers that matter.
+
+    kind: Content-Type. encoding: Content-Encoding, b"" for none. request_id: the caller's X-Request-Id if it is valid, otherwise a new one.
+    length: Content-Length in bytes, None if it is missing or invalid. json_bytes: Inference-Header-Content-Length.
+    """
 
     kind: str | None
     encoding: bytes
@@ -26,7 +29,7 @@ class Head(NamedTuple):
 
 
 def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
-    """headers: with their names in small letters."""
+    """Read the headers of a request. headers: pairs with the name in lower case."""
     kind, encoding, request_id, length, json_bytes = None, b"", b"", None, None
     for name, value in headers:
         if name == b"content-type":

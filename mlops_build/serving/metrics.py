@@ -1,4 +1,4 @@
-"""What /metrics says, for Prometheus. No label holds what a caller sent, so the number of series stays small."""
+"""The metrics at /metrics, for Prometheus. No label contains a caller's data, so the number of series stays small."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from mlops_build.serving.load import Serving
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-# Seconds; from a small network on a warm CPU to a picture in a queue.
+# Seconds: from a small network on the CPU to an image that waits in the queue.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 REFUSED = ("queue full", "deadline", "out of memory", "caller gone", "no valid token")
 
 
 class Metrics:
-    """The counters of one service. Guards their registry."""
+    """The metrics of one service."""
 
     def __init__(self, serving: "Serving", lease: "Lease | None" = None) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that says when it began
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # otherwise each counter has a second series with its creation time
         self.registry = CollectorRegistry()
         self._requests = Counter("mlops_build_requests", "Requests to /invocations, by status", ["model", "status"], registry=self.registry)
         seconds = Histogram(
@@ -39,7 +39,7 @@ class Metrics:
             ["service", "model", "version", "digest", "image", "mlops_build"],
             registry=self.registry,
         )
-        # Looked up once: labels() takes a lock and a hash each time.
+        # Looked up once, since labels() needs a lock and a hash each time.
         self.seconds: dict[str, Any] = {}
         self.running: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}

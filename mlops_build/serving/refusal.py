@@ -1,4 +1,4 @@
-"""What a caller did wrong, as the answer says it. With Python's standard library alone, since the stub answers by it too."""
+"""Errors in a request, for 4xx responses. Needs only the standard library, since the stub uses it too."""
 
 import zlib
 
@@ -6,7 +6,7 @@ BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
 
 
 class Refusal(Exception):
-    """The caller's fault. status: 400, 413 or 415. code: MLflow's error_code."""
+    """An error in the request. status: 400, 413 or 415. code: MLflow's error_code."""
 
     def __init__(self, message: str, *, status: int = 400, code: str = BAD_REQUEST) -> None:
         super().__init__(message)
@@ -14,21 +14,21 @@ class Refusal(Exception):
 
 
 def too_large(limit: int) -> Refusal:
-    """limit: bytes."""
-    return Refusal(f"the body is larger than {limit} bytes: send fewer rows at once", status=413)
+    """The refusal of a body that is larger than `limit` bytes."""
+    return Refusal(f"the body is larger than {limit} bytes: send fewer rows per request", status=413)
 
 
 def inflated(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """The body without its Content-Encoding, which is in small letters. limit: bytes that it may be then. Raises Refusal."""
+    """Decompress a body. encoding: its Content-Encoding, in lower case. limit: for the decompressed body, in bytes. Raises Refusal."""
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise Refusal(f"Content-Encoding is {encoding.decode('latin-1')[:40]!r}; this service reads gzip and deflate", status=415)
-    inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, as the first bytes say
+    inflate = zlib.decompressobj(wbits=47)  # detects gzip or zlib from the first bytes
     try:
-        found = inflate.decompress(body, limit + 1)
+        inflated_body = inflate.decompress(body, limit + 1)
     except zlib.error as error:
         raise Refusal(f"the body is not {encoding.decode('latin-1')}: {error}") from None
-    if len(found) > limit:
+    if len(inflated_body) > limit:
         raise too_large(limit)
     if not inflate.eof:
-        raise Refusal(f"the body ends in the midst of its {encoding.decode('latin-1')} stream")
-    return found
+        raise Refusal(f"the body ends before the end of its {encoding.decode('latin-1')} stream")
+    return inflated_body

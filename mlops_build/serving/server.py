@@ -1,4 +1,4 @@
-"""The process around the app: a port taken before the model is loaded, a word when it is ready, a gentle end on SIGTERM."""
+"""The server process: bind the port before the model is loaded, report when it is ready, and shut down gracefully on SIGTERM."""
 
 import contextlib
 import errno
@@ -19,31 +19,31 @@ from mlops_build.serving.settings import Settings
 if TYPE_CHECKING:
     from mlops_build.serving.app import Service
 
-# Requests that are being answered when SIGTERM comes get this long, in seconds.
+# How long running requests may take after SIGTERM.
 DRAIN_SECONDS = 30
 BACKLOG = 2048
-# Open files beside connections: the model's, the libraries'.
+# Open files besides connections: those of the model and of libraries.
 FILES = 256
 MIN_CONNECTIONS = 128
-# How long the thread that reads and answers keeps the interpreter while the one that predicts wants it. Python's own 5 ms, many times in
-# one prediction, are most of its time under load.
+# How long the event loop's thread keeps the interpreter while the predicting thread waits for it. With Python's default of 5 ms, these
+# waits are most of the time of a prediction under load.
 SWITCH_SECONDS = 0.0005
 
 
 class PortTaken(Failed):
-    """Another process listens on the port."""
+    """Another process uses the port."""
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """Bind, without listening yet: a taken port is known before seconds go into loading a model. 0 takes a free one.
+    """Bind the port without listening, so that a port in use is an error before the model is loaded. Port 0 chooses a free port.
 
-    Raises PortTaken, or UsageError for an address that is not this machine's.
+    Raises PortTaken, and UsageError for an address that this machine does not have.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise UsageError(
-            f"{host!r} is no address of this machine: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0"
+            f"{host!r} is not an address of this machine: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0"
         ) from None
     taken = socket.socket(family, socket.SOCK_STREAM)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,13 +54,13 @@ def take_port(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise _taken(host, port) from None
         if error.errno == errno.EACCES:
-            raise UsageError(f"port {port} needs root", remedy="choose one from 1024: --port 8080") from None
+            raise UsageError(f"port {port} needs root", remedy="choose a port above 1023: --port 8080") from None
         raise UsageError(f"cannot listen on {host}: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0") from None
     return taken
 
 
 def url(host: str, taken: socket.socket) -> str:
-    """Where the service answers."""
+    """The base URL of the service."""
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).version == 6:
             host = f"[{host}]"
@@ -69,7 +69,7 @@ def url(host: str, taken: socket.socket) -> str:
 
 @contextlib.contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the process with exit code 0, while loading too. In a container we are process 1, which has no default for it."""
+    """Exit with code 0 on SIGTERM, also during loading. In a container this is process 1, for which the kernel has no default action."""
 
     def end(*_: object) -> None:
         raise SystemExit(0)
@@ -82,9 +82,9 @@ def ends_on_sigterm() -> Iterator[None]:
 
 
 def run(app: "Service", taken: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
-    """Serve on a port that was taken, until SIGTERM or Ctrl-C; `ready` is called when requests are answered. Raises PortTaken.
+    """Serve on a bound socket until SIGTERM or Ctrl-C. ready: called once the service accepts requests. Raises PortTaken.
 
-    The exit code: 0, or 1 where the card was lost to this process, which a new one may have again.
+    Returns the exit code: 0, or 1 if CUDA became unusable in this process; a new process may be able to use the card.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     connections = _allowed_connections(settings.connections)
@@ -101,7 +101,7 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
         timeout_graceful_shutdown=DRAIN_SECONDS,
         server_header=False,
         date_header=False,
-        proxy_headers=False,  # who a proxy says the caller is, nothing here asks
+        proxy_headers=False,  # the service does not use the caller's address
     )
     server = _Server(config, ready)
     code = 0
@@ -115,7 +115,7 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
     try:
         server.run(sockets=[taken])
     except OSError as error:
-        # Two processes can bind the same port; the second to listen is told so.
+        # Two processes can bind the same port; listening then fails in the second.
         if error.errno == errno.EADDRINUSE:
             host, port = taken.getsockname()[:2]
             raise _taken(host, port) from None
@@ -124,19 +124,21 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
 
 
 def _allowed_connections(wanted: int) -> int:
-    """How many there may be. Every connection is a file: 1024 at most is what most systems begin with, and many containers end with."""
+    """The limit of connections. Each is an open file; most systems start with a limit of 1024 files, which many containers cannot raise."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = FILES + LINGERING + BACKLOG  # those that are refused are accepted first, a backlog at once
+    spare = FILES + LINGERING + BACKLOG  # refused connections are accepted first, up to a whole backlog
     if soft < wanted + spare:
         most = wanted + spare if hard == resource.RLIM_INFINITY else min(wanted + spare, hard)
-        with contextlib.suppress(ValueError, OSError):  # a container may forbid it: then the limit stays what it is
+        with contextlib.suppress(ValueError, OSError):  # a container may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
     return wanted if soft >= wanted + spare else max(MIN_CONNECTIONS, min(wanted, soft - spare))
 
 
 def _taken(host: str, port: int) -> PortTaken:
-    return PortTaken(f"port {port} on {host} is taken by another process", remedy="choose another with --port, or a free one with --port 0")
+    return PortTaken(
+        f"port {port} on {host} is in use by another process", remedy="choose another port with --port, or a free one with --port 0"
+    )
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn has no stubs that mypy follows here

@@ -1,5 +1,4 @@
-"""How a service takes requests: batches, queue, bounds. From the environment (a patch of the Deployment), or from `mlops-build serve`'s
-flags."""
+"""The settings for requests: batches, queue and limits, from the environment or the flags of `mlops-build serve`."""
 
 import dataclasses
 import os
@@ -15,10 +14,13 @@ PREFIX = "MLOPS_SERVE_"
 
 @dataclass(frozen=True)
 class Settings:
-    """max_batch, max_queue: rows. max_delay_ms: ms that a batch may wait for company under load. deadline: s from the request's last byte
-    to its answer. body_limit: bytes, also after decompression. read: s in which a request must arrive. nan, ragged:
-    docs/reference/http-contract.md. connections: at most so many at once. compile, precision: of the model's networks (network.py). tokens:
-    the file of callers' tokens (tokens.py); empty for none."""
+    """The settings of a service.
+
+    max_batch, max_queue: rows. max_delay_ms: how long a batch may wait for more requests under load, in ms. deadline: from the last byte of
+    a request to its response, in seconds. body_limit: bytes, also after decompression. read: how long a request may take to arrive, in
+    seconds. connections: the limit at one time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's
+    networks (network.py). tokens: the path of the file with hashes of tokens (tokens.py); empty for none.
+    """
 
     max_batch: int = 128
     max_delay_ms: float = 0.0
@@ -39,36 +41,39 @@ CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision":
 
 
 def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Flags first (None: not given), then MLOPS_SERVE_<NAME>, then the defaults. Raises UsageError."""
-    found: dict[str, Any] = {}
+    """The settings from the flags (None: not given), then from MLOPS_SERVE_<NAME>, then the defaults. Raises UsageError."""
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         variable = PREFIX + field.name.upper()
-        said, where = flags.get(field.name), f"--{field.name.replace('_', '-')}"
-        if said is None and environment.get(variable):
-            said, where = environment[variable], variable
-        if said is not None:
-            found[field.name] = _value(field.name, field.default, said, where)
-    return Settings(**found)
+        given, source = flags.get(field.name), f"--{field.name.replace('_', '-')}"
+        if given is None and environment.get(variable):
+            given, source = environment[variable], variable
+        if given is not None:
+            values[field.name] = _value(field.name, field.default, given, source)
+    return Settings(**values)
 
 
-def _value(name: str, default: Any, said: Any, where: str) -> Any:
+def _value(name: str, default: Any, given: Any, source: str) -> Any:
+    """The value of a setting. source: the flag or variable that it comes from."""
     if isinstance(default, bool):
-        if str(said).lower() not in ("true", "false", "1", "0"):
-            raise UsageError(f"{where} is {said!r}", remedy="true or false")
-        return str(said).lower() in ("true", "1")
+        if str(given).lower() not in ("true", "false", "1", "0"):
+            raise UsageError(f"{source} is {given!r}, which is not a boolean", remedy="set it to true or false")
+        return str(given).lower() in ("true", "1")
     if name == "tokens":
-        return str(said)
+        return str(given)
     if name in CHOICES:
-        if said not in CHOICES[name]:
-            raise UsageError(f"{where} is {said!r}", remedy=" or ".join(CHOICES[name]))
-        return said
+        if given not in CHOICES[name]:
+            raise UsageError(f"{source} is {given!r}, which is not a valid choice", remedy=f"set it to {' or '.join(CHOICES[name])}")
+        return given
     if name == "body_limit":
-        return parse_bytes(str(said))
+        return parse_bytes(str(given))
     try:
-        value = type(default)(said)
+        value = type(default)(given)
     except ValueError:
         value = -1
-    least = 0 if name == "max_delay_ms" else 1 if isinstance(default, int) else 0.001
-    if not least <= value < 1e9:
-        raise UsageError(f"{where} is {said!r}, which is no sensible number", remedy=f"the default is {default}")
+    minimum = 0 if name == "max_delay_ms" else 1 if isinstance(default, int) else 0.001
+    if not minimum <= value < 1e9:
+        raise UsageError(
+            f"{source} is {given!r}, which is not a valid number", remedy=f"set a number of at least {minimum}; the default is {default}"
+        )
     return value

@@ -95,4 +95,4 @@ def test_no_memory_is_503_and_counted_and_the_process_lives(server: Server) -> N
 def test_a_card_that_is_lost_to_the_process_ends_it(server: Server) -> None:
     assert ask(server, body(FATAL))[0] == 503
     assert server.process.wait(timeout=60) == 1
-    assert "the card is lost" in server.log.read_text()
+    assert "can no longer use its card" in server.log.read_text()

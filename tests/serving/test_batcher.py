@@ -1,4 +1,4 @@
-"""The queue of one model, with a prediction that is held until the test lets it go on."""
+"""The queue of one model, with a prediction that runs until the test ends it."""
 
 import asyncio
 import threading
@@ -7,54 +7,54 @@ from typing import Any
 
 import pytest
 
-from mlops_build.serving.batcher import Batcher, DeadlinePassed, Full, Gone
+from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
 from mlops_build.serving.decode import Rows
 
 
-class Held:
-    """A prediction that says when it has begun, and ends when it may."""
+class BlockedPrediction:
+    """A prediction that signals its start, and ends when the test allows it."""
 
     def __init__(self) -> None:
-        self.begun, self.may_end = threading.Semaphore(0), threading.Semaphore(0)
-        self.asked: list[list[Any]] = []
+        self.started, self.may_end = threading.Semaphore(0), threading.Semaphore(0)
+        self.batches: list[list[Any]] = []
 
     def __call__(self, requests: Sequence[Rows]) -> Sequence[Any]:
-        self.asked.append([one.data for one in requests])
-        self.begun.release()
+        self.batches.append([rows.data for rows in requests])
+        self.started.release()
         assert self.may_end.acquire(timeout=30)
-        return [one.data for one in requests]
+        return [rows.data for rows in requests]
 
 
-async def begun(held: Held) -> None:
-    assert await asyncio.to_thread(held.begun.acquire, timeout=30)
+async def started(prediction: BlockedPrediction) -> None:
+    assert await asyncio.to_thread(prediction.started.acquire, timeout=30)
 
 
-def test_who_goes_away_leaves_the_queue_and_the_running_batch_goes_on() -> None:
+def test_a_disconnected_request_leaves_the_queue_and_the_running_batch_continues() -> None:
     async def main() -> None:
-        held = Held()
-        batcher = Batcher(held, max_queue=4)
+        prediction = BlockedPrediction()
+        batcher = Batcher(prediction, max_queue=4)
         first = batcher.put(Rows("tensor", "first", 1), 30)
-        await begun(held)
-        waits = {name: batcher.put(Rows("tensor", name, 1), 30) for name in ("second", "third", "fourth")}
+        await started(prediction)
+        futures = {name: batcher.put(Rows("tensor", name, 1), 30) for name in ("second", "third", "fourth")}
         late = batcher.put(Rows("tensor", "late", 1), 0.01)
         with pytest.raises(DeadlinePassed):
             await late
         assert batcher.queued == 3
-        waits["third"].set_exception(Gone())
+        futures["third"].set_exception(Disconnected())
         await asyncio.sleep(0)
-        with pytest.raises(Gone):
-            await waits["third"]
+        with pytest.raises(Disconnected):
+            await futures["third"]
         assert batcher.queued == 2
         fifth = batcher.put(Rows("tensor", "fifth", 2), 30)  # there is room again
         assert batcher.queued == 4
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             batcher.admit()
-        first.set_exception(Gone())  # too late to leave: its answer goes nowhere
-        with pytest.raises(Gone):
+        first.set_exception(Disconnected())  # its prediction is running: the answer is dropped
+        with pytest.raises(Disconnected):
             await first
-        held.may_end.release(2)
-        assert await asyncio.gather(waits["second"], waits["fourth"], fifth) == ["second", "fourth", "fifth"]
-        assert held.asked == [["first"], ["second", "fourth", "fifth"]]
+        prediction.may_end.release(2)
+        assert await asyncio.gather(futures["second"], futures["fourth"], fifth) == ["second", "fourth", "fifth"]
+        assert prediction.batches == [["first"], ["second", "fourth", "fifth"]]
         assert batcher.queued == 0
         batcher.close()
 
