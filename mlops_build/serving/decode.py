@@ -1,9 +1,9 @@
-"""What a caller sends to /invocations, as the model wants it.
+"""Decode the bodies of /invocations into the model's input.
 
-Two roads. What nearly everybody sends (JSON; columns of plain types, or one tensor) goes through code that knows the signature: straight
-numpy, tens of microseconds for a row. It says yes only where it is certain what MLflow would have made of the body. All else (CSV, Parquet,
-dates, nested types, strings in columns of numbers, what is missing) goes through MLflow's own parsing and enforcement, so that the verdict
-is MLflow's. Where ours differs on purpose: docs/reference/http-contract.md.
+There are two paths. The fast path handles the common bodies (JSON with columns of plain types, or one tensor): it uses the signature and
+numpy, and takes tens of microseconds per row. It accepts a body only if MLflow would certainly convert it to the same values. All other
+bodies (CSV, Parquet, dates, nested types, text in columns of numbers, missing columns) go through MLflow's own parsing and enforcement, so
+that MLflow decides. docs/reference/http-contract.md lists the deliberate differences.
 """
 
 import base64
@@ -29,54 +29,54 @@ from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-# Whole numbers up to here are exact in a float64.
+# Integers below this are exact in a float64.
 EXACT = 2.0**53
 NUMBERS = frozenset((float, int, bool, type(None)))
 PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
 
 
-UNREADABLE = "the body cannot be read; the service's log has the trace"
+UNREADABLE = "the body cannot be read; the service's log has the traceback"
 
 log = logging.getLogger("mlops_build.serving")
 
 
 @dataclass(slots=True)
 class Rows:
-    """What one request brings, checked and converted.
+    """The input of one request, validated and converted.
 
-    kind: `block`, a 2-d array (rows, columns), where all columns are of one type of float; `columns`, an array or a list for each column of
-    the signature; `tensor`, an array whose first axis counts rows; `whole`, what MLflow's enforcement made; `unchecked`, for a model that
-    checks by itself. count: rows. params: checked, with defaults; None where none were sent and none are known.
+    kind: `block`, a 2-d array (rows, columns) if all columns have the same float type; `columns`, an array or a list per column of the
+    signature; `tensor`, an array whose first axis is the rows; `whole`, the result of MLflow's enforcement; `unchecked`, for a model that
+    validates its input itself. count: rows. params: validated, with defaults; None if none were sent and the model has none.
     """
 
     kind: Literal["block", "columns", "tensor", "whole", "unchecked"]
     data: Any
     count: int
     params: dict[str, Any] | None = None
-    bare: bool = False  # the answer goes without {"predictions": …} around it, as MLflow has it for chat
+    bare: bool = False  # the response has no {"predictions": …} around it, as MLflow's for chat
 
 
 def media_type(header: str | None) -> str:
-    """JSON, CSV or PARQUET, of a Content-Type header. Raises Refusal (415)."""
+    """JSON, CSV or PARQUET, from a Content-Type header. Raises Refusal (415)."""
     if header == JSON:
         return JSON
     kind, *parameters = (part.strip() for part in (header or "").split(";"))
     kind = kind.lower()
-    values = {name.lower(): value for name, _, value in (one.partition("=") for one in parameters)}
+    values = {name.lower(): value for name, _, value in (parameter.partition("=") for parameter in parameters)}
     if values.get("charset", "utf-8").strip('"').lower() != "utf-8":
-        raise Refusal("only UTF-8 is read here", status=415)
+        raise Refusal("the charset must be UTF-8", status=415)
     if unknown := sorted(set(values) - {"charset"}):
-        raise Refusal(f"Content-Type has parameters that are not known here: {', '.join(unknown)[:SHOWN]}", status=415)
+        raise Refusal(f"Content-Type has unknown parameters: {', '.join(unknown)[:SHOWN]}", status=415)
     if kind not in (JSON, CSV, PARQUET):
-        said = f"{kind[:SHOWN]!r}" if kind else "none"
-        raise Refusal(f"Content-Type is {said}; this service reads {JSON}, {CSV} and {PARQUET}", status=415)
+        sent = f"{kind[:SHOWN]!r}" if kind else "none"
+        raise Refusal(f"Content-Type is {sent}; this service reads {JSON}, {CSV} and {PARQUET}", status=415)
     return kind
 
 
 class Decoder:
-    """Reads bodies for one model. Made once, from the model's signature.
+    """Decodes bodies for one model, by its signature.
 
-    model: mlflow.pyfunc.PyFuncModel. ragged: `pad` fills short rows with NaN as MLflow does, `refuse` names the row.
+    model: mlflow.pyfunc.PyFuncModel. ragged: `pad` fills short rows with NaN, as MLflow does; `refuse` refuses them and names the row.
     """
 
     def __init__(self, model: Any, ragged: Literal["refuse", "pad"] = "refuse") -> None:
@@ -102,15 +102,15 @@ class Decoder:
             self._expected = max(1, *schema.inputs[0].shape[1:2]) if not schema.has_input_names() else len(schema.inputs)
             if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
                 self._tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
-        elif schema.has_input_names() and all(getattr(one.type, "name", "") in PLAIN for one in schema.inputs):
+        elif schema.has_input_names() and all(getattr(column.type, "name", "") in PLAIN for column in schema.inputs):
             self._names = list(schema.input_names())
-            self._types = [one.type.name for one in schema.inputs]
-            self._row = itemgetter(*self._names) if len(self._names) > 1 else lambda one: (one[self._names[0]],)
+            self._types = [column.type.name for column in schema.inputs]
+            self._row = itemgetter(*self._names) if len(self._names) > 1 else lambda record: (record[self._names[0]],)
         floats: dict[str, np.dtype[Any]] = {"float": np.dtype("float32"), "double": np.dtype("float64")}
         self._block = floats.get(self._types[0]) if len(set(self._types)) == 1 else None
 
     def decode(self, body: bytes, content_type: str | None) -> Rows:
-        """Raises Refusal, and nothing else for whatever the body is."""
+        """Decode a body. Raises Refusal, and no other exception for any body."""
         kind = media_type(content_type)
         try:
             if kind == JSON:
@@ -119,33 +119,33 @@ class Decoder:
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
-            raise Refusal("the body is too large once it is read", status=413) from None
+            raise Refusal("the body needs too much memory once it is parsed", status=413) from None
         except Refusal:
             raise
-        except Exception:  # of pandas or MLflow, at something that was not thought of: the caller's, since it is his body
+        except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
             log.warning("a body cannot be read", exc_info=True)
             raise Refusal(UNREADABLE) from None
 
-    # -- for doors that read their bodies themselves (v2.py, images.py) --
+    # -- for modules that parse bodies of other kinds (v2.py, images.py) --
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name and MLflow's type of each column, where all are named and plain."""
+        """Name and MLflow type of each column; empty unless all have names and plain types."""
         return dict(zip(self._names, self._types, strict=True))
 
     @property
     def block(self) -> "np.dtype[Any] | None":
-        """The columns' type, where all are of one type of float."""
+        """The type of the columns, if all have the same float type."""
         return self._block
 
     @property
     def tensor(self) -> "tuple[np.dtype[Any], tuple[int, ...]] | None":
-        """Type and shape, where the model takes one tensor without a name."""
+        """Type and shape, if the model takes one tensor without a name."""
         return self._tensor
 
     @property
     def hinted(self) -> bool:
-        """Whether the model checks by itself, by type hints."""
+        """Whether the model validates its input itself, by type hints."""
         return self._hinted
 
     @property
@@ -154,15 +154,15 @@ class Decoder:
 
     @property
     def parameters(self) -> list[str]:
-        """The names of those that the model knows."""
-        return [one.name for one in self._params_schema.params] if self._params_schema is not None else []
+        """The names of the model's params."""
+        return [param.name for param in self._params_schema.params] if self._params_schema is not None else []
 
     def document(self, document: dict[str, Any]) -> Rows:
-        """What a JSON body of this content means to MLflow. Raises Refusal."""
+        """Decode a parsed JSON body with MLflow. Raises Refusal."""
         return self._rest(document, [key for key in document if key in FORMS])
 
     def enforced(self, data: Any, params: Any) -> Rows:
-        """What a table or arrays by name mean to MLflow. Raises Refusal."""
+        """Validate a table, or arrays by name, with MLflow. Raises Refusal."""
         return self._framed(data, params)
 
     # -- JSON --
@@ -174,17 +174,17 @@ class Decoder:
             return self._rest(document, forms)
         form = forms[0]
         data = document[form]
-        found = (
+        rows = (
             self._quick_tensor(data)
             if self._tensor and form in ("inputs", "instances")
             else self._quick(form, data)
             if self._names
             else None
         )
-        if found is None:
+        if rows is None:
             return self._rest(document, forms)
-        found.params = self.params(document.get("params"))
-        return found
+        rows.params = self.params(document.get("params"))
+        return rows
 
     def _quick_tensor(self, data: Any) -> Rows | None:
         if not isinstance(data, list) or not data or isinstance(data[0], dict) or self._tensor is None:
@@ -203,25 +203,25 @@ class Decoder:
         return Rows("tensor", array, len(array)) if array.ndim else None
 
     def _quick(self, form: str, data: Any) -> Rows | None:
-        """Rows of plain columns; None where MLflow has to say."""
+        """Rows of plain columns; None if MLflow must decide."""
         rows: Sequence[Sequence[Any]]
         if form == "dataframe_split":
-            found = self._split(data)
-            if found is None:
+            split = self._split(data)
+            if split is None:
                 return None
-            rows = found
+            rows = split
         elif form == "inputs":
             if not isinstance(data, dict) or not all(name in data for name in self._names):
                 return None
             lists = [data[name] for name in self._names]
-            if all(type(one) in NUMBERS for one in lists):
+            if all(type(cells) in NUMBERS for cells in lists):
                 rows = [lists]
-            elif all(type(one) is list and len(one) == len(lists[0]) for one in lists):
+            elif all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
                 rows = list(zip(*lists, strict=True))
             else:
                 return None
         else:
-            if not isinstance(data, list) or not data or not all(type(one) is dict for one in data):
+            if not isinstance(data, list) or not data or not all(type(record) is dict for record in data):
                 return None
             try:
                 rows = list(map(self._row, data))
@@ -243,11 +243,11 @@ class Decoder:
             return None
         if columns == self._names:
             return rows
-        places = {name: place for place, name in enumerate(columns) if type(name) is str}
-        if len(places) != width or not all(name in places for name in self._names):
+        positions = {name: position for position, name in enumerate(columns) if type(name) is str}
+        if len(positions) != width or not all(name in positions for name in self._names):
             return None
-        order = [places[name] for name in self._names]
-        return [[row[place] for place in order] for row in rows]
+        order = [positions[name] for name in self._names]
+        return [[row[position] for position in order] for row in rows]
 
     def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
         quick = packed(rows, dtype, (-1, len(self._names)))
@@ -256,7 +256,7 @@ class Decoder:
         kinds: set[type] = set()
         for row in rows:
             kinds.update(map(type, row))
-        # pandas makes NaN of null among numbers, and refuses it among booleans.
+        # pandas converts null to NaN among numbers, and refuses it among booleans.
         if not kinds <= NUMBERS or {bool, type(None)} <= kinds:
             return None
         try:
@@ -265,15 +265,15 @@ class Decoder:
         except OverflowError:
             return None
         if int in kinds and not _is_exact(block):
-            return None  # an int64 becomes a float32 in one step there
+            return None  # MLflow converts int64 to float32 in one step, which rounds differently
         return Rows("block", block, len(rows))
 
     def _as_columns(self, rows: Sequence[Sequence[Any]], *, numbers_only: bool) -> Rows | None:
         if not rows:
             return None
         columns: list[Any] = []
-        for place, (name, kind) in enumerate(zip(self._names, self._types, strict=True)):
-            values = [row[place] for row in rows]
+        for position, (name, kind) in enumerate(zip(self._names, self._types, strict=True)):
+            values = [row[position] for row in rows]
             types = set(map(type, values))
             if kind in INTEGERS:
                 if types != {int} or max(values) > INTEGERS[kind][1] or min(values) < INTEGERS[kind][0]:
@@ -295,7 +295,7 @@ class Decoder:
         return Rows("columns", columns, len(rows))
 
     def params(self, params: Any) -> dict[str, Any] | None:
-        """Checked, with defaults. Raises Refusal."""
+        """Validate params and fill in defaults. Raises Refusal."""
         if self._params_schema is None:
             return None if params is None else {}
         from mlflow.exceptions import MlflowException
@@ -307,7 +307,7 @@ class Decoder:
             raise Refusal(error.message, code=INVALID) from None
         return checked
 
-    # -- MLflow's road --
+    # -- the path through MLflow --
 
     def _rest(self, document: dict[str, Any], forms: Sequence[str]) -> Rows:
         from mlflow.exceptions import MlflowException
@@ -318,7 +318,7 @@ class Decoder:
         )
 
         if _is_chat(document):
-            known = {one.name for one in self._params_schema.params} if self._params_schema else set()
+            known = {param.name for param in self._params_schema.params} if self._params_schema else set()
             params = {key: value for key, value in document.items() if key in known}
             return self._framed({key: value for key, value in document.items() if key not in known}, params, bare=True)
         if self._hinted:
@@ -326,8 +326,8 @@ class Decoder:
                 raise Refusal("this model reads the key 'inputs' only", code=INVALID)
             return Rows("unchecked", document["inputs"], _count(document["inputs"]), document.get("params"))
         if len(forms) != 1:
-            have = ", ".join(repr(key) for key in list(document)[:5]) or "nothing"
-            raise Refusal(f"the object must hold exactly one of {', '.join(FORMS)}; it holds {have[:SHOWN]}")
+            keys = ", ".join(repr(key) for key in list(document)[:5]) or "nothing"
+            raise Refusal(f"the object must contain exactly one of {', '.join(FORMS)}; it contains {keys[:SHOWN]}")
         form = forms[0]
         sent = document[form]
         self._look_for_ragged(form, sent)
@@ -337,7 +337,7 @@ class Decoder:
             if form in ("dataframe_split", "dataframe_records"):
                 data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
                 if self._schema is not None:
-                    # MLflow's conversion wraps.
+                    # MLflow's conversion wraps silently.
                     _refuse(misfit.overflow_of_frame(data, self._schema))
                     data = cast_df_types_according_to_schema(data, self._schema)
             else:
@@ -353,7 +353,7 @@ class Decoder:
         return self._framed(data, document.get("params"), form=form, sent=sent)
 
     def _known_only(self, form: str, sent: Any) -> Any:
-        """Without the columns that the signature does not name: MLflow drops them too, but only once it has made a table of them."""
+        """Drop the columns that are not in the signature. MLflow drops them too, but only after it has created a table with them."""
         if self._schema is None or not self._schema.has_input_names():
             return sent
         known = frozenset(self._schema.input_names())
@@ -362,12 +362,12 @@ class Decoder:
         names, data = sent.get("columns"), sent.get("data")
         if not isinstance(names, list):
             return {**sent, "data": _only(data, known)} if "data" in sent else sent
-        places = [place for place, name in enumerate(names) if isinstance(name, str) and name in known]
-        kept = [names[place] for place in places]
-        if twice := [name for name, often in Counter(kept).items() if often > 1]:
-            raise Refusal(f"column {short(twice[0])} was sent twice", code=INVALID)
+        positions = [position for position, name in enumerate(names) if isinstance(name, str) and name in known]
+        kept = [names[position] for position in positions]
+        if duplicates := [name for name, count in Counter(kept).items() if count > 1]:
+            raise Refusal(f"column {short(duplicates[0])} was sent twice", code=INVALID)
         if isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
-            return {**sent, "columns": kept, "data": [[row[place] for place in places] for row in data]}
+            return {**sent, "columns": kept, "data": [[row[position] for position in positions] for row in data]}
         return {**sent, "columns": kept, "data": _only(data, known)} if isinstance(data, dict) or _are_records(data) else sent
 
     def _framed(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
@@ -383,8 +383,8 @@ class Decoder:
         except RecursionError:
             raise
         except Exception as error:
-            said = misfit.explain(form, sent, self._schema)
-            raise Refusal(said or f"the input does not fit the model's signature: {short(error)}", code=INVALID) from None
+            why = misfit.explain(form, sent, self._schema)
+            raise Refusal(why or f"the input does not match the model's signature: {short(error)}", code=INVALID) from None
         return Rows("whole", checked, _count(checked), params, bare)
 
     def _csv(self, body: bytes) -> Rows:
@@ -397,13 +397,13 @@ class Decoder:
         types: dict[str, Any] = {}
         if self._schema is not None:
             if self._schema.is_tensor_spec():
-                raise Refusal("this model takes a tensor, which is not read from CSV: send JSON with 'inputs'")
+                raise Refusal("this model takes a tensor, which CSV cannot contain: send JSON with 'inputs'")
             named = self._schema.has_input_names()
-            for name, one in self._schema.input_dict().items() if named else enumerate(self._schema.inputs):
-                kind = getattr(one.type, "name", "")
+            for name, column in self._schema.input_dict().items() if named else enumerate(self._schema.inputs):
+                kind = getattr(column.type, "name", "")
                 if kind in ("", "datetime"):
                     raise Refusal(
-                        f"column {name!r} holds {'dates' if kind else one.type}, which is not read from CSV: send JSON or Parquet"
+                        f"column {name!r} contains {'dates' if kind else column.type}, which CSV cannot contain: send JSON or Parquet"
                     )
             types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False))
         if self._ragged == "refuse":
@@ -411,10 +411,10 @@ class Decoder:
         try:
             frame = pd.read_csv(io.StringIO(text), dtype=types or None)
         except Exception as error:
-            said = None
+            why = None
             with contextlib.suppress(Exception):
-                said = misfit.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
-            raise Refusal(said or f"the body cannot be read as CSV with a header line: {short(error)}") from None
+                why = misfit.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
+            raise Refusal(why or f"the body cannot be read as CSV with a header line: {short(error)}") from None
         return self._framed(frame, None, form="frame", sent=frame)
 
     def _parquet(self, body: bytes) -> Rows:
@@ -423,14 +423,14 @@ class Decoder:
         try:
             frame = pd.read_parquet(io.BytesIO(body))
         except ImportError:
-            raise Refusal("this image reads no Parquet: add pyarrow to the service's dependencies", status=415) from None
+            raise Refusal("this image cannot read Parquet: add pyarrow to the service's dependencies", status=415) from None
         except Exception as error:
             raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
         if self._schema is not None and self._schema.is_tensor_spec():
-            _refuse(misfit.overflow_of_frame(frame, self._schema))  # MLflow itself refuses it for columns
+            _refuse(misfit.overflow_of_frame(frame, self._schema))  # MLflow refuses such values in columns itself
         return self._framed(frame, None, form="frame", sent=frame)
 
-    # -- saying what is wrong --
+    # -- error messages --
 
     def _look_for_ragged(self, form: str, data: Any) -> None:
         if self._ragged != "refuse":
@@ -447,20 +447,20 @@ class Decoder:
             _refuse(misfit.ragged(rows, self._schema.required_input_names() if named else None))
 
     def _refusal(self, error: Any, form: str, sent: Any) -> Refusal:
-        """MLflow's verdict; its message without the data and the trace in it, and only where nothing better is found."""
+        """A refusal with MLflow's status and code. Its message is used if `explain` has none, without the data and the traceback in it."""
         code, status = str(getattr(error, "error_code", BAD_REQUEST)), error.get_http_status_code()
         status = status if 400 <= status < 500 else 400
-        if form and (said := misfit.explain(form, sent, self._schema)):
-            return Refusal(said, status=status, code=code)
+        if form and (why := misfit.explain(form, sent, self._schema)):
+            return Refusal(why, status=status, code=code)
         message = re.sub(r"(?s)^Failed to enforce schema of data '.*' with schema '.*?'\. Error: ", "", str(error.message))
         message = message.removeprefix("Invalid input. ").removeprefix("Data is not compatible with model signature. ")
         return Refusal(short(Exception(message), 500), status=status, code=code)
 
 
 def _is_exact(numbers: "np.ndarray[Any, Any]") -> bool:
-    """Whether none is so large that a whole number would not be exact.
+    """Whether all numbers are small enough that integers of this size are exact.
 
-    A sum of squares is no smaller than the square of the largest: nearly always it says yes, in a fifth of the time of comparing each.
+    The sum of squares is at least the square of the largest number. It nearly always suffices, in a fifth of the time of comparing each.
     """
     return bool(np.vdot(numbers, numbers) < EXACT**2) or bool((np.abs(numbers) < EXACT).all())
 
@@ -475,15 +475,16 @@ def _are_records(data: Any) -> bool:
     return isinstance(data, list) and all(isinstance(row, dict) for row in data)
 
 
-def _refuse(said: str | None) -> None:
-    if said:
-        raise Refusal(said)
+def _refuse(why: str | None) -> None:
+    """Raise Refusal if there is a reason."""
+    if why:
+        raise Refusal(why)
 
 
 def _ragged_csv(text: str) -> str | None:
-    """Which row has not as many values as the header. pandas fills up short ones, and takes what long ones begin with for an index."""
+    """The first row with another number of values than the header. pandas pads short rows and reads the start of long rows as an index."""
     width = None
-    with contextlib.suppress(csv.Error):  # pandas has to say
+    with contextlib.suppress(csv.Error):  # pandas reports the error
         for row, values in enumerate((values for values in csv.reader(io.StringIO(text)) if values), start=-1):
             width = len(values) if width is None else width
             if len(values) != width:
@@ -500,8 +501,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
         except ValueError as error:
-            said = f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise Refusal(f"the body is not valid JSON: {said}") from None
+            why = f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise Refusal(f"the body is not valid JSON: {why}") from None
     if not isinstance(document, dict):
         kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
         raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}; got {kinds.get(type(document), 'a number')}")

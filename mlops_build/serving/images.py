@@ -1,6 +1,6 @@
-"""Bodies that are no rows of JSON: a picture or a text as it is, and a form with files, as browsers and `curl -F` send it.
+"""Decode bodies that are not tables: an image, a text, and a form with files as browsers and `curl -F` send it.
 
-Only for models whose columns are named and of plain types. Which model takes what: docs/reference/http-contract.md.
+Only for models whose columns have names and plain types. docs/reference/http-contract.md says which models take which bodies.
 """
 
 import base64
@@ -17,7 +17,7 @@ from mlops_build.serving.decode import Decoder, Rows
 from mlops_build.serving.misfit import INTEGERS
 from mlops_build.serving.refusal import Refusal
 
-PARTS = 10_000  # each costs microseconds, and may be 60 bytes long
+PARTS = 10_000  # parsing a part takes microseconds, and a part may be only 60 bytes long
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 DTYPES = {"float": "float32", "double": "float64", "integer": "int32", "long": "int64", "boolean": "bool"}
@@ -25,32 +25,32 @@ FORM = "multipart/form-data"
 
 
 class Raw:
-    """Reads such bodies for one model."""
+    """Decodes such bodies for one model."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.columns = decoder.columns
         self.required = decoder.required
         kinds = list(self.columns.values())
-        self._lone = kinds[0] if len(kinds) == 1 else None
+        self._only_type = kinds[0] if len(kinds) == 1 else None
 
     @property
     def kinds(self) -> list[str]:
-        """The media types that are read here, as OpenAPI has them."""
-        lone = {"binary": ["image/*"], "string": ["text/plain"]}.get(self._lone or "", [])
-        return [*lone, *([FORM] if self.columns else [])]
+        """The media types that `read` accepts, in OpenAPI's form."""
+        alone = {"binary": ["image/*"], "string": ["text/plain"]}.get(self._only_type or "", [])
+        return [*alone, *([FORM] if self.columns else [])]
 
     def read(self, body: bytes, content_type: str) -> Rows | None:
-        """None for a Content-Type that is not read here. Raises Refusal."""
+        """Decode a body. Returns None for another Content-Type. Raises Refusal."""
         kind = content_type.partition(";")[0].strip().lower()
-        if kind.startswith("image/") and self._lone == "binary":
+        if kind.startswith("image/") and self._only_type == "binary":
             if not body:
-                raise Refusal("the body is empty; expected a picture")
+                raise Refusal("the body is empty; expected an image")
             return Rows("columns", [[body]], 1, self._decoder.params(None))
-        if kind == "text/plain" and self._lone == "string":
+        if kind == "text/plain" and self._only_type == "string":
             charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").lower()
             if charset not in (b"utf-8", b"us-ascii"):
-                raise Refusal("only UTF-8 is read here", status=415)
+                raise Refusal("the charset must be UTF-8", status=415)
             return Rows("columns", [[_text(body, "the body")]], 1, self._decoder.params(None))
         if kind == FORM and self.columns:
             boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
@@ -58,16 +58,16 @@ class Raw:
                 raise Refusal(f"Content-Type {FORM} needs a boundary of 1 to 70 characters", status=415)
             return self._form(_parts(body, boundary))
         if kind == FORM or kind.startswith("image/"):
-            why = "a model whose columns are named and plain" if kind == FORM else "a model of one binary column"
-            raise Refusal(f"Content-Type is {kind[:80]!r}, which only {why} takes", status=415)
+            takes = "a model whose columns have names and plain types" if kind == FORM else "a model with one binary column"
+            raise Refusal(f"Content-Type is {kind[:80]!r}, which only {takes} accepts", status=415)
         return None
 
     def _form(self, parts: Sequence[tuple[str, bool, bytes]]) -> Rows:
         columns: dict[str, list[bytes]] = {}
         params = None
         for name, is_file, value in parts:
-            if self._lone == "binary" and is_file:
-                name = next(iter(self.columns))  # there is no doubt what a file is
+            if self._only_type == "binary" and is_file:
+                name = next(iter(self.columns))  # every file is a row, whatever its field's name
             if name in self.columns:
                 columns.setdefault(name, []).append(value)
             elif name == "params":
@@ -77,8 +77,8 @@ class Raw:
                 raise Refusal(f"the form has no field {name!r}; the model takes {', '.join(self.columns)[:200]}")
         counts = {len(values) for values in columns.values()}
         if len(counts) != 1:
-            said = ", ".join(f"{len(values)} of {name!r}" for name, values in list(columns.items())[:5])
-            raise Refusal(f"each field is to come as often as there are rows; there are {said or 'none'}")
+            sent = ", ".join(f"{len(values)} of {name!r}" for name, values in list(columns.items())[:5])
+            raise Refusal(f"each field must occur once per row; sent were {sent or 'no fields'}")
         typed = {name: [_value(value, kind, name, row) for row, value in enumerate(columns[name])] for name, kind in self._known(columns)}
         return self._rows(typed, counts.pop(), params)
 
@@ -86,9 +86,9 @@ class Raw:
         return [(name, kind) for name, kind in self.columns.items() if name in columns]
 
     def _rows(self, typed: Mapping[str, list[Any]], count: int, params: Any) -> Rows:
-        if len(typed) < len(self.columns):  # optional ones are missing: MLflow knows what then
-            shown = [[base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in values] for values in typed.values()]
-            split = {"columns": list(typed), "data": [list(row) for row in zip(*shown, strict=True)]}
+        if len(typed) < len(self.columns):  # optional columns are missing: MLflow fills them
+            cells = [[base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell for cell in values] for values in typed.values()]
+            split = {"columns": list(typed), "data": [list(row) for row in zip(*cells, strict=True)]}
             return self._decoder.document({"dataframe_split": split, **({} if params is None else {"params": params})})
         checked = self._decoder.params(params)
         with np.errstate(over="ignore"):
@@ -101,8 +101,8 @@ class Raw:
 
 
 def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
-    """Name, whether it is a file, and content of each."""
-    found: list[tuple[str, bool, bytes]] = []
+    """The parts of a form: name, whether it is a file, and content. Raises Refusal."""
+    parts: list[tuple[str, bool, bytes]] = []
     headers: dict[bytes, bytes] = {}
     field, value, content = bytearray(), bytearray(), bytearray()
     ended = False
@@ -110,7 +110,7 @@ def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
     def begin() -> None:
         headers.clear()
         content.clear()
-        if len(found) >= PARTS:
+        if len(parts) >= PARTS:
             raise Refusal(f"the form has more than {PARTS} parts", status=413)
 
     def header_end() -> None:
@@ -119,7 +119,7 @@ def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
         value.clear()
 
     def end() -> None:
-        found.append((*_disposition(headers), bytes(content)))
+        parts.append((*_disposition(headers), bytes(content)))
 
     def done() -> None:
         nonlocal ended
@@ -144,7 +144,7 @@ def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
         raise Refusal(f"the form cannot be read: {error}") from None
     if not ended:
         raise Refusal("the form ends before its last boundary")
-    return found
+    return parts
 
 
 def _disposition(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
@@ -152,7 +152,7 @@ def _disposition(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     if kind != b"form-data" or b"name" not in options:
         raise Refusal("each part of the form must have the header Content-Disposition: form-data; name=…")
     if headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in (b"binary", b"8bit", b"7bit"):
-        raise Refusal("parts of a form are read as they are: Content-Transfer-Encoding must be binary")
+        raise Refusal("parts of a form are not decoded: Content-Transfer-Encoding must be binary")
     return options[b"name"].decode("utf-8", "replace"), b"filename" in options
 
 
@@ -162,17 +162,17 @@ def _value(value: bytes, kind: str, name: str, row: int) -> Any:
     text = _text(value, f"row {row}, field {name!r}")
     if kind == "string":
         return text
-    said = text.strip()
-    if kind == "boolean" and said.lower() in ("true", "false"):
-        return said.lower() == "true"
-    if kind in INTEGERS and WHOLE.fullmatch(said):
+    number = text.strip()
+    if kind == "boolean" and number.lower() in ("true", "false"):
+        return number.lower() == "true"
+    if kind in INTEGERS and WHOLE.fullmatch(number):
         least, most = INTEGERS[kind]
-        if not least <= int(said) <= most:
-            raise Refusal(f"row {row}, field {name!r}: {said} does not fit into {kind} ({least} to {most})")
-        return int(said)
-    if kind in ("float", "double") and NUMBER.fullmatch(said):
-        return float(said)
-    raise Refusal(f"row {row}, field {name!r}: expected {kind}, got {said[:80]!r}")
+        if not least <= int(number) <= most:
+            raise Refusal(f"row {row}, field {name!r}: {number} does not fit into {kind} ({least} to {most})")
+        return int(number)
+    if kind in ("float", "double") and NUMBER.fullmatch(number):
+        return float(number)
+    raise Refusal(f"row {row}, field {name!r}: expected {kind}, got {number[:80]!r}")
 
 
 def _text(value: bytes, what: str) -> str:

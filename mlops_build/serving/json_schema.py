@@ -1,4 +1,4 @@
-"""Whether a JSON value fits a schema: the part of JSON Schema 2020-12 that our contracts use. Standard library only."""
+"""Validate a JSON value with the part of JSON Schema 2020-12 that generated contracts use. Needs only the standard library."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from typing import Any
 
 from mlops_build.errors import Refused
 
-# What says something to people and generators, and judges nothing.
-SILENT = {"format", "contentEncoding", "contentMediaType", "title", "description", "default", "example", "examples", "deprecated"}
-JUDGING = {"type", "const", "minimum", "maximum", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems"}
-JUDGING |= {"maxItems", "contains", "anyOf", "allOf", "$ref"}
+# Keywords that are annotations, without effect on validation.
+ANNOTATIONS = {"format", "contentEncoding", "contentMediaType", "title", "description", "default", "example", "examples", "deprecated"}
+ASSERTIONS = {"type", "const", "minimum", "maximum", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems"}
+ASSERTIONS |= {"maxItems", "contains", "anyOf", "allOf", "$ref"}
 MAX_DEPTH = 100
 SHOWN = 60
 
 
 class UnknownSchema(Refused):
-    """A schema with something that is not judged here; passing over it would take what the service refuses."""
+    """A schema with an unknown keyword. Ignoring it would accept values that the service refuses."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Where a value does not fit. kind: `missing` (a required key), `size` (too few or too many items), else `value`."""
+    """Why a value is not valid. kind: `missing` (a required key), `size` (too few or too many items), otherwise `value`."""
 
     path: str
     why: str
@@ -31,13 +31,13 @@ class Problem:
 
 
 def check_schema(schema: object, document: Mapping[str, Any], depth: int = 0) -> None:
-    """Raises UnknownSchema unless all of the schema is judged here. document: where `$ref` points into."""
+    """Raise UnknownSchema if the schema contains unknown keywords. document: the document that `$ref` refers to."""
     if schema is True or schema is False:
         return
     if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
-        raise UnknownSchema(f"not a schema that can be judged: {str(schema)[:SHOWN]}", remedy="is it an openapi.json of mlops-build?")
-    if unknown := sorted(str(key) for key in schema if key not in SILENT | JUDGING and not str(key).startswith("x-")):
-        raise UnknownSchema(f"{', '.join(unknown)[:SHOWN]} in a schema is not judged here", remedy="update mlops-build")
+        raise UnknownSchema(f"not a valid schema: {str(schema)[:SHOWN]}", remedy="use an openapi.json that mlops-build wrote")
+    if unknown := sorted(str(key) for key in schema if key not in ANNOTATIONS | ASSERTIONS and not str(key).startswith("x-")):
+        raise UnknownSchema(f"unknown keywords in a schema: {', '.join(unknown)[:SHOWN]}", remedy="update mlops-build")
     for inner in _inner(schema, document):
         check_schema(inner, document, depth + 1)
 
@@ -54,34 +54,34 @@ def _inner(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[A
 
 
 def resolve(reference: object, document: Mapping[str, Any]) -> Any:
-    """What a `$ref` within the document names. Raises UnknownSchema."""
-    found: Any = document
+    """The part of the document that a `$ref` refers to. Raises UnknownSchema."""
+    target: Any = document
     head, *parts = str(reference).split("/")
     for part in parts:
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
-    if head != "#" or found is None:
-        raise UnknownSchema(f"{str(reference)[:SHOWN]} names nothing in this document")
-    return found
+        target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+    if head != "#" or target is None:
+        raise UnknownSchema(f"{str(reference)[:SHOWN]} does not exist in this document")
+    return target
 
 
 def problem(value: Any, schema: Any, document: Mapping[str, Any], path: str = "") -> Problem | None:
-    """The first thing that does not fit; None where all does. The schema must have passed `check_schema`."""
+    """The first problem of a value; None if it is valid. The schema must have passed `check_schema`."""
     if schema is True:
         return None
     if schema is False:
-        return Problem(path, "nothing may stand here")
+        return Problem(path, "no value is allowed here")
     return next(_problems(value, schema, document, path), None)
 
 
 def _problems(value: Any, schema: Mapping[str, Any], document: Mapping[str, Any], path: str) -> Iterator[Problem]:
-    """Each keyword by itself: none ends the judgement early, so that no other is passed over."""
+    """The problems by keyword. Every keyword is checked, whatever the others report."""
 
-    def judged(part: Any, inner: Any, where: str) -> Iterator[Problem]:
-        if (found := problem(part, inner, document, where)) is not None:
-            yield found
+    def check(part: Any, inner: Any, where: str) -> Iterator[Problem]:
+        if (first_problem := problem(part, inner, document, where)) is not None:
+            yield first_problem
 
     if "$ref" in schema:
-        yield from judged(value, resolve(schema["$ref"], document), path)
+        yield from check(value, resolve(schema["$ref"], document), path)
     if "type" in schema:
         wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         if not any(_is(value, kind) for kind in wanted):
@@ -100,37 +100,37 @@ def _problems(value: Any, schema: Mapping[str, Any], document: Mapping[str, Any]
         properties = schema.get("properties", {})
         for name, inner in value.items():
             if name in properties:
-                yield from judged(inner, properties[name], f"{path}.{name}".lstrip("."))
+                yield from check(inner, properties[name], f"{path}.{name}".lstrip("."))
             elif "additionalProperties" in schema:
-                yield from judged(inner, schema["additionalProperties"], f"{path}.{name}".lstrip("."))
+                yield from check(inner, schema["additionalProperties"], f"{path}.{name}".lstrip("."))
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             yield Problem(path, f"{len(value)} items, at least {schema['minItems']} are needed", "size")
         if "maxItems" in schema and len(value) > schema["maxItems"]:
-            yield Problem(path, f"{len(value)} items, at most {schema['maxItems']} are taken", "size")
-        first = schema.get("prefixItems", [])
-        for place, inner in enumerate(value):
-            if place < len(first):
-                yield from judged(inner, first[place], f"{path}[{place}]")
+            yield Problem(path, f"{len(value)} items, at most {schema['maxItems']} are allowed", "size")
+        prefix = schema.get("prefixItems", [])
+        for position, inner in enumerate(value):
+            if position < len(prefix):
+                yield from check(inner, prefix[position], f"{path}[{position}]")
             elif "items" in schema:
-                yield from judged(inner, schema["items"], f"{path}[{place}]")
+                yield from check(inner, schema["items"], f"{path}[{position}]")
         if "contains" in schema and all(problem(inner, schema["contains"], document) for inner in value):
             yield Problem(path, f"{_shown(_const(schema['contains']))} is missing", "missing")
     for inner in schema.get("allOf", []):
-        yield from judged(value, inner, path)
+        yield from check(value, inner, path)
     if "anyOf" in schema:
-        found = [problem(value, inner, document, path) for inner in schema["anyOf"]]
-        if all(found):
-            yield _nearest(value, schema["anyOf"], found, path)
+        problems = [problem(value, inner, document, path) for inner in schema["anyOf"]]
+        if all(problems):
+            yield _nearest(value, schema["anyOf"], problems, path)
 
 
-def _nearest(value: Any, branches: list[Any], found: list[Problem | None], path: str) -> Problem:
-    """What is wrong in the branch that was meant: the one whose required keys are there."""
-    for inner, one in zip(branches, found, strict=True):
-        needed = inner.get("required") if isinstance(inner, Mapping) else None
-        if one is not None and needed and isinstance(value, dict) and all(name in value for name in needed):
-            return one
-    return next((one for one in found if one is not None), Problem(path, "nothing may stand here"))
+def _nearest(value: Any, branches: list[Any], problems: list[Problem | None], path: str) -> Problem:
+    """The problem of the branch that the caller probably meant: the one whose required keys the value has."""
+    for inner, branch_problem in zip(branches, problems, strict=True):
+        required = inner.get("required") if isinstance(inner, Mapping) else None
+        if branch_problem is not None and required and isinstance(value, dict) and all(name in value for name in required):
+            return branch_problem
+    return next((branch_problem for branch_problem in problems if branch_problem is not None), Problem(path, "no value is allowed here"))
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -141,9 +141,9 @@ def _is(value: Any, kind: str) -> bool:
     return wanted is not None and isinstance(value, wanted)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """1 is 1.0, and true is not 1."""
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+def _equal(left: Any, right: Any) -> bool:
+    """Equality in JSON: 1 equals 1.0, but not true."""
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
 
 
 def _const(schema: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A lighter start: MLflow without the parts that a server of one model never calls, and no search for garbage while all is being loaded."""
+"""A faster start: import MLflow without parts that a model server does not use, and disable garbage collection during loading."""
 
 import contextlib
 import gc
@@ -6,18 +6,18 @@ import sys
 import types
 from collections.abc import Iterator
 
-# They judge language models and pass requests on to them. `import mlflow` would load both, and FastAPI with them: a tenth of the start.
+# Evaluation and proxying of language models. `import mlflow` loads both, and FastAPI with them: a tenth of the start time.
 UNUSED = ("mlflow.genai", "mlflow.gateway")
 
 
 def import_mlflow() -> None:
-    """Import mlflow and mlflow.pyfunc. A model that uses an unused part gets it then, as MLflow's own flavours are loaded: on first use."""
+    """Import mlflow and mlflow.pyfunc. The parts in UNUSED are loaded on first use, as MLflow's own flavors are."""
     if "mlflow" in sys.modules:
         return
     sys.modules.update({name: types.ModuleType(name) for name in UNUSED})
     try:
         import mlflow.pyfunc
-    except ImportError:  # another MLflow, which needs them to be imported itself
+    except ImportError:  # this version of MLflow needs them during its import
         for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
             del sys.modules[name]
         import mlflow.pyfunc
@@ -33,8 +33,10 @@ def import_mlflow() -> None:
 
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
-    """What is loaded meanwhile stays for good: it is not searched for garbage, neither now nor in the midst of a request, where that would
-    take a tenth of a second."""
+    """Disable garbage collection, and exclude the objects created inside from later collections.
+
+    They live as long as the process. A collection during a request would search them too, which takes a tenth of a second.
+    """
     gc.disable()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Load what is to be served: a build context, a model's folder, or a version of the registry.
+"""Load the models to serve: a build context, a model's folder, or a version of the registry.
 
-Digests are checked before anything of the files is run, and before a card is leased: fetching and checking can take minutes, in which the
-card's memory would wait for nobody.
+Digests are checked before any code of the files runs, and before a card is leased: fetching and checking can take minutes, during which the
+lease would reserve memory for nothing.
 """
 
 import json
@@ -19,29 +19,30 @@ from mlops_build.model import files
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
-from mlops_build.registry import Registry  # sets MLflow's variables for silence before mlflow is imported
+from mlops_build.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
 from mlops_build.serving.light import import_mlflow
 
 if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
 
 
-COMPILER = "torch.compile needs a C++ compiler: add g++ to image.apt in service.yaml, or take serving.compile out"
+COMPILER = "torch.compile needs a C++ compiler: add g++ to image.apt in service.yaml, or remove serving.compile"
 
 
 class CannotLoad(Failed):
-    """The model's own code, or a package it needs, fails while loading or while answering its recorded example."""
+    """The model's code, or a package that it needs, fails during loading or while it predicts its recorded example."""
 
 
 class Unsafe(Refused):
-    """Files that were not packaged hold what could run code when they are read."""
+    """Files that were not packaged could run code when they are loaded."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. version and digest are None for a bare folder. described: its signature, and its recorded example if it has one.
+    """A model in memory.
 
-    mlflow_version: the MLflow that it was saved with.
+    version, digest: None for a folder without them. described: its signature, and its recorded example if it has one. mlflow_version: the
+    MLflow version that saved it.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Serving:
-    """Everything that is served. image: the image's name, where it is known. The first model answers /invocations."""
+    """The loaded models of a service. image: the image's name, if known. The first model answers /invocations."""
 
     service: str
     image: str | None
@@ -74,7 +75,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is to be served, its files checked, nothing of it run. wheels: a folder with the service's own code, where there is one."""
+    """The models to serve, with their files checked and no code run. wheels: the folder for the service's wheel; it may not exist."""
 
     service: str
     image: str | None
@@ -84,7 +85,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model's files, as they were registered. version and digest as in Loaded."""
+    """The checked files of a model. version, digest: as in Loaded."""
 
     folder: Path
     name: str
@@ -93,24 +94,27 @@ class CheckedModel:
 
 
 def from_folder(folder: Path, say: Callable[[str], None]) -> Checked:
-    """A build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe."""
+    """Check a build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe."""
     if not folder.is_dir():
         raise NotFound(f"{folder} does not exist", remedy="name a build context (mlops-build package … -o DIR) or models:/NAME/VERSION")
     if (folder / contents.FILE).is_file():
         return _context(folder)
     if (folder / "MLmodel").is_file():
-        say(f"{folder} is a bare model: nothing says which digest its files should have")
+        say(f"{folder} is a model without a recorded digest, so its files cannot be verified")
         _check(folder)
         name = folder.resolve().name
         return Checked(name, None, (CheckedModel(folder, name, None, None),), folder / "environment" / "wheels")
     raise NotFound(
-        f"{folder} holds neither a {contents.FILE} nor an MLmodel",
-        remedy="write a context first (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
+        f"{folder} contains neither a {contents.FILE} nor an MLmodel",
+        remedy="create a build context (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
     )
 
 
 def from_registry(uri: str, scratch: Path) -> Checked:
-    """`models:/NAME/VERSION` or `models:/NAME@alias`, fetched into `scratch`. Raises what the registry raises, and as `from_folder`."""
+    """Fetch `models:/NAME/VERSION` or `models:/NAME@ALIAS` into `scratch`, and check it.
+
+    Raises the registry's errors, and those of `from_folder`.
+    """
     reference = parse_uri(uri)
     registry = Registry()
     version = registry.version(reference.name, reference.which)
@@ -127,20 +131,20 @@ def from_registry(uri: str, scratch: Path) -> Checked:
 
 
 def _context(folder: Path) -> Checked:
-    found = contents.read(folder)
-    for model in found.models:
+    context = contents.read(folder)
+    for model in context.models:
         if not (folder / model.path / "MLmodel").is_file():
-            raise NotFound(f"{folder / model.path} has no MLmodel", remedy="write the context anew: mlops-build package")
+            raise NotFound(f"{folder / model.path} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
         files.verify(folder / model.path, model.digest)
-    models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in found.models)
-    return Checked(found.service, found.image, models, folder / "wheels")
+    models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in context.models)
+    return Checked(context.service, context.image, models, folder / "wheels")
 
 
 def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
-    """Every model in memory, on the device that this process sees. compile, precision: network.prepare. Raises CannotLoad."""
+    """Load every model onto the device that this process sees. compile, precision: see network.prepare. Raises CannotLoad."""
     # Python would write __pycache__ beside the model's own code; the next start would then refuse the folder, whose digest has changed.
     sys.dont_write_bytecode = True
-    _code(checked.wheels)
+    _add_code(checked.wheels)
     models = tuple(_load(model) for model in checked.models)
     if compile or precision != "float32":
         from mlops_build.serving import network
@@ -148,8 +152,8 @@ def load(checked: Checked, *, compile: bool = False, precision: str = "float32")
         for loaded in models:
             if not network.prepare(loaded.model, compile=compile, precision=precision):
                 raise CannotLoad(
-                    f"{loaded} holds no torch network, so there is nothing to compile, and nothing to compute in {precision}",
-                    remedy="keep the network as an attribute of the predictor, or take compile and precision out of service.yaml",
+                    f"{loaded} contains no torch network, so compile and precision ({precision}) have no effect",
+                    remedy="keep the network as an attribute of the predictor, or remove compile and precision from service.yaml",
                 )
     return Serving(checked.service, checked.image, models)
 
@@ -159,19 +163,21 @@ def _check(folder: Path) -> None:
 
     findings = scan.scan(folder)
     if findings:
-        raise Unsafe(f"{folder} is not served, its files are not safe to load:\n{show(findings)}", remedy="see each finding above")
+        raise Unsafe(f"{folder} contains files that are not safe to load:\n{show(findings)}", remedy="fix each finding above")
 
 
-def _code(wheels: Path) -> None:
-    """Put the service's own wheel first on sys.path, so that the code is the one that was registered, and not what a laptop has
-    installed. In an image there are no wheels beside the models: they are installed."""
+def _add_code(wheels: Path) -> None:
+    """Put the service's wheel first on sys.path, so that the registered code runs, and not the code that is installed on this machine.
+
+    In an image there are no wheels beside the models, since they are installed.
+    """
     for wheel in sorted(wheels.glob("*-none-any.whl")) if wheels.is_dir() else []:
         if not wheel.name.startswith("mlops_build-"):
             sys.path.insert(0, str(wheel.resolve()))
 
 
 def _load(checked: CheckedModel) -> Loaded:
-    # MLflow warns about what it finds in any environment but the one it would have made itself.
+    # MLflow warns in every environment that it did not create itself.
     warnings.filterwarnings("ignore", module="mlflow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     import_mlflow()
@@ -179,59 +185,61 @@ def _load(checked: CheckedModel) -> Loaded:
 
     folder, name = checked.folder, checked.name
     try:
-        with warnings.catch_warnings(record=True) as noticed:
+        with warnings.catch_warnings(record=True) as caught:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
     except Exception as error:  # the model's own code runs here
         missing = "No module named" in str(error)
         raise CannotLoad(
             f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
-            remedy=f"install what it needs: {folder}/environment/requirements.lock"
+            remedy=f"install its environment: {folder}/environment/requirements.lock"
             if missing
-            else "run its tests at the commit that its lineage.json names; MLFLOW_LOGGING_LEVEL=DEBUG says more",
+            else "run the model's tests at the commit in its lineage.json; MLFLOW_LOGGING_LEVEL=DEBUG gives more details",
         ) from error
-    for one in noticed:  # MLflow sets its own filters while it loads: its advice for training is of no use here
-        if "mlflow" not in Path(one.filename).parts:
-            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+    for warning in caught:  # MLflow resets the filters during loading; its advice for training does not apply here
+        if "mlflow" not in Path(warning.filename).parts:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     from mlops_build.serving.predictor import Predictor
 
     return Loaded(name, checked.version, checked.digest, model, Predictor(model), describe(name, checked.version, folder))
 
 
 def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
-    """Let the model answer its recorded example, so that the first caller does not wait, and a model that cannot answer never gets
-    ready. Then look whether requests may be predicted together. Raises CannotLoad."""
+    """Predict the recorded example, and check whether requests may be predicted in one batch. Raises CannotLoad.
+
+    After this the first request does not have to wait, and a model that cannot predict never becomes ready.
+    """
     if loaded.recorded is None:
         return
     from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import Unencodable, encode
     from mlops_build.serving.refusal import Refusal
 
-    wrong = None
+    problem = None
     try:
         rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
         (answer,) = loaded.predictor.predict([rows])
         if isinstance(answer, Refusal) and isinstance(cause := answer.__cause__, Exception):
-            wrong = f"{type(cause).__name__}: {cause}"
+            problem = f"{type(cause).__name__}: {cause}"
             loaded.predictor.needs_gradients()
             (answer,) = loaded.predictor.predict([rows])
             if not isinstance(answer, Exception):
-                wrong = None
-                say(f"{loaded}: it answers only without torch.inference_mode, so it is asked without")
+                problem = None
+                say(f"{loaded}: it fails with torch.inference_mode, so the service does not use it")
         if not isinstance(answer, Exception):
             encode(answer)
-        elif wrong is None:
-            wrong = str(answer)
+        elif problem is None:
+            problem = str(answer)
     except (Refusal, Unencodable) as error:
-        wrong = str(error)
-    if wrong is not None:
+        problem = str(error)
+    if problem is not None:
         raise CannotLoad(
-            f"{loaded} does not answer its own recorded example: {' '.join(wrong.split())[:500]}",
+            f"{loaded} fails on its own recorded example: {' '.join(problem.split())[:500]}",
             remedy=COMPILER
-            if "ompiler" in wrong
-            else "its environment is not the one it was registered with: package it anew, or train again",
+            if "ompiler" in problem
+            else "its environment differs from the one that it was registered with: package it again, or train again",
         )
     if why := loaded.predictor.check_joining(rows):
-        say(f"{loaded}: each request is predicted by itself, since {why}")
+        say(f"{loaded}: requests are not predicted in batches, since {why}")
 
 
 def _first_line(error: object) -> str:

@@ -1,8 +1,8 @@
-"""Where a body does not fit the model's signature: which row, which column, what was expected, what came.
+"""Explain why a body does not match the model's signature: the row, the column, the expected type and the value.
 
-MLflow's own messages hold all the data, names of numpy's types, and hardly ever the row. So once it has refused, the body is looked
-through for the first thing that certainly does not fit; where nothing is found, its message stays. And before MLflow converts, two
-things are looked for that it would get wrong silently: whole numbers beyond their type, and dates beyond theirs, both of which wrap.
+MLflow's own messages contain all the data and numpy's type names, and rarely the row. After it has refused a body, `explain` looks for the
+first value that certainly does not match; if there is none, MLflow's message is used. Integers and dates out of the range of their type are
+refused before MLflow converts the body, since it would wrap them silently.
 """
 
 import base64
@@ -16,7 +16,7 @@ import numpy as np
 SHOWN = 80
 LISTED = 12
 SPARSE = 1_000_000  # cells
-# Columns beyond the signature's own that are looked at, and rows of which MLflow is asked one by one: enough for any honest mistake.
+# Limits for columns that are not in the signature, and for rows that MLflow validates one by one.
 WIDE, SLOW_ROWS = 1000, 1000
 INTEGERS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 EXPECTED = {
@@ -27,7 +27,7 @@ Columns = Mapping[Any, Sequence[Any]]
 
 
 def short(value: object, limit: int = SHOWN) -> str:
-    """A value of the caller's, worded as in JSON; an exception's text; never longer than `limit`."""
+    """A value for a message, in JSON's spelling, or the text of an exception; cut at `limit` characters."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     text = " ".join((str(value) if isinstance(value, Exception) else repr(value)).split())
@@ -38,11 +38,11 @@ def shape(sizes: Sequence[int]) -> str:
     return f"({', '.join('any' if size == -1 else str(size) for size in sizes)})"
 
 
-# -- what would wrap --
+# -- values that would wrap silently --
 
 
 def overflow(name: Any, kind: str, least: int, most: int, values: Sequence[Any]) -> str | None:
-    """The first of a column's numbers (those in lists too) that is outside."""
+    """The message for the first number of a column, also inside lists, that is out of range. None if there is none."""
     for row, value in enumerate(values):
         if (number := _outside(value, least, most)) is not None:
             return f"row {row}, column {name!r}: {short(number)} does not fit into {kind} ({least} to {most})"
@@ -50,33 +50,33 @@ def overflow(name: Any, kind: str, least: int, most: int, values: Sequence[Any])
 
 
 def overflow_of_frame(frame: Any, schema: Any) -> str | None:
-    """The same for a pandas.DataFrame that MLflow has not converted yet, for all its columns that are to be whole numbers."""
+    """`overflow` for all integer columns of a pandas.DataFrame that MLflow has not converted yet."""
     named = dict(schema.input_dict()) if schema.has_input_names() else {}
-    for place, label in enumerate(frame.columns):
+    for position, label in enumerate(frame.columns):
         if named:
             spec = named.get(label) if isinstance(label, str) else None
         else:
-            spec = schema.inputs[0] if schema.is_tensor_spec() else schema.inputs[place] if place < len(schema.inputs) else None
-        found = _bounds(spec)
-        if found is None:
+            spec = schema.inputs[0] if schema.is_tensor_spec() else schema.inputs[position] if position < len(schema.inputs) else None
+        bounds = _bounds(spec)
+        if bounds is None:
             continue
-        kind, least, most = found
-        column = frame.iloc[:, place].to_numpy()
+        kind, least, most = bounds
+        column = frame.iloc[:, position].to_numpy()
         if column.dtype.kind in "iuf":
-            # `most` itself has no float64, but the number after it has.
+            # A float64 cannot represent `most`, but it can represent most + 1.
             wrong = np.flatnonzero((column >= most + 1) | (column < least))
             if not wrong.size:
                 continue
         elif column.dtype.kind != "O":
             continue
-        if said := overflow(label, kind, least, most, column.tolist()):
-            return said
+        if message := overflow(label, kind, least, most, column.tolist()):
+            return message
     return None
 
 
 def lost_dates(form: str, sent: Any, schema: Any) -> str | None:
-    """The first date of an `inputs` or `instances` body that numpy would turn into one of another century."""
-    if schema.is_tensor_spec() or not any(getattr(one.type, "name", "") == "datetime" for one in schema.inputs):
+    """The message for the first date of an `inputs` or `instances` body that numpy would convert to a date in another century."""
+    if schema.is_tensor_spec() or not any(getattr(column.type, "name", "") == "datetime" for column in schema.inputs):
         return None
     specs = list(schema.input_dict().items() if schema.has_input_names() else enumerate(schema.inputs))
     sent_columns = columns(form, sent, [name for name, _ in specs]) or {}
@@ -88,37 +88,40 @@ def lost_dates(form: str, sent: Any, schema: Any) -> str | None:
     return None
 
 
-# -- why MLflow refused --
+# -- reasons of MLflow's refusals --
 
 
 def ragged(rows: Any, required: Sequence[Any] | None) -> str | None:
-    """Which row is not as long as the others, or lacks a column that others have. required: columns for which that counts; None: all."""
+    """The message for the first row that lacks a column which other rows have. required: the columns to check; None: all."""
     if not isinstance(rows, list) or not rows:
         return None
     if all(isinstance(row, dict) for row in rows):
         for name in list(dict.fromkeys(key for row in rows for key in row)) if required is None else required:
-            has = [name in row for row in rows]
-            if any(has) and not all(has):
-                return f"row {has.index(False)} has no column {short(name)}, which others have"
+            present = [name in row for row in rows]
+            if any(present) and not all(present):
+                return f"row {present.index(False)} has no column {short(name)}, which other rows have"
     return None
 
 
 def unlike_widths(rows: Any, width: int | None) -> str | None:
-    """Which row has not as many values as there are columns. Nothing where all rows are equally wrong: that is another mistake."""
+    """The message for the first row with another number of values than there are columns.
+
+    None if all rows have the same length: that is another mistake. width: the number of columns; None: the length of the first row.
+    """
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         return None
     widths = [len(row) for row in rows]
     if len(set(widths)) <= 1:
         return None
     width = widths[0] if width is None else width
-    wrong = next((number for number, found in enumerate(widths) if found != width), 0)
+    wrong = next((number for number, row_width in enumerate(widths) if row_width != width), 0)
     return f"row {wrong} has {widths[wrong]} {'value' if widths[wrong] == 1 else 'values'}; expected {width}, one for each column"
 
 
 def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
-    """Why a table is not worth making: a row may be short and name columns that no other row has, and pandas makes a cell for each pair.
+    """The message for a table that would be too large: rows may have different columns, and pandas creates a cell for every row and column.
 
-    expected: columns of the signature; None: there is none.
+    expected: the number of columns in the signature; None without a signature.
     """
     rows, width = sent, 0
     if form == "dataframe_split":
@@ -141,50 +144,50 @@ def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
 
 
 def explain(form: str, sent: Any, schema: Any) -> str | None:
-    """Why this body does not fit, after it was refused; None where nothing is found that certainly does not.
+    """Why a refused body does not match the schema; None if no value certainly does not match.
 
-    form: one of the four of JSON; `frame` for a DataFrame that was read from Parquet, `text` for one of CSV in which all cells are text.
+    form: one of the four JSON forms; `frame` for a DataFrame from Parquet, `text` for a DataFrame from CSV whose cells are all text.
     """
-    found = None if schema is None else columns(form, sent, schema.input_names() if schema.has_input_names() else None)
-    if found is None:
+    sent_columns = None if schema is None else columns(form, sent, schema.input_names() if schema.has_input_names() else None)
+    if sent_columns is None:
         return None
     if schema.has_input_names():
-        if said := _missing(found, schema):
-            return said
-    elif not schema.is_tensor_spec() and len(found) < len(schema.inputs):
-        return f"the rows have {len(found)} {'value' if len(found) == 1 else 'values'}; expected {len(schema.inputs)}, one for each column"
+        if message := _missing(sent_columns, schema):
+            return message
+    elif not schema.is_tensor_spec() and (width := len(sent_columns)) < len(schema.inputs):
+        return f"the rows have {width} {'value' if width == 1 else 'values'}; expected {len(schema.inputs)}, one for each column"
     if schema.is_tensor_spec():
-        return _tensors(form, found, schema)
-    specs = list(schema.input_dict().items() if schema.has_input_names() else zip(found, schema.inputs, strict=False))
-    lengths = {name: len(found[name]) for name, _ in specs if name in found}
+        return _tensors(form, sent_columns, schema)
+    specs = list(schema.input_dict().items() if schema.has_input_names() else zip(sent_columns, schema.inputs, strict=False))
+    lengths = {name: len(sent_columns[name]) for name, _ in specs if name in sent_columns}
     if len(set(lengths.values())) > 1 and form == "inputs":
         first, other = next(iter(lengths)), next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
         return f"column {other!r} has {lengths[other]} values, and column {first!r} has {lengths[first]}"
     for name, spec in specs:
-        cells = found.get(name, ())
+        cells = sent_columns.get(name, ())
         for row, value in enumerate(cells if hasattr(spec.type, "name") else cells[:SLOW_ROWS]):
-            if said := _misfit(form, value, spec):
-                return f"row {row}, column {name!r}: {said}"
+            if why := _misfit(form, value, spec):
+                return f"row {row}, column {name!r}: {why}"
     return None
 
 
 def first_bad(data: Any, dtype: "np.dtype[Any]", sizes: Sequence[int]) -> str | None:
-    """Where a nested list has its first element that is no number of this type, or is longer or shorter than its neighbours."""
+    """The message for the first element of a nested list that is not a number of this type, or has another length than its siblings."""
     path: list[int] = []
     part = data
     while isinstance(part, list):
         first: tuple[int, ...] | None = None
-        for index, one in enumerate(part):
+        for index, element in enumerate(part):
             try:
-                found = np.array(one, dtype=dtype).shape
+                element_shape = np.array(element, dtype=dtype).shape
             except (ValueError, TypeError, OverflowError):
                 path.append(index)
-                part = one
+                part = element
                 break
-            first = found if first is None else first
-            if found != first:
+            first = element_shape if first is None else first
+            if element_shape != first:
                 return (
-                    f"the tensor is ragged: element {_at([*path, index])} has the shape {shape(found)}, "
+                    f"the tensor is ragged: element {_at([*path, index])} has the shape {shape(element_shape)}, "
                     f"and {_at([*path, 0])} has {shape(first)}; expected {shape(sizes)}"
                 )
         else:
@@ -197,12 +200,12 @@ def first_bad(data: Any, dtype: "np.dtype[Any]", sizes: Sequence[int]) -> str | 
 
 
 def columns(form: str, sent: Any, wanted: Collection[Any] | None = None) -> Columns | None:
-    """The cells of each column that a body has, by name, or by place where it has no names; None where it is no table.
+    """The cells of each column in a body, by name, or by position if there are no names; None if the body is not a table.
 
-    wanted: names or number of the columns that count; others are there without their cells, since a body may name very many.
+    wanted: the names or positions of the columns whose cells are needed. Other columns have no cells, since a body may contain very many.
     """
     if form in ("frame", "text"):
-        return {label: sent.iloc[:, place].tolist() for place, label in enumerate(sent.columns)}
+        return {label: sent.iloc[:, position].tolist() for position, label in enumerate(sent.columns)}
     names: Any = None
     if form == "dataframe_split":
         if not isinstance(sent, dict):
@@ -214,22 +217,23 @@ def columns(form: str, sent: Any, wanted: Collection[Any] | None = None) -> Colu
         return None
     if sent and all(isinstance(row, dict) for row in sent):
         keys = list(dict.fromkeys(key for row in sent for key in row))
-        counted = set(keys[:WIDE] if wanted is None else wanted)
-        return {name: [row.get(name) for row in sent] if name in counted else () for name in keys}
+        needed = set(keys[:WIDE] if wanted is None else wanted)
+        return {name: [row.get(name) for row in sent] if name in needed else () for name in keys}
     rows = [row if isinstance(row, list) else [row] for row in sent]
     width = max((len(row) for row in rows), default=0)
     labels = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else range(width)
-    counted = set(labels[:WIDE] if wanted is None else wanted)
+    needed = set(labels[:WIDE] if wanted is None else wanted)
     return {
-        label: [row[place] if place < len(row) else None for row in rows] if label in counted else () for place, label in enumerate(labels)
+        label: [row[position] if position < len(row) else None for row in rows] if label in needed else ()
+        for position, label in enumerate(labels)
     }
 
 
-def _missing(found: Columns, schema: Any) -> str | None:
-    missing = [name for name in schema.required_input_names() if name not in found]
+def _missing(sent: Columns, schema: Any) -> str | None:
+    missing = [name for name in schema.required_input_names() if name not in sent]
     if not missing:
         return None
-    return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {_listed(missing)}; sent were: {_listed(list(found))}"
+    return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {_listed(missing)}; sent were: {_listed(list(sent))}"
 
 
 def _listed(names: Sequence[Any]) -> str:
@@ -261,25 +265,25 @@ def _misfit(form: str, value: Any, spec: Any) -> str | None:
         fits = _is_nested(value, spec)
     if fits:
         return None
-    came = "nothing" if isinstance(value, float) and math.isnan(value) and form == "text" else short(value)
-    return f"expected {EXPECTED.get(kind) or kind or spec.type}, got {came}"
+    got = "nothing" if isinstance(value, float) and math.isnan(value) and form == "text" else short(value)
+    return f"expected {EXPECTED.get(kind) or kind or spec.type}, got {got}"
 
 
-def _tensors(form: str, found: Columns, schema: Any) -> str | None:
+def _tensors(form: str, sent: Columns, schema: Any) -> str | None:
     if not schema.has_input_names():
         return None
     for name, spec in schema.input_dict().items():
-        cells, dtype, sizes = list(found[name]), np.dtype(spec.type), tuple(spec.shape)
+        cells, dtype, sizes = list(sent[name]), np.dtype(spec.type), tuple(spec.shape)
         if dtype.kind not in "fiub":
             continue
         if form in ("inputs", "instances"):
             try:
                 with np.errstate(over="ignore"):
-                    have = np.array(cells, dtype=dtype).shape
+                    actual = np.array(cells, dtype=dtype).shape
             except (ValueError, TypeError, OverflowError):
                 return f"input {name!r}: {first_bad(cells, dtype, sizes) or f'cannot be read as {dtype}'}"
-            if len(have) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, have, strict=True)):
-                return f"input {name!r}: the tensor has the shape {shape(have)}; expected {shape(sizes)}"
+            if len(actual) != len(sizes) or any(size not in (-1, actual_size) for size, actual_size in zip(sizes, actual, strict=True)):
+                return f"input {name!r}: the tensor has the shape {shape(actual)}; expected {shape(sizes)}"
             continue
         for row, cell in enumerate(cells):
             values = np.ravel(np.array(cell, dtype=object)).tolist()
@@ -300,8 +304,9 @@ def _bounds(spec: Any) -> tuple[str, int, int] | None:
 
 
 def _outside(value: Any, least: int, most: int) -> Any:
+    """The first number of a value, also inside lists, that is out of range; None if there is none."""
     if isinstance(value, list | np.ndarray):
-        return next((found for one in value if (found := _outside(one, least, most)) is not None), None)
+        return next((number for element in value if (number := _outside(element, least, most)) is not None), None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if value > most or value < least else None
@@ -323,6 +328,7 @@ def _is_base64(value: Any) -> bool:
 
 
 def _is_lost(value: str) -> bool:
+    """Whether numpy would wrap this date silently: nanoseconds in 64 bits reach from 1678 to 2261."""
     try:
         date = np.datetime64(value)
     except ValueError:

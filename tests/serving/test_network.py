@@ -160,7 +160,7 @@ def test_a_model_that_needs_gradients_gets_them_and_that_is_said(tmp_path: Path)
 
 def test_nothing_to_compile_is_said(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), NOTHING)
-    with pytest.raises(CannotLoad, match="holds no torch network"):
+    with pytest.raises(CannotLoad, match="contains no torch network"):
         load(from_folder(tmp_path / "made/model", lambda _: None), precision="bf16")
 
 

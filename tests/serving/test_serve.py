@@ -191,7 +191,7 @@ def test_a_version_of_the_registry_is_served(world: World, tmp_path: Path) -> No
 def test_a_bare_model_is_served_and_said_to_be_bare(world: World, tmp_path: Path) -> None:
     with serving(tmp_path, str(world.folder / "two"), "--port", "0") as server:
         assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "two")
-        assert "is a bare model" in server.log.read_text()
+        assert "is a model without a recorded digest" in server.log.read_text()
         assert "serving two on" in server.log.read_text()
 
 
@@ -260,7 +260,7 @@ def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(
 
 def test_what_cannot_be_served_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in refuses(str(tmp_path / "nowhere"), "--device", "cpu", expect=3)
-    assert "holds neither a context.json nor an MLmodel" in refuses(str(tmp_path), "--port", "0", "--device", "cpu", expect=3)
+    assert "contains neither a context.json nor an MLmodel" in refuses(str(tmp_path), "--port", "0", "--device", "cpu", expect=3)
     assert "is no port" in refuses(str(tmp_path), "--port", "70000", expect=2)
     assert "cannot listen on 203.0.113.7" in refuses(str(tmp_path), "--host", "203.0.113.7", "--port", "0", expect=2)
 
@@ -271,7 +271,7 @@ def test_a_model_that_does_not_answer_its_own_example_never_gets_ready(world: Wo
     recorded["input"] = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
     (broken / "examples/recorded.json").write_text(json.dumps(recorded))
     said = fails(tmp_path, str(broken), "--port", "0", expect=1)
-    assert "broken does not answer its own recorded example" in said
+    assert "broken fails on its own recorded example" in said
     assert "missing" in said
 
 
