@@ -75,7 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
             else:
                 checked = load.from_folder(Path(args.what), say)
         with device.taken(wish, checked.service, say) as chosen:
-            say(f"device: {chosen.said}")
+            say(f"device: {chosen.description}")
             with chosen.loading(), no_garbage():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
@@ -90,7 +90,13 @@ def _serve(args: argparse.Namespace) -> int:
             def ready() -> None:
                 say(f"serving {names} on {where}")
                 models = [{"name": one.name, "version": one.version, "digest": one.digest} for one in serving.models]
-                document = {"service": serving.service, "image": serving.image, "models": models, "device": chosen.said, "url": where}
+                document = {
+                    "service": serving.service,
+                    "image": serving.image,
+                    "models": models,
+                    "device": chosen.description,
+                    "url": where,
+                }
                 result(args, {**document, "gpu": chosen.as_json()}, "")
                 sys.stdout.flush()  # whoever started us reads this while we go on
 

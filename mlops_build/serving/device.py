@@ -1,13 +1,13 @@
-"""Which card the model may use: what was asked for, and the lease on a card for as long as the service lives.
+"""Choose the device for the model, and hold a lease on a card while the service runs.
 
-| mode        | when                                                                | what happens                                        |
-| ----------- | ------------------------------------------------------------------- | --------------------------------------------------- |
-| `cpu`       | asked for; or `auto`, and there is no driver, card, or CUDA in torch | no card is visible, and it is said aloud            |
-| `shared`    | MLOPS_GPU_MODE says so, a budget is named, or nothing else fits      | a lease on a card that has room                     |
-| `exclusive` | MLOPS_GPU_MODE says so; or one card, no budget, no lease directory   | the cards that are here are its own; are they well? |
+| mode        | when                                                                   | effect                                            |
+| ----------- | ---------------------------------------------------------------------- | ------------------------------------------------- |
+| `cpu`       | requested; or `auto` without a driver, a card, or CUDA in torch        | no card is visible; the reason is logged          |
+| `shared`    | MLOPS_GPU_MODE is `shared`; a budget is set; or neither other mode     | a lease on a card that has room                   |
+| `exclusive` | MLOPS_GPU_MODE is `exclusive`; or one card, no budget, no lease folder | the service uses all visible cards, after a check |
 
-Who says `gpu`, or names a budget, never gets the CPU instead. All of it comes before torch starts CUDA, which looks at CUDA_VISIBLE_DEVICES
-only once.
+A service that requests `gpu`, or a budget, never runs on the CPU instead. The device is chosen before torch starts CUDA, which reads
+CUDA_VISIBLE_DEVICES only once.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from mlops_build.gpu import Card, Lease
 
 DEVICES = ("auto", "cpu", "gpu")
-# Set in the image of a service whose service.yaml asks for a GPU, and in its Deployment.
+# Set in the image and the Deployment of a service whose service.yaml requests a GPU.
 DEVICE_VARIABLE, MODE_VARIABLE, MEMORY_VARIABLE, WAIT_VARIABLE = "MLOPS_DEVICE", "MLOPS_GPU_MODE", "MLOPS_GPU_MEMORY", "MLOPS_GPU_WAIT"
-# Seconds to wait for room where nobody says: the pod before this one may take so long to end (terminationGracePeriodSeconds).
+# Default of the wait for room, in seconds: the previous pod may take this long to end (terminationGracePeriodSeconds).
 WAIT_SECONDS = 60
-# More than this of its own card in use before it starts, in bytes, and it is not its own: contexts of a display or a monitor are smaller.
+# If more bytes of an exclusive card are in use at the start, another process uses it: contexts of a display or a monitor are smaller.
 OWN_BYTES = 1 << 30
 
 Say = Callable[[str], None]
@@ -37,9 +37,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for. memory: the budget in bytes; None where nobody named one. wait: seconds. needed: whether the CPU will not do.
+    """The requested device.
 
-    why: how to say that it is the CPU.
+    memory: the budget in bytes; None without one. wait: seconds. needed: whether the CPU is not an alternative. why: for mode `cpu`, the
+    device and the reason in words.
     """
 
     mode: Literal["cpu", "shared", "exclusive"]
@@ -51,13 +52,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Device:
-    """What this process uses from now on. said: for people. lease: None on the CPU, and on cards of its own."""
+    """The device of this process. description: for people. lease: None on the CPU and on exclusive cards."""
 
-    said: str
+    description: str
     lease: "Lease | None" = None
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
-        """Load the model inside: neighbours that load onto the same card take turns."""
+        """A context to load the model in: services that load onto the same card do so one after the other."""
         return self.lease.loading() if self.lease else contextlib.nullcontext()
 
     def as_json(self) -> dict[str, Any] | None:
@@ -67,14 +68,14 @@ class Device:
 
 
 def wish(device: str | None = None, gpu_memory: str | None = None, wait: float | None = None) -> Wish:
-    """What is asked for, by arguments or by the environment, as far as it can be had here at all: no card is chosen yet.
+    """The requested device, from arguments or the environment, if this machine can have it. No card is chosen yet.
 
-    device: auto, cpu or gpu; None takes MLOPS_DEVICE, else auto. gpu_memory: the budget on the card, such as "4GiB"; None takes
-    MLOPS_GPU_MEMORY. wait: seconds to wait for room; None takes MLOPS_GPU_WAIT, else 60. Raises NoDriver, NoRoom and UsageError.
+    device: auto, cpu or gpu; default MLOPS_DEVICE, otherwise auto. gpu_memory: the budget on the card, such as "4GiB"; default
+    MLOPS_GPU_MEMORY. wait: seconds to wait for room; default MLOPS_GPU_WAIT, otherwise 60. Raises NoDriver, NoRoom and UsageError.
     """
     wanted = device or os.environ.get(DEVICE_VARIABLE) or "auto"
     if wanted not in DEVICES:
-        raise UsageError(f"{wanted!r} is no device", remedy=f"use one of {', '.join(DEVICES)}")
+        raise UsageError(f"{wanted!r} is not a valid device", remedy=f"use one of {', '.join(DEVICES)}")
     budget = gpu_memory or os.environ.get(MEMORY_VARIABLE)
     memory = parse_bytes(budget) if budget else None
     seconds = _seconds(wait)
@@ -85,57 +86,60 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
     from mlops_build.gpu.nvml import DriverTrouble
 
     try:
-        found = [card for card in cards() if card.visible is not False]
+        visible = [card for card in cards() if card.visible is not False]
     except NoDriver as error:
         reason = unseen.no_driver() if error.reason is DriverTrouble.NO_LIBRARY else error.message
         if needed:
-            why = f"a GPU is asked for{f' ({budget})' if budget else ''}, but {error.message}"
+            why = f"a GPU is requested{f' ({budget})' if budget else ''}, but {error.message}"
             why += f": {reason}" if reason != error.message else ""
-            raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or choose the CPU: --device cpu") from None
+            raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or use the CPU: --device cpu") from None
         return Wish("cpu", why=f"the CPU ({reason})")
     import torch
 
     if torch.version.cuda is None:
         if needed:
             raise NoRoom(
-                "a GPU is asked for, but torch here is built without CUDA", remedy="check the image, or choose the CPU: --device cpu"
+                "a GPU is requested, but the installed torch is built without CUDA", remedy="check the image, or use the CPU: --device cpu"
             )
-        return Wish("cpu", why="the CPU (torch here is built without CUDA)")
-    return Wish("exclusive" if _own(found, memory, gpu_memory) else "shared", memory, seconds, needed)
+        return Wish("cpu", why="the CPU (the installed torch is built without CUDA)")
+    return Wish("exclusive" if _is_exclusive(visible, memory, gpu_memory) else "shared", memory, seconds, needed)
 
 
 def _seconds(wait: float | None) -> float:
-    said = os.environ.get(WAIT_VARIABLE)
+    variable = os.environ.get(WAIT_VARIABLE)
     try:
-        seconds = float(said) if wait is None and said else WAIT_SECONDS if wait is None else wait
+        seconds = float(variable) if wait is None and variable else WAIT_SECONDS if wait is None else wait
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise UsageError(f"{said if wait is None else wait} is no number of seconds", remedy=f"set {WAIT_VARIABLE}, or --wait, to 60, say")
+        given = variable if wait is None else wait
+        raise UsageError(f"{given} is not a valid number of seconds", remedy=f"set {WAIT_VARIABLE} or --wait to a number, such as 60")
     return seconds
 
 
-def _own(found: "list[Card]", memory: int | None, gpu_memory: str | None) -> bool:
-    """Whether the cards that are here are this process's own: the device plugin gave them to its container."""
+def _is_exclusive(visible: "list[Card]", memory: int | None, gpu_memory: str | None) -> bool:
+    """Whether this process has the visible cards for itself, because the device plugin assigned them to its container."""
     mode = os.environ.get(MODE_VARIABLE)
     if mode not in (None, "", "shared", "exclusive"):
-        raise UsageError(f"{MODE_VARIABLE} is {mode!r}", remedy="shared or exclusive, as in service.yaml")
+        raise UsageError(
+            f"{MODE_VARIABLE} is {mode!r}, which is not a valid mode", remedy="set it to shared or exclusive, as in service.yaml"
+        )
     if gpu_memory or mode == "shared":
         return False
     if mode == "exclusive":
         return True
     from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE
 
-    # A release that an older mlops-build wrote does not name the mode.
-    nobody = DIRECTORY_VARIABLE not in os.environ and not Path(DIRECTORY).is_dir()
-    return memory is None and nobody and len([card for card in found if card.mig_parent is None]) == 1
+    # Releases of an older mlops-build do not set the mode.
+    no_leases = DIRECTORY_VARIABLE not in os.environ and not Path(DIRECTORY).is_dir()
+    return memory is None and no_leases and len([card for card in visible if card.mig_parent is None]) == 1
 
 
 @contextlib.contextmanager
 def taken(wish: Wish, service: str, say: Say) -> Iterator[Device]:
-    """Take what is wished for, and give it back at the end. service: the name of the lease, unless MLOPS_SERVICE says another.
+    """Acquire the requested device, and release it at the end. service: the name for the lease, unless MLOPS_SERVICE is set.
 
-    With the CPU no card is visible to torch, whatever the environment says. Raises NoRoom (every card, and why not) and NoDriver.
+    On the CPU, no card is visible to torch, whatever the environment sets. Raises NoRoom, with the reason for every card, and NoDriver.
     """
     if wish.mode == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -145,8 +149,8 @@ def taken(wish: Wish, service: str, say: Say) -> Iterator[Device]:
         _check_torch()
         for card in own:
             if (card.used_bytes or 0) > OWN_BYTES:
-                say(f"{card.name} should be this service's own, but {show_bytes(card.used_bytes or 0)} of it are used already")
-        yield Device(", ".join(f"{card.name} ({card.uuid}), its own" for card in own))
+                say(f"{card.name} should be exclusive to this service, but {show_bytes(card.used_bytes or 0)} of it are already in use")
+        yield Device(", ".join(f"{card.name} ({card.uuid}), exclusive" for card in own))
     else:
         with _leased(wish, service, say) as held:
             if held.cpu:
@@ -165,37 +169,35 @@ def _leased(wish: Wish, service: str, say: Say) -> "Lease":
     except NoDriver:
         raise
     except NoRoom as error:
-        remedy = (
-            "wait longer (--wait), ask for less (--gpu-memory), or choose the CPU (--device cpu); `mlops-build gpu list` says who has what"
-        )
+        remedy = "wait longer (--wait), request less (--gpu-memory), or use the CPU (--device cpu); `mlops-build gpu list` shows the leases"
         raise NoRoom(error.message, remedy=remedy) from None
 
 
 def _healthy() -> "list[Card]":
-    """The visible cards. Raises NoRoom where one of them is in trouble, or there is none."""
+    """The visible cards. Raises NoRoom if there is none, or if one of them cannot be used."""
     from mlops_build.gpu.cards import cards
     from mlops_build.gpu.nvml import Trouble
 
-    found = [card for card in cards() if card.visible is not False]
-    divided = {card.mig_parent for card in found}
-    found = [card for card in found if not (card.trouble is Trouble.MIG_PARENT and card.uuid in divided)]
-    ill = [f"  {card.index} {card.name} {card.uuid}: {card.why}" for card in found if card.trouble not in (None, Trouble.NO_MEMORY)]
-    if ill:
-        raise NoRoom("a card that this service has for itself cannot be used:\n" + "\n".join(ill), remedy="mend it, or drain the node")
-    if not found:
+    visible = [card for card in cards() if card.visible is not False]
+    parents = {card.mig_parent for card in visible}
+    visible = [card for card in visible if not (card.trouble is Trouble.MIG_PARENT and card.uuid in parents)]
+    faulty = [f"  {card.index} {card.name} {card.uuid}: {card.why}" for card in visible if card.trouble not in (None, Trouble.NO_MEMORY)]
+    if faulty:
+        raise NoRoom("an exclusive card of this service cannot be used:\n" + "\n".join(faulty), remedy="fix it, or drain the node")
+    if not visible:
         raise NoRoom(
-            f"a GPU is asked for, but no card is visible to this process: {unseen.no_card()}",
+            f"a GPU is requested, but no card is visible to this process: {unseen.no_card()}",
             remedy="check CUDA_VISIBLE_DEVICES and the device plugin",
         )
-    return found
+    return visible
 
 
 def _check_torch() -> None:
-    """That torch sees what NVML sees. Starts CUDA."""
+    """Check that torch can use the card. Starts CUDA. Raises NoRoom."""
     import torch
 
     if not torch.cuda.is_available():
         raise NoRoom(
-            f"a card is there, but torch cannot use it: {unseen.no_cuda()}",
-            remedy="run `python -c 'import torch; torch.cuda.init()'` there, which says more; or choose the CPU: --device cpu",
+            f"a card is visible, but torch cannot use it: {unseen.no_cuda()}",
+            remedy="run `python -c 'import torch; torch.cuda.init()'` in the container for details; or use the CPU: --device cpu",
         )

@@ -1,7 +1,7 @@
-"""The contract that is kept with the version (model/openapi.py), and beside it what this server adds: the Open Inference Protocol's paths,
-and bodies that are no JSON.
+"""The OpenAPI document of a running service: the contract of its models (model/openapi.py), and what the server adds, which is the paths of
+the Open Inference Protocol and bodies that are not JSON.
 
-The kept file is what callers are promised; a server may offer more.
+The contract is stored with the model version, and callers may rely on it. A server may offer more.
 """
 
 import copy
@@ -18,7 +18,7 @@ TENSOR = {
         "name": {"type": "string"},
         "datatype": {"enum": [*DTYPES, BYTES]},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "data": {"type": "array", "description": "flat, or nested as the shape is"},
+        "data": {"type": "array", "description": "flat, or nested like the shape"},
         "parameters": {"type": "object"},
     },
     "required": ["name", "datatype", "shape"],
@@ -28,15 +28,18 @@ TENSOR = {
 def served(
     document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[str, Any] | None]], *, tokens: bool = False
 ) -> dict[str, Any]:
-    """models: each with its recorded example, or None; the first answers at /invocations too. tokens: whether callers need one."""
-    found = copy.deepcopy(dict(document))
-    paths, schemas = found["paths"], found["components"]["schemas"]
-    for place, (model, raw, _) in enumerate(models):
-        for path in (f"/models/{model.metadata['name']}/invocations", *(["/invocations"] if place == 0 else [])):
+    """The contract with the server's additions.
+
+    models: each with its recorded example, or None; the first answers at /invocations too. tokens: whether callers need a token.
+    """
+    extended = copy.deepcopy(dict(document))
+    paths, schemas = extended["paths"], extended["components"]["schemas"]
+    for position, (model, raw, _) in enumerate(models):
+        for path in (f"/models/{model.metadata['name']}/invocations", *(["/invocations"] if position == 0 else [])):
             paths[path]["post"]["requestBody"]["content"] |= _raw(raw)
     schemas[ERROR] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     for path, what in (
-        ("/v2", "The server, in the words of the Open Inference Protocol"),
+        ("/v2", "Name and version of the server"),
         ("/v2/health/live", "Is the process alive?"),
         ("/v2/health/ready", "Do the models answer?"),
     ):
@@ -47,27 +50,27 @@ def served(
         at = f"/v2/models/{name}"
         paths[at] = {"get": _get(f"{name}.metadata", f"Inputs and outputs of {name}")}
         paths[f"{at}/ready"] = {"get": _get(f"{name}.ready", f"Does {name} answer?")}
-        schemas[f"{name}.inference"] = _request([one["name"] for one in metadata["inputs"]])
+        schemas[f"{name}.inference"] = _request([tensor["name"] for tensor in metadata["inputs"]])
         schemas[f"{name}.inferred"] = _response(name)
         paths[f"{at}/infer"] = {"post": _infer(name, model.example(recorded))}
     if tokens:
-        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        found["security"] = [{"token": []}]
+        extended["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        extended["security"] = [{"token": []}]
         for methods in paths.values():
             for operation in methods.values():
-                operation["responses"]["401"] = {"description": "The token is missing, or not known here"}
-    return found
+                operation["responses"]["401"] = {"description": "The token is missing or not valid"}
+    return extended
 
 
 def without_contract(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The paths alone: what /docs may show to somebody without a token."""
-    found = copy.deepcopy(dict(document))
-    for name in found["components"]["schemas"]:
-        found["components"]["schemas"][name] = {}
-    for methods in found["paths"].values():
+    """The document without schemas and examples: what /docs may show without a token."""
+    stripped = copy.deepcopy(dict(document))
+    for name in stripped["components"]["schemas"]:
+        stripped["components"]["schemas"][name] = {}
+    for methods in stripped["paths"].values():
         if "post" in methods:
             methods["post"]["requestBody"]["content"]["application/json"].pop("example", None)
-    return found
+    return stripped
 
 
 def _raw(raw: Raw) -> dict[str, Any]:
@@ -78,9 +81,9 @@ def _raw(raw: Raw) -> dict[str, Any]:
 
 
 def _field(kind: str) -> dict[str, Any]:
-    """Of a form: a value for each row, all text but for files."""
-    one = {"type": "string", "format": "binary"} if kind == "binary" else {"type": "string"}
-    return {"type": "array", "items": one, "minItems": 1}
+    """The schema of a field of a form: one value per row, text or a file."""
+    value = {"type": "string", "format": "binary"} if kind == "binary" else {"type": "string"}
+    return {"type": "array", "items": value, "minItems": 1}
 
 
 def _get(operation: str, what: str) -> dict[str, Any]:
@@ -121,11 +124,11 @@ def _infer(name: str, example: Mapping[str, Any] | None) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ERROR}"}}}
     answer = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}.inferred"}}}
     why = {
-        "400": "The tensors are not what the model takes",
+        "400": "The model cannot take the tensors; the message says which part",
         "413": "The body is larger than the limit",
-        "415": "Content type or encoding is not read here",
-        "429": "The queue is full; Retry-After says when to ask again",
-        "503": "Ask again later",
+        "415": "The content type or encoding is not supported",
+        "429": "The queue is full; retry after the time in Retry-After",
+        "503": "Temporarily unavailable; retry later",
         "504": "Not answered within the deadline",
     }
     return {

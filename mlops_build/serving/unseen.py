@@ -1,6 +1,6 @@
-"""Why no card is visible here, in one line, as far as a process can tell from inside its container.
+"""Find out why no card is visible, as far as a process can from inside its container, and describe it in one line.
 
-A container sees a card only if its runtime puts devices and the driver's libraries into it, which two variables of the image ask for.
+A container sees a card only if the container runtime adds the devices and the driver's libraries. Two variables of the image request them.
 """
 
 import os
@@ -8,46 +8,46 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VISIBLE, CAPABILITIES, CUDA = "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "CUDA_VISIBLE_DEVICES"
-# Without NVIDIA_DRIVER_CAPABILITIES the runtime gives `utility` alone, with NVML and without CUDA.
+# Without NVIDIA_DRIVER_CAPABILITIES the runtime adds `utility` only: NVML, but not CUDA.
 NEEDED = ("compute", "utility")
 
 
 def no_driver(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> str:
-    """Why the driver's library is not found."""
+    """Why the driver's library is missing."""
     if not _in_container(environment, root):
         return "no NVIDIA driver is installed on this machine"
     visible = environment.get(VISIBLE)
     if visible is None:
-        return f"the image does not set {VISIBLE}, so that no container runtime brings the driver"
+        return f"the image does not set {VISIBLE}, so no container runtime adds the driver"
     if visible.strip() in ("", "void", "none"):
-        return f"{VISIBLE} is {visible.strip()!r}, which asks the container runtime for no card"
-    if lacks := _lacking(environment):
-        return f"{CAPABILITIES} is {environment.get(CAPABILITIES, '')!r} and lacks {lacks}, so that the runtime leaves libraries out"
+        return f"{VISIBLE} is {visible.strip()!r}, which requests no card from the container runtime"
+    if missing := _missing_capabilities(environment):
+        return f"{CAPABILITIES} is {environment.get(CAPABILITIES, '')!r} and lacks {missing}, so the runtime does not add all libraries"
     if (root / "dev/nvidiactl").exists():
-        return "the devices /dev/nvidia* are here and the driver's libraries are not: the NVIDIA container runtime brings both"
+        return "the devices /dev/nvidia* exist, but the driver's libraries are missing: the NVIDIA container runtime adds both"
     return "this container was not started with the NVIDIA runtime (docker run --gpus all; in a pod: runtimeClassName, or nvidia.com/gpu)"
 
 
 def no_card(environment: Mapping[str, str] = os.environ) -> str:
-    """Why there is a driver and no card to be seen."""
+    """Why no card is visible although there is a driver."""
     hidden = environment.get(CUDA)
     if hidden is not None and not hidden.strip():
         return f"{CUDA} is empty, which hides every card"
     if hidden is not None:
-        return f"{CUDA} is {hidden!r}, which names none of the cards that are here"
-    return f"{VISIBLE} is {environment.get(VISIBLE)!r}: the container runtime put the driver here and no card"
+        return f"{CUDA} is {hidden!r}, which selects none of the cards of this machine"
+    return f"{VISIBLE} is {environment.get(VISIBLE)!r}: the container runtime added the driver, but no card"
 
 
 def no_cuda(environment: Mapping[str, str] = os.environ) -> str:
     """Why torch cannot use a card that NVML sees."""
-    if VISIBLE in environment and (lacks := _lacking(environment)):
-        return f"{CAPABILITIES} is {environment.get(CAPABILITIES, '')!r} and lacks {lacks}"
-    return "its CUDA is newer than the driver, or the container lacks the capability `compute`"
+    if VISIBLE in environment and (missing := _missing_capabilities(environment)):
+        return f"{CAPABILITIES} is {environment.get(CAPABILITIES, '')!r} and lacks {missing}"
+    return "its CUDA version is newer than the driver, or the container lacks the capability `compute`"
 
 
-def _lacking(environment: Mapping[str, str]) -> str:
-    given = {one.strip() for one in (environment.get(CAPABILITIES) or "utility").split(",")}
-    return "" if "all" in given else " and ".join(f"`{one}`" for one in NEEDED if one not in given)
+def _missing_capabilities(environment: Mapping[str, str]) -> str:
+    given = {capability.strip() for capability in (environment.get(CAPABILITIES) or "utility").split(",")}
+    return "" if "all" in given else " and ".join(f"`{capability}`" for capability in NEEDED if capability not in given)
 
 
 def _in_container(environment: Mapping[str, str], root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`mlops-build serve` on a simulated node: the lease, the mask, the waiting and the refusals. Real processes, a real driver's interface."""
+"""`mlops-build serve` on a simulated node: leases, masks, waiting and refusals, with real processes and the driver's real interface."""
 
 import json
 import os
@@ -56,7 +56,7 @@ BODY = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build context of a model whose weights are 3 GiB."""
+    """A build context for a model with 3 GiB of weights."""
     folder = tmp_path_factory.mktemp("card") / "context"
     model = folder / "models/points"
     model.mkdir(parents=True)
@@ -68,7 +68,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on(node: testing.Node, *, cuda: bool = True, **more: str) -> dict[str, str]:
-    """The environment of a service there; cuda: with a torch that has CUDA."""
+    """The environment of a service on the node. cuda: whether its torch has CUDA."""
     path = [str(SIMULATED)] if cuda else []
     return {**node.environment, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)]), **more}
 
@@ -86,94 +86,94 @@ def masked(server: Server) -> str:
 
 
 def test_a_service_leases_the_card_with_room_and_sees_no_other(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node(testing.SimulatedCard(used="20GiB"), "24GiB")
-    second = made.cards[1]
-    with serving(tmp_path, str(context), "--port", "0", "--json", "--gpu-memory", "6GiB", **on(made)) as server:
+    machine = node(testing.SimulatedCard(used="20GiB"), "24GiB")
+    second = machine.cards[1]
+    with serving(tmp_path, str(context), "--port", "0", "--json", "--gpu-memory", "6GiB", **on(machine)) as server:
         assert masked(server) == second.uuid
-        (promise,) = promises(made)
+        (promise,) = promises(machine)
         assert (promise.uuids, promise.bytes, promise.service, promise.loaded) == ((second.uuid,), 6 * GIB, "points", True)
-        assert made.used(1) >= 3 * GIB
-        assert made.used(0) == 20 * GIB
+        assert machine.used(1) >= 3 * GIB
+        assert machine.used(0) == 20 * GIB
         document = json.loads(server.out.read_text())
         assert document["gpu"] == {"cards": [second.uuid], "memory_bytes": 6 * GIB, "lease": promise.id}
         (line,) = re.findall(r"^mlops_build_gpu_promised_bytes(.*) (\S+)$", ask(f"{server.url}/metrics")[1], re.MULTILINE)
         assert (line[0], float(line[1])) == (f'{{card="{second.uuid}"}}', 6 * GIB)
         assert second.uuid in server.log.read_text()
         assert server.stop() == 0
-        assert promises(made) == []
+        assert promises(machine) == []
 
 
-def test_a_killed_service_leaves_nothing_behind(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node("24GiB")
-    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", **on(made, MLOPS_SERVICE="digits")) as server:
-        assert masked(server) == made.cards[0].uuid
-        assert [one.service for one in promises(made)] == ["digits"]
+def test_a_killed_service_leaves_no_lease(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node("24GiB")
+    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", **on(machine, MLOPS_SERVICE="digits")) as server:
+        assert masked(server) == machine.cards[0].uuid
+        assert [promise.service for promise in promises(machine)] == ["digits"]
         server.stop(signal.SIGKILL)
-        assert (promises(made), made.used(0)) == ([], 0)
+        assert (promises(machine), machine.used(0)) == ([], 0)
 
 
-def test_it_waits_for_the_pod_before_it(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node("8GiB")
-    before = made.start("6GiB")
+def test_a_service_waits_for_the_previous_pod(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node("8GiB")
+    before = machine.start("6GiB")
     before.wait_for("loaded")
-    environment = on(made, MLOPS_DEVICE="gpu", MLOPS_GPU_MODE="shared", MLOPS_GPU_MEMORY="6GiB", MLOPS_GPU_WAIT="120")
+    environment = on(machine, MLOPS_DEVICE="gpu", MLOPS_GPU_MODE="shared", MLOPS_GPU_MEMORY="6GiB", MLOPS_GPU_WAIT="120")
     with serving(tmp_path, str(context), "--port", "0", **environment) as server:
         server.wait_for("wait")
         assert "serving" not in server.log.read_text()
         before.terminate()
         assert before.wait(timeout=20) == 0
-        assert masked(server) == made.cards[0].uuid
+        assert masked(server) == machine.cards[0].uuid
 
 
-def test_sigterm_ends_the_waiting_too(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node(testing.SimulatedCard(total="8GiB", used="6GiB"))
-    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "600", **on(made)) as server:
+def test_sigterm_ends_the_wait(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node(testing.SimulatedCard(total="8GiB", used="6GiB"))
+    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "600", **on(machine)) as server:
         server.wait_for("waiting")
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
-        assert (promises(made), made.used(0)) == ([], 6 * GIB)
+        assert (promises(machine), machine.used(0)) == ([], 6 * GIB)
 
 
-def test_who_outgrows_its_budget_fails_itself(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node("24GiB")
-    done = mlops_build(tmp_path, "serve", str(context), "--port", "0", "--gpu-memory", "2GiB", expect=1, environment=on(made))
+def test_a_service_that_exceeds_its_budget_fails_alone(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node("24GiB")
+    done = mlops_build(tmp_path, "serve", str(context), "--port", "0", "--gpu-memory", "2GiB", expect=1, environment=on(machine))
     assert "points cannot be loaded: OutOfMemoryError" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (promises(made), made.used(0)) == ([], 0)
+    assert (promises(machine), machine.used(0)) == ([], 0)
 
 
-def test_no_room_says_of_every_card_why_and_is_never_the_cpu(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node(testing.SimulatedCard(used="20GiB"), "24GiB")
-    made.lose(1)
+def test_without_room_the_reason_for_every_card_is_shown_and_the_cpu_is_not_used(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node(testing.SimulatedCard(used="20GiB"), "24GiB")
+    machine.lose(1)
     arguments = ("serve", str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "0")
-    said = mlops_build(tmp_path, *arguments, expect=6, environment=on(made)).stderr
-    assert f"{made.cards[0].uuid}: 4.0 GiB of 24.0 GiB left" in said
-    assert "fallen off the bus" in said
-    assert "--device cpu" in said
-    assert "serving" not in said
+    output = mlops_build(tmp_path, *arguments, expect=6, environment=on(machine)).stderr
+    assert f"{machine.cards[0].uuid}: 4.0 GiB of 24.0 GiB left" in output
+    assert "fallen off the bus" in output
+    assert "--device cpu" in output
+    assert "serving" not in output
 
 
-def test_a_card_of_its_own_needs_no_lease(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    """As the device plugin gives it: one of the node's cards, renumbered, no lease directory, no pids."""
-    made = node("24GiB", "24GiB", testing.SimulatedCard(used="2GiB"))
-    environment = {**made.view(cards=[2], hide_pids=True), "PYTHONPATH": on(made)["PYTHONPATH"], "MLOPS_DEVICE": "gpu"}
+def test_an_exclusive_card_needs_no_lease(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    """A container as the device plugin sets it up: one of the node's cards, renumbered, without a lease directory and without pids."""
+    machine = node("24GiB", "24GiB", testing.SimulatedCard(used="2GiB"))
+    environment = {**machine.view(cards=[2], hide_pids=True), "PYTHONPATH": on(machine)["PYTHONPATH"], "MLOPS_DEVICE": "gpu"}
     environment["MLOPS_GPU_MODE"] = "exclusive"
     environment["MLOPS_GPU_LEASE_DIR"] = str(tmp_path / "nowhere")
     with serving(tmp_path, str(context), "--port", "0", **environment) as server:
         _ = server.url
-        assert made.used(2) >= (2 + 3) * GIB
+        assert machine.used(2) >= (2 + 3) * GIB
         log = server.log.read_text()
-        assert "should be this service's own, but 2.0 GiB of it are used already" in log
-        assert f"device: NVIDIA L4 ({made.cards[2].uuid}), its own" in log
-        assert len(log.splitlines()) == 3, f"noise about leases: {log}"
-    made.lose(2)
-    said = mlops_build(tmp_path, "serve", str(context), "--port", "0", expect=6, environment=environment).stderr
-    assert "fallen off the bus" in said
+        assert "should be exclusive to this service, but 2.0 GiB of it are already in use" in log
+        assert f"device: NVIDIA L4 ({machine.cards[2].uuid}), exclusive" in log
+        assert len(log.splitlines()) == 3, f"messages about leases: {log}"
+    machine.lose(2)
+    output = mlops_build(tmp_path, "serve", str(context), "--port", "0", expect=6, environment=environment).stderr
+    assert "fallen off the bus" in output
 
 
-def test_torch_without_cuda_is_told_before_a_card_is_taken(node: MakeNode, context: Path, tmp_path: Path) -> None:
-    made = node("24GiB")
-    environment = on(made, cuda=False)
-    said = mlops_build(tmp_path, "serve", str(context), "--port", "0", "--gpu-memory", "6GiB", expect=6, environment=environment).stderr
-    assert "torch here is built without CUDA" in said
-    assert not list(Path(environment["MLOPS_GPU_LEASE_DIR"]).iterdir()), "nobody was asked for a card"
+def test_torch_without_cuda_is_an_error_before_a_card_is_leased(node: MakeNode, context: Path, tmp_path: Path) -> None:
+    machine = node("24GiB")
+    environment = on(machine, cuda=False)
+    output = mlops_build(tmp_path, "serve", str(context), "--port", "0", "--gpu-memory", "6GiB", expect=6, environment=environment).stderr
+    assert "the installed torch is built without CUDA" in output
+    assert not list(Path(environment["MLOPS_GPU_LEASE_DIR"]).iterdir()), "no lease was requested"

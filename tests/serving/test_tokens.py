@@ -1,4 +1,4 @@
-"""Tokens of callers: who may ask what, what the file may hold, and what happens when it changes under a running service."""
+"""Tokens of callers: which requests need one, valid and invalid token files, and changes of the file while a service runs."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_build.__main__ import main
-from mlops_build.serving.tokens import LOOK_SECONDS, BadTokens, Tokens
+from mlops_build.serving.tokens import CHECK_SECONDS, BadTokens, Tokens
 from tests.serving.conftest import said, serving
 
 SHOP, OLD = "shop-token-0123456789abcdef", "old-token-0123456789abcdef"
@@ -39,11 +39,11 @@ def bearer(token: str) -> list[tuple[bytes, bytes]]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
-    path.write_text("# who may ask\n\n" + line("shop", SHOP) + "  " + line("shop", OLD))
+    path.write_text("# callers\n\n" + line("shop", SHOP) + "  " + line("shop", OLD))
     return path
 
 
-def test_a_token_is_known_by_its_hash(file: Path) -> None:
+def test_a_token_is_recognized_by_its_hash(file: Path) -> None:
     tokens = Tokens(file)
     assert tokens.caller(bearer(SHOP)) == tokens.caller(bearer(OLD)) == "shop"
     assert tokens.caller([(b"authorization", b"bEARER  " + SHOP.encode())]) == "shop"
@@ -57,28 +57,28 @@ def test_a_token_is_known_by_its_hash(file: Path) -> None:
         [(b"authorization", SHOP.encode())], [(b"authorization", b"Basic " + SHOP.encode())], bearer("\xff" * 20), bearer("x" * 5000),
     ],
 )  # fmt: skip
-def test_whatever_else_is_sent_is_nobody(file: Path, headers: list[tuple[bytes, bytes]]) -> None:
+def test_any_other_header_has_no_caller(file: Path, headers: list[tuple[bytes, bytes]]) -> None:
     assert Tokens(file).caller(headers) is None
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        ("", "holds none"),
-        ("# nobody yet\n", "holds none"),
+        ("", "contains no hash"),
+        ("# nobody yet\n", "contains no hash"),
         (SHOP, "line 1: expected"),
         (line("shop", SHOP) + f"shop {SHOP}", "line 2: expected"),
         (line("shop", SHOP).upper(), "line 1: expected"),
         (line("shop", SHOP).replace("sha256", "md5"), "line 1: expected"),
         (line("two words", SHOP), "line 1: expected"),
         (line('"}{', SHOP), "line 1: expected"),
-        (line("shop", SHOP) + line("other", SHOP), "line 2: the same hash"),
+        (line("shop", SHOP) + line("other", SHOP), "line 2: the hash occurs twice"),
         ("#" * (2 << 20), "larger than"),
     ],
 )
-def test_what_is_no_file_of_hashes_is_refused_and_not_shown(tmp_path: Path, content: str, says: str) -> None:
+def test_an_invalid_file_is_refused_and_not_shown(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "tokens").write_text(content)
-    with pytest.raises(BadTokens, match=says) as refused:
+    with pytest.raises(BadTokens, match=message) as refused:
         Tokens(tmp_path / "tokens")
     assert SHOP not in str(refused.value)
 
@@ -91,36 +91,36 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
         Tokens(tmp_path / "tokens")
 
 
-def test_a_changed_file_is_read_and_a_broken_one_is_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_file_is_read_and_an_invalid_one_is_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     tokens = Tokens(file, clock)
 
     def later() -> None:
-        clock.now += LOOK_SECONDS
+        clock.now += CHECK_SECONDS
         caplog.clear()
 
     replacement = file.with_name("next")
     replacement.write_text(line("app", "new-token"))
     replacement.replace(file)
-    assert tokens.caller(bearer("new-token")) is None  # not looked at with each request
+    assert tokens.caller(bearer("new-token")) is None  # the file is not checked for each request
     with caplog.at_level(logging.WARNING, "mlops_build.serving"):
         later()
         assert (tokens.caller(bearer("new-token")), tokens.caller(bearer(SHOP))) == ("app", None)
-        assert "tokens known now: 1" in caplog.text
+        assert "valid tokens: 1" in caplog.text
         for break_it in (lambda: file.write_text("shop not-a-hash\n"), file.unlink):
             break_it()
             later()
             assert tokens.caller(bearer("new-token")) == "app"
-            assert "still holds (tokens: 1)" in caplog.text
+            assert "stay valid (tokens: 1)" in caplog.text
             later()
             assert tokens.caller(bearer("new-token")) == "app"
-            assert caplog.text == ""  # said once
+            assert caplog.text == ""  # logged once
         file.write_text(line("shop", SHOP))
         later()
         assert (tokens.caller(bearer("new-token")), tokens.caller(bearer(SHOP))) == (None, "shop")
 
 
-def test_the_documented_command_makes_a_hash_that_is_taken(tmp_path: Path) -> None:
+def test_the_documented_command_creates_a_valid_hash(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/protect-a-model-with-tokens.md").read_text()
     script = page.split("```sh\n", 1)[1].split("```", 1)[0]
     done = subprocess.run(["sh", "-euc", f'{script}\nprintf %s "$token"'], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -137,7 +137,7 @@ def guarded(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield client, server.log, folder / "tokens"
 
 
-def test_without_a_token_nothing_is_told_but_health(guarded: tuple[httpx.Client, Path, Path]) -> None:
+def test_without_a_token_only_health_metrics_and_docs_answer(guarded: tuple[httpx.Client, Path, Path]) -> None:
     client, _, _ = guarded
     for path in (
         "/ping",
@@ -161,7 +161,7 @@ def test_without_a_token_nothing_is_told_but_health(guarded: tuple[httpx.Client,
     assert "dataframe_split" not in page  # neither columns nor examples
 
 
-def test_who_has_a_token_is_answered_and_named_in_the_log(guarded: tuple[httpx.Client, Path, Path]) -> None:
+def test_a_caller_with_a_token_is_answered_and_logged_by_name(guarded: tuple[httpx.Client, Path, Path]) -> None:
     client, log, _ = guarded
 
     def ask(token: str | None, path: str, request_id: str) -> Any:
@@ -169,9 +169,9 @@ def test_who_has_a_token_is_answered_and_named_in_the_log(guarded: tuple[httpx.C
         return client.post(path, json=SPLIT, headers=headers)
 
     assert ask(SHOP, "/invocations", "with").status_code == 200
-    for token, wants in ((None, "Bearer"), (OLD, 'Bearer error="invalid_token"')):
+    for token, challenge in ((None, "Bearer"), (OLD, 'Bearer error="invalid_token"')):
         answer = ask(token, "/models/lines/invocations", f"without-{token is None}")
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, wants)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
         assert answer.json()["error_code"] == "UNAUTHENTICATED"
     assert list(ask(None, "/v2/models/lines/infer", "v2").json()) == ["error"]
     lines = {name: json.loads(said(log, rf'\{{.*"{name}".*\}}')[0]) for name in ("with", "without-True")}
@@ -184,13 +184,13 @@ def test_who_has_a_token_is_answered_and_named_in_the_log(guarded: tuple[httpx.C
     assert contract["security"] == [{"token": []}]
 
 
-def test_a_body_is_not_read_for_nobody(guarded: tuple[httpx.Client, Path, Path]) -> None:
+def test_a_body_is_not_read_without_a_token(guarded: tuple[httpx.Client, Path, Path]) -> None:
     client, _, _ = guarded
     assert client.post("/invocations", content=b"x" * (20 << 20)).status_code == 401  # and not 413
 
 
-def test_a_missing_file_is_told_before_anything_is_loaded(context: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_an_error_before_anything_is_loaded(context: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(context), "--port", "0", "--tokens", str(tmp_path / "nowhere")]) == 2
-    said = capsys.readouterr().err
-    assert "nowhere, the file of tokens, cannot be read" in said
-    assert "device" not in said
+    output = capsys.readouterr().err
+    assert f"the token file {tmp_path / 'nowhere'} cannot be read" in output
+    assert "device" not in output

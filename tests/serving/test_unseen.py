@@ -1,4 +1,4 @@
-"""Why no card is visible: every cause that can be told from inside a container, in one line that names it."""
+"""Why no card is visible: each cause that can be found from inside a container, in one line."""
 
 import sys
 from pathlib import Path
@@ -14,14 +14,14 @@ OURS = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,
 
 @pytest.fixture
 def container(tmp_path: Path) -> Path:
-    """A container's root file system, as far as it is looked at."""
+    """The parts of a container's root file system that are checked."""
     (tmp_path / "dev").mkdir()
     (tmp_path / ".dockerenv").touch()
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("environment", "says"),
+    ("environment", "expected"),
     [
         ({}, "the image does not set NVIDIA_VISIBLE_DEVICES"),
         ({**OURS, "NVIDIA_VISIBLE_DEVICES": "void"}, "NVIDIA_VISIBLE_DEVICES is 'void'"),
@@ -32,38 +32,38 @@ def container(tmp_path: Path) -> Path:
         (OURS, "was not started with the NVIDIA runtime"),
     ],
 )
-def test_a_container_without_a_driver_says_why(container: Path, environment: dict[str, str], says: str) -> None:
-    said = unseen.no_driver(environment, container)
-    assert says in said
-    assert "\n" not in said
+def test_the_reason_for_a_container_without_a_driver(container: Path, environment: dict[str, str], expected: str) -> None:
+    reason = unseen.no_driver(environment, container)
+    assert expected in reason
+    assert "\n" not in reason
 
 
-def test_devices_without_libraries_and_a_machine_that_is_no_container(container: Path, tmp_path: Path) -> None:
+def test_the_reason_for_devices_without_libraries_and_outside_a_container(container: Path, tmp_path: Path) -> None:
     (container / "dev/nvidiactl").touch()
-    assert "the devices /dev/nvidia* are here and the driver's libraries are not" in unseen.no_driver(OURS, container)
+    assert "the devices /dev/nvidia* exist, but the driver's libraries are missing" in unseen.no_driver(OURS, container)
     assert unseen.no_driver({}, tmp_path / "elsewhere") == "no NVIDIA driver is installed on this machine"
     assert "was not started" in unseen.no_driver({**OURS, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path / "elsewhere")
 
 
-def test_a_driver_without_a_card_and_a_card_without_cuda() -> None:
+def test_the_reason_for_a_driver_without_a_card_and_a_card_without_cuda() -> None:
     assert unseen.no_card({"CUDA_VISIBLE_DEVICES": ""}) == "CUDA_VISIBLE_DEVICES is empty, which hides every card"
-    assert "'-1', which names none" in unseen.no_card({"CUDA_VISIBLE_DEVICES": "-1"})
+    assert "'-1', which selects none" in unseen.no_card({"CUDA_VISIBLE_DEVICES": "-1"})
     assert "NVIDIA_VISIBLE_DEVICES is 'void'" in unseen.no_card({"NVIDIA_VISIBLE_DEVICES": "void"})
     assert "lacks `compute`" in unseen.no_cuda({**OURS, "NVIDIA_DRIVER_CAPABILITIES": "utility"})
-    assert "newer than the driver" in unseen.no_cuda(OURS)
+    assert "CUDA version is newer than the driver" in unseen.no_cuda(OURS)
 
 
-def test_the_service_says_it_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the device line of the CPU, and as the reason to end where a GPU is asked for."""
+def test_the_service_reports_the_reason_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the device line for the CPU, and in the error if a GPU is requested."""
 
     def missing() -> list[object]:
         raise NoDriver("there is no NVIDIA driver here", reason=DriverTrouble.NO_LIBRARY)
 
-    # By its full name: in the package, `cards` is the function.
+    # By the module's full name: in the package, `cards` is the function.
     monkeypatch.setattr(sys.modules["mlops_build.gpu.cards"], "cards", missing)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.delenv("MLOPS_GPU_MEMORY", raising=False)
     monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "void")
-    assert device.wish("auto").why == "the CPU (NVIDIA_VISIBLE_DEVICES is 'void', which asks the container runtime for no card)"
+    assert device.wish("auto").why == "the CPU (NVIDIA_VISIBLE_DEVICES is 'void', which requests no card from the container runtime)"
     with pytest.raises(NoDriver, match="but there is no NVIDIA driver here: NVIDIA_VISIBLE_DEVICES is 'void'"):
         device.wish("gpu")
