@@ -1,6 +1,6 @@
-"""A stand-in for a service, for the tests of who calls it: recorded answers, requests judged by the contract, faults on request.
+"""A stub of a service for its callers' tests: validates requests by the contract, returns recorded predictions, and simulates faults.
 
-It needs openapi.json and Python's standard library; no model, no MLflow, no torch. docs/how-to/test-against-a-stub.md
+It needs openapi.json and Python's standard library, but no model, MLflow or torch. See docs/how-to/test-against-a-stub.md.
 """
 
 import csv
@@ -26,7 +26,7 @@ from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated,
 
 JSON, CSV = "application/json", "text/csv"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-# What can be asked for, with the error_code that the service has for it.
+# The statuses that a request can ask for, with the service's error_code for each.
 FAULTS = {
     400: BAD_REQUEST,
     413: BAD_REQUEST,
@@ -43,12 +43,12 @@ DIGITS = re.compile("[0-9]+")
 
 
 class NoContract(Refused):
-    """What was named says no contract that a stub could answer by."""
+    """A file or folder without a contract that the stub can use."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong for everybody. every: each such request (1: all) gets `status`; None: none does. delay_ms: before each answer."""
+    """Faults for all callers. every: each Nth request (1: all) gets `status`; None: no request. delay_ms: delay of each response."""
 
     every: int | None = None
     status: int = 503
@@ -57,7 +57,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one request. headers: beside the content's type and length."""
+    """A response. kind: the content type. headers: all except Content-Type and Content-Length."""
 
     status: int
     body: bytes
@@ -66,17 +66,17 @@ class Answer:
 
 
 def document_of(what: Path) -> dict[str, Any]:
-    """The contract: an openapi.json, or a folder with one (a service, a model version), or a build context.
+    """The contract in an openapi.json, in a folder that contains one (a service, a model version), or in a build context.
 
-    Raises NotFound, NoContract, and UsageError where reading an older model's MLmodel needs a package that is not there.
+    Raises NotFound, NoContract, and UsageError if reading the MLmodel of an older model needs a package that is not installed.
     """
     if what.is_file():
         return _read(what)
     if not what.is_dir():
-        raise NotFound(f"{what} does not exist", remedy="name an openapi.json, or a folder with one: a service's, or a build context")
+        raise NotFound(f"{what} does not exist", remedy="name an openapi.json, the folder of a service, or a build context")
     if (what / contents.FILE).is_file():
-        found = contents.read(what)
-        return openapi.openapi(found.service, [_described(one.name, what / one.path) for one in found.models])
+        context = contents.read(what)
+        return openapi.openapi(context.service, [_described(model.name, what / model.path) for model in context.models])
     if (what / openapi.FILE).is_file():
         document = _read(what / openapi.FILE)
         if openapi.EXTENSION in document or not (what / "MLmodel").is_file():
@@ -85,19 +85,19 @@ def document_of(what: Path) -> dict[str, Any]:
         name = what.resolve().name
         return openapi.openapi(name, [_described(name, what)])
     raise NotFound(
-        f"{what} holds no {openapi.FILE}",
-        remedy="`mlops-build train` writes it at a service's root; a running service answers with it",
+        f"{what} contains no {openapi.FILE}",
+        remedy="`mlops-build train` writes it to the root of a service; a running service returns it at /openapi.json",
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise NoContract(f"{path} is not JSON: {str(error)[:200]}", remedy="restore it from Git") from None
-    if not isinstance(found, dict):
-        raise NoContract(f"{path} is no OpenAPI document", remedy="name a service's openapi.json")
-    return found
+    if not isinstance(document, dict):
+        raise NoContract(f"{path} is not an OpenAPI document", remedy="name a service's openapi.json")
+    return document
 
 
 def _described(name: str, folder: Path) -> Described:
@@ -110,74 +110,74 @@ def _described(name: str, folder: Path) -> Described:
     except ModuleNotFoundError:
         raise UsageError(
             f"{folder} has no {openapi.FILE}, and reading its MLmodel needs PyYAML",
-            remedy="pip install pyyaml, or take /openapi.json of the running service",
+            remedy="pip install pyyaml, or use /openapi.json of the running service",
         ) from None
 
 
 def _models(document: Mapping[str, Any]) -> list[Described]:
     try:
-        found = openapi.parse(document)
+        models = openapi.parse(document)
     except (KeyError, TypeError, AttributeError) as error:
-        raise NoContract(f"the document is no contract of mlops-build: {error!r:.200}", remedy="name a service's openapi.json") from None
-    if not found:
+        raise NoContract(f"the document is not a contract of mlops-build: {error!r:.200}", remedy="name a service's openapi.json") from None
+    if not models:
         raise NoContract("the document describes no model", remedy="name a service's openapi.json")
-    return found
+    return models
 
 
 class Stub:
-    """Answers requests by a contract. Guards the count of requests."""
+    """Answers requests by a contract. Thread-safe."""
 
     def __init__(self, document: Mapping[str, Any], faults: Faults | None = None) -> None:
         """Raises NoContract and UnknownSchema."""
         self._document = document
         self._faults = faults or Faults()
-        self._count, self._counting = 0, threading.Lock()
-        self._doors: dict[str, Described] = {}
+        self._count, self._count_lock = 0, threading.Lock()
+        self._endpoints: dict[str, Described] = {}
         self._schemas: dict[str, Any] = {}
-        self._plain = {"/openapi.json": Answer(200, openapi.as_text(document).encode())}
+        self._static = {"/openapi.json": Answer(200, openapi.as_text(document).encode())}
         self.models = tuple(_models(document))
-        for place, model in enumerate(self.models):
+        for position, model in enumerate(self.models):
             self._schemas[model.name] = json_schema.resolve(f"#/components/schemas/{model.name}.request", document)
             json_schema.check_schema(self._schemas[model.name], document)
             version = Answer(200, (model.mlflow or "unknown").encode(), "text/plain")
-            for at in (f"/models/{model.name}", *([""] if place == 0 else [])):
-                self._doors[f"{at}/invocations"] = model
-                self._plain |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
+            for at in (f"/models/{model.name}", *([""] if position == 0 else [])):
+                self._endpoints[f"{at}/invocations"] = model
+                self._static |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
 
     def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """headers: with names in small letters."""
-        model = self._doors.get(path)
+        """The response to a request. headers: with names in lower case."""
+        model = self._endpoints.get(path)
         if model is None or method != "POST":
             return self._other(method, path)
         try:
             status = self._fault(headers)
             if status is not None:
-                return _error(status, FAULTS[status], "the stub was asked for this")
+                return _error(status, FAULTS[status], "this fault was requested from the stub")
             return self._invocation(model, headers, body)
         except Refusal as error:
             return _error(error.status, error.code, error.message)
 
     def _other(self, method: str, path: str) -> Answer:
-        if method == "GET" and path in self._plain:
-            return self._plain[path]
-        if path in self._plain or path in self._doors:
-            allowed = "POST" if path in self._doors else "GET"
+        if method == "GET" and path in self._static:
+            return self._static[path]
+        if path in self._static or path in self._endpoints:
+            allowed = "POST" if path in self._endpoints else "GET"
             return Answer(405, b'{"detail":"Method Not Allowed"}', headers=(("Allow", allowed),))
         bare = path.rstrip("/")
-        if bare != path and (bare in self._plain or bare in self._doors):
+        if bare != path and (bare in self._static or bare in self._endpoints):
             return Answer(307, b"", headers=(("Location", bare),))
         return Answer(404, b'{"detail":"Not Found"}')
 
     def _fault(self, headers: Mapping[str, str]) -> int | None:
-        """The status that goes wrong here, after the delay that was asked for; None: nothing goes wrong."""
+        """Wait for the requested delay. Returns the status of a requested fault, None without one."""
         delay = _number(headers, "x-stub-delay-ms", self._faults.delay_ms, range(LONGEST_DELAY_MS + 1))
-        asked = _number(headers, "x-stub-status", 0, FAULTS) if "x-stub-status" in headers else None
+        requested = _number(headers, "x-stub-status", 0, FAULTS) if "x-stub-status" in headers else None
         if delay:
             time.sleep(delay / 1000)
-        with self._counting:
+        with self._count_lock:
             self._count += 1
             due = self._faults.every is not None and self._count % self._faults.every == 0
-        return asked if asked is not None else self._faults.status if due else None
+        return requested if requested is not None else self._faults.status if due else None
 
     def _invocation(self, model: Described, headers: Mapping[str, str], body: bytes) -> Answer:
         kind = _media_type(headers.get("content-type"))
@@ -185,48 +185,49 @@ class Stub:
         if encoding not in ("", "identity"):
             body = inflated(body, encoding.encode("latin-1", "replace"), BODY_LIMIT)
         schema = self._schemas[model.name]
-        asked = _records(_text(body), _row(schema)) if kind == CSV else _parsed(_text(body))
-        form = _form(asked)
-        if asked.get("params", ...) is None:  # the defaults
-            del asked["params"]
-        found = json_schema.problem(asked, schema, self._document) or self._table_problem(asked, schema)
-        if found is not None:
-            raise Refusal(str(found), code=BAD_REQUEST if found.kind == "value" else INVALID)
+        content = _records(_text(body), _row(schema)) if kind == CSV else _parsed(_text(body))
+        form = _form(content)
+        if content.get("params", ...) is None:  # null: the defaults
+            del content["params"]
+        problem = json_schema.problem(content, schema, self._document) or self._table_problem(content, schema)
+        if problem is not None:
+            raise Refusal(str(problem), code=BAD_REQUEST if problem.kind == "value" else INVALID)
         if model.recorded is None:
             return _error(501, "NOT_IMPLEMENTED", f"{model.name} has no recorded example to answer with")
         predictions = model.recorded["predictions"]
         if isinstance(predictions, list) and predictions:
-            predictions = [predictions[place % len(predictions)] for place in range(_count(asked[form]))]
+            predictions = [predictions[row % len(predictions)] for row in range(_count(content[form]))]
         return Answer(200, json.dumps({"predictions": predictions}).encode())
 
-    def _table_problem(self, asked: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
-        """What a schema cannot say of columns: cells of `dataframe_split` are of their column's type, no row is short, dates are dates."""
-        row = _row(schema)
-        if row is None:
+    def _table_problem(self, content: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
+        """The first problem of a table that the schema cannot express: types of cells in `dataframe_split`, lengths of rows, dates."""
+        row_schema = _row(schema)
+        if row_schema is None:
             return None
         try:
-            rows = _rows(asked)
+            rows = _rows(content)
         except Refusal as error:
-            return Problem(_form(asked), error.message, "size")
-        dates = [name for name, one in row.get("properties", {}).items() if one.get("format") == "date-time"]
-        written: dict[str, str] = {}  # how the first date of each column is
-        for place, cells in enumerate(rows):
-            where = f"{_form(asked)}, row {place}"
-            if "dataframe_split" in asked and (found := json_schema.problem(cells, row, self._document, where)):
-                return found
+            return Problem(_form(content), error.message, "size")
+        dates = [name for name, column in row_schema.get("properties", {}).items() if column.get("format") == "date-time"]
+        formats: dict[str, str] = {}  # the format of the first date in each column
+        for position, cells in enumerate(rows):
+            where = f"{_form(content)}, row {position}"
+            if "dataframe_split" in content and (problem := json_schema.problem(cells, row_schema, self._document, where)):
+                return problem
             for name in dates:
                 text = cells.get(name)
                 if not isinstance(text, str):
                     continue
                 if not _is_date(text):
-                    return Problem(f"{where}.{name}", f"{text[:40]!r} is no date, such as 2026-11-28T18:05:00, without a zone")
-                if written.setdefault(name, DIGITS.sub("0", text)) != DIGITS.sub("0", text):  # pandas reads all as it reads the first
-                    return Problem(f"{where}.{name}", f"{text[:40]!r} is written otherwise than the first date of its column")
+                    why = f"{text[:40]!r} is not a valid date; write it without a time zone, such as 2026-11-28T18:05:00"
+                    return Problem(f"{where}.{name}", why)
+                if formats.setdefault(name, DIGITS.sub("0", text)) != DIGITS.sub("0", text):  # pandas uses the format of the first date
+                    return Problem(f"{where}.{name}", f"{text[:40]!r} has another format than the first date of its column")
         return None
 
 
 def _row(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The schema of one row by names, where the model takes columns."""
+    """The schema of one row by column names; None if the model takes no named columns."""
     for form in schema.get("anyOf", []):
         records = form.get("properties", {}).get("dataframe_records", {})
         if "items" in records:
@@ -234,37 +235,37 @@ def _row(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _rows(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each row by names. Raises Refusal where one has more or fewer values than another."""
-    form = _form(asked)
-    content = asked[form]
+def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each row by column names. Raises Refusal if rows have different lengths."""
+    form = _form(content)
+    table = content[form]
     if form == "inputs":
-        names, columns = list(content), list(content.values())
+        names, columns = list(table), list(table.values())
         if len({len(column) for column in columns}) > 1:
-            raise Refusal("its columns are of unlike lengths")
+            raise Refusal("the columns have different lengths")
         return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
     if form != "dataframe_split":
-        return list(content)
-    names = content["columns"]
+        return list(table)
+    names = table["columns"]
     if len(set(names)) < len(names):
-        raise Refusal("a column stands there twice")
-    for place, cells in enumerate(content["data"]):
+        raise Refusal("a column occurs twice")
+    for position, cells in enumerate(table["data"]):
         if len(cells) != len(names):
-            raise Refusal(f"row {place} has {len(cells)} values for {len(names)} columns")
-    return [dict(zip(names, cells, strict=True)) for cells in content["data"]]
+            raise Refusal(f"row {position} has {len(cells)} values for {len(names)} columns")
+    return [dict(zip(names, cells, strict=True)) for cells in table["data"]]
 
 
 def _is_date(text: str) -> bool:
-    """What pandas holds to the nanosecond, and MLflow takes: no zone, and these years."""
+    """Whether MLflow accepts the date: without a time zone, and in the years that pandas can represent in nanoseconds."""
     try:
-        found = datetime.datetime.fromisoformat(text)
+        date = datetime.datetime.fromisoformat(text)
     except ValueError:
         return False
-    return found.tzinfo is None and 1678 <= found.year <= 2261
+    return date.tzinfo is None and 1678 <= date.year <= 2261
 
 
 def _count(rows: Any) -> int:
-    """How many rows a form brings."""
+    """The number of rows in a form."""
     if isinstance(rows, dict) and "data" in rows and isinstance(rows["data"], list):
         return len(rows["data"])
     if isinstance(rows, dict):
@@ -274,9 +275,9 @@ def _count(rows: Any) -> int:
 
 def _media_type(header: str | None) -> str:
     kind, *parameters = (part.strip() for part in (header or "").lower().split(";"))
-    values = {name: value.strip('"') for name, _, value in (one.partition("=") for one in parameters)}
+    values = {name: value.strip('"') for name, _, value in (parameter.partition("=") for parameter in parameters)}
     if values.get("charset", "utf-8") != "utf-8" or set(values) - {"charset"}:
-        raise Refusal("only UTF-8 is read here, and no other parameter of Content-Type", status=415)
+        raise Refusal("Content-Type may have no parameter except charset=utf-8", status=415)
     if kind not in (JSON, CSV):
         raise Refusal(f"Content-Type is {kind[:60] or 'none'}; this stub reads {JSON} and {CSV}", status=415)
     return kind
@@ -291,43 +292,43 @@ def _text(body: bytes) -> str:
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text, parse_int=_whole)
+        content = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise Refusal(f"the body is not JSON: {str(error)[:200]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refusal(f"the body must be a JSON object with one of {', '.join(FORMS)}")
-    return found
+    return content
 
 
 def _whole(text: str) -> int:
     if len(text) > 300:
-        raise ValueError(f"{text[:20]}… is beyond every type of number")
+        raise ValueError(f"{text[:20]}… is out of range for every type")
     return int(text)
 
 
-def _form(asked: Mapping[str, Any]) -> str:
-    found = [form for form in FORMS if form in asked]
-    if len(found) != 1:
-        raise Refusal(f"the body must hold exactly one of {', '.join(FORMS)}; found {', '.join(found) or 'none'}")
-    return found[0]
+def _form(content: Mapping[str, Any]) -> str:
+    forms = [form for form in FORMS if form in content]
+    if len(forms) != 1:
+        raise Refusal(f"the body must contain exactly one of {', '.join(FORMS)}; it contains {', '.join(forms) or 'none'}")
+    return forms[0]
 
 
 def _records(text: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
-    """CSV with a header line, as records: each cell as its column's schema wants it, if it can be."""
+    """CSV with a header line, as records. Cells are converted to the type of their column if possible."""
     if row is None:
-        raise Refusal("this model takes no columns, so no CSV")
+        raise Refusal("this model does not take columns, so it cannot take CSV")
     try:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise Refusal(f"the body is not CSV: {error}") from None
     if not lines:
-        raise Refusal("the body is empty: CSV has a header line")
+        raise Refusal("the body is empty: CSV needs a header line")
     names, *rows = lines
     properties = row.get("properties", {})
     records = []
-    for place, cells in enumerate(rows):
+    for number, cells in enumerate(rows, start=2):
         if len(cells) != len(names):
-            raise Refusal(f"line {place + 2}: {len(cells)} values for {len(names)} columns")
+            raise Refusal(f"line {number}: {len(cells)} values for {len(names)} columns")
         records.append({name: _cell(text, properties.get(name, {})) for name, text in zip(names, cells, strict=True)})
     if not rows and (missing := [name for name in row.get("required", []) if name not in names]):
         raise Refusal(f"{missing[0]} is missing", code=INVALID)
@@ -351,13 +352,13 @@ def _number(headers: Mapping[str, str], name: str, default: int, allowed: Any) -
     if text is None:
         return default
     if not text.isdecimal() or len(text) > 9 or int(text) not in allowed:
-        listed = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else f"0 to {max(allowed)}"
-        raise Refusal(f"{name} is {text[:40]!r}; it may be {listed}")
+        values = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else f"0 to {max(allowed)}"
+        raise Refusal(f"{name} is {text[:40]!r}; allowed values: {values}")
     return int(text)
 
 
 def _error(status: int, code: str, message: str) -> Answer:
-    if status == 415:  # a plain sentence, as the service has it
+    if status == 415:  # plain text, as the service sends it
         return Answer(status, message.encode("utf-8", "replace"), "text/plain; charset=utf-8")
     body = json.dumps({"error_code": code, "message": message}).encode()
     return Answer(status, body, headers=(("Retry-After", "1"),) if status in RETRY else ())
@@ -373,13 +374,13 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = self._body(headers)
         except Refusal as error:
-            self.close_connection = True  # what is left of the body would be read as the next request
+            self.close_connection = True  # the rest of the body would be read as the next request
             answer = _error(error.status, error.code, error.message)
         else:
             answer = self.server.stub.answer(self.command, self.path.partition("?")[0], headers, body)
         self._send(answer, headers.get("x-request-id"))
 
-    # The base class looks for one by the method's name.
+    # The base class looks up the handler by the method's name.
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _handle  # noqa: N815
 
     def _body(self, headers: Mapping[str, str]) -> bytes:
@@ -387,7 +388,7 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(self._chunks())
         size = headers.get("content-length", "0")
         if not size.isdecimal() or len(size) > 15:
-            raise Refusal("Content-Length is no number")
+            raise Refusal("Content-Length is not a number")
         if int(size) > BODY_LIMIT:
             raise too_large(BODY_LIMIT)
         body = self.rfile.read(int(size))
@@ -396,7 +397,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _chunks(self) -> "Sequence[bytes]":
-        found, size = [], 0
+        chunks, size = [], 0
         while True:
             head = self.rfile.readline(100).partition(b";")[0].strip()
             try:
@@ -406,15 +407,15 @@ class _Handler(BaseHTTPRequestHandler):
             size += length
             if length < 0 or size > BODY_LIMIT:
                 raise too_large(BODY_LIMIT)
-            found.append(self.rfile.read(length))
+            chunks.append(self.rfile.read(length))
             if not length:
                 break
             if self.rfile.readline(10).strip():
-                raise Refusal("a chunk is longer than it says")
-        for _ in range(100):  # trailers, which nobody wants
+                raise Refusal("a chunk is longer than its size")
+        for _ in range(100):  # trailers are ignored
             if not self.rfile.readline(1000).strip():
-                return found
-        raise Refusal("there are too many trailers")
+                return chunks
+        raise Refusal("the body has too many trailers")
 
     def _send(self, answer: Answer, request_id: str | None) -> None:
         self.send_response(answer.status)
@@ -433,12 +434,12 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "mlops-build-stub"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class calls it so)
-        """Nothing: the caller's tests have a log of their own."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class's name)
+        """Log nothing, since the caller's tests have their own log."""
 
 
 class Server(ThreadingHTTPServer):
-    """The stub on a port; 0 takes a free one. Raises Failed where the port is taken."""
+    """The stub on a port; 0 chooses a free port. Raises Failed if the port is in use."""
 
     daemon_threads = True
     block_on_close = False
@@ -449,7 +450,8 @@ class Server(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise Failed(
-                f"cannot listen on {host} port {port}: {error.strerror}", remedy="choose another port; --port 0 takes a free one"
+                f"cannot listen on {host} port {port}: {error.strerror}",
+                remedy="choose another port with --port, or a free one with --port 0",
             ) from None
 
     @property
@@ -457,4 +459,4 @@ class Server(ThreadingHTTPServer):
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that goes away is nobody's fault."""
+        """Ignore errors of connections: a caller may disconnect at any time."""

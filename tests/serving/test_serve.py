@@ -243,7 +243,7 @@ def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(
     refuses: Callable[..., str], no_card: None, context: Path, arguments: list[str]
 ) -> None:
     said = refuses(str(context), "--port", "0", *arguments, expect=6)
-    assert "a GPU is asked for" in said
+    assert "a GPU is requested" in said
     assert "--device cpu" in said
 
 
