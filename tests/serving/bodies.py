@@ -1,4 +1,4 @@
-"""Bodies to begin with, and decoders of several signatures: what the fuzzers change, and what they change it for."""
+"""Initial bodies for the fuzzers, and decoders for several signatures."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ DOCUMENTS: list[Any] = [
     {"messages": [{"role": "user", "content": "x"}]},
 ]
 BODIES: list[tuple[bytes, str]] = [
-    *((json.dumps(one).encode(), JSON) for one in DOCUMENTS),
+    *((json.dumps(document).encode(), JSON) for document in DOCUMENTS),
     (b"a,b,c\n1,2,3\n4,,x\n", CSV),
     (b'd,i,l,o,s,x\n1.5,2,3,true,"a,b",0.5\n', CSV),
     (pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}).to_parquet(), PARQUET),
@@ -37,4 +37,7 @@ def decoders(folder: Path | None = None) -> list[Decoder]:
     signatures = [
         models.FLOATS, models.MIXED, models.DATES, models.UNNAMED, models.NESTED, models.TENSORS, models.tensor("float32", (-1, 3)), None,
     ]  # fmt: skip
-    return [Decoder(models.save(folder / str(number), one), "pad" if number % 2 else "refuse") for number, one in enumerate(signatures)]
+    return [
+        Decoder(models.save(folder / str(number), signature), "pad" if number % 2 else "refuse")
+        for number, signature in enumerate(signatures)
+    ]

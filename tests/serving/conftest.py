@@ -1,4 +1,4 @@
-"""A context of two models, and a server of it that several tests ask."""
+"""A build context with two models, and a server of it that several tests share."""
 
 import os
 import re
@@ -22,18 +22,18 @@ from tests.packaging.world import World, make
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make(tmp_path_factory.mktemp("world"))
-    made.register(made.files("one"))
-    made.files("two", weight=3.0)
-    return made
+    world = make(tmp_path_factory.mktemp("world"))
+    world.register(world.files("one"))
+    world.files("two", weight=3.0)
+    return world
 
 
 @pytest.fixture(scope="session")
 def context(world: World) -> Path:
-    """points 1, and lines 2 with other weights."""
+    """A build context with the models points 1, and lines 2 with other weights."""
     sources = [
         Source(
-            name, version, files.digest(world.folder / folder), lambda place, folder=folder: shutil.copytree(world.folder / folder, place)
+            name, version, files.digest(world.folder / folder), lambda target, folder=folder: shutil.copytree(world.folder / folder, target)
         )
         for name, version, folder in (("points", 1, "one"), ("lines", 2, "two"))
     ]
@@ -48,7 +48,7 @@ class Server:
         self.process, self.log, self.out = process, log, out
 
     def wait_for(self, pattern: str) -> "re.Match[str]":
-        return said(self.log, pattern, lambda: self.process.poll() is None)
+        return wait_for_log(self.log, pattern, lambda: self.process.poll() is None)
 
     @property
     def url(self) -> str:
@@ -59,32 +59,32 @@ class Server:
         return self.process.wait(timeout=30)
 
 
-def said(log: Path, pattern: str, alive: Callable[[], bool] = lambda: True, seconds: float = 60) -> "re.Match[str]":
-    """The first place in a log where it stands, once it does."""
+def wait_for_log(log: Path, pattern: str, alive: Callable[[], bool] = lambda: True, seconds: float = 60) -> "re.Match[str]":
+    """Wait until a log matches the pattern. Returns the first match."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := re.search(pattern, log.read_text()):
-            return found
+        if match := re.search(pattern, log.read_text()):
+            return match
         assert alive(), log.read_text()
         time.sleep(0.05)
-    raise AssertionError(f"{pattern!r} was not said within {seconds} s:\n{log.read_text()}")
+    raise AssertionError(f"{pattern!r} was not logged within {seconds} s:\n{log.read_text()}")
 
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """Start it in an empty folder, with no registry and no GPU named; stopped by its pid."""
+    """Run `mlops-build serve` in an empty folder, without settings for a registry or a GPU, until the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     log, out = folder / "serve.log", folder / "serve.out"
     kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "MLOPS_DEVICE", "MLOPS_GPU_MEMORY")}
-    with log.open("w") as said, out.open("w") as printed:
+    with log.open("w") as stderr, out.open("w") as stdout:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlops_build", "serve", *arguments],
             cwd=folder,
             env={**kept, **environment},
-            stdout=printed,
-            stderr=said,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
-            # Where the tests run in the background, a shell has them ignore Ctrl-C, and so would the server.
+            # A shell lets background processes ignore Ctrl-C; the server would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
@@ -103,7 +103,7 @@ def server(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A port that no process uses now."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

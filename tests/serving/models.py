@@ -1,4 +1,4 @@
-"""Small models for tests of the server: each answers with what it was handed, so that a wrong conversion is a wrong answer."""
+"""Small models for tests of the server: each returns its input, so that a wrong conversion gives a wrong answer."""
 
 import textwrap
 from pathlib import Path
@@ -27,7 +27,7 @@ SHAPES = """
 
 
 def save(folder: Path, signature: ModelSignature | None, body: str = ECHO) -> Any:
-    """Save and load a PythonModel with this body of its class; mlflow.pyfunc.PyFuncModel."""
+    """Save and load a PythonModel whose class has this body. Returns mlflow.pyfunc.PyFuncModel."""
     folder.mkdir(parents=True)
     code = folder / "code.py"
     methods = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
@@ -38,9 +38,9 @@ def save(folder: Path, signature: ModelSignature | None, body: str = ECHO) -> An
 
 
 def columns(*specs: tuple[str, str] | tuple[str, str, bool], params: ParamSchema | None = None) -> ModelSignature:
-    """(name, type[, required]) for each column."""
-    made = [ColSpec(DataType[one[1]], one[0], required=one[2] if len(one) == 3 else True) for one in specs]
-    return ModelSignature(inputs=Schema(made), params=params)
+    """A signature of columns. specs: (name, type[, required])."""
+    inputs = [ColSpec(DataType[spec[1]], spec[0], required=spec[2] if len(spec) == 3 else True) for spec in specs]
+    return ModelSignature(inputs=Schema(inputs), params=params)
 
 
 def tensor(dtype: str, shape: tuple[int, ...]) -> ModelSignature:

@@ -1,5 +1,5 @@
-"""Callers who send at a rate of their own, whatever the answers: what an overload is. Callers who wait for their answer slow down with
-the server, and hide it."""
+"""Callers that send at a fixed rate without waiting for responses, to create an overload. Callers that wait slow down with the server, and
+hide the overload."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Outcome:
-    """statuses: of the answers. unsent: requests for which no connection was free. lost: connections that were closed before the answer."""
+    """statuses: of the responses. unsent: requests for which no connection was free. lost: connections that closed before the response."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -26,9 +26,9 @@ class Outcome:
         self.without_retry += status in (429, 503) and not re.search(rb"(?i)\r\nretry-after: [1-9]", head)
 
     def percentile(self, status: int, part: float) -> float:
-        """Seconds."""
-        found = sorted(self.seconds.get(status, [0.0]))
-        return found[min(len(found) - 1, int(part * len(found)))]
+        """A percentile of the response time, in seconds. part: 0 to 1."""
+        seconds = sorted(self.seconds.get(status, [0.0]))
+        return seconds[min(len(seconds) - 1, int(part * len(seconds)))]
 
 
 class Connection(asyncio.Protocol):
@@ -67,13 +67,13 @@ class Connection(asyncio.Protocol):
 async def _offer(host: str, port: int, request: bytes, rate: float, seconds: float, connections: int) -> Outcome:
     outcome, free = Outcome(), deque[Connection]()
     loop = asyncio.get_running_loop()
-    made = [(await loop.create_connection(lambda: Connection(outcome, free), host, port))[1] for _ in range(connections)]
+    transports = [(await loop.create_connection(lambda: Connection(outcome, free), host, port))[0] for _ in range(connections)]
     began, sent = time.perf_counter(), 0
     while (now := time.perf_counter() - began) < seconds:
         for _ in range(int(now * rate) - sent):
             sent += 1
             if free:
-                free.popleft().ask(request)  # the one that has been free the longest
+                free.popleft().ask(request)  # the connection that has been free for the longest time
             else:
                 outcome.unsent += 1
         await asyncio.sleep(0.001)
@@ -82,11 +82,11 @@ async def _offer(host: str, port: int, request: bytes, rate: float, seconds: flo
         if len(free) == connections:
             break
         await asyncio.sleep(0.05)
-    for one in made:
-        one.transport.abort()
+    for transport in transports:
+        transport.abort()
     return outcome
 
 
 def offer(address: tuple[str, int], request: bytes, rate: float, seconds: float, connections: int = 256) -> Outcome:
-    """Send `rate` requests a second for so long, on so many connections that are kept, each used again as late as possible."""
+    """Send `rate` requests per second for `seconds`, on kept connections, each used again as late as possible."""
     return asyncio.run(_offer(*address, request, rate, seconds, connections))

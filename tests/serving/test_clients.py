@@ -41,19 +41,19 @@ def go_client(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(params=["go", "php"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Asks the service at a URL for lists of rows, one after the other."""
+    """Runs the client, which sends each list of rows to the service at a URL."""
     php = request.param == "php"
     command = [program("MLOPS_TEST_PHP"), str(CLIENTS / "client.php")] if php else request.getfixturevalue("go_client")
 
     def run(url: str, *lists: object) -> "subprocess.CompletedProcess[str]":
-        text = "".join(json.dumps(one) + "\n" for one in lists)
+        text = "".join(json.dumps(rows) + "\n" for rows in lists)
         return subprocess.run([*command, url], input=text, capture_output=True, text=True, timeout=60, check=False)
 
     return run
 
 
 class Faulty(ThreadingHTTPServer):
-    """A service with answers told in advance: (status, headers, body). Guards what it was asked, when, and on how many connections."""
+    """A service with fixed responses: (status, headers, body). Records the requests, their times and the number of connections."""
 
     def __init__(self, answers: Sequence[tuple[int, dict[str, str], bytes]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -112,14 +112,14 @@ def test_a_client_gets_the_predictions(ask: Ask, server: Server, world: World) -
 
 
 @pytest.mark.slow
-def test_what_is_not_a_number_is_null_both_ways(ask: Ask, server: Server) -> None:
+def test_nan_is_null_in_requests_and_responses(ask: Ask, server: Server) -> None:
     done = ask(server.url, [{"x": None, "y": 0.5}])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [{"label": "minus", "score": None}]
 
 
 @pytest.mark.slow
-def test_a_refusal_shows_what_the_service_said_and_is_not_repeated(ask: Ask) -> None:
+def test_a_refusal_shows_the_services_message_and_is_not_retried(ask: Ask) -> None:
     body = b'{"error_code":"BAD_REQUEST","message":"row 0, column \'x\': text"}'
     with faulty((400, {"X-Request-Id": "abc"}, body), GOOD) as server:
         done = ask(server.url, ROWS)
@@ -128,7 +128,7 @@ def test_a_refusal_shows_what_the_service_said_and_is_not_repeated(ask: Ask) -> 
 
 
 @pytest.mark.slow
-def test_a_real_refusal_is_shown_too(ask: Ask, server: Server) -> None:
+def test_a_refusal_of_the_real_service_is_shown(ask: Ask, server: Server) -> None:
     done = ask(f"{server.url}/nowhere", ROWS)
     assert done.returncode == 1
     assert done.stderr.startswith("404 ")
@@ -136,7 +136,7 @@ def test_a_real_refusal_is_shown_too(ask: Ask, server: Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 503, 504])
-def test_it_asks_again_as_late_as_it_is_told(ask: Ask, status: int) -> None:
+def test_it_retries_after_the_time_in_retry_after(ask: Ask, status: int) -> None:
     with faulty((status, {"Retry-After": "2"}, b'{"error_code":"X","message":"later"}'), GOOD) as server:
         done = ask(server.url, ROWS)
     assert json.loads(done.stdout) == ANSWER["predictions"]

@@ -1,6 +1,6 @@
-"""Ours beside MLflow's own scoring functions: the same verdict, the same answer, for recorded and for generated requests.
+"""Compare our server with MLflow's scoring functions: the same status and the same answer for recorded and for generated requests.
 
-Where ours differs on purpose, the case is named in `justified`, and in docs/reference/http-contract.md.
+Deliberate differences are listed in `justified`, and in docs/reference/http-contract.md.
 """
 
 import datetime
@@ -30,7 +30,7 @@ Verdict = tuple[int, str | None, Any]
 
 
 class Pair:
-    """One model, behind MLflow's server and behind ours."""
+    """One model behind MLflow's server and behind ours."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -75,23 +75,23 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     }
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equal JSON, but for NaN, which ours writes as null."""
-    if isinstance(one, float) and not math.isfinite(one):
-        return other is None
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+def same(theirs: Any, ours: Any) -> bool:
+    """Equal JSON, except for NaN, which our server writes as null."""
+    if isinstance(theirs, float) and not math.isfinite(theirs):
+        return ours is None
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return theirs.keys() == ours.keys() and all(same(theirs[key], ours[key]) for key in theirs)
+    if isinstance(theirs, list) and isinstance(ours, list):
+        return len(theirs) == len(ours) and all(same(a, b) for a, b in zip(theirs, ours, strict=True))
+    return bool(theirs == ours)
 
 
 def justified(body: bytes, ours: Verdict, theirs: Verdict) -> str | None:
-    """Why ours may differ here; None: it may not."""
+    """The reason why our answer may differ; None if it may not."""
     if theirs[0] == 500 and 400 <= ours[0] < 500:
-        return "a server error there is the caller's error here"
+        return "a server error of MLflow is an error of the caller here"
     if ours[0] == 400 and overflows(body) and (theirs[0] == 200 or (theirs[0] == 400 and ours[2] == theirs[2])):
-        return "whole numbers and dates beyond their type are refused, not wrapped, and that is told first"
+        return "integers and dates out of range are refused, not wrapped, before other errors are reported"
     if theirs[0] == 200 and ours[0] == 400 and (is_ragged(body) or ragged_csv(body)):
         return "ragged rows are refused, not padded"
     return None
@@ -118,15 +118,15 @@ def overflows(body: bytes) -> bool:
 
 
 def is_ragged(body: bytes) -> bool:
-    found = document(body)
-    if not isinstance(found, dict):
+    content = document(body)
+    if not isinstance(content, dict):
         return False
-    rows = found.get("dataframe_split", {}).get("data") if isinstance(found.get("dataframe_split"), dict) else None
-    records = found.get("dataframe_records")
+    rows = content.get("dataframe_split", {}).get("data") if isinstance(content.get("dataframe_split"), dict) else None
+    records = content.get("dataframe_records")
     lengths = {len(row) for row in rows if isinstance(row, list)} if isinstance(rows, list) else set()
     if records is None:
-        records = next((found[form] for form in ("inputs", "instances") if isinstance(found.get(form), list)), rows)
-    keys = {frozenset(one) for one in records if isinstance(one, dict)} if isinstance(records, list) else set()
+        records = next((content[form] for form in ("inputs", "instances") if isinstance(content.get(form), list)), rows)
+    keys = {frozenset(record) for record in records if isinstance(record, dict)} if isinstance(records, list) else set()
     return len(lengths) > 1 or len(keys) > 1
 
 
@@ -282,10 +282,10 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_written_cases(pairs: dict[str, Pair], name: str) -> None:
+def test_recorded_cases(pairs: dict[str, Pair], name: str) -> None:
     model, body = WRITTEN[name]
     differs = compare(pairs[model], json.dumps(body).encode())
-    # Named here, so that a new difference shows.
+    # Listed in DIFFERENT, so that a new difference fails the test.
     assert (differs is None) == (name not in DIFFERENT), differs
 
 
@@ -315,11 +315,11 @@ def test_written_cases(pairs: dict[str, Pair], name: str) -> None:
         (gzip.compress(b"{}", mtime=0), JSON),
     ],
 )
-def test_written_bodies(pairs: dict[str, Pair], body: bytes, kind: str) -> None:
+def test_recorded_bodies(pairs: dict[str, Pair], body: bytes, kind: str) -> None:
     assert compare(pairs["floats"], body, kind) is None
 
 
-def test_what_mlflow_fails_at_is_the_callers_error_here(pairs: dict[str, Pair]) -> None:
+def test_server_errors_of_mlflow_are_errors_of_the_caller(pairs: dict[str, Pair]) -> None:
     deep = b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     for pair in pairs.values():
         assert pair.ours(deep, JSON)[0] == 400
@@ -329,7 +329,7 @@ def test_what_mlflow_fails_at_is_the_callers_error_here(pairs: dict[str, Pair]) 
 
 
 RECORD = {"i": 1, "t": "2024-02-29", "s": "x"}
-SAID: list[tuple[str, Any, str]] = [
+MESSAGES: list[tuple[str, Any, str]] = [
     ("floats", {"dataframe_split": {**SPLIT, "data": [ROW, ["abc", 1, 2]]}}, "row 1, column 'a': expected float, got 'abc'"),
     ("floats", {"inputs": {"a": [1], "b": ["x"], "c": [2]}}, "row 0, column 'b': expected float, got 'x'"),
     ("floats", {"instances": [{"a": 1, "b": [1], "c": 2}]}, "row 0, column 'b': expected float, got [1]"),
@@ -381,16 +381,16 @@ SAID: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", range(len(SAID)))
-def test_a_refusal_says_where_what_was_expected_and_what_came(pairs: dict[str, Pair], case: int) -> None:
-    model, body, said = SAID[case]
+@pytest.mark.parametrize("case", range(len(MESSAGES)))
+def test_a_refusal_names_the_place_and_the_expected_and_actual_value(pairs: dict[str, Pair], case: int) -> None:
+    model, body, message = MESSAGES[case]
     with pytest.raises(Refusal) as refused:
         pairs[model].decoder.decode(json.dumps(body).encode(), JSON)
-    assert refused.value.message == said.replace("{}", "dataframe_split, dataframe_records, instances, inputs")
+    assert refused.value.message == message.replace("{}", "dataframe_split, dataframe_records, instances, inputs")
 
 
 @pytest.mark.parametrize(
-    ("model", "body", "said"),
+    ("model", "body", "message"),
     [
         ("floats", "a,b\n1,2\n", "missing columns: 'c'; sent were: 'a', 'b'"),
         ("floats", "a,b,c\n1,2,3\n1,x,3\n", "row 1, column 'b': expected float, got 'x'"),
@@ -408,24 +408,24 @@ def test_a_refusal_says_where_what_was_expected_and_what_came(pairs: dict[str, P
         ("tensor", "a,b,c\n1,2,3\n", "this model takes a tensor, which CSV cannot contain: send JSON with 'inputs'"),
     ],
 )
-def test_a_refusal_of_csv_says_where(pairs: dict[str, Pair], model: str, body: str, said: str) -> None:
+def test_a_refusal_of_csv_names_the_place(pairs: dict[str, Pair], model: str, body: str, message: str) -> None:
     with pytest.raises(Refusal) as refused:
         pairs[model].decoder.decode(body.encode(), "text/csv")
-    assert refused.value.message == said
+    assert refused.value.message == message
     compare(pairs[model], body.encode(), "text/csv")
 
 
 def test_parquet_is_refused_where_it_would_wrap(pairs: dict[str, Pair]) -> None:
     large = pd.DataFrame({"x": [1, 2**40]}).to_parquet()
-    assert pairs["column"].mlflow(large, PARQUET)[0] == 200, "or else this test is about nothing"
+    assert pairs["column"].mlflow(large, PARQUET)[0] == 200, "otherwise this test checks nothing"
     with pytest.raises(Refusal, match=r"row 1, column 'x': 1099511627776 does not fit into int32"):
         pairs["column"].decoder.decode(large, PARQUET)
     with pytest.raises(Refusal, match=r"row 0, column 'i': 1099511627776 does not fit into integer"):
         pairs["dates"].decoder.decode(pd.DataFrame({"i": [2**40], "t": pd.to_datetime(["2024-02-29"]), "s": ["x"]}).to_parquet(), PARQUET)
 
 
-def test_a_small_body_makes_no_large_table(pairs: dict[str, Pair]) -> None:
-    """Of 20,000 rows and 20,000 columns pandas would make 3 GiB."""
+def test_a_small_body_creates_no_large_table(pairs: dict[str, Pair]) -> None:
+    """For 20,000 rows and 20,000 columns pandas would allocate 3 GiB."""
     few = [{f"c{number}": 1} for number in range(20_000)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for pair in pairs.values():
@@ -436,7 +436,7 @@ def test_a_small_body_makes_no_large_table(pairs: dict[str, Pair]) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10, "KiB"
 
 
-def test_no_message_holds_the_whole_body(pairs: dict[str, Pair]) -> None:
+def test_no_message_contains_the_whole_body(pairs: dict[str, Pair]) -> None:
     rows = [["x" * 10_000, "y", "z"]] * 50
     for pair in pairs.values():
         for document in (
@@ -446,12 +446,12 @@ def test_no_message_holds_the_whole_body(pairs: dict[str, Pair]) -> None:
             {"instances": [dict(zip("abc", row, strict=True)) for row in rows]},
             {"x" * 5000: 1},
         ):
-            said = ""
+            message = ""
             try:
                 pair.decoder.decode(json.dumps(document).encode(), JSON)
             except Refusal as refused:
-                said = refused.message
-            assert len(said) <= 700
+                message = refused.message
+            assert len(message) <= 700
 
 
 NUMBER = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(-1000, 1000))
@@ -463,20 +463,20 @@ CELL: st.SearchStrategy[Any] = st.integers(0, 9).flatmap(lambda chance: ODD if c
 
 @st.composite
 def tables(draw: st.DrawFn, names: list[str], cells: Callable[[str], st.SearchStrategy[Any]]) -> dict[str, Any]:
-    """A body in any form for these columns; some lack a column, have one more, or odd cells."""
+    """A body in any form for these columns; some have a missing column, an extra column, or unusual values."""
     chosen = draw(st.permutations(names))
     chance = draw(st.integers(0, 9))
     chosen = chosen[:-1] if chance == 0 else [*chosen, "extra"] if chance == 1 else chosen
     rows = [[draw(cells(name)) for name in chosen] for _ in range(draw(st.integers(0, 3)))]
     form = draw(st.sampled_from(["dataframe_split", "dataframe_records", "instances", "inputs"]))
     records = [dict(zip(chosen, row, strict=True)) for row in rows]
-    made: dict[str, Any] = {
+    bodies: dict[str, Any] = {
         "dataframe_split": {"columns": chosen, "data": rows},
         "dataframe_records": records,
         "instances": records,
-        "inputs": {name: [row[place] for row in rows] for place, name in enumerate(chosen)},
+        "inputs": {name: [row[position] for row in rows] for position, name in enumerate(chosen)},
     }
-    return {form: made[form]}
+    return {form: bodies[form]}
 
 
 MIXED_CELLS: dict[str, st.SearchStrategy[Any]] = {
@@ -553,7 +553,7 @@ def test_generated_requests(pairs: dict[str, Pair]) -> None:
         seen[str(pairs[model].ours(text, JSON)[0])] += 1
 
     ask()
-    # The corpus is worth something only if it is large and holds both verdicts.
+    # The comparison is meaningful only if there are many requests, both accepted and refused.
     assert seen["the same"] >= 500, seen
     assert seen["200"] >= 100, seen
     assert seen["400"] >= 100, seen
@@ -561,13 +561,13 @@ def test_generated_requests(pairs: dict[str, Pair]) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(NUMBER, min_size=3, max_size=3), min_size=1, max_size=6))
-def test_together_and_alone_are_the_same(pairs: dict[str, Pair], rows: list[list[float]]) -> None:
+def test_a_batch_gives_the_same_answers_as_single_requests(pairs: dict[str, Pair], rows: list[list[float]]) -> None:
     pair = pairs["floats"]
     decoded = [pair.decoder.decode(json.dumps({"dataframe_split": {**SPLIT, "data": [row]}}).encode(), JSON) for row in rows]
-    assert pair.predictor.predict(decoded) == [pair.predictor.predict([one])[0] for one in decoded]
+    assert pair.predictor.predict(decoded) == [pair.predictor.predict([request])[0] for request in decoded]
 
 
-def test_frames_are_handed_over_as_mlflow_does(pairs: dict[str, Pair]) -> None:
+def test_the_model_gets_the_same_frame_as_from_mlflow(pairs: dict[str, Pair]) -> None:
     body = json.dumps({"dataframe_split": {**SPLIT, "data": [[1, 2.5, 3]]}}).encode()
     (answer,) = pairs["floats"].predictor.predict([pairs["floats"].decoder.decode(body, JSON)])
     assert pd.DataFrame(answer).to_dict("list") == {"a": [1.0], "b": [2.5], "c": [3.0]}

@@ -1,4 +1,4 @@
-"""Whatever the bytes are, the decoder makes rows of them or refuses them, soon."""
+"""The decoder decodes or refuses any bytes, within a short time."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from mlops_build.serving.refusal import Refusal
 from tests.serving.bodies import BODIES, JSON, decoders
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
-# What stands in bodies, and what tends to be misread.
+# Fragments of valid bodies, and values that are often read wrongly.
 PIECES = [
     *b'{}[]",:-.0123456789eE\\\n\r\t\x00\xff ', b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"9223372036854775808", b'"\\ud800"',
     b"[[[[", b'{"inputs":', b'"dataframe_split":', b'"columns":[]', b'"data":', b'"params":', b"\xef\xbb\xbf", b'"2024-02-30"', b"1" * 400,
@@ -46,31 +46,31 @@ def fuzz(all_decoders: list[Decoder], examples: int) -> None:
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(CASE)
-    def one(case: tuple[int, tuple[bytes, str], list[tuple[float, int, int | bytes]]]) -> None:
+    def check_case(case: tuple[int, tuple[bytes, str], list[tuple[float, int, int | bytes]]]) -> None:
         number, (body, kind), changes = case
         sent = changed(body, changes)
         began = time.monotonic()
-        found = verdict(all_decoders[number], sent, kind)
-        if isinstance(found, Refusal):
-            assert 400 <= found.status < 500
-            assert 0 < len(found.message) < 1000
-            assert found.message != UNREADABLE, "a fault that only the last resort turned into a refusal"
+        result = verdict(all_decoders[number], sent, kind)
+        if isinstance(result, Refusal):
+            assert 400 <= result.status < 500
+            assert 0 < len(result.message) < 1000
+            assert result.message != UNREADABLE, "an unexpected exception that the catch-all converted into a refusal"
         else:
-            assert found.count >= 0
-        seen.append(isinstance(found, Rows))
+            assert result.count >= 0
+        seen.append(isinstance(result, Rows))
         assert time.monotonic() - began < 20, "it hangs"
 
-    one()
+    check_case()
     assert any(seen)
     assert not all(seen)
 
 
-def test_changed_bodies_are_read_or_refused(all_decoders: list[Decoder]) -> None:
+def test_changed_bodies_are_decoded_or_refused(all_decoders: list[Decoder]) -> None:
     fuzz(all_decoders, 400)
 
 
 @pytest.mark.soak
-def test_very_many_changed_bodies_are_read_or_refused(all_decoders: list[Decoder]) -> None:
+def test_many_changed_bodies_are_decoded_or_refused(all_decoders: list[Decoder]) -> None:
     fuzz(all_decoders, 50 * SOAK)
 
 
@@ -89,9 +89,9 @@ def test_very_many_changed_bodies_are_read_or_refused(all_decoders: list[Decoder
     ],
     ids=["deep", "empty lists", "a late text", "a late list", "many texts", "one name", "a long number", "surrogates", "many keys"],
 )
-def test_large_nonsense_is_refused_soon(all_decoders: list[Decoder], body: bytes) -> None:
+def test_large_invalid_bodies_are_refused_quickly(all_decoders: list[Decoder], body: bytes) -> None:
     for decoder in all_decoders:
         began = time.monotonic()
-        found = verdict(decoder, body, JSON)
-        assert isinstance(found, Rows) or found.message != UNREADABLE
+        result = verdict(decoder, body, JSON)
+        assert isinstance(result, Rows) or result.message != UNREADABLE
         assert time.monotonic() - began < 30, "it hangs"

@@ -1,5 +1,5 @@
-"""What callers do to a server on purpose or by mistake: overload, dribbling, hanging up, and bytes that are no HTTP. The long forms,
-with the goals in figures, are in test_soak.py."""
+"""Difficult callers: overload, slow senders, disconnects, and bytes that are not HTTP. test_soak.py has the long forms of these tests, with
+numeric goals."""
 
 import contextlib
 import gzip
@@ -21,8 +21,8 @@ from tests.serving.conftest import Server, serving
 from tests.serving.openloop import offer
 from tests.serving.test_http import address, alive, ask, body
 
-# A batch takes 20 ms however many rows it has, as on a card; -1 in the first column makes it a second. The third column is the length of
-# the answer.
+# A batch takes 20 ms for any number of rows, as on a card; with -1 in the first column it takes a second. The third column is the length
+# of the answer.
 MODEL = """
     def predict(self, context, data, params=None):
         import time
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """400 rows a second are its capacity."""
+    """A server with a capacity of 400 rows per second."""
     options = ["--body-limit", "1MiB", "--max-queue", "16", "--max-batch", "8", "--read", str(READ_SECONDS), "--connections", "400"]
     with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", *options) as started:
         assert started.url
@@ -63,12 +63,12 @@ def connect(server: Server, seconds: float = 20) -> socket.socket:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the server closes. Raises TimeoutError if it does not."""
-    found = b""
+    """The bytes until the server closes the connection. Raises TimeoutError if it does not."""
+    received = b""
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(65536):
-            found += data
-    return found
+            received += data
+    return received
 
 
 def statuses(answers: bytes) -> list[int]:
@@ -82,7 +82,7 @@ def memory(server: Server) -> int:
 # -- overload --
 
 
-def test_ten_times_its_capacity_is_refused_at_once_and_the_rest_answered(server: Server) -> None:
+def test_at_ten_times_the_capacity_excess_requests_are_refused_at_once(server: Server) -> None:
     offer(address(server), request(body(1.5)), 200, 1)  # warm
     before = memory(server)
     outcome = offer(address(server), request(body(1.5)), 4000, 3)
@@ -91,15 +91,15 @@ def test_ten_times_its_capacity_is_refused_at_once_and_the_rest_answered(server:
     assert outcome.statuses[429] >= 100
     assert outcome.without_retry == 0
     assert outcome.lost == 0
-    assert outcome.percentile(429, 0.5) < outcome.percentile(200, 0.5), "who is refused does not wait for his turn"
+    assert outcome.percentile(429, 0.5) < outcome.percentile(200, 0.5), "a refused request does not wait in the queue"
     assert memory(server) - before < 64 * MIB
     alive(server)
 
 
-def test_refusals_are_counted_and_logged_though_not_one_by_one(folder: Path, tmp_path: Path) -> None:
+def test_refusals_are_counted_and_logged_together(folder: Path, tmp_path: Path) -> None:
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--max-queue", "1", "--max-batch", "1") as server:
         with contextlib.ExitStack() as stack:
-            for _ in range(2):  # one is predicted, one waits
+            for _ in range(2):  # the first is predicted, the second waits
                 stack.enter_context(connect(server)).sendall(request(body(BUSY)))
                 time.sleep(0.1)
             refused = stack.enter_context(connect(server))
@@ -115,7 +115,7 @@ def test_refusals_are_counted_and_logged_though_not_one_by_one(folder: Path, tmp
             assert statuses(answer) == [429]
             assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
             assert 'mlops_build_refused_total{model="model",why="queue full"} 2.0' in ask(server, b"", "GET", "/metrics")[2].decode()
-            # The connection goes on.
+            # The connection stays open.
             time.sleep(2.2)
             whole = request(body(2.5))
             refused.sendall(whole[:-20])
@@ -130,26 +130,26 @@ def test_refusals_are_counted_and_logged_though_not_one_by_one(folder: Path, tmp
         assert {(line["model"], line["status"]) for line in lines} == {("model", 429)}
 
 
-def test_large_bodies_that_come_all_at_once_are_bounded_together(server: Server) -> None:
-    """Of 400 callers with 1 MiB each, 8 are read at a time."""
+def test_large_bodies_share_a_limit(server: Server) -> None:
+    """The bodies that are read at one time may use 8 times the body limit."""
     before = memory(server)
     half = request(b" " * (MIB - 1))[: MIB - 1000]
     connections = [connect(server) for _ in range(60)]
     try:
-        found: list[int] = []
+        answered: list[int] = []
 
         def send(connection: socket.socket) -> None:
             with contextlib.suppress(OSError):
                 connection.sendall(half)
             with contextlib.suppress(OSError):
-                found.extend(statuses(connection.recv(4096)))
+                answered.extend(statuses(connection.recv(4096)))
 
         threads = [threading.Thread(target=send, args=(connection,)) for connection in connections]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert set(found) == {429}
+        assert set(answered) == {429}
         assert memory(server) - before < 40 * MIB
     finally:
         for connection in connections:
@@ -160,33 +160,33 @@ def test_large_bodies_that_come_all_at_once_are_bounded_together(server: Server)
 # -- slow callers --
 
 
-def test_who_sends_byte_by_byte_is_let_go(server: Server) -> None:
+def test_a_caller_that_sends_byte_by_byte_is_disconnected(server: Server) -> None:
     whole = request(body(1.5))
-    starts = [0, len(HEAD) - 5, whole.index(b"\r\n\r\n") + 4]  # in the head's first line, in a header, in the body
+    starts = [0, len(HEAD) - 5, whole.index(b"\r\n\r\n") + 4]  # in the request line, in a header, in the body
     connections = [(connect(server), whole[start:], start) for start in starts for _ in range(20)]
     for connection, _, start in connections:
         connection.sendall(whole[:start])
     began = time.monotonic()
-    open_ones = set(range(len(connections)))
+    remaining = set(range(len(connections)))
     sent = 0
-    while open_ones and time.monotonic() - began < 20:
+    while remaining and time.monotonic() - began < 20:
         time.sleep(0.1)
-        for place in sorted(open_ones):
-            connection, rest, _ = connections[place]
+        for index in sorted(remaining):
+            connection, rest, _ = connections[index]
             try:
                 connection.send(rest[sent % len(rest) : sent % len(rest) + 1])
             except OSError:
-                open_ones.discard(place)
+                remaining.discard(index)
         sent += 1
         if sent % 5 == 0:
             alive(server)
     for connection, _, _ in connections:
         connection.close()
-    assert not open_ones, "the time for a request does not begin anew with each byte"
+    assert not remaining, "the time limit for a request does not restart with each byte"
 
 
-def test_who_never_reads_is_let_go(server: Server) -> None:
-    """His answers fill the buffers; then there is nobody to write to."""
+def test_a_caller_that_never_reads_is_disconnected(server: Server) -> None:
+    """Its responses fill the buffers, and the server cannot write."""
     large = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 4_000_000.0]]}}).encode()
     before = memory(server)
     connections = []
@@ -199,9 +199,9 @@ def test_who_never_reads_is_let_go(server: Server) -> None:
     time.sleep(READ_SECONDS + 3)
     alive(server)
     process = psutil.Process(server.process.pid)
-    left = [one for one in process.net_connections("tcp") if one.status == "ESTABLISHED" and one.raddr]
-    mine = {connection.getsockname()[1] for connection in connections}
-    assert not [one for one in left if one.raddr.port in mine]
+    established = [entry for entry in process.net_connections("tcp") if entry.status == "ESTABLISHED" and entry.raddr]
+    ports = {connection.getsockname()[1] for connection in connections}
+    assert not [entry for entry in established if entry.raddr.port in ports]
     assert memory(server) - before < 64 * MIB
     for connection in connections:
         connection.close()
@@ -210,7 +210,7 @@ def test_who_never_reads_is_let_go(server: Server) -> None:
 # -- many connections --
 
 
-def test_a_connection_too_many_is_told_and_the_others_go_on(server: Server) -> None:
+def test_a_connection_above_the_limit_receives_503_and_the_others_continue(server: Server) -> None:
     time.sleep(0.5)
     held = [connect(server) for _ in range(400)]
     try:
@@ -229,7 +229,7 @@ def test_a_connection_too_many_is_told_and_the_others_go_on(server: Server) -> N
         answer = b""
         while b"}" not in answer:
             answer += held[7].recv(4096)
-        assert b"2.5" in answer, "uvicorn's own limit would refuse him too"
+        assert b"2.5" in answer, "uvicorn's own limit would refuse this request too"
     finally:
         for connection in held:
             connection.close()
@@ -237,10 +237,10 @@ def test_a_connection_too_many_is_told_and_the_others_go_on(server: Server) -> N
     alive(server)
 
 
-# -- hanging up, and broken HTTP --
+# -- disconnects and broken HTTP --
 
 
-def test_who_hangs_up_at_any_byte_harms_nobody(server: Server) -> None:
+def test_a_disconnect_at_any_byte_does_no_harm(server: Server) -> None:
     whole = request(body(1.5))
     dice = random.Random(1)  # noqa: S311
     for cut in range(len(whole) + 1):
@@ -259,7 +259,7 @@ def test_who_hangs_up_at_any_byte_harms_nobody(server: Server) -> None:
             break
         time.sleep(0.1)
     else:
-        pytest.fail("requests of callers who are gone stay in progress")
+        pytest.fail("requests of disconnected callers stay in progress")
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
@@ -291,7 +291,7 @@ SENT = {
 
 @pytest.mark.parametrize("name", SENT)
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_the_same_answer_whichever_way_a_request_comes(server: Server, name: str, pieces: int) -> None:
+def test_the_same_response_for_every_way_to_send_a_request(server: Server, name: str, pieces: int) -> None:
     sent = SENT[name]
     with connect(server) as connection:
         size = -(-len(sent) // pieces)
@@ -320,10 +320,10 @@ def test_the_same_answer_whichever_way_a_request_comes(server: Server, name: str
 H2C = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 20_000])  # the last is larger than what is answered without a task
+@pytest.mark.parametrize("rows", [1, 2, 20_000])  # the last is too large to be answered without a task
 @pytest.mark.parametrize("pieces", [1, 50])
-def test_who_would_like_http2_is_answered_without(server: Server, rows: int, pieces: int) -> None:
-    """Java's HttpClient asks so by default, curl with --http2."""
+def test_a_request_to_upgrade_to_http2_is_answered_as_http1(server: Server, rows: int, pieces: int) -> None:
+    """Java's HttpClient sends it by default, curl with --http2."""
     sent = request(body(*[1.5] * rows), *H2C)
     with connect(server) as connection:
         for _ in range(2):
@@ -345,18 +345,18 @@ def test_who_would_like_http2_is_answered_without(server: Server, rows: int, pie
 
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
-    "a longer body than said": (lambda: request(body(1.5)) + b"}}}}\r\n\r\n", {200, 400}),
+    "a body longer than its length": (lambda: request(body(1.5)) + b"}}}}\r\n\r\n", {200, 400}),
     "a body cut short": (lambda: request(body(1.5))[:-9], set()),
     "two lengths": (lambda: request(body(1.5), b"Content-Length: 7"), {400}),
     "a length and chunks": (lambda: request(body(1.5), b"Transfer-Encoding: chunked"), {400}),
-    "a length that is none": (lambda: HEAD + b"Content-Length: many\r\n\r\n", {400}),
+    "an invalid length": (lambda: HEAD + b"Content-Length: many\r\n\r\n", {400}),
     "a negative length": (lambda: HEAD + b"Content-Length: -1\r\n\r\n", {400}),
     "a length beyond 64 bits": (lambda: HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n", {400}),
-    "chunks of garbage": (lambda: CHUNKED + b"5\r\nabc\r\nxyz\r\n\r\n", {400}),
+    "invalid chunks": (lambda: CHUNKED + b"5\r\nabc\r\nxyz\r\n\r\n", {400}),
     "a chunk of a huge size": (lambda: CHUNKED + b"FFFFFFFFFFFFFFFFFF\r\nabc\r\n", {400}),
     "chunks that do not end": (lambda: CHUNKED + b"3\r\nabc\r\n" * 1000, set()),
     "many trailers": (lambda: CHUNKED + b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", {400}),
-    "a header bomb": (lambda: HEAD + b"X: " + b"a" * 300_000, {431}),
+    "a huge header": (lambda: HEAD + b"X: " + b"a" * 300_000, {431}),
     "very many headers": (lambda: HEAD + b"A: b\r\n" * 30_000, {431}),
     "a long target": (lambda: b"GET /" + b"a" * 300_000, {400, 431}),
     "a target beyond ASCII": (lambda: b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
@@ -374,10 +374,10 @@ WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_broken_http_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
-    """Within the time for a request, without a fault, and while others are served."""
-    made, expected = WRONG[name]
+    """Within the time limit for a request, without a 5xx, and while other requests are served."""
+    content, expected = WRONG[name]
     with connect(server) as connection:
-        sender = threading.Thread(target=lambda: _send_all(connection, made()))
+        sender = threading.Thread(target=lambda: _send_all(connection, content()))
         sender.start()
         if name in ("an upgrade", "a target beyond ASCII", "an unknown method", "many trailers"):
             connection.settimeout(3)
@@ -389,7 +389,7 @@ def test_broken_http_is_refused_and_its_connection_closed(server: Server, name: 
         alive(server)
         sender.join()
     assert set(statuses(answers)) <= expected, answers[:500]
-    assert (not expected) or answers or name in ("blank lines", "a thousand requests at once", "very many headers", "a header bomb")
+    assert (not expected) or answers or name in ("blank lines", "a thousand requests at once", "very many headers", "a huge header")
 
 
 def _send_all(connection: socket.socket, content: bytes) -> None:
@@ -397,21 +397,21 @@ def _send_all(connection: socket.socket, content: bytes) -> None:
         connection.sendall(content)
 
 
-def test_random_changes_of_a_request_find_no_fault(server: Server) -> None:
-    """Bytes changed, dropped, doubled: whatever comes, there is an answer below 500, or the connection is closed."""
+def test_random_changes_of_a_request_cause_no_server_error(server: Server) -> None:
+    """For changed, dropped and repeated bytes there is a response below 500, or the connection is closed."""
     whole = request(body(1.5))
     dice = random.Random(7)  # noqa: S311
     for number in range(300):
         changed = bytearray(whole)
         for _ in range(dice.randint(1, 4)):
-            place = dice.randrange(len(changed))
+            position = dice.randrange(len(changed))
             what = dice.random()
             if what < 0.5:
-                changed[place] = dice.randrange(256)
+                changed[position] = dice.randrange(256)
             elif what < 0.75:
-                del changed[place]
+                del changed[position]
             else:
-                changed[place:place] = changed[place : place + dice.randrange(20)]
+                changed[position:position] = changed[position : position + dice.randrange(20)]
         with connect(server) as connection:
             connection.sendall(changed)
             with contextlib.suppress(OSError):

@@ -1,5 +1,4 @@
-"""The server around the model: bounds, overload, slow and broken callers, failures of the model. Over real sockets, against a real
-process."""
+"""The server around the model: limits, overload, slow and broken callers, and errors of the model. Uses real sockets and a real process."""
 
 import gzip
 import http.client
@@ -22,7 +21,7 @@ import pytest
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 
-# What the model does hangs on the first column.
+# The first column selects the model's behaviour.
 MODEL = """
     def predict(self, context, data, params=None):
         import time
@@ -85,7 +84,7 @@ def alive(server: Server) -> None:
     assert ask(server, body(1.5))[2] == b'{"predictions":[1.5]}'
 
 
-def test_the_callers_request_id_comes_back_and_is_logged(server: Server) -> None:
+def test_the_callers_request_id_is_returned_and_logged(server: Server) -> None:
     status, headers, _ = ask(server, body(1.5), X_Request_Id="call-1/a")
     assert (status, headers["x-request-id"]) == (200, "call-1/a")
     line = json.loads(server.wait_for(r'\{.*"call-1/a".*\}')[0])
@@ -93,7 +92,7 @@ def test_the_callers_request_id_comes_back_and_is_logged(server: Server) -> None
     assert set(line) == {"time", "request_id", "model", "version", "status", "rows", "bytes", "ms"}  # and nothing that was sent
 
 
-def test_a_request_id_that_may_not_stand_in_a_log_is_replaced(server: Server) -> None:
+def test_an_invalid_request_id_is_replaced(server: Server) -> None:
     _, headers, _ = ask(server, body(1.5), X_Request_Id='"} {"status": 200')
     assert re.fullmatch("[0-9a-f]{16}", headers["x-request-id"])
 
@@ -112,12 +111,12 @@ def test_a_request_id_that_may_not_stand_in_a_log_is_replaced(server: Server) ->
     ],
 )
 def test_other_methods_and_paths(server: Server, method: str, path: str, status: int) -> None:
-    found, headers, _ = ask(server, b"" if method in ("GET", "HEAD") else body(1.5), method, path)
-    assert found == status
+    actual, headers, _ = ask(server, b"" if method in ("GET", "HEAD") else body(1.5), method, path)
+    assert actual == status
     assert headers.get("location") == ("/invocations" if status == 307 else None)
 
 
-def test_gzip_is_read_and_bounded_once_inflated(server: Server) -> None:
+def test_gzip_is_read_and_its_decompressed_size_is_limited(server: Server) -> None:
     assert ask(server, gzip.compress(body(1.5)), Content_Encoding="gzip")[0] == 200
     assert ask(server, zlib.compress(body(1.5)), Content_Encoding="deflate")[0] == 200
     bomb = gzip.compress(b" " * (64 << 20))
@@ -129,7 +128,7 @@ def test_gzip_is_read_and_bounded_once_inflated(server: Server) -> None:
     alive(server)
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_read(server: Server) -> None:
+def test_a_body_above_the_limit_is_refused_before_it_is_read(server: Server) -> None:
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with socket.create_connection(address(server), timeout=10) as connection:
         connection.sendall(head + b"Content-Length: 99999999999\r\n\r\n")
@@ -140,13 +139,13 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read(server: Server) ->
         for _ in range(20):
             try:
                 connection.sendall(chunk)
-            except OSError:  # it has answered, and closed
+            except OSError:  # the server has answered and closed the connection
                 break
         assert b" 413 " in connection.recv(4096).splitlines()[0]
     alive(server)
 
 
-def test_a_failing_model_is_told_without_its_trace(server: Server) -> None:
+def test_the_response_of_a_failing_model_has_no_traceback(server: Server) -> None:
     status, _, text = ask(server, body(FAILS))
     assert status == 400
     assert json.loads(text)["error_code"] == "BAD_REQUEST"
@@ -154,23 +153,23 @@ def test_a_failing_model_is_told_without_its_trace(server: Server) -> None:
     assert "a secret of the model" in server.log.read_text()
 
 
-def test_a_bad_request_does_not_fail_its_neighbours(server: Server) -> None:
-    found: Counter[tuple[float, int]] = Counter()
+def test_a_bad_request_does_not_fail_the_others_of_its_batch(server: Server) -> None:
+    answered: Counter[tuple[float, int]] = Counter()
 
-    def one(value: float) -> None:
-        found[value, ask(server, body(value))[0]] += 1
+    def send(value: float) -> None:
+        answered[value, ask(server, body(value))[0]] += 1
 
-    # The first keeps the model busy, so that the others are one batch.
-    threads = [threading.Thread(target=one, args=(value,)) for value in (SLEEPS, 1.0, FAILS, 2.0, OOM)]
+    # The first request keeps the model busy, so that the others form one batch.
+    threads = [threading.Thread(target=send, args=(value,)) for value in (SLEEPS, 1.0, FAILS, 2.0, OOM)]
     for thread in threads:
         thread.start()
         time.sleep(0.05)
     for thread in threads:
         thread.join()
-    assert found == {(SLEEPS, 200): 1, (1.0, 200): 1, (FAILS, 400): 1, (2.0, 200): 1, (OOM, 503): 1}
+    assert answered == {(SLEEPS, 200): 1, (1.0, 200): 1, (FAILS, 400): 1, (2.0, 200): 1, (OOM, 503): 1}
 
 
-def test_no_memory_on_the_card_is_503_and_counted(server: Server) -> None:
+def test_out_of_memory_is_503_and_counted(server: Server) -> None:
     status, headers, text = ask(server, body(OOM))
     assert (status, headers["retry-after"]) == (503, "1")
     assert json.loads(text)["error_code"] == "RESOURCE_EXHAUSTED"
@@ -179,21 +178,21 @@ def test_no_memory_on_the_card_is_503_and_counted(server: Server) -> None:
     alive(server)
 
 
-def test_an_answer_that_is_no_json_names_its_type(server: Server) -> None:
+def test_the_error_for_an_output_that_is_not_json_names_its_type(server: Server) -> None:
     status, _, text = ask(server, body(SET))
     assert status == 500
     assert "builtins.set" in json.loads(text)["message"]
 
 
-def test_a_full_queue_says_when_to_come_back_at_once(server: Server) -> None:
+def test_a_full_queue_is_refused_at_once_with_retry_after(server: Server) -> None:
     answers: list[tuple[int, float, str | None]] = []
 
-    def one() -> None:
+    def send() -> None:
         began = time.monotonic()
         status, headers, _ = ask(server, body(SLEEPS, SLEEPS))
         answers.append((status, time.monotonic() - began, headers.get("retry-after")))
 
-    threads = [threading.Thread(target=one) for _ in range(24)]
+    threads = [threading.Thread(target=send) for _ in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,7 +201,7 @@ def test_a_full_queue_says_when_to_come_back_at_once(server: Server) -> None:
     assert set(statuses) == {200, 429}, statuses
     assert statuses[429] >= 10
     assert all(retry and int(retry) >= 1 for status, _, retry in answers if status == 429)
-    # Refused while the first answer had not come yet: not after its turn in the queue.
+    # The first refusal came before the first answer, so it did not wait in the queue.
     first = min(seconds for status, seconds, _ in answers if status == 200)
     assert sorted(seconds for status, seconds, _ in answers if status == 429)[0] < first
     alive(server)
@@ -225,17 +224,17 @@ def test_a_lost_card_ends_the_process(folder: Path, tmp_path: Path) -> None:
         assert "can no longer use its card" in server.log.read_text()
 
 
-def test_slow_callers_are_let_go_and_hold_nobody(server: Server) -> None:
+def test_slow_callers_are_disconnected_and_do_not_block_others(server: Server) -> None:
     slow = [socket.create_connection(address(server), timeout=20) for _ in range(200)]
     try:
         for number, connection in enumerate(slow):
-            if number % 3:  # a third says nothing at all
+            if number % 3:  # a third sends nothing
                 connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n")
             if number % 3 == 2:
                 connection.sendall(b"\r\n{")
         alive(server)
         for connection in slow:
-            # Closed within --read; with nothing, or with a 4xx, but never left open.
+            # Closed within --read, with a 4xx or without a response.
             assert not (answer := connection.recv(4096)) or b" 4" in answer.splitlines()[0], answer
     finally:
         for connection in slow:
@@ -254,7 +253,7 @@ def test_slow_callers_are_let_go_and_hold_nobody(server: Server) -> None:
         b"A" * 100_000,
     ],
 )
-def test_broken_bytes_hurt_nobody(server: Server, sent: bytes) -> None:
+def test_invalid_bytes_do_not_affect_others(server: Server, sent: bytes) -> None:
     with socket.create_connection(address(server), timeout=10) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
@@ -266,20 +265,20 @@ def test_broken_bytes_hurt_nobody(server: Server, sent: bytes) -> None:
     alive(server)
 
 
-def test_what_is_in_flight_is_finished_on_sigterm(folder: Path, tmp_path: Path) -> None:
+def test_running_requests_are_finished_on_sigterm(folder: Path, tmp_path: Path) -> None:
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu") as server:
         assert server.url
-        found: list[int] = []
-        thread = threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS))[0]))
+        statuses: list[int] = []
+        thread = threading.Thread(target=lambda: statuses.append(ask(server, body(SLEEPS))[0]))
         thread.start()
         time.sleep(0.2)
         assert server.stop() == 0
         thread.join()
-        assert found == [200]
+        assert statuses == [200]
 
 
-@pytest.mark.parametrize("padding", [0, 200_000])  # small, and larger than what uvicorn reads ahead
-def test_a_caller_that_goes_away_leaves_the_queue(server: Server, padding: int) -> None:
+@pytest.mark.parametrize("padding", [0, 200_000])  # small, and larger than uvicorn's buffer
+def test_the_request_of_a_disconnected_caller_leaves_the_queue(server: Server, padding: int) -> None:
     def value(name: str) -> float:
         return float(
             next(line for line in ask(server, b"", "GET", "/metrics")[2].decode().splitlines() if line.startswith(name)).split()[-1]
@@ -291,11 +290,11 @@ def test_a_caller_that_goes_away_leaves_the_queue(server: Server, padding: int) 
             assert time.monotonic() < end, (name, wanted, value(name))
             time.sleep(0.01)
 
-    gone, predicted = 'mlops_build_refused_total{model="model",why="caller gone"}', 'mlops_build_batch_rows_sum{model="model"}'
+    disconnected, predicted = 'mlops_build_refused_total{model="model",why="caller gone"}', 'mlops_build_batch_rows_sum{model="model"}'
     running = 'mlops_build_requests_in_progress{model="model"}'
-    before = value(gone), value(predicted)
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(ask(server, body(SLEEPS_LONG))[0])) for _ in range(2)]  # the second waits
+    before = value(disconnected), value(predicted)
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(ask(server, body(SLEEPS_LONG))[0])) for _ in range(2)]  # the second waits
     threads[0].start()
     wait(running, 1)
     threads[1].start()
@@ -309,16 +308,16 @@ def test_a_caller_that_goes_away_leaves_the_queue(server: Server, padding: int) 
         connection.close()
     for thread in threads:
         thread.join()
-    wait(gone, before[0] + 3)
-    assert found == [200, 200]
-    wait(predicted, before[1] + 2)  # not what was asked by those who left
+    wait(disconnected, before[0] + 3)
+    assert statuses == [200, 200]
+    wait(predicted, before[1] + 2)  # without the rows of the disconnected callers
 
 
 def test_batches_grow_with_the_load(server: Server) -> None:
     def batches() -> tuple[float, float]:
         text = ask(server, b"", "GET", "/metrics")[2].decode()
-        found = [re.search(rf'mlops_build_batch_rows_{name}\{{model="model"\}} (\S+)', text) for name in ("sum", "count")]
-        return tuple(float(one[1]) for one in found if one)  # type: ignore[return-value]
+        matches = [re.search(rf'mlops_build_batch_rows_{name}\{{model="model"\}} (\S+)', text) for name in ("sum", "count")]
+        return tuple(float(match[1]) for match in matches if match)  # type: ignore[return-value]
 
     rows, count = batches()
     threads = [threading.Thread(target=ask, args=(server, body(SLEEPS if number == 0 else 1.0))) for number in range(5)]
@@ -332,7 +331,7 @@ def test_batches_grow_with_the_load(server: Server) -> None:
     assert after[1] - count < 5
 
 
-def test_its_openapi_is_served_and_generated_requests_find_no_fault(server: Server) -> None:
+def test_openapi_json_is_served_and_generated_requests_find_no_error(server: Server) -> None:
     status, headers, text = ask(server, b"", "GET", "/openapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     kept, added = {"Error", "model.request", "model.response"}, {"inference.Error", "model.inference", "model.inferred"}
@@ -344,7 +343,7 @@ def test_its_openapi_is_served_and_generated_requests_find_no_fault(server: Serv
     alive(server)
 
 
-def test_the_docs_page_shows_each_model_and_loads_nothing_from_elsewhere(server: Server) -> None:
+def test_the_docs_page_shows_each_model_and_loads_nothing_from_other_hosts(server: Server) -> None:
     status, headers, text = ask(server, b"", "GET", "/docs")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     page = text.decode()

@@ -1,4 +1,4 @@
-"""Pictures, texts and forms as they are: the same answers as for the same values in JSON. Over HTTP, with a client that makes the forms."""
+"""Images, texts and forms: the same answers as for the same values in JSON. Over HTTP, with a client that creates the forms."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ from mlops_build.serving.refusal import Refusal
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 
-SAID = """
+TYPES_AND_VALUES = """
     def predict(self, context, data, params=None):
         return [" ".join(map(repr, [*row, params])) for row in data.to_numpy(dtype=object)]
 """
@@ -46,8 +46,8 @@ PICTURES = [b"\x89PNG\r\n\x1a\n\x00--\r\n", b"\xff\xd8\xff" + bytes(range(256)),
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
     folder = tmp_path_factory.mktemp("raw")
     bodies = {"text": RAGGED}
-    made = {name: models.save(folder / name, signature, bodies.get(name, SAID)) for name, signature in SIGNATURES.items()}
-    return {name: (folder / name / "model", model) for name, model in made.items()}
+    loaded = {name: models.save(folder / name, signature, bodies.get(name, TYPES_AND_VALUES)) for name, signature in SIGNATURES.items()}
+    return {name: (folder / name / "model", model) for name, model in loaded.items()}
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def mixed(saved: dict[str, tuple[Path, Any]], tmp_path_factory: pytest.TempPathF
 
 
 def by_json(client: httpx.Client, columns: list[str], rows: list[list[Any]], params: Any = None) -> Any:
-    shown = [[base64.b64encode(one).decode() if isinstance(one, bytes) else one for one in row] for row in rows]
+    shown = [[base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell for cell in row] for row in rows]
     document = {"dataframe_split": {"columns": columns, "data": shown}, **({} if params is None else {"params": params})}
     answer = client.post("/invocations", json=document)
     assert answer.status_code == 200, answer.text
@@ -77,24 +77,24 @@ def by_json(client: httpx.Client, columns: list[str], rows: list[list[Any]], par
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "IMAGE/WebP; q=1"])
-def test_a_picture_is_its_bytes(picture: httpx.Client, kind: str) -> None:
+def test_an_image_is_the_value_of_one_row(picture: httpx.Client, kind: str) -> None:
     for sent in (PICTURES[0], os.urandom(300_000)):
         answer = picture.post("/invocations", content=sent, headers={"Content-Type": kind})
         assert answer.json()["predictions"] == by_json(picture, ["image"], [[sent]])
     assert picture.post("/invocations", content=b"", headers={"Content-Type": kind}).status_code == 400
 
 
-def test_several_files_are_several_rows(picture: httpx.Client) -> None:
-    expected = by_json(picture, ["image"], [[one] for one in PICTURES])
+def test_each_file_is_a_row(picture: httpx.Client) -> None:
+    expected = by_json(picture, ["image"], [[picture_bytes] for picture_bytes in PICTURES])
     for names in (["image"] * 3, ["file1", "file2", "file3"]):
-        files = [(name, (f"{place}.png", one, "image/png")) for place, (name, one) in enumerate(zip(names, PICTURES, strict=True))]
+        files = [(name, (f"{row}.png", content, "image/png")) for row, (name, content) in enumerate(zip(names, PICTURES, strict=True))]
         assert picture.post("/invocations", files=files).json()["predictions"] == expected
     expected = by_json(picture, ["image"], [[PICTURES[0]]], {"depth": 7})
     files = {"image": ("a.png", PICTURES[0]), "params": (None, '{"depth": 7}')}
     assert picture.post("/invocations", files=files).json()["predictions"] == expected
 
 
-def test_a_forms_fields_are_columns(mixed: httpx.Client) -> None:
+def test_the_fields_of_a_form_are_columns(mixed: httpx.Client) -> None:
     rows = [[PICTURES[0], "ein Titel, é", 3, 0.1, True], [PICTURES[1], "", -7, -2e3, False]]
     names = ["image", "title", "width", "scale", "keep"]
     fields = [(name, ("x" if name == "image" else None, row[place] if name == "image" else str(row[place]))) for row in rows
@@ -104,7 +104,7 @@ def test_a_forms_fields_are_columns(mixed: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"width": "3.5"}, "row 0, field 'width': expected integer, got '3.5'"),
         ({"width": "2147483648"}, "does not fit into integer"),
@@ -118,13 +118,13 @@ def test_a_forms_fields_are_columns(mixed: httpx.Client) -> None:
         ({"params": '{"depth": "x"}'}, "depth"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(mixed: httpx.Client, change: dict[str, Any], says: str) -> None:
+def test_an_invalid_field_is_named(mixed: httpx.Client, change: dict[str, Any], message: str) -> None:
     fields: dict[str, Any] = {"image": PICTURES[0], "title": "t", "width": "3", "scale": "1", "keep": "true", **change}
     answer = mixed.post("/invocations", files=[(name, (None, value)) for name, value in fields.items() if value is not None])
-    assert (answer.status_code, says in answer.json()["message"]) == (400, True), answer.text
+    assert (answer.status_code, message in answer.json()["message"]) == (400, True), answer.text
 
 
-def test_unlike_numbers_of_fields_are_refused(mixed: httpx.Client) -> None:
+def test_different_numbers_of_fields_are_refused(mixed: httpx.Client) -> None:
     fields = [("image", b"x"), ("title", "t"), ("title", "u"), ("width", "3"), ("scale", "1"), ("keep", "true")]
     answer = mixed.post("/invocations", files=[(name, (None, value)) for name, value in fields])
     assert (answer.status_code, "2 of 'title'" in answer.text) == (400, True)
@@ -151,7 +151,7 @@ def test_unlike_numbers_of_fields_are_refused(mixed: httpx.Client) -> None:
         (b"x", "text/plain", 415),
     ],
 )  # fmt: skip
-def test_forms_that_cannot_be_read(picture: httpx.Client, body: bytes, kind: str, status: int) -> None:
+def test_an_invalid_form_is_refused(picture: httpx.Client, body: bytes, kind: str, status: int) -> None:
     answer = picture.post("/invocations", content=body, headers={"Content-Type": kind})
     assert answer.status_code == status, answer.text
 
@@ -186,7 +186,7 @@ def test_ragged_tensors_are_lists() -> None:
         assert json.loads(encode(plain(ragged))) == {"predictions": [[1.5], [2.0, 3.0]]}
 
 
-def test_a_model_of_other_columns_refuses_them(saved: dict[str, tuple[Path, Any]]) -> None:
+def test_a_model_with_other_columns_refuses_these_bodies(saved: dict[str, tuple[Path, Any]]) -> None:
     floats = Raw(Decoder(saved["floats"][1]))
     for kind in ("image/png", "text/plain"):
         with contextlib.suppress(Refusal):  # or none of its business: the decoder refuses it
@@ -225,13 +225,13 @@ PIECES = [
     body=st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(max_size=80),
     kind=st.sampled_from(["multipart/form-data; boundary=b", 'multipart/form-data; boundary="b', "image/", "text/plain; charset=\xff"]),
 )
-def test_whatever_is_sent_is_read_or_refused(saved: dict[str, tuple[Path, Any]], body: bytes, kind: str) -> None:
+def test_any_body_is_decoded_or_refused(saved: dict[str, tuple[Path, Any]], body: bytes, kind: str) -> None:
     for name in ("picture", "mixed", "floats", "text"):
         with contextlib.suppress(Refusal):  # a 4xx; anything else that is raised would be a 500
             Raw(Decoder(saved[name][1])).read(body, kind)
 
 
-def test_the_page_and_the_contract_tell_of_it(picture: httpx.Client) -> None:
+def test_the_docs_page_and_the_contract_describe_these_bodies(picture: httpx.Client) -> None:
     content = picture.get("/openapi.json").json()["paths"]["/invocations"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "image/*", "multipart/form-data"}
     assert json.dumps(content["multipart/form-data"]["schema"]["required"]) == '["image"]'

@@ -1,4 +1,4 @@
-"""What the server does not import, in processes of their own."""
+"""The modules that the server does not import, checked in separate processes."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_server_loads_mlflow_without_what_it_never_calls() -> None:
+def test_the_server_imports_mlflow_without_unused_parts() -> None:
     loaded = "print([name for name in ('mlflow.genai', 'mlflow.gateway', 'fastapi', 'mlflow.pyfunc') if name in sys.modules])"
     assert run(loaded) == "['mlflow.pyfunc']"
 
@@ -33,11 +33,11 @@ def test_a_server_loads_mlflow_without_what_it_never_calls() -> None:
         "import mlflow.genai.scorers\nprint(mlflow.genai.evaluate.__name__)",
     ],
 )
-def test_a_model_that_calls_it_gets_it(code: str) -> None:
+def test_a_model_can_use_these_parts(code: str) -> None:
     assert run(code) == "evaluate"
 
 
-def test_an_mlflow_that_needs_it_is_imported_whole() -> None:
+def test_an_mlflow_that_needs_them_is_imported_completely() -> None:
     code = "import mlops_build.serving.light as light\nlight.UNUSED = ('mlflow.tracking', 'mlflow.genai')\n"
     code += "for name in [name for name in sys.modules if name.partition('.')[0] == 'mlflow']:\n    del sys.modules[name]\n"
     assert run(code + "import_mlflow()\nimport mlflow\nprint(mlflow.tracking.MlflowClient.__name__, mlflow.genai.evaluate.__name__)") == (

@@ -1,4 +1,4 @@
-"""Networks inside models: asked without pandas, compiled, in bf16, and with gradients where a model needs them."""
+"""Networks inside models: prediction without pandas, compiled, in bf16, and with gradients if a model needs them."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def small() -> torch.nn.Module:
 
 
 def flavor(folder: Path, signature: ModelSignature, model: torch.nn.Module) -> Any:
-    """A model of MLflow's PyTorch flavour; pickled, which only these tests load."""
+    """A model of MLflow's PyTorch flavor; it is pickled, and only these tests load it."""
     mlflow.pytorch.save_model(model, str(folder), signature=signature, pip_requirements=["torch"], serialization_format="pickle")
     return mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
 
@@ -56,7 +56,7 @@ def named(rows: list[list[float]]) -> bytes:
 
 
 @pytest.mark.parametrize("signature", [FRAMED, TENSOR], ids=["columns", "tensor"])
-def test_the_pytorch_flavour_answers_as_mlflow_does_without_dataframes(tmp_path: Path, signature: ModelSignature) -> None:
+def test_the_pytorch_flavor_predicts_as_mlflow_does_without_dataframes(tmp_path: Path, signature: ModelSignature) -> None:
     model = flavor(tmp_path / "model", signature, small())
     body = named(ROWS) if signature is FRAMED else json.dumps({"inputs": ROWS}).encode()
     rows = Decoder(model).decode(body, JSON)
@@ -65,7 +65,7 @@ def test_the_pytorch_flavour_answers_as_mlflow_does_without_dataframes(tmp_path:
     if signature is FRAMED:
         expected = model.predict(pd.DataFrame(ROWS, columns=[f"f{place}" for place in range(WIDTH)], dtype="float32"))
         assert [list(row) for row in answer] == [["0", "1"]] * len(ROWS)
-        # A DataFrame's memory lies column by column, so that the sums are of another order.
+        # A DataFrame stores its columns one after the other, so sums are computed in another order.
         np.testing.assert_allclose([list(row.values()) for row in answer], expected.to_numpy(), rtol=1e-5)
     else:
         assert answer == model.predict(np.array(ROWS, "float32")).tolist()
@@ -76,7 +76,7 @@ class Pair(torch.nn.Module):
         return rows, rows
 
 
-def test_an_answer_of_two_tensors_is_refused_as_by_mlflow(tmp_path: Path) -> None:
+def test_an_output_of_two_tensors_is_refused_as_by_mlflow(tmp_path: Path) -> None:
     model = flavor(tmp_path / "model", TENSOR, Pair())
     (answer,) = Predictor(model).predict([Decoder(model).decode(json.dumps({"inputs": ROWS}).encode(), JSON)])
     assert isinstance(answer.__cause__, TypeError)
@@ -84,7 +84,7 @@ def test_an_answer_of_two_tensors_is_refused_as_by_mlflow(tmp_path: Path) -> Non
         model.predict(np.array(ROWS, "float32"))
 
 
-def test_a_predictor_is_asked_in_inference_mode(tmp_path: Path) -> None:
+def test_a_predictor_runs_in_inference_mode(tmp_path: Path) -> None:
     model = save(tmp_path / "made", columns(*((f"f{place}", "float") for place in range(WIDTH))), HOLDING)
     predictor = Predictor(model)
     rows = Decoder(model).decode(named(ROWS), JSON)
@@ -94,7 +94,7 @@ def test_a_predictor_is_asked_in_inference_mode(tmp_path: Path) -> None:
     assert model.unwrap_python_model().seen == [True, False]
 
 
-def test_bf16_is_near_and_compiled_is_equal(tmp_path: Path) -> None:
+def test_bf16_gives_close_and_compile_gives_equal_results(tmp_path: Path) -> None:
     names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
     plain, half = (save(tmp_path / name, names, HOLDING) for name in ("plain", "half"))
     assert [name for name, _ in network.networks(plain)] == ["network"]
@@ -119,7 +119,7 @@ LISTED = """
 """
 
 
-def test_networks_are_found_by_name_and_once(tmp_path: Path) -> None:
+def test_each_network_is_found_once_with_its_name(tmp_path: Path) -> None:
     model = save(tmp_path / "made", columns(("a", "float")), LISTED)
     assert [name for name, _ in network.networks(model)] == ["by_name['one']", "whole"]
 
@@ -148,17 +148,17 @@ def recorded(folder: Path) -> Path:
     return folder / "model"
 
 
-def test_a_model_that_needs_gradients_gets_them_and_that_is_said(tmp_path: Path) -> None:
+def test_a_model_that_needs_gradients_gets_them_and_a_message(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), GRADIENTS)
     (loaded,) = load(from_folder(recorded(tmp_path / "made"), lambda _: None)).models
-    said: list[str] = []
-    warm_up(loaded, said.append)
-    assert any("without torch.inference_mode" in line for line in said)
+    messages: list[str] = []
+    warm_up(loaded, messages.append)
+    assert any("fails with torch.inference_mode" in line for line in messages)
     (answer,) = loaded.predictor.predict([Decoder(loaded.model).decode(b'{"dataframe_records": [{"a": 2.0}]}', JSON)])
     assert isinstance(answer, list)
 
 
-def test_nothing_to_compile_is_said(tmp_path: Path) -> None:
+def test_a_model_without_a_network_to_compile_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), NOTHING)
     with pytest.raises(CannotLoad, match="contains no torch network"):
         load(from_folder(tmp_path / "made/model", lambda _: None), precision="bf16")
@@ -217,7 +217,7 @@ WARNING = """
 """
 
 
-def test_what_a_model_warns_of_is_shown_and_what_mlflow_advises_is_not(tmp_path: Path) -> None:
+def test_warnings_of_the_model_are_shown_and_those_of_mlflow_are_not(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), WARNING)
     load_it = "load(from_folder(Path(sys.argv[1]), str))"
     code = f"import sys; from pathlib import Path; from mlops_build.serving.load import from_folder, load; {load_it}"

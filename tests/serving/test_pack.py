@@ -1,4 +1,4 @@
-"""Packed lists are the array that numpy makes of them, or nothing."""
+"""Packed lists give the same array as numpy, or None."""
 
 import json
 import warnings
@@ -34,13 +34,13 @@ def lists(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 @given(data=lists(NUMBERS) | lists(ANYTHING), rank=st.integers(1, 3))
-def test_it_is_numpys_array_or_none(kind: str, data: Any, rank: int) -> None:
-    found = packed(data, np.dtype(kind), (-1,) * rank)
-    if found is not None:
+def test_the_result_is_numpys_array_or_none(kind: str, data: Any, rank: int) -> None:
+    array = packed(data, np.dtype(kind), (-1,) * rank)
+    if array is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            np.testing.assert_array_equal(found, np.array(data, dtype=kind), strict=True)
-        assert found.flags.writeable
+            np.testing.assert_array_equal(array, np.array(data, dtype=kind), strict=True)
+        assert array.flags.writeable
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
@@ -64,12 +64,12 @@ def test_plain_numbers_are_packed(kind: str) -> None:
         [{"x": 1, "y": 2}],
     ],
 )
-def test_all_else_is_left_to_numpy(data: Any) -> None:
+def test_other_data_is_left_to_numpy(data: Any) -> None:
     assert packed(data, np.dtype("float32"), (-1, 2)) is None
 
 
-def test_many_large_numbers_are_still_read_without_pandas(tmp_path: Path) -> None:
-    """Their squares' sum is beyond what whole numbers are exact to, and none of them is: microseconds since 1970."""
+def test_many_large_numbers_are_decoded_without_pandas(tmp_path: Path) -> None:
+    """Microseconds since 1970: each number is an exact integer, but the sum of their squares exceeds the exact range."""
     decoder = Decoder(models.save(tmp_path / "saved", models.FLOATS))
     rows = [[1_795_906_000_000_000 + row, 1, 2] for row in range(100)]
     read = decoder.decode(json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}}).encode(), JSON)

@@ -26,8 +26,8 @@ SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 
 
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without an NVIDIA driver, whatever this one has."""
-    cards = importlib.import_module("mlops_build.gpu.cards")  # `from mlops_build.gpu import cards` is the function of that name
+    """Simulates a machine without an NVIDIA driver."""
+    cards = importlib.import_module("mlops_build.gpu.cards")  # `from mlops_build.gpu import cards` imports the function of that name
 
     def none() -> None:
         raise cards.NoDriver("no NVIDIA driver answers")
@@ -38,7 +38,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(
     url: str, body: bytes | str | Mapping[str, Any] | None = None, kind: str = "application/json", method: str | None = None
 ) -> tuple[int, str]:
-    """Status and text of an answer."""
+    """Status and text of a response."""
     data = json.dumps(body).encode() if isinstance(body, Mapping) else body.encode() if isinstance(body, str) else body
     request = urllib.request.Request(url, data=data, headers={"Content-Type": kind}, method=method)
     try:
@@ -48,13 +48,13 @@ def ask(
         return error.code, error.read().decode()
 
 
-def test_it_says_what_it_serves_and_where(server: Server) -> None:
+def test_the_log_shows_the_models_and_the_address(server: Server) -> None:
     log = server.log.read_text()
     assert "device: the CPU" in log
     assert f"serving points v1, lines v2 on {server.url}\n" in log
     assert server.url.startswith("http://127.0.0.1:")
     # The server is shared with other tests, whose requests are logged.
-    assert len([line for line in log.splitlines() if not line.startswith('{"time"')]) == 2, f"MLflow's own noise: {log}"
+    assert len([line for line in log.splitlines() if not line.startswith('{"time"')]) == 2, f"MLflow's messages: {log}"
     document = json.loads(server.out.read_text())
     assert document["url"] == server.url
     assert [(model["name"], model["version"]) for model in document["models"]] == [("points", 1), ("lines", 2)]
@@ -69,7 +69,7 @@ def test_it_says_what_it_serves_and_where(server: Server) -> None:
         ("text/csv", "x,y\n1.0,0.5\n-2.0,0.25\n"),
     ],
 )
-def test_invocations_takes_mlflows_forms(server: Server, world: World, kind: str, body: Any) -> None:
+def test_invocations_accepts_mlflows_forms(server: Server, world: World, kind: str, body: Any) -> None:
     status, text = ask(f"{server.url}/invocations", body, kind)
     assert status == 200, text
     assert json.loads(text)["predictions"] == answered(world.folder / "one")
@@ -96,9 +96,9 @@ def test_each_model_answers_under_its_name(server: Server, world: World) -> None
         ("text/plain", "hello", 415),
     ],
 )
-def test_a_bad_body_is_the_callers_error(server: Server, kind: str, body: Any, status: int) -> None:
-    found, text = ask(f"{server.url}/invocations", body, kind)
-    assert found == status
+def test_a_bad_body_is_an_error_of_the_caller(server: Server, kind: str, body: Any, status: int) -> None:
+    actual, text = ask(f"{server.url}/invocations", body, kind)
+    assert actual == status
     if status == 400:  # 415 is a plain sentence
         assert json.loads(text)["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
     assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
@@ -146,7 +146,7 @@ def test_metrics_are_prometheus(server: Server) -> None:
     assert ("process_resident_memory_bytes", ()) in after
 
 
-def test_requests_at_once_are_all_answered(server: Server) -> None:
+def test_concurrent_requests_are_all_answered(server: Server) -> None:
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(ask(f"{server.url}/invocations", SPLIT)[0])) for _ in range(16)]
     for thread in threads:
@@ -156,7 +156,7 @@ def test_requests_at_once_are_all_answered(server: Server) -> None:
     assert statuses == [200] * 16
 
 
-def test_it_ends_gently_on_sigterm_and_needs_no_write_in_its_context(context: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_it_gracefully_and_it_writes_nothing_into_its_context(context: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in context.rglob("*")}
     with serving(tmp_path, str(context), "--port", "0", "--device", "cpu") as server:
         assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
@@ -166,7 +166,7 @@ def test_it_ends_gently_on_sigterm_and_needs_no_write_in_its_context(context: Pa
     assert {path: path.stat().st_mtime_ns for path in context.rglob("*")} == before
 
 
-def test_sigterm_while_loading_ends_it_too(context: Path, tmp_path: Path) -> None:
+def test_sigterm_during_loading_ends_it(context: Path, tmp_path: Path) -> None:
     with serving(tmp_path, str(context), "--port", "0") as server:
         server.wait_for("device: ")
         assert server.stop() == 0
@@ -174,7 +174,7 @@ def test_sigterm_while_loading_ends_it_too(context: Path, tmp_path: Path) -> Non
         assert "Traceback" not in server.log.read_text()
 
 
-def test_ctrl_c_is_no_traceback(context: Path, tmp_path: Path) -> None:
+def test_ctrl_c_shows_no_traceback(context: Path, tmp_path: Path) -> None:
     with serving(tmp_path, str(context), "--port", "0") as server:
         _ = server.url
         assert server.stop(signal.SIGINT) == 130
@@ -188,7 +188,7 @@ def test_a_version_of_the_registry_is_served(world: World, tmp_path: Path) -> No
         assert "serving points v1 on" in server.log.read_text()
 
 
-def test_a_bare_model_is_served_and_said_to_be_bare(world: World, tmp_path: Path) -> None:
+def test_a_model_without_a_digest_is_served_with_a_message(world: World, tmp_path: Path) -> None:
     with serving(tmp_path, str(world.folder / "two"), "--port", "0") as server:
         assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "two")
         assert "is a model without a recorded digest" in server.log.read_text()
@@ -196,7 +196,7 @@ def test_a_bare_model_is_served_and_said_to_be_bare(world: World, tmp_path: Path
 
 
 def fails(where: Path, *arguments: str, expect: int) -> str:
-    """What a process says that ends at once."""
+    """The stderr of a process that ends at once."""
     done = mlops_build(where, "serve", *arguments, expect=expect)
     assert done.stdout == ""
     return done.stderr
@@ -204,8 +204,8 @@ def fails(where: Path, *arguments: str, expect: int) -> str:
 
 @pytest.fixture
 def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The same in this process, for what is refused before a model is loaded: it saves the seconds of importing MLflow."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what --device cpu does to it is undone
+    """`fails` in this process, for errors before a model is loaded: it saves the seconds of importing MLflow."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # undoes the change that --device cpu makes
 
     def run(*arguments: str, expect: int) -> str:
         capsys.readouterr()
@@ -217,15 +217,15 @@ def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(context: Path, tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_before_anything_is_loaded(context: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        said = fails(tmp_path, str(context), "--port", str(port), expect=1)
-    assert f"port {port} on 127.0.0.1 is taken" in said
-    assert "--port 0" in said
-    assert "device" not in said
+        stderr = fails(tmp_path, str(context), "--port", str(port), expect=1)
+    assert f"port {port} on 127.0.0.1 is in use" in stderr
+    assert "--port 0" in stderr
+    assert "device" not in stderr
 
 
 @pytest.mark.parametrize("path", ["models/points/predictor.py", "models/lines/artifacts/weights.pt", "models/points/added.py"])
@@ -233,21 +233,21 @@ def test_changed_files_are_not_served(refuses: Callable[..., str], context: Path
     copy = Path(shutil.copytree(context, tmp_path / "context"))
     with (copy / path).open("ab") as file:
         file.write(b"\nraise SystemExit('this ran')\n")
-    said = refuses(str(copy), "--port", "0", "--device", "cpu", expect=4)
-    assert "was registered with" in said
-    assert "this ran" not in said
+    stderr = refuses(str(copy), "--port", "0", "--device", "cpu", expect=4)
+    assert "was registered with" in stderr
+    assert "this ran" not in stderr
 
 
 @pytest.mark.parametrize("arguments", [["--gpu-memory", "4GiB"], ["--device", "gpu"]])
-def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(
+def test_a_requested_gpu_is_not_replaced_by_the_cpu(
     refuses: Callable[..., str], no_card: None, context: Path, arguments: list[str]
 ) -> None:
-    said = refuses(str(context), "--port", "0", *arguments, expect=6)
-    assert "a GPU is requested" in said
-    assert "--device cpu" in said
+    stderr = refuses(str(context), "--port", "0", *arguments, expect=6)
+    assert "a GPU is requested" in stderr
+    assert "--device cpu" in stderr
 
 
-def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(
+def test_the_gpu_of_a_pod_is_replaced_by_the_cpu_only_on_request(
     refuses: Callable[..., str], no_card: None, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MEMORY": "4GiB"}
@@ -258,21 +258,21 @@ def test_a_pods_gpu_is_not_replaced_by_the_cpu_unless_said(
         assert ask(f"{server.url}/ping")[0] == 200
 
 
-def test_what_cannot_be_served_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_an_error(refuses: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in refuses(str(tmp_path / "nowhere"), "--device", "cpu", expect=3)
     assert "contains neither a context.json nor an MLmodel" in refuses(str(tmp_path), "--port", "0", "--device", "cpu", expect=3)
     assert "is no port" in refuses(str(tmp_path), "--port", "70000", expect=2)
     assert "cannot listen on 203.0.113.7" in refuses(str(tmp_path), "--host", "203.0.113.7", "--port", "0", expect=2)
 
 
-def test_a_model_that_does_not_answer_its_own_example_never_gets_ready(world: World, tmp_path: Path) -> None:
+def test_a_model_that_fails_on_its_own_example_never_becomes_ready(world: World, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(world.folder / "one", tmp_path / "broken"))
     recorded = json.loads((broken / "examples/recorded.json").read_text())
     recorded["input"] = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
     (broken / "examples/recorded.json").write_text(json.dumps(recorded))
-    said = fails(tmp_path, str(broken), "--port", "0", expect=1)
-    assert "broken fails on its own recorded example" in said
-    assert "missing" in said
+    stderr = fails(tmp_path, str(broken), "--port", "0", expect=1)
+    assert "broken fails on its own recorded example" in stderr
+    assert "missing" in stderr
 
 
 def test_a_pickle_is_not_loaded_from_the_registry(

@@ -20,29 +20,29 @@ serving: %s
 
 def test_flags_come_before_the_environment_and_the_environment_before_defaults() -> None:
     environment = {"MLOPS_SERVE_MAX_BATCH": "7", "MLOPS_SERVE_NAN": "literal", "MLOPS_SERVE_COMPILE": "true", "MLOPS_SERVE_READ": ""}
-    found = settings({"max_batch": "9", "nan": None}, environment)
-    assert found == dataclasses.replace(Settings(), max_batch=9, nan="literal", compile=True)
+    combined = settings({"max_batch": "9", "nan": None}, environment)
+    assert combined == dataclasses.replace(Settings(), max_batch=9, nan="literal", compile=True)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe")],
 )  # fmt: skip
-def test_what_is_no_setting_is_refused_with_its_name(name: str, value: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"MLOPS_SERVE_{name} is '{value}'"):
         settings({}, {f"MLOPS_SERVE_{name}": value})
 
 
-def test_what_service_yaml_says_is_what_serve_reads() -> None:
-    said = (
+def test_serve_reads_the_settings_of_service_yaml() -> None:
+    keys = (
         "{max_batch: 256, max_delay_ms: 2.5, max_queue: 100, deadline: 5, body_limit: 1MiB, nan: literal, ragged: pad, access_log: false,"
     )
-    found = service.parse(YAML % f"{said} compile: true, precision: bf16}}").serving.variables()
+    variables = service.parse(YAML % f"{keys} compile: true, precision: bf16}}").serving.variables()
     wanted = Settings(256, 2.5, 100, 5.0, 1 << 20, nan="literal", ragged="pad", access_log=False, compile=True, precision="bf16")
-    assert settings({}, found) == wanted
+    assert settings({}, variables) == wanted
     known = {field.name for field in dataclasses.fields(Settings)}
     assert set(service.Serving.model_fields) - {"port", "startup_seconds"} <= known
 
 
-def test_nothing_said_is_nothing_handed_over() -> None:
+def test_without_settings_no_variables_are_set() -> None:
     assert service.parse(YAML % "{port: 9000}").serving.variables() == {}

@@ -1,5 +1,5 @@
-"""The long forms of test_hard.py, with their goals in figures: `make soak`. SOAK_SECONDS of overload (60), SOAK_MINUTES of mixed traffic
-(30). What was measured is printed, and added to the file SOAK_RECORD as a line of JSON. The last figures: docs/reference/benchmarks.md."""
+"""The long forms of test_hard.py, with numeric goals (`make soak`): SOAK_SECONDS of overload (60) and SOAK_MINUTES of mixed traffic (30).
+Measurements are printed, and appended to the file SOAK_RECORD as a line of JSON. docs/reference/benchmarks.md has the latest figures."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
-# Of test_hard.MODEL in batches of 8.
+# The capacity of test_hard.MODEL in batches of 8.
 ROWS_A_SECOND = 400
 FUZZ = Path(__file__).with_name("fuzz_decoder.py")
 
@@ -47,20 +47,20 @@ def record(what: str, **figures: object) -> None:
             file.write(line + "\n")
 
 
-def test_ten_times_its_capacity(folder: Path, tmp_path: Path) -> None:
+def test_ten_times_the_capacity(folder: Path, tmp_path: Path) -> None:
     """Goals: goodput of 90 % of capacity, flat memory, recovery within 2 s."""
     options = ["--max-queue", "64", "--max-batch", "8", "--connections", "2000"]
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", *options) as server:
-        ask_one = request(body(1.5))
-        offer(address(server), ask_one, ROWS_A_SECOND, 3)  # warm
-        enough = offer(address(server), ask_one, 1.2 * ROWS_A_SECOND, 10)
+        small_request = request(body(1.5))
+        offer(address(server), small_request, ROWS_A_SECOND, 3)  # warm
+        enough = offer(address(server), small_request, 1.2 * ROWS_A_SECOND, 10)
         capacity = enough.statuses[200] / enough.took
         before = memory(server)
-        outcome = offer(address(server), ask_one, 10 * ROWS_A_SECOND, SECONDS, connections=1000)
+        outcome = offer(address(server), small_request, 10 * ROWS_A_SECOND, SECONDS, connections=1000)
         began = time.monotonic()
         while True:
-            asked = time.monotonic()
-            if ask(server, body(1.5))[0] == 200 and time.monotonic() - asked < 0.2:
+            sent = time.monotonic()
+            if ask(server, body(1.5))[0] == 200 and time.monotonic() - sent < 0.2:
                 break
             assert time.monotonic() - began < 30
         record(
@@ -86,10 +86,10 @@ def test_ten_times_its_capacity(folder: Path, tmp_path: Path) -> None:
 def test_mixed_traffic(folder: Path, tmp_path: Path) -> None:
     """Goal: the process grows by less than 2 %."""
     end = time.monotonic() + MINUTES * 60
-    found: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--max-queue", "64", "--read", "2") as server:
         _ = server.url
-        callers = [threading.Thread(target=_mixed, args=(server, number, end, found)) for number in range(12)]
+        callers = [threading.Thread(target=_mixed, args=(server, number, end, answered)) for number in range(12)]
         for caller in callers:
             caller.start()
         sizes: list[tuple[float, int]] = []
@@ -99,25 +99,25 @@ def test_mixed_traffic(folder: Path, tmp_path: Path) -> None:
         for caller in callers:
             caller.join()
         alive(server)
-        # The first fifth is for warming up: pools of threads and of memory.
+        # The first fifth is the warm-up: pools of threads and memory grow.
         kept = [size for at, size in sizes if at > end - 0.8 * MINUTES * 60]
         tenth = max(1, len(kept) // 10)
         first, last = statistics.median(kept[:tenth]), statistics.median(kept[-tenth:])
         record(
             "mixed traffic",
             minutes=MINUTES,
-            requests=sum(found.values()),
-            by_status=dict(sorted(found.items())),
+            requests=sum(answered.values()),
+            by_status=dict(sorted(answered.items())),
             memory_mib=round(last / 2**20, 1),
             memory_growth=round(last / first - 1, 4),
         )
-        assert not [status for status in found if status.startswith("5") and status != "503"], found
+        assert not [status for status in answered if status.startswith("5") and status != "503"], answered
         assert MINUTES < 10 or last < 1.02 * first
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
 
 
-def _mixed(server: Server, number: int, end: float, found: "Counter[str]") -> None:
+def _mixed(server: Server, number: int, end: float, answered: "Counter[str]") -> None:
     dice = random.Random(number)  # noqa: S311
     whole = request(body(1.5))
     csv = b"a,b,c\n" + b"1.5,2,0\n" * 20
@@ -142,13 +142,13 @@ def _mixed(server: Server, number: int, end: float, found: "Counter[str]") -> No
                 with connect(server) as connection:
                     connection.sendall(whole[: dice.randrange(len(whole))] if what < 0.9 else whole.replace(b"1", dice.randbytes(1)))
                     if what > 0.95:
-                        found.update(str(one) for one in statuses(everything(connection)))
+                        answered.update(str(status_code) for status_code in statuses(everything(connection)))
                 continue
-            found[str(status)] += 1
+            answered[str(status)] += 1
         if what < 0.01:
             for _ in range(200):
                 with contextlib.suppress(OSError):
-                    found[str(ask(server, body(1.5))[0])] += 1
+                    answered[str(ask(server, body(1.5))[0])] += 1
 
 
 def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
@@ -170,20 +170,20 @@ def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
                 if len(others) % 500 == 0:
                     time.sleep(0.1)
             time.sleep(3)
-            told: Counter[int] = Counter()
+            received: Counter[int] = Counter()
             for connection in others:
                 connection.setblocking(False)
                 with contextlib.suppress(BlockingIOError, ConnectionResetError):
-                    told.update(statuses(connection.recv(4096)))
+                    received.update(statuses(connection.recv(4096)))
             record(
                 "connections",
                 opened=len(others),
-                told_503=told[503],
+                refused_503=received[503],
                 memory_mib=round(memory(server) / 2**20),
                 before_mib=round(before / 2**20),
             )
-            assert set(told) == {503}
-            assert told[503] >= wanted - 4096 - 600
+            assert set(received) == {503}
+            assert received[503] >= wanted - 4096 - 600
             old.sendall(request(body(1.5))[-10:])
             assert statuses(old.recv(4096)) == [200]
         finally:
@@ -195,7 +195,7 @@ def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_decoder_by_coverage(tmp_path: Path) -> None:
-    """atheris, a fuzzer that looks for bytes which take new paths; the short form is test_fuzz.py."""
+    """Fuzz the decoder with atheris, which searches for bytes that reach new code; test_fuzz.py is the short form."""
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed here: pip install atheris")
     corpus = tmp_path / "corpus"
@@ -213,4 +213,4 @@ def test_the_decoder_by_coverage(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS + 300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ran = [line for line in done.stderr.splitlines() if line.startswith("Done ")]
-    record("atheris", seconds=SECONDS, said=ran[-1] if ran else "")
+    record("atheris", seconds=SECONDS, output=ran[-1] if ran else "")

@@ -1,4 +1,4 @@
-"""The stub as a caller's test meets it; its judgement beside jsonschema's, and its verdicts beside the real server's."""
+"""The stub as a caller's test uses it; its validation compared with jsonschema, and its responses compared with the real server."""
 
 import gzip
 import http.client
@@ -46,7 +46,7 @@ def document() -> dict[str, Any]:
 
 
 class Caller:
-    """One kept connection, as an HTTP client has it."""
+    """A client with one kept connection."""
 
     def __init__(self, url: str) -> None:
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
@@ -79,11 +79,11 @@ def running(stub: Stub) -> Iterator[Caller]:
 
 @pytest.fixture(scope="module")
 def caller(document: dict[str, Any]) -> Iterator[Caller]:
-    with running(Stub(document)) as found:
-        yield found
+    with running(Stub(document)) as client:
+        yield client
 
 
-def test_a_prediction_for_each_row_from_the_recorded_ones(caller: Caller) -> None:
+def test_a_recorded_prediction_for_each_row(caller: Caller) -> None:
     assert caller.ask({"dataframe_split": SPLIT})[:2] == (200, {"predictions": ANSWERS})
     row = {"a": 1, "b": 2.5, "more": "ignored"}
     for body in ({"dataframe_records": [row] * 3}, {"instances": [row] * 3}, {"inputs": {"a": [1, 2, 3], "b": [1, 2, 3]}, "params": None}):
@@ -98,7 +98,7 @@ def test_a_prediction_for_each_row_from_the_recorded_ones(caller: Caller) -> Non
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         ({"dataframe_records": [{"a": 1}]}, "INVALID_PARAMETER_VALUE", "dataframe_records[0]: b is missing"),
         ({"dataframe_records": [{"a": 1, "b": "x"}]}, "BAD_REQUEST", "dataframe_records[0].b: expected number or null, got 'x'"),
@@ -116,13 +116,13 @@ def test_a_prediction_for_each_row_from_the_recorded_ones(caller: Caller) -> Non
     ],
     ids=range(13),
 )
-def test_what_does_not_fit_the_contract_is_400_and_says_where(caller: Caller, body: Any, code: str, said: str) -> None:
+def test_a_body_that_breaks_the_contract_is_400_and_names_the_place(caller: Caller, body: Any, code: str, message: str) -> None:
     status, answer, _ = caller.ask(body)
     assert (status, answer["error_code"]) == (400, code)
-    assert said in answer["message"]
+    assert message in answer["message"]
 
 
-def test_paths_methods_and_headers_are_the_services(caller: Caller, document: dict[str, Any]) -> None:
+def test_paths_methods_and_headers_are_those_of_the_service(caller: Caller, document: dict[str, Any]) -> None:
     for path in ("/ping", "/health", "/models/pictures/health"):
         assert caller.ask(path=path, method="GET")[:2] == (200, b"\n")
     assert caller.ask(path="/version", method="GET")[1] == b"3.18.0"
@@ -140,7 +140,7 @@ def test_paths_methods_and_headers_are_the_services(caller: Caller, document: di
     assert caller.ask({"dataframe_split": SPLIT}, "/models/quiet/invocations")[0] == 501
 
 
-def test_a_body_beyond_the_limit_is_413_and_the_connection_ends(document: dict[str, Any]) -> None:
+def test_a_body_above_the_limit_is_413_and_closes_the_connection(document: dict[str, Any]) -> None:
     with running(Stub(document)) as caller:
         caller.connection.putrequest("POST", "/invocations")
         caller.connection.putheader("Content-Length", str(2**30))
@@ -148,10 +148,10 @@ def test_a_body_beyond_the_limit_is_413_and_the_connection_ends(document: dict[s
         response = caller.connection.getresponse()
         assert (response.status, response.headers["Connection"]) == (413, "close")
         response.read()
-        assert caller.ask({"dataframe_split": SPLIT})[0] == 200  # on a new one
+        assert caller.ask({"dataframe_split": SPLIT})[0] == 200  # on a new connection
 
 
-def test_faults_come_when_they_are_asked_for(caller: Caller) -> None:
+def test_faults_on_request(caller: Caller) -> None:
     body = {"dataframe_split": SPLIT}
     for status in (429, 503, 504):
         answered, answer, headers = caller.ask(body, headers={**JSON, "X-Stub-Status": str(status)})
@@ -165,16 +165,16 @@ def test_faults_come_when_they_are_asked_for(caller: Caller) -> None:
         assert caller.ask(body, headers={**JSON, **wrong})[0] == 400, wrong
 
 
-def test_it_is_a_command_that_needs_nothing_but_python(document: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_needs_only_python(document: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(openapi.as_text(document))
-    # Whatever is installed here: only the standard library and ourselves can be imported.
+    # Only the standard library and mlops_build can be imported, whatever is installed.
     (tmp_path / "bare.py").write_text(
         "import runpy, sys\n"
-        "class Nothing:\n"
+        "class OnlyStandardLibrary:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] not in {*sys.stdlib_module_names, 'mlops_build'}:\n"
         "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Nothing())\n"
+        "sys.meta_path.insert(0, OnlyStandardLibrary())\n"
         "sys.argv = ['mlops-build', *sys.argv[1:]]\n"
         "runpy.run_module('mlops_build', run_name='__main__', alter_sys=True)\n"
     )
@@ -182,8 +182,8 @@ def test_it_is_a_command_that_needs_nothing_but_python(document: dict[str, Any],
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            said = "".join(iter(process.stdout.readline, "}\n")) + "}"
-            started = json.loads(said)
+            output = "".join(iter(process.stdout.readline, "}\n")) + "}"
+            started = json.loads(output)
             assert started["models"] == ["digits", "pictures", "quiet"]
             caller = Caller(started["url"])
             assert [caller.ask({"dataframe_split": SPLIT})[0] for _ in range(4)] == [200, 429, 200, 429]
@@ -194,7 +194,7 @@ def test_it_is_a_command_that_needs_nothing_but_python(document: dict[str, Any],
     assert process.returncode == 0
 
 
-def test_what_it_can_be_started_from(document: dict[str, Any], context: Path, tmp_path: Path) -> None:
+def test_the_stub_starts_from_a_file_a_folder_or_a_context(document: dict[str, Any], context: Path, tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(openapi.as_text(document))
     assert document_of(tmp_path) == document_of(tmp_path / "openapi.json") == document
     assert [model.name for model in Stub(document_of(context)).models] == ["points", "lines"]
@@ -209,10 +209,10 @@ def test_what_it_can_be_started_from(document: dict[str, Any], context: Path, tm
             Stub(other)
 
 
-# -- beside the real server --
+# -- comparison with the real server --
 
-# A stub judges by the schema. What the service forgives beyond it is no part of what it promises.
-FORGIVEN = {
+# The stub validates by the schema. The service accepts these cases beyond the schema; its contract does not promise that.
+LENIENT = {
     "inputs of scalars",
     "inputs of dicts",
     "a number as text",
@@ -228,9 +228,9 @@ FORGIVEN = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Stub]]:
-    """Each model behind the real decoder, and its contract behind a stub."""
+    """Each model behind the real decoder, and a stub with its contract."""
     folder = tmp_path_factory.mktemp("models")
-    found = {}
+    pairs_and_stubs = {}
     for name, signature in (
         ("floats", models.FLOATS),
         ("mixed", models.MIXED),
@@ -239,9 +239,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Stub
         ("whole", models.tensor("int64", (-1, 2, 2))),
     ):
         pair = Pair(models.save(folder / name, signature, models.KINDS if name in ("mixed", "dates") else models.ECHO))
-        one = openapi.Described("m", None, signature.to_dict(), {"input": {}, "predictions": [1]})
-        found[name] = pair, Stub(openapi.openapi("m", [one]))
-    return found
+        model = openapi.Described("m", None, signature.to_dict(), {"input": {}, "predictions": [1]})
+        pairs_and_stubs[name] = pair, Stub(openapi.openapi("m", [model]))
+    return pairs_and_stubs
 
 
 @pytest.mark.parametrize("name", [name for name, (model, _) in WRITTEN.items() if model in ("floats", "mixed", "dates", "tensor", "whole")])
@@ -251,11 +251,11 @@ def test_recorded_cases_have_the_same_status_as_the_service(both: dict[str, tupl
     sent = json.dumps(body).encode()
     ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent).status
     theirs = pair.ours(sent, "application/json")[0]
-    assert (ours, theirs) == ((400, 200) if name in FORGIVEN else (theirs, theirs))
+    assert (ours, theirs) == ((400, 200) if name in LENIENT else (theirs, theirs))
 
 
-def test_what_the_stub_takes_the_service_takes(both: dict[str, tuple[Pair, Stub]]) -> None:
-    """Of any request: the stub may be the stricter one, never the other way round."""
+def test_the_service_accepts_what_the_stub_accepts(both: dict[str, tuple[Pair, Stub]]) -> None:
+    """For any request: the stub may be stricter than the service, but not the reverse."""
     seen: Counter[tuple[int, int]] = Counter()
 
     @settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -273,7 +273,7 @@ def test_what_the_stub_takes_the_service_takes(both: dict[str, tuple[Pair, Stub]
     assert seen[400, 400] >= 60, seen
 
 
-def test_dates_of_one_column_are_written_alike(both: dict[str, tuple[Pair, Stub]]) -> None:
+def test_the_dates_of_a_column_must_have_the_same_format(both: dict[str, tuple[Pair, Stub]]) -> None:
     pair, stub = both["dates"]
     for other, status in (("2001-02-03T04:05:06", 200), ("2001-02-03T04:05:06.5", 400), ("2001-02-03", 400)):
         split = {"columns": ["t", "s", "i"], "data": [["2000-01-01T00:00:00", "", 0], [other, "", 0]]}
@@ -282,7 +282,7 @@ def test_dates_of_one_column_are_written_alike(both: dict[str, tuple[Pair, Stub]
         assert (ours.status, pair.ours(sent, "application/json")[0]) == (status, status), ours.body
 
 
-def test_the_real_server_and_the_stub_side_by_side(context: Path, tmp_path: Path) -> None:
+def test_the_stub_answers_like_the_real_server(context: Path, tmp_path: Path) -> None:
     document = document_of(context)
     example = openapi.parse(document)[0].recorded
     assert example is not None
@@ -292,14 +292,14 @@ def test_the_real_server_and_the_stub_side_by_side(context: Path, tmp_path: Path
         for path in ("/invocations", "/models/lines/invocations", "/nowhere", "/ping", "/version"):
             for method in ("GET", "POST", "HEAD"):
                 for body in bodies:
-                    one, other = (caller.ask(body, path, method) for caller in (real, stub))
-                    assert one[0] == other[0], (path, method, body)
+                    real_answer, stub_answer = (caller.ask(body, path, method) for caller in (real, stub))
+                    assert real_answer[0] == stub_answer[0], (path, method, body)
         assert [caller.ask(example["input"])[1].keys() for caller in (real, stub)] == [{"predictions"}] * 2
         assert real.ask(path="/version", method="GET")[1] == stub.ask(path="/version", method="GET")[1]
         real.connection.close()
 
 
-# -- beside jsonschema --
+# -- comparison with jsonschema --
 
 NAMES = st.sampled_from(["a", "b", "c"])
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-3, 3) | st.just(float("nan")) | st.sampled_from(["", "a", "b"])
@@ -333,7 +333,7 @@ schemas = st.recursive(st.booleans() | optional(type=types, const=scalars), grow
 
 
 @given(schemas, values)
-def test_its_judgement_is_jsonschemas(schema: Any, value: Any) -> None:
+def test_validation_agrees_with_jsonschema(schema: Any, value: Any) -> None:
     check_schema(schema, {})
     assert (problem(value, schema, {}) is None) == jsonschema.Draft202012Validator(schema).is_valid(value)
 
@@ -345,7 +345,7 @@ def test_keywords_do_not_hide_each_other() -> None:
     assert problem(2, {**schema, "anyOf": [{"minimum": 1}]}, {}) is None
 
 
-def test_a_schema_that_is_not_judged_whole_is_refused() -> None:
+def test_a_schema_with_unknown_parts_is_refused() -> None:
     for schema in ({"pattern": "a"}, {"anyOf": [{"not": {}}]}, {"$ref": "#/nowhere"}, {"$ref": "http://example.com"}, 3):
         with pytest.raises(UnknownSchema):
             check_schema(schema, {})

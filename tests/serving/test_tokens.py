@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlops_build.__main__ import main
 from mlops_build.serving.tokens import CHECK_SECONDS, BadTokens, Tokens
-from tests.serving.conftest import said, serving
+from tests.serving.conftest import serving, wait_for_log
 
 SHOP, OLD = "shop-token-0123456789abcdef", "old-token-0123456789abcdef"
 SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5]]}}
@@ -174,7 +174,7 @@ def test_a_caller_with_a_token_is_answered_and_logged_by_name(guarded: tuple[htt
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
         assert answer.json()["error_code"] == "UNAUTHENTICATED"
     assert list(ask(None, "/v2/models/lines/infer", "v2").json()) == ["error"]
-    lines = {name: json.loads(said(log, rf'\{{.*"{name}".*\}}')[0]) for name in ("with", "without-True")}
+    lines = {name: json.loads(wait_for_log(log, rf'\{{.*"{name}".*\}}')[0]) for name in ("with", "without-True")}
     assert lines["with"]["caller"] == "shop"
     assert (lines["without-True"]["status"], lines["without-True"].get("caller")) == (401, None)
     assert SHOP not in log.read_text()

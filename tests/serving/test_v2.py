@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2: the same answers as /invocations gives for the same rows, and a 4xx for whatever is malformed."""
+"""The Open Inference Protocol v2: the same answers as /invocations for the same rows, and a 4xx for any malformed request."""
 
 import base64
 import contextlib
@@ -22,14 +22,14 @@ from mlops_build.serving.predictor import Predictor
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.v2 import DTYPES, V2
 from tests.serving import models
-from tests.serving.conftest import Server, said
+from tests.serving.conftest import Server, wait_for_log
 
 ALL = models.columns(
     ("d", "double"), ("i", "integer"), ("l", "long"), ("o", "boolean"), ("s", "string"), ("b", "binary"),
     params=ParamSchema([ParamSpec("depth", DataType.long, 3)]),
 )  # fmt: skip
-# Strings, so that a wrong type is a wrong answer too.
-SAID = """
+# Returns strings, so that a wrong type gives a wrong answer.
+STRINGS = """
     def predict(self, context, data, params=None):
         kinds = [str(kind) for kind in data.dtypes]
         return [" ".join(map(repr, [*row, *kinds, params])) for row in data.to_numpy(dtype=object)]
@@ -61,8 +61,8 @@ NAMED_ANSWER = """
 LISTS = ModelSignature(inputs=Schema([ColSpec(Array(DataType.double), "xs"), ColSpec(DataType.datetime, "at")]))
 
 
-class Doors:
-    """One model, asked by either door in this process."""
+class Protocols:
+    """One model behind both protocols, in this process."""
 
     def __init__(self, model: Any) -> None:
         self.decoder, self.predictor = Decoder(model), Predictor(model)
@@ -74,38 +74,38 @@ class Doors:
         return json.loads(encode(answer))["predictions"]
 
     def infer(self, document: Any, *octets: bytes) -> dict[str, Any]:
-        """The answer's object, each output's data decoded into `data`."""
+        """The JSON object of the response, with the data of each output decoded into `data`."""
         head = json.dumps(document).encode()
-        rows, asked = self.v2.read(head + b"".join(octets), "application/json", str(len(head)).encode() if octets else None)
+        rows, options = self.v2.read(head + b"".join(octets), "application/json", str(len(head)).encode() if octets else None)
         (answer,) = self.predictor.predict([rows])
         if isinstance(answer, Exception):
             raise answer
-        return opened(self.v2.write(answer, asked))
+        return opened(self.v2.write(answer, options))
 
 
 def opened(answer: Any) -> dict[str, Any]:
     length = next((int(value) for name, value in answer.headers if name == b"inference-header-content-length"), None)
-    found: dict[str, Any] = json.loads(answer.body[:length])
+    document: dict[str, Any] = json.loads(answer.body[:length])
     tail = answer.body[length:] if length is not None else b""
-    for one in found["outputs"]:
-        size = one.get("parameters", {}).get("binary_data_size")
+    for output in document["outputs"]:
+        size = output.get("parameters", {}).get("binary_data_size")
         if size is None:
-            assert len(one["data"]) == math.prod(one["shape"])
+            assert len(output["data"]) == math.prod(output["shape"])
             continue
         octets, tail = tail[:size], tail[size:]
-        one["data"] = strings(octets) if one["datatype"] == "BYTES" else np.frombuffer(octets, DTYPES[one["datatype"]]).tolist()
-        assert len(one["data"]) == math.prod(one["shape"])
+        output["data"] = strings(octets) if output["datatype"] == "BYTES" else np.frombuffer(octets, DTYPES[output["datatype"]]).tolist()
+        assert len(output["data"]) == math.prod(output["shape"])
     assert tail == b""
-    return found
+    return document
 
 
 def strings(octets: bytes) -> list[bytes]:
-    found = []
+    texts = []
     while octets:
         size = int.from_bytes(octets[:4], "little")
-        found.append(octets[4 : 4 + size])
+        texts.append(octets[4 : 4 + size])
         octets = octets[4 + size :]
-    return found
+    return texts
 
 
 def packed(*values: bytes) -> bytes:
@@ -121,19 +121,19 @@ def sized(name: str, datatype: str, shape: list[int], size: int) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Doors]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Protocols]:
     folder = tmp_path_factory.mktemp("models")
     return {
-        "floats": Doors(models.save(folder / "floats", models.FLOATS)),
-        "all": Doors(models.save(folder / "all", ALL, SAID)),
-        "optional": Doors(models.save(folder / "optional", models.columns(("a", "double"), ("x", "float", False)), models.KINDS)),
-        "tensor": Doors(models.save(folder / "tensor", models.tensor("float32", (-1, 2, 2)))),
-        "whole": Doors(models.save(folder / "whole", models.tensor("uint8", (-1, 2)))),
-        "named": Doors(models.save(folder / "named", NAMED, NAMED_ANSWER)),
-        "lists": Doors(models.save(folder / "lists", LISTS, models.KINDS)),
-        "answers": Doors(models.save(folder / "answers", models.FLOATS, ANSWERS)),
-        "single": Doors(models.save(folder / "single", models.columns(("a", "float")))),
-        "free": Doors(models.save(folder / "free", None)),
+        "floats": Protocols(models.save(folder / "floats", models.FLOATS)),
+        "all": Protocols(models.save(folder / "all", ALL, STRINGS)),
+        "optional": Protocols(models.save(folder / "optional", models.columns(("a", "double"), ("x", "float", False)), models.KINDS)),
+        "tensor": Protocols(models.save(folder / "tensor", models.tensor("float32", (-1, 2, 2)))),
+        "whole": Protocols(models.save(folder / "whole", models.tensor("uint8", (-1, 2)))),
+        "named": Protocols(models.save(folder / "named", NAMED, NAMED_ANSWER)),
+        "lists": Protocols(models.save(folder / "lists", LISTS, models.KINDS)),
+        "answers": Protocols(models.save(folder / "answers", models.FLOATS, ANSWERS)),
+        "single": Protocols(models.save(folder / "single", models.columns(("a", "float")))),
+        "free": Protocols(models.save(folder / "free", None)),
     }
 
 
@@ -148,33 +148,33 @@ row = st.tuples(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(row, min_size=1, max_size=5), binary=st.booleans(), nested=st.booleans(), depth=st.none() | st.integers(0, 9))
 def test_mixed_columns_are_answered_as_by_invocations(
-    doors: dict[str, Doors], rows: list[Any], binary: bool, nested: bool, depth: int | None
+    served: dict[str, Protocols], rows: list[Any], binary: bool, nested: bool, depth: int | None
 ) -> None:
-    shown = [[*one[:5], base64.b64encode(one[5]).decode()] for one in rows]
+    json_rows = [[*cells[:5], base64.b64encode(cells[5]).decode()] for cells in rows]
     params = {} if depth is None else {"depth": depth}
-    expected = doors["all"].invocations({"dataframe_split": {"columns": list("dilosb"), "data": shown}, "params": params})
+    expected = served["all"].invocations({"dataframe_split": {"columns": list("dilosb"), "data": json_rows}, "params": params})
     inputs, octets = [], []
-    for place, (name, datatype) in enumerate(zip("dilosb", ["FP64", "INT32", "INT64", "BOOL", "BYTES", "BYTES"], strict=True)):
+    for position, (name, datatype) in enumerate(zip("dilosb", ["FP64", "INT32", "INT64", "BOOL", "BYTES", "BYTES"], strict=True)):
         shape = [len(rows), 1] if nested else [len(rows)]
         if binary:
-            values = [one[place] for one in rows]
+            values = [cells[position] for cells in rows]
             raw = (
                 np.array(values, DTYPES[datatype]).tobytes()
                 if datatype != "BYTES"
-                else packed(*(one.encode() if isinstance(one, str) else one for one in values))
+                else packed(*(value.encode() if isinstance(value, str) else value for value in values))
             )
             octets.append(raw)
             inputs.append(sized(name, datatype, shape, len(raw)))
         else:
-            inputs.append(tensor(name, datatype, shape, [[one[place]] if nested else one[place] for one in shown]))
-    found = doors["all"].infer({"inputs": inputs[::-1], "parameters": params}, *octets[::-1])
-    assert [one["data"] for one in found["outputs"]] == [expected]
+            inputs.append(tensor(name, datatype, shape, [[cells[position]] if nested else cells[position] for cells in json_rows]))
+    answer = served["all"].infer({"inputs": inputs[::-1], "parameters": params}, *octets[::-1])
+    assert [output["data"] for output in answer["outputs"]] == [expected]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=5), way=st.sampled_from(["columns", "block", "octets"]))
-def test_columns_of_floats_are_answered_as_by_invocations(doors: dict[str, Doors], rows: list[Any], way: str) -> None:
-    expected = doors["floats"].invocations({"dataframe_split": {"columns": list("abc"), "data": rows}})
+def test_columns_of_floats_are_answered_as_by_invocations(served: dict[str, Protocols], rows: list[Any], way: str) -> None:
+    expected = served["floats"].invocations({"dataframe_split": {"columns": list("abc"), "data": rows}})
     block = np.array(rows, dtype="<f4")
     inputs = {
         "columns": [tensor(name, "FP64", [len(rows)], list(column)) for name, column in zip("abc", zip(*rows, strict=True), strict=True)],
@@ -182,92 +182,94 @@ def test_columns_of_floats_are_answered_as_by_invocations(doors: dict[str, Doors
         "octets": [sized("input-0", "FP32", [len(rows), 3], block.nbytes)],
     }[way]
     binary = {"binary_data_output": True} if way == "octets" else {}
-    found = doors["floats"].infer({"inputs": inputs, "parameters": binary}, *([block.tobytes()] if way == "octets" else []))
-    outputs = {one["name"]: one["data"] for one in found["outputs"]}
-    assert outputs == {name: [one[name] for one in expected] for name in "abc"}
+    answer = served["floats"].infer({"inputs": inputs, "parameters": binary}, *([block.tobytes()] if way == "octets" else []))
+    outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+    assert outputs == {name: [record[name] for record in expected] for name in "abc"}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.lists(finite, min_size=4, max_size=4), min_size=1, max_size=5), flat=st.booleans(), binary=st.booleans())
-def test_a_tensor_is_answered_as_by_invocations(doors: dict[str, Doors], rows: list[Any], flat: bool, binary: bool) -> None:
+def test_a_tensor_is_answered_as_by_invocations(served: dict[str, Protocols], rows: list[Any], flat: bool, binary: bool) -> None:
     array = np.array(rows, dtype="<f4").reshape(-1, 2, 2)
-    expected = doors["tensor"].invocations({"inputs": array.tolist()})
+    expected = served["tensor"].invocations({"inputs": array.tolist()})
     shape = list(array.shape)
-    one = sized("x", "FP32", shape, array.nbytes) if binary else tensor("x", "FP32", shape, (array.ravel() if flat else array).tolist())
-    (out,) = doors["tensor"].infer({"inputs": [one]}, *([array.tobytes()] if binary else []))["outputs"]
+    x = sized("x", "FP32", shape, array.nbytes) if binary else tensor("x", "FP32", shape, (array.ravel() if flat else array).tolist())
+    (out,) = served["tensor"].infer({"inputs": [x]}, *([array.tobytes()] if binary else []))["outputs"]
     assert out["shape"] == shape
     assert out["data"] == np.array(expected).ravel().tolist()
 
 
-def test_named_tensors_go_through_mlflow(doors: dict[str, Doors]) -> None:
+def test_named_tensors_go_through_mlflow(served: dict[str, Protocols]) -> None:
     x, n = [[1.5, 2.0], [3.0, 4.0]], [10, 20]
-    expected = doors["named"].invocations({"inputs": {"x": x, "n": n}})
-    (out,) = doors["named"].infer({"inputs": [tensor("n", "INT32", [2], n), tensor("x", "FP64", [2, 2], x)]})["outputs"]
+    expected = served["named"].invocations({"inputs": {"x": x, "n": n}})
+    (out,) = served["named"].infer({"inputs": [tensor("n", "INT32", [2], n), tensor("x", "FP64", [2, 2], x)]})["outputs"]
     assert (out["name"], out["datatype"], out["data"]) == ("output-0", "FP64", expected)
     for inputs in ([tensor("x", "FP32", [2, 2], x)], [tensor("x", "FP32", [2, 2], x), tensor("n", "FP32", [2], n)]):
         with pytest.raises(Refusal, match=r"missing|expected INT64"):
-            doors["named"].infer({"inputs": inputs})
+            served["named"].infer({"inputs": inputs})
 
 
-def test_optional_columns_lists_and_dates_go_through_mlflow(doors: dict[str, Doors]) -> None:
-    expected = doors["optional"].invocations({"dataframe_split": {"columns": ["a"], "data": [[1.5], [2.0]]}})
+def test_optional_columns_lists_and_dates_go_through_mlflow(served: dict[str, Protocols]) -> None:
+    expected = served["optional"].invocations({"dataframe_split": {"columns": ["a"], "data": [[1.5], [2.0]]}})
     (out,) = [
-        one for one in doors["optional"].infer({"inputs": [tensor("a", "FP64", [2], [1.5, 2])]})["outputs"] if one["name"] == "values"
+        output
+        for output in served["optional"].infer({"inputs": [tensor("a", "FP64", [2], [1.5, 2])]})["outputs"]
+        if output["name"] == "values"
     ]
-    assert out["data"] == [text for one in expected for text in one["values"]]
+    assert out["data"] == [text for record in expected for text in record["values"]]
     split = {"columns": ["xs", "at"], "data": [[[1.0, 2.0], "2020-01-02"], [[3.0, 4.0], "2021-01-02"]]}
-    expected = doors["lists"].invocations({"dataframe_split": split})
+    expected = served["lists"].invocations({"dataframe_split": split})
     at = tensor("at", "BYTES", [2], ["2020-01-02", "2021-01-02"])
     for xs in (tensor("xs", "FP64", [2, 2], [1, 2, 3, 4]), tensor("xs", "BYTES", [2], ["[1.0, 2.0]", "[3.0, 4.0]"])):
-        found = {one["name"]: one["data"] for one in doors["lists"].infer({"inputs": [xs, at]})["outputs"]}
-        assert found["values"] == [text for one in expected for text in one["values"]]
+        outputs = {output["name"]: output["data"] for output in served["lists"].infer({"inputs": [xs, at]})["outputs"]}
+        assert outputs["values"] == [text for record in expected for text in record["values"]]
     with pytest.raises(Refusal, match="expected JSON"):
-        doors["lists"].infer({"inputs": [tensor("xs", "BYTES", [2], ["[1.0", "x"]), at]})
+        served["lists"].infer({"inputs": [tensor("xs", "BYTES", [2], ["[1.0", "x"]), at]})
 
 
 @pytest.mark.parametrize(("name", "shape"), [("a", [2]), ("a", [2, 1]), ("whatever", [2]), ("whatever", [2, 1])])
-def test_a_model_of_one_column_takes_one_input(doors: dict[str, Doors], name: str, shape: list[int]) -> None:
-    (out,) = doors["single"].infer({"inputs": [tensor(name, "FP32", shape, [1.5, 2.5])]})["outputs"]
+def test_a_model_of_one_column_takes_one_input(served: dict[str, Protocols], name: str, shape: list[int]) -> None:
+    (out,) = served["single"].infer({"inputs": [tensor(name, "FP32", shape, [1.5, 2.5])]})["outputs"]
     assert (out["name"], out["shape"], out["data"]) == ("a", [2], [1.5, 2.5])
 
 
-def test_a_model_without_signature_takes_what_inputs_takes(doors: dict[str, Doors]) -> None:
-    expected = doors["free"].invocations({"inputs": [[1.0, 2.0]]})
-    (out,) = doors["free"].infer({"inputs": [tensor("x", "FP64", [1, 2], [1, 2])]})["outputs"]
+def test_a_model_without_a_signature_accepts_any_tensor(served: dict[str, Protocols]) -> None:
+    expected = served["free"].invocations({"inputs": [[1.0, 2.0]]})
+    (out,) = served["free"].infer({"inputs": [tensor("x", "FP64", [1, 2], [1, 2])]})["outputs"]
     assert (out["shape"], out["data"]) == ([1, 2], expected[0])
 
 
-def test_answers_that_are_no_numbers_are_bytes(doors: dict[str, Doors]) -> None:
+def test_outputs_that_are_not_numbers_are_bytes(served: dict[str, Protocols]) -> None:
     ask = {"inputs": [tensor("x", "FP32", [2, 3], [0] * 6)]}
-    found = {one["name"]: one for one in doors["answers"].infer(ask)["outputs"]}
-    assert {name: (one["datatype"], one["shape"]) for name, one in found.items()} == {
+    outputs = {output["name"]: output for output in served["answers"].infer(ask)["outputs"]}
+    assert {name: (output["datatype"], output["shape"]) for name, output in outputs.items()} == {
         "ragged": ("BYTES", [2]), "words": ("BYTES", [2, 2]), "bytes": ("BYTES", [2]), "days": ("BYTES", [2]), "gaps": ("FP64", [2]),
         "mixed": ("BYTES", [2]), "half": ("FP64", [2, 2]), "yes": ("BOOL", [2]),
     }  # fmt: skip
-    assert found["ragged"]["data"] == ["[]", "[1.0]"]
-    assert found["mixed"]["data"] == ['"a"', "null"]
-    assert found["ragged"]["parameters"] == found["mixed"]["parameters"] == {"content_type": "json"}
-    assert found["words"]["data"] == ["a", "é", "a", "é"]
-    assert found["bytes"]["data"] == [base64.b64encode(b"\x00\xff").decode()] * 2
-    assert found["days"]["data"] == ["2020-01-02"] * 2
-    assert found["gaps"]["data"] == [None, 1.5]
+    assert outputs["ragged"]["data"] == ["[]", "[1.0]"]
+    assert outputs["mixed"]["data"] == ['"a"', "null"]
+    assert outputs["ragged"]["parameters"] == outputs["mixed"]["parameters"] == {"content_type": "json"}
+    assert outputs["words"]["data"] == ["a", "é", "a", "é"]
+    assert outputs["bytes"]["data"] == [base64.b64encode(b"\x00\xff").decode()] * 2
+    assert outputs["days"]["data"] == ["2020-01-02"] * 2
+    assert outputs["gaps"]["data"] == [None, 1.5]
     wanted = [
         {"name": "bytes", "parameters": {"binary_data": True}},
         {"name": "yes"},
         {"name": "words", "parameters": {"binary_data": True}},
     ]
-    found = {one["name"]: one for one in doors["answers"].infer({**ask, "outputs": wanted})["outputs"]}
-    assert list(found) == ["bytes", "yes", "words"]
-    assert found["bytes"]["data"] == [b"\x00\xff"] * 2
-    assert found["yes"]["data"] == [True, True]
-    assert found["words"]["data"] == [b"a", "é".encode()] * 2
+    outputs = {output["name"]: output for output in served["answers"].infer({**ask, "outputs": wanted})["outputs"]}
+    assert list(outputs) == ["bytes", "yes", "words"]
+    assert outputs["bytes"]["data"] == [b"\x00\xff"] * 2
+    assert outputs["yes"]["data"] == [True, True]
+    assert outputs["words"]["data"] == [b"a", "é".encode()] * 2
 
 
 A, B, C = (tensor(name, "FP32", [1], [0.5]) for name in "abc")
 
 
 @pytest.mark.parametrize(
-    ("model", "document", "says"),
+    ("model", "document", "message"),
     [
         ("floats", [], "must be a JSON object"),
         ("floats", {}, "at least one tensor"),
@@ -312,14 +314,14 @@ A, B, C = (tensor(name, "FP32", [1], [0.5]) for name in "abc")
         ("whole", {"inputs": [tensor("x", "UINT8", [1, 2], [1.5, 2])]}, "expected UINT8, got 1.5"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_and_says_why(doors: dict[str, Doors], model: str, document: Any, says: str) -> None:
-    with pytest.raises(Refusal, match=says) as refused:
-        doors[model].infer(document)
+def test_an_invalid_request_is_refused_with_the_reason(served: dict[str, Protocols], model: str, document: Any, message: str) -> None:
+    with pytest.raises(Refusal, match=message) as refused:
+        served[model].infer(document)
     assert refused.value.status == 400
 
 
 @pytest.mark.parametrize(
-    ("one", "octets", "says"),
+    ("spec", "octets", "message"),
     [
         (sized("x", "FP32", [1, 2, 2], 16), bytes(15), "binary_data_size is 16; 15 bytes are left"),
         (sized("x", "FP32", [1, 2, 2], 16), bytes(17), "1 bytes follow the last tensor"),
@@ -333,19 +335,19 @@ def test_what_does_not_fit_is_refused_and_says_why(doors: dict[str, Doors], mode
         (sized("x", "BYTES", [0], 5), packed(b"a"), "contain more"),
     ],
 )
-def test_binary_tensors_are_measured(doors: dict[str, Doors], one: dict[str, Any], octets: bytes, says: str) -> None:
-    with pytest.raises(Refusal, match=says):
-        doors["tensor"].infer({"inputs": [one]}, octets)
+def test_the_sizes_of_binary_tensors_are_checked(served: dict[str, Protocols], spec: dict[str, Any], octets: bytes, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        served["tensor"].infer({"inputs": [spec]}, octets)
 
 
-def test_text_must_be_utf8_and_base64_be_base64(doors: dict[str, Doors]) -> None:
+def test_text_must_be_utf8_and_base64_be_base64(served: dict[str, Protocols]) -> None:
     good = [
         tensor("d", "FP64", [1], [0.5]), tensor("i", "INT32", [1], [1]), tensor("l", "INT64", [1], [1]), tensor("o", "BOOL", [1], [True])
     ]  # fmt: skip
     with pytest.raises(Refusal, match="input 's', element 0 is not UTF-8"):
-        doors["all"].infer({"inputs": [*good, sized("s", "BYTES", [1], 5), tensor("b", "BYTES", [1], [""])]}, packed(b"\xff"))
+        served["all"].infer({"inputs": [*good, sized("s", "BYTES", [1], 5), tensor("b", "BYTES", [1], [""])]}, packed(b"\xff"))
     with pytest.raises(Refusal, match="input 'b', element 0: expected base64"):
-        doors["all"].infer({"inputs": [*good, tensor("s", "BYTES", [1], [""]), tensor("b", "BYTES", [1], ["a"])]})
+        served["all"].infer({"inputs": [*good, tensor("s", "BYTES", [1], [""]), tensor("b", "BYTES", [1], ["a"])]})
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -369,34 +371,34 @@ def test_text_must_be_utf8_and_base64_be_base64(doors: dict[str, Doors]) -> None
     tail=st.binary(max_size=20),
     length=st.none() | st.binary(max_size=3),
 )
-def test_whatever_is_sent_is_read_or_refused(
-    doors: dict[str, Doors], model: str, fields: Any, more: Any, tail: bytes, length: bytes | None
+def test_any_body_is_decoded_or_refused(
+    served: dict[str, Protocols], model: str, fields: Any, more: Any, tail: bytes, length: bytes | None
 ) -> None:
     head = json.dumps({"inputs": fields, **more}).encode()
     for announced in (length, str(len(head)).encode()):
-        with contextlib.suppress(Refusal):  # a 4xx; anything else that is raised would be a 500
-            rows, _ = doors[model].v2.read(head + tail, None, announced)
+        with contextlib.suppress(Refusal):  # a 4xx; any other exception would be a 500
+            rows, _ = served[model].v2.read(head + tail, None, announced)
             assert rows.count >= 0
 
 
-def test_nesting_without_end_is_refused(doors: dict[str, Doors]) -> None:
+def test_very_deep_nesting_is_refused(served: dict[str, Protocols]) -> None:
     with pytest.raises(Refusal):
-        doors["tensor"].v2.read(b'{"inputs":' + b"[" * 100_000, None, None)
+        served["tensor"].v2.read(b'{"inputs":' + b"[" * 100_000, None, None)
     with pytest.raises(Refusal, match="JSON"):
-        doors["tensor"].v2.read(b"", None, None)
+        served["tensor"].v2.read(b"", None, None)
 
 
-def test_the_metadata_tells_what_is_taken(doors: dict[str, Doors]) -> None:
-    assert doors["all"].v2.metadata == {
+def test_the_metadata_describes_the_inputs(served: dict[str, Protocols]) -> None:
+    assert served["all"].v2.metadata == {
         "name": "m", "versions": ["7"], "platform": "mlflow_pyfunc", "outputs": [],
         "inputs": [
             {"name": name, "datatype": datatype, "shape": [-1]}
             for name, datatype in zip("dilosb", ["FP64", "INT32", "INT64", "BOOL", "BYTES", "BYTES"], strict=True)
         ],
     }  # fmt: skip
-    assert doors["tensor"].v2.metadata["inputs"] == [{"name": "input-0", "datatype": "FP32", "shape": [-1, 2, 2]}]
-    assert [one["name"] for one in doors["named"].v2.metadata["inputs"]] == ["x", "n"]
-    assert doors["lists"].v2.metadata["inputs"] == [
+    assert served["tensor"].v2.metadata["inputs"] == [{"name": "input-0", "datatype": "FP32", "shape": [-1, 2, 2]}]
+    assert [spec["name"] for spec in served["named"].v2.metadata["inputs"]] == ["x", "n"]
+    assert served["lists"].v2.metadata["inputs"] == [
         {"name": "xs", "datatype": "FP64", "shape": [-1, -1]}, {"name": "at", "datatype": "BYTES", "shape": [-1]}
     ]  # fmt: skip
 
@@ -411,24 +413,24 @@ def ask(server: Server, method: str, path: str, body: Any = None, **headers: str
 
 
 def test_the_paths_of_the_protocol(server: Server) -> None:
-    def told(path: str) -> Any:
+    def get(path: str) -> Any:
         status, headers, text = ask(server, "GET", path)
         assert (status, headers["content-type"]) == (200, "application/json")
         return json.loads(text)
 
-    assert told("/v2")["extensions"] == ["binary_tensor_data"]
-    assert told("/v2/health/live") == told("/v2/health/ready") == {"live": True}
-    assert told("/v2/models/lines/ready") == told("/v2/models/lines/versions/2/ready") == {"name": "lines", "ready": True}
-    metadata = told("/v2/models/lines")
-    assert metadata == told("/v2/models/lines/versions/2")
+    assert get("/v2")["extensions"] == ["binary_tensor_data"]
+    assert get("/v2/health/live") == get("/v2/health/ready") == {"live": True}
+    assert get("/v2/models/lines/ready") == get("/v2/models/lines/versions/2/ready") == {"name": "lines", "ready": True}
+    metadata = get("/v2/models/lines")
+    assert metadata == get("/v2/models/lines/versions/2")
     assert metadata["versions"] == ["2"]
-    assert [one["name"] for one in metadata["inputs"]] == ["x", "y"]
+    assert [spec["name"] for spec in metadata["inputs"]] == ["x", "y"]
     for method, path, status in (
         ("GET", "/v2/models/nobody", 404), ("GET", "/v2/models/lines/versions/1", 404), ("GET", "/v2/repository/index", 404),
         ("POST", "/v2/models/nobody/infer", 404), ("GET", "/v2/models/lines/infer", 405), ("POST", "/v2/health/live", 405),
     ):  # fmt: skip
-        found, _, text = ask(server, method, path)
-        assert (found, list(json.loads(text))) == (status, ["error"]), path
+        actual, _, text = ask(server, method, path)
+        assert (actual, list(json.loads(text))) == (status, ["error"]), path
 
 
 def test_inference_over_http(server: Server) -> None:
@@ -437,12 +439,14 @@ def test_inference_over_http(server: Server) -> None:
     expected = json.loads(ask(server, "POST", "/models/lines/invocations", split, Content_Type="application/json")[2])["predictions"]
     document: dict[str, Any] = {"id": "one", "inputs": [tensor("x", "FP64", [2], x.tolist()), tensor("y", "FP64", [2], y.tolist())]}
     status, headers, text = ask(server, "POST", "/v2/models/lines/infer", document)
-    found = json.loads(text)
+    answer = json.loads(text)
     assert (status, headers["content-type"]) == (200, "application/json")
-    assert (found["model_name"], found["model_version"], found["id"]) == ("lines", "2", "one")
-    assert {one["name"]: one["data"] for one in found["outputs"]} == {name: [row[name] for row in expected] for name in expected[0]}
-    declared = {one["name"]: one["datatype"] for one in json.loads(ask(server, "GET", "/v2/models/lines")[2])["outputs"]}
-    assert {one["name"]: one["datatype"] for one in found["outputs"]} == declared
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("lines", "2", "one")
+    assert {output["name"]: output["data"] for output in answer["outputs"]} == {
+        name: [row[name] for row in expected] for name in expected[0]
+    }
+    declared = {output["name"]: output["datatype"] for output in json.loads(ask(server, "GET", "/v2/models/lines")[2])["outputs"]}
+    assert {output["name"]: output["datatype"] for output in answer["outputs"]} == declared
 
     head = json.dumps(
         {"inputs": [sized("x", "FP64", [2], 16), sized("y", "FP64", [2], 16)], "parameters": {"binary_data_output": True}}
@@ -451,7 +455,7 @@ def test_inference_over_http(server: Server) -> None:
     status, headers, text = ask(server, "POST", "/v2/models/lines/versions/2/infer", octets, Inference_Header_Content_Length=str(len(head)))
     assert (status, headers["content-type"]) == (200, "application/octet-stream")
     length = int(headers["inference-header-content-length"])
-    sizes = [one["parameters"]["binary_data_size"] for one in json.loads(text[:length])["outputs"]]
+    sizes = [output["parameters"]["binary_data_size"] for output in json.loads(text[:length])["outputs"]]
     assert len(text) == length + sum(sizes)
 
     for body, more, expect in (
@@ -463,14 +467,14 @@ def test_inference_over_http(server: Server) -> None:
         assert (status, list(json.loads(text))) == (expect, ["error"])
 
 
-def test_the_example_of_its_openapi_is_answered(server: Server) -> None:
+def test_the_example_in_openapi_json_is_answered(server: Server) -> None:
     document = json.loads(ask(server, "GET", "/openapi.json")[2])
     for name in ("points", "lines"):
         content = document["paths"][f"/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
         assert ask(server, "POST", f"/v2/models/{name}/infer", content["example"])[0] == 200
 
 
-def test_it_is_counted_and_logged_like_other_requests(server: Server) -> None:
+def test_requests_are_counted_and_logged_like_those_of_invocations(server: Server) -> None:
     def answered() -> float:
         lines = ask(server, "GET", "/metrics")[2].decode().splitlines()
         return float(next(line for line in lines if line.startswith('mlops_build_requests_total{model="lines",status="400"}')).split()[-1])
@@ -479,5 +483,5 @@ def test_it_is_counted_and_logged_like_other_requests(server: Server) -> None:
     before = answered()
     ask(server, "POST", "/v2/models/lines/infer", "{", X_Request_Id="v2-call")
     assert answered() == before + 1
-    line = json.loads(said(Path(server.log), r'\{.*"v2-call".*\}')[0])
+    line = json.loads(wait_for_log(Path(server.log), r'\{.*"v2-call".*\}')[0])
     assert (line["model"], line["status"]) == ("lines", 400)
