@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.port} is no port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
     from mlops_build.serving import server
 
-    with server.ends_on_sigterm():
+    with server.exit_on_sigterm():
         return _serve(args)
 
 
@@ -60,23 +60,23 @@ def _serve(args: argparse.Namespace) -> int:
     import tempfile
 
     from mlops_build.serving import device, load, server
-    from mlops_build.serving.light import no_garbage
+    from mlops_build.serving.light import without_garbage_collection
     from mlops_build.serving.settings import settings
     from mlops_build.serving.tokens import Tokens
 
     options = settings(vars(args))
     callers = Tokens(Path(options.tokens)) if options.tokens else None
-    taken = server.take_port(args.host, args.port)
-    wish = device.wish(args.device, args.gpu_memory, args.wait)
+    bound = server.bind_port(args.host, args.port)
+    request = device.requested(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
-        with no_garbage():
+        with without_garbage_collection():
             if args.what.startswith("models:"):
                 checked = load.from_registry(args.what, Path(scratch))
             else:
                 checked = load.from_folder(Path(args.what), say)
-        with device.taken(wish, checked.service, say) as chosen:
+        with device.acquired(request, checked.service, say) as chosen:
             say(f"device: {chosen.description}")
-            with chosen.loading(), no_garbage():
+            with chosen.loading(), without_garbage_collection():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
                 serving = load.load(checked, compile=options.compile, precision=options.precision)
@@ -84,7 +84,7 @@ def _serve(args: argparse.Namespace) -> int:
                 load.warm_up(loaded, say)
             from mlops_build.serving.app import app
 
-            where = server.url(args.host, taken)
+            where = server.url(args.host, bound)
             names = ", ".join(map(str, serving.models))
 
             def ready() -> None:
@@ -100,4 +100,4 @@ def _serve(args: argparse.Namespace) -> int:
                 result(args, {**document, "gpu": chosen.as_json()}, "")
                 sys.stdout.flush()  # whoever started us reads this while we go on
 
-            return server.run(app(serving, chosen.lease, options, callers), taken, ready, options)
+            return server.run(app(serving, chosen.lease, options, callers), bound, ready, options)

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from mlops_build.serving import misfit
-from mlops_build.serving.misfit import INTEGERS, SHOWN, shape, short
+from mlops_build.serving import mismatch
+from mlops_build.serving.mismatch import INTEGERS, SHOWN, shape, short
 from mlops_build.serving.pack import packed
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
 
@@ -197,7 +197,7 @@ class Decoder:
             with np.errstate(over="ignore"):
                 array = np.array(data, dtype=dtype)
         except (ValueError, TypeError, OverflowError) as error:
-            raise Refusal(misfit.first_bad(data, dtype, sizes) or f"the tensor cannot be read as {dtype}: {error}") from None
+            raise Refusal(mismatch.first_bad(data, dtype, sizes) or f"the tensor cannot be read as {dtype}: {error}") from None
         if len(array.shape) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, array.shape, strict=True)):
             raise Refusal(f"the tensor has the shape {shape(array.shape)}; expected {shape(sizes)}", code=INVALID)
         return Rows("tensor", array, len(array)) if array.ndim else None
@@ -332,24 +332,24 @@ class Decoder:
         sent = document[form]
         self._look_for_ragged(form, sent)
         known = self._known_only(form, sent)
-        _refuse(misfit.too_wide(form, known, self._expected))
+        _refuse(mismatch.too_wide(form, known, self._expected))
         try:
             if form in ("dataframe_split", "dataframe_records"):
                 data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
                 if self._schema is not None:
                     # MLflow's conversion wraps silently.
-                    _refuse(misfit.overflow_of_frame(data, self._schema))
+                    _refuse(mismatch.overflow_of_frame(data, self._schema))
                     data = cast_df_types_according_to_schema(data, self._schema)
             else:
                 if self._schema is not None:
-                    _refuse(misfit.lost_dates(form, sent, self._schema))
+                    _refuse(mismatch.lost_dates(form, sent, self._schema))
                 data = parse_tf_serving_input({form: known}, schema=self._schema)
         except (RecursionError, Refusal):
             raise
         except MlflowException as error:
             raise self._refusal(error, form, sent) from None
         except Exception as error:
-            raise Refusal(misfit.explain(form, sent, self._schema) or f"{form} cannot be read: {short(error)}") from None
+            raise Refusal(mismatch.explain(form, sent, self._schema) or f"{form} cannot be read: {short(error)}") from None
         return self._framed(data, document.get("params"), form=form, sent=sent)
 
     def _known_only(self, form: str, sent: Any) -> Any:
@@ -383,7 +383,7 @@ class Decoder:
         except RecursionError:
             raise
         except Exception as error:
-            why = misfit.explain(form, sent, self._schema)
+            why = mismatch.explain(form, sent, self._schema)
             raise Refusal(why or f"the input does not match the model's signature: {short(error)}", code=INVALID) from None
         return Rows("whole", checked, _count(checked), params, bare)
 
@@ -413,7 +413,7 @@ class Decoder:
         except Exception as error:
             why = None
             with contextlib.suppress(Exception):
-                why = misfit.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
+                why = mismatch.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
             raise Refusal(why or f"the body cannot be read as CSV with a header line: {short(error)}") from None
         return self._framed(frame, None, form="frame", sent=frame)
 
@@ -427,7 +427,7 @@ class Decoder:
         except Exception as error:
             raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
         if self._schema is not None and self._schema.is_tensor_spec():
-            _refuse(misfit.overflow_of_frame(frame, self._schema))  # MLflow refuses such values in columns itself
+            _refuse(mismatch.overflow_of_frame(frame, self._schema))  # MLflow refuses such values in columns itself
         return self._framed(frame, None, form="frame", sent=frame)
 
     # -- error messages --
@@ -441,16 +441,16 @@ class Decoder:
                 return
             rows, names = data.get("data"), data.get("columns")
             width = len(names) if isinstance(names, list) else None
-            _refuse(misfit.unlike_widths(rows, width))
+            _refuse(mismatch.unlike_widths(rows, width))
         if self._schema is not None:
             named = self._schema.has_input_names()
-            _refuse(misfit.ragged(rows, self._schema.required_input_names() if named else None))
+            _refuse(mismatch.ragged(rows, self._schema.required_input_names() if named else None))
 
     def _refusal(self, error: Any, form: str, sent: Any) -> Refusal:
         """A refusal with MLflow's status and code. Its message is used if `explain` has none, without the data and the traceback in it."""
         code, status = str(getattr(error, "error_code", BAD_REQUEST)), error.get_http_status_code()
         status = status if 400 <= status < 500 else 400
-        if form and (why := misfit.explain(form, sent, self._schema)):
+        if form and (why := mismatch.explain(form, sent, self._schema)):
             return Refusal(why, status=status, code=code)
         message = re.sub(r"(?s)^Failed to enforce schema of data '.*' with schema '.*?'\. Error: ", "", str(error.message))
         message = message.removeprefix("Invalid input. ").removeprefix("Data is not compatible with model signature. ")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_build.errors import NoRoom, UsageError
 from mlops_build.quantity import parse_bytes, show_bytes
-from mlops_build.serving import unseen
+from mlops_build.serving import no_gpu
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Card, Lease
@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class DeviceRequest:
     """The requested device.
 
     memory: the budget in bytes; None without one. wait: seconds. needed: whether the CPU is not an alternative. why: for mode `cpu`, the
@@ -67,7 +67,7 @@ class Device:
         return {"cards": list(self.lease.uuids), "memory_bytes": self.lease.memory_bytes, "lease": self.lease.id}
 
 
-def wish(device: str | None = None, gpu_memory: str | None = None, wait: float | None = None) -> Wish:
+def requested(device: str | None = None, gpu_memory: str | None = None, wait: float | None = None) -> DeviceRequest:
     """The requested device, from arguments or the environment, if this machine can have it. No card is chosen yet.
 
     device: auto, cpu or gpu; default MLOPS_DEVICE, otherwise auto. gpu_memory: the budget on the card, such as "4GiB"; default
@@ -80,7 +80,7 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
     memory = parse_bytes(budget) if budget else None
     seconds = _seconds(wait)
     if wanted == "cpu":
-        return Wish("cpu")
+        return DeviceRequest("cpu")
     needed = wanted == "gpu" or memory is not None
     from mlops_build.gpu.cards import NoDriver, cards
     from mlops_build.gpu.nvml import DriverTrouble
@@ -88,12 +88,12 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
     try:
         visible = [card for card in cards() if card.visible is not False]
     except NoDriver as error:
-        reason = unseen.no_driver() if error.reason is DriverTrouble.NO_LIBRARY else error.message
+        reason = no_gpu.no_driver() if error.reason is DriverTrouble.NO_LIBRARY else error.message
         if needed:
             why = f"a GPU is requested{f' ({budget})' if budget else ''}, but {error.message}"
             why += f": {reason}" if reason != error.message else ""
             raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or use the CPU: --device cpu") from None
-        return Wish("cpu", why=f"the CPU ({reason})")
+        return DeviceRequest("cpu", why=f"the CPU ({reason})")
     import torch
 
     if torch.version.cuda is None:
@@ -101,8 +101,8 @@ def wish(device: str | None = None, gpu_memory: str | None = None, wait: float |
             raise NoRoom(
                 "a GPU is requested, but the installed torch is built without CUDA", remedy="check the image, or use the CPU: --device cpu"
             )
-        return Wish("cpu", why="the CPU (the installed torch is built without CUDA)")
-    return Wish("exclusive" if _is_exclusive(visible, memory, gpu_memory) else "shared", memory, seconds, needed)
+        return DeviceRequest("cpu", why="the CPU (the installed torch is built without CUDA)")
+    return DeviceRequest("exclusive" if _is_exclusive(visible, memory, gpu_memory) else "shared", memory, seconds, needed)
 
 
 def _seconds(wait: float | None) -> float:
@@ -136,15 +136,15 @@ def _is_exclusive(visible: "list[Card]", memory: int | None, gpu_memory: str | N
 
 
 @contextlib.contextmanager
-def taken(wish: Wish, service: str, say: Say) -> Iterator[Device]:
+def acquired(request: DeviceRequest, service: str, say: Say) -> Iterator[Device]:
     """Acquire the requested device, and release it at the end. service: the name for the lease, unless MLOPS_SERVICE is set.
 
     On the CPU, no card is visible to torch, whatever the environment sets. Raises NoRoom, with the reason for every card, and NoDriver.
     """
-    if wish.mode == "cpu":
+    if request.mode == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        yield Device(wish.why)
-    elif wish.mode == "exclusive":
+        yield Device(request.why)
+    elif request.mode == "exclusive":
         own = _healthy()
         _check_torch()
         for card in own:
@@ -152,7 +152,7 @@ def taken(wish: Wish, service: str, say: Say) -> Iterator[Device]:
                 say(f"{card.name} should be exclusive to this service, but {show_bytes(card.used_bytes or 0)} of it are already in use")
         yield Device(", ".join(f"{card.name} ({card.uuid}), exclusive" for card in own))
     else:
-        with _leased(wish, service, say) as held:
+        with _leased(request, service, say) as held:
             if held.cpu:
                 yield Device("the CPU (no room on a card)")
                 return
@@ -160,12 +160,12 @@ def taken(wish: Wish, service: str, say: Say) -> Iterator[Device]:
             yield Device(str(held), held)
 
 
-def _leased(wish: Wish, service: str, say: Say) -> "Lease":
+def _leased(request: DeviceRequest, service: str, say: Say) -> "Lease":
     from mlops_build.gpu import NoDriver, lease
 
     name = os.environ.get("MLOPS_SERVICE") or service
     try:
-        return lease(wish.memory, wait=wish.wait, otherwise="fail" if wish.needed else "cpu", service=name, progress=say)
+        return lease(request.memory, wait=request.wait, otherwise="fail" if request.needed else "cpu", service=name, progress=say)
     except NoDriver:
         raise
     except NoRoom as error:
@@ -186,7 +186,7 @@ def _healthy() -> "list[Card]":
         raise NoRoom("an exclusive card of this service cannot be used:\n" + "\n".join(faulty), remedy="fix it, or drain the node")
     if not visible:
         raise NoRoom(
-            f"a GPU is requested, but no card is visible to this process: {unseen.no_card()}",
+            f"a GPU is requested, but no card is visible to this process: {no_gpu.no_card()}",
             remedy="check CUDA_VISIBLE_DEVICES and the device plugin",
         )
     return visible
@@ -198,6 +198,6 @@ def _check_torch() -> None:
 
     if not torch.cuda.is_available():
         raise NoRoom(
-            f"a card is visible, but torch cannot use it: {unseen.no_cuda()}",
+            f"a card is visible, but torch cannot use it: {no_gpu.no_cuda()}",
             remedy="run `python -c 'import torch; torch.cuda.init()'` in the container for details; or use the CPU: --device cpu",
         )

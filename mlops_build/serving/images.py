@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mlops_build.serving.decode import Decoder, Rows
-from mlops_build.serving.misfit import INTEGERS
+from mlops_build.serving.mismatch import INTEGERS
 from mlops_build.serving.refusal import Refusal
 
 PARTS = 10_000  # parsing a part takes microseconds, and a part may be only 60 bytes long

@@ -32,7 +32,7 @@ def import_mlflow() -> None:
 
 
 @contextlib.contextmanager
-def no_garbage() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Disable garbage collection, and exclude the objects created inside from later collections.
 
     They live as long as the process. A collection during a request would search them too, which takes a tenth of a second.

@@ -30,14 +30,14 @@ MIN_CONNECTIONS = 128
 SWITCH_SECONDS = 0.0005
 
 
-class PortTaken(Failed):
+class PortInUse(Failed):
     """Another process uses the port."""
 
 
-def take_port(host: str, port: int) -> socket.socket:
+def bind_port(host: str, port: int) -> socket.socket:
     """Bind the port without listening, so that a port in use is an error before the model is loaded. Port 0 chooses a free port.
 
-    Raises PortTaken, and UsageError for an address that this machine does not have.
+    Raises PortInUse, and UsageError for an address that this machine does not have.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -45,30 +45,30 @@ def take_port(host: str, port: int) -> socket.socket:
         raise UsageError(
             f"{host!r} is not an address of this machine: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0"
         ) from None
-    taken = socket.socket(family, socket.SOCK_STREAM)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        taken.bind(address)
+        bound.bind(address)
     except OSError as error:
-        taken.close()
+        bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise _taken(host, port) from None
+            raise _port_in_use(host, port) from None
         if error.errno == errno.EACCES:
             raise UsageError(f"port {port} needs root", remedy="choose a port above 1023: --port 8080") from None
         raise UsageError(f"cannot listen on {host}: {error.strerror}", remedy="use --host 127.0.0.1 or --host 0.0.0.0") from None
-    return taken
+    return bound
 
 
-def url(host: str, taken: socket.socket) -> str:
+def url(host: str, bound: socket.socket) -> str:
     """The base URL of the service."""
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).version == 6:
             host = f"[{host}]"
-    return f"http://{host}:{taken.getsockname()[1]}"
+    return f"http://{host}:{bound.getsockname()[1]}"
 
 
 @contextlib.contextmanager
-def ends_on_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Exit with code 0 on SIGTERM, also during loading. In a container this is process 1, for which the kernel has no default action."""
 
     def end(*_: object) -> None:
@@ -81,8 +81,8 @@ def ends_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(app: "Service", taken: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
-    """Serve on a bound socket until SIGTERM or Ctrl-C. ready: called once the service accepts requests. Raises PortTaken.
+def run(app: "Service", bound: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
+    """Serve on a bound socket until SIGTERM or Ctrl-C. ready: called once the service accepts requests. Raises PortInUse.
 
     Returns the exit code: 0, or 1 if CUDA became unusable in this process; a new process may be able to use the card.
     """
@@ -113,12 +113,12 @@ def run(app: "Service", taken: socket.socket, ready: Callable[[], None], setting
 
     app.on_fatal = fatal
     try:
-        server.run(sockets=[taken])
+        server.run(sockets=[bound])
     except OSError as error:
         # Two processes can bind the same port; listening then fails in the second.
         if error.errno == errno.EADDRINUSE:
-            host, port = taken.getsockname()[:2]
-            raise _taken(host, port) from None
+            host, port = bound.getsockname()[:2]
+            raise _port_in_use(host, port) from None
         raise
     return code
 
@@ -135,8 +135,8 @@ def _allowed_connections(wanted: int) -> int:
     return wanted if soft >= wanted + spare else max(MIN_CONNECTIONS, min(wanted, soft - spare))
 
 
-def _taken(host: str, port: int) -> PortTaken:
-    return PortTaken(
+def _port_in_use(host: str, port: int) -> PortInUse:
+    return PortInUse(
         f"port {port} on {host} is in use by another process", remedy="choose another port with --port, or a free one with --port 0"
     )
 

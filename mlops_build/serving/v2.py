@@ -142,8 +142,8 @@ class V2:
         document = _parsed(body[:length] if length < len(body) else body)
         parameters = _parameters(document, "the request")
         tensors = _tensors(document.get("inputs"), memoryview(body)[length:])
-        binary = _flag(parameters, "binary_data_output") or False
-        options = ResponseOptions(_id(document.get("id")), _wanted(document.get("outputs")), binary)
+        request_id, outputs = _id(document.get("id")), _wanted(document.get("outputs"))
+        options = ResponseOptions(request_id, outputs, _flag(parameters, "binary_data_output") or False)
         self._refuse_unknown_outputs(options.outputs)
         return self._rows(tensors, {name: parameters[name] for name in self._decoder.parameters if name in parameters} or None), options
 

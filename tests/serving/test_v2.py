@@ -288,7 +288,7 @@ A, B, C = (tensor(name, "FP32", [1], [0.5]) for name in "abc")
         ("floats", {"inputs": [A, B, tensor("c", "FP32", [-1], [1])]}, "shape must be"),
         ("floats", {"inputs": [A, B, tensor("c", "FP32", [1.0], [1])]}, "shape must be"),
         ("floats", {"inputs": [A, B, tensor("c", "FP32", [1] * 40, [1])]}, "at most 32"),
-        ("floats", {"inputs": [A, B, tensor("c", "FP32", [0, 2**30, 2**30, 2**30], [])]}, "is not a valid shape|shape"),
+        ("floats", {"inputs": [A, B, tensor("c", "FP32", [0, 2**30, 2**30, 2**30], [])]}, "is not a valid"),
         ("floats", {"inputs": [A, B, tensor("c", "FP32", [1])]}, "has no 'data'"),
         ("floats", {"inputs": [A, B, tensor("c", "FP32", [1], [1], parameters={"binary_data_size": 4})]}, "both"),
         ("floats", {"inputs": [A, B, sized("c", "FP32", [1], 4)]}, "binary_data_size is 4; 0 bytes are left"),

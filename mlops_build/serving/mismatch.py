@@ -166,7 +166,7 @@ def explain(form: str, sent: Any, schema: Any) -> str | None:
     for name, spec in specs:
         cells = sent_columns.get(name, ())
         for row, value in enumerate(cells if hasattr(spec.type, "name") else cells[:SLOW_ROWS]):
-            if why := _misfit(form, value, spec):
+            if why := _mismatch(form, value, spec):
                 return f"row {row}, column {name!r}: {why}"
     return None
 
@@ -241,7 +241,7 @@ def _listed(names: Sequence[Any]) -> str:
     return ", ".join(short(name, 40) for name in names[:LISTED]) + (f" and {more} more" if more > 0 else "") or "none"
 
 
-def _misfit(form: str, value: Any, spec: Any) -> str | None:
+def _mismatch(form: str, value: Any, spec: Any) -> str | None:
     kind = getattr(spec.type, "name", "")
     if value is None and not spec.required:
         return None

@@ -7,7 +7,7 @@ import pytest
 
 from mlops_build.gpu.cards import NoDriver
 from mlops_build.gpu.nvml import DriverTrouble
-from mlops_build.serving import device, unseen
+from mlops_build.serving import device, no_gpu
 
 OURS = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
@@ -33,24 +33,24 @@ def container(tmp_path: Path) -> Path:
     ],
 )
 def test_the_reason_for_a_container_without_a_driver(container: Path, environment: dict[str, str], expected: str) -> None:
-    reason = unseen.no_driver(environment, container)
+    reason = no_gpu.no_driver(environment, container)
     assert expected in reason
     assert "\n" not in reason
 
 
 def test_the_reason_for_devices_without_libraries_and_outside_a_container(container: Path, tmp_path: Path) -> None:
     (container / "dev/nvidiactl").touch()
-    assert "the devices /dev/nvidia* exist, but the driver's libraries are missing" in unseen.no_driver(OURS, container)
-    assert unseen.no_driver({}, tmp_path / "elsewhere") == "no NVIDIA driver is installed on this machine"
-    assert "was not started" in unseen.no_driver({**OURS, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path / "elsewhere")
+    assert "the devices /dev/nvidia* exist, but the driver's libraries are missing" in no_gpu.no_driver(OURS, container)
+    assert no_gpu.no_driver({}, tmp_path / "elsewhere") == "no NVIDIA driver is installed on this machine"
+    assert "was not started" in no_gpu.no_driver({**OURS, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path / "elsewhere")
 
 
 def test_the_reason_for_a_driver_without_a_card_and_a_card_without_cuda() -> None:
-    assert unseen.no_card({"CUDA_VISIBLE_DEVICES": ""}) == "CUDA_VISIBLE_DEVICES is empty, which hides every card"
-    assert "'-1', which selects none" in unseen.no_card({"CUDA_VISIBLE_DEVICES": "-1"})
-    assert "NVIDIA_VISIBLE_DEVICES is 'void'" in unseen.no_card({"NVIDIA_VISIBLE_DEVICES": "void"})
-    assert "lacks `compute`" in unseen.no_cuda({**OURS, "NVIDIA_DRIVER_CAPABILITIES": "utility"})
-    assert "CUDA version is newer than the driver" in unseen.no_cuda(OURS)
+    assert no_gpu.no_card({"CUDA_VISIBLE_DEVICES": ""}) == "CUDA_VISIBLE_DEVICES is empty, which hides every card"
+    assert "'-1', which selects none" in no_gpu.no_card({"CUDA_VISIBLE_DEVICES": "-1"})
+    assert "NVIDIA_VISIBLE_DEVICES is 'void'" in no_gpu.no_card({"NVIDIA_VISIBLE_DEVICES": "void"})
+    assert "lacks `compute`" in no_gpu.no_cuda({**OURS, "NVIDIA_DRIVER_CAPABILITIES": "utility"})
+    assert "CUDA version is newer than the driver" in no_gpu.no_cuda(OURS)
 
 
 def test_the_service_reports_the_reason_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +64,6 @@ def test_the_service_reports_the_reason_at_its_start(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.delenv("MLOPS_GPU_MEMORY", raising=False)
     monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "void")
-    assert device.wish("auto").why == "the CPU (NVIDIA_VISIBLE_DEVICES is 'void', which requests no card from the container runtime)"
+    assert device.requested("auto").why == "the CPU (NVIDIA_VISIBLE_DEVICES is 'void', which requests no card from the container runtime)"
     with pytest.raises(NoDriver, match="but there is no NVIDIA driver here: NVIDIA_VISIBLE_DEVICES is 'void'"):
-        device.wish("gpu")
+        device.requested("gpu")
