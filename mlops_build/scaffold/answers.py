@@ -1,7 +1,7 @@
-"""What a service answered the template, as copier recorded it, and whether that is still what its files say.
+"""Read a service's answers as copier recorded them, and compare them with the service's files.
 
-Answers are changed by rendering anew. Where somebody edits the record by hand, or changes a value in service.yaml that files of the
-template's are rendered from as well, record and files say different things; an update would carry that on without a word.
+Answers are changed by an update. If somebody edits the record by hand, or changes a value in service.yaml from which template files
+are rendered, record and files differ, and an update would silently keep the difference.
 """
 
 import re
@@ -21,7 +21,7 @@ FILE = ".copier-answers.yml"
 PIN = "requirements-mlops-build.txt"
 # The commit of the template in a rendered pin (template/requirements-mlops-build.txt.jinja).
 PINNED = re.compile(r"^git\+\S+@([0-9a-f]{40})#egg=mlops-build$", re.MULTILINE)
-# Where service.yaml holds what an answer seeded. Computed answers are compared by what they are computed from.
+# Answer → key path in service.yaml. Computed answers are covered by the answers that they are computed from.
 SEEDED: Mapping[str, tuple[str | int, ...]] = {
     "team": ("team",),
     "mlflow_tracking_uri": ("tracking", "uri"),
@@ -37,7 +37,7 @@ SEEDED: Mapping[str, tuple[str | int, ...]] = {
 
 @dataclass(frozen=True)
 class Answers:
-    """source: the template's address. version: what copier recorded of the version. values: by question."""
+    """The record. source: the template's address. version: the version as copier recorded it. values: by question."""
 
     source: str
     version: str
@@ -46,9 +46,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Origin:
-    """How the record came about. commit: the template's full commit, as the service's pin had it then. values: what was answered then.
+    """The commit that wrote the record. commit: the template's full commit in the service's pin. values: the answers at that commit.
 
-    complete: False where the history ends before it (a shallow clone).
+    complete: False if a shallow clone does not have that commit.
     """
 
     commit: str | None
@@ -57,35 +57,40 @@ class Origin:
 
 
 def parse(text: str, where: str) -> Answers:
-    """A record's content. Raises Refused where it is none."""
-    # Copier's own reader and writer: for another one a commit like 12e4567 is a number.
+    """Parse a record. Raises Refused if it is not valid."""
+    # Copier uses this library, too: for others a commit like 12e4567 is a number.
     import yaml
 
     try:
-        found = yaml.safe_load(text)
+        record = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise Refused(f"{where} is no YAML: {' '.join(str(error).split())[:200]}", remedy="restore it from Git; copier writes it") from None
-    if not isinstance(found, dict) or not isinstance(found.get("_src_path"), str):
-        raise Refused(f"{where} does not name the template (_src_path)", remedy="restore it from Git; copier writes it")
-    if "_commit" not in found:
         raise Refused(
-            f"{where} names no version of the template (_commit): it was rendered from a folder without Git",
-            remedy="copier recopy --vcs-ref VERSION once, and look through the differences",
+            f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}", remedy="restore it from Git; only copier writes it"
+        ) from None
+    if not isinstance(record, dict) or not isinstance(record.get("_src_path"), str):
+        raise Refused(f"{where} does not name the template (_src_path)", remedy="restore it from Git; only copier writes it")
+    if "_commit" not in record:
+        raise Refused(
+            f"{where} does not name a version of the template (_commit): it was rendered from a folder without Git",
+            remedy="run copier recopy --vcs-ref VERSION once, and check the differences",
         )
-    values = {str(name): value for name, value in found.items() if not str(name).startswith("_")}
-    return Answers(found["_src_path"], str(found["_commit"]), values)
+    values = {str(name): value for name, value in record.items() if not str(name).startswith("_")}
+    return Answers(record["_src_path"], str(record["_commit"]), values)
 
 
 def read(repository: Path, treeish: str, where: Path) -> Answers:
     """The record in a service's tree. Raises NotFound, Refused."""
     content = _file(repository, treeish, FILE)
     if content is None:
-        raise NotFound(f"{where} has no {FILE} in Git: it was not made from a template", remedy="run this in a service, or name its folder")
+        raise NotFound(
+            f"{where} has no {FILE} in Git: it was not generated from a template",
+            remedy="run this in a service, or give the service's folder",
+        )
     return parse(content, str(where / FILE))
 
 
 def origin(repository: Path, head: str, prefix: str) -> Origin:
-    """Go back to the commit that wrote the version which the record at `head` names."""
+    """Find the commit that wrote the version in the record at `head`."""
     path = f"{prefix}{FILE}"
     wanted = parse(_file(repository, head, path) or "", FILE)
     log = command.text(repository, "log", "--format=%H", "--max-count=200", head, "--", path).split()
@@ -95,45 +100,45 @@ def origin(repository: Path, head: str, prefix: str) -> Origin:
         if content is None:
             break
         try:
-            found = parse(content, FILE)
+            record = parse(content, FILE)
         except Refused:
             break
-        if (found.source, found.version) != (wanted.source, wanted.version):
+        if (record.source, record.version) != (wanted.source, wanted.version):
             break
-        wrote, values = commit, found.values
+        wrote, values = commit, record.values
     pinned = PINNED.search(_file(repository, wrote, f"{prefix}{PIN}") or "")
     shallow = command.text(repository, "rev-parse", "--is-shallow-repository") == "true"
     return Origin(pinned[1] if pinned else None, values, not (shallow and wrote == (log or [head])[-1]))
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The answers of `other` that `one` has not, or has otherwise."""
-    return {name: value for name, value in other.items() if name not in one or one[name] != value}
+def differing(before: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers of `other` that `record` does not have, or has with another value."""
+    return {name: value for name, value in other.items() if name not in before or before[name] != value}
 
 
 def of_service(values: Mapping[str, Any], service_yaml: str | None) -> dict[str, Any]:
-    """The answers that service.yaml says otherwise: by question, what it says."""
+    """Question → value in service.yaml, for answers with another value there."""
     try:
         held = YAML(typ="safe", pure=True).load(service_yaml or "")
     except YAMLError:
         return {}
-    found: dict[str, Any] = {}
+    different: dict[str, Any] = {}
     for name, keys in SEEDED.items():
-        said: Any = held
+        value: Any = held
         try:
             for key in keys:
-                said = said[key]
+                value = value[key]
         except (KeyError, IndexError, TypeError):
             continue
-        if name in values and isinstance(said, str) and said != values[name]:
-            found[name] = said
+        if name in values and isinstance(value, str) and value != values[name]:
+            different[name] = value
     try:
         python = re.fullmatch(r"python:(3\.[0-9]+)-slim", str(held["image"]["base"]))
     except (KeyError, TypeError):
         python = None
     if python and "python_version" in values and python[1] != str(values["python_version"]):
-        found["python_version"] = python[1]
-    return found
+        different["python_version"] = python[1]
+    return different
 
 
 def _file(repository: Path, treeish: str, path: str) -> str | None:

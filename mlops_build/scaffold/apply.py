@@ -1,7 +1,7 @@
-"""Put a tree into a checkout's index and files, such that it can be killed.
+"""Write a tree into a checkout's index and files, safely even if the process is killed.
 
-Git writes many files one after the other. What is being done is noted first; who finds the note at the next update puts the old files
-back. A lock, held by us and by the git that writes, tells a dead update from one that is still at it.
+Git writes many files one after another. A note is written first; the next update that finds the note restores the old files. A lock,
+held by this process and by the git process that writes, shows whether an update is still running.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ NOTE, LOCK = "mlops-build-update.json", "mlops-build-update.lock"
 
 
 class Dirty(Refused):
-    """The service has changes that are not committed, or files where the update would write."""
+    """The service has uncommitted changes, or files that the update would overwrite."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a service is. top: of the checkout. prefix: the service's folder below it, `` or `services/points/`. folder: Git's own."""
+    """Where a service is. top: of the checkout. prefix: the service's folder below it, `` or `services/points/`. folder: Git's folder."""
 
     top: Path
     prefix: str
@@ -49,30 +49,30 @@ class Place:
 
 
 def find(service: Path) -> Place:
-    """The checkout around a service. Raises Refused where there is none, or no commit."""
+    """The checkout that contains a service. Raises Refused without a checkout or a commit."""
     remedy = 'in the service: git init -b main && git add --all && git commit -m "Start from the template"'
     try:
-        said = command.text(service, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--show-prefix").splitlines()
+        lines = command.text(service, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--show-prefix").splitlines()
     except GitFailed as error:
         if "dubious ownership" in error.message:
             remedy = f"git config --global --add safe.directory {service}"
             raise Refused(f"git does not trust {service}: another user owns it", remedy=remedy) from None
-        raise Refused(f"{service} is not under Git, so an update could not be taken back", remedy=remedy) from None
-    place = Place(Path(said[0]), said[2] if len(said) > 2 else "", Path(said[1]))
+        raise Refused(f"{service} is not under Git, so an update could not be undone", remedy=remedy) from None
+    place = Place(Path(lines[0]), lines[2] if len(lines) > 2 else "", Path(lines[1]))
     if Checkout(place.top).head() is None:
-        raise Refused(f"{service} has no commit yet, so an update could not be taken back", remedy=remedy)
+        raise Refused(f"{service} has no commit yet, so an update could not be undone", remedy=remedy)
     return place
 
 
 @contextmanager
 def alone(place: Place) -> Iterator[int]:
-    """Hold the checkout's lock; what a killed update left half written is put back first. Raises Refused."""
+    """Hold the checkout's lock, after restoring files that a killed update left incomplete. Raises Refused."""
     descriptor = os.open(place.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Refused(f"another update of {place.service} is at work", remedy="wait for it") from None
+            raise Refused(f"another update of {place.service} is running", remedy="wait until it has finished") from None
         _recover(place)
         yield descriptor
     finally:
@@ -80,19 +80,19 @@ def alone(place: Place) -> Iterator[int]:
 
 
 def check_clean(place: Place) -> None:
-    """Raises Dirty for tracked files that differ from HEAD, in the service's folder, and where a merge or rebase is not finished."""
+    """Raises Dirty if tracked files in the service's folder differ from HEAD, or if a merge or rebase is not finished."""
     for name, what in UNFINISHED.items():
         if (place.folder / name).exists():
-            raise Dirty(f"{what} is not finished in {place.top}", remedy="finish it, or give it up; then run this again")
+            raise Dirty(f"{what} is not finished in {place.top}", remedy="finish or abort it, then run this again")
     arguments = ["--porcelain=v1", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=dirty"]
     listed = command.run(place.top, "status", *arguments, "--", place.prefix or ".").split(b"\0")
     changed = [os.fsdecode(entry[3:]) for entry in listed if entry]
     if changed:
-        raise Dirty(f"not committed: {_some(changed)}", remedy="git commit or git stash, then run this again")
+        raise Dirty(f"uncommitted changes: {_some(changed)}", remedy="run git commit or git stash, then run this again")
 
 
 def check_room(place: Place, before: str, after: str) -> None:
-    """Raises Dirty for files that the update would write over and Git does not know; ignored ones too, which Git would not spare."""
+    """Raises Dirty for untracked files that the update would overwrite, including ignored files."""
     known, wanted = tree.read(place.top, before), tree.read(place.top, after)
     there = []
     for path in sorted(wanted.keys() - known.keys()):
@@ -103,16 +103,16 @@ def check_room(place: Place, before: str, after: str) -> None:
             if part != path and real.is_dir() and not real.is_symlink():
                 continue
             if part == path and real.is_dir() and not real.is_symlink():
-                there += [found for found in _files_below(place.top, part) if found not in known]
+                there += [file for file in _files_below(place.top, part) if file not in known]
             else:
                 there.append(part)
             break
     if there:
-        raise Dirty(f"the update would write over files that Git does not have: {_some(sorted(set(there)))}", remedy="move them away")
+        raise Dirty(f"the update would overwrite untracked files: {_some(sorted(set(there)))}", remedy="move them away")
 
 
 def write(place: Place, lock: int, after: str, stages: Sequence[Stage] = ()) -> None:
-    """Make index and files of the service's paths what the tree `after` of the whole checkout says; other changes stay.
+    """Update index and files of the service's paths to the tree `after` of the whole checkout; other changes stay.
 
     stages: both sides of conflicts, for the index.
     """
@@ -134,13 +134,13 @@ def write(place: Place, lock: int, after: str, stages: Sequence[Stage] = ()) -> 
 
 
 def _recover(place: Place) -> None:
-    """Put the files back that a killed update was writing, if there was one."""
+    """Restore the files that a killed update was writing, if there was one."""
     try:
         note = json.loads((place.folder / NOTE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     if Checkout(place.top).head() == note["head"]:
-        # We hold the lock that the git which wrote would hold, so it is gone, and its own lock is only in the way.
+        # This process holds the lock, so the git process that wrote has ended, and its own lock is stale.
         (place.folder / "index.lock").unlink(missing_ok=True)
         changed = [path for change in tree.changes(place.top, note["head"], note["to"]) for path in (change.path, change.old) if path]
         _refuse_edited(place, note, changed)
@@ -149,7 +149,7 @@ def _recover(place: Place) -> None:
 
 
 def _refuse_edited(place: Place, note: dict[str, str], paths: Iterable[str]) -> None:
-    """Raises Dirty where somebody edited what was half written: a file that is neither the old nor (the start of) the new one."""
+    """Raises Dirty if an incomplete file was edited: it is neither the old file nor the new one or its beginning."""
     old, new = tree.read(place.top, note["head"]), tree.read(place.top, note["to"])
     edited = []
     for path in paths:
@@ -164,7 +164,7 @@ def _refuse_edited(place: Place, note: dict[str, str], paths: Iterable[str]) -> 
             edited.append(path)
     if edited:
         raise Dirty(
-            f"an update was interrupted, and {_some(edited)} was changed since",
+            f"an update was interrupted, and {_some(edited)} was changed afterwards",
             remedy=f"keep a copy of what you need, then: git reset --hard && rm {place.folder / NOTE}",
         )
 
@@ -186,7 +186,7 @@ def _put_back(place: Place, head: str, paths: Sequence[str]) -> None:
 
 
 def _git(place: Place, *arguments: str, stdin: bytes | None = None, held: Sequence[int] = (), good: Sequence[int] = (0,)) -> None:
-    # Without hooks: DVC's post-checkout would move data about.
+    # Without hooks: DVC's post-checkout hook would change data files.
     command.run(place.top, "-c", f"core.hooksPath={os.devnull}", *arguments, stdin=stdin, held=held, good=good)
 
 

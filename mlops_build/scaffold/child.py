@@ -1,7 +1,7 @@
-"""The process that renders: `python -m mlops_build.scaffold.child` (rendering.py starts it). Jobs come on stdin, replies go to stdout.
+"""The rendering process: `python -m mlops_build.scaffold.child` (rendering.py starts it). It reads jobs from stdin and writes replies to
+stdout.
 
-It is there for this alone, so it may take shortcuts through copier that are nobody else's to take. Each only saves work; a test compares
-what comes out with copier's own update.
+It runs nothing else, so it can patch copier to save work. A test compares the result with copier's own update.
 """
 
 import json
@@ -18,7 +18,7 @@ REQUIRED = re.compile(r"Question \"(\w+)\" is required")
 
 
 def main() -> None:
-    """Read jobs, do them one after the other, and print what became of each."""
+    """Read jobs, render them one after another, and print their results."""
     request = json.load(sys.stdin)
     warnings.simplefilter("ignore")
     _prepare(request["clone"])
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _render(source: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """One job, in the child. An answer that is not taken is left out and the rest tried, so that all of them are named at once."""
+    """Render one job. A refused answer is removed and the rest tried again, so that all refused answers are reported at once."""
     from copier import run_copy
     from copier.errors import CopierError
     from jinja2 import TemplateError
@@ -47,21 +47,21 @@ def _render(source: str, job: Mapping[str, Any]) -> dict[str, Any]:
                 unsafe=False,
             )
         except (CopierError, ValueError, TemplateError, OSError) as error:
-            said = str(error)
-            name = _asked(error)
+            message = str(error)
+            name = _question(error)
             if name in answers:
-                found = INVALID.match(said)
-                problems.append({"name": name, "why": " ".join((found[1] if found else said).split()), "value": answers.pop(name)})
+                match = INVALID.match(message)
+                problems.append({"name": name, "why": " ".join((match[1] if match else message).split()), "value": answers.pop(name)})
                 continue
-            if required := REQUIRED.match(said):
-                problems.append({"name": required[1], "why": "it is asked now, and has no default", "value": None})
+            if required := REQUIRED.match(message):
+                problems.append({"name": required[1], "why": "this question is new and has no default", "value": None})
             elif not problems:
-                return {"error": " ".join(said.split())[:500] or type(error).__name__, "problems": []}
+                return {"error": " ".join(message.split())[:500] or type(error).__name__, "problems": []}
         return {"error": "", "problems": problems}
 
 
-def _asked(error: BaseException) -> str:
-    """The question that copier was at when it failed: its messages do not always say."""
+def _question(error: BaseException) -> str:
+    """The question at which copier failed; its messages do not always name it."""
     trace, name = error.__traceback__, ""
     while trace:
         asker = trace.tb_frame.f_locals.get("self")
@@ -74,12 +74,12 @@ def _prepare(clone: str) -> None:
     from copier import _main, _template
     from jinja2 import Environment
 
-    # An _exclude that asks for _copier_operation is told that this is an update, as copier's own update tells it.
+    # Copier's own update sets this, too, for an _exclude that uses _copier_operation.
     _main._operation.set("update")
-    # Copier looks, by a git process for each file, whether a repository at the destination ignores modes. There is no repository.
+    # Copier runs git for each file to check core.fileMode in the destination, which is not a repository here.
     _main.Worker._sync_git_index_executable_bit = lambda *_: None
 
-    # Copier would make a mirror of the clone, a worktree of the mirror, and look for submodules.
+    # Copier would create a mirror of the clone and a worktree of the mirror, and look for submodules.
     def check_out(_url: str, ref: str, location: str) -> str:
         for arguments in (["clone", "--quiet", "--no-checkout", "--shared", "--", clone, location],
                           ["-C", location, "checkout", "--quiet", "--detach", ref]):  # fmt: skip
@@ -88,14 +88,14 @@ def _prepare(clone: str) -> None:
 
     _template.clone = check_out
 
-    # Most of rendering is compiling: the same few patterns for each file and question, and most files of both versions.
+    # Compiling takes most of the time: the same patterns for each file and question, and most files of both versions.
     compiled: dict[tuple[Any, ...], CodeType] = {}
     compile_anew = Environment.compile
 
     def compile_once(self: Environment, source: Any, name: Any = None, filename: Any = None, *rest: Any, **more: Any) -> Any:
         if not isinstance(source, str) or rest or more:
             return compile_anew(self, source, name, filename, *rest, **more)
-        # Environments with equal settings have one lexer.
+        # Environments with equal settings share a lexer.
         key = (source, name, type(self), self.lexer, *sorted(self.extensions))
         if key in compiled:
             self.preprocess(source, name, filename)  # copier's `yield` is reset by this

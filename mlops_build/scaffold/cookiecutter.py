@@ -1,7 +1,7 @@
-"""The other front door: `cookiecutter REPOSITORY` asks the questions, and here copier renders what `copier copy` would have.
+"""Support for cookiecutter: `cookiecutter REPOSITORY` asks the questions, and copier renders the same files as `copier copy`.
 
-hooks/post_gen_project.py of the template's clone calls `main` in the environment that cookiecutter is installed in. Nothing but copier
-is there besides, so that this imports only the standard library, our errors and `render`, which imports copier.
+hooks/post_gen_project.py of the template's clone calls `main` in cookiecutter's environment. Only copier is installed there besides, so
+this module imports only the standard library, mlops_build.errors and `render`, which imports copier.
 """
 
 import os
@@ -15,82 +15,82 @@ from pathlib import Path
 from mlops_build.errors import Failed, MlopsBuildError, Refused
 from mlops_build.scaffold import render
 
-NOT_RENDERED = "NOT-RENDERED.md"  # the one file of the stub, for who runs no hooks
-# What copier and cookiecutter both take for an address as it stands; other short forms are cookiecutter's own settings.
+NOT_RENDERED = "NOT-RENDERED.md"  # the only file of the stub, for users who disable hooks
+# Addresses that both copier and cookiecutter accept; other short forms are settings of cookiecutter.
 ADDRESS = re.compile(r"gh:|gl:|(?:git\+)?[a-z]+://|[\w.+-]+@[\w.-]+:")
 
 
 def main(given: Mapping[str, str], repository: Path) -> int:
-    """Render the service into the working directory, which cookiecutter made. Returns the exit code: 0, or 1 with the reason on stderr.
+    """Render the service into the working directory, which cookiecutter created. Returns the exit code: 0, or 1 with the reason on stderr.
 
-    given: what cookiecutter knows: each answer by the question's name, each computed one by `__NAME`, and its own `_template` and the like.
-    repository: the clone, or the folder, that cookiecutter took the questions from.
+    given: cookiecutter's context: each answer by the question's name, each computed one by `__NAME`, and variables such as `_template`.
+    repository: the clone or folder from which cookiecutter read the questions.
     """
     folder = Path.cwd()
     (folder / NOT_RENDERED).unlink(missing_ok=True)
     try:
         version = checked_out(repository)
-        # Before anything is written: the service may lie in the template's own folder.
+        # Checked before anything is written: the service may be inside the template's folder.
         changed = git(repository, "status", "--porcelain") if version else ""
         render.copy(recorded(given, repository), folder, answers(given), version=version)
-        said = [given["__message"].rstrip(), *notes(given, repository, folder, changed)]
+        lines = [given["__message"].rstrip(), *notes(given, repository, folder, changed)]
     except render.NoCopier:
         remedy = f"pipx inject cookiecutter copier, or: {sys.executable} -m pip install copier"
-        return refuse(Failed("copier is not installed beside cookiecutter, and it renders the service", remedy=remedy))
+        return refuse(Failed("copier, which renders the service, is not installed in cookiecutter's environment", remedy=remedy))
     except MlopsBuildError as error:
         return refuse(error)
     except KeyboardInterrupt:
-        with suppress(OSError):  # cookiecutter removes the folder of a hook that failed, and leaves that of an interrupted one
+        with suppress(OSError):  # cookiecutter removes the folder after a failed hook, but not after an interrupted one
             folder.rmdir()
         return 130
-    print(*said, sep="\n", file=sys.stderr)
+    print(*lines, sep="\n", file=sys.stderr)
     return 0
 
 
 def refuse(error: MlopsBuildError) -> int:
-    """Say what is wrong and what to do; cookiecutter then removes the folder that it made."""
+    """Print the error and its remedy; cookiecutter then removes the folder that it created."""
     print(f"mlops-build: {error.message}", *([f"    {error.remedy}"] if error.remedy else []), sep="\n", file=sys.stderr)
     return 1
 
 
 def answers(given: Mapping[str, str]) -> dict[str, object]:
-    """The answers to what copier would have asked too: cookiecutter has no conditions, and cookiecutter.json says what they are."""
+    """The answers to the questions that copier would ask: cookiecutter asks all, and cookiecutter.json computes the conditions."""
     return {name: value for name, value in given.items() if not name.startswith("_") and given.get(f"__asked_{name}", "True") == "True"}
 
 
 def recorded(given: Mapping[str, str], repository: Path) -> str:
-    """The template's address as the service records it: a folder's absolute path, or what was typed, never cookiecutter's own clone."""
+    """The template's address to record: a folder's absolute path or the typed address, never cookiecutter's own clone."""
     typed = given["_template"]
     if given["_repo_dir"] == typed:
         return typed if Path(typed).is_absolute() else str(repository)
     if typed.lower().endswith(".zip"):
         raise Refused(
-            f"{typed}: no later update can follow a zip file", remedy=f"give the repository's address, for example {render.TEMPLATE}"
+            f"{typed}: a service cannot be updated from a zip file", remedy=f"give the repository's address, for example {render.TEMPLATE}"
         )
     return typed if ADDRESS.match(typed) else git(repository, "config", "--get", "remote.origin.url")
 
 
 def checked_out(repository: Path) -> str | None:
-    """The commit that cookiecutter took the questions from; None for a folder that is no Git repository."""
+    """The commit from which cookiecutter read the questions; None for a folder that is not a Git repository."""
     return git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else None
 
 
 def notes(given: Mapping[str, str], repository: Path, folder: Path, changed: str) -> list[str]:
-    """What a user may not expect of the version that was rendered. changed: what `git status` said of the template before."""
-    found = re.search(r"^_commit: (.+)$", (folder / render.ANSWERS).read_text(encoding="utf-8"), re.MULTILINE)
-    if not found:
-        return [f"note: {repository} is no Git repository; no later update can find out what changed in it"]
-    said = []
-    if found[1] not in git(repository, "tag", "--points-at", "HEAD").split():
-        how = "it is what is checked out there" if given["_repo_dir"] == given["_template"] else "cookiecutter --checkout TAG takes one"
-        said.append(f"note: rendered from {found[1]}, which is no release; {how}")
+    """Notes about the rendered version. changed: the output of `git status` in the template before rendering."""
+    match = re.search(r"^_commit: (.+)$", (folder / render.ANSWERS).read_text(encoding="utf-8"), re.MULTILINE)
+    if not match:
+        return [f"note: {repository} is not a Git repository, so the service cannot be updated from it"]
+    lines = []
+    if match[1] not in git(repository, "tag", "--points-at", "HEAD").split():
+        how = "it is checked out there" if given["_repo_dir"] == given["_template"] else "use cookiecutter --checkout TAG for a release"
+        lines.append(f"note: rendered from {match[1]}, which is not a release; {how}")
     if changed:
-        said.append(f"note: the uncommitted changes of {repository} are not in it")
-    return said
+        lines.append(f"note: uncommitted changes in {repository} were not rendered")
+    return lines
 
 
 def git(repository: Path, *arguments: str) -> str:
-    """What git says about the template's clone."""
+    """The output of a git command in the template's clone."""
     command = ["git", "-C", str(repository), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:
@@ -98,6 +98,6 @@ def git(repository: Path, *arguments: str) -> str:
     except FileNotFoundError:
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it ended with an error"])[0]
-        raise Failed(f"git {arguments[0]} in {repository}: {reason}", remedy="run it by hand to see more")
+        reason = (done.stderr.strip().splitlines() or ["unknown error"])[0]
+        raise Failed(f"git {arguments[0]} in {repository}: {reason}", remedy="run the command to see all of its output")
     return done.stdout.strip()

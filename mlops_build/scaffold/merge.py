@@ -1,11 +1,11 @@
-"""Merge what changed in the template into a service, with Git's own merge and without a checkout.
+"""Merge the template's changes into a service, with Git's own merge and without a checkout.
 
-Three trees: `old`, the template rendered as the service was last made or updated from it; `ours`, the service; `new`, the template
-rendered as it should become. Git merges them with renames followed. Before it does, four things are said that Git cannot know:
+There are three trees: `old`, the rendering of the template version that the service has; `ours`, the service; `new`, the rendering of the
+new version. Git merges them and follows renames. Before that, the trees are adapted to four rules that Git does not know:
 
-* What the team or a machine owns stays as it is (mlops_build/scaffold/ownership.py).
-* What the team deleted stays deleted, under the name too that the template gives it now.
-* A file that the team keeps with other line ends is compared in those.
+* Files of the team or of a machine stay unchanged (mlops_build/scaffold/ownership.py).
+* Files that the team deleted stay deleted, even if the template has renamed them.
+* A file that the team keeps with other line ends is compared with those line ends.
 * Of two versions of mlops-build in one line the newer one is kept.
 """
 
@@ -22,13 +22,13 @@ from mlops_build.scaffold.ownership import Owner
 from mlops_build.scaffold.tree import Change, Entry, Tree
 
 NEEDED = (2, 38)
-# Settings of the person who runs it must not change what comes out. Files follow a rename; a new file does not follow its folder's, since
-# whoever wrote it, the team or the template, said where it is to be.
+# The user's settings must not change the result. Files follow a rename; a new file does not follow the rename of its folder, because its
+# author, the team or the template, chose its folder.
 SETTINGS = ("merge.renames=true", "merge.directoryRenames=false", "merge.renameLimit=0", "merge.renormalize=false", "diff.renames=true")
 REGULAR = ("100644", "100755")
-NOBODY = Identity("mlops-build", "mlops-build@localhost", 1_000_000_000)  # git takes small numbers for something else
+NOBODY = Identity("mlops-build", "mlops-build@localhost", 1_000_000_000)  # git does not read a small number as a time
 
-# What Git calls a conflict, what it means here, and what a person does about it.
+# Git's kind of conflict → its meaning and the remedy.
 WHY = {
     "content": ("you and the template changed the same lines", "choose or combine the lines"),
     "binary": ("you and the template changed this binary file", "choose one of the two"),
@@ -46,7 +46,7 @@ UNKNOWN = ("Git cannot merge it", "look at both sides")
 
 @dataclass(frozen=True)
 class Conflict:
-    """A path that could not be merged: Git's short name for why, and the same in plain words."""
+    """A path that could not be merged. kind: Git's name of the reason; why: the reason as a text."""
 
     path: str
     kind: str
@@ -56,7 +56,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Stage:
-    """One side of a path in conflict, as an index keeps it. number: 1 before, 2 the team's, 3 the template's."""
+    """One side of a path in conflict, as an index stores it. number: 1 base, 2 the team's, 3 the template's."""
 
     path: str
     number: int
@@ -65,11 +65,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Merged:
-    """What came out.
+    """The result of a merge.
 
-    tree: the service's tree afterwards (with conflict markers where there are conflicts). changes: from the service's tree to that one.
-    stages: both sides of each conflict. kept: the template's files that the team has edited, as they are called afterwards. deleted: what
-    the team deleted although the template has changed it since. outdated: the team's own files that the template starts differently now.
+    tree: the merged tree, with conflict markers if there are conflicts. changes: from the service's tree to the merged one. stages: both
+    sides of each conflict. kept: the template's files that the team has edited, by their new names. deleted: files that the team deleted
+    and the template has changed. outdated: the team's own files of which the template has a new initial version.
     """
 
     tree: str
@@ -82,11 +82,11 @@ class Merged:
 
 
 def check_git() -> None:
-    """Raises Failed for a Git that cannot merge without a checkout."""
-    said = command.text(Path("/"), "--version")
-    found = re.search(r"(\d+)\.(\d+)", said)
-    if not found or (int(found[1]), int(found[2])) < NEEDED:
-        raise Failed(f"{said} cannot merge without a checkout", remedy=f"install git ≥ {'.'.join(map(str, NEEDED))}")
+    """Raises Failed if Git is too old to merge without a checkout."""
+    version = command.text(Path("/"), "--version")
+    match = re.search(r"(\d+)\.(\d+)", version)
+    if not match or (int(match[1]), int(match[2])) < NEEDED:
+        raise Failed(f"{version} cannot merge without a checkout", remedy=f"install git ≥ {'.'.join(map(str, NEEDED))}")
 
 
 def merge(
@@ -101,11 +101,11 @@ def merge(
     labels: tuple[str, str] = ("yours", "template"),
     is_newer: pin.IsNewer = pin.unknown,
 ) -> Merged:
-    """Merge what changed from `old` to `new` into the tree `ours`; all of them are in the repository's store.
+    """Merge the changes from `old` to `new` into the tree `ours`; all objects are in the repository's store.
 
-    owner, together: of a path, who owns it, and the folder that is owned as one (ownership.py). answers: the path of copier's answers file,
-    which is the new rendering's whatever the service has. labels: what conflict markers call the two sides. is_newer: about two commits of
-    the template's repository.
+    owner, together: functions of a path: its owner, and the folder that is managed as a unit (ownership.py). answers: the path of copier's
+    answers file, which is always taken from the new rendering. labels: the names of the two sides in conflict markers. is_newer: compares
+    two commits of the template's repository.
     """
     service = tree.read(repository, ours)
     base, theirs = dict(old), dict(new)
@@ -118,7 +118,7 @@ def merge(
     moved_by_team = {change.old: change.path for change in by_team if change.old}
     moved = {change.old: change.path for change in by_template if change.old}
     deleted = [change.path for change in by_team if change.what == "deleted"]
-    told = _leave_deleted(base, theirs, service, deleted, moved)
+    changed_since = _leave_deleted(base, theirs, service, deleted, moved)
     _compare_in_our_line_ends(repository, base, theirs, service, moved_by_team, moved)
     chosen = _newer_pins(repository, base, service, theirs, is_newer)
     result, stages, conflicts = _three_way(repository, write(base), write({**service, **chosen}), write(theirs), labels)
@@ -131,7 +131,7 @@ def merge(
         (*in_the_way, *conflicts),
         stages,
         tuple(sorted(after.values())),
-        tuple(told),
+        tuple(changed_since),
         tuple(
             path for path in sorted(new) if owner(path) == "team" and path in service and new[path] not in (old.get(path), service[path])
         ),
@@ -139,7 +139,7 @@ def merge(
 
 
 class _Writer:
-    """Write trees into the store, each only once."""
+    """Write each tree into the store only once."""
 
     def __init__(self, repository: Path, known: Mapping[str, Tree]) -> None:
         self.repository = repository
@@ -153,9 +153,9 @@ class _Writer:
 
 
 def _leave_owned(base: Tree, theirs: Tree, service: Tree, owner: Callable[[str], Owner], together: Callable[[str], str]) -> list[Conflict]:
-    """Make what the team or a machine owns look untouched by the template. What the template has new is added, as copier adds it.
+    """Remove all differences in files of the team or of a machine. New files of the template are added, as copier does.
 
-    A machine's folder is one thing: a part is added only with the whole, where neither the service nor the old rendering has any of it.
+    A machine's folder is a unit: its files are added only if neither the service nor the old rendering has any of them.
     """
     started = {together(path) for path in (*base, *service) if owner(path) == "machine"}
     for path in {*base, *theirs, *service}:
@@ -177,26 +177,26 @@ def _leave_owned(base: Tree, theirs: Tree, service: Tree, owner: Callable[[str],
 
 
 def _clashes(files: Tree, kept: Collection[str]) -> set[str]:
-    """Where a file and a folder have one name: the paths that are not `kept`."""
+    """The paths outside `kept` for which a file and a folder have the same name."""
     pairs = [(path, str(parent)) for path in files for parent in PurePosixPath(path).parents if str(parent) in files]
     return {path for pair in pairs for path in pair} - set(kept)
 
 
 def _leave_deleted(base: Tree, theirs: Tree, service: Tree, deleted: Collection[str], moved: Mapping[str, str]) -> list[str]:
-    """Drop what the team deleted from both renderings; returns what the template has changed since all the same."""
-    told = []
+    """Remove files that the team deleted from both renderings; returns those that the template has changed since then."""
+    changed_since = []
     for path in deleted:
         now = moved.get(path, path)
         if now in theirs and now not in service and theirs.pop(now) != base[path]:
-            told.append(now)
+            changed_since.append(now)
         base.pop(path)
-    return told
+    return changed_since
 
 
 def _compare_in_our_line_ends(
     repository: Path, base: Tree, theirs: Tree, service: Tree, moved_by_team: Mapping[str, str], moved: Mapping[str, str]
 ) -> None:
-    """Give both renderings of a file the line ends that the team's has throughout, where the template's has the others."""
+    """Convert both renderings of a file to the line ends of the team's file, if that has one kind and the template's the other."""
     pairs = {
         path: service[now] for path in base if (now := moved_by_team.get(path, path)) in service and service[now].blob != base[path].blob
     }
@@ -213,7 +213,7 @@ def _compare_in_our_line_ends(
 
 
 def _line_end(content: bytes) -> bytes | None:
-    """The one kind of line end in a text; None where there are none, both, or where it is no text."""
+    """The line end of a text; None if it has none or both kinds, or if the content is binary."""
     both, newlines = content.count(b"\r\n"), content.count(b"\n")
     if not newlines or b"\0" in content or 0 < both < newlines:
         return None
@@ -221,7 +221,7 @@ def _line_end(content: bytes) -> bytes | None:
 
 
 def _newer_pins(repository: Path, base: Tree, service: Tree, theirs: Tree, is_newer: pin.IsNewer) -> Tree:
-    """Write the newer of two versions into all three; what the service then has instead is returned, the renderings are changed."""
+    """Write the newer of two versions into all three trees; the renderings are changed, the service's new files are returned."""
     chosen: Tree = {}
     for path in pin.PINS:
         if path not in base or path not in service or path not in theirs:
@@ -238,12 +238,12 @@ def _newer_pins(repository: Path, base: Tree, service: Tree, theirs: Tree, is_ne
 def _three_way(
     repository: Path, base: str, ours: str, theirs: str, labels: tuple[str, str]
 ) -> tuple[str, tuple[Stage, ...], tuple[Conflict, ...]]:
-    """Git's merge of three trees, by way of commits that no branch knows."""
+    """Git's merge of three trees, through commits that are on no branch."""
     if theirs == base:
         return ours, (), ()
     store = Objects(repository)
     root = store.commit_tree(base, [], "before", NOBODY)
-    sides = [store.commit_tree(one, [root], label, NOBODY) for one, label in zip((ours, theirs), labels, strict=True)]
+    sides = [store.commit_tree(side, [root], label, NOBODY) for side, label in zip((ours, theirs), labels, strict=True)]
     settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
     printed = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
     fields = printed.decode(errors="surrogateescape").split("\0")
@@ -262,24 +262,24 @@ def _three_way(
 
 
 def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
-    """Git's messages: how many paths, the paths, a type, a sentence; and again. One conflict a path, the most telling kind of it."""
+    """Parse Git's messages: number of paths, paths, type, sentence, repeated. Each path has one conflict of the most specific kind."""
     kinds: dict[str, str] = dict.fromkeys(unmerged, "")
     at = 0
     while at < len(fields) - 1:
         count = int(fields[at])
         paths, kind, sentence = fields[at + 1 : at + 1 + count], fields[at + 1 + count], fields[at + 2 + count]
         at += count + 3
-        # The type calls two files that were added a conflict of contents, the sentence calls a binary file a warning.
-        if found := re.match(r"CONFLICT \((binary)\)", kind) or re.match(r"CONFLICT ?\(([^)]+)\)", sentence):
-            # A rename's first path is where the file was; it is in conflict only if Git says so by its stages.
+        # The type of two added files is "contents", and the sentence for a binary file is only a warning.
+        if match := re.match(r"CONFLICT \((binary)\)", kind) or re.match(r"CONFLICT ?\(([^)]+)\)", sentence):
+            # The first path of a rename is the old one; it is in conflict only if Git has stages for it.
             for path in [path for path in paths if path in unmerged] or paths:
                 if kinds.get(path, "") in ("", "content"):
-                    kinds[path] = found[1]
+                    kinds[path] = match[1]
     return tuple(Conflict(path, kind, *WHY.get(kind, UNKNOWN)) for path, kind in sorted(kinds.items()))
 
 
 def _with_labels(repository: Path, result: str, paths: set[str], named: Mapping[str, str]) -> str:
-    """Conflict markers that say whose side it is, where Git wrote the names of commits."""
+    """Replace the commit ids in conflict markers by the names of the sides."""
     files = tree.read(repository, result)
     present = [path for path in sorted(paths) if path in files and files[path].mode in REGULAR]
     contents = tree.blobs(repository, [files[path].blob for path in present])

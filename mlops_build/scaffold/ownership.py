@@ -1,7 +1,7 @@
-"""Who owns a file of a service, as copier.yml says: the team, a machine, or the template.
+"""The owner of each file of a service: the team, a machine, or the template.
 
-One table, read by copier (it never overwrites what is the team's or a machine's) and by whatever compares a service with
-its template.
+The table is in copier.yml. Copier uses it (it never overwrites files of the team or of a machine), and so does every comparison of a
+service with its template.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ Owner = Literal["team", "machine", "template"]
 def owner_of(path: str | PurePosixPath, copier_yml: Path | None = None) -> Owner:
     """The owner of `path`, relative to the service's root.
 
-    copier_yml: the template's questionnaire; without it the one that belongs to this mlops-build. Raises NotFound if there is none.
+    copier_yml: the template's; by default the one that belongs to this mlops-build. Raises NotFound if there is none.
     """
-    return _asked(path, copier_yml)[0]
+    return _match(path, copier_yml)[0]
 
 
 def owned_together(path: str | PurePosixPath, copier_yml: Path | None = None) -> str:
-    """What the path's owner owns as one: the folder that a pattern names, `deploy/overlays/staging/release`, else the path itself."""
-    return _asked(path, copier_yml)[1]
+    """The folder that its owner manages as a unit, such as `deploy/overlays/staging/release`; else the path itself."""
+    return _match(path, copier_yml)[1]
 
 
-def _asked(path: str | PurePosixPath, copier_yml: Path | None) -> tuple[Owner, str]:
+def _match(path: str | PurePosixPath, copier_yml: Path | None) -> tuple[Owner, str]:
     parts = PurePosixPath(path).parts
-    # A release record lies inside the team's overlays: the machine's table is asked first.
+    # The machine's patterns come first, because a release record is inside the team's overlays.
     for owner, patterns in table(copier_yml or _own()).items():
         for pattern in patterns:
             if _covers(pattern, parts):
@@ -43,28 +43,30 @@ def _asked(path: str | PurePosixPath, copier_yml: Path | None) -> tuple[Owner, s
 
 @cache
 def table(copier_yml: Path) -> Mapping[Owner, Sequence[str]]:
-    """The patterns of each owner, in the order in which they are asked. What no pattern covers is the template's."""
+    """The patterns of each owner, in order. A file that no pattern covers belongs to the template."""
     merged = {key: value for document in documents(copier_yml) for key, value in document.items()}
     return {owner: tuple(cast(list[str], merged.get(f"_{owner}", ()))) for owner in ("machine", "team")}
 
 
 @cache
 def documents(copier_yml: Path) -> Sequence[Mapping[str, Any]]:
-    """The parts of a questionnaire: copier joins them, and their lists."""
+    """The YAML documents of a copier.yml; copier merges them and their lists."""
     return [document for document in YAML(typ="safe", pure=True).load_all(copier_yml.read_text(encoding="utf-8")) if document]
 
 
 def _own() -> Path:
-    """copier.yml: beside this file in a wheel, at the root in a checkout."""
+    """copier.yml: next to this file in a wheel, in the root folder of a checkout."""
     here = Path(__file__).resolve()
     for candidate in (here.parent / "copier.yml", here.parents[2] / "copier.yml"):
         if candidate.is_file():
             return candidate
-    raise NotFound("this mlops-build has no copier.yml", remedy="give the template's own: owner_of(path, copier_yml=TEMPLATE/'copier.yml')")
+    raise NotFound(
+        "this installation of mlops-build has no copier.yml", remedy="pass the template's: owner_of(path, copier_yml=TEMPLATE/'copier.yml')"
+    )
 
 
 def _covers(pattern: str, parts: tuple[str, ...]) -> bool:
-    """`/a/*/b/` covers everything under such a folder, `/a/b` that file alone."""
+    """Whether a pattern covers a path: `/a/*/b/` covers everything in such a folder, `/a/b` only that file."""
     wanted = PurePosixPath(pattern.lstrip("/")).parts
     if pattern.endswith("/"):
         parts = parts[: len(wanted)]

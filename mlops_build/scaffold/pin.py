@@ -1,14 +1,14 @@
-"""Two files of a service name a version of mlops-build: requirements-mlops-build.txt a commit, pyproject.toml a range.
+"""Resolve conflicts between two versions of mlops-build: a commit in requirements-mlops-build.txt, a range in pyproject.toml.
 
-The team moves them to get a fix, the template moves them with each release, and Git would call that a conflict each time. Of two versions
-in one line the newer is kept, in these two lines only.
+The team changes them to get a fix, and the template changes them with each release. Git would report a conflict each time; in these two
+lines the newer version is kept.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-# Of two commits of the template's repository, whether the first has the second in its history; None where it knows one of them not.
+# Whether the first of two commits of the template has the second in its history; None if one of them is not known.
 IsNewer = Callable[[str, str], bool | None]
 
 RELEASE = r"[0-9]+(?:\.[0-9]+)*"
@@ -21,27 +21,27 @@ PINS: Mapping[str, re.Pattern[bytes]] = {
 
 
 class Three(NamedTuple):
-    """The contents of a file in three trees."""
+    """The contents of a file in the three trees of a merge."""
 
     base: bytes
     ours: bytes
     theirs: bytes
 
 
-def unknown(one: str, other: str) -> bool | None:
+def unknown(commit: str, other: str) -> bool | None:
     """An IsNewer that knows no commits."""
-    return True if one == other else None
+    return True if commit == other else None
 
 
 def with_the_newer(path: str, three: Three, is_newer: IsNewer) -> Three | None:
-    """The three contents with the newer of the two versions in each; None where there are no two versions to choose from."""
+    """The three contents with the newer of the two versions in each; None if there are not two versions to choose from."""
     pattern = PINS.get(path)
     if pattern is None:
         return None
-    found = [pattern.findall(content) for content in three]
-    if any(len(pins) != 1 for pins in found):
+    matches = [pattern.findall(content) for content in three]
+    if any(len(pins) != 1 for pins in matches):
         return None
-    base, ours, theirs = (pins[0][1].decode() for pins in found)
+    base, ours, theirs = (pins[0][1].decode() for pins in matches)
     if len({base, ours, theirs}) < 3:
         return None
     newer = _newer(ours, theirs, is_newer)

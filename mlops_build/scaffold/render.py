@@ -1,7 +1,7 @@
-"""Render the template: copier behind one door, so that a foreseen failure is one of our errors and nobody's settings enter an answer.
+"""Render the template with copier. Copier's errors become errors of this package, and user settings do not affect the answers.
 
-Imports copier (a second of start-up) only when something is rendered, and nothing else but the standard library and our errors: the
-cookiecutter door runs this file in an environment that holds no more. Copier changes the working directory while it works: use
+Imports copier (a second of start-up) only when something is rendered, and otherwise only the standard library and mlops_build.errors:
+cookiecutter's hook uses this module in an environment without more packages. Copier changes the working directory while it works: use
 processes, not threads.
 """
 
@@ -20,7 +20,7 @@ from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unrea
 
 TEMPLATE = "https://github.com/mlops-build/mlops-build"
 ANSWERS = ".copier-answers.yml"
-# What copier itself takes for a Git repository; any other address needs `git+` in front (copier, "Generating a project").
+# Addresses that copier itself treats as a Git repository; others need the prefix `git+` (copier, "Generating a project").
 GIT_PREFIX = ("git@", "git://", "git+", "gh:", "gl:", "https://github.com/", "https://gitlab.com/")
 URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s]+|(?:[\w.-]+@)?[\w.-]+:(?!//)[^\s]+")
 NETWORK = re.compile(
@@ -29,15 +29,15 @@ NETWORK = re.compile(
 
 
 class ScaffoldError(Refused):
-    """An answer that is not allowed, or a template that cannot be rendered; for an answer the message is the validator's."""
+    """An answer is not valid, or the template cannot be rendered. The message for an answer is the validator's."""
 
 
 class BadTemplate(NotFound):
-    """The template, or that version of it, does not exist."""
+    """The template, or the version of it, does not exist."""
 
 
 class TemplateUnreachable(Unreachable):
-    """The template's Git host does not answer, or does not let us in."""
+    """The template's Git host does not answer, or refuses access."""
 
 
 class NoCopier(Failed):
@@ -45,24 +45,24 @@ class NoCopier(Failed):
 
 
 def copy(source: str, destination: Path, answers: Mapping[str, object], *, version: str | None = None) -> None:
-    """Render the template at `source` into `destination`, with its defaults for what `answers` leaves open; asks nothing, runs nothing.
+    """Render the template at `source` into `destination`, with defaults for missing answers. It asks and runs nothing.
 
-    source: an address of a Git repository or a folder. It is recorded in the service, where updates look for it.
-    destination: made if it is missing. What is there already stays if it is the team's or a machine's (copier.yml), and is overwritten
-        if it is the template's. A .copier-answers.yml in it seeds the answers, as copier does; what the template does not ask any more
-        is left out then. On failure nothing is left in a destination that was missing or held nothing else, or is changed in another.
+    source: an address of a Git repository or a folder. It is recorded in the service for later updates.
+    destination: created if it is missing. Existing files of the team or of a machine stay (copier.yml), files of the template are
+        overwritten. The answers start from its .copier-answers.yml, as copier does, without those that the template does not ask any
+        more. After a failure a destination that was missing or had no other files is as before, and other destinations are unchanged.
     answers: by question. Each must be a question that is asked.
     version: a tag, branch or commit; None: the newest tag, or HEAD where there are no tags.
 
-    Raises ScaffoldError, BadTemplate, TemplateUnreachable, NoCopier, and Failed if the disk refuses.
+    Raises ScaffoldError, BadTemplate, TemplateUnreachable, NoCopier, and Failed for an error of the disk.
     """
     source = recordable(source)
     destination = destination.absolute()
     if destination.exists() and not destination.is_dir():
-        raise ScaffoldError(f"{destination} is no folder", remedy="name another destination")
+        raise ScaffoldError(f"{destination} is not a folder", remedy="give another destination")
     held = {path.name for path in destination.iterdir()} if destination.is_dir() else set()
     if version and version.startswith("-"):
-        raise _no_version(source, version)  # copier hands it to git, which would take it for an option
+        raise _no_version(source, version)  # copier passes it to git, which would read it as an option
     with _nothing_left(destination, held), nobodys_settings():
         try:
             destination.mkdir(parents=True, exist_ok=True)
@@ -74,9 +74,9 @@ def copy(source: str, destination: Path, answers: Mapping[str, object], *, versi
 
 
 def recordable(source: str) -> str:
-    """The address as a service may record it, so that later updates find it from anywhere: a folder's absolute path, a repository's URL.
+    """The address as a service records it, valid from any folder: a folder's absolute path, or a repository's URL.
 
-    Raises BadTemplate for a folder that is not there, UsageError for an address with a password in it.
+    Raises BadTemplate for a missing folder, UsageError for an address with a password.
     """
     folder = Path(source).expanduser()
     if source and folder.is_dir():
@@ -87,15 +87,15 @@ def recordable(source: str) -> str:
         raise BadTemplate(f"{source!r}: there is no such template", remedy=f"give a folder or an address, for example {TEMPLATE}")
     if re.match(r"(?:git\+)?(?:https?://[^/@]*@|[a-z+]+://[^/@]*:[^/@]*@)", source):
         raise UsageError(
-            f"{re.sub(r'://[^/@]*@', '://', source)}: the address holds a user or a password, which the service would record for everybody",
-            remedy="leave it out; Git's credential helpers know who you are",
+            f"{re.sub(r'://[^/@]*@', '://', source)}: the address contains a user or a password, which the service would record in Git",
+            remedy="remove it; Git's credential helpers provide it",
         )
     return source if source.startswith(GIT_PREFIX) or source.endswith(".git") else f"git+{source}"
 
 
 @contextmanager
 def nobodys_settings() -> Iterator[None]:
-    """Copier without the settings of the person who runs it: their defaults would enter the answers, their trust would run tasks."""
+    """Run copier without the user's settings: their defaults would change the answers, their trust would run tasks."""
     before = os.environ.get("COPIER_SETTINGS_PATH")
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "settings.yml")
@@ -112,7 +112,7 @@ def nobodys_settings() -> Iterator[None]:
 
 @contextmanager
 def _nothing_left(destination: Path, held: set[str]) -> Iterator[None]:
-    """Take back what was made, if this fails or is interrupted."""
+    """Remove what was created if this fails or is interrupted."""
     made = next((path for path in reversed([destination, *destination.parents]) if not path.exists()), None)
     try:
         yield
@@ -146,74 +146,72 @@ def _run(source: str, destination: Path, answers: Mapping[str, object], version:
             pretend=pretend,
         )
     except ConfigFileError:
-        raise BadTemplate(f"{source}: its copier.yml cannot be read", remedy="mend it, or name another version") from None
+        raise BadTemplate(f"{source}: its copier.yml cannot be read", remedy="fix it, or give another version") from None
     except (CopierError, ValueError) as error:
         raise _refusal(source, version, " ".join(str(error).split())) from None
     except TemplateError as error:
-        # Jinja's own frames name the file of the template, in copier's clone.
+        # Jinja's frames have the template's file, in copier's clone.
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
         place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
-        raise ScaffoldError(f"{source}: {place}{error}", remedy="this is a fault of the template; name another version") from None
-    except OSError as error:  # git's failures too
+        raise ScaffoldError(f"{source}: {place}{error}", remedy="this is an error in the template; give another version") from None
+    except OSError as error:  # includes git's failures
         raise _failure(source, destination, version, error) from None
     _check(source, worker, answers)
 
 
 def _check(source: str, worker: Any, answers: Mapping[str, object]) -> None:
-    """Copier takes any folder for a template, and any name for an answer."""
+    """Check what copier accepts without a check: that the source is a template, and that each answer is for a question that is asked."""
     questions = worker.template.questions_data
     if not questions:
-        raise BadTemplate(f"{source} is no template: it has no copier.yml with questions", remedy=f"for example {TEMPLATE}")
+        raise BadTemplate(f"{source} is not a template: it has no copier.yml with questions", remedy=f"for example {TEMPLATE}")
     for name in answers:
         if name not in questions:
             close = difflib.get_close_matches(name, [asked for asked in questions if questions[asked].get("when") is not False], 1)
             remedy = f"did you mean {close[0]}?" if close else f"its questions: {', '.join(questions)}"
             raise ScaffoldError(f"{name}: the template has no such question", remedy=remedy)
         if questions[name].get("when") is False:
-            raise ScaffoldError(f"{name} is computed from other answers", remedy="leave it out")
+            raise ScaffoldError(f"{name} is computed from other answers", remedy="remove this answer")
         if name in worker.answers.hidden:
             raise ScaffoldError(f"{name} is not asked with these answers", remedy=f"it is asked when {questions[name]['when']}")
 
 
-def _refusal(source: str, version: str | None, said: str) -> MlopsBuildError:
-    """What copier refuses, in our words."""
-    if "Unknown revision" in said:
+def _refusal(source: str, version: str | None, message: str) -> MlopsBuildError:
+    """The error for a message of copier."""
+    if "Unknown revision" in message:
         return _no_version(source, version)
-    if "must be a directory" in said:
+    if "must be a directory" in message:
         return BadTemplate(f"{source}: there is no such template", remedy=f"give a folder or an address, for example {TEMPLATE}")
-    if "--trust" in said:
-        remedy = "mlops-build runs nothing of a template; name another one"
-        return ScaffoldError(f"{source}: {said.partition(' If you trust')[0]}", remedy=remedy)
-    if found := re.match(r"Validation error for question '(?P<name>\w+)': (?P<why>.*)", said):
-        # Until 0.1.0 the validators said the name themselves.
-        return ScaffoldError(f"{found['name']}: {found['why'].removeprefix(found['name'] + ': ')}")
-    if found := re.match(r"Invalid choice for '(?P<name>\w+)': (?P<why>.*)", said):
-        return ScaffoldError(f"{found['name']}: {found['why']}")
-    return ScaffoldError(f"{source}: {said}")
+    if "--trust" in message:
+        remedy = "mlops-build does not run code of a template; give another one"
+        return ScaffoldError(f"{source}: {message.partition(' If you trust')[0]}", remedy=remedy)
+    if match := re.match(r"Validation error for question '(?P<name>\w+)': (?P<why>.*)", message):
+        # Until 0.1.0 the validators' messages began with the name.
+        return ScaffoldError(f"{match['name']}: {match['why'].removeprefix(match['name'] + ': ')}")
+    if match := re.match(r"Invalid choice for '(?P<name>\w+)': (?P<why>.*)", message):
+        return ScaffoldError(f"{match['name']}: {match['why']}")
+    return ScaffoldError(f"{source}: {message}")
 
 
 def _failure(source: str, destination: Path, version: str | None, error: OSError) -> MlopsBuildError:
-    """What git or the disk refuses. Copier runs git by plumbum, whose error is an OSError with git's own words."""
-    said = str(getattr(error, "stderr", "") or "")
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("Cloning", "Preparing", "warning:"))]
+    """The error for a failure of git or of the disk. Copier runs git with plumbum, whose error is an OSError with git's output."""
+    output = str(getattr(error, "stderr", "") or "")
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(("Cloning", "Preparing", "warning:"))]
     if not lines:
-        return Failed(f"{destination}: {error.strerror or error}", remedy="check that you may write there")
-    reason = re.sub(r"://[^/@\s]*@", "://", lines[0])  # what ssh says comes before git sums it up
+        return Failed(f"{destination}: {error.strerror or error}", remedy="check that you have permission to write there")
+    reason = re.sub(r"://[^/@\s]*@", "://", lines[0])  # ssh's message comes before git's summary
     if re.search(r"invalid reference|unknown revision|pathspec|not a commit|not a valid object", reason):
         return _no_version(source, version)
-    if NETWORK.search(said):
-        remedy = f"check the address, the network, and that you may read it: git ls-remote {_for_git(source)}"
+    if NETWORK.search(output):
+        remedy = f"check the address, the network, and your permission to read it: git ls-remote {_for_git(source)}"
         return TemplateUnreachable(f"{source}: {reason}", remedy=remedy)
     return BadTemplate(f"{source}: {reason}", remedy=f"check the address: git ls-remote {_for_git(source)}")
 
 
 def _no_version(source: str, version: str | None) -> BadTemplate:
-    remedy = f"name a tag, branch or commit that is there: git ls-remote {_for_git(source)}"
-    return BadTemplate(
-        f"{source} has no version {version}" if version else f"{source}: it has no commit that could be rendered", remedy=remedy
-    )
+    remedy = f"give an existing tag, branch or commit: git ls-remote {_for_git(source)}"
+    return BadTemplate(f"{source} has no version {version}" if version else f"{source}: it has no commit to render", remedy=remedy)
 
 
 def _for_git(source: str) -> str:
-    """The address without what only copier understands."""
+    """The address in a form that git understands."""
     return re.sub(r"^gl:/?", "https://gitlab.com/", re.sub(r"^gh:/?", "https://github.com/", source.removeprefix("git+")))

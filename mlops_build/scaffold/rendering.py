@@ -1,8 +1,8 @@
-"""Render several versions of a template, in one process of its own (child.py).
+"""Render several versions of a template in a child process (child.py).
 
-Copier takes a second to be imported and changes the working directory while it works, so one child renders everything, one after the
-other. It has no way to the network: the template's address leads to the clone that was fetched already, while the answers file goes on
-naming the real one. Nobody's settings reach it.
+Importing copier takes a second, and copier changes the working directory while it works, so one child renders all versions in turn. It
+has no network access: git maps the template's address to the clone that was fetched before, while the answers file still names the real
+address. User settings do not affect it.
 """
 
 import json
@@ -23,7 +23,7 @@ SECONDS = 300
 
 @dataclass(frozen=True)
 class Job:
-    """One rendering. folder: made here. commit: of the template. answers: by question. exclude: patterns beside the template's own."""
+    """A version to render. folder: to create. commit: of the template. answers: by question. exclude: patterns besides the template's."""
 
     folder: str
     commit: str
@@ -33,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Problem:
-    """An answer that a version of the template does not take. value: what it is, or None where it is missing."""
+    """An answer that a version of the template refuses. value: the answer, or None if it is missing."""
 
     name: str
     why: str
@@ -41,7 +41,7 @@ class Problem:
 
 
 class BadAnswers(ScaffoldError):
-    """Answers that the template does not take: `problems` has them all."""
+    """Answers that the template refuses; `problems` has all of them."""
 
     def __init__(self, problems: Sequence[Problem], *, message: str, remedy: str) -> None:
         super().__init__(message, remedy=remedy)
@@ -49,9 +49,9 @@ class BadAnswers(ScaffoldError):
 
 
 def render(source: Source, jobs: Sequence[Job], scratch: Path) -> list[list[Problem]]:
-    """Do these jobs; for each the answers that were not taken, in which case its folder is of no use.
+    """Render these jobs; returns the refused answers of each. If there are any, the job's folder must not be used.
 
-    Raises ScaffoldError where the template itself cannot be rendered.
+    Raises ScaffoldError if the template itself cannot be rendered.
     """
     request = json.dumps({"source": source.recorded, "clone": str(source.clone), "jobs": [asdict(job) for job in jobs]})
     try:
@@ -66,17 +66,17 @@ def render(source: Source, jobs: Sequence[Job], scratch: Path) -> list[list[Prob
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Failed(f"copier did not end within {SECONDS} s", remedy="try again on a machine that is less busy") from None
+        raise Failed(f"copier did not finish within {SECONDS} s", remedy="try again on a less busy machine") from None
     try:
         replies = json.loads(done.stdout)
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         if "No module named 'copier'" in done.stderr:
             raise ModuleNotFoundError("No module named 'copier'", name="copier") from None
-        raise Failed(f"copier ended with {done.returncode}: {last}", remedy="this should not happen; please report it") from None
+        raise Failed(f"copier exited with {done.returncode}: {last}", remedy="this is an error in mlops-build; please report it") from None
     for reply in replies:
         if reply["error"]:
-            raise ScaffoldError(f"the template cannot be rendered: {reply['error']}", remedy="name another version: --to VERSION")
+            raise ScaffoldError(f"the template cannot be rendered: {reply['error']}", remedy="give another version: --to VERSION")
     return [[Problem(**problem) for problem in reply["problems"]] for reply in replies]
 
 
@@ -93,7 +93,7 @@ def _environment(source: Source, scratch: Path) -> dict[str, str]:
     pairs = enumerate(git.items())
     return {
         **kept,
-        # The package that this process runs, wherever it was found.
+        # The child must import the same mlops_build as this process.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         "COPIER_SETTINGS_PATH": str(settings),
         "COPIER_CACHE_DIR": str(scratch / "copier"),

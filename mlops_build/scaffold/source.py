@@ -16,45 +16,45 @@ SHORT = (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/"))
 
 
 class NoSuchVersion(NotFound):
-    """The template's repository has no such version, at least not in the copy that can be reached."""
+    """The template's repository has no such version."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """recorded: the address as a service records it. url: the same as git takes it. clone: a private bare clone of it."""
+    """A fetched template. recorded: the address in the service's record. url: the same for git. clone: a private bare clone."""
 
     recorded: str
     url: str
     clone: Path
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a tag, branch, commit, description or line of CHANGELOG.md's table names; None where there is none."""
+        """The commit of a tag, branch, commit, `git describe` name or line of CHANGELOG.md's table; None if there is none."""
         if not REVISION.fullmatch(revision) or ".." in revision:
             return None
-        # A tag may be missing in this copy of the repository; the table of releases travels with every copy.
+        # A copy of the repository may lack the tag; the table of releases is in every copy.
         return self._parse(revision) or self._parse(self.releases().get(revision.removeprefix("v"), "-"))
 
     def newest(self) -> str:
-        """What copier takes by itself: the newest release among the tags by PEP 440, else HEAD."""
+        """Copier's default version: the newest release among the tags (PEP 440), else HEAD."""
         from packaging.version import InvalidVersion, Version
 
-        found = []
+        releases = []
         for tag in command.text(self.clone, "for-each-ref", "--format=%(refname:strip=2)", "refs/tags").splitlines():
             try:
                 version = Version(tag)
             except InvalidVersion:
                 continue
             if not version.is_prerelease:
-                found.append((version, tag))
-        return max(found)[1] if found else "HEAD"
+                releases.append((version, tag))
+        return max(releases)[1] if releases else "HEAD"
 
     def describe(self, commit: str) -> str:
-        """The commit's name as copier records it: its tag, or the nearest tag and how far from it, or its first digits."""
+        """The commit's name as copier records it: its tag, the nearest tag with the distance, or its first digits."""
         return command.text(self.clone, "describe", "--tags", "--always", commit)
 
-    def is_newer(self, one: str, other: str) -> bool | None:
+    def is_newer(self, commit: str, other: str) -> bool | None:
         """Whether `other` is in the history of `one`; None where one of them is not known here."""
-        known = [self._parse(commit) for commit in (one, other)]
+        known = [self._parse(commit) for commit in (commit, other)]
         if None in known:
             return None
         missing = command.text(self.clone, "rev-list", "--count", f"{known[0]}..{known[1]}")
@@ -65,7 +65,7 @@ class Source:
         return int(command.text(self.clone, "rev-list", "--count", f"{commit}..HEAD"))
 
     def releases(self) -> dict[str, str]:
-        """CHANGELOG.md's table as it stands at HEAD: version → commit."""
+        """CHANGELOG.md's table at HEAD: version → commit."""
         try:
             return releases(command.text(self.clone, "cat-file", "blob", "HEAD:CHANGELOG.md"))
         except GitFailed:
@@ -79,11 +79,11 @@ class Source:
             return None
 
     def keep(self, commit: str) -> None:
-        """Give a commit a name, so that copies of the clone have it too."""
+        """Create a branch for a commit, so that copies of the clone have it, too."""
         command.run(self.clone, "update-ref", f"refs/heads/mlops-build-{commit}", commit)
 
     def look_for(self, commit: str) -> str | None:
-        """A commit by its full name: in the clone, else asked of the template's host, which may know it without a branch that has it."""
+        """A commit by its full id: in the clone, else fetched from the template's host, which may have it without a branch."""
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             return None
         if not self._parse(commit):
@@ -107,21 +107,21 @@ def fetch(recorded: str, folder: Path) -> Source:
         command.checked_url(url)
     elif not Path(url).exists():
         raise NotFound(
-            f"the template's address is {url}, and there is nothing",
-            remedy="name the address where it is now: mlops-build update --template URL",
+            f"the template's address {url} does not exist",
+            remedy="give the current address: mlops-build update --template URL",
         )
     try:
         command.run(folder.parent, "clone", "--quiet", "--bare", "--template=", "--", url, str(folder))
     except GitFailed as error:
         raise NotFound(
-            f"the template {command.masked(recorded)} is no Git repository: {error.message}",
-            remedy="name its address: mlops-build update --template URL",
+            f"the template {command.masked(recorded)} is not a Git repository: {error.message}",
+            remedy="give its address: mlops-build update --template URL",
         ) from None
     return Source(recorded, url, folder)
 
 
 def address(recorded: str) -> str:
-    """What git makes of an address that copier recorded: `gh:` and `gl:` are short for two hosts, `git+` says that it is a repository."""
+    """Convert an address that copier recorded for git: `gh:` and `gl:` are short for two hosts, `git+` marks a repository."""
     for prefix, host in SHORT:
         if recorded.startswith(prefix):
             recorded = host + recorded.removeprefix(prefix).lstrip("/")
@@ -134,8 +134,8 @@ def address(recorded: str) -> str:
     path = Path(recorded).expanduser()
     if not path.is_absolute():
         raise NotFound(
-            f"the template's address was recorded as {recorded!r}, which leads nowhere from here",
-            remedy="name it: mlops-build update --template /absolute/path or URL",
+            f"the template's address was recorded as {recorded!r}, which is a relative path",
+            remedy="give it: mlops-build update --template /absolute/path or URL",
         )
     return str(path)
 

@@ -1,4 +1,5 @@
-"""A tree of files as Git keeps it: path → mode and blob. Read from a commit, taken from a folder, written back; nothing is checked out.
+"""A tree of files as Git stores it: path → mode and blob. Trees are read from a commit or a folder and written to the store, without a
+checkout.
 
 Paths are text with undecodable bytes kept (os.fsdecode), so that every file name survives.
 """
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from mlops_build.git import command
 
-# A rendered file is what its template says, whatever this machine's or this repository's settings make of files.
+# Rendered files are stored unchanged, whatever the settings of the machine or the repository are.
 AS_RENDERED = (
     "core.fileMode=true",
     "core.symlinks=true",
@@ -27,7 +28,7 @@ AS_RENDERED = (
 
 
 class Entry(NamedTuple):
-    """One file: Git's mode (100644, 100755 executable, 120000 symbolic link, 160000 submodule), and the name of its content."""
+    """A file: Git's mode (100644, 100755 executable, 120000 symbolic link, 160000 submodule), and the id of its blob."""
 
     mode: str
     blob: str
@@ -38,7 +39,7 @@ Tree = dict[str, Entry]
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one file. what: added, changed, deleted or renamed; `old` is where a renamed one was."""
+    """A changed file. what: added, changed, deleted or renamed. old: the former path of a renamed file."""
 
     path: str
     what: str
@@ -47,16 +48,16 @@ class Change:
 
 def read(repository: Path, treeish: str) -> Tree:
     """All files of a commit or tree."""
-    found: Tree = {}
+    files: Tree = {}
     for line in command.run(repository, "ls-tree", "-r", "-z", "--full-tree", treeish).split(b"\0")[:-1]:
         about, _, path = line.partition(b"\t")
         mode, _, blob = about.decode().split()
-        found[os.fsdecode(path)] = Entry(mode, blob)
-    return found
+        files[os.fsdecode(path)] = Entry(mode, blob)
+    return files
 
 
 def write(repository: Path, files: Mapping[str, Entry]) -> str:
-    """The name of the tree with these files."""
+    """Write a tree with these files; returns its id."""
     lines = [f"{entry.mode} {entry.blob}\t".encode() + os.fsencode(path) + b"\0" for path, entry in sorted(files.items())]
     with _private_index() as index:
         command.run(repository, "update-index", "-z", "--index-info", stdin=b"".join(lines), environment=index)
@@ -64,9 +65,9 @@ def write(repository: Path, files: Mapping[str, Entry]) -> str:
 
 
 def store(repository: Path, worktree: Path, prefix: str, attributes: Mapping[str, bytes]) -> Tree:
-    """The files below `prefix` in a folder, put into the repository's store as its own `git add` would put them; paths below the prefix.
+    """Store the files below `prefix` in a folder in the repository, as its own `git add` would; the result's paths start below the prefix.
 
-    attributes: by path, the .gitattributes that the repository has; where the folder has none of its own there, they hold for it too.
+    attributes: path → the repository's .gitattributes; they apply where the folder has no such file of its own.
     """
     borrowed = []
     for path, content in attributes.items():
@@ -77,14 +78,14 @@ def store(repository: Path, worktree: Path, prefix: str, attributes: Mapping[str
     settings = [argument for setting in AS_RENDERED for argument in ("-c", setting)]
     with _private_index() as index:
         environment = {**index, "GIT_DIR": where, "GIT_WORK_TREE": str(worktree)}
-        # --force: what the template's own .gitignore names is the template's too.
+        # --force: files that the template's own .gitignore excludes belong to the template, too.
         command.run(worktree, *settings, "add", "--all", "--force", prefix or ".", environment=environment)
-        found = read(repository, command.text(repository, "write-tree", environment=index))
-    return {path.removeprefix(prefix): entry for path, entry in found.items() if path not in borrowed}
+        files = read(repository, command.text(repository, "write-tree", environment=index))
+    return {path.removeprefix(prefix): entry for path, entry in files.items() if path not in borrowed}
 
 
 def graft(repository: Path, whole: str, prefix: str, part: str) -> str:
-    """The tree `whole` with the tree `part` instead of what is below `prefix`."""
+    """The tree `whole` with the part below `prefix` replaced by the tree `part`."""
     if not prefix:
         return part
     others = {path: entry for path, entry in read(repository, whole).items() if not path.startswith(prefix)}
@@ -92,37 +93,37 @@ def graft(repository: Path, whole: str, prefix: str, part: str) -> str:
 
 
 def blobs(repository: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The contents of these blobs, by name."""
+    """The contents of these blobs, by id."""
     wanted = sorted(set(names))
     if not wanted:
         return {}
     printed = command.run(repository, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in wanted).encode())
-    found, at = {}, 0
+    contents, at = {}, 0
     for name in wanted:
         end = printed.index(b"\n", at)
         size = int(printed[at:end].split()[2])
-        found[name] = printed[end + 1 : end + 1 + size]
+        contents[name] = printed[end + 1 : end + 1 + size]
         at = end + 1 + size + 1
-    return found
+    return contents
 
 
 def add_blob(repository: Path, content: bytes) -> str:
-    """The name of this content, which is in the store from now on."""
+    """Write content into the store; returns its id."""
     return command.run(repository, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
 
 
 def changes(repository: Path, before: str, after: str) -> list[Change]:
-    """What differs between two trees, in the order of the paths, with renames found as a merge finds them."""
+    """The differences between two trees, in path order, with the same rename detection as a merge."""
     listed = command.run(repository, "diff-tree", "-r", "-z", "--name-status", "-M", "-l0", "--no-rename-empty", before, after)
     fields = iter(listed.decode(errors="surrogateescape").split("\0")[:-1])
-    found = []
+    changes = []
     for status in fields:
         if status.startswith("R"):
             old, path = next(fields), next(fields)
-            found.append(Change(path, "renamed", old))
+            changes.append(Change(path, "renamed", old))
         else:
-            found.append(Change(next(fields), {"A": "added", "D": "deleted"}.get(status, "changed")))
-    return found
+            changes.append(Change(next(fields), {"A": "added", "D": "deleted"}.get(status, "changed")))
+    return changes
 
 
 @contextmanager

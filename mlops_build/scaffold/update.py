@@ -1,6 +1,6 @@
-"""Bring a service up to a newer version of its template: copier renders the old and the new version, Git merges the difference.
+"""Update a service to a newer version of its template: copier renders the old and the new version, Git merges the difference.
 
-`plan` works on any repository that has the service's commit, without a checkout; `update` puts its result into a checkout.
+`plan` works on any repository that has the service's commit, without a checkout; `update` writes its result into a checkout.
 """
 
 import tempfile
@@ -27,16 +27,16 @@ from mlops_build.scaffold.tree import Tree
 
 
 class Drift(Refused):
-    """The record of answers, and what the service's files say, differ."""
+    """The record of answers and the service's files differ."""
 
 
 class Downgrade(Refused):
-    """The version asked for is older than the one that the service has."""
+    """The requested version is older than the service's version."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the template: the name that copier records for it, and its commit."""
+    """A version of the template. name: as copier records it."""
 
     name: str
     commit: str
@@ -44,10 +44,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update does, or would do.
+    """The result of an update, or of its plan.
 
-    status: `merged`, `conflict`, or `nothing` where the service has that version already. merged: of the service's folder alone; None for
-    `nothing`. tree: of the whole repository afterwards. written: whether index and files say so now. commit: the one that was made.
+    status: `merged`, `conflict`, or `nothing` if the service already has that version. merged: of the service's folder alone; None for
+    `nothing`. tree: of the whole repository afterwards. written: whether index and files were updated. commit: the new commit, if any.
     """
 
     status: Literal["merged", "conflict", "nothing"]
@@ -61,15 +61,19 @@ class Update:
     commit: str | None = None
 
     def as_json(self) -> dict[str, object]:
-        """For --json; paths that are no text are shown with backslashes."""
+        """For --json; undecodable bytes in paths become backslash escapes."""
         merged = self.merged
         return {
             "status": self.status,
             "template": self.template,
             "from": asdict(self.before),
             "to": asdict(self.after),
-            "changes": [{name: shown(value) for name, value in asdict(one).items() if value} for one in merged.changes] if merged else [],
-            "conflicts": [{name: shown(value) for name, value in asdict(one).items()} for one in merged.conflicts] if merged else [],
+            "changes": [{name: shown(value) for name, value in asdict(change).items() if value} for change in merged.changes]
+            if merged
+            else [],
+            "conflicts": [{name: shown(value) for name, value in asdict(conflict).items()} for conflict in merged.conflicts]
+            if merged
+            else [],
             "kept": [*map(shown, merged.kept)] if merged else [],
             "deleted_by_you": [*map(shown, merged.deleted)] if merged else [],
             "outdated": [*map(shown, merged.outdated)] if merged else [],
@@ -80,7 +84,7 @@ class Update:
 
 
 def shown(path: str) -> str:
-    """A path for people and JSON: what is no text in it as backslashes."""
+    """A path for output: undecodable bytes become backslash escapes."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -94,11 +98,11 @@ def update(
     write_conflicts: bool = False,
     commit: bool = False,
 ) -> Update:
-    """Update the service in this folder of a checkout; without a conflict its index and files are what came out.
+    """Update the service in this folder of a checkout; without a conflict, index and files are updated.
 
-    to: a tag, branch or commit of the template; None: what copier takes, the newest release. data: answers that change. template: where the
-    template is now, if it has moved. dry_run: nothing is written. write_conflicts: also with conflicts, and their markers, as `git merge`
-    would leave them. commit: commit the result too.
+    to: a tag, branch or commit of the template; None: the newest release, as copier. data: answers to change. template: the new address of
+    the template, if it has moved. dry_run: nothing is written. write_conflicts: write a result with conflict markers, too, as `git merge`
+    does. commit: commit the result.
 
     Raises apply.Dirty, Drift, Downgrade, rendering.BadAnswers, source.NoSuchVersion, and the errors of git/command.py.
     """
@@ -138,9 +142,9 @@ def plan(
     template: str | None = None,
     where: Path | None = None,
 ) -> Update:
-    """What an update of the service below `prefix` at `head` would make of it. Objects are stored; no ref, index or file changes.
+    """Plan an update of the service below `prefix` at `head`. Objects are stored; no ref, index or file changes.
 
-    where: how messages call the service's folder.
+    where: the service's folder in messages.
     """
     data = dict(data or {})
     where = where or repository
@@ -154,17 +158,23 @@ def plan(
         after = Version(source.describe(new), new)
         changes = bool(data) or template is not None
         notes = list(_untaken(source, to, new))
-        # With one commit to have been made from, what needs no rendering is known now.
+        # With a single candidate, an update without changes is known without rendering.
         if len(candidates) == 1 and (done := _nothing(source, record, candidates[0], after, to, changes, notes)):
             return done
         work = _Work(repository, Path(scratch), source, head, ours, prefix, where.name or "service", new)
         old, renderings = work.renderings(record, origin, candidates, data)
         if old != candidates[0]:
-            notes.append(f"{record.version} is another commit now; the service was made from {old[:12]}, and that is what is compared")
+            notes.append(
+                f"{record.version} is another commit now; the service was generated from {old[:12]}, and the update starts from that"
+            )
         if len(candidates) > 1 and (done := _nothing(source, record, old, after, to, changes, notes)):
             return done
         otherwise = work.otherwise({**record.values, **data})
-        notes += [f"service.yaml says {name}: {said}, which is yours to change" for name, said in otherwise.items() if name in data]
+        notes += [
+            f"service.yaml has {name}: {value}; change it there if you want the new answer"
+            for name, value in otherwise.items()
+            if name in data
+        ]
         notes += [f"{name}: not asked any more; the answer {record.values[name]!r} is dropped" for name in work.dropped(record)]
         if template:
             _take_over_address(repository, renderings[0], ours)
@@ -189,10 +199,10 @@ def plan(
 
 
 def _target(source: Source, to: str | None) -> str:
-    """The commit to go to. Raises NoSuchVersion."""
+    """The commit of the requested version. Raises NoSuchVersion."""
     wanted = to or source.newest()
-    if found := source.resolve(wanted):
-        return found
+    if commit := source.resolve(wanted):
+        return commit
     raise NoSuchVersion(
         f"the template has no version {wanted}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
     )
@@ -201,62 +211,65 @@ def _target(source: Source, to: str | None) -> str:
 def _nothing(
     source: Source, record: Answers, old: str, after: Version, to: str | None, changes: bool, notes: Sequence[str]
 ) -> Update | None:
-    """What there is to say where nothing is to be done; None where there is. changes: of answers or of the address. Raises Downgrade."""
+    """The result if nothing has to be done, else None. changes: answers or the address change. Raises Downgrade."""
     before, template = Version(record.version, old), command.masked(source.recorded)
     if old == after.commit:
         return None if changes else Update("nothing", template, before, after, notes=tuple(notes))
     if not source.is_newer(old, after.commit):
         return None
     if to is None and not changes:
-        later = f"the service was made from a commit after {after.name}, the newest release; --to HEAD takes what came later"
+        later = f"the service was generated from a commit after {after.name}, the newest release; --to HEAD updates to later commits"
         return Update("nothing", template, before, before, notes=(*notes, later))
     raise Downgrade(
-        f"{record.version}, which the service has, is newer than {after.name}",
+        f"the service's version {record.version} is newer than {after.name}",
         remedy="to go back, revert the commit of the update: git revert",
     )
 
 
 def _stale_lock(repository: Path, ours: str, merged: Merged) -> list[str]:
-    """A word where the requirements have changed and requirements.lock, which is the team's, was resolved from the former ones."""
+    """A note if the requirements have changed and requirements.lock, which belongs to the team, was resolved from the old ones."""
     store = Objects(repository)
     former, now = (_requirements(store.read(treeish, "pyproject.toml")) for treeish in (ours, merged.tree))
     stale = former is not None and now is not None and former != now and store.read(ours, "requirements.lock") is not None
-    return ["the requirements in pyproject.toml have changed: make lock resolves requirements.lock anew"] if stale else []
+    return ["the requirements in pyproject.toml have changed: make lock updates requirements.lock"] if stale else []
 
 
 def _requirements(pyproject: bytes | None) -> list[object] | None:
-    """What requirements.lock is resolved from; mlops-build itself is pinned elsewhere. None where there is nothing to read."""
+    """The requirements that requirements.lock resolves, without mlops-build, which is pinned elsewhere. None if they cannot be read."""
     try:
-        found = tomllib.loads((pyproject or b"").decode())
-        project = found["project"]
+        content = tomllib.loads((pyproject or b"").decode())
+        project = content["project"]
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError):
         return None
     parts = [
         project.get("dependencies", []),
         *project.get("optional-dependencies", {}).values(),
-        *found.get("dependency-groups", {}).values(),
+        *content.get("dependency-groups", {}).values(),
     ]
-    return [project.get("requires-python"), *([one for one in part if not str(one).startswith("mlops-build")] for part in parts)]
+    return [
+        project.get("requires-python"),
+        *([requirement for requirement in part if not str(requirement).startswith("mlops-build")] for part in parts),
+    ]
 
 
 def _made_from(source: Source, record: Answers, origin: Origin) -> list[str]:
-    """The commits that the service may have been made from, likeliest first: what its version names now, and what its pin named then."""
+    """The commits that the service may have been generated from, the most likely first: its version's now, and its pin's then."""
     named = source.resolve(record.version)
     pinned = source.look_for(origin.commit) if origin.commit else None
-    found = list(dict.fromkeys(commit for commit in (named, pinned) if commit))
-    if not found:
+    commits = list(dict.fromkeys(commit for commit in (named, pinned) if commit))
+    if not commits:
         pin = f" (commit {origin.commit[:12]})" if origin.commit else ""
         raise NoSuchVersion(
-            f"the template at {command.masked(source.url)} does not have the version {record.version}{pin} that the service was made from",
-            remedy="name a clone that has it, with --template; a tag that did not travel along comes back with `make tag` there",
+            f"the template at {command.masked(source.url)} does not have the version {record.version}{pin} of the service",
+            remedy="give a clone that has it with --template; `make tag` in the clone restores missing tags",
         )
-    for commit in found:
+    for commit in commits:
         source.keep(commit)
-    return found
+    return commits
 
 
 def _take_over_address(repository: Path, old: Tree, ours: str) -> None:
-    """Where the template has moved, the old rendering names its new address; the service was rendered with the one it has."""
+    """If the template has moved, keep the service's old address in the old rendering, so that only the new rendering changes it."""
     service = tree.read(repository, ours)
     if answers.PIN not in old or answers.PIN not in service:
         return
@@ -268,12 +281,12 @@ def _take_over_address(repository: Path, old: Tree, ours: str) -> None:
 
 def _untaken(source: Source, to: str | None, new: str) -> Sequence[str]:
     later = 0 if to else source.later(new)
-    return [f"{later} later commits of the template are no release yet; --to HEAD takes them"] if later else []
+    return [f"{later} later commits of the template are not released yet; --to HEAD updates to them"] if later else []
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What the renderings of one update share."""
+    """The common state of the renderings of an update."""
 
     repository: Path
     scratch: Path
@@ -287,7 +300,7 @@ class _Work:
     def __post_init__(self) -> None:
         content = self.source.file(self.new, "copier.yml")
         if content is None:
-            raise NoSuchVersion(f"the template has no copier.yml at {self.new[:12]}", remedy="name another version: --to VERSION")
+            raise NoSuchVersion(f"the template has no copier.yml at {self.new[:12]}", remedy="give another version: --to VERSION")
         self._copier_yml.write_bytes(content)
         self.source.keep(self.new)
 
@@ -305,7 +318,7 @@ class _Work:
 
     @cached_property
     def asked(self) -> Mapping[str, Any]:
-        """What the new version's copier.yml says; nothing where only copier can read it (`!include`)."""
+        """The new version's copier.yml; empty if only copier can read it (`!include`)."""
         try:
             parts = documents(self._copier_yml)
         except YAMLError:
@@ -318,18 +331,18 @@ class _Work:
         return [name for name in record.values if asked and name not in asked]
 
     def otherwise(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """The answers that service.yaml says otherwise, and what it says."""
+        """The answers that have another value in service.yaml, with that value."""
         content = Objects(self.repository).read(self.ours, "service.yaml")
         return answers.of_service(wanted, content.decode(errors="replace") if content else None)
 
     def renderings(
         self, record: Answers, origin: Origin, candidates: Sequence[str], data: Mapping[str, str]
     ) -> tuple[str, tuple[Tree, Tree]]:
-        """The commit that the service was made from, and both renderings. Raises BadAnswers, Drift, UsageError."""
+        """The commit that the service was generated from, and both renderings. Raises BadAnswers, Drift, UsageError."""
         asked = self.asked
         for name in data:
             if asked and (name.startswith("_") or name not in asked):
-                raise UsageError(f"--data {name}: the template has no such question", remedy=f"it asks {', '.join(_names(asked))}")
+                raise UsageError(f"--data {name}: the template has no such question", remedy=f"its questions: {', '.join(_names(asked))}")
         excluded = asked.get("_exclude", [])
         wanted = {**record.values, **data}
         service = tree.read(self.repository, self.ours)
@@ -363,20 +376,20 @@ class _Work:
         return tree.store(self.repository, worktree, self.prefix, attributes)
 
     def _attributes(self) -> dict[str, bytes]:
-        """The .gitattributes that hold in the service, by path in the repository; those of the folders above it among them."""
+        """The .gitattributes that apply to the service, including those of the folders above it, by path in the repository."""
         store = Objects(self.repository)
         above = [f"{parent}/.gitattributes" for parent in Path(self.prefix).parents if str(parent) != "."] if self.prefix else []
-        found = {path: store.read(self.head, path) for path in ([".gitattributes", *above] if self.prefix else [])}
+        contents = {path: store.read(self.head, path) for path in ([".gitattributes", *above] if self.prefix else [])}
         for path in tree.read(self.repository, self.ours):
             if Path(path).name == ".gitattributes":
-                found[self.prefix + path] = store.read(self.head, self.prefix + path)
-        return {path: content for path, content in found.items() if content is not None}
+                contents[self.prefix + path] = store.read(self.head, self.prefix + path)
+        return {path: content for path, content in contents.items() if content is not None}
 
     def _alike(self, rendered: Tree, service: Tree) -> int:
         return sum(service.get(path) == entry for path, entry in rendered.items() if self.owner(path) == "template")
 
     def _refuse_edited_record(self, record: Answers, origin: Origin, answered: Tree, recorded: Tree, service: Tree) -> None:
-        """Raises Drift where files are as the answers of before say, and not as the record says now."""
+        """Raises Drift if files still match the former answers and not the recorded ones."""
         files = [
             path
             for path in sorted(answered.keys() | recorded.keys())
@@ -389,12 +402,12 @@ class _Work:
             names = sorted(changed.keys() | gone.keys())
             back = {name: origin.values.get(name) for name in names}
             raise Drift(
-                f"{answers.FILE} was edited by hand: it says {_said(changed)}, and {_some(stale)} say {_said(back)}",
-                remedy=f"git checkout the record's former content, then: mlops-build update {_arguments(changed)}",
+                f"{answers.FILE} was edited by hand: it has {_listed(changed)}, but {_some(stale)} were rendered with {_listed(back)}",
+                remedy=f"restore its former content with git checkout, then: mlops-build update {_arguments(changed)}",
             )
 
     def _refuse_service(self, wanted: Mapping[str, Any], seeded: Mapping[str, Any], new: Tree, as_service_says: Tree) -> None:
-        """Raises Drift where service.yaml holds another value than the answers, and files of the template's are rendered from it."""
+        """Raises Drift if service.yaml and the answers differ in a value from which template files are rendered."""
         files = [
             path
             for path in sorted(new.keys() | as_service_says.keys())
@@ -402,15 +415,15 @@ class _Work:
         ]
         if files:
             raise Drift(
-                f"service.yaml says {_said(seeded)}, the answers say {_said({name: wanted[name] for name in seeded})}; "
-                f"{_some(files)} come from the answers",
-                remedy=f"take over what service.yaml says: mlops-build update {_arguments(seeded)}\n"
+                f"service.yaml has {_listed(seeded)}, the answers have {_listed({name: wanted[name] for name in seeded})}; "
+                f"{_some(files)} are rendered from the answers",
+                remedy=f"use the values of service.yaml: mlops-build update {_arguments(seeded)}\n"
                 f"    or keep the answers: mlops-build update {_arguments({name: wanted[name] for name in seeded})}",
             )
 
 
 def _refuse_answers(problems: Sequence[Problem], asked: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises BadAnswers with every answer that the new version does not take, and every one that it misses."""
+    """Raises BadAnswers with all refused and all missing answers of the new version."""
     if not problems:
         return
     named = {problem.name for problem in problems}
@@ -423,20 +436,23 @@ def _refuse_answers(problems: Sequence[Problem], asked: Mapping[str, Any], wante
         and "default" not in asked[name]
         and "when" not in asked[name]
     ]
-    found = [*problems, *(Problem(name, "it is asked now, and has no default") for name in missing)]
-    lines = [f"{one.name}: {one.why}" if one.value is None else f"{one.name}: {one.value!r}: {one.why}" for one in found]
+    refused = [*problems, *(Problem(name, "this question is new and has no default") for name in missing)]
+    lines = [
+        f"{problem.name}: {problem.why}" if problem.value is None else f"{problem.name}: {problem.value!r}: {problem.why}"
+        for problem in refused
+    ]
     raise BadAnswers(
-        found,
-        message="the new version does not take these answers:\n    " + "\n    ".join(lines),
-        remedy="give them: mlops-build update " + " ".join(f"--data {one.name}=VALUE" for one in found),
+        refused,
+        message="the new version refuses these answers:\n    " + "\n    ".join(lines),
+        remedy="give them: mlops-build update " + " ".join(f"--data {problem.name}=VALUE" for problem in refused),
     )
 
 
 def _refuse_record(record: Answers, problems: Sequence[Problem]) -> None:
-    said = "; ".join(f"{one.name}: {one.value!r}: {one.why}" for one in problems)
+    details = "; ".join(f"{problem.name}: {problem.value!r}: {problem.why}" for problem in problems)
     raise BadAnswers(
         problems,
-        message=f"{answers.FILE} holds what {record.version} did not take: {said}",
+        message=f"{answers.FILE} has answers that {record.version} refuses: {details}",
         remedy="it was edited by hand; restore it from Git's history",
     )
 
@@ -445,7 +461,7 @@ def _names(asked: Mapping[str, Any]) -> list[str]:
     return [name for name in asked if not name.startswith("_")]
 
 
-def _said(values: Mapping[str, Any]) -> str:
+def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 

@@ -234,7 +234,7 @@ def test_a_host_that_never_answers_is_given_up_with_all_its_processes(tmp_path: 
         with pytest.raises(RemoteUnreachable, match="did not end within 1 s"):
             command.run(tmp_path, "ls-remote", url, seconds=1)
         assert time.monotonic() - began < 5
-        while [found for found in Path("/proc").glob("[0-9]*/cmdline") if url.encode() in _content(found)]:
+        while [path for path in Path("/proc").glob("[0-9]*/cmdline") if url.encode() in _content(path)]:
             assert time.monotonic() - began < 10
             time.sleep(0.05)
 

@@ -48,7 +48,7 @@ def test_an_update_without_edits_is_a_fresh_rendering(service: Path, make_servic
     assert done["outdated"] == ["src/code.py"]
     # It is staged, nothing else is changed, and after a commit there is nothing to do.
     assert not git(service, "diff", "--name-only")
-    assert "not committed: " in mlops_build(service, "update", expect=4).stderr
+    assert "uncommitted changes: " in mlops_build(service, "update", expect=4).stderr
     commit(service)
     again = document(service)
     assert (again["status"], again["changes"]) == ("nothing", [])
@@ -143,14 +143,14 @@ def test_files_that_git_does_not_have_are_not_written_over(make_template: MakeTe
     put(service, {mine: "mine\n"})
     before = taken(service)
     done = mlops_build(service, "update", expect=4)
-    assert f"write over files that Git does not have: {mine}\n" in done.stderr
+    assert f"overwrite untracked files: {mine}\n" in done.stderr
     assert taken(service) == before
 
 
 def test_changes_that_are_not_committed_are_refused(service: Path) -> None:
     edit(service, "kept.txt", "line 1\n", "mine\n")
     done = mlops_build(service, "update", expect=4)
-    assert done.stderr.startswith("mlops-build update: not committed: kept.txt\n    git commit or git stash")
+    assert done.stderr.startswith("mlops-build update: uncommitted changes: kept.txt\n    run git commit or git stash")
 
 
 def test_where_there_is_no_commit_no_git_or_no_template(service: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_where_there_is_no_commit_no_git_or_no_template(service: Path, tmp_path:
     assert "has no commit yet" in mlops_build(service, "update", expect=4).stderr
     (tmp_path / "empty").mkdir()
     commit(tmp_path / "empty")
-    assert "it was not made from a template" in mlops_build(tmp_path, "update", "empty", expect=3).stderr
+    assert "it was not generated from a template" in mlops_build(tmp_path, "update", "empty", expect=3).stderr
 
 
 def test_a_git_that_is_too_old(service: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_versions(service: Path, template: Path) -> None:
     put(template, {"template/later.txt": "later\n"})
     commit(template)
     done = mlops_build(service, "update", "--commit")
-    assert "1 later commits of the template are no release yet" in done.stderr
+    assert "1 later commits of the template are not released yet" in done.stderr
     assert not (service / "later.txt").exists()
     done = mlops_build(service, "update", "--to", "HEAD", "--commit")
     assert "0.2.0 → 0.2.0-1-g" in done.stdout
@@ -200,8 +200,8 @@ def test_answers_that_the_new_version_does_not_take(make_template: MakeTemplate,
     before = taken(service)
     done = mlops_build(service, "update", expect=4)
     assert "    kind: 'two': 'two' is not in ['one', 'three']\n" in done.stderr
-    assert "    size: it is asked now, and has no default\n" in done.stderr
-    assert "    colour: it is asked now, and has no default\n" in done.stderr
+    assert "    size: this question is new and has no default\n" in done.stderr
+    assert "    colour: this question is new and has no default\n" in done.stderr
     assert "--data kind=VALUE --data size=VALUE --data colour=VALUE" in done.stderr
     assert taken(service) == before
     done = mlops_build(service, "update", "--data=kind=three", "--data=size=many", "--data=colour=red", expect=4)
@@ -233,7 +233,7 @@ def test_a_record_that_was_edited_by_hand_is_refused(service: Path) -> None:
     edit(service, ".copier-answers.yml", "kind: one", "kind: two")
     commit(service)
     done = mlops_build(service, "update", expect=4)
-    assert ".copier-answers.yml was edited by hand: it says kind: two, and named.txt say kind: one\n" in done.stderr
+    assert ".copier-answers.yml was edited by hand: it has kind: two, but named.txt were rendered with kind: one\n" in done.stderr
     assert "mlops-build update --data kind=two\n" in done.stderr
     # An edit that was carried into the files as well is none.
     edit(service, "named.txt", "one", "two")
@@ -245,11 +245,11 @@ def test_a_record_that_no_version_took_is_refused(service: Path) -> None:
     edit(service, ".copier-answers.yml", "kind: one", "kind: five")
     commit(service)
     done = mlops_build(service, "update", "--data", "kind=one", expect=4)
-    assert "holds what 0.1.0 did not take: kind: 'five'" in done.stderr
+    assert "has answers that 0.1.0 refuses: kind: 'five'" in done.stderr
     for content, said in (
         ("- a\n", "does not name the template"),
-        ("_src_path: [\n", "is no YAML"),
-        ("_src_path: /x\n", "names no version"),
+        ("_src_path: [\n", "is not valid YAML"),
+        ("_src_path: /x\n", "does not name a version"),
     ):
         (service / ".copier-answers.yml").write_text(content)
         commit(service)
@@ -270,11 +270,14 @@ def test_what_service_yaml_says_otherwise_is_refused_where_it_matters(make_templ
     (service / "service.yaml").write_text("team: others\ngpu: {mode: shared}\n")
     commit(service)
     done = mlops_build(service, "update", expect=4)
-    assert "service.yaml says team: others, gpu: shared, the answers say team: ml, gpu: none; OWNERS come from the answers" in done.stderr
+    assert (
+        "service.yaml has team: others, gpu: shared, the answers have team: ml, gpu: none; OWNERS are rendered from the answers"
+        in done.stderr
+    )
     assert "mlops-build update --data team=others --data gpu=shared\n" in done.stderr
     # gpu alone only seeded service.yaml: that is the team's to change.
     kept = document(service, "--dry-run", "--data", "team=ml")
-    assert (kept["status"], kept["notes"]) == ("merged", ["service.yaml says team: others, which is yours to change"])
+    assert (kept["status"], kept["notes"]) == ("merged", ["service.yaml has team: others; change it there if you want the new answer"])
     assert document(service, "--data", "team=others")["status"] == "merged"
     assert (service / "OWNERS").read_text() == "others\n"
 
@@ -282,7 +285,7 @@ def test_what_service_yaml_says_otherwise_is_refused_where_it_matters(make_templ
 def test_where_the_template_is(service: Path, template: Path, tmp_path: Path) -> None:
     moved = template.rename(tmp_path / "elsewhere")
     done = mlops_build(service, "update", expect=3)
-    assert f"the template's address is {template}, and there is nothing" in done.stderr
+    assert f"the template's address {template} does not exist" in done.stderr
     done = mlops_build(service, "update", "--template", str(moved))
     assert f"_src_path: {moved}\n" in (service / ".copier-answers.yml").read_text()
     pin = (service / "requirements-mlops-build.txt").read_text()
@@ -290,7 +293,7 @@ def test_where_the_template_is(service: Path, template: Path, tmp_path: Path) ->
     git(service, "reset", "--quiet", "--hard")
     edit(service, ".copier-answers.yml", f"_src_path: {template}", "_src_path: ../template")
     commit(service)
-    assert "leads nowhere from here" in mlops_build(service, "update", expect=3).stderr
+    assert "which is a relative path" in mlops_build(service, "update", expect=3).stderr
 
 
 def test_the_address_of_a_host_stays_in_the_record(template: Path, make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,10 +371,10 @@ def test_killed_while_it_writes(service: Path, tmp_path: Path, edited: bool) -> 
     mlops_build(service, "update", expect=-9, environment=environment)
     assert taken(service) != before
     if edited:
-        (service / "kept.txt").write_text("somebody saw this and mended it\n")
+        (service / "kept.txt").write_text("somebody saw this and fixed it\n")
         done = mlops_build(service, "update", expect=4)
-        assert "an update was interrupted, and kept.txt was changed since" in done.stderr
-        assert (service / "kept.txt").read_text() == "somebody saw this and mended it\n"
+        assert "an update was interrupted, and kept.txt was changed afterwards" in done.stderr
+        assert (service / "kept.txt").read_text() == "somebody saw this and fixed it\n"
         return
     # Even one that only looks puts the old state back.
     assert document(service, "--dry-run")["status"] == "merged"
@@ -409,7 +412,7 @@ def test_a_tag_that_names_another_commit_now(service: Path, template: Path) -> N
     git(template, "tag", "--force", "0.1.0", commit(template))
     git(template, "checkout", "--quiet", "main")
     done = mlops_build(service, "update")
-    assert f"0.1.0 is another commit now; the service was made from {made[:12]}" in done.stderr
+    assert f"0.1.0 is another commit now; the service was generated from {made[:12]}" in done.stderr
     assert (service / "kept.txt").read_text() == TEN.replace("line 8\n", "line eight\n")
 
 
@@ -473,7 +476,7 @@ def test_requirements_that_changed_and_the_lock_that_did_not(make_template: Make
     put(service, {"requirements.lock": "a==1\n"})
     commit(service)
     assert document(service, "--to", "0.2.0", "--commit")["notes"] == []
-    assert document(service)["notes"] == ["the requirements in pyproject.toml have changed: make lock resolves requirements.lock anew"]
+    assert document(service)["notes"] == ["the requirements in pyproject.toml have changed: make lock updates requirements.lock"]
 
 
 def test_a_clone_of_the_template_without_tags(service: Path, template: Path) -> None:
@@ -496,7 +499,7 @@ def test_a_version_that_nobody_has(service: Path, template: Path, tmp_path: Path
     # The table of releases is enough: it travels with every copy.
     (service / "requirements-mlops-build.txt").unlink()
     git(service, "commit", "--quiet", "--all", "--amend", "--message", "Without a pin")
-    assert "does not have the version 0.1.0 that" in mlops_build(service, "update", expect=3).stderr
+    assert "does not have the version 0.1.0 of" in mlops_build(service, "update", expect=3).stderr
     put(template, {"CHANGELOG.md": f"| 0.1.0 | 2026-01-01 | {git(template, 'rev-parse', 'HEAD')} | first |\n", "template/x": "x\n"})
     commit(template)
     assert document(service)["from"]["name"] == "0.1.0"

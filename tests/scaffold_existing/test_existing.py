@@ -131,12 +131,12 @@ def test_everything_that_is_known_is_filled_in_and_the_rest_is_listed_with_its_l
     assert "imports nobody_knows_this" in here["src/reader/train.py:4"]
     assert "imports torchish" in here["src/reader/train.py:6"]
     assert "reads labels.txt" in here["src/reader/train.py:16"]  # 15 in the original: an import became two lines
-    assert "saves what is no state_dict" in here["src/reader/train.py:18"]
-    assert "writes what is not known from the code" in here["src/reader/train.py:19"]
+    assert "does not appear to save a state_dict" in here["src/reader/train.py:18"]
+    assert "writes a file with a path that is not known" in here["src/reader/train.py:19"]
     assert "requires --depth" in said["dvc.yaml:4"]
     assert "set_tracking_uri" in said["src/reader/layers/conv.py:2"]
     assert "__file__" in said["src/reader/layers/conv.py:3"]
-    network = next(one for one in made.left if "make the network" in one.what)
+    network = next(one for one in made.left if "create the network" in one.what)
     assert network.example == "from reader.net import Net\n\nself.network = Net(3, wide=args.depth)"
     todo = (root / "TODO.md").read_text()
     assert all(f"{one.number}. [ ] `{one.file}:{one.line}`" in todo for one in made.left)
@@ -183,11 +183,11 @@ def test_a_script_that_runs_at_its_top_is_told_where_serving_would_import_it(tem
     work = written(tmp_path / "work", {"my-train.py": start + "net = Net()\nprint(net)\ntorch.save(net.state_dict(), 'm.pt')\n"})
     made = make(template, tmp_path / "flat", work / "my-train.py")
     assert made.command == "python -m mlops_build.training.script m.pt -m flat.my_train"
-    assert any("importing it runs it" in one.what and one.file == "src/flat/my_train.py" for one in made.left)
+    assert any("which runs the training" in one.what and one.file == "src/flat/my_train.py" for one in made.left)
     assert "self.network = Net()" in (tmp_path / "flat/src/flat/predictor.py").read_text()
     (work / "my-train.py").write_text(start + "if __name__ == '__main__':\n    net = Net()\n    torch.save(net.state_dict(), 'm.pt')\n")
     made = make(template, tmp_path / "guarded", work / "my-train.py")
-    assert not any("importing it runs it" in one.what for one in made.left)
+    assert not any("which runs the training" in one.what for one in made.left)
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def test_a_checkpoint_is_opened_by_its_key_and_what_chooses_a_card_is_told(templ
     assert 'self.network.load_state_dict(weights["net"])' in predictor
     said = {(one.line, one.what.partition(":")[0]) for one in made.left if one.file.endswith("/train.py")}
     assert {
-        (7, "chooses a card, which mlops-build does"),
-        (8, "names a card"),
-        (13, "writes outside of the service"),
+        (7, "selects a GPU, which mlops-build does"),
+        (8, "selects a GPU"),
+        (13, "writes outside the service"),
     } <= said
-    assert not any(what == "leads out of the service" for _, what in said)
+    assert not any(what == "is a path outside the service" for _, what in said)
 
 
 SAVING = """\
@@ -301,8 +301,8 @@ def test_vocabularies_tokenizers_and_scalers_are_given_to_the_model(template: Pa
     said = {one.line: one.what for one in made.left if one.file == "src/reader/train.py"}
     assert "saves a pickle, out/scaler.joblib" in said[20]
     assert "saves a pickle, out/encoder.bin" in said[21]
-    assert "saves out/things.json: does serving read it?" in said[22]
-    assert "if serving reads it, give it to log_model" in said[23]
+    assert "saves out/things.json: if serving reads it" in said[22]
+    assert "if serving reads it, also pass it to log_model" in said[23]
     assert not any("metrics.json" in what or "labels.png" in what or "hf-model" in what for what in said.values())
     for check in (["check"], ["format", "--check"]):
         files = ["src/reader/predictor.py", "src/reader/log_model.py"]
@@ -319,16 +319,16 @@ def test_vocabularies_tokenizers_and_scalers_are_given_to_the_model(template: Pa
         (["file", "--from", "work/train.py"], 4, "file is not empty"),
         (["a/b", "--from", "work/train.py"], 3, "mkdir --parents"),
         (["new", "--from", "work/none.py"], 3, "none.py does not exist"),
-        (["new", "--from", "work/labels.txt"], 2, "no Python file"),
+        (["new", "--from", "work/labels.txt"], 2, "not a Python file"),
         (["new", "--from", "work/train.py", "--data", "work/none"], 3, "the data work/none does not exist"),
-        (["new", "--from", "work/train.py", "--data", "work"], 2, "holds the script itself"),
-        (["new", "--from", "work/train.py", "--data", "gs://bucket/x"], 2, "no data that can be imported"),
-        (["new", "--from", "work/train.py", "--data", "s3://b;id/x"], 2, "no data that can be imported"),
-        (["new", "--from", "work/train.py", "--data", "work/rows", "--data", "other/rows"], 2, "would both be data/rows"),
+        (["new", "--from", "work/train.py", "--data", "work"], 2, "contains the script itself"),
+        (["new", "--from", "work/train.py", "--data", "gs://bucket/x"], 2, "is not a valid address of data"),
+        (["new", "--from", "work/train.py", "--data", "s3://b;id/x"], 2, "is not a valid address of data"),
+        (["new", "--from", "work/train.py", "--data", "work/rows", "--data", "other/rows"], 2, "would both become data/rows"),
         (["new", "--from", "work/train.py", "--answer", "team"], 2, "there is no ="),
         (["new", "--from", "work/train.py", "--answer", "gpu=some"], 4, "gpu"),
         (["new", "--from", "work/train.py", "--answer", "nobody=asks"], 4, "nobody"),
-        (["new", "--from", "work/train.py", "--answer", "example=image"], 2, "leave it out"),
+        (["new", "--from", "work/train.py", "--answer", "example=image"], 2, "remove this answer"),
         (["1-2", "--from", "work/train.py", "--answer", "project_name=1-2"], 4, "project_name"),
         (["new", "--from", "work/train.py", "--version", "9.9.9"], 3, "9.9.9"),
         (["new", "--from", "work/train.py", "--data", "unreadable"], 1, "cannot be copied"),

@@ -120,7 +120,7 @@ def test_what_is_read_is_not_taken_for_written(tmp_path: Path, code: str) -> Non
     ("name", "content", "code", "says"),
     [
         ("train.ipynb", b"{}", 2, "jupyter nbconvert --to script train.ipynb"),
-        ("train.sh", b"true", 2, "is no Python file"),
+        ("train.sh", b"true", 2, "is not a Python file"),
         ("train.py", b"def f(:\n  pass\n", 4, "train.py:1: "),
         ("train.py", b"x = 1\nfor\n", 4, "train.py:2: "),
         ("train.py", b"x = '\xff'\n", 4, "train.py"),
@@ -128,7 +128,7 @@ def test_what_is_read_is_not_taken_for_written(tmp_path: Path, code: str) -> Non
         ("train.py", b"x = " + b"(" * 5000 + b")" * 5000, 4, "train.py"),
         ("train.py", b"#" * 1_000_001, 4, "1,000,001 bytes"),
         ("train.py", None, 3, "does not exist"),
-        ('tr"ain.py', b"", 2, "is no name for a module"),
+        ('tr"ain.py', b"", 2, "is not a valid file name of a module"),
     ],
 )
 def test_what_is_no_script_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes | None, code: int, says: str) -> None:

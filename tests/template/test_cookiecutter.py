@@ -169,7 +169,7 @@ def test_what_is_typed_counts_and_what_does_not_apply_is_left_out(
 
 def test_it_says_what_comes_next_and_nothing_of_a_release_that_it_is(cookiecutter: Door, template: Path) -> None:
     said = cookiecutter(str(template), "--no-input", **SMALL).stderr
-    assert said.startswith('The service "digits" is there. Next, inside it:\n')
+    assert said.startswith('The service "digits" is ready. Run in its folder:\n')
     assert "note:" not in said
 
 
@@ -270,7 +270,7 @@ def test_an_address_is_recorded_as_typed_with_the_commit_that_was_cloned(
     recorded = YAML(typ="safe").load((tmp_path / "digits" / ".copier-answers.yml").read_text())
     short = git(repository, "rev-parse", "--short", "HEAD")
     assert (recorded["_src_path"], recorded["_commit"]) == (address, f"{__version__}-1-g{short}")
-    assert f"note: rendered from {__version__}-1-g{short}, which is no release; cookiecutter --checkout TAG takes one\n" in said
+    assert f"note: rendered from {__version__}-1-g{short}, which is not a release; use cookiecutter --checkout TAG for a release\n" in said
     copier_copy("--vcs-ref=HEAD", address, str(tmp_path / "copied"), **SMALL)
     assert tree(tmp_path / "digits") == tree(tmp_path / "copied")
 
@@ -339,7 +339,7 @@ def copier_copy() -> Door:
 def test_what_is_not_committed_is_not_rendered_and_is_said(cookiecutter: Door, repository: Path, tmp_path: Path, copier_copy: Door) -> None:
     (repository / "template" / "Makefile.jinja").write_text("uncommitted\n")
     said = cookiecutter(str(repository), "--no-input", **SMALL).stderr
-    assert f"note: the uncommitted changes of {repository} are not in it\n" in said
+    assert f"note: uncommitted changes in {repository} were not rendered\n" in said
     git(repository, "checkout", "--quiet", ".")
     copier_copy(str(repository), str(tmp_path / "copied"), **SMALL)
     assert tree(tmp_path / "digits") == tree(tmp_path / "copied")
@@ -348,7 +348,7 @@ def test_what_is_not_committed_is_not_rendered_and_is_said(cookiecutter: Door, r
 def test_a_folder_without_git_works_once_and_says_so(cookiecutter: Door, repository: Path, tmp_path: Path, copier_copy: Door) -> None:
     repository = Path(shutil.copytree(repository, tmp_path / "origin" / "folder", ignore=shutil.ignore_patterns(".git")))
     said = cookiecutter(str(repository), "--no-input", **SMALL).stderr
-    assert "is no Git repository; no later update can find out what changed in it" in said
+    assert "is not a Git repository, so the service cannot be updated from it" in said
     copier_copy(str(repository), str(tmp_path / "copied"), **SMALL)
     assert tree(tmp_path / "digits") == tree(tmp_path / "copied")
 
@@ -363,7 +363,7 @@ def test_addresses_that_cookiecutter_alone_knows(repository: Path) -> None:
         "ours": "https://git.example.com/ml/mlops-build.git",
     }
     assert {typed: door.recorded({"_template": typed, "_repo_dir": "clone"}, repository) for typed in recorded} == recorded
-    with pytest.raises(Refused, match="no later update can follow a zip file"):
+    with pytest.raises(Refused, match="a service cannot be updated from a zip file"):
         door.recorded({"_template": "https://git.example.com/x.zip", "_repo_dir": "clone"}, repository)
     with pytest.raises(UsageError):
         rendering.recordable("https://token@git.example.com/x.git")
@@ -455,7 +455,7 @@ def test_without_copier_it_says_how_to_get_it_and_leaves_nothing(
     python = bare("cookiecutter")
     done = cookiecutter(str(template), "--no-input", python=python, expect=1, **SMALL)
     assert done.stderr.splitlines()[:2] == [
-        "mlops-build: copier is not installed beside cookiecutter, and it renders the service",
+        "mlops-build: copier, which renders the service, is not installed in cookiecutter's environment",
         f"    pipx inject cookiecutter copier, or: {python} -m pip install copier",
     ]
     assert "Traceback" not in done.stderr

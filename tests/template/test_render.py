@@ -82,7 +82,7 @@ def commit_after(template: Path, tmp_path_factory: pytest.TempPathFactory) -> st
         ({"gpu": "everything"}, "gpu: 'everything' is not in ['none', 'shared', 'exclusive']"),
         ({"team": None}, "team"),
         ({"teem": "ml"}, "teem: the template has no such question → did you mean team?"),
-        ({"project_slug": "xyz"}, "project_slug is computed from other answers → leave it out"),
+        ({"project_slug": "xyz"}, "project_slug is computed from other answers → remove this answer"),
         ({"gpu_memory": "2GiB"}, "gpu_memory is not asked with these answers → it is asked when {{ gpu != 'none' }}"),
     ],
 )
@@ -112,10 +112,10 @@ def test_a_template_that_is_not_there(template: Path, tmp_path: Path) -> None:
     assert f"{gone}: fatal: '{tmp_path}/gone' does not appear to be a git repository" in refusal(BadTemplate, gone, destination)
     assert "has no version v9" in refusal(BadTemplate, f"git+file://{template}", destination, "v9")
     git(tmp_path, "init", "--quiet", "empty")
-    assert "it has no commit that could be rendered" in refusal(BadTemplate, tmp_path / "empty", destination)
+    assert "it has no commit to render" in refusal(BadTemplate, tmp_path / "empty", destination)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "x").write_text("x\n")
-    assert "is no template" in refusal(BadTemplate, tmp_path / "plain", destination)
+    assert "is not a template" in refusal(BadTemplate, tmp_path / "plain", destination)
     (tmp_path / "plain" / "copier.yml").write_text("a: [\n")
     assert "its copier.yml cannot be read" in refusal(BadTemplate, tmp_path / "plain", destination)
 
@@ -131,7 +131,9 @@ def test_a_host_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_a_template_that_wants_trust_or_breaks_while_it_renders(tmp_path: Path) -> None:
     trusting = small_template(tmp_path / "tasks", copier_yml="a: 1\n_tasks: ['touch ran']\n")
-    assert "potentially unsafe feature: tasks. → mlops-build runs nothing" in refusal(ScaffoldError, trusting, tmp_path / "service")
+    assert "potentially unsafe feature: tasks. → mlops-build does not run code of a template" in refusal(
+        ScaffoldError, trusting, tmp_path / "service"
+    )
     broken = small_template(
         tmp_path / "broken",
         copier_yml="a: 1\n_subdirectory: t\n_envops: {undefined: jinja2.StrictUndefined}\n",
@@ -147,13 +149,13 @@ def test_a_template_that_wants_trust_or_breaks_while_it_renders(tmp_path: Path) 
 
 def test_where_it_may_not_write(template: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine\n")
-    assert "is no folder" in refusal(ScaffoldError, template, tmp_path / "file")
+    assert "is not a folder" in refusal(ScaffoldError, template, tmp_path / "file")
     if os.getuid() == 0:  # nothing is forbidden to root but what the kernel itself holds
         with pytest.raises(Failed, match="/proc/service"):
             copy(str(template), Path("/proc/service"), {})
     else:
         tmp_path.chmod(0o500)
-        assert "check that you may write there" in refusal(Failed, template, tmp_path / "service")
+        assert "check that you have permission to write there" in refusal(Failed, template, tmp_path / "service")
         tmp_path.chmod(0o700)
 
 

@@ -1,4 +1,4 @@
-"""Files that a script saves and that serving may read: vocabularies, tokenizers, scalers. They are given to `log_model` by name."""
+"""Files that a script saves and that serving may read: vocabularies, tokenizers, scalers. They are passed to `log_model` by name."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlops_build.scaffold.existing.script import Written, dotted
 
-# What a file that serving reads is called, or what is saved in it.
+# Words in the name or the content of a file that serving reads.
 NEEDED = re.compile(
     r"vocab|token|bpe|merges|label|class|categor|encod|scal|norm|mean|std|stats|mapping|lookup|(?:^|_)(?:idx|index|map)|2i|2idx", re.I
 )
@@ -23,7 +23,7 @@ DATA = (".json", ".npy", ".npz", ".txt")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file or folder that the predictor receives by name. path: in the service."""
+    """A file or folder that the predictor receives by name. path: relative to the service."""
 
     name: str
     path: str
@@ -48,7 +48,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a script saves for serving. pickled: `log_model` refuses it. unsure: its name does not say whether serving reads it."""
+    """Files saved for serving. pickled: refused by `log_model`. unsure: the name does not show whether serving reads it."""
 
     artifacts: tuple[Artifact, ...]
     pickled: tuple[Written, ...]
@@ -56,13 +56,13 @@ class Saved:
 
 
 def saved(files: Sequence[Written], outputs: Sequence[str], weights: str) -> Saved:
-    """files: what the script writes. outputs: the paths in the service among them; what lies elsewhere is left out."""
+    """Classify the files that the script writes. outputs: the paths in the service; files elsewhere are ignored."""
     artifacts: dict[str, Artifact] = {}
     pickled: dict[str, Written] = {}
     unsure: dict[str, Written] = {}
     for written in files:
         path = Path(written.path or "").as_posix()
-        if path == weights or written.by == "torch.save" or not any(path == one or path.startswith(f"{one}/") for one in outputs):
+        if path == weights or written.by == "torch.save" or not any(path == output or path.startswith(f"{output}/") for output in outputs):
             continue
         writer, content = _content(written)
         if REPORT.search(f"{Path(path).stem} {content}") or not is_data(written):
@@ -70,14 +70,14 @@ def saved(files: Sequence[Written], outputs: Sequence[str], weights: str) -> Sav
         if Path(path).suffix.lower() in PICKLES or writer.endswith(PICKLING):
             pickled.setdefault(path, written)
         elif is_needed(written) and Path(path).name.casefold() not in {Path(other).name.casefold() for other in artifacts}:
-            artifacts[path] = Artifact(_name(path, {"network", *(one.name for one in artifacts.values())}), path, written)
+            artifacts[path] = Artifact(_name(path, {"network", *(artifact.name for artifact in artifacts.values())}), path, written)
         elif path not in artifacts and Path(path).suffix.lower() in DATA:
             unsure.setdefault(path, written)
     return Saved(tuple(artifacts.values()), tuple(pickled.values()), tuple(unsure.values()))
 
 
 def is_data(written: Written) -> bool:
-    """Whether it is written by a call that serving could need the file of: not a picture or a table."""
+    """Whether the call writes a file that serving may need, not a picture or a table."""
     if written.by.endswith(".save_pretrained"):
         return bool(TOKENIZER.search(written.source.partition(".save_pretrained")[0]))
     if written.by == SENTENCEPIECE:
@@ -86,7 +86,7 @@ def is_data(written: Written) -> bool:
 
 
 def is_needed(written: Written) -> bool:
-    """Whether the file's name or its content says that serving reads it."""
+    """Whether the file's name or content shows that serving reads it."""
     if not is_data(written):
         return False
     always = written.by.endswith((".save_pretrained", SENTENCEPIECE))
@@ -94,7 +94,7 @@ def is_needed(written: Written) -> bool:
 
 
 def _content(written: Written) -> tuple[str, str]:
-    """The call that puts something into the file, and the source of what that is; for `open(…)`, of what is done with the open file."""
+    """The call that writes the file, and the source of the written content; for `open(…)`, the call that uses the open file."""
     script = written.script
     for node in ast.walk(script.tree):
         if isinstance(node, ast.With):
@@ -119,7 +119,7 @@ def _content(written: Written) -> tuple[str, str]:
 
 
 def _name(path: str, taken: set[str]) -> str:
-    """A name of log_model's grammar, from the file's name."""
+    """A valid artifact name of log_model, derived from the file's name."""
     plain = re.sub(r"[^a-z0-9]+", "_", Path(path).stem.lower()).strip("_")[:50]
     name = plain if re.match(r"[a-z]", plain) and plain != "weights" else f"file_{plain}".rstrip("_")
     free, number = name, 2

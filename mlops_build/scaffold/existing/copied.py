@@ -1,4 +1,4 @@
-"""Their files in the service's package: every line as it was, but imports of each other and paths to the data."""
+"""Copy the script's modules into the service's package. Only imports of each other and paths to the data are changed."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ from mlops_build.scaffold.existing.script import Script
 
 @dataclass(frozen=True)
 class Copied:
-    """One file. path: in the service. diff: unified, "" where it is the same to the byte."""
+    """A copied file. path: relative to the service. diff: unified, "" if the copy is identical."""
 
     original: str
     path: str
@@ -24,7 +24,7 @@ class Copied:
     edits: tuple[Edit, ...]
 
     def line(self, line: int) -> int:
-        """Where a line of the original is now: an import that became two statements moved what follows."""
+        """The line number in the copy; an import that became two statements moves the following lines."""
         return line + sum(edit.text.count("\n") for edit in self.edits if edit.start[0] < line)
 
     @property
@@ -33,10 +33,10 @@ class Copied:
 
 
 def copy(modules: Sequence[Module], sources: Sequence[Source], root: Path, package: str) -> dict[Path, Copied]:
-    """Copy the modules into `root`/src/PACKAGE; by the path of the original."""
+    """Copy the modules into `root`/src/PACKAGE. The result is keyed by the path of the original."""
     folder = modules[0].script.path.parent
     imports = modules_of.localized(modules, folder, package)
-    found = {}
+    copied = {}
     for module in modules:
         script = module.script
         edits = [*imports.get(script.path, []), *_places(script, sources)]
@@ -49,20 +49,20 @@ def copy(modules: Sequence[Module], sources: Sequence[Source], root: Path, packa
             shutil.copymode(script.path, root / path)
         else:
             shutil.copy(script.path, root / path)
-        found[script.path] = Copied(original, path, diff + "\n" if diff else "", tuple(edits))
-    return found
+        copied[script.path] = Copied(original, path, diff + "\n" if diff else "", tuple(edits))
+    return copied
 
 
 def bases(script: Script) -> list[Path]:
-    """The folders that a path in the script may start from: its own, and the one it is started in."""
+    """The folders that a relative path in the script may start from: the script's folder and the working directory."""
     return list(dict.fromkeys([script.path.parent, Path.cwd()]))
 
 
 def place(value: str, sources: Sequence[Source], start: Sequence[Path]) -> str | None:
-    """Where a path of theirs to the data leads in the service; None for anything else."""
+    """The path in the service for a path to the data in the script; None for any other value."""
     if len(value) > 4096 or value.strip(f"{os.sep}. ") == "":
         return None
-    return next((found for source in sources if (found := source.within(value, start)) is not None), None)
+    return next((inside for source in sources if (inside := source.within(value, start)) is not None), None)
 
 
 def _places(script: Script, sources: Sequence[Source]) -> list[Edit]:

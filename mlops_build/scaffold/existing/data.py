@@ -1,4 +1,4 @@
-"""The data of a script that exists: where it is, and how it comes under DVC without anything of it being changed or moved."""
+"""The data of an existing script: locate it and track it with DVC, without changing or moving the original."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from mlops_build import data
 from mlops_build.errors import Failed, NotFound, UsageError
 
-# More than this is not copied: it stays where it is, and DVC holds its hash.
+# Larger data is not copied: it stays where it is, and DVC records its hash.
 LARGEST = 2**30
 S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9!_.*'()=+@, -]+)*/?")
 HEADER_BYTES = 65_536
@@ -20,9 +20,9 @@ HEADER_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Source:
-    """One piece of data. given: as the user wrote it. place: an absolute path, or s3://BUCKET/PATH. inside: its path in the service.
+    """A file or folder of data. given: as the user wrote it. place: an absolute path, or s3://BUCKET/PATH. inside: its path in the service.
 
-    size: bytes, at least; None on S3, where nobody asks. by_reference: it is not copied.
+    size: bytes, a lower bound for large data; None on S3, where it is not checked. by_reference: it is not copied.
     """
 
     given: str
@@ -36,7 +36,7 @@ class Source:
         return self.place.startswith("s3://")
 
     def within(self, value: str, bases: Sequence[Path]) -> str | None:
-        """Where a path in the script leads to in the service, if it is this source or something in it."""
+        """The path in the service for a path in the script, if it is this source or inside it; else None."""
         if self.is_remote:
             place = self.place.rstrip("/")
             rest = value.removeprefix(place)
@@ -51,15 +51,15 @@ class Source:
                 return f"{self.inside}/{path.relative_to(self.place).as_posix()}"
         return None
 
-    def said(self) -> str:
-        """What is done with it, for people who wait."""
+    def progress(self) -> str:
+        """The line that is printed before it is copied or hashed."""
         if self.by_reference:
-            return f"reading {self.place}, to name its content; it is not copied"
+            return f"hashing {self.place}; it is not copied"
         size = self.size or 0
         return f"copying {self.place} ({size / 2**20:,.1f} MiB)" if size > 2**20 else f"copying {self.place} ({size:,} bytes)"
 
     def columns(self) -> list[str]:
-        """The header of a CSV file in UTF-8; empty for anything else."""
+        """The column names of a CSV file in UTF-8; empty for other files."""
         if self.is_remote or not self.place.endswith(".csv") or not Path(self.place).is_file():
             return []
         with Path(self.place).open("rb") as file:
@@ -75,25 +75,25 @@ class Source:
 
 
 def plan(given: Sequence[str], script: Path, *, by_reference: bool) -> list[Source]:
-    """What is to be done with each piece of data. Raises NotFound, UsageError."""
-    found: dict[str, Source] = {}
-    for one in given:
-        source = _remote(one) if re.match(r"[a-z0-9]+://", one) else _local(one, script, by_reference)
+    """Decide how each file or folder of data is added. Raises NotFound, UsageError."""
+    sources: dict[str, Source] = {}
+    for path in given:
+        source = _remote(path) if re.match(r"[a-z0-9]+://", path) else _local(path, script, by_reference)
         plain, number = PurePosixPath(source.inside), 2
-        # Names that differ may become the same one, where they hold other letters than Latin ones.
-        while (other := found.get(source.inside)) and Path(other.place).name != Path(source.place).name:
+        # Different names with non-Latin letters may become the same name.
+        while (other := sources.get(source.inside)) and Path(other.place).name != Path(source.place).name:
             source, number = replace(source, inside=str(plain.with_name(f"{plain.stem}_{number}{plain.suffix}"))), number + 1
-        if source.inside in found:
+        if source.inside in sources:
             raise UsageError(
-                f"{found[source.inside].given} and {one} would both be {source.inside}",
-                remedy="give the folder that holds both, or rename one",
+                f"{sources[source.inside].given} and {path} would both become {source.inside}",
+                remedy="give the folder that contains both, or rename one",
             )
-        found[source.inside] = source
-    return list(found.values())
+        sources[source.inside] = source
+    return list(sources.values())
 
 
 def put(source: Source, root: Path, endpoint: str | None) -> None:
-    """Put it under DVC in the service at `root`. Raises Failed, Unreachable."""
+    """Track it with DVC in the service at `root`. Raises Failed, Unreachable."""
     (root / source.inside).parent.mkdir(parents=True, exist_ok=True)
     if source.by_reference:
         data.import_reference(root, source.place, source.inside, endpoint=endpoint)
@@ -104,8 +104,8 @@ def put(source: Source, root: Path, endpoint: str | None) -> None:
         else:
             shutil.copyfile(source.place, root / source.inside)
     except (OSError, shutil.Error) as error:
-        said = str(error) if isinstance(error, OSError) else "some of its files cannot be read"
-        raise Failed(f"{source.given} cannot be copied: {said[:300]}", remedy="mend that, or use --by-reference") from None
+        reason = str(error) if isinstance(error, OSError) else "some of its files cannot be read"
+        raise Failed(f"{source.given} cannot be copied: {reason[:300]}", remedy="make the files readable, or use --by-reference") from None
     data.add(root, source.inside)
 
 
@@ -116,7 +116,7 @@ def endpoint_of(answers: Mapping[str, object]) -> str | None:
 
 def _remote(given: str) -> Source:
     if not S3.fullmatch(given):
-        raise UsageError(f"{given[:200]!r} is no data that can be imported", remedy="give a file, a folder or s3://BUCKET/PATH")
+        raise UsageError(f"{given[:200]!r} is not a valid address of data", remedy="give a file, a folder or s3://BUCKET/PATH")
     return Source(given, given.rstrip("/"), _inside(given.rstrip("/").rpartition("/")[2]), None, True)
 
 
@@ -128,13 +128,13 @@ def _local(given: str, script: Path, by_reference: bool) -> Source:
     if not (place.is_file() or place.is_dir()):
         raise UsageError(f"{given} is neither a file nor a folder", remedy="give a file, a folder or s3://BUCKET/PATH")
     if place in script.resolve().parents or place == script.resolve():
-        raise UsageError(f"{given} holds the script itself", remedy="give the file or folder with nothing but the data")
+        raise UsageError(f"{given} contains the script itself", remedy="give a file or folder that contains only the data")
     size = _size(place)
     return Source(given, str(place), _inside(place.name), size, by_reference or size > LARGEST)
 
 
 def _inside(name: str) -> str:
-    """`data/NAME`; a folder called data becomes data/raw, as in every service."""
+    """`data/NAME`; a folder named data becomes data/raw, as in every service."""
     plain = re.sub(r"[^A-Za-z0-9_.-]" if name.isascii() else r"[^A-Za-z0-9.-]+", "_", name).strip(".")
     stem, dot, suffix = plain.partition(".")
     if not stem.strip("_-"):  # a name without a Latin letter or digit
@@ -143,7 +143,7 @@ def _inside(name: str) -> str:
 
 
 def _size(place: Path) -> int:
-    """The bytes of a file or folder; counting ends where it is too much anyway."""
+    """The bytes of a file or folder; counting stops above LARGEST."""
     total, waiting = 0, [place]
     while waiting and total <= LARGEST:
         path = waiting.pop()

@@ -1,7 +1,7 @@
-"""The modules that a script is made of: those beside it, which come along, and the packages that must be installed.
+"""The modules that a script imports: local ones, which are copied, and packages, which must be installed.
 
-Beside means: where Python would find them when the script is run from a shell, its own folder first. In the service they are one package,
-so an import of one of them gets the package's name; nothing else in them changes.
+A local module is one that Python finds when the script is run from a shell, in the script's folder first. In the service the local
+modules form one package, so their imports of each other get the package's name; nothing else in them changes.
 """
 
 import ast
@@ -17,7 +17,7 @@ from mlops_build.scaffold.existing.script import Script, read
 
 MOST = 200  # modules; more is a project, not a script
 
-# Packages whose import has another name than their distribution, for where they are not installed (then the environment is asked first).
+# Import name → distribution, for packages that are not installed. Installed packages are looked up in the environment first.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "accelerate": "accelerate",
@@ -96,7 +96,7 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Module:
-    """A file that comes along. inside: its path in the service's package, such as `layers/conv.py`."""
+    """A file to copy. inside: its path in the service's package, such as `layers/conv.py`."""
 
     script: Script
     inside: str
@@ -117,43 +117,43 @@ class Edit:
 
 
 def collect(script: Script) -> tuple[list[Module], list[tuple[Script, int, str]]]:
-    """The script and every module beside it that it imports, itself or through others; and imports that lead out of its folder.
+    """The script and every local module that it imports directly or indirectly; and imports from above the script's folder.
 
-    Raises what `read` raises, and Refused for too many.
+    Raises the errors of `read`, and Refused for more than MOST modules.
     """
     folder = script.path.parent
     own = _own_name(script.path)
-    # A module beside it may have this name: train_v2.py beside train-v2.py.
+    # Another module may have this name: train_v2.py next to train-v2.py.
     stem, number = own.removesuffix(".py"), 2
     while own != script.path.name and (folder / own).exists():
         own, number = f"{stem}_{number}.py", number + 1
-    found = {script.path: Module(script, own)}
+    modules = {script.path: Module(script, own)}
     outside: list[tuple[Script, int, str]] = []
     waiting = [script.path]
     while waiting:
-        module = found[waiting.pop()]
-        for one in module.script.imports():
-            if one.level > len(Path(module.inside).parts):
-                outside.append((module.script, one.node.lineno, module.script.source(one.node)))
+        module = modules[waiting.pop()]
+        for statement in module.script.imports():
+            if statement.level > len(Path(module.inside).parts):
+                outside.append((module.script, statement.node.lineno, module.script.source(statement.node)))
                 continue
-            base = _base(module, one.level)
-            parts = [part for part in [*base, *_stripped(one.module, folder, one.level).split(".")] if part]
-            for path in _files(folder, parts, one.names):
-                if path not in found:
-                    found[path] = Module(read(path), path.relative_to(folder).as_posix())
+            base = _base(module, statement.level)
+            parts = [part for part in [*base, *_stripped(statement.module, folder, statement.level).split(".")] if part]
+            for path in _files(folder, parts, statement.names):
+                if path not in modules:
+                    modules[path] = Module(read(path), path.relative_to(folder).as_posix())
                     waiting.append(path)
-        if len(found) > MOST:
+        if len(modules) > MOST:
             raise Refused(
-                f"{script.path} imports more than {MOST} modules beside it: that is a project",
+                f"{script.path} imports more than {MOST} local modules: that is a project, not a script",
                 remedy="start from the template (copier copy) and move the code into its package",
             )
-    return sorted(found.values(), key=lambda module: (module.script is not script, module.inside)), outside
+    return sorted(modules.values(), key=lambda module: (module.script is not script, module.inside)), outside
 
 
 def localized(modules: Sequence[Module], folder: Path, package: str) -> Mapping[Path, list[Edit]]:
-    """For each file the edits by which its imports of the other modules get the package's name."""
+    """For each file, the edits that add the package's name to its imports of other local modules."""
     names = {module.name.partition(".")[0] for module in modules}
-    found: dict[Path, list[Edit]] = {}
+    edits_by_path: dict[Path, list[Edit]] = {}
     for module in modules:
         edits = []
         for node in ast.walk(module.script.tree):
@@ -167,12 +167,12 @@ def localized(modules: Sequence[Module], folder: Path, package: str) -> Mapping[
                     indent = " " * node.col_offset
                     edits.append(Edit((node.lineno, node.col_offset), _end(node), f"\n{indent}".join(text)))
         if edits:
-            found[module.script.path] = edits
-    return found
+            edits_by_path[module.script.path] = edits
+    return edits_by_path
 
 
 def changed(script: Script, edits: Sequence[Edit]) -> str:
-    """The file's text with the edits made."""
+    """The file's text after the edits."""
     lines = [line.encode() for line in script.lines]
     for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
         (first, left), (last, right) = edit.start, edit.end
@@ -181,20 +181,22 @@ def changed(script: Script, edits: Sequence[Edit]) -> str:
 
 
 def third_party(modules: Sequence[Module], folder: Path) -> dict[str, tuple[Script, int]]:
-    """Import name → where it is imported first, of everything that is neither beside the script nor in the standard library."""
-    found: dict[str, tuple[Script, int]] = {}
+    """Import name → place of its first import, for packages that are neither local nor in the standard library."""
+    first_import: dict[str, tuple[Script, int]] = {}
     for module in modules:
-        for one in module.script.imports():
-            top = one.module.partition(".")[0]
-            is_local = one.level > 0 or bool(_files(folder, [part for part in _stripped(one.module, folder, 0).split(".") if part], ()))
+        for statement in module.script.imports():
+            top = statement.module.partition(".")[0]
+            is_local = statement.level > 0 or bool(
+                _files(folder, [part for part in _stripped(statement.module, folder, 0).split(".") if part], ())
+            )
             if top and not is_local and top not in sys.stdlib_module_names and top != folder.name and top != "__future__":
-                found.setdefault(top, (module.script, one.node.lineno))
-    return found
+                first_import.setdefault(top, (module.script, statement.node.lineno))
+    return first_import
 
 
 def distribution(name: str, installed: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
-    """The distribution that brings an import, with the version installed here (MAJOR.MINOR); None where neither the environment nor the
-    table knows one. A name is never guessed: whoever takes a name that nobody has would be installed.
+    """The distribution that provides an import, with the installed version (MAJOR.MINOR); None if neither the environment nor the table
+    has it. A name is never guessed: anyone could register an unused name on the package index.
     """
     known = sorted(set(installed.get(name, ())))
     if len(known) == 1:
@@ -204,7 +206,7 @@ def distribution(name: str, installed: Mapping[str, Sequence[str]]) -> tuple[str
 
 
 def _own_name(path: Path) -> str:
-    """`train-v2.py` cannot be imported by that name: `train_v2.py`. A name without a Latin letter or digit becomes `train.py`."""
+    """The file name as a valid module name: `train-v2.py` becomes `train_v2.py`. Without a Latin letter or digit it is `train.py`."""
     stem = re.sub(r"[^A-Za-z0-9]" if path.stem.isascii() else r"[^A-Za-z0-9]+", "_", path.stem)
     if not stem.strip("_"):
         return "train.py"
@@ -212,7 +214,7 @@ def _own_name(path: Path) -> str:
 
 
 def _base(module: Module, level: int) -> list[str]:
-    """The package that the dots of a relative import lead to, as parts below the folder."""
+    """The package that the dots of a relative import mean, as path parts below the folder."""
     if level == 0:
         return []
     parts = list(Path(module.inside).parent.parts)
@@ -220,7 +222,7 @@ def _base(module: Module, level: int) -> list[str]:
 
 
 def _stripped(name: str, folder: Path, level: int) -> str:
-    """An absolute import of the script's own package by its name (`project.model` in project/train.py) is one of a module beside it."""
+    """Remove the name of the script's own package: `project.model` in project/train.py is the local module `model`."""
     is_package = (folder / "__init__.py").is_file()
     if level == 0 and is_package and (name == folder.name or name.startswith(f"{folder.name}.")):
         return name[len(folder.name) + 1 :]
@@ -228,22 +230,22 @@ def _stripped(name: str, folder: Path, level: int) -> str:
 
 
 def _files(folder: Path, parts: Sequence[str], names: Sequence[str]) -> list[Path]:
-    """The files that an import of these parts, and of these names from it, leads to; none if it is not beside the script."""
-    place, found = folder, []
+    """The files that an import of the module `parts`, and of `names` from it, loads; empty if it is not a local module."""
+    place, files = folder, []
     for part in parts:
         place = place / part
         if (place / "__init__.py").is_file():
-            found.append(place / "__init__.py")
+            files.append(place / "__init__.py")
         elif place.with_suffix(".py").is_file() and not place.is_dir():
-            found.append(place.with_suffix(".py"))
+            files.append(place.with_suffix(".py"))
         elif not place.is_dir() or not any(place.glob("*.py")):
             return []
     if place.is_dir():
         for name in names:
-            found += [path for path in (place / f"{name}.py", place / name / "__init__.py") if path.is_file()]
+            files += [path for path in (place / f"{name}.py", place / name / "__init__.py") if path.is_file()]
             if name == "*":
-                found += sorted(place.glob("*.py")) if place != folder else []
-    return found
+                files += sorted(place.glob("*.py")) if place != folder else []
+    return files
 
 
 def _end(node: ast.stmt) -> tuple[int, int]:
@@ -251,14 +253,14 @@ def _end(node: ast.stmt) -> tuple[int, int]:
 
 
 def _module_name(script: Script, node: ast.ImportFrom, name: str) -> Edit:
-    """The edit of the name between `from` and `import`."""
+    """The edit that replaces the name between `from` and `import`."""
     line = script.lines[node.lineno - 1].encode()
     start = line.index(str(node.module).encode(), node.col_offset + len("from"))
     return Edit((node.lineno, start), (node.lineno, start + len(str(node.module).encode())), name)
 
 
 def _plain_import(node: ast.Import, folder: Path, package: str, names: set[str]) -> list[str] | None:
-    """The statements that `import a, b.c, d as e` becomes; None where nothing in it is beside the script."""
+    """The statements that replace `import a, b.c, d as e`; None if it imports no local module."""
     statements, is_changed = [], False
     for alias in node.names:
         inner = _stripped(alias.name, folder, 0)
@@ -271,22 +273,24 @@ def _plain_import(node: ast.Import, folder: Path, package: str, names: set[str])
             parent, _, last = f"{package}.{inner}".rpartition(".")
             statements.append(f"from {parent} import {last}" + (f" as {alias.asname}" if alias.asname != last else ""))
         else:
-            # `import a.b` binds a, with b on it.
+            # `import a.b` binds a, which has the attribute b.
             statements += [f"import {package}.{inner}"] if "." in inner else []
             statements.append(f"from {package} import {top}")
     return statements if is_changed else None
 
 
 def reached(start: Module, modules: Sequence[Module], folder: Path) -> list[Module]:
-    """A module and those of the others that importing it imports."""
+    """A module and the others of `modules` that importing it loads."""
     by_path = {module.script.path: module for module in modules}
-    found, waiting = [start], [start]
+    result, waiting = [start], [start]
     while waiting:
         module = waiting.pop()
-        for one in module.script.imports():
-            parts = [part for part in [*_base(module, one.level), *_stripped(one.module, folder, one.level).split(".")] if part]
-            for path in _files(folder, parts, one.names):
-                if path in by_path and by_path[path] not in found:
-                    found.append(by_path[path])
+        for statement in module.script.imports():
+            parts = [
+                part for part in [*_base(module, statement.level), *_stripped(statement.module, folder, statement.level).split(".")] if part
+            ]
+            for path in _files(folder, parts, statement.names):
+                if path in by_path and by_path[path] not in result:
+                    result.append(by_path[path])
                     waiting.append(by_path[path])
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""dvc.yaml and params.yaml around a script: its arguments, what it reads and what it writes."""
+"""dvc.yaml and params.yaml for a script: its arguments, inputs and outputs."""
 
 import json
 import re
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from mlops_build.scaffold.existing.script import SECRET, Option
 
-# What stands in YAML without quotes and means itself.
+# Texts that need no quotes in YAML.
 WORD = re.compile(r"[A-Za-z0-9_./:=,+-]+")
 PLAIN = re.compile(r"[A-Za-z0-9_./-][A-Za-z0-9_./ =${}-]*")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A script's command line. words: what stands in dvc.yaml's command. numbers: what stands under `train` in params.yaml, by long names.
+    """A script's command line. words: of the command in dvc.yaml. numbers: the section `train` of params.yaml, by long option names.
 
-    others: under `arguments`, what has no long name.
+    others: the section `arguments`, for values without a long option name.
     """
 
     words: tuple[str, ...]
@@ -32,10 +32,10 @@ class Arguments:
 
 
 def arguments(options: Sequence[Option], paths: Mapping[str, str]) -> Arguments:
-    """The command line of these options with their defaults. paths: dest → a path, which stands in the command and not in params.yaml.
+    """The command line of these options with their defaults. paths: dest → a path, which is written in the command, not in params.yaml.
 
-    `${train}` in the command is DVC's: every key of the section as an option, quoted; `true` as a flag, `false` not at all. Only long names
-    can be written that way. `${arguments.b}` is the value as it is, so what a shell would read otherwise stands in the command, quoted.
+    DVC replaces `${train}` in the command by every key of the section as a quoted long option; `true` becomes a flag, `false` nothing.
+    It replaces `${arguments.b}` by the unquoted value, so a value that needs shell quoting is written in the command, quoted.
     """
     places: list[str] = []
     words: list[str] = []
@@ -53,7 +53,7 @@ def arguments(options: Sequence[Option], paths: Mapping[str, str]) -> Arguments:
             seed = option.default
             words += [option.flag, "${seed}"]
         elif option.kind != "flag" and isinstance(option.default, bool):
-            into += [*before, str(option.default)]  # DVC would take it for a flag
+            into += [*before, str(option.default)]  # DVC would turn it into a flag
         elif option.default in ([], ()):
             continue
         elif option.flag.startswith("--"):
@@ -61,7 +61,7 @@ def arguments(options: Sequence[Option], paths: Mapping[str, str]) -> Arguments:
         elif option.kind == "flag":
             continue
         elif isinstance(option.default, list | tuple):
-            into += [*before, *(shlex.quote(str(one)) for one in option.default)]
+            into += [*before, *(shlex.quote(str(item)) for item in option.default)]
         elif WORD.fullmatch(str(option.default)):
             others[option.name] = option.default
             into += [*before, f"${{arguments.{option.name}}}"]
@@ -70,9 +70,9 @@ def arguments(options: Sequence[Option], paths: Mapping[str, str]) -> Arguments:
     return Arguments((*places, *words, *(["${train}"] if numbers else [])), numbers, others, seed)
 
 
-def command(package: str, module: str, weights: str, said: Arguments) -> str:
-    """What the train stage runs."""
-    return " ".join(["python -m mlops_build.training.script", shlex.quote(weights), "-m", f"{package}.{module}", *said.words])
+def command(package: str, module: str, weights: str, arguments: Arguments) -> str:
+    """The command of the train stage."""
+    return " ".join(["python -m mlops_build.training.script", shlex.quote(weights), "-m", f"{package}.{module}", *arguments.words])
 
 
 def dvc_yaml(
@@ -88,14 +88,14 @@ def dvc_yaml(
     metrics: str,
     logger: str,
 ) -> str:
-    """The stages `train` and `model`. sections: of params.yaml, in the command. reads, writes: of the script.
+    """The stages `train` and `model`. sections: those of params.yaml that the command uses. reads, writes: paths of the script.
 
     served: the files that the stage `model` depends on.
     """
     lines = [
-        "# The pipeline; `mlops-build train` runs it, `dvc repro` too.",
+        "# The pipeline. `mlops-build train` and `dvc repro` run it.",
         "stages:",
-        f"  train: # {script} as it ran before, in an MLflow run of the service",
+        f"  train: # {script} with its own arguments, in an MLflow run of the service",
         f"    cmd: {quoted(command)}",
         "    deps:",
         *(f"      - {quoted(path)}" for path in reads),
@@ -103,7 +103,7 @@ def dvc_yaml(
         *(f"      - {section}" for section in sections),
         "    outs:",
         *(f"      - {quoted(path)}" for path in writes),
-        "  model: # logs and measures what it left, so that it can be served",
+        "  model: # logs the trained model for serving, and measures it",
         f"    cmd: python -m {package}.{logger}",
         "    deps:",
         *(f"      - {quoted(path)}" for path in served),
@@ -115,20 +115,20 @@ def dvc_yaml(
     return "\n".join(lines) + "\n"
 
 
-def params_yaml(script: str, said: Arguments, seed: int, number: int) -> str:
-    """params.yaml. number: of the TODO at the thresholds."""
+def params_yaml(script: str, arguments: Arguments, seed: int, number: int) -> str:
+    """params.yaml. number: of the TODO for the thresholds."""
     lines = [
-        "# Every number that training uses. MLflow logs them, and a change makes DVC run again what depends on it.",
+        "# Every number that training uses. MLflow logs them; after a change DVC reruns the stages that depend on it.",
         f"seed: {seed}",
     ]
     for section, what, values in (
-        ("train", f"the options of {script}, by their names", said.numbers),
-        ("arguments", f"what {script} takes without a long name", said.others),
+        ("train", f"the options of {script}, by their names", arguments.numbers),
+        ("arguments", f"arguments of {script} without a long name", arguments.others),
     ):
         lines += [f"{section}: # {what}", *(f"  {key}: {_value(value)}" for key, value in values.items())] if values else []
     lines += [
         "evaluate:",
-        f"  thresholds: # a version is registered only if all of them are met; TODO {number}",
+        f"  thresholds: # a version is registered only if it meets all of them; TODO {number}",
         "    accuracy: {min: 0.9}",
     ]
     return "\n".join(lines) + "\n"
@@ -141,12 +141,12 @@ def quoted(text: str) -> str:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
-        return all(isinstance(one, str | int | float) for one in value)
+        return all(isinstance(item, str | int | float) for item in value)
     return isinstance(value, str | int | float)
 
 
 def _value(value: object) -> str:
-    """JSON, which is YAML; but YAML 1.1 takes 1e-05 for a text."""
+    """A value as JSON, which is valid YAML, except that YAML 1.1 reads 1e-05 as a text."""
     if isinstance(value, float):
         text = json.dumps(value)
         return text.replace("e", ".0e") if "e" in text and "." not in text else text

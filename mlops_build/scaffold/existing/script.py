@@ -1,7 +1,7 @@
-"""What a Python file says of itself, read from its syntax tree. It is never imported or run.
+"""Read options, imports and written files from the syntax tree of a Python file. The file is never imported or run.
 
-Values are followed as far as a reader would without a pencil: literals, names that are assigned once, defaults of command line options
-(`args.out`), os.path.join, Path(…) / …, and f-strings of these. What is not known this way is None, and becomes something left to do.
+These values are resolved: literals, names that are assigned once, defaults of command line options (`args.out`), os.path.join,
+Path(…) / …, and f-strings of these. Any other value is None, and becomes a task in TODO.md.
 """
 
 import ast
@@ -19,9 +19,9 @@ LARGEST = 1_000_000  # bytes; a syntax tree takes a hundred times as much memory
 FLAG = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 SECRET = re.compile(r"passw|secret|token|api_?-?key|credential", re.IGNORECASE)
-# Libraries whose command lines are made at run time, so that no option stands in the file.
+# Libraries that build the command line at run time, so that the file does not show the options.
 OTHER_PARSERS = {"typer", "fire", "hydra", "absl", "docopt", "simple_parsing", "jsonargparse", "tap", "tyro", "draccus"}
-# Methods and functions that write a file, with the position of its path among the arguments.
+# Methods and functions that write a file, with the position of the path argument.
 WRITERS = {
     "torch.save": 1,
     "torch.jit.save": 1,
@@ -49,9 +49,9 @@ class BadScript(Refused):
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command line. name: as on the command line, without dashes. default: None where there is none or it is not known.
+    """A command line option. name: as on the command line, without dashes. default: None if there is none or it is not known.
 
-    kind: value, flag (it is there or not) or positional. usable: it can stand in params.yaml.
+    kind: value, flag (without a value) or positional. usable: params.yaml can hold it.
     """
 
     flag: str
@@ -66,7 +66,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Written:
-    """A file that a script writes. path: None where it is not known. what: what is saved (torch.save only)."""
+    """A file that a script writes. path: None if it is not known. what: the saved expression (torch.save only)."""
 
     script: "Script" = field(repr=False, compare=False)
     path: str | None
@@ -78,7 +78,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module: its dotted name, the names taken from it, how many dots stand before it."""
+    """An imported module: its dotted name, the names imported from it, and the number of leading dots."""
 
     module: str
     names: tuple[str, ...]
@@ -88,7 +88,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Script:
-    """A parsed file. text: as decoded, with \\n line ends. encoding, line_end: how it is on disk."""
+    """A parsed file. text: decoded, with \\n line ends. encoding, line_end: of the file on disk."""
 
     path: Path
     text: str
@@ -97,7 +97,7 @@ class Script:
     line_end: str = "\n"
 
     def write(self, text: str, path: Path) -> None:
-        """Write a changed text as the file was written."""
+        """Write a changed text with the encoding and line ends of the original."""
         path.write_bytes(text.replace("\n", self.line_end).encode(self.encoding))
 
     @property
@@ -106,21 +106,21 @@ class Script:
 
     def source(self, node: ast.AST) -> str:
         """The text of a node on one line, shortened."""
-        found = " ".join((ast.get_source_segment(self.text, node) or "").split())
-        return found if len(found) <= 120 else f"{found[:117]}…"
+        text = " ".join((ast.get_source_segment(self.text, node) or "").split())
+        return text if len(text) <= 120 else f"{text[:117]}…"
 
     def imports(self) -> list[Import]:
-        """Every import in the file, wherever it stands."""
-        found = []
+        """Every import in the file, also inside functions."""
+        imports = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                found += [Import(alias.name, (), 0, node) for alias in node.names]
+                imports += [Import(alias.name, (), 0, node) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                found.append(Import(node.module or "", tuple(alias.name for alias in node.names), node.level, node))
-        return found
+                imports.append(Import(node.module or "", tuple(alias.name for alias in node.names), node.level, node))
+        return imports
 
     def calls(self) -> Iterator[tuple[str, ast.Call]]:
-        """Every call with its dotted name, "…" for what comes before a dot and is no name."""
+        """Every call with its dotted name, where "…" stands for an expression that is not a name."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call):
                 yield dotted(node.func), node
@@ -136,7 +136,7 @@ class Script:
         ]
 
     def is_guarded(self) -> bool:
-        """Whether importing it runs nothing: at its top stand only definitions, imports, assignments and `if __name__ == …`."""
+        """Whether importing it runs nothing: its top level has only definitions, imports, assignments and `if __name__ == …`."""
         quiet = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
         for node in self.tree.body:
             if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
@@ -152,23 +152,23 @@ class Script:
 
 
 def read(path: Path) -> Script:
-    """Parse a Python file. Raises NotFound, UsageError for what is no script, BadScript naming file and line."""
+    """Parse a Python file. Raises NotFound, UsageError for a file that is not a script, BadScript with file and line."""
     if not path.is_file():
         raise NotFound(
-            f"{path} does not exist" if not path.exists() else f"{path} is no file", remedy="name the script that trains: train.py"
+            f"{path} does not exist" if not path.exists() else f"{path} is not a file", remedy="give the training script, such as train.py"
         )
     if path.suffix == ".ipynb":
         raise UsageError(
             f"{path} is a notebook; a pipeline runs scripts",
-            remedy=f"jupyter nbconvert --to script {path.name}, leave out what only looks at things, then use {path.stem}.py",
+            remedy=f"jupyter nbconvert --to script {path.name}, remove what only displays data, then use {path.stem}.py",
         )
     if path.suffix != ".py":
-        raise UsageError(f"{path} is no Python file", remedy="name the script that trains: train.py")
+        raise UsageError(f"{path} is not a Python file", remedy="give the training script, such as train.py")
     if not re.fullmatch(r"[\w .-]+", path.name):
-        raise UsageError(f"{path.name!r} is no name for a module", remedy="rename it: letters, digits and _")
+        raise UsageError(f"{path.name!r} is not a valid file name of a module", remedy="rename it with letters, digits and _")
     if path.stat().st_size > LARGEST:
         raise BadScript(
-            f"{path} has {path.stat().st_size:,} bytes; {LARGEST:,} are read", remedy="move data out of the code, then try again"
+            f"{path} has {path.stat().st_size:,} bytes; the limit is {LARGEST:,}", remedy="move data out of the code, then try again"
         )
     content = path.read_bytes()
     try:
@@ -178,15 +178,15 @@ def read(path: Path) -> Script:
         return Script(path, text, ast.parse(text), encoding, "\r\n" if "\r\n" in decoded else "\n")
     except SyntaxError as error:
         where = f"{path}:{error.lineno}" if error.lineno else str(path)
-        raise BadScript(f"{where}: {error.msg}", remedy="mend it; `python -m py_compile` says the same") from None
+        raise BadScript(f"{where}: {error.msg}", remedy="fix it; `python -m py_compile` shows the same error") from None
     except (UnicodeDecodeError, ValueError) as error:
-        raise BadScript(f"{path} is not Python text: {error}", remedy="save it as UTF-8") from None
+        raise BadScript(f"{path} cannot be decoded: {error}", remedy="save it as UTF-8") from None
     except (RecursionError, MemoryError):
-        raise BadScript(f"{path} is nested too deeply to be read", remedy="is it written by a program? move data out of the code") from None
+        raise BadScript(f"{path} is nested too deeply to be read", remedy="if it is generated code, move its data to a file") from None
 
 
 def dotted(node: ast.expr) -> str:
-    """`torch.save` of such an expression; `….save` where what comes before the dot is no name."""
+    """The dotted name of an expression, such as `torch.save`; `….save` if the part before the dot is not a name."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -195,28 +195,28 @@ def dotted(node: ast.expr) -> str:
 
 
 def options(script: Script) -> list[Option]:
-    """The options of argparse (add_argument) and of click (@option, @argument), in the file's order, each name once."""
+    """The options of argparse (add_argument) and click (@option, @argument), in the file's order, each name once."""
     known = constants(script)
-    found: dict[str, Option] = {}
-    for called, call in sorted(script.calls(), key=lambda one: (one[1].lineno, one[1].col_offset)):
+    options: dict[str, Option] = {}
+    for called, call in sorted(script.calls(), key=lambda pair: (pair[1].lineno, pair[1].col_offset)):
         last = called.rpartition(".")[2]
         flags = [flag for argument in call.args if isinstance(flag := known.value(argument), str)]
         if last == "add_argument" and flags and len(flags) == len(call.args):
-            one = _argparse(call, flags, known)
+            option = _argparse(call, flags, known)
         elif called in ("click.option", "option", "click.argument", "argument") and flags:
-            one = _click(call, flags, known, positional=last == "argument")
+            option = _click(call, flags, known, positional=last == "argument")
         else:
             continue
-        if one is not None:
-            found.setdefault(one.name, one)
-    return list(found.values())
+        if option is not None:
+            options.setdefault(option.name, option)
+    return list(options.values())
 
 
 def parser_of(script: Script) -> str | None:
-    """A library that reads the command line in a way that is not read here, with `subcommands` for argparse's."""
-    for one in script.imports():
-        if one.level == 0 and one.module.partition(".")[0] in OTHER_PARSERS:
-            return one.module.partition(".")[0]
+    """A library that parses the command line and is not supported here, or `subcommands` for those of argparse and click."""
+    for statement in script.imports():
+        if statement.level == 0 and statement.module.partition(".")[0] in OTHER_PARSERS:
+            return statement.module.partition(".")[0]
     if any(called.endswith(".add_subparsers") or called in ("click.group", "group") for called, _ in script.calls()):
         return "subcommands"
     if any(isinstance(node, ast.Attribute) and dotted(node) == "sys.argv" for node in ast.walk(script.tree)):
@@ -225,14 +225,14 @@ def parser_of(script: Script) -> str | None:
 
 
 def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
-    """The files that the script writes, in its order. arguments: dest → default of the options of all its files."""
+    """The files that the script writes, in order. arguments: dest → default of the options of all modules."""
     known = constants(script, arguments)
-    found = []
-    for called, call in sorted(script.calls(), key=lambda one: one[1].lineno):
+    files = []
+    for called, call in sorted(script.calls(), key=lambda pair: pair[1].lineno):
         if called.lower().endswith("sentencepiecetrainer.train"):
             prefix = next((known.path(keyword.value) for keyword in call.keywords if keyword.arg == "model_prefix"), None)
             paths = [f"{prefix}{suffix}" for suffix in (".model", ".vocab")] if prefix else [None]
-            found += [Written(script, path, "SentencePieceTrainer.train", call.lineno, script.source(call)) for path in paths]
+            files += [Written(script, path, "SentencePieceTrainer.train", call.lineno, script.source(call)) for path in paths]
             continue
         target = _target(called, call, known)
         if called == "torch.save" and len(call.args) > 1 and isinstance(call.args[1], ast.Name):
@@ -240,19 +240,19 @@ def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
         if target is not None:
             path = known.path(target)
             what = call.args[0] if called == "torch.save" and call.args else None
-            found.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what))
-    return found
+            files.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what))
+    return files
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Names of a file whose value is known. arguments: what `args.NAME` is by default."""
+    """Names with known values in a file. arguments: the default of `args.NAME`."""
 
     names: Mapping[str, ast.expr]
     arguments: Mapping[str, object]
 
     def value(self, node: ast.expr, depth: int = 0) -> object:
-        """The value of an expression, None where it is not known."""
+        """The value of an expression; None if it is not known."""
         if depth > 20:
             return None
         if isinstance(node, ast.Constant):
@@ -267,11 +267,11 @@ class Constants:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in ("self", "cls"):
             return self.arguments.get(node.attr)
         if isinstance(node, ast.Name):
-            return self.arguments.get(node.id)  # click hands its options on as parameters
+            return self.arguments.get(node.id)  # click passes its options as parameters
         return None
 
     def path(self, node: ast.expr, depth: int = 0) -> str | None:
-        """The path that an expression stands for, None where it is not known."""
+        """The path that an expression evaluates to; None if it is not known."""
         if depth > 20:
             return None
         parts: Sequence[ast.expr] | None = None
@@ -287,14 +287,14 @@ class Constants:
         elif isinstance(node, ast.Name) and node.id in self.names:
             return self.path(self.names[node.id], depth + 1)
         if parts is not None:
-            found = [self.path(part, depth + 1) for part in parts]
-            return None if not found or None in found else os.path.join(*map(str, found))  # noqa: PTH118  (text, of whatever is joined)
+            paths = [self.path(part, depth + 1) for part in parts]
+            return None if not paths or None in paths else os.path.join(*map(str, paths))  # noqa: PTH118  (paths of the script, kept as text)
         value = self.value(node, depth)
         return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip() else None
 
 
 def constants(script: Script, arguments: Mapping[str, object] | None = None) -> Constants:
-    """The names of a file that are assigned once, with what they are assigned."""
+    """The names that a file assigns exactly once, with their values."""
     assigned: dict[str, ast.expr] = {}
     counts: dict[str, int] = {}
     for node in ast.walk(script.tree):
@@ -310,7 +310,7 @@ def constants(script: Script, arguments: Mapping[str, object] | None = None) -> 
 
 
 def assigned(script: Script, name: str) -> ast.Call | None:
-    """What a name was assigned first, if that makes something: `Net(…)` of `model = Net(…).to(device)`."""
+    """The first constructor call assigned to a name: `Net(…)` for `model = Net(…).to(device)`."""
     for value in _values(script.tree, name):
         while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
             value = value.func.value
@@ -320,7 +320,7 @@ def assigned(script: Script, name: str) -> ast.Call | None:
 
 
 def value_at(script: Script, name: str, line: int) -> ast.expr | None:
-    """What a name was last assigned above a line, in the function around it, else anywhere if it is assigned once."""
+    """The last value assigned to a name above a line in the same function, else its only assignment in the file."""
     functions = [
         node
         for node in ast.walk(script.tree)
@@ -333,7 +333,7 @@ def value_at(script: Script, name: str, line: int) -> ast.expr | None:
 
 
 def conditions(script: Script, line: int) -> list[str]:
-    """The names that decide whether a line is reached: `save` for what stands under `if args.save:`."""
+    """The names of the conditions around a line: `save` for a line below `if args.save:`."""
     return [
         node.test.attr if isinstance(node.test, ast.Attribute) else node.test.id
         for node in ast.walk(script.tree)
@@ -353,7 +353,7 @@ def _argparse(call: ast.Call, flags: list[str], known: Constants) -> Option | No
     if not flags[0].startswith("-"):
         optional = "default" in given or (known.value(given["nargs"]) if "nargs" in given else None) in ("?", "*")
         return Option(flags[0], flags[0], flags[0], default, "positional", not optional, call.lineno, bool(NAME.fullmatch(flags[0])))
-    flag = next((one for one in flags if one.startswith("--")), flags[0])
+    flag = next((flag for flag in flags if flag.startswith("--")), flags[0])
     dest = known.value(given["dest"]) if "dest" in given else flag.lstrip("-").replace("-", "_")
     kind = "flag" if action in ("store_true", "store_false") else "value"
     required = bool(known.value(given["required"])) if "required" in given else False
@@ -367,19 +367,19 @@ def _click(call: ast.Call, flags: list[str], known: Constants, *, positional: bo
     if positional:
         required = "default" not in given and (known.value(given["required"]) if "required" in given else True) is not False
         return Option(flags[0], flags[0], flags[0], default, "positional", required, call.lineno, bool(NAME.fullmatch(flags[0])))
-    flag = next((one for one in flags if one.startswith("--")), flags[0])
+    flag = next((flag for flag in flags if flag.startswith("--")), flags[0])
     on, _, off = flag.partition("/")
-    dest = next((one for one in flags if not one.startswith("-")), on.lstrip("-").replace("-", "_")).lower()
+    dest = next((flag for flag in flags if not flag.startswith("-")), on.lstrip("-").replace("-", "_")).lower()
     is_flag = "is_flag" in given and known.value(given["is_flag"]) is True
     kind = "flag" if is_flag or off else "value"
-    # `--x/--no-x` that is on by default could only be switched off by its other name.
+    # `--x/--no-x` that is on by default can only be switched off by its other name.
     usable = bool(FLAG.fullmatch(on)) and not (off and default is True) and "multiple" not in given and "count" not in given
     required = bool(known.value(given["required"])) if "required" in given else False
     return Option(on, on.lstrip("-"), dest, bool(default) if kind == "flag" else default, kind, required, call.lineno, usable)
 
 
 def _default(given: Mapping[str, ast.expr], known: Constants) -> object:
-    """An option's default as it would stand on a command line; None where there is none, or it is made at run time."""
+    """An option's default as written on a command line; None if there is none or it is computed at run time."""
     if "default" not in given:
         return None
     value = known.value(given["default"])
@@ -387,13 +387,15 @@ def _default(given: Mapping[str, ast.expr], known: Constants) -> object:
 
 
 def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
-    """The expression that says which file a call writes; None for a call that writes none."""
+    """The expression of the path that a call writes; None for a call that writes no file."""
     method = f".{called.rpartition('.')[2]}"
     if called in ("open", "io.open") or method == ".open":
         if called in ("webbrowser.open", "Image.open", "os.open", "urllib.request.urlopen"):
             return None
         place = 1 if called in ("open", "io.open", "gzip.open", "bz2.open") else 0
-        mode = next((one.value for one in call.keywords if one.arg == "mode"), call.args[place] if len(call.args) > place else None)
+        mode = next(
+            (keyword.value for keyword in call.keywords if keyword.arg == "mode"), call.args[place] if len(call.args) > place else None
+        )
         text = known.value(mode) if mode is not None else "r"
         if not isinstance(text, str) or not re.fullmatch(r"[rwaxbt+]{1,4}", text) or not set(text) & set("wax"):
             return None
@@ -404,23 +406,23 @@ def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
         return call.func.value if isinstance(call.func, ast.Attribute) else None
     place = WRITERS.get(called, WRITERS.get(method, -1))
     if place < 0 and method == ".save" and call.args and str(known.path(call.args[0])).endswith(".json"):
-        return call.args[0]  # of the package tokenizers
+        return call.args[0]  # Tokenizer.save of the package tokenizers
     if place < 0:
         return None
-    named = next((one.value for one in call.keywords if one.arg in PATH_KEYWORDS), None)
-    found = call.args[place] if len(call.args) > place else named
-    # A file object, or text in memory: what was opened is seen where it was opened.
-    return None if found is None or (isinstance(found, ast.Name) and found.id in ("f", "file", "fh", "buffer", "out_file")) else found
+    named = next((keyword.value for keyword in call.keywords if keyword.arg in PATH_KEYWORDS), None)
+    target = call.args[place] if len(call.args) > place else named
+    # An open file or a buffer: the call of open() is handled above.
+    return None if target is None or (isinstance(target, ast.Name) and target.id in ("f", "file", "fh", "buffer", "out_file")) else target
 
 
 def _values(scope: ast.AST, name: str) -> list[ast.expr]:
-    """Everything that a name is assigned in a scope, in the order of the lines."""
-    found = [
+    """All values assigned to a name in a scope, in line order."""
+    values = [
         node.value
         for node in ast.walk(scope)
         if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
     ]
-    return sorted(found, key=lambda value: value.lineno)
+    return sorted(values, key=lambda value: value.lineno)
 
 
 def _opened(script: Script, name: str) -> ast.expr | None:
@@ -441,14 +443,14 @@ def _is_costly(node: ast.expr) -> bool:
 
 
 def quote(script: Script, node: ast.Constant) -> str | None:
-    """The opening quote of a string literal, with its prefix; None for one in several pieces or in triple quotes."""
+    """The opening quote of a string literal, with its prefix; None for a concatenated or triple-quoted literal."""
     text = ast.get_source_segment(script.text, node) or ""
-    found = re.match(r"""[rRuU]?(["'])""", text)
-    if not found or node.lineno != node.end_lineno or text.startswith(('"""', "'''")) or text.count(found[1]) != 2:
+    match = re.match(r"""[rRuU]?(["'])""", text)
+    if not match or node.lineno != node.end_lineno or text.startswith(('"""', "'''")) or text.count(match[1]) != 2:
         return None
-    return found[0]
+    return match[0]
 
 
 def uses_of_file(script: Script) -> list[int]:
-    """The lines where `__file__` stands."""
+    """The lines that use `__file__`."""
     return [node.lineno for node in ast.walk(script.tree) if isinstance(node, ast.Name) and node.id == "__file__"]

@@ -1,4 +1,4 @@
-"""predictor.py and log_model.py of a service around a script: filled in as far as the script says, the rest marked TODO."""
+"""predictor.py and log_model.py of a service generated from a script: filled in from the code, the rest marked TODO."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from mlops_build.scaffold.existing.modules import Module
 from mlops_build.scaffold.existing.script import Script, Written, assigned, constants, dotted, value_at
 
 PREDICTOR = '''\
-"""What callers talk to: the network that {script} trains, what is sent to it and what it answers."""
+"""The served model: the network that {script} trains, its input and its answers."""
 
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,18 @@ MODEL = Path("models/{model}")
 {artifacts}
 
 def device() -> torch.device:
-    """The card that `mlops-build` chose for this process (it is then the only one visible), else the CPU."""
+    """The GPU that `mlops-build` selected for this process (the only visible one), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def example() -> pd.DataFrame:
-    """A few rows as a caller sends them. Each version keeps them with its answers; they are asked again after a deployment."""
-    # TODO {rows}: one column for each thing that a caller sends, two or three rows of it.
+    """A few rows as a caller sends them. Each version stores them with its answers; a deployment is checked with them."""
+    # TODO {rows}: two or three rows, with one column for each value that a caller sends.
     raise NotImplementedError("TODO {rows}, see TODO.md")
 
 
 class Predictor(mlflow.pyfunc.PythonModel):
-    """What is served: rows in, an answer for each out."""
+    """The served model: it returns one answer for each row."""
 
     def load_context(self, context: Any) -> None:
         weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
@@ -43,12 +43,12 @@ class Predictor(mlflow.pyfunc.PythonModel):
         self.network.to(device()).eval()
 {reads}
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        # TODO {answer}: the tensor that goes in, and the columns that come out.
+        # TODO {answer}: build the input tensor, and return the output columns.
         raise NotImplementedError("TODO {answer}, see TODO.md")
 '''
 
 LOGGER = '''\
-"""Log what {script} left as a model that can be served, and measure it: the stage `model` of dvc.yaml.
+"""Log the model that {script} trained, and measure it: the stage `model` of dvc.yaml.
 
 python -m {package}.{logger}
 """
@@ -66,7 +66,7 @@ METRICS = Path("{metrics}")
 
 
 def measure(model: Any) -> dict[str, float]:
-    """The model as it is served, on data that it was not trained with. params.yaml says what each metric must reach."""
+    """Measure the served model on data that was not used for training. params.yaml has the thresholds."""
     # TODO {number}: read rows, `answers = model.predict(rows)`, compare.
     raise NotImplementedError("TODO {number}, see TODO.md")
 
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 '''
 
 TEST = '''\
-"""What a caller sends is what the service says it takes."""
+"""The example input of the service is valid."""
 
 import pytest
 
@@ -96,7 +96,7 @@ def test_the_example_is_a_few_rows_with_named_columns() -> None:
     try:
         rows = {predictor}.example()
     except (FileNotFoundError, NotImplementedError) as missing:
-        pytest.skip(f"nothing to look at yet: {{missing}}")
+        pytest.skip(f"not available yet: {{missing}}")
     assert 1 <= len(rows) <= 100
     assert all(isinstance(column, str) for column in rows.columns)
 '''
@@ -104,9 +104,9 @@ def test_the_example_is_a_few_rows_with_named_columns() -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """The network that is saved. name: of its class or of the function that makes it; module: where that is defined, None if not beside
-    the script. call: its source. arguments: the same with values for what is known; is_known: for all. follows: some come from options.
-    key: how the weights are found in what is saved, such as `["model"]`. whole: what is saved is no state_dict, as far as one sees.
+    """The saved network. name: of its class or of the function that creates it; module: where that is defined, None if it is not local.
+    call: its source. arguments: the same with known values filled in; is_known: all are known. follows: some come from options.
+    key: the index of the weights in the saved object, such as `["model"]`. whole: the saved object does not look like a state_dict.
     """
 
     name: str = ""
@@ -121,7 +121,7 @@ class Network:
 
 
 def network(saves: Written | None, modules: Sequence[Module], arguments: Mapping[str, object]) -> Network:
-    """What the call that saves the weights tells of the network. arguments: dest → default of the script's options."""
+    """Derive the network from the call that saves the weights. arguments: dest → default of the script's options."""
     if saves is None or saves.what is None:
         return Network()
     script = saves.script
@@ -135,7 +135,9 @@ def network(saves: Written | None, modules: Sequence[Module], arguments: Mapping
     known = constants(script, arguments)
     values: list[str] = []
     is_known, follows = True, False
-    for label, given in [("", one) for one in made.args] + [(f"{one.arg}=" if one.arg else "**", one.value) for one in made.keywords]:
+    for label, given in [("", argument) for argument in made.args] + [
+        (f"{keyword.arg}=" if keyword.arg else "**", keyword.value) for keyword in made.keywords
+    ]:
         value = known.value(given)
         if label == "**" or isinstance(given, ast.Starred) or (value is None and not isinstance(given, ast.Constant)):
             is_known = False
@@ -155,11 +157,11 @@ def predictor(
     artifacts: Sequence[tuple[Artifact, int]],
     numbers: Mapping[str, int],
 ) -> str:
-    """predictor.py. artifacts: each with the number of its TODO. numbers: of the TODOs rows, network (where there is one) and answer."""
+    """The text of predictor.py. artifacts: each with the number of its TODO. numbers: of the TODOs rows, network (if any) and answer."""
     imports = f"\nfrom {package}.{made.module.name} import {made.name}\n" if made.module and made.is_known else ""
     lines = []
     if "network" in numbers:
-        lines.append(f"        # TODO {numbers['network']}: as {script} makes it" + (f": {made.call}" if made.call else "."))
+        lines.append(f"        # TODO {numbers['network']}: create it as {script} does" + (f": {made.call}" if made.call else "."))
     if made.module and made.is_known:
         lines.append(f"        self.network = {made.name}({made.arguments})")
     else:
@@ -173,8 +175,9 @@ def predictor(
         key=made.key,
         artifacts=_constant(artifacts, script),
         reads="".join(
-            f'        # TODO {number}: read it as {script} writes it.\n        self.{one.name} = Path(context.artifacts["{one.name}"])\n'
-            for one, number in artifacts
+            f"        # TODO {number}: load it in the format that {script} writes.\n"
+            f'        self.{artifact.name} = Path(context.artifacts["{artifact.name}"])\n'
+            for artifact, number in artifacts
         ),
         rows=numbers["rows"],
         answer=numbers["answer"],
@@ -182,7 +185,7 @@ def predictor(
 
 
 def logger(package: str, script: str, module: str, predictor: str, metrics: str, artifacts: Sequence[Artifact], number: int) -> str:
-    """log_model.py, called `module`. number: of the TODO in `measure`."""
+    """The text of log_model.py, named `module`. number: of the TODO in `measure`."""
     return LOGGER.format(
         package=package,
         script=script,
@@ -198,8 +201,8 @@ def logger(package: str, script: str, module: str, predictor: str, metrics: str,
 def _constant(artifacts: Sequence[tuple[Artifact, int]], script: str) -> str:
     if not artifacts:
         return ""
-    lines = "".join(f'    "{one.name}": Path({_text(one.path)}),\n' for one, _ in artifacts)
-    return f"# What else is part of the model: name -> the file or folder that {script} writes.\nARTIFACTS = {{\n{lines}}}\n"
+    lines = "".join(f'    "{artifact.name}": Path({_text(artifact.path)}),\n' for artifact, _ in artifacts)
+    return f"# Further parts of the model: name -> the file or folder that {script} writes.\nARTIFACTS = {{\n{lines}}}\n"
 
 
 def _text(value: str) -> str:
@@ -207,7 +210,7 @@ def _text(value: str) -> str:
 
 
 def _state(script: Script, node: ast.expr) -> tuple[str | None, str]:
-    """The name of what `….state_dict()` is saved, and how it is found in the file."""
+    """The name of the object whose `….state_dict()` is saved, and its index in the saved object."""
     if isinstance(node, ast.Name):
         value = value_at(script, node.id, node.lineno)
         return _state(script, value) if value is not None and not isinstance(value, ast.Name) else (None, "")

@@ -1,4 +1,4 @@
-"""What a program cannot know about somebody's script, as a list for its author: where, what, and how it may look."""
+"""The tasks that are left to the script's author, each with file, line, description and an example."""
 
 import re
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 HEAD = """\
-# What is left to do
+# Remaining tasks
 
-`mlops-build scaffold` put a service around `{script}`. It read the code and ran nothing, so it cannot know what stands here. Each
-place that it wrote itself says `TODO` and its number. When all is done: `mlops-build train`. Then delete this file.
+`mlops-build scaffold` generated this service from `{script}`. It only reads code, so these tasks are left to you. Generated code
+is marked with `TODO` and the number of the task. When all tasks are done, run `mlops-build train` and delete this file.
 """
 
 
 @dataclass(frozen=True)
 class Left:
-    """One thing to do. file, line: in the service. needed: the pipeline fails without it. example: code, or a command; "" for none."""
+    """A task. file, line: in the service. needed: the pipeline fails without it. example: code or a command; "" for none."""
 
     number: int
     file: str
@@ -31,18 +31,18 @@ class Left:
 
 @dataclass
 class Todo:
-    """The list while it grows. `add` gives the number that a text written to the file then names, by which its line is found."""
+    """The list of tasks. `add` returns the task's number; the generated file names it, so that its line can be found later."""
 
     left: list[Left] = field(default_factory=list)
 
     def add(self, file: str, what: str, example: str = "", *, line: int = 0, needed: bool = True) -> int:
-        """line: 0 where the file says TODO and the number."""
+        """Add a task. line: 0 if the file is marked with TODO and the number."""
         self.left.append(Left(len(self.left) + 1, file, line, what, needed, example))
         return len(self.left)
 
     def placed(self, root: Path) -> list[Left]:
-        """The list with every line found in the files at `root`."""
-        return [one if one.line else replace(one, line=_line(root / one.file, one.number)) for one in self.left]
+        """The list with the line numbers of the marks in the files at `root`."""
+        return [item if item.line else replace(item, line=_line(root / item.file, item.number)) for item in self.left]
 
 
 def _line(file: Path, number: int) -> int:
@@ -53,18 +53,20 @@ def _line(file: Path, number: int) -> int:
 def page(script: str, left: Sequence[Left]) -> str:
     """TODO.md."""
     parts = [HEAD.format(script=script)]
-    for title, needed in (("Needed before the first training", True), ("Good to look at", False)):
-        some = [one for one in left if one.needed is needed]
+    for title, needed in (("Needed before the first training", True), ("Recommended", False)):
+        some = [item for item in left if item.needed is needed]
         parts += [f"\n## {title}\n"] if some else []
-        for one in some:
-            parts.append(f"\n{one.number}. [ ] `{one.file}:{one.line}`: {one.what}\n")
-            if one.example:
-                language = "console" if one.example.startswith("$ ") else "python" if one.file.endswith(".py") else "yaml"
-                indented = "\n".join(f"    {line}".rstrip() for line in one.example.splitlines())
+        for item in some:
+            parts.append(f"\n{item.number}. [ ] `{item.file}:{item.line}`: {item.what}\n")
+            if item.example:
+                language = "console" if item.example.startswith("$ ") else "python" if item.file.endswith(".py") else "yaml"
+                indented = "\n".join(f"    {line}".rstrip() for line in item.example.splitlines())
                 parts.append(f"\n    ```{language}\n{indented}\n    ```\n")
     return "".join(parts)
 
 
 def listing(left: Sequence[Left]) -> str:
-    """The same for a terminal, two lines each."""
-    return "\n".join(f"{one.number:>3}. {one.file}:{one.line}{'' if one.needed else ' (look at it)'}\n     {one.what}" for one in left)
+    """The list for a terminal, two lines for each task."""
+    return "\n".join(
+        f"{item.number:>3}. {item.file}:{item.line}{'' if item.needed else ' (recommended)'}\n     {item.what}" for item in left
+    )
