@@ -1,1 +1,1 @@
-"""The steps that a CI plan calls, one file each. They run the same on a laptop, so a red build can be repeated at one's desk."""
+"""The steps of a CI plan, one module each. They run the same way on a laptop, so that a failed build can be reproduced there."""

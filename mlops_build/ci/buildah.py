@@ -1,6 +1,6 @@
-"""The image registry and the build, through the `buildah` command: no daemon, and no root where user namespaces are allowed.
+"""Build and push images with the `buildah` command, which needs no daemon, and no root where user namespaces are allowed.
 
-Storage, isolation and credentials are buildah's own business (storage.conf, BUILDAH_ISOLATION, `buildah login`).
+Storage, isolation and credentials are configured in buildah (storage.conf, BUILDAH_ISOLATION, `buildah login`).
 """
 
 import os
@@ -14,52 +14,50 @@ from mlops_build.ci import engine
 from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
 
-# More arguments for `buildah build`, split like a shell does.
+# Additional arguments of `buildah build`, split as a shell does.
 ARGUMENTS = "MLOPS_BUILD_BUILDAH_ARGS"
 CLIENT = "BUILDAH_CLI"
 
 
 def client_name() -> str:
-    """The command, by its name or path."""
+    """The name or path of the command."""
     return os.environ.get(CLIENT) or "buildah"
 
 
 def check_engine() -> str:
-    """Buildah, with its version. Raises EngineUnreachable."""
+    """The name and version of buildah. Raises EngineUnreachable."""
     done = _buildah(["--version"])
     if done.returncode:
-        raise EngineUnreachable(
-            f"buildah does not work here: {engine.last_line(done.stderr)}", remedy="run `buildah info`, which says more"
-        )
+        raise EngineUnreachable(f"buildah does not work here: {engine.last_line(done.stderr)}", remedy="run `buildah info` for details")
     return " ".join(done.stdout.split()[:3]).replace(" version", "")
 
 
 def digest_of(image: str) -> str | None:
-    """The digest ("sha256:…") that a tag has in its registry; None where there is no such image.
+    """The digest ("sha256:…") of a tag in its registry; None if there is no such image.
 
-    By skopeo where there is one; buildah itself has to pull the image. Raises EngineUnreachable, ImageRegistryUnreachable, LoginNeeded.
+    Uses skopeo if it is installed; buildah itself has to pull the image. Raises EngineUnreachable, ImageRegistryUnreachable, LoginNeeded.
     """
     skopeo = shutil.which("skopeo")
     if skopeo:
         command = [skopeo, "inspect", *_insecure(image), "--format", "{{.Digest}}", f"docker://{image}"]
-        done = engine.ask(command, os.environ)
+        done = engine.query(command, os.environ)
         digest = done.stdout.strip()
     else:
-        # Minutes for a large image, so without the limit of a command that only asks.
+        # A large image takes minutes, so the time limit of `engine.query` is too short.
         command = [_client(), "pull", "--quiet", "--policy", "always", *_insecure(image), f"docker://{image}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=engine.BUILD_SECONDS, check=False)
         digest = "" if done.returncode else _digest_of_pulled(image)
-    if not engine.found(image, done, "buildah login"):
+    if not engine.exists(image, done, "buildah login"):
         return None
     if not DIGEST.fullmatch(digest):
-        raise ImageRegistryUnreachable(f"the registry of {image} answers with no digest: {digest[:100]!r}")
+        raise ImageRegistryUnreachable(f"the registry of {image} did not return a digest: {digest[:100]!r}")
     return digest
 
 
 def build(context: Path, image: str) -> None:
     """Build a context as `image`; the output goes to stderr. Raises BuildFailed."""
     extra = shlex.split(os.environ.get(ARGUMENTS, ""))
-    # The OCI format has no HEALTHCHECK. Without --layers nothing of an earlier build is used again.
+    # The OCI format has no HEALTHCHECK. Without --layers no layer of an earlier build is reused.
     command = ["bud", "--format", "docker", "--layers", "--tag", image, *extra, str(context)]
     _shown(command, f"{image} cannot be built", "see above; the build needs the package index")
 
@@ -80,7 +78,7 @@ def _insecure(image: str) -> list[str]:
 
 
 def _buildah(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return engine.ask([_client(), *arguments], os.environ)
+    return engine.query([_client(), *arguments], os.environ)
 
 
 def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:

@@ -1,6 +1,6 @@
-"""Which of docker and buildah an agent has.
+"""Choose between docker and buildah.
 
-MLOPS_BUILD_ENGINE says docker or buildah. Without it docker is taken where an engine answers it, else buildah where there is one.
+MLOPS_BUILD_ENGINE names one of them. Without it, docker is used if an engine answers, else buildah if it is installed.
 """
 
 import os
@@ -16,7 +16,7 @@ CHOICE = "MLOPS_BUILD_ENGINE"
 
 
 class Builder(Protocol):
-    """What builds images and talks to their registry: the modules `docker` and `buildah`."""
+    """The functions of the modules `docker` and `buildah`: build images and use their registry."""
 
     def check_engine(self) -> str: ...
     def digest_of(self, image: str) -> str | None: ...
@@ -25,16 +25,16 @@ class Builder(Protocol):
 
 
 def choose() -> Builder:
-    """The builder that this agent has. Raises UsageError for a name that is none of them.
+    """The builder to use. Raises UsageError for another name in MLOPS_BUILD_ENGINE.
 
-    Where there is neither, it is docker's, which says what is missing.
+    If neither is installed, it is docker, whose error says what is missing.
     """
     named = os.environ.get(CHOICE)
     if named not in (None, "", "docker", "buildah"):
-        raise UsageError(f"{CHOICE} is {named!r}", remedy="docker or buildah")
+        raise UsageError(f"{CHOICE} is {named!r}, which is not a supported engine", remedy="set it to docker or buildah")
     if named == "buildah":
         return buildah
-    # Who names docker's client wants docker.
+    # DOCKER_CLI selects docker, too.
     if named == "docker" or os.environ.get(docker.CLIENT) or not shutil.which(buildah.client_name()):
         return docker
     try:

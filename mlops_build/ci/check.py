@@ -1,7 +1,7 @@
-"""`ci check`: what every commit and pull request must pass. Needs no secret and no service that answers.
+"""`ci check`: the checks of every commit and pull request. They need no secret and no running service.
 
-service.yaml is valid, the code is linted and formatted, the tests pass, and `mlops-build verify` finds nothing wrong with what would be
-deployed. Where there is no kubectl overlays are not rendered, and this says so: the release plan's agents have one.
+service.yaml is valid, the code passes the linter and formatter, the tests pass, and `mlops-build verify` has no findings. Without
+kubectl the overlays are not rendered, which is printed; the release plan's agents have kubectl.
 """
 
 import subprocess
@@ -14,16 +14,16 @@ from mlops_build.errors import Refused
 from mlops_build.finding import show_by_file
 
 STEP_SECONDS = 3600
-# Where CI systems look for what the tests said (Bamboo's test-parser, in bamboo-specs); ignored by Git.
+# The test report for CI systems (Bamboo's test-parser, in bamboo-specs); ignored by Git.
 REPORT = "build/test-reports/tests.xml"
 
 
 class CheckFailed(Refused):
-    """One of the checks failed; what it printed stands above."""
+    """At least one check failed; its output is above."""
 
 
 def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
-    """Run every check, also after one has failed; returns the names of those that ran. Raises CheckFailed naming all that failed."""
+    """Run every check, also after a failure; returns the names of the checks. Raises CheckFailed with the names of all failed checks."""
     service.load(root)
     say("check service.yaml: ok")
     steps: list[tuple[str, Sequence[str]]] = [
@@ -37,13 +37,13 @@ def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
     if failed:
         raise CheckFailed(
             f"{len(failed)} of the checks failed: {', '.join(failed)}",
-            remedy="mend what they say above; `mlops-build ci check` runs them here",
+            remedy="fix the errors above; `mlops-build ci check` runs the checks on this machine",
         )
     return ["service.yaml", *(name for name, _ in steps), "manifests"]
 
 
 def verified(root: Path, say: Callable[[str], None]) -> bool:
-    """Whether the manifests and Bamboo specs are right; says what is not."""
+    """Whether the manifests and Bamboo specs have no findings; prints the findings."""
     report = verify.check(root)
     for note in report.notes:
         say(f"check manifests: {note}")

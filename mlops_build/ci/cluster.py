@@ -1,4 +1,4 @@
-"""The cluster, through kubectl: what is rendered, applied, removed and waited for. What kubectl prints is shown on stderr."""
+"""Use the cluster through kubectl: render, apply, remove and wait. The output of kubectl goes to stderr."""
 
 import re
 import shutil
@@ -13,53 +13,55 @@ from mlops_build.release.objects import MANAGER, MANAGER_LABEL, NAME_LABEL
 
 RENDER_SECONDS, APPLY_SECONDS = 60, 120
 UNREACHABLE = re.compile(r"unable to connect|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE)
-# What a release brings by service.yaml's word, and takes away again. `kubectl apply --prune` would delete whatever has a label and is not
-# named at this moment, in every kind that it may: one wrong file, and the Service is gone.
+# Objects that depend on settings in service.yaml: a release creates and removes them. `kubectl apply --prune` would delete every object
+# with the label that is not in the manifests: a single wrong file could delete the Service.
 REMOVED = {"horizontalpodautoscaler": "horizontalpodautoscalers.autoscaling", "poddisruptionbudget": "poddisruptionbudgets.policy"}
-# What it leaves behind, and only tells.
-TOLD = {"persistentvolumeclaim": "persistentvolumeclaims"}
+# Objects that a release does not remove but reports.
+REPORTED = {"persistentvolumeclaim": "persistentvolumeclaims"}
 
 
 class ClusterUnreachable(Unreachable):
-    """The cluster's API does not answer, or kubectl is not told where it is."""
+    """The cluster's API does not answer, or kubectl is not configured."""
 
 
 class RolloutFailed(Failed):
-    """The pods of the new release do not get ready."""
+    """The pods of the new release do not become ready."""
 
 
 def kubectl() -> str:
-    """The command. Raises ClusterUnreachable where there is none."""
-    found = shutil.which("kubectl")
-    if not found:
-        raise ClusterUnreachable("there is no kubectl command here", remedy="install kubectl on the agent, and set KUBECONFIG")
-    return found
+    """The path of kubectl. Raises ClusterUnreachable if it is not installed."""
+    path = shutil.which("kubectl")
+    if not path:
+        raise ClusterUnreachable("kubectl is not installed", remedy="install kubectl on the agent, and set KUBECONFIG")
+    return path
 
 
 def render(overlay: Path) -> str:
-    """What an overlay says, as one text of YAML documents. Needs no cluster. Raises Refused."""
+    """The manifests of an overlay as YAML documents. Needs no cluster. Raises Refused."""
     done = subprocess.run([kubectl(), "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
     if done.returncode:
-        raise Refused(f"{overlay} does not render: {done.stderr.strip()[-500:]}", remedy="mend it: mlops-build ci check says the same")
+        raise Refused(
+            f"{overlay} does not render: {done.stderr.strip()[-500:]}", remedy="fix it; `mlops-build ci check` shows the same error"
+        )
     return done.stdout
 
 
 def apply(manifests: str) -> None:
-    """Raises Failed with what the cluster says, ClusterUnreachable."""
+    """Apply manifests. Raises Failed with the cluster's message, ClusterUnreachable."""
     _call(["apply", "--filename", "-"], APPLY_SECONDS, manifests)
 
 
 def live_replicas(name: str, namespace: str) -> int | None:
-    """How many replicas the Deployment `name` has now; None where there is none, or this account may not look."""
-    found = _get(["deployment", name, "--namespace", namespace, "--output", "jsonpath={.spec.replicas}"])
-    return int(found) if found.isdecimal() else None
+    """The current number of replicas of the Deployment `name`; None if it does not exist or this account may not read it."""
+    replicas = _get(["deployment", name, "--namespace", namespace, "--output", "jsonpath={.spec.replicas}"])
+    return int(replicas) if replicas.isdecimal() else None
 
 
 def make_volume(manifest: str, name: str, by_hand: str) -> None:
-    """Make a PersistentVolume, unless it is there: it is never changed. by_hand: the command of an administrator.
+    """Create a PersistentVolume unless it exists; it is never changed. by_hand: the command for an administrator.
 
-    Volumes belong to the whole cluster, and whoever may make one may read any folder of a node. So this account needs not be allowed to,
-    if an administrator does it once. Raises Refused, naming the command.
+    Volumes belong to the whole cluster, and an account that may create them can read any folder of a node. This account does not need that
+    permission if an administrator creates the volume once. Raises Refused with the command.
     """
     if name in _get(["persistentvolume", name, "--output", "name"]):
         return
@@ -67,60 +69,58 @@ def make_volume(manifest: str, name: str, by_hand: str) -> None:
         apply(manifest)
     except Failed as error:
         raise Refused(
-            f"the volume {name} is not there, and this account may not make it: {error.message}",
-            remedy=f"an administrator makes it, once: {by_hand}",
+            f"the volume {name} does not exist, and this account may not create it: {error.message}",
+            remedy=f"ask an administrator to create it once: {by_hand}",
         ) from None
 
 
 def remove_unwanted(name: str, namespace: str, objects: Sequence[Any], say: Callable[[str], None]) -> None:
-    """Remove what an earlier release of the service `name` brought and `objects`, the ones of this release, have no more."""
-    wanted = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in objects}
-    kinds, selector = ",".join([*REMOVED.values(), *TOLD.values()]), f"{NAME_LABEL}={name},{MANAGER_LABEL}={MANAGER}"
+    """Remove objects that an earlier release of the service `name` created and that are not in `objects`, those of this release."""
+    wanted = {f"{item['kind'].lower()}/{item['metadata']['name']}" for item in objects}
+    kinds, selector = ",".join([*REMOVED.values(), *REPORTED.values()]), f"{NAME_LABEL}={name},{MANAGER_LABEL}={MANAGER}"
     there = re.findall(
-        rf"^({'|'.join([*REMOVED, *TOLD])})(?:\.[a-z0-9.]+)?/([a-z0-9.-]+)$",
+        rf"^({'|'.join([*REMOVED, *REPORTED])})(?:\.[a-z0-9.]+)?/([a-z0-9.-]+)$",
         _get([kinds, "--namespace", namespace, "--selector", selector, "--output", "name"]),
         re.MULTILINE,
     )
-    for kind, found in there:
-        if f"{kind}/{found}" in wanted:
+    for kind, object_name in there:
+        if f"{kind}/{object_name}" in wanted:
             continue
-        if kind in TOLD:
-            say(
-                f"deploy: {kind} {found} in {namespace} is left from an earlier release and holds no data: delete it and its volume by hand"
-            )
+        if kind in REPORTED:
+            say(f"deploy: {kind} {object_name} in {namespace} is left over from an earlier release and empty: delete it and its volume")
             continue
-        say(f"deploy: removing {kind} {found}, which this release has no more")
+        say(f"deploy: removing {kind} {object_name}, which this release does not have any more")
         try:
-            _call(["delete", f"{REMOVED[kind]}/{found}", "--namespace", namespace, "--ignore-not-found"], APPLY_SECONDS)
+            _call(["delete", f"{REMOVED[kind]}/{object_name}", "--namespace", namespace, "--ignore-not-found"], APPLY_SECONDS)
         except Failed as error:
-            # A scaler would go on setting the number of pods; a budget of one pod at a time hurts nobody.
+            # A remaining scaler would change the number of replicas; a remaining disruption budget does no harm.
             if kind == "horizontalpodautoscaler":
                 raise
-            say(f"deploy: {kind} {found} in {namespace} stays: {error.message}")
+            say(f"deploy: {kind} {object_name} in {namespace} stays: {error.message}")
 
 
 def wait(name: str, namespace: str, seconds: int) -> None:
-    """Until the pods of the Deployment `name` are the new ones. Raises RolloutFailed, ClusterUnreachable."""
+    """Wait for the rollout of the Deployment `name`. Raises RolloutFailed, ClusterUnreachable."""
     arguments = ["rollout", "status", f"deployment/{name}", "--namespace", namespace, f"--timeout={seconds}s"]
     try:
         _call(arguments, seconds + RENDER_SECONDS)
     except Failed as error:
         raise RolloutFailed(
-            f"{name} in {namespace} did not get ready within {seconds} s: {error.message}",
-            remedy=f"kubectl --namespace {namespace} describe pods; back to the version before: mlops-build rollback MODEL --env ENV",
+            f"{name} in {namespace} did not become ready within {seconds} s: {error.message}",
+            remedy=f"kubectl --namespace {namespace} describe pods; previous version: mlops-build rollback MODEL --env ENV",
         ) from None
 
 
 def _call(arguments: Sequence[str], seconds: int, text: str | None = None) -> None:
-    """kubectl with its output shown on stderr. Raises Failed with its last line, ClusterUnreachable."""
+    """Run kubectl with its output on stderr. Raises Failed with the last line of the output, ClusterUnreachable."""
     done = _run(arguments, seconds, text)
     print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
     if done.returncode:
-        raise Failed(f"kubectl {arguments[0]}: {_last_line(done)}", remedy="see above; does this account have the right to do that?")
+        raise Failed(f"kubectl {arguments[0]}: {_last_line(done)}", remedy="see above; check the permissions of this account")
 
 
 def _get(arguments: Sequence[str]) -> str:
-    """What `kubectl get` prints; nothing where there is no such object. Where this account may not look, that is told."""
+    """The output of `kubectl get`; empty if there is no such object. An error, such as a missing permission, is printed."""
     done = _run(["get", *arguments, "--ignore-not-found"], APPLY_SECONDS)
     if done.returncode:
         print(f"kubectl get {arguments[0]}: {_last_line(done)}", file=sys.stderr, flush=True)
@@ -141,4 +141,4 @@ def _run(arguments: Sequence[str], seconds: int, text: str | None = None) -> "su
 
 
 def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    return (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return (done.stderr.strip().splitlines() or ["no output"])[-1][:300]

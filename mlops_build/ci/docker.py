@@ -1,4 +1,4 @@
-"""The container engine and the image registry, through the `docker` command. Credentials are docker's own business (`docker login`)."""
+"""Build and push images with the `docker` command. Credentials are configured in docker (`docker login`)."""
 
 import json
 import os
@@ -11,38 +11,38 @@ from mlops_build.ci import engine
 from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
 
-# More arguments for `docker build`, split like a shell does: --network host --build-arg PIP_INDEX_URL=…
+# Additional arguments of `docker build`, split as a shell does: --network host --build-arg PIP_INDEX_URL=…
 ARGUMENTS = "MLOPS_BUILD_DOCKER_ARGS"
 CLIENT = "DOCKER_CLI"
 
 
 def check_engine() -> str:
-    """The engine, with its version. Raises EngineUnreachable."""
+    """The name and version of the engine. Raises EngineUnreachable."""
     done = _docker(["version", "--format", "{{.Server.Version}}"])
     version = done.stdout.strip()
     if done.returncode or not version:
         raise EngineUnreachable(
-            f"no Docker Engine answers: {engine.last_line(done.stderr)}",
-            remedy="start it, set DOCKER_HOST to one, or install buildah, which needs none; "
-            "`mlops-build package` writes a folder that kaniko builds",
+            f"the Docker Engine does not answer: {engine.last_line(done.stderr)}",
+            remedy="start it, set DOCKER_HOST, or install buildah, which needs no engine; "
+            "`mlops-build package` writes a folder that kaniko can build",
         )
     return f"Docker {version}"
 
 
 def digest_of(image: str) -> str | None:
-    """The digest ("sha256:…") that a tag has in its registry; None where there is no such image.
+    """The digest ("sha256:…") of a tag in its registry; None if there is no such image.
 
     Raises EngineUnreachable (no docker command), ImageRegistryUnreachable, LoginNeeded.
     """
     insecure = ["--insecure"] if engine.LOOPBACK.match(image) else []
     done = _docker(["manifest", "inspect", *insecure, "--verbose", image])
-    if not engine.found(image, done, "docker login"):
+    if not engine.exists(image, done, "docker login"):
         return None
-    found = json.loads(done.stdout)
-    # A list is an index of several platforms, whose own digest this command does not say.
-    digest = str(found["Descriptor"]["digest"]) if isinstance(found, dict) else _digest_by_pulling(image)
+    description = json.loads(done.stdout)
+    # A list is an index of several platforms; this command does not show the index's own digest.
+    digest = str(description["Descriptor"]["digest"]) if isinstance(description, dict) else _digest_by_pulling(image)
     if not DIGEST.fullmatch(digest):
-        raise ImageRegistryUnreachable(f"the registry of {image} answers with no digest: {digest[:100]!r}")
+        raise ImageRegistryUnreachable(f"the registry of {image} did not return a digest: {digest[:100]!r}")
     return digest
 
 
@@ -62,12 +62,12 @@ def _digest_by_pulling(image: str) -> str:
     _shown(["pull", image], f"{image} cannot be pulled", "see above")
     done = _docker(["image", "inspect", "--format", "{{json .RepoDigests}}", image])
     repository = image.rpartition(":")[0]
-    digests = [one.partition("@")[2] for one in json.loads(done.stdout or "[]") if one.startswith(f"{repository}@")]
+    digests = [reference.partition("@")[2] for reference in json.loads(done.stdout or "[]") if reference.startswith(f"{repository}@")]
     return digests[0] if digests else ""
 
 
 def _docker(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return engine.ask([_client(), *arguments], _environment())
+    return engine.query([_client(), *arguments], _environment())
 
 
 def _shown(arguments: Sequence[str], wrong: str, remedy: str) -> None:
@@ -79,5 +79,5 @@ def _client() -> str:
 
 
 def _environment() -> dict[str, str]:
-    # No attestations: they would make every image an index of two manifests. The CLI's flag is for `docker manifest` before 20.10.
+    # Without attestations, which would make every image an index of two manifests. `docker manifest` before 20.10 needs the last variable.
     return {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "DOCKER_CLI_EXPERIMENTAL": "enabled"}

@@ -1,4 +1,4 @@
-"""What docker and buildah have in common here: how they are run, and what their refusals mean."""
+"""Run docker and buildah, and interpret their errors."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from mlops_build.errors import Failed, Refused, Unreachable
 
 ANSWER_SECONDS = 60
 BUILD_SECONDS = 3600
-STDERR = 2  # our own, by its number: what people watch, while stdout is for the result
+STDERR = 2  # the file descriptor of this process: progress goes to stderr, the result to stdout
 
 ABSENT = re.compile(r"no such manifest|manifest unknown|name unknown|name not known|not found", re.IGNORECASE)
 FORBIDDEN = re.compile(r"unauthorized|denied|authentication required|forbidden", re.IGNORECASE)
@@ -21,23 +21,23 @@ CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class EngineUnreachable(Unreachable):
-    """There is no command to build with, or no engine answers it."""
+    """There is no build command, or its engine does not answer."""
 
 
 class ImageRegistryUnreachable(Unreachable):
-    """The registry that images are pushed to does not answer."""
+    """The image registry does not answer."""
 
 
 class LoginNeeded(Refused):
-    """The image registry wants credentials, or better ones."""
+    """The image registry needs credentials, or refuses the given ones."""
 
 
 class BuildFailed(Failed):
-    """A build or a push failed; what it printed stands above."""
+    """A build or a push failed; its output is above."""
 
 
-def ask(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run a command that answers at once. Raises EngineUnreachable where it does not."""
+def query(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run a short command. Raises EngineUnreachable if it does not end in time."""
     try:
         return subprocess.run(list(command), env=dict(environment), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -48,33 +48,34 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.C
 
 
 def show(command: Sequence[str], environment: Mapping[str, str], wrong: str, remedy: str) -> None:
-    """Run a command whose output is for people; it is said first, without passwords in addresses. Raises BuildFailed."""
+    """Print a command, without passwords in addresses, and run it with its output on stderr. Raises BuildFailed."""
     name = Path(command[0]).name
     line = CREDENTIALS.sub("***", shlex.join([name, *command[1:]]))
     os.write(STDERR, f"+ {line}\n".encode())
     try:
         done = subprocess.run(list(command), env=dict(environment), stdout=STDERR, timeout=BUILD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise BuildFailed(f"{wrong}: not done within {BUILD_SECONDS} s", remedy=remedy) from None
+        raise BuildFailed(f"{wrong}: not finished within {BUILD_SECONDS} s", remedy=remedy) from None
     if done.returncode:
-        raise BuildFailed(f"{wrong}: {name} {command[1]} ended with {done.returncode}", remedy=remedy)
+        raise BuildFailed(f"{wrong}: {name} {command[1]} exited with {done.returncode}", remedy=remedy)
 
 
-def found(image: str, done: "subprocess.CompletedProcess[str]", login: str) -> bool:
-    """Whether a registry that was asked for an image has it. Raises LoginNeeded and ImageRegistryUnreachable.
+def exists(image: str, done: "subprocess.CompletedProcess[str]", login: str) -> bool:
+    """Whether the registry has an image, from the result of a query. Raises LoginNeeded and ImageRegistryUnreachable.
 
-    login: the command for better credentials.
+    login: the command that stores credentials.
     """
     if not done.returncode:
         return True
-    said = last_line(done.stderr)
-    # Asked first: a registry that hides what one may not see says "denied" for what is absent, too.
-    if FORBIDDEN.search(said):
-        raise LoginNeeded(f"the registry of {image} refuses: {said}", remedy=f"{login} {image.partition('/')[0]}")
-    if ABSENT.search(said):
+    message = last_line(done.stderr)
+    # Checked first: a registry may also answer "denied" for an image that does not exist.
+    if FORBIDDEN.search(message):
+        raise LoginNeeded(f"the registry of {image} refused access: {message}", remedy=f"{login} {image.partition('/')[0]}")
+    if ABSENT.search(message):
         return False
     raise ImageRegistryUnreachable(
-        f"the registry of {image} does not answer: {said}", remedy="check image.registry in service.yaml, the network and its certificate"
+        f"the registry of {image} does not answer: {message}",
+        remedy="check image.registry in service.yaml, the network and its certificate",
     )
 
 
@@ -82,9 +83,9 @@ def program(name: str, remedy: str, which: Callable[[str], str | None] = shutil.
     """The path of a command. Raises EngineUnreachable."""
     path = which(name)
     if not path:
-        raise EngineUnreachable(f"there is no {name!r} command here", remedy=remedy)
+        raise EngineUnreachable(f"the command {name!r} is not installed", remedy=remedy)
     return path
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return (text.strip().splitlines() or ["no output"])[-1][:300]

@@ -1,6 +1,6 @@
-"""`ci image`: the image of every environment's release record is in the registry, and its digest stands on the model version.
+"""`ci image`: build and push the image of every environment's release record, and write its digest onto the model version.
 
-Level-triggered: what is there is not built again, so it can run at every commit, and twice.
+Existing images are not built again, so it can run at every commit and more than once.
 """
 
 import json
@@ -28,22 +28,22 @@ from mlops_build.service import Service
 
 # A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
 WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
-# What a build leaves, ignored by Git. RELEASE is what a deployment takes: the commit's files, and DOCUMENT in the same place among them.
-# One file, so that a digest cannot get apart from the record it belongs to (as a variable of the build could).
+# The results of a build, ignored by Git. A deployment uses RELEASE: the commit's files, and DOCUMENT at the same path among them. It is a
+# single file, so that a digest is always together with its record.
 FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
 
 
 class OtherName(Refused):
-    """The record names another image than service.yaml and this mlops-build make."""
+    """The record's image name differs from the one computed from service.yaml by this version of mlops-build."""
 
 
 class OtherImage(Refused):
-    """The registry holds another image under a name than the one that was built as it."""
+    """The image in the registry is not the one that was built with its name."""
 
 
 @dataclass
 class Image:
-    """One image. reference: `repository@sha256:…`, what is deployed. built: by this run."""
+    """An image. reference: `repository@sha256:…`, which is deployed. built: by this run."""
 
     image: str
     record: Record
@@ -62,9 +62,9 @@ class Image:
 
 
 def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Build and push what the release records in the working tree name, where it is absent. Returns {"images": [...]}.
+    """Build and push the missing images of the release records in the working tree. Returns {"images": [...]}.
 
-    Raises OtherName, OtherImage, EngineUnreachable and what packaging and the builder raise. Nothing released is nothing to do.
+    Raises OtherName, OtherImage, EngineUnreachable, and the errors of packaging and of the builder.
     """
     service = service_file.load(root)
     images = _named(root, service)
@@ -84,34 +84,34 @@ def reference(image: str, digest: str) -> str:
     return f"{image.rpartition(':')[0]}@{digest}"
 
 
-def noted(registry: Registry, record: Record) -> str | None:
-    """The reference that `ci image` wrote onto the record's first model; None where it stands for another image, or for none.
+def of_version(registry: Registry, record: Record) -> str | None:
+    """The reference that `ci image` wrote onto the record's first model; None if there is none, or it is for another image.
 
-    Anybody who may write to MLflow may write a tag, so only a digest in the record's own repository counts.
+    Everybody with write access to MLflow can write a tag, so only a digest in the record's own repository is accepted.
     """
     first = record.models[0]
     tags = registry.version(first.name, first.version).tags
-    return _fitting(record, tags.get(IMAGE_NAME), tags.get(IMAGE))
+    return _checked(record, tags.get(IMAGE_NAME), tags.get(IMAGE))
 
 
-def carried(root: Path, record: Record) -> str | None:
-    """The reference that the build of this release wrote beside the record; None where it built another image, or where there is none."""
+def of_build(root: Path, record: Record) -> str | None:
+    """The reference that the build of this release wrote to a file; None if there is none, or it is for another image."""
     try:
         document = json.loads((root / FOLDER / DOCUMENT).read_text())
-        found = {str(one["image"]): one["reference"] for one in document["images"]}
+        references = {str(entry["image"]): entry["reference"] for entry in document["images"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _fitting(record, record.image, found.get(str(record.image)))
+    return _checked(record, record.image, references.get(str(record.image)))
 
 
-def _fitting(record: Record, name: object, found: object) -> str | None:
-    repository, _, digest = str(found).partition("@")
+def _checked(record: Record, name: object, reference: object) -> str | None:
+    repository, _, digest = str(reference).partition("@")
     fits = name == record.image and repository == str(record.image).rpartition(":")[0]
-    return str(found) if fits and DIGEST.fullmatch(digest) else None
+    return str(reference) if fits and DIGEST.fullmatch(digest) else None
 
 
 def _named(root: Path, service: Service) -> list[Image]:
-    """One Image for each name in the records, in the order of service.yaml's environments."""
+    """An Image for each name in the records, in the order of service.yaml's environments."""
     images: dict[str, Image] = {}
     for env in service.environments:
         if not (root / records.folder(env)).is_dir():
@@ -122,15 +122,15 @@ def _named(root: Path, service: Service) -> list[Image]:
         computed = image_name(service, record.models)
         if computed != record.image:
             raise OtherName(
-                f"the record of {env} names {record.image}, but service.yaml and this mlops-build make {computed}",
-                remedy=f"write the record anew: mlops-build release {env} (or wait for the bridge), with the mlops-build that CI has",
+                f"the record of {env} has the image {record.image}, but service.yaml and this version of mlops-build give {computed}",
+                remedy=f"run `mlops-build release {env}` with CI's version of mlops-build (or wait for the bridge)",
             )
         images.setdefault(computed, Image(computed, record)).environments.append(env)
     return list(images.values())
 
 
 def _settle(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> None:
-    before = noted(registry, image.record)
+    before = of_version(registry, image.record)
     digest = chosen.digest_of(image.image)
     if digest is None:
         digest = _build(root, service, registry, chosen, image, say)
@@ -139,17 +139,17 @@ def _settle(root: Path, service: Service, registry: Registry, chosen: Builder, i
     if before is not None and before != image.reference:
         raise OtherImage(
             f"{image.image} is {digest} in the registry, but was built as {before.partition('@')[2]}: the tag was moved",
-            remedy="find out who pushed it; delete the tag from the image registry, and `ci image` builds it again",
+            remedy="find out who pushed it, delete the tag from the image registry, and run `mlops-build ci image` again",
         )
     if before is None:
         first = image.record.models[0]
         registry.set_tag(first.name, first.version, IMAGE_NAME, image.image)
         registry.set_tag(first.name, first.version, IMAGE, image.reference)
-    say(f"image: {image.image} {'built' if image.built else 'is there'}, {digest}")
+    say(f"image: {image.image} {'built' if image.built else 'exists'}, {digest}")
 
 
 def _build(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> str:
-    say(f"image: {image.image} is absent; building it with {chosen.check_engine()}")
+    say(f"image: {image.image} does not exist; building it with {chosen.check_engine()}")
     (root / FOLDER).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
         folder = Path(scratch) / "context"
@@ -161,7 +161,7 @@ def _build(root: Path, service: Service, registry: Registry, chosen: Builder, im
     image.built = True
     digest = chosen.digest_of(image.image)
     if digest is None:
-        raise BuildFailed(f"{image.image} was pushed, but its registry does not know it", remedy="check image.registry in service.yaml")
+        raise BuildFailed(f"{image.image} was pushed, but is not in its registry", remedy="check image.registry in service.yaml")
     return digest
 
 
@@ -172,11 +172,11 @@ def _write_results(root: Path, images: Sequence[Image]) -> None:
 
 
 def _write_release(root: Path, say: Callable[[str], None]) -> None:
-    """RELEASE: what is committed, as it is committed, and the digests of its images."""
+    """Write RELEASE: the files of the commit and the digests of its images."""
     checkout = Checkout.find(root)
     head = checkout.head() if checkout else None
     if checkout is None or head is None:
-        say(f"image: this is no Git checkout, so there is no {FOLDER}/{RELEASE}")
+        say(f"image: this is not a Git checkout, so it does not write {FOLDER}/{RELEASE}")
         return
     with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="release-") as scratch:
         made = Path(scratch) / RELEASE
@@ -184,4 +184,4 @@ def _write_release(root: Path, say: Callable[[str], None]) -> None:
         with tarfile.open(made, "a") as archive:
             archive.add(root / FOLDER / DOCUMENT, f"{FOLDER}/{DOCUMENT}")
         made.replace(root / FOLDER / RELEASE)
-    say(f"image: {FOLDER}/{RELEASE} is commit {head[:12]} with its digests")
+    say(f"image: {FOLDER}/{RELEASE} contains commit {head[:12]} and its digests")

@@ -1,7 +1,7 @@
-"""`ci train`: the order of training, with its commit on a branch of its own, `retrain/N`, and a pull request to the branch it came from.
+"""`ci train`: train with the commit on its own branch `retrain/N`, and open a pull request to the original branch.
 
-N is the number of the build. The same N again goes on where it was: what is pushed is taken from there, a version that is registered stays
-the only one, and the pull request that is open is the one. The branch that people merge to is never pushed.
+N is the number of the build. A second run with the same N continues the first one: it uses the pushed commit, the registered version and
+the open pull request. The target branch is never pushed.
 """
 
 import json
@@ -29,22 +29,23 @@ NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class OtherTraining(Refused):
-    """The branch of this number holds something else."""
+    """The branch with this number has other commits."""
 
 
 def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Train; returns {"models": […], "warnings": […], "branch": name or None, "pull_request": … or None}.
 
-    build: N; default: bamboo_buildNumber, else that of the branch we are on, else the next free one.
+    build: N; default: bamboo_buildNumber, else the number of the current branch, else the next free one.
 
-    Raises what the pipeline raises, OtherTraining, and what the Git host's API raises. What can be known before hours of training
-    (uncommitted changes, a taken number, a missing token) is refused before.
+    Raises OtherTraining, and the errors of the pipeline and of the Git host's API. Uncommitted changes, a used number and a missing token
+    are detected before the training, which may take hours.
     """
     service = service_file.load(root)
     checkout = Checkout.find(root)
     if checkout is None or checkout.head() is None:
         raise NotFound(
-            f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
+            f"{root} has no Git commit yet",
+            remedy="run git init, git add --all, git commit: a version records the commit that it was trained from",
         )
     target = _target(checkout)
     pipeline.check_dirt(root, allow_dirty=False)
@@ -56,12 +57,12 @@ def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None
     document: dict[str, Any] = {"models": [trained.as_json() for trained in outcome.models], "warnings": list(outcome.warnings)}
     if checkout.branch() != branch:
         return {**document, "branch": None, "pull_request": None}
-    opened = _ask(service, checkout, root, repository, branch, target, outcome.models, say)
+    opened = _open_pull_request(service, checkout, root, repository, branch, target, outcome.models, say)
     return {**document, "branch": branch, "pull_request": opened.as_json() if opened else None}
 
 
 def _target(checkout: Checkout) -> str:
-    """The branch that the results are to be merged to: the one that is checked out; for one of ours, the one that it was made from."""
+    """The branch to merge the results into: the current branch, or the original branch of a retrain branch."""
     current = checkout.branch()
     if not current.startswith(PREFIX):
         return current
@@ -73,7 +74,7 @@ def _number(build: str | None, checkout: Checkout) -> int:
     named = build or os.environ.get("bamboo_buildNumber")  # noqa: SIM112
     if named:
         if not NUMBER.fullmatch(named):
-            raise UsageError(f"{named[:50]!r} is no build number", remedy="a whole number from 1 on")
+            raise UsageError(f"{named[:50]!r} is not a valid build number", remedy="give a whole number from 1")
         return int(named)
     current = checkout.branch()
     if current.startswith(PREFIX) and NUMBER.fullmatch(current.removeprefix(PREFIX)):
@@ -83,21 +84,21 @@ def _number(build: str | None, checkout: Checkout) -> int:
 
 
 def _check_host(service: Service, checkout: Checkout) -> host.Repository | None:
-    """Whose pull requests are meant, where service.yaml wants one: asked before the training, not after it."""
+    """The repository of the pull request, if service.yaml enables them. This is checked before the training, not after it."""
     if service.git.pull_requests == "none":
         return None
     url = checkout.origin_url()
     if url is None:
         raise Refused("there is no Git remote called origin, so no pull request can be opened", remedy="git remote add origin URL")
-    found = host.repository_of(url)
-    host.check(str(service.git.api), found)
-    return found
+    repository = host.repository_of(url)
+    host.check(str(service.git.api), repository)
+    return repository
 
 
 def _resume(checkout: Checkout, root: Path, branch: str, say: Callable[[str], None]) -> None:
-    """Go on from what an earlier try of this build has pushed or committed: its commit is checked out, its data comes from DVC's remote.
+    """Continue from the commit of an earlier run of this build: check it out; its data comes from the DVC remote.
 
-    Raises OtherTraining unless that is the result of a training of what is checked out now.
+    Raises OtherTraining unless it is the result of training the current commit.
     """
     commit = checkout.branches(branch).get(branch)
     head = checkout.head()
@@ -106,19 +107,19 @@ def _resume(checkout: Checkout, root: Path, branch: str, say: Callable[[str], No
     if checkout.origin_url() and not checkout.has(commit):
         commit = checkout.fetch(branch)
     made_from = checkout.parents(commit)
-    remedy = "another build has this number: delete that branch once it is merged, or name another number with --build"
+    remedy = "another build used this number: delete the branch after it is merged, or give another number with --build"
     if made_from != [head]:
-        shown = ", ".join(one[:12] for one in made_from) or "nothing"
-        raise OtherTraining(f"{branch} is a training of {shown}, not of {head[:12]}", remedy=remedy)
+        shown = ", ".join(parent[:12] for parent in made_from) or "nothing"
+        raise OtherTraining(f"{branch} is the result of training {shown}, not {head[:12]}", remedy=remedy)
     results = data.machine_files(root)
     changed = checkout.differing(head, commit)
-    if strange := [path for path in changed if not any(path == one or path.startswith(f"{one}/") for one in results)]:
-        raise OtherTraining(f"{branch} changes {', '.join(strange[:5])}, which no training does", remedy=remedy)
-    say(f"train: going on with {branch}, commit {commit[:12]}")
+    if strange := [path for path in changed if not any(path == result or path.startswith(f"{result}/") for result in results)]:
+        raise OtherTraining(f"{branch} changes {', '.join(strange[:5])}, which a training does not change", remedy=remedy)
+    say(f"train: continuing with {branch}, commit {commit[:12]}")
     checkout.take(branch, commit, changed)
 
 
-def _ask(
+def _open_pull_request(
     service: Service,
     checkout: Checkout,
     root: Path,
@@ -128,9 +129,9 @@ def _ask(
     trained: Sequence[Trained],
     say: Callable[[str], None],
 ) -> PullRequest | None:
-    """Open the pull request, or say what to do."""
+    """Open the pull request, or print the next step."""
     if not checkout.origin_url():
-        say(f"train: the commit is on {branch}, on this machine only; git switch {target} goes back")
+        say(f"train: the commit is on {branch}, on this machine only; `git switch {target}` returns to the original branch")
         return None
     if repository is None:
         say(f"train: {branch} is pushed; open a pull request from it to {target} (or set `git.pull_requests` in {service_file.FILE})")
@@ -145,7 +146,7 @@ def _ask(
         description=describe(trained, branch, before, _next_steps(service, root, trained)),
     )
     if opened is None:
-        say(f"train: everything on {branch} is merged to {target} already")
+        say(f"train: everything on {branch} is already merged into {target}")
     else:
         say(f"train: pull request {'opened' if opened.new else 'is open'}: {opened.url}")
     return opened
@@ -158,14 +159,14 @@ def _title(service: Service, trained: Sequence[Trained], branch: str) -> str:
 
 def _next_steps(service: Service, root: Path, trained: Sequence[Trained]) -> list[NextStep]:
     registry = Registry(tracking_uri(root))
-    return [next_step(registry, service, one.name, one.version) for one in trained]
+    return [next_step(registry, service, model.name, model.version) for model in trained]
 
 
 def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float], next_steps: Sequence[NextStep]) -> str:
-    """The pull request's text, in Markdown: the versions, the metrics beside those it was trained from (`before`), what to do next."""
-    lines = [f"Trained by `mlops-build ci train` as {branch}. Merge it, so that the next training starts from these results.", ""]
-    for one in trained:
-        lines.append(f"* `{one.model_uri}` ({'registered' if one.new else 'was registered before'}), commit {one.commit[:12]}")
+    """The pull request's text in Markdown: the versions, the metrics compared with `before`, and the next steps."""
+    lines = [f"Trained by `mlops-build ci train` as {branch}. Merge it so that the next training starts from these results.", ""]
+    for model in trained:
+        lines.append(f"* `{model.model_uri}` ({'registered' if model.new else 'was registered before'}), commit {model.commit[:12]}")
     lines += ["", "| metric | before | now | difference |", "| --- | --- | --- | --- |"]
     for name, value in sorted(_numbers(trained[0].metrics).items()):
         old = before.get(name)
@@ -182,16 +183,16 @@ def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float
 
 
 def _metrics_at(checkout: Checkout, root: Path, commits: Sequence[str]) -> dict[str, float]:
-    """The metrics in Git at the first of these commits; none where there were none, or where a shallow clone lacks it."""
-    found: dict[str, float] = {}
+    """The metrics in Git at the first of these commits; empty if there are none, or a shallow clone does not have the commit."""
+    metrics: dict[str, float] = {}
     for path in data.metric_files(root) if commits else []:
         try:
             document = json.loads(checkout.read(commits[0], path) or b"{}")
         except ValueError:
             continue
         if isinstance(document, dict):
-            found |= _numbers(document)
-    return found
+            metrics |= _numbers(document)
+    return metrics
 
 
 def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
@@ -199,5 +200,5 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
 
 
 def _plain(name: str) -> str:
-    """A metric's name without what Markdown would take for something else."""
+    """A metric's name without characters that Markdown interprets."""
     return re.sub(r"[^\w .@/:+-]", "?", name)[:80]

@@ -1,8 +1,8 @@
-"""The steps that the Bamboo plans call. They hold all logic, so that they run the same on a laptop.
+"""The steps of the Bamboo plans. They contain all of the logic, so that they run the same way on a laptop.
 
-check: service.yaml, lint, tests, manifests. train: what `mlops-build train` does, with the commit on a branch retrain/N and a pull request.
-image: build and push the image of each environment's release record, if it is not there yet. deploy ENV: apply one environment by digest
-and ask the recorded examples.
+check: service.yaml, lint, tests, manifests. train: like `mlops-build train`, with the commit on a branch retrain/N and a pull request.
+image: build and push the missing images of the release records. deploy ENV: apply one environment by digest and check the recorded
+examples.
 """
 
 import argparse
@@ -15,19 +15,19 @@ EXAMPLE = "  mlops-build ci check\n  mlops-build ci train --build 12\n  mlops-bu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     steps.add_parser("check", help="service.yaml, lint, tests, manifests and specs; needs no secret")
-    train = steps.add_parser("train", help="run the pipeline, commit on retrain/N, push, register, ask for a merge")
+    train = steps.add_parser("train", help="run the pipeline, commit on retrain/N, push, register, open a pull request")
     train.add_argument("--build", metavar="N", help="the number in retrain/N (default: bamboo_buildNumber, else the next free one)")
-    train.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")
-    steps.add_parser("image", help="build and push what the release records name, if it is absent")
-    deploy = steps.add_parser("deploy", help="apply one environment's release and check what it answers")
+    train.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
+    steps.add_parser("image", help="build and push the missing images of the release records")
+    deploy = steps.add_parser("deploy", help="apply one environment's release and check its answers")
     deploy.add_argument("env", metavar="ENV", help="an environment of service.yaml")
-    deploy.add_argument("--if-released", action="store_true", help="nothing released there yet is nothing to do, not an error")
-    deploy.add_argument("--url", help="where the recorded examples are asked (default: http://HOST of service.yaml)")
+    deploy.add_argument("--if-released", action="store_true", help="do nothing if nothing is released there yet, instead of an error")
+    deploy.add_argument("--url", help="where to send the recorded examples (default: http://HOST of service.yaml)")
     deploy.add_argument(
         "--timeout",
         type=int,
         metavar="SECONDS",
-        help="how long the rollout may take (default: 600, or more where replicas and startup_seconds ask for it)",
+        help="time limit of the rollout (default: 600, or more, computed from replicas and startup_seconds)",
     )
     for step in steps.choices.values():
         step.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -334,8 +334,8 @@ def test_a_release_build_makes_the_image_once(company: Company, releases: tuple[
     first, second = releases
     assert first.ok, first.log
     assert second.ok, second.log
-    assert "is absent; building it" in first.job("Image").log
-    assert "is there, sha256:" in second.job("Image").log
+    assert "does not exist; building it" in first.job("Image").log
+    assert "exists, sha256:" in second.job("Image").log
     assert "building it" not in second.job("Image").log
     tags = company.registry.version("points", 1).tags
     assert tags[identity.IMAGE].endswith(str(docker_digest(tags[identity.IMAGE_NAME])))
@@ -368,7 +368,7 @@ def test_a_deployment_takes_what_its_build_made(company: Company, releases: tupl
     rollouts = [call for call in company.cluster.calls() if call.startswith("rollout")]
     assert rollouts[-1].startswith("rollout status deployment/points --namespace ml-staging ")
     assert company.cluster.asked[-1] == "points-staging.example.com"
-    assert "recorded rows answered as recorded" in job.log
+    assert "recorded rows have the recorded answers" in job.log
 
     with pytest.raises(NotInterpreted, match="not approved"):
         company.bamboo.deploy(build, "production")

@@ -88,7 +88,7 @@ def test_another_name_is_refused_and_none_at_all_says_what_to_install(
     agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent()
-    with pytest.raises(engine.EngineUnreachable, match="no 'docker' command") as caught:
+    with pytest.raises(engine.EngineUnreachable, match="the command 'docker' is not installed") as caught:
         builder.choose().digest_of(NAME)
     assert "install Docker or buildah" in str(caught.value.remedy)
     monkeypatch.setenv("MLOPS_BUILD_ENGINE", "podman")
@@ -198,7 +198,7 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     assert json.loads(done.stdout)["FromImageDigest"] == digest
     assert json.loads(done.stdout)["Docker"]["config"]["Healthcheck"]["Test"] == ["CMD", "/hello"]
     (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
-    with pytest.raises(engine.BuildFailed, match="buildah bud ended with"):
+    with pytest.raises(engine.BuildFailed, match="buildah bud exited with"):
         chosen.build(context, name)
 
 

@@ -89,7 +89,7 @@ def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 @pytest.fixture(autouse=True)
 def short_road(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a minute for an ingress here."""
-    monkeypatch.setattr(deploy, "ROAD_SECONDS", 1)
+    monkeypatch.setattr(deploy, "ROUTE_SECONDS", 1)
 
 
 def test_a_release_is_applied_by_digest_and_answers_as_recorded(
@@ -118,7 +118,7 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
     assert container["image"] == document["reference"]
     assert objects["Deployment"]["metadata"]["namespace"] == document["namespace"]
     assert str(released.image) not in (cluster / "applied.yaml").read_text()
-    assert "2 recorded rows answered as recorded" in said
+    assert "2 recorded rows have the recorded answers" in said
 
 
 def test_another_models_answers_are_refused(
@@ -365,7 +365,7 @@ def test_while_mlflow_is_down_a_release_by_git_still_deploys(
     document, said = run("staging")
     assert document["examples"] is None
     assert document["reference"].endswith(DIGEST)
-    assert "the recorded examples are not asked" in said
+    assert "the recorded examples are not checked" in said
     assert "rollout" in (cluster / "calls").read_text()
 
 

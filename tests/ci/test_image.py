@@ -69,7 +69,7 @@ def test_no_engine_and_no_registry_are_told(service: Path, release: Release, mon
     if client and subprocess.run([client, "--version"], capture_output=True, check=False).returncode == 0:
         monkeypatch.setenv("DOCKER_CLI", client)
         monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-        with pytest.raises(docker.EngineUnreachable, match="no Docker Engine answers"):
+        with pytest.raises(docker.EngineUnreachable, match="the Docker Engine does not answer"):
             docker.check_engine()
         with pytest.raises(Unreachable, match="does not answer"):
             docker.digest_of(f"127.0.0.1:{free_port()}/points:v1")
@@ -78,7 +78,7 @@ def test_no_engine_and_no_registry_are_told(service: Path, release: Release, mon
 def test_a_tag_that_anybody_may_write_counts_only_in_the_records_own_repository(release: Release, world: World) -> None:
     record = release("staging")
     registry = world.registry
-    assert image.noted(registry, record) is None
+    assert image.of_version(registry, record) is None
     registry.set_tag("points", 1, identity.IMAGE_NAME, str(record.image))
     for reference, expected in (
         (REFERENCE, REFERENCE),
@@ -88,10 +88,10 @@ def test_a_tag_that_anybody_may_write_counts_only_in_the_records_own_repository(
         ("", None),
     ):
         registry.set_tag("points", 1, identity.IMAGE, reference)
-        assert image.noted(registry, record) == expected
+        assert image.of_version(registry, record) == expected
     registry.set_tag("points", 1, identity.IMAGE, REFERENCE)
     registry.set_tag("points", 1, identity.IMAGE_NAME, "registry.example.com/ml/points:v1-another")
-    assert image.noted(registry, record) is None
+    assert image.of_version(registry, record) is None
 
 
 def test_a_release_is_the_commit_with_its_digests(service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, releas
         ("not JSON", None),
     ):
         (service / "build/image-digests.json").write_text(text)
-        assert image.carried(service, record) == expected
+        assert image.of_build(service, record) == expected
     (service / "build/image-digests.json").unlink()
-    assert image.carried(service, record) is None
+    assert image.of_build(service, record) is None
 
 
 # With Docker. The first test builds, which takes minutes on a fresh engine; the others find its layers.

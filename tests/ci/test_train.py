@@ -179,7 +179,7 @@ def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -
     other = git(bare, "commit-tree", "main^{tree}", "-m", "Somebody's")
     git(bare, "update-ref", "refs/heads/retrain/7", other)
     said = refused(4)
-    assert "retrain/7 is a training of nothing, not of" in said
+    assert "retrain/7 is the result of training nothing, not" in said
     assert "--build" in said
 
     tree = git(bare, "commit-tree", "main^{tree}", "-p", "main", "-m", "No training")
@@ -198,7 +198,8 @@ def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -
     place.more = {"MLOPS_GIT_TOKEN": ""}
     assert "MLOPS_GIT_TOKEN is not set" in refused(4, 10)
     assert (
-        "is no build number" in mlops_build(agent, "ci", "train", "--build", "0", expect=2, environment={"MLOPS_GIT_BRANCH": "main"}).stderr
+        "is not a valid build number"
+        in mlops_build(agent, "ci", "train", "--build", "0", expect=2, environment={"MLOPS_GIT_BRANCH": "main"}).stderr
     )
     assert place.registry.versions("points") == []
 
