@@ -154,8 +154,8 @@ def _build(root: Path, service: Service, registry: Registry, chosen: Builder, im
     with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
         folder = Path(scratch) / "context"
         sources = context.from_registry(registry, image.record.models)
-        house = os.environ.get(WHEELHOUSE)
-        context.write_context(recipe.of_service(service), image.image, sources, folder, house=Path(house) if house else None)
+        wheels = os.environ.get(WHEELHOUSE)
+        context.write_context(recipe.of_service(service), image.image, sources, folder, wheels=Path(wheels) if wheels else None)
         chosen.build(folder, image.image)
     chosen.push(image.image)
     image.built = True

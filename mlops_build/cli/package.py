@@ -1,8 +1,8 @@
-"""Write the build context of a model version: a folder that docker, buildah or kaniko turns into an image with nothing else.
+"""Write the build context of a model version: a folder from which docker, buildah or kaniko can build the image.
 
-ENV takes the versions from the environment's release record in this service's working tree. MODEL_URI takes one version; the base image
-comes from service.yaml where this is the model's service, else it is the official slim image of the model's Python. Flags that say another
-thing than service.yaml make another image, under a name of its own; where packages are fetched from is not in the name.
+ENV uses the versions in the environment's release record in this service's working tree. MODEL_URI uses one version; the base image
+comes from service.yaml if this is the model's service, else it is the official slim image of the model's Python. Flags that override
+service.yaml give another image with another name; the source of the packages does not change the name.
 """
 
 import argparse
@@ -29,18 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="DIR", type=Path, required=True, help="the folder to write; an earlier context is replaced"
     )
     device = parser.add_mutually_exclusive_group()
-    device.add_argument("--gpu", dest="gpu", action="store_true", default=None, help="torch with CUDA, whatever service.yaml says")
-    device.add_argument("--cpu", dest="gpu", action="store_false", help="torch without CUDA, whatever service.yaml says")
-    parser.add_argument("--platform", choices=["linux/amd64", "linux/arm64"], help="of the image; without it, the builder's own")
+    device.add_argument("--gpu", dest="gpu", action="store_true", default=None, help="torch with CUDA, overrides service.yaml")
+    device.add_argument("--cpu", dest="gpu", action="store_false", help="torch without CUDA, overrides service.yaml")
+    parser.add_argument("--platform", choices=["linux/amd64", "linux/arm64"], help="of the image (default: the builder's own)")
     parser.add_argument(
-        "--wheelhouse", metavar="DIR", type=Path, help="take every package from this folder of wheels: the build reaches no package index"
+        "--wheelhouse", metavar="DIR", type=Path, help="use every package from this folder of wheels: the build needs no package index"
     )
     parser.add_argument(
         "--secret",
         action="append",
         default=[],
         choices=["index-url", "netrc", "ca-bundle"],
-        help="the build is handed a secret of this id (also image.secrets in service.yaml); can be given more than once",
+        help="id of a secret for the build (also image.secrets in service.yaml); can be given more than once",
     )
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in paths)
     tag = made.image or f"{made.service}:v{made.models[0].version}"
     document = {**made.as_json(), "context": str(args.output), "files": len(paths), "bytes": size}
-    secrets = "".join(f" --secret id={one},src=FILE" for one in _secrets(args.output))
+    secrets = "".join(f" --secret id={secret},src=FILE" for secret in _secrets(args.output))
     text = f"{args.output}: {', '.join(map(str, made.models))}, {len(paths)} files, {size / 2**20:.1f} MiB"
     result(args, document, f"{text}\nnext: docker build --tag {tag}{secrets} {args.output}\n  or: mlops-build serve {args.output}")
     return 0
@@ -76,11 +76,13 @@ def _environment(args: argparse.Namespace) -> "Contents":
     chosen = recipe.of_service(settings, **_options(args))
     image = image_name(settings, released.models, chosen)
     if chosen != recipe.of_service(settings):
-        say(f"the record of {args.what} says {released.image}; with these flags it is another image, {image}")
+        say(f"the record of {args.what} has {released.image}; with these flags the image is {image}")
     elif image != released.image:
-        say(f"the record of {args.what} says {released.image}, service.yaml and this mlops-build make {image}: release {args.what} again")
+        say(
+            f"the record of {args.what} has {released.image}, but service.yaml and this mlops-build give {image}: release {args.what} again"
+        )
     sources = context.from_registry(Registry(tracking_uri(root)), released.models)
-    return context.write_context(chosen, image, sources, args.output, house=args.wheelhouse)
+    return context.write_context(chosen, image, sources, args.output, wheels=args.wheelhouse)
 
 
 def _version(args: argparse.Namespace) -> "Contents":
@@ -101,21 +103,21 @@ def _version(args: argparse.Namespace) -> "Contents":
         settings = None
     names = [model.name for model in settings.models] if settings else []
     if settings is None or version.name not in names:
-        return context.write_version(registry, version, args.output, house=args.wheelhouse, **_options(args))
+        return context.write_version(registry, version, args.output, wheels=args.wheelhouse, **_options(args))
     model = Model(version.name, version.version, context.registered_digest(version))
-    # One of several models is not the service's image, so it does not get its name.
+    # A single one of several models is not the service's image, so it does not get its name.
     chosen = recipe.of_service(settings, **_options(args))
     image = image_name(settings, [model], chosen) if names == [model.name] else None
-    return context.write_context(chosen, image, context.from_registry(registry, [model]), args.output, house=args.wheelhouse)
+    return context.write_context(chosen, image, context.from_registry(registry, [model]), args.output, wheels=args.wheelhouse)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of the recipe."""
+    """The recipe's options from the flags."""
     return {"gpu": args.gpu, "platform": args.platform, "secrets": tuple(args.secret)}
 
 
 def _secrets(context: Path) -> list[str]:
-    """The ids that a context's Dockerfile asks for, as the command in its head names them."""
+    """The ids of the secrets in a context's Dockerfile."""
     import re
 
     return list(dict.fromkeys(re.findall(r"--mount=type=secret,id=([a-z-]+)", (context / "Dockerfile").read_text(encoding="utf-8"))))

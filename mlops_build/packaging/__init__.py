@@ -1,1 +1,1 @@
-"""From a model version to a build context: a folder that any image builder turns into an image with nothing else."""
+"""Write a model version as a build context: a folder from which any image builder can build the image."""

@@ -1,6 +1,6 @@
-"""Digests of base images, as they were when this mlops-build was released: a tag moves, a digest does not.
+"""Digests of base images at the time of this release of mlops-build: a tag can change, a digest cannot.
 
-base_images.json is written by scripts/base-images.py, which asks the registries. A tag whose digest is not known there is used as it is.
+scripts/base-images.py writes base_images.json from the registries. A tag without a known digest is used without one.
 """
 
 import json
@@ -10,12 +10,12 @@ FILE = "base_images.json"
 
 
 def known() -> dict[str, str | None]:
-    """Image → digest ("sha256:…") of its index of platforms; None: not resolved for this release."""
-    found: dict[str, str | None] = json.loads(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))["images"]
-    return found
+    """Image → digest ("sha256:…") of its multi-platform index; None if it was not resolved for this release."""
+    digests: dict[str, str | None] = json.loads(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))["images"]
+    return digests
 
 
 def pinned(image: str) -> str:
-    """NAME:TAG@DIGEST where the digest is known; an image that has a digest, or that nobody knows, as it is."""
+    """NAME:TAG@DIGEST if the digest is known; else the image unchanged."""
     digest = known().get(image)
     return f"{image}@{digest}" if digest else image

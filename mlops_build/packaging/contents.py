@@ -1,4 +1,4 @@
-"""context.json: what a build context, and the image made from it, holds. Light, since a pod reads it at every start."""
+"""context.json: the contents of a build context and its image. This module imports little, because a pod reads it at every start."""
 
 import json
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ SCHEMA = 1
 
 
 class BadContents(Refused):
-    """A context.json that is not one."""
+    """An invalid context.json."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model version in a context. digest: over its files. path: its folder, relative to the context's."""
+    """A model version in a context. digest: of its files. path: its folder, relative to the context's."""
 
     name: str
     version: int
@@ -35,7 +35,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a context holds. image: the name it is to be built as; None where no service.yaml said a registry. The first model answers
+    """The contents of a context. image: the name to build it as; None if there is no service.yaml with a registry. The first model answers
     /invocations."""
 
     service: str
@@ -59,23 +59,24 @@ class Contents:
 def read(folder: Path) -> Contents:
     """The context.json in `folder`. Raises NotFound or BadContents."""
     path = folder / FILE
-    remedy = "write the context anew: mlops-build package MODEL_URI|ENV -o DIR"
+    remedy = "write the context again: mlops-build package MODEL_URI|ENV -o DIR"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFound(f"{folder} is no build context: it has no {FILE}", remedy=remedy) from None
+        raise NotFound(f"{folder} is not a build context: it has no {FILE}", remedy=remedy) from None
     except ValueError:
         raise BadContents(f"{path} is not JSON", remedy=remedy) from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        newer = isinstance(found, dict) and isinstance(found.get("schema"), int) and found["schema"] > SCHEMA
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        newer = isinstance(document, dict) and isinstance(document.get("schema"), int) and document["schema"] > SCHEMA
         raise BadContents(
-            f"{path} does not say schema {SCHEMA}", remedy="a newer mlops-build wrote it: update this one" if newer else remedy
+            f"{path} does not have schema {SCHEMA}",
+            remedy="it was written by a newer mlops-build: update this installation" if newer else remedy,
         )
     try:
-        models = tuple(_model(one) for one in found["models"])
-        contents = Contents(str(found["service"]), found["image"], str(found["python"]), str(found["torch"]), models)
+        models = tuple(_model(entry) for entry in document["models"])
+        contents = Contents(str(document["service"]), document["image"], str(document["python"]), str(document["torch"]), models)
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadContents(f"{path} lacks {error}", remedy=remedy) from None
+        raise BadContents(f"{path} does not have {error}", remedy=remedy) from None
     except ValueError as error:
         raise BadContents(f"{path}: {error}", remedy=remedy) from None
     if not contents.models:
@@ -83,9 +84,9 @@ def read(folder: Path) -> Contents:
     return contents
 
 
-def _model(one: Mapping[str, Any]) -> Model:
-    model = Model(str(one["name"]), int(one["version"]), str(one["digest"]))
-    # The name is part of a path, and the digest is what the files are held against.
-    if not NAME.fullmatch(model.name) or not DIGEST.fullmatch(model.digest) or one["path"] != model.path:
-        raise ValueError(f"not a model of a context: {str(one)[:200]}")
+def _model(entry: Mapping[str, Any]) -> Model:
+    model = Model(str(entry["name"]), int(entry["version"]), str(entry["digest"]))
+    # The name is part of a path, and the files are checked against the digest.
+    if not NAME.fullmatch(model.name) or not DIGEST.fullmatch(model.digest) or entry["path"] != model.path:
+        raise ValueError(f"not a valid model entry: {str(entry)[:200]}")
     return model

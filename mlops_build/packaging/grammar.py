@@ -1,8 +1,8 @@
 """Strict grammars for every text that reaches a Dockerfile, a shell line, YAML or a path.
 
-Whoever can log a model can write what they like into MLflow: tags, python_env.yaml, locks, file names. MLflow's own
-`generate-dockerfile` puts such text unescaped into `FROM`. Here nothing passes that its grammar does not allow; there is no escaping
-that could be got wrong.
+Everybody who can log a model can write any text into MLflow: tags, python_env.yaml, locks, file names. MLflow's own
+`generate-dockerfile` writes such text unescaped into `FROM`. Here a text that does not match its grammar is refused, so nothing needs
+escaping.
 """
 
 import re
@@ -25,7 +25,7 @@ RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 # An address without credentials.
 ADDRESS = re.compile(r"(?:https?|ssh)://(?:git@)?[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~-]{1,100}){0,10}/?")
 
-# One line of a lock: a pinned name, extras, a marker, hashes. No index, no URL, no path, no option but --hash.
+# A line of a lock: a pinned name, extras, a marker, hashes. No index, no URL, no path, no option but --hash.
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _EXTRAS = rf"(?:\[{_NAME}(?:,{_NAME}){{0,20}}\])?"
 _VERSION = r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,60}"
@@ -40,12 +40,12 @@ LOCK_LINE = re.compile(
     rf"(?P<name>{_NAME})(?P<extras>{_EXTRAS})==(?P<version>{_VERSION})(?: ?; ?(?P<marker>{_MARKER}))?"
     r"(?P<hashes>(?: --hash=sha256:[0-9a-f]{64}){1,400})"
 )
-# The image installs these by themselves: torch in its own build, the others from the wheels beside the lock.
+# The image installs these separately: torch from its own build, mlops-build from a wheel next to the lock.
 NOT_IN_LOCK = {"torch", "mlops-build"}
 
 
 class BadValue(Refused):
-    """A value that its grammar does not allow."""
+    """A value that does not match its grammar."""
 
 
 def python_version(value: object, field: str = "python") -> str:
@@ -59,7 +59,7 @@ def torch_version(value: object, field: str = "torch") -> str:
 
 
 def base_image(value: object, field: str = "image.base") -> str:
-    """ "python:3.11-slim", with a registry and a digest where wanted."""
+    """ "python:3.11-slim", optionally with a registry and a digest."""
     return _checked(value, re.compile(IMAGE), field, "NAME:TAG, with an optional @sha256 digest")
 
 
@@ -69,7 +69,7 @@ def apt_package(value: object, field: str = "image.apt") -> str:
 
 
 def model_name(value: object, field: str = "model name") -> str:
-    """A DNS-1123 label: it becomes a folder, a URL and a label. Services are named the same way."""
+    """A DNS-1123 label, because it becomes a folder, a URL and a label. Names of services have the same grammar."""
     return _checked(value, NAME, field, "a-z, 0-9 and -, at most 63")
 
 
@@ -111,17 +111,17 @@ def secret(value: object, field: str = "image.secrets") -> str:
 
 
 def address(value: object) -> str | None:
-    """A repository's address where it is a plain one; None for any other text, which is no reason to refuse a model."""
+    """A repository's address; None for any other text, which is not a reason to refuse a model."""
     return value if isinstance(value, str) and ADDRESS.fullmatch(value) else None
 
 
 def wheel_name(value: object, field: str = "wheel") -> str:
-    """A wheel's file name, as the packaging standard spells it: no folder, no build tag."""
+    """A wheel's file name in the standard's form, without a folder or a build tag."""
     return _checked(value, WHEEL, field, "NAME-VERSION-PYTHON-ABI-PLATFORM.whl")
 
 
 def lock(text: str, field: str = "requirements.lock") -> str:
-    """A hashed lock, line by line through its grammar and written anew: comments dropped, one hash a line.
+    """A hashed lock, checked line by line and written in a normal form: without comments, one hash per line.
 
     Raises BadValue for anything but `name==version` with hashes: no index, no URL, no path, no `-e`, no git.
     """
@@ -132,7 +132,7 @@ def lock(text: str, field: str = "requirements.lock") -> str:
             raise _bad(line, field, "name==version with --hash=sha256:… and nothing else")
         name = re.sub(r"[-_.]+", "-", match["name"]).lower()
         if name in NOT_IN_LOCK:
-            raise _bad(line, field, f"a lock without {name}, which is installed by itself")
+            raise _bad(line, field, f"a lock without {name}, which is installed separately")
         if match["marker"] and match["marker"].count("(") != match["marker"].count(")"):
             raise _bad(line, field, "a marker with balanced parentheses")
         marker = f" ; {match['marker']}" if match["marker"] else ""
@@ -142,22 +142,24 @@ def lock(text: str, field: str = "requirements.lock") -> str:
 
 
 def pinned(text: str) -> dict[str, str]:
-    """Name → version of a lock that passed `lock`."""
-    found = (LOCK_LINE.fullmatch(line) for line in _logical_lines(text))
-    return {match["name"]: match["version"] for match in found if match}
+    """Name → version, for a lock that `lock` returned."""
+    matches = (LOCK_LINE.fullmatch(line) for line in _logical_lines(text))
+    return {match["name"]: match["version"] for match in matches if match}
 
 
 def hashes(text: str) -> dict[str, list[str]]:
-    """Name → SHA-256 (hex) of every file of a lock that passed `lock`."""
-    found = (LOCK_LINE.fullmatch(line) for line in _logical_lines(text))
-    return {match["name"]: sorted(one.removeprefix("--hash=sha256:") for one in match["hashes"].split()) for match in found if match}
+    """Name → SHA-256 (hex) of every file, for a lock that `lock` returned."""
+    matches = (LOCK_LINE.fullmatch(line) for line in _logical_lines(text))
+    return {
+        match["name"]: sorted(option.removeprefix("--hash=sha256:") for option in match["hashes"].split()) for match in matches if match
+    }
 
 
 def _logical_lines(text: str) -> list[str]:
     """Lines with their continuations joined by one space; comments and blank lines dropped."""
     logical: list[str] = []
     current: list[str] = []
-    # Not splitlines: it also splits at characters that uv and pip take as part of a line.
+    # Not splitlines, which also splits at characters that uv and pip treat as part of a line.
     for line in text.replace("\r\n", "\n").split("\n"):
         stripped = line.strip(" ")
         if stripped.startswith("#") or not stripped:

@@ -1,4 +1,4 @@
-"""What an image says of itself: OCI's annotations, and where each of its models comes from. No time: the same version says the same."""
+"""The labels of an image: OCI's annotations, and the origin of each model. No time, so that they depend only on the version."""
 
 import json
 import re
@@ -17,14 +17,14 @@ VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@+~-]{0,400}")
 
 
 def labels(recipe: Recipe, contents: Contents, models: Sequence[Path]) -> dict[str, str]:
-    """The labels of an image. models: each model's folder, whose lineage.json says code, data and run.
+    """The labels of an image. models: each model's folder; its lineage.json has code, data and run.
 
-    Raises BadValue for a lineage that says something else than it should: its text ends in the Dockerfile.
+    Raises BadValue for an invalid lineage, because its text is written into the Dockerfile.
     """
     lineages = [_lineage(folder) for folder in models]
     first = lineages[0]
     name, _, digest = recipe.base.partition("@")
-    said = {
+    values = {
         f"{OCI}.title": contents.service,
         f"{OCI}.version": f"v{contents.models[0].version}",
         f"{OCI}.revision": first.get("commit"),
@@ -34,16 +34,16 @@ def labels(recipe: Recipe, contents: Contents, models: Sequence[Path]) -> dict[s
         f"{OURS}.template": first.get("template"),
     }
     for model, lineage in zip(contents.models, lineages, strict=True):
-        said |= _of_model(model, lineage)
-    return {key: value for key, value in said.items() if value}
+        values |= _of_model(model, lineage)
+    return {key: value for key, value in values.items() if value}
 
 
-def checked(said: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Labels as pairs, each through its grammar."""
-    for key, value in said.items():
+def checked(values: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Labels as pairs, after checking them against their grammar."""
+    for key, value in values.items():
         if not KEY.fullmatch(key) or not VALUE.fullmatch(value):
             raise grammar.BadValue(f"label {key[:100]!r}: {value[:100]!r} is not allowed here", remedy="allowed: plain text")
-    return list(said.items())
+    return list(values.items())
 
 
 def _of_model(model: Model, lineage: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -55,19 +55,19 @@ def _of_model(model: Model, lineage: Mapping[str, str | None]) -> dict[str, str 
 
 
 def _lineage(model: Path) -> dict[str, str | None]:
-    """What lineage.json says, as far as it says it."""
+    """The values in lineage.json, as far as they exist."""
     try:
-        found: Any = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
-        code, environment = found.get("code", {}), found.get("environment", {})
+        document: Any = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
+        code, environment = document.get("code", {}), document.get("environment", {})
         commit, repository, template = code.get("commit"), code.get("repository"), environment.get("template")
-        tracked, run = found.get("data"), found.get("run")
+        tracked, run = document.get("data"), document.get("run")
     except (OSError, ValueError, AttributeError):
         return {}
     return {
         "commit": None if commit is None else grammar.commit(commit, "lineage.json: commit"),
         "repository": grammar.address(repository),
         "template": None if template is None else grammar.release(template, "lineage.json: template"),
-        # The same hash as the version's tag.
+        # The same hash as in the version's tag.
         "data": data.data_hash(tracked) if isinstance(tracked, dict) else None,
         "run": None if run is None else grammar.run(run, "lineage.json: run"),
     }

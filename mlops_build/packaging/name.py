@@ -1,6 +1,6 @@
-"""The image's name, known before any build and without a download: it is a hash over everything that goes in.
+"""The image's name. It contains a hash over all of the image's inputs, so it is known before the build and without a download.
 
-Why that matters: docs/explanation/image-name.md.
+The reason is in docs/explanation/image-name.md.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ HEX = 12
 
 
 class Released(Protocol):
-    """A model version that goes into an image. digest: "sha256:…" over its files, which include lock and wheels."""
+    """A model version in an image. digest: "sha256:…" of its files, which include lock and wheels."""
 
     @property
     def name(self) -> str: ...
@@ -30,14 +30,14 @@ class Released(Protocol):
 
 
 def template() -> str:
-    """The template that every Dockerfile is rendered from."""
+    """The template of the Dockerfile."""
     return resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
 
 
 def image_name(service: Service, models: Sequence[Released], recipe: Recipe | None = None) -> str:
-    """`REGISTRY/SERVICE:v<version>-<12 hex>`; the version is the first model's. The same input has the same name everywhere.
+    """`REGISTRY/SERVICE:v<version>-<12 hex>`; the version is the first model's. The same inputs give the same name everywhere.
 
-    recipe: where it is not what service.yaml says. Raises Refused for no model at all, or for a value that may not stand in a name.
+    recipe: if it differs from service.yaml. Raises Refused without a model, or for a value that is not valid in a name.
     """
     if not models:
         raise Refused(f"an image of {service.name} needs at least one model", remedy="promote a model version first")
@@ -52,7 +52,7 @@ def image_name(service: Service, models: Sequence[Released], recipe: Recipe | No
             for model in models
         ],
         "image": {"registry": service.image.registry, "base": recipe.base, "apt": list(recipe.apt)},
-        # What else the Dockerfile is rendered from; what came later counts only where it is not the default, or names would change in vain.
+        # Further inputs of the Dockerfile. Later ones count only if they are not the default, so that existing names do not change.
         "gpu": recipe.gpu,
         "port": recipe.port,
         "dockerfile": hashlib.sha256(template().encode()).hexdigest(),

@@ -1,4 +1,4 @@
-"""What goes into an image besides models: base image, Debian packages, GPU, port, and how its parts are fetched."""
+"""The inputs of an image besides models: base image, Debian packages, GPU, port, and how its parts are fetched."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,11 +9,11 @@ from mlops_build.service import Service
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a service's image is made. Every text is checked.
+    """The inputs of a service's image. Every text is checked.
 
-    base: with its digest, where that is known. gpu: torch comes with CUDA, and the container asks for the NVIDIA driver. cuda: whether
-    CUDA's libraries come with torch's wheels, or are in the base image. platform: of the base image; None: the builder's own.
-    secrets: what the builder hands over while it builds.
+    base: with its digest, if it is known. gpu: torch has CUDA, and the container requests the NVIDIA driver. cuda: whether CUDA's libraries
+    come with torch's wheels or are in the base image. platform: of the base image; None: the builder's own. secrets: ids of the secrets
+    that the builder provides during the build.
     """
 
     service: str
@@ -41,7 +41,7 @@ class Recipe:
 
 
 def of_service(service: Service, *, gpu: bool | None = None, platform: str | None = None, secrets: tuple[str, ...] = ()) -> Recipe:
-    """As service.yaml says, unless an argument says otherwise; secrets are added to those of service.yaml. Raises BadValue."""
+    """The recipe in service.yaml, overridden by the arguments; secrets are added to those of service.yaml. Raises BadValue."""
     return Recipe(
         service.name,
         bases.pinned(service.image.base),
@@ -57,6 +57,6 @@ def of_service(service: Service, *, gpu: bool | None = None, platform: str | Non
 def without_service(
     name: str, python: str, *, gpu: bool | None = None, platform: str | None = None, secrets: tuple[str, ...] = ()
 ) -> Recipe:
-    """Where nothing but the registry is at hand: the official slim image of the model's Python, no Debian packages, CPU."""
+    """The recipe without a service.yaml: the official slim image of the model's Python, no Debian packages, CPU."""
     base = bases.pinned(f"python:{grammar.python_version(python)}-slim")
     return Recipe(name, base, gpu=bool(gpu), platform=platform, secrets=tuple(sorted(set(secrets))))

@@ -1,7 +1,7 @@
-"""The image's bill of materials, as CycloneDX JSON: what the lock, the recipe and the models say before anything is built.
+"""The image's bill of materials as CycloneDX JSON, made from the lock, the recipe and the models before the build.
 
-The same context is the same bytes: no time, and a serial number made from the content. Debian packages stand in it without a version, since
-the build takes the newest; a scanner of the built image says which they became.
+The same context gives the same bytes: there is no time, and the serial number is derived from the content. Debian packages have no
+version, because the build installs the newest; a scanner of the built image shows the versions.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ VERSION = "1.6"
 
 
 def sbom(recipe: Recipe, contents: Contents, lock: str, wheels: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
-    """The document. wheels: file name → SHA-256 (hex) of the wheels beside the lock. labels: the image's."""
+    """The document. wheels: file name → SHA-256 (hex) of the wheels next to the lock. labels: of the image."""
     tag = f"v{contents.models[0].version}"
     about = {
         "type": "container",
@@ -32,7 +32,7 @@ def sbom(recipe: Recipe, contents: Contents, lock: str, wheels: Mapping[str, str
     locked, versions = grammar.hashes(lock), grammar.pinned(lock)
     components = [
         _base(recipe.base),
-        *({"type": "library", "bom-ref": f"deb:{one}", "name": one, "purl": f"pkg:deb/debian/{one}"} for one in recipe.apt),
+        *({"type": "library", "bom-ref": f"deb:{package}", "name": package, "purl": f"pkg:deb/debian/{package}"} for package in recipe.apt),
     ]
     components += [_library(name, version, locked[name]) for name, version in sorted(versions.items())]
     components.append(_library("torch", contents.torch, []))
@@ -83,10 +83,10 @@ def _base(image: str) -> dict[str, Any]:
 
 
 def _library(name: str, version: str, hashes: list[str]) -> dict[str, Any]:
-    """A Python package. Its hashes are those of every file that the lock allows; a package outside the lock has none."""
+    """A Python package with the hashes of all its files in the lock; a package outside the lock has none."""
     purl = f"pkg:pypi/{name}@{version}"
-    said = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
-    return {**said, "hashes": [{"alg": "SHA-256", "content": one} for one in hashes]} if hashes else said
+    component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    return {**component, "hashes": [{"alg": "SHA-256", "content": digest} for digest in hashes]} if hashes else component
 
 
 def _named(wheel: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""Wheels for a build that reaches no package index: out of a folder that somebody filled, those that this image needs.
+"""Wheels for a build without a package index: copy the wheels that an image needs from a prepared folder.
 
-What the lock names is taken by its hash, so that a wheel of the right name and other content is not. torch, what it brings for CUDA, and
-the installer have no hash in the lock: they are taken by name and version, as from an index.
+Packages in the lock are selected by their hash, so that a wheel with the right name and other content is not used. torch, its CUDA
+packages and the installer have no hash in the lock: they are selected by name and version, as from an index.
 """
 
 import re
@@ -15,18 +15,18 @@ from mlops_build.model.files import file_digest
 from mlops_build.packaging import grammar
 
 FOLDER = "wheelhouse"
-# What torch's CUDA build depends on; the lock has none of it.
+# Dependencies of torch's CUDA build, which the lock does not contain.
 CUDA = re.compile(r"(?:nvidia|cuda|triton)(?:-|$)")
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 
 class Incomplete(Refused):
-    """A wheelhouse without something that the image needs."""
+    """A wheelhouse that lacks wheels for the image."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on disk. name: normalised. version: without the local part that names a build of torch."""
+    """A wheel on disk. name: normalised. version: without the local part, such as torch's +cpu."""
 
     path: Path
     name: str
@@ -34,19 +34,19 @@ class Wheel:
     tags: str
 
     def fits(self, python: str, machine: str) -> bool:
-        """Whether an interpreter of this version, on this machine, may install it, as far as the file's name says."""
+        """Whether this version of Python on this machine can install it, according to the tags in the file's name."""
         interpreter, abi, platform = self.tags.split("-")
         number = python.replace(".", "")
         wanted = any(
-            one in ("py3", f"cp{number}") or (abi == "abi3" and re.fullmatch(r"cp3[0-9]+", one) and int(one[3:]) <= int(number[1:]))
-            for one in interpreter.split(".")
+            tag in ("py3", f"cp{number}") or (abi == "abi3" and re.fullmatch(r"cp3[0-9]+", tag) and int(tag[3:]) <= int(number[1:]))
+            for tag in interpreter.split(".")
         )
         return wanted and (platform == "any" or machine in platform)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an image needs. exact: name → version of what the lock does not name. cuda: and whatever torch's CUDA build may depend on."""
+    """The wheels that an image needs. exact: name → version of packages outside the lock. cuda: add those of torch's CUDA build."""
 
     lock: str
     exact: Mapping[str, str]
@@ -56,22 +56,22 @@ class Wanted:
 
 
 def fill(source: Path, destination: Path, wanted: Wanted) -> list[Path]:
-    """Copy what is wanted from `source` to `destination`, which is made. Raises NotFound for no such folder, and Incomplete."""
+    """Copy the needed wheels from `source` to the new folder `destination`. Raises NotFound for a missing folder, and Incomplete."""
     if not source.is_dir():
-        raise NotFound(f"{source} is no folder", remedy="name the folder that holds the wheels")
+        raise NotFound(f"{source} is not a folder", remedy="give the folder with the wheels")
     machine = MACHINES[wanted.platform]
     wheels = [wheel for wheel in _wheels(source) if wheel.fits(wanted.python, machine)]
     locked, needed, missing = grammar.hashes(wanted.lock), [], []
     for name, version in [*grammar.pinned(wanted.lock).items(), *wanted.exact.items()]:
         candidates = [wheel for wheel in wheels if (wheel.name, wheel.version) == (name, version)]
-        found = [wheel for wheel in candidates if name not in locked or file_digest(wheel.path) in locked[name]]
-        needed += found[:1]
-        if not found:
-            missing.append(f"{name}=={version}{' (there, but with another hash than the lock says)' if candidates else ''}")
+        matching = [wheel for wheel in candidates if name not in locked or file_digest(wheel.path) in locked[name]]
+        needed += matching[:1]
+        if not matching:
+            missing.append(f"{name}=={version}{' (its hash is not the one in the lock)' if candidates else ''}")
     if missing:
         raise Incomplete(
             f"{source} lacks {len(missing)} wheels for Python {wanted.python} on {machine}:\n  " + "\n  ".join(missing),
-            remedy="download them where an index can be reached: docs/how-to/build-the-image-in-your-ci.md",
+            remedy="download them on a machine with an index: docs/how-to/build-the-image-in-your-ci.md",
         )
     if wanted.cuda:
         needed += [wheel for wheel in wheels if CUDA.match(wheel.name) and wheel not in needed]

@@ -163,7 +163,7 @@ def test_ci_image_takes_its_packages_from_the_agents_wheelhouse(
     release("staging")
     called = agent("docker")
     monkeypatch.setenv("MLOPS_BUILD_WHEELHOUSE", str(service / "no-such-folder"))
-    with pytest.raises(Exception, match="no-such-folder is no folder"):
+    with pytest.raises(Exception, match="no-such-folder is not a folder"):
         image.run(service, say=lambda _: None)
     assert not any(line.startswith("docker build") for line in called())
 

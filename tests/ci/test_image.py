@@ -269,7 +269,7 @@ def test_a_wheelhouse_builds_without_any_network(world: World, tmp_path: Path) -
     subprocess.run([*download, f"uv=={UV}", f"torch=={environment.torch_version()}"], check=True, timeout=600)
     files_of = world.folder / "one"
     source = Source("points", 1, files.digest(files_of), lambda place: shutil.copytree(files_of, place))
-    write_context(Recipe("points", "python:3.11-slim"), None, [source], tmp_path / "context", house=house)
+    write_context(Recipe("points", "python:3.11-slim"), None, [source], tmp_path / "context", wheels=house)
     tag = f"mlops-build-test:{tmp_path.name.lower()}"
     command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "none", "--tag", tag, str(tmp_path / "context")]
     subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=1200)

@@ -179,7 +179,7 @@ def test_models_of_one_image_share_one_copy_of_the_services_code(world: World, a
     one = source(world.folder / "one")
     (own,) = [path for path in (altered / "environment/wheels").iterdir() if not path.name.startswith("mlops_build-")]
     own.write_bytes(own.read_bytes() + b"changed")
-    with pytest.raises(context.BadVersion, match="lines 7 comes with other code of the service than points 1") as caught:
+    with pytest.raises(context.BadVersion, match="lines 7 has other code of the service than points 1") as caught:
         write_context(CPU, IMAGE, [one, source(altered, "lines", 7)], tmp_path / "other")
     assert "promote those versions together" in str(caught.value.remedy)
     assert not (tmp_path / "other").exists()

@@ -176,12 +176,12 @@ def test_a_wheelhouse_that_lacks_something_says_all_of_it(house: tuple[Path, str
     (folder / f"uv-{UV}-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl").unlink()
     with pytest.raises(Incomplete) as caught:
         wheelhouse.fill(folder, tmp_path / "context", wanted(lock))
-    assert "pyyaml==6.0.3 (there, but with another hash than the lock says)" in caught.value.message
+    assert "pyyaml==6.0.3 (its hash is not the one in the lock)" in caught.value.message
     assert f"uv=={UV}" in caught.value.message
     assert "numpy" not in caught.value.message
     with pytest.raises(Incomplete, match=r"(?s)on aarch64:.*cryptography==50\.0\.2.*torch"):
         wheelhouse.fill(folder, tmp_path / "arm", wanted(lock, platform="linux/arm64"))
-    with pytest.raises(NotFound, match="is no folder"):
+    with pytest.raises(NotFound, match="is not a folder"):
         wheelhouse.fill(tmp_path / "nowhere", tmp_path / "context", wanted(lock))
     assert not (tmp_path / "context").exists()
 
@@ -198,7 +198,7 @@ def test_a_build_from_a_wheelhouse_asks_no_index(package: Callable[..., str], tm
     package()
     plain = image(tmp_path)
     said = package("--wheelhouse", "nowhere", expect=3)
-    assert "nowhere is no folder" in said
+    assert "nowhere is not a folder" in said
     (tmp_path / "wheels").mkdir()
     assert f"torch=={environment.torch_version()}" in package("--wheelhouse", "wheels", expect=4)
     monkeypatch.setattr(wheelhouse, "fill", lambda _, destination, __: destination.mkdir())
