@@ -1,7 +1,7 @@
-"""Unpack a tar archive into a folder, and never outside it, on every Python that we support.
+"""Unpack a tar archive into a folder, and never outside it, on every supported Python.
 
-`tarfile`'s own filter is used where it exists (3.11.4 and later; Debian 12 has 3.11.2). Every archive passes our check first: it refuses
-before anything is written, and it does not depend on what is on the disk.
+`tarfile`'s own filter is used if it exists (3.11.4 and later; Debian 12 has 3.11.2). Every archive is checked first, before anything is
+written, and the check does not depend on existing files.
 """
 
 import os
@@ -14,11 +14,11 @@ from mlops_build.errors import Refused
 
 
 class UnsafeArchive(Refused):
-    """An archive with a member that would be written, or would lead, outside the folder; or with a device."""
+    """An archive with a member or a link target outside the folder, or with a device."""
 
 
 def unpack(archive: bytes, folder: Path) -> None:
-    """Unpack files, folders and symbolic links into `folder`, which is made. Permissions become 0644 or 0755, owners the current user.
+    """Unpack files, folders and symbolic links into `folder`, which is created. Modes become 0644 or 0755, the owner is the current user.
 
     Raises UnsafeArchive before anything is written.
     """
@@ -40,7 +40,7 @@ def _check(member: tarfile.TarInfo, links: set[PurePosixPath]) -> None:
     if path.is_absolute() or ".." in path.parts:
         raise _unsafe(member, "its path leads out of the folder")
     if not links.isdisjoint(path.parents):
-        raise _unsafe(member, "it lies below a symbolic link")
+        raise _unsafe(member, "it is below a symbolic link")
     if member.issym():
         _check_target(member, path)
     elif not (member.isreg() or member.isdir()):
@@ -48,7 +48,7 @@ def _check(member: tarfile.TarInfo, links: set[PurePosixPath]) -> None:
 
 
 def _check_target(member: tarfile.TarInfo, path: PurePosixPath) -> None:
-    """A link's target may go up first, then only down: a `..` after a name could follow another link out of the folder."""
+    """A link's target may have `..` only at its start: after a name it could follow another link out of the folder."""
     target = PurePosixPath(member.linkname)
     up = 0
     while up < len(target.parts) and target.parts[up] == "..":
@@ -58,7 +58,7 @@ def _check_target(member: tarfile.TarInfo, path: PurePosixPath) -> None:
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """What the filter of the standard library does to permissions and owners."""
+    """Set mode and owner as the filter of the standard library does."""
     executable = member.isdir() or member.mode & stat.S_IXUSR
     member.mode = 0o755 if executable else 0o644
     member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""

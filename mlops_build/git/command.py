@@ -1,7 +1,7 @@
-"""Run git: bounded in time, never a prompt, only the transports we mean, and no password in an argv or a message.
+"""Run git with a time limit, without prompts, with allowed transports only, and without passwords in arguments or messages.
 
-A password for http(s) comes from MLOPS_GIT_TOKEN (with MLOPS_GIT_USER where the host wants a name), or from git's own credential
-helpers; it stands in no address.
+A password for http(s) comes from MLOPS_GIT_TOKEN (with MLOPS_GIT_USER if the host requires a name), or from git's own credential
+helpers, never from an address.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from pathlib import Path
 from mlops_build.errors import Failed, Refused, Unreachable, UsageError
 
 SECONDS = 120
-# `ext::` and friends would run a command that an address names. A path is a path: `*` in it is a character.
+# Transports such as `ext::` would run a command from an address. Paths are literal: `*` has no special meaning.
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"}
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"
-# Set while git runs a hook: they would point us at another repository than the one we mean.
+# Set while git runs a hook; they would select another repository.
 OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"}
-# git's own protocol for credentials: the helper reads the variables itself, so that no argv ever holds them.
+# git's protocol for credentials: the helper reads the variables itself, so that no argument contains them.
 CREDENTIAL_HELPER = (
     '!f() { [ "$1" != get ] || printf "username=%s\\npassword=%s\\n" "${MLOPS_GIT_USER:-x-token-auth}" "$MLOPS_GIT_TOKEN"; }; f'
 )
@@ -34,15 +34,15 @@ URL = re.compile(
 
 
 class GitFailed(Failed):
-    """A git command ended with an error that is none of the others."""
+    """A git command failed with another error."""
 
 
 class RemoteUnreachable(Unreachable):
-    """The remote repository does not answer, does not exist, or does not let us in."""
+    """The remote repository does not answer, does not exist, or refuses access."""
 
 
 class PushRejected(Refused):
-    """The branch has moved on, or the Git host has a rule against this push."""
+    """The branch has new commits, or the Git host has a rule against this push."""
 
 
 def run(
@@ -54,13 +54,13 @@ def run(
     good: Sequence[int] = (0,),
     held: Sequence[int] = (),
 ) -> bytes:
-    """What `git -C WHERE ARGUMENTS` prints. Raises RemoteUnreachable, PushRejected or GitFailed.
+    """The output of `git -C WHERE ARGUMENTS`. Raises RemoteUnreachable, PushRejected or GitFailed.
 
-    good: the exit codes that are no failure. held: descriptors that git holds as long as it lives, such as a lock's.
+    good: exit codes of success. held: file descriptors that git keeps open until it ends, such as a lock's.
     """
     command = ["git", "-C", str(where), *arguments]
     try:
-        # A session of its own: a timeout then ends git's children (ssh, git-remote-https) too, and none of them finds a terminal to ask.
+        # In a new session, so that a timeout also ends git's children (ssh, git-remote-https), and they have no terminal for prompts.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
@@ -74,20 +74,20 @@ def run(
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
     with process:
         try:
-            printed, said = process.communicate(stdin, timeout=seconds)
+            printed, errors = process.communicate(stdin, timeout=seconds)
         except BaseException as error:
             _end(process)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             remedy = "check the network and the Git host"
-            raise RemoteUnreachable(f"git {arguments[0]} did not end within {seconds} s", remedy=remedy) from None
+            raise RemoteUnreachable(f"git {arguments[0]} did not finish within {seconds} s", remedy=remedy) from None
     if process.returncode not in good:
-        raise _error(arguments[0], masked(said.decode(errors="replace").strip()))
+        raise _error(arguments[0], masked(errors.decode(errors="replace").strip()))
     return printed
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End git and its children: politely first, so that it removes its lock files."""
+    """Stop git and its children, first with SIGTERM, so that git removes its lock files."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -96,45 +96,47 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK} | ENVIRONMENT
-    found.setdefault("GIT_SSH_COMMAND", SSH)
-    # A commit must not depend on its maker's settings, and nothing may go on in a folder that is removed a moment later.
+    variables = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK} | ENVIRONMENT
+    variables.setdefault("GIT_SSH_COMMAND", SSH)
+    # A commit must not depend on the user's settings, and no background process may continue in a folder that is about to be removed.
     settings = [("i18n.commitEncoding", "UTF-8"), ("maintenance.auto", "false")]
-    if "MLOPS_GIT_TOKEN" in found:
-        # No redirects: the token is for the host that was named.
+    if "MLOPS_GIT_TOKEN" in variables:
+        # No redirects: the token is only for the given host.
         settings += [("credential.helper", CREDENTIAL_HELPER), ("http.followRedirects", "false")]
-    first = int(found.get("GIT_CONFIG_COUNT") or 0)
+    first = int(variables.get("GIT_CONFIG_COUNT") or 0)
     for number, (key, value) in enumerate(settings, start=first):
-        found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return found | {"GIT_CONFIG_COUNT": str(first + len(settings))}
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables | {"GIT_CONFIG_COUNT": str(first + len(settings))}
 
 
 def text(where: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """The same as stripped text."""
+    """The output of `run` as stripped text."""
     return run(where, *arguments, environment=environment).decode(errors="replace").strip()
 
 
-def masked(said: str) -> str:
-    """Without the user and password of an address."""
-    return re.sub(r"://[^/@\s]*@", "://", said)
+def masked(message: str) -> str:
+    """Remove user and password from addresses in a text."""
+    return re.sub(r"://[^/@\s]*@", "://", message)
 
 
 def checked_url(url: str) -> str:
-    """The address, if it can only be an address, and holds no password. Raises UsageError."""
+    """The address, if it is valid and contains no password. Raises UsageError."""
     if not URL.fullmatch(url):
-        raise UsageError(f"{masked(url)[:200]!r} is no repository's address", remedy="write https://…, ssh://…, git@host:path or file:///…")
+        raise UsageError(
+            f"{masked(url)[:200]!r} is not a valid repository address", remedy="write https://…, ssh://…, git@host:path or file:///…"
+        )
     if re.match(r"[a-z]+://[^/@]*:[^/@]*@", url):
         raise UsageError(
-            f"{masked(url)[:200]}: an address must not hold a password, every user of this machine could read it",
+            f"{masked(url)[:200]}: an address must not contain a password, which every user of this machine could read",
             remedy="set MLOPS_GIT_TOKEN (and MLOPS_GIT_USER), or use a git credential helper",
         )
     return url
 
 
 def checked_ref(name: str) -> str:
-    """The branch name, if it can only be one. Raises UsageError."""
+    """The branch name, if it is valid. Raises UsageError."""
     if not REF.fullmatch(name) or ".." in name or "//" in name or "@{" in name:
-        raise UsageError(f"{name[:100]!r} is no branch name", remedy="letters, digits and ._/- are allowed")
+        raise UsageError(f"{name[:100]!r} is not a valid branch name", remedy="letters, digits and ._/- are allowed")
     return name
 
 
@@ -145,13 +147,15 @@ UNREACHABLE = re.compile(
 )
 
 
-def _error(verb: str, said: str) -> Exception:
-    lines = [line.strip() for line in said.splitlines()]
-    first = next((line for line in lines if line.startswith(("fatal:", "error:", "! ", "remote:"))), said[:300])
-    if REJECTED.search(said):
+def _error(verb: str, stderr: str) -> Exception:
+    lines = [line.strip() for line in stderr.splitlines()]
+    first = next((line for line in lines if line.startswith(("fatal:", "error:", "! ", "remote:"))), stderr[:300])
+    if REJECTED.search(stderr):
         reason = next((line for line in lines if line.startswith(("! ", "remote: ")) and len(line) > len("remote: ")), first)
-        remedy = "somebody pushed in between (git pull --rebase, then run this again), or the host has a rule against it"
+        remedy = "if the branch has new commits: git pull --rebase, then run this again; else the host has a rule against this push"
         return PushRejected(f"the push was rejected: {reason}", remedy=remedy)
-    if UNREACHABLE.search(said):
-        return RemoteUnreachable(f"the Git remote cannot be used: {first}", remedy="check its address, and that you may read and write it")
-    return GitFailed(f"git {verb}: {first}", remedy="run the same git command by hand to see more")
+    if UNREACHABLE.search(stderr):
+        return RemoteUnreachable(
+            f"the Git remote cannot be used: {first}", remedy="check its address and your permission to read and write it"
+        )
+    return GitFailed(f"git {verb}: {first}", remedy="run the same git command to see all of its output")

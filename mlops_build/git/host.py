@@ -1,7 +1,7 @@
 """Pull requests on the Git host: Bitbucket Data Center's REST API.
 
-The token is MLOPS_GIT_TOKEN, the same that git pushes with. It goes to the host that service.yaml names and to no other: redirects are not
-followed, and it does not travel over plain http but to this machine itself.
+The token is MLOPS_GIT_TOKEN, which is also used for git push. It is sent only to the host in service.yaml: redirects are not followed,
+and plain http is allowed only to this machine.
 """
 
 import json
@@ -18,33 +18,33 @@ from mlops_build.errors import Refused, Unreachable, UsageError
 from mlops_build.git.command import checked_ref, masked
 
 SECONDS = 30
-# The most that is read of an answer.
+# At most this much of an answer is read.
 ANSWER_BYTES = 2**20
 # Bitbucket's own limits: 255 characters of a title, 32768 of a description.
 TITLE, DESCRIPTION = 255, 32768
-# Where other programs find the certificates of a company; SSL_CERT_FILE and SSL_CERT_DIR are Python's own.
+# Variables of other programs for a company's certificates, besides Python's SSL_CERT_FILE and SSL_CERT_DIR.
 BUNDLES = ("GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 PROJECT = rf"(?:[A-Za-z][A-Za-z0-9_]{{0,127}}|~{NAME})"
 HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})(?::[0-9]{1,5})?"
-# https://HOST[/CONTEXT]/scm/PROJECT/NAME.git and ssh://[USER@]HOST[:PORT]/PROJECT/NAME.git, as Bitbucket's clone button writes them.
+# https://HOST[/CONTEXT]/scm/PROJECT/NAME.git and ssh://[USER@]HOST[:PORT]/PROJECT/NAME.git, the formats of Bitbucket's clone button.
 HTTP = re.compile(rf"https?://(?:[^/@\s]+@)?{HOST}(?:/[A-Za-z0-9_.-]+)*?/scm/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
 SSH = re.compile(rf"ssh://(?:{NAME}@)?{HOST}/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
 
 
 class HostUnreachable(Unreachable):
-    """The Git host does not answer, or answers that it cannot now."""
+    """The Git host does not answer, or is temporarily unavailable."""
 
 
 class HostRefused(Refused):
-    """The Git host does not let us, or does not know what is asked for."""
+    """The Git host refuses access, or does not have the repository."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository on Bitbucket: its project's key (~USER for a person's own) and its name in addresses."""
+    """A repository on Bitbucket: its project's key (~USER for a personal one) and its name in addresses."""
 
     project: str
     name: str
@@ -66,43 +66,45 @@ class PullRequest:
 
 
 def repository_of(url: str) -> Repository:
-    """Project and name in a clone address. Raises UsageError for one that is not Bitbucket's."""
-    found = HTTP.fullmatch(url) or SSH.fullmatch(url)
-    if not found or ".." in url:
+    """Project and name in a clone address. Raises UsageError for an address that is not Bitbucket's."""
+    match = HTTP.fullmatch(url) or SSH.fullmatch(url)
+    if not match or ".." in url:
         raise UsageError(
-            f"{masked(url)[:200]!r} is no clone address of Bitbucket Data Center, so it is not known whose pull requests are meant",
-            remedy="https://HOST/scm/PROJECT/NAME.git or ssh://git@HOST:7999/PROJECT/NAME.git; on an agent, MLOPS_GIT_URL names it",
+            f"{masked(url)[:200]!r} is not a clone address of Bitbucket Data Center, so the repository of the pull requests is not known",
+            remedy="use https://HOST/scm/PROJECT/NAME.git or ssh://git@HOST:7999/PROJECT/NAME.git; on an agent, set MLOPS_GIT_URL",
         )
-    return Repository(found["project"], found["name"])
+    return Repository(match["project"], match["name"])
 
 
 def token() -> str:
-    """MLOPS_GIT_TOKEN. Raises HostRefused where there is none, or one that no header can hold."""
-    found = os.environ.get("MLOPS_GIT_TOKEN", "")
-    if not re.fullmatch(r"[\x21-\x7e]+", found):
+    """MLOPS_GIT_TOKEN. Raises HostRefused if it is not set, or is not valid in a header."""
+    value = os.environ.get("MLOPS_GIT_TOKEN", "")
+    if not re.fullmatch(r"[\x21-\x7e]+", value):
         raise HostRefused(
-            "MLOPS_GIT_TOKEN is not set" if not found else "MLOPS_GIT_TOKEN holds a blank or a character that no token has",
-            remedy="an HTTP access token of the bot with the permission to write to the repository; Bitbucket: repository settings",
+            "MLOPS_GIT_TOKEN is not set"
+            if not value
+            else "MLOPS_GIT_TOKEN contains a space or another character that is not valid in a token",
+            remedy="set it to an HTTP access token of the bot with permission to write to the repository (Bitbucket: repository settings)",
         )
-    return found
+    return value
 
 
 def checked_api(api: str) -> str:
-    """Bitbucket's address without the final slash. Raises UsageError, or HostRefused where the token would travel in the clear."""
+    """Bitbucket's address without the final slash. Raises UsageError, or HostRefused if the token would be sent unencrypted."""
     parts = urlsplit(api)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError(f"{masked(api)[:200]!r} is no address of Bitbucket", remedy="write https://HOST[/PATH], without user and query")
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise HostRefused(
-            f"{api} is not https: everybody on the way could read the token", remedy="write https:// in service.yaml's git.api"
+        raise UsageError(
+            f"{masked(api)[:200]!r} is not a valid address of Bitbucket", remedy="write https://HOST[/PATH], without user and query"
         )
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise HostRefused(f"{api} is not https: the token would be sent unencrypted", remedy="write https:// in service.yaml's git.api")
     return api.rstrip("/")
 
 
 def open_pull_request(api: str, repository: Repository, *, source: str, target: str, title: str, description: str) -> PullRequest | None:
-    """Ask for `source` to be merged into `target`; the one that is open already counts as done. None: everything is merged already.
+    """Open a pull request from `source` to `target`, or return the open one. None: everything is already merged.
 
-    Raises HostUnreachable, HostRefused, UsageError. No message holds the token.
+    Raises HostUnreachable, HostRefused, UsageError. No message contains the token.
     """
     api = checked_api(api)
     where = {"slug": repository.name, "project": {"key": repository.project}}
@@ -125,7 +127,7 @@ def open_pull_request(api: str, repository: Repository, *, source: str, target: 
 
 
 def check(api: str, repository: Repository) -> None:
-    """Whether the token may see the repository; nothing is changed. Raises HostUnreachable, HostRefused, UsageError."""
+    """Check that the token can read the repository; nothing is changed. Raises HostUnreachable, HostRefused, UsageError."""
     api = checked_api(api)
     status, answer = _call(api, f"/projects/{repository.project}/repos/{repository.name}", None)
     if status != 200:
@@ -138,7 +140,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, Any]:
-    """Status and parsed body (None where it is no JSON)."""
+    """Status and parsed body (None if it is not JSON)."""
     request = urllib.request.Request(  # noqa: S310 # http(s): see checked_api
         f"{api}/rest/api/1.0{path}",
         data=json.dumps(document).encode() if document is not None else None,
@@ -146,7 +148,7 @@ def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, An
             "Accept": "application/json",
             "Content-Type": "application/json",
             "X-Atlassian-Token": "no-check",
-            # Not followed anywhere else: urllib would send this header wherever it is sent.
+            # Redirects are refused, because urllib would send this header to the new address.
             "Authorization": f"Bearer {token()}",
         },
     )
@@ -157,11 +159,11 @@ def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, An
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _parsed(error.read(ANSWER_BYTES))
-    except (OSError, ValueError) as error:  # ValueError: what answers does not speak HTTP
+    except (OSError, ValueError) as error:  # ValueError: the answer is not HTTP
         reason = getattr(error, "reason", error)
         remedy = "check `git.api` in service.yaml, the network and the proxy"
         if isinstance(reason, ssl.SSLCertVerificationError):
-            remedy = f"a certificate of your company? name its file in SSL_CERT_FILE (or {', '.join(BUNDLES)})"
+            remedy = f"if your company has its own certificates, set SSL_CERT_FILE (or {', '.join(BUNDLES)}) to their file"
         raise HostUnreachable(f"{api} does not answer: {str(reason)[:200]}", remedy=remedy) from None
 
 
@@ -172,21 +174,23 @@ def _context() -> ssl.SSLContext:
             try:
                 context.load_verify_locations(cafile=bundle)
             except (OSError, ssl.SSLError):
-                raise HostUnreachable(f"{variable} names {bundle}, which holds no certificates", remedy="a file in PEM format") from None
+                raise HostUnreachable(
+                    f"{variable} is {bundle}, which contains no certificates", remedy="set it to a file in PEM format"
+                ) from None
     return context
 
 
 def _refusal(api: str, repository: Repository, status: int, answer: Any) -> Exception:
-    said = "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)) or "without a reason"
-    message = f"{api} answers {status} for {repository}: {masked(said)}"
+    messages = "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)) or "no reason given"
+    message = f"{api} answered {status} for {repository}: {masked(messages)}"
     if status >= 500 or status == 429:
-        return HostUnreachable(message, remedy="run this again later; everything before it is kept")
+        return HostUnreachable(message, remedy="run this again later; the results so far are kept")
     remedies = {
-        401: "MLOPS_GIT_TOKEN is unknown or has expired: make a new HTTP access token",
-        403: "MLOPS_GIT_TOKEN may not do that: it needs to write to this repository",
-        404: "the repository is not there, or the token may not see it: check `git.api`, origin's address and the token",
+        401: "MLOPS_GIT_TOKEN is not valid or has expired: create a new HTTP access token",
+        403: "MLOPS_GIT_TOKEN needs permission to write to this repository",
+        404: "the repository does not exist, or the token cannot read it: check `git.api`, origin's address and the token",
     }
-    redirect = "the address leads elsewhere: write the one that it leads to" if 300 <= status < 400 else "see what it says"
+    redirect = "the address redirects: use the new address in `git.api`" if 300 <= status < 400 else "see the message"
     return HostRefused(message, remedy=remedies.get(status, redirect))
 
 
@@ -201,7 +205,7 @@ def _number(pull_request: Any) -> int | None:
 
 
 def _address(api: str, repository: Repository, number: int) -> str:
-    """Where people see it; made here, so that no answer decides what is printed."""
+    """The pull request's web page. It is not taken from the answer, because it is printed."""
     return f"{api}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
 
 

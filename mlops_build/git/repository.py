@@ -16,19 +16,19 @@ from mlops_build.git import command
 from mlops_build.git.archive import unpack
 from mlops_build.git.command import GitFailed, PushRejected
 
-# Who commits where git does not know: MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override.
+# The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
-# What Bamboo leaves as the address of origin after a checkout through its own proxy.
+# The address of origin after Bamboo's checkout through its own proxy.
 NO_ADDRESS = ("file:///nothing", "/nothing")
 # The null object name: "this ref must not exist".
 ABSENT = "0" * 40
-# How often a push that lost a race is made anew: the waits between them add up to some 3 s.
+# Attempts of a push that lost a race; the waits between them add up to about 3 s.
 TRIES = 6
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who commits, and when (Unix time in seconds). The same identity, tree, parent and message give the same commit everywhere."""
+    """The committer and the time (Unix time in seconds). The same identity, tree, parent and message always give the same commit."""
 
     name: str
     email: str
@@ -44,20 +44,20 @@ class Identity:
 
 
 class Objects:
-    """The object store at `path`: what reads and writes objects, without a working tree."""
+    """The object store at `path`: reads and writes objects without a working tree."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, commit: str, path: str) -> bytes | None:
-        """A file's content at a commit; None where there is none."""
+        """A file's content at a commit; None if it does not exist."""
         try:
             return command.run(self.path, "cat-file", "blob", f"{commit}:{checked_path(path)}")
         except GitFailed:
             return None
 
     def has(self, commit: str) -> bool:
-        """Whether a commit is here, not only its name."""
+        """Whether the store has a commit."""
         try:
             command.run(self.path, "cat-file", "-e", f"{commit}^{{commit}}")
         except GitFailed:
@@ -65,7 +65,7 @@ class Objects:
         return True
 
     def bring(self, commit: str) -> bool:
-        """Whether a commit is here, or could be brought here."""
+        """Whether the store has a commit, after fetching it if possible."""
         return self.has(commit)
 
     def files(self, commit: str, folder: str = "") -> list[str]:
@@ -74,14 +74,14 @@ class Objects:
         return command.run(self.path, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, *scope).decode().split("\0")[:-1]
 
     def tree(self, commit: str, path: str = "") -> str | None:
-        """The object name of a folder at a commit: equal names are equal contents. None where there is no such folder."""
+        """The object id of a folder at a commit: equal ids are equal contents. None if there is no such folder."""
         try:
             return command.text(self.path, "rev-parse", "--verify", "--quiet", f"{commit}:{checked_path(path) if path else ''}")
         except GitFailed:
             return None
 
     def committed_at(self, commit: str) -> int:
-        """When a commit was committed, Unix time in seconds."""
+        """The commit's time, Unix time in seconds."""
         return int(command.text(self.path, "show", "--no-patch", "--format=%ct", commit))
 
     def message(self, commit: str) -> str:
@@ -89,30 +89,30 @@ class Objects:
         return command.text(self.path, "show", "--no-patch", "--format=%B", commit)
 
     def is_shallow(self) -> bool:
-        """Whether history ends before the first commit: a CI agent's clone often has one commit only."""
+        """Whether the history is incomplete: a CI agent's clone often has a single commit."""
         return command.text(self.path, "rev-parse", "--is-shallow-repository") == "true"
 
     def log(self, commit: str, path: str) -> list[str]:
         """The commits that changed `path`, newest first, along first parents."""
         return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
 
-    def differing(self, one: str, other: str) -> list[str]:
+    def differing(self, commit: str, other: str) -> list[str]:
         """The paths of the files that differ between two commits."""
-        return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", one, other).decode().split("\0")[:-1]
+        return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", commit, other).decode().split("\0")[:-1]
 
     def archive(self, commit: str, *paths: str) -> bytes:
-        """The files of a commit (only those at or below `paths`, which must be there, if any are given), without history, as a tar file."""
+        """The files of a commit as a tar file; if `paths` are given, only the files at or below them, which must exist."""
         return command.run(self.path, "archive", "--format=tar", commit, *(["--", *map(checked_path, paths)] if paths else []))
 
     def export(self, commit: str, folder: Path, *paths: str) -> None:
-        """The same, into a new `folder`. Raises UnsafeArchive where a link leads out of it."""
+        """Write the same files into a new `folder`. Raises UnsafeArchive for a link out of it."""
         folder.mkdir(parents=True)
         unpack(self.archive(commit, *paths), folder)
 
     def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
-        """A commit on top of `parent` with these files changed (None: removed); returns its name, or None when nothing differs.
+        """Create a commit on top of `parent` with these files changed (None: removed); returns its id, or None if nothing differs.
 
-        No ref is moved. Without `identity`, git's own (or the fallback) signs it now.
+        No ref is moved. Without `identity`, the configured one (or the fallback) and the current time are used.
         """
         with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
             environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
@@ -133,27 +133,27 @@ class Objects:
         return None if tree == self.tree(parent) else self.commit_tree(tree, [parent], message, identity)
 
     def commit_tree(self, tree: str, parents: Iterable[str], message: str, identity: Identity | None = None) -> str:
-        """A commit of a tree that is in the store; returns its name. No ref is moved. Without `identity`, git's own signs it now."""
+        """Create a commit of a tree in the store; returns its id. No ref is moved. identity: default as in `commit`."""
         author = identity.environment() if identity else self._own_identity()
         before = [argument for parent in parents for argument in ("-p", parent)]
         return command.run(self.path, "commit-tree", tree, *before, stdin=message.encode(), environment=author).decode().strip()
 
     def _executable(self, commit: str, paths: Iterable[str]) -> set[str]:
-        """Those of the paths that are executable files at a commit, and stay so. A symbolic link stays none: what is written is a file."""
+        """The paths that are executable files at a commit. A symbolic link is not included: it is replaced by a regular file."""
         listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
         return {entry.partition("\t")[2] for entry in listed.split("\0") if entry.startswith("100755")}
 
     def _own_identity(self) -> dict[str, str]:
-        """Variables for commit-tree where git's configuration names nobody (a bare CI agent)."""
-        found = {}
+        """Variables for commit-tree if git's configuration has no identity (a bare CI agent)."""
+        variables = {}
         for role in ("AUTHOR", "COMMITTER"):
             for key, setting, fallback in (("NAME", "user.name", NAME), ("EMAIL", "user.email", EMAIL)):
                 variable = f"GIT_{role}_{key}"
                 if chosen := os.environ.get(f"MLOPS_GIT_{key}"):
-                    found[variable] = chosen
+                    variables[variable] = chosen
                 elif variable not in os.environ and not self._setting(setting):
-                    found[variable] = fallback
-        return found
+                    variables[variable] = fallback
+        return variables
 
     def _setting(self, name: str) -> str | None:
         try:
@@ -172,20 +172,20 @@ class Mirror(Objects):
         command.run(folder, "init", "--quiet", "--bare", "--template=")
 
     def fetch(self, *, depth: int | None = 1) -> str:
-        """The branch's head, fetched now (with its whole history where `depth` is None)."""
+        """Fetch the branch and return its head (with the whole history if `depth` is None)."""
         how_deep = [f"--depth={depth}"] if depth else []
         wanted = f"+refs/heads/{self.branch}:refs/heads/fetched"
         try:
             command.run(self.path, "fetch", "--quiet", "--no-tags", *how_deep, "--end-of-options", self.url, wanted)
         except GitFailed as error:
             raise command.RemoteUnreachable(
-                f"{command.masked(self.url)} has no branch {self.branch!r} that can be read: {error.message}",
-                remedy="push a first commit there, or name another branch",
+                f"{command.masked(self.url)} has no readable branch {self.branch!r}: {error.message}",
+                remedy="push a first commit there, or give another branch",
             ) from None
         return command.text(self.path, "rev-parse", "refs/heads/fetched")
 
     def bring(self, commit: str) -> bool:
-        """Whether a commit is here, or the remote has it: it is then fetched, without what was before it."""
+        """Whether the store or the remote has a commit; it is fetched from the remote without its history."""
         if not self.has(commit):
             try:
                 command.run(self.path, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", self.url, commit)
@@ -194,15 +194,15 @@ class Mirror(Objects):
         return self.has(commit)
 
     def push(self, commit: str, expected: str) -> None:
-        """Move the remote branch from `expected` to `commit`. Raises PushRejected when it stands elsewhere by now."""
+        """Move the remote branch from `expected` to `commit`. Raises PushRejected if it is at another commit."""
         lease = f"--force-with-lease=refs/heads/{self.branch}:{expected}"
         command.run(self.path, "push", "--quiet", lease, "--end-of-options", self.url, f"{commit}:refs/heads/{self.branch}")
 
     def publish(self, make: Callable[[str], str | None], *, depth: int | None = 1) -> str | None:
-        """Fetch, let `make(head)` build a commit on top, push it; when somebody was quicker, the same again with the new head.
+        """Fetch, create a commit with `make(head)`, push it; repeat with the new head if another push came first.
 
-        Returns the commit, None where `make` found nothing to do. Raises PushRejected where the host has a rule against the push, or after
-        TRIES lost races.
+        Returns the commit, None if `make` returned None. Raises PushRejected if the host has a rule against the push, or after TRIES
+        lost races.
         """
         for attempt in range(TRIES):
             head = self.fetch(depth=depth)
@@ -213,7 +213,7 @@ class Mirror(Objects):
                 self.push(made, head)
                 return made
             except PushRejected as error:
-                # A rule rejects a push although nobody moved the branch. A lock that another push holds is gone a moment later.
+                # It is a rule if the branch has not moved. A lock of another push is soon released.
                 rule = "lock" not in error.message and self.fetch(depth=depth) == head
                 if rule or attempt == TRIES - 1:
                     raise
@@ -222,11 +222,11 @@ class Mirror(Objects):
 
 
 class Checkout(Objects):
-    """The working tree around a folder."""
+    """A working tree on this machine."""
 
     @classmethod
     def find(cls, folder: Path) -> "Checkout | None":
-        """The checkout whose top is `folder`; None where `folder` is not the top of one."""
+        """The checkout whose top is `folder`; None if `folder` is not the top of a checkout."""
         try:
             top = command.text(folder, "rev-parse", "--show-toplevel")
         except GitFailed as error:
@@ -239,14 +239,14 @@ class Checkout(Objects):
         return cls(folder) if Path(top).resolve() == folder.resolve() else None
 
     def head(self) -> str | None:
-        """The commit that is checked out; None before the first."""
+        """The current commit; None before the first one."""
         try:
             return command.text(self.path, "rev-parse", "--verify", "--quiet", "HEAD")
         except GitFailed:
             return None
 
     def branch(self) -> str:
-        """The current branch; for a detached HEAD (a CI agent's) the one that MLOPS_GIT_BRANCH or Bamboo names. Raises Refused."""
+        """The current branch; for a detached HEAD (on a CI agent) the one in MLOPS_GIT_BRANCH or Bamboo's variable. Raises Refused."""
         try:
             return command.text(self.path, "symbolic-ref", "--short", "--quiet", "HEAD")
         except GitFailed:
@@ -258,13 +258,13 @@ class Checkout(Objects):
             ) from None
 
     def origin_url(self) -> str | None:
-        """The address that is pushed to, without user and password: MLOPS_GIT_URL, else origin's, else (on an agent) the plan's."""
+        """The push address without user and password: MLOPS_GIT_URL, else origin's, else (on an agent) the plan's."""
         address = self._origin()
         url = self._setting("remote.origin.url") if address == "origin" else address
         return command.masked(url) if url else None
 
     def _origin(self) -> str | None:
-        """What git is told to push to: "origin", or an address where that leads nowhere."""
+        """The push target for git: "origin", or an address if origin is not usable."""
         if named := os.environ.get("MLOPS_GIT_URL"):
             return command.checked_url(named)
         if self._setting("remote.origin.url") not in (None, *NO_ADDRESS):
@@ -273,30 +273,30 @@ class Checkout(Objects):
         return command.checked_url(named) if named else None
 
     def changes(self, *, ignoring: Iterable[str] = ()) -> list[str]:
-        """Paths with uncommitted changes, untracked files that are not ignored included; without those in `ignoring` or below them."""
+        """Paths with uncommitted changes, including untracked files, but not ignored ones and not those at or below `ignoring`."""
         left_out = [PurePosixPath(path) for path in ignoring]
         listed = command.run(self.path, "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all").decode(errors="replace")
         paths = [entry[3:] for entry in listed.split("\0") if entry]
-        return sorted(path for path in paths if not any(PurePosixPath(path).is_relative_to(one) for one in left_out))
+        return sorted(path for path in paths if not any(PurePosixPath(path).is_relative_to(ignored) for ignored in left_out))
 
     def not_ignored(self, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that Git neither ignores nor tracks."""
+        """The paths that Git neither ignores nor tracks."""
         wanted = sorted(paths)
         sent = "".join(f"{path}\0" for path in wanted).encode()
-        # The command refuses literal pathspecs, and takes what it reads from stdin as plain paths.
+        # The command refuses literal pathspecs, and always reads plain paths from stdin.
         plain = {"GIT_LITERAL_PATHSPECS": "0"}
         ignored = command.run(self.path, "check-ignore", "-z", "--stdin", stdin=sent, environment=plain, good=(0, 1)).decode().split("\0")
         tracked = command.run(self.path, "ls-files", "-z", "--", *wanted).decode().split("\0") if wanted else []
         return [path for path in wanted if path not in ignored and not any(PurePosixPath(file).is_relative_to(path) for file in tracked)]
 
     def parents(self, commit: str) -> list[str]:
-        """The commits it stands on, as it names them: a shallow clone lacks them."""
+        """The parents as recorded in the commit; a shallow clone may not have them."""
         header = command.run(self.path, "cat-file", "commit", commit).decode(errors="replace").partition("\n\n")[0]
         return [line.removeprefix("parent ") for line in header.splitlines() if line.startswith("parent ")]
 
     def branches(self, prefix: str) -> dict[str, str]:
-        """Branch → commit of the branches whose name starts with `prefix`, here and at origin, which wins. Raises RemoteUnreachable."""
-        found: dict[str, str] = {}
+        """Branch → commit of the branches with this prefix, locally and at origin, which has precedence. Raises RemoteUnreachable."""
+        commits: dict[str, str] = {}
         pattern = f"refs/heads/{command.checked_ref(prefix.rstrip('/'))}"
         listed = command.text(self.path, "for-each-ref", "--format=%(objectname)\t%(refname)", pattern)
         if origin := self._origin():
@@ -304,11 +304,11 @@ class Checkout(Objects):
         for line in listed.splitlines():
             commit, _, ref = line.partition("\t")
             if ref.startswith(f"refs/heads/{prefix}"):
-                found[ref.removeprefix("refs/heads/")] = commit
-        return found
+                commits[ref.removeprefix("refs/heads/")] = commit
+        return commits
 
     def fetch(self, branch: str) -> str:
-        """Origin's head of a branch, its objects fetched; no ref is moved. Raises RemoteUnreachable."""
+        """Fetch a branch from origin and return its head; no ref is moved. Raises RemoteUnreachable."""
         origin = self._origin()
         if origin is None:
             raise Refused("there is no Git remote called origin", remedy="git remote add origin URL")
@@ -316,27 +316,27 @@ class Checkout(Objects):
         return command.text(self.path, "rev-parse", "FETCH_HEAD")
 
     def switch(self, branch: str, commit: str) -> None:
-        """Be on `branch`, which must be at `commit` or not be there yet. No file is touched, nor the index. Raises Refused."""
+        """Switch to `branch`, which must be at `commit` or not exist yet. Files and index are unchanged. Raises Refused."""
         ref = f"refs/heads/{command.checked_ref(branch)}"
         try:
             if command.text(self.path, "for-each-ref", "--format=%(objectname)", ref) != commit:
                 command.run(self.path, "update-ref", ref, commit, ABSENT)
         except GitFailed as error:
-            raise Refused(f"there is a branch {branch} at another commit: {error.message}", remedy=f"git branch -D {branch}") from None
+            raise Refused(f"the branch {branch} exists at another commit: {error.message}", remedy=f"git branch -D {branch}") from None
         command.run(self.path, "symbolic-ref", "-m", f"mlops-build: on {branch}", "HEAD", ref)
 
     def take(self, branch: str, commit: str, paths: Iterable[str]) -> None:
-        """Be on `branch` at `commit`, which differs from HEAD in `paths` only; these files become what they are there. Raises Refused."""
+        """Switch to `branch` at `commit`, which differs from HEAD only in `paths`; these files are updated. Raises Refused."""
         wanted = list(paths)
         self.restore(commit, wanted)
         self.switch(branch, commit)
         command.run(self.path, "reset", "--quiet", commit, "--", *wanted)
 
     def commit_paths(self, paths: Iterable[str], message: str, *, branch: str | None = None) -> str | None:
-        """Commit exactly these working tree files and folders on top of HEAD; None when they do not differ from it.
+        """Commit exactly these working tree files and folders on top of HEAD; None if they do not differ from it.
 
-        With `branch`, on that one: made at HEAD where it is not the current one, and checked out. What else is changed or staged stays so,
-        and no hook runs. Raises Refused when HEAD moved meanwhile.
+        branch: create it at HEAD if it is not the current one, and switch to it. Other changes, staged or not, stay, and no hook runs.
+        Raises Refused if HEAD moved in the meantime.
         """
         parent = self.head()
         if parent is None:
@@ -345,7 +345,7 @@ class Checkout(Objects):
         with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
             environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
             command.run(self.path, "read-tree", parent, environment=environment)
-            # --force: what the pipeline writes may stand in a .gitignore of DVC's.
+            # --force: DVC may have added the pipeline's outputs to a .gitignore.
             command.run(self.path, "add", "--all", "--force", "--", *wanted, environment=environment)
             made = self._commit_index(parent, message, None, environment)
         if made:
@@ -355,22 +355,22 @@ class Checkout(Objects):
         return made
 
     def advance(self, commit: str, expected: str, paths: Iterable[str]) -> None:
-        """Move the current branch from `expected` to `commit`, and the index of `paths` with it. Raises Refused when it moved."""
+        """Move the current branch from `expected` to `commit`, and the index of `paths` with it. Raises Refused if the branch moved."""
         try:
             command.run(self.path, "update-ref", "-m", "mlops-build", "HEAD", commit, expected)
         except GitFailed as error:
-            raise Refused(f"the branch moved meanwhile: {error.message}", remedy="run this again") from None
+            raise Refused(f"the branch moved in the meantime: {error.message}", remedy="run this again") from None
         command.run(self.path, "reset", "--quiet", commit, "--", *paths)
 
     def restore(self, commit: str, paths: Iterable[str]) -> None:
-        """Make these working tree files what they are at `commit` (gone, where they are not in it). Touches nothing else."""
+        """Restore these working tree files from `commit` (remove those that it does not have). Nothing else changes."""
         wanted = list(map(checked_path, paths))
         listed = command.run(self.path, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, "--", *wanted)
         present = set(listed.decode().split("\0")) & set(wanted)
         for path in set(wanted) - present:
             (self.path / path).unlink(missing_ok=True)
         if present:
-            # Without hooks: DVC's post-checkout would move data about.
+            # Without hooks: DVC's post-checkout hook would change data files.
             no_hooks = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
             command.run(self.path, "checkout", "--quiet", commit, "--", *sorted(present), environment=no_hooks)
 
@@ -380,18 +380,18 @@ class Checkout(Objects):
         command.run(self.path, "push", "--quiet", "--end-of-options", self._origin() or "origin", f"{commit}:{target}")
 
     def try_push(self, branch: str) -> None:
-        """Ask origin for the right to push HEAD to a branch, and send nothing. Raises PushRejected or RemoteUnreachable."""
+        """Check that HEAD can be pushed to a branch of origin, without pushing. Raises PushRejected or RemoteUnreachable."""
         target = f"refs/heads/{command.checked_ref(branch)}"
         command.run(self.path, "push", "--quiet", "--dry-run", "--end-of-options", self._origin() or "origin", f"HEAD:{target}")
 
     def signs_as(self) -> tuple[str, str]:
-        """Name and address that a commit made now would have."""
-        said = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
-        name, _, rest = said.partition(" <")
+        """Name and email address of the committer."""
+        identity = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
+        name, _, rest = identity.partition(" <")
         return name, rest.partition(">")[0]
 
     def export_dirty(self, folder: Path) -> bytes:
-        """The working tree's files as they are (ignored ones aside) into `folder`; returns the patch from HEAD to them."""
+        """Export the working tree's files, except ignored ones, into `folder`; returns the patch from HEAD."""
         with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
             environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
             command.run(self.path, "read-tree", "HEAD", environment=environment)
@@ -403,8 +403,8 @@ class Checkout(Objects):
 
 
 def checked_path(path: str) -> str:
-    """A path inside the repository, relative and plain. Raises UsageError."""
+    """The path, if it is a relative path inside the repository. Raises UsageError."""
     parts = PurePosixPath(path).parts
     if not path or path.startswith(("/", "-", ":")) or ".." in parts or ".git" in parts or any(character in path for character in "\0\n\t"):
-        raise UsageError(f"{path[:100]!r} is no path inside a repository")
+        raise UsageError(f"{path[:100]!r} is not a path inside a repository")
     return path

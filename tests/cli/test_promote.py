@@ -120,7 +120,7 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
         (["rollback", "digits", "--from-git", "--env", "staging"], 2, "no MODEL"),
         (["rollback", "--from-git", "--env", "nowhere"], 3, "staging, production"),
         (["rollback", "--from-git", "--env", "staging"], 4, "no earlier release"),
-        (["rollback", "--from-git", "--env", "staging", "--repo", "ext::sh"], 2, "no repository's address"),
+        (["rollback", "--from-git", "--env", "staging", "--repo", "ext::sh"], 2, "is not a valid repository address"),
         (["release", "staging"], 3, "promote digits VERSION --to staging"),
         (["release", "nowhere"], 3, "staging, production"),
     ],

@@ -74,7 +74,7 @@ def test_project_and_name_come_from_the_clone_address(url: str, project: str, na
     ],
 )
 def test_any_other_address_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="no clone address"):
+    with pytest.raises(UsageError, match="is not a clone address"):
         host.repository_of(url)
 
 
@@ -114,7 +114,7 @@ def test_a_look_changes_nothing(server: Bitbucket) -> None:
     [
         (403, "{}", HostRefused, "write to this repository"),
         (404, "<html>", HostRefused, "git.api"),
-        (409, '{"errors": [{"exceptionName": "x.PullRequestOutOfDateException", "message": "stale"}]}', HostRefused, "see what it says"),
+        (409, '{"errors": [{"exceptionName": "x.PullRequestOutOfDateException", "message": "stale"}]}', HostRefused, "see the message"),
         (
             409,
             '{"errors": [{"exceptionName": "x.DuplicatePullRequestException", "existingPullRequest": {"id": "1/../x"}}]}',

@@ -200,7 +200,7 @@ def test_a_rule_of_the_host_is_told_at_once_and_not_tried_again(http_remote: str
 def test_an_address_that_is_none_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         Mirror(url, "main", tmp_path / "mirror")
-    assert "pass" not in refused.value.message.removeprefix("https://host/x.git: an address must not hold a password")
+    assert "pass" not in refused.value.message.removeprefix("https://host/x.git: an address must not contain a password")
 
 
 @pytest.mark.parametrize("branch", ["-x", "a..b", "a b", "", "a:b", "refs/../x", "x@{1}", "+main", "a\n"])
@@ -231,7 +231,7 @@ def test_a_host_that_never_answers_is_given_up_with_all_its_processes(tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
         began = time.monotonic()
-        with pytest.raises(RemoteUnreachable, match="did not end within 1 s"):
+        with pytest.raises(RemoteUnreachable, match="did not finish within 1 s"):
             command.run(tmp_path, "ls-remote", url, seconds=1)
         assert time.monotonic() - began < 5
         while [path for path in Path("/proc").glob("[0-9]*/cmdline") if url.encode() in _content(path)]:

@@ -446,7 +446,7 @@ def test_a_host_that_does_not_answer(service: Path, template: Path) -> None:
     edit(service, ".copier-answers.yml", "http://127", "http://me:secret@127")
     commit(service)
     done = mlops_build(service, "update", expect=2)
-    assert "must not hold a password" in done.stderr
+    assert "must not contain a password" in done.stderr
     assert "secret" not in done.stderr + done.stdout
 
 
