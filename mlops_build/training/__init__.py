@@ -1,4 +1,4 @@
-"""What a service's train.py and evaluate.py import: the one Python API that is promised for years.
+"""The Python API of a service's train.py and evaluate.py. It is stable for years.
 
     from mlops_build import training
 
@@ -6,7 +6,7 @@
         ...                                   # plain torch, plain mlflow.log_metric
         training.log_model(Predictor, weights=WEIGHTS, artifacts={"vocabulary": VOCABULARY}, example=rows, folder=FOLDER)
 
-A removal warns for two minor releases first.
+Before a function is removed, it warns for two minor releases.
 """
 
 from mlops_build.training.model import log_model

@@ -1,4 +1,4 @@
-"""The files that a model's code receives by name as MLflow's `context.artifacts`: its weights, and what else it reads."""
+"""The files that a model's code receives by name as MLflow's `context.artifacts`: its weights and further files."""
 
 import re
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class UnsafeArtifact(Refused):
-    """A file that could run code when it is read: such a version would be refused when it is packaged."""
+    """A file that could run code when it is loaded; packaging would refuse such a version."""
 
 
 def named(root: Path, weights: Path, others: Mapping[str, Path | str]) -> dict[str, Path]:
     """Absolute paths by name, the weights first. Relative paths start at `root`.
 
-    Raises UsageError for a name that is not valid or is taken, and for two files of one name, which would overwrite each other in the
-    model's folder; NotFound; UnsafeArtifact.
+    Raises UsageError for a name that is not valid or already used, and for two files with the same name, which would overwrite each other
+    in the model's folder; NotFound; UnsafeArtifact.
     """
     paths = {WEIGHTS: root / weights}
     for name, path in others.items():
@@ -32,7 +32,8 @@ def named(root: Path, weights: Path, others: Mapping[str, Path | str]) -> dict[s
         base_name = path.name.casefold()
         if base_name in base_names:
             raise UsageError(
-                f"the artifacts {base_names[base_name]} and {name} are both called {path.name}", remedy="rename one of the two files"
+                f"the artifacts {base_names[base_name]} and {name} both have the file name {path.name}",
+                remedy="rename one of the two files",
             )
         base_names[base_name] = name
     return paths
@@ -57,15 +58,15 @@ def _check_content(name: str, path: Path) -> None:
     if not files or not all(file.is_file() for file in files):
         raise UsageError(
             f"{path}, the artifact {name}, is not a file and not a folder with files",
-            remedy="name a file, or a folder that holds nothing but files and folders",
+            remedy="give a file, or a folder that contains only files and folders",
         )
     if findings := scan.scan(path):
         raise UnsafeArtifact(
-            f"the artifact {name} cannot be logged: {_said(path, findings[0])}",
+            f"the artifact {name} cannot be logged: {_described(path, findings[0])}",
             remedy="save numbers and words instead of Python objects: json.dump, numpy.savez, or the tokenizer's own files",
         )
 
 
-def _said(path: Path, finding: Finding) -> str:
+def _described(path: Path, finding: Finding) -> str:
     where = path.as_posix() if path.is_file() else f"{path.as_posix()}/{finding.subject}"
     return f"{where}: {finding.why}"

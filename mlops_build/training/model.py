@@ -1,4 +1,4 @@
-"""Log a model so that it can be packaged: an MLflow model folder that is the same, byte for byte, for the same weights."""
+"""Log a model so that it can be packaged: an MLflow model folder that is byte-identical for the same weights."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from mlops_build.training import artifacts as artifact_files
 if TYPE_CHECKING:
     import pandas as pd
 
-# Written by MLflow at every save, and different each time; loading needs none of them.
+# MLflow writes these at every save with other values; loading does not need them.
 VOLATILE = ("utc_time_created", "model_uuid", "run_id", "model_id", "artifact_path", "prompts")
 EXAMPLES = "examples/recorded.json"
 
@@ -39,9 +39,9 @@ def log_model(
 
     predictor: a subclass of `mlflow.pyfunc.PythonModel` in the service's package. It is stored as three lines that import it
     (models from code), so nothing is pickled; `load_context` finds the weights at `context.artifacts["weights"]`.
-    weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them; their predictions are recorded, and
-    later compared with what the deployed service answers. folder: relative to the service's root; replaced.
-    artifacts: what else the predictor reads (a tokenizer, a vocabulary, a scaler's numbers): name -> a file or a folder, relative to the
+    weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them; their predictions are recorded and
+    later compared with the deployed service's answers. folder: relative to the service's root; replaced.
+    artifacts: further files of the predictor (a tokenizer, a vocabulary, a scaler's numbers): name -> a file or a folder, relative to the
     service's root. `load_context` finds the copy that belongs to the version at `context.artifacts[name]`. A name has 1 to 63 lower-case
     letters, digits and _, and starts with a letter; pickled files are refused.
     Raises UsageError, NotFound or UnsafeArtifact.
@@ -64,7 +64,7 @@ def log_model(
         made.rename(root / folder)
     made_digest = files.digest(root / folder)
     mlflow.set_tag(RUN_MODEL, made_digest)
-    # The weights are in DVC; once registered they are with the version. The run shows what a caller sends and gets.
+    # DVC has the weights, and a registered version has its own copy. The run only shows an example request and its answer.
     for name in ("MLmodel", EXAMPLES):
         mlflow.log_artifact(str(root / folder / name), "model")
     return made_digest
@@ -77,7 +77,7 @@ def write_model(predictor: type[Any], artifacts: Mapping[str, Path], example: An
     (made / EXAMPLES).parent.mkdir()
     (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
     _strip(made / "MLmodel")
-    files.remove_bytecode(made)  # of recording, which loads the model
+    files.remove_bytecode(made)  # recording loads the model, which writes bytecode
     return made
 
 
@@ -90,7 +90,7 @@ def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.Data
     instance = predictor()
     instance.load_context(_Context(artifacts))
     with warnings.catch_warnings():
-        # Advice about integer columns with missing values, given for every answer that is a whole number.
+        # MLflow's hint about missing values in integer columns, which appears for every integer answer.
         warnings.filterwarnings("ignore", message="Hint: Inferred schema contains integer")
         signature = mlflow.models.infer_signature(example, instance.predict(None, example))
         mlflow.pyfunc.save_model(
@@ -104,7 +104,7 @@ def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.Data
 
 
 class _Context:
-    """What MLflow hands to load_context, before there is a model folder."""
+    """The argument of load_context before there is a model folder."""
 
     def __init__(self, artifacts: Mapping[str, Path]) -> None:
         self.artifacts = {name: str(path) for name, path in artifacts.items()}
@@ -112,12 +112,12 @@ class _Context:
 
 
 def _recorded(made: Path, example: "pd.DataFrame") -> dict[str, Any]:
-    """The example as a body for /invocations, and its answer as MLflow's server words it."""
+    """The example as a request body for /invocations, and its answer in the format of MLflow's server."""
     from mlflow.models import convert_input_example_to_serving_input
     from mlflow.pyfunc import load_model, scoring_server
 
     body = convert_input_example_to_serving_input(example)
-    loaded = load_model(str(made), suppress_warnings=True)  # it was made in this very environment
+    loaded = load_model(str(made), suppress_warnings=True)  # it was created in this environment
     answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded, loaded.metadata.get_input_schema())
     return {"schema": 1, "input": json.loads(body), "predictions": json.loads(answer.response)["predictions"]}
 
@@ -127,7 +127,7 @@ def _strip(mlmodel: Path) -> None:
     document = yaml.load(mlmodel.read_text())
     for key in VOLATILE:
         document.pop(key, None)
-    # Where the files lay while they were saved; MLflow finds them beside MLmodel.
+    # Remove the temporary paths; MLflow finds the files next to MLmodel.
     pyfunc = document["flavors"]["python_function"]
     pyfunc["model_code_path"] = Path(pyfunc["model_code_path"]).name
     for artifact in pyfunc["artifacts"].values():
@@ -137,7 +137,7 @@ def _strip(mlmodel: Path) -> None:
 
 
 def _requirements(root: Path) -> list[str]:
-    """What the service's own code needs to serve, at the versions that trained: [project].dependencies of its pyproject.toml."""
+    """The serving requirements ([project].dependencies in pyproject.toml), pinned to the installed versions."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     names = [Requirement(line).name for line in project.get("dependencies", [])]
     return [f"mlflow=={metadata.version('mlflow')}", *(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)]

@@ -1,4 +1,4 @@
-"""What a model is made from, gathered from the working tree: commit, data, parameters, package and template version."""
+"""The origin of a model, read from the working tree: commit, data, parameters, package and template version."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ ANSWERS = ".copier-answers.yml"
 
 
 def template_version(root: Path) -> str:
-    """The template's version that the service was last rendered from; "unknown" for a service not made by copier."""
+    """The template's version from which the service was last rendered; "unknown" for a service that copier did not create."""
     path = root / ANSWERS
-    found = (YAML(typ="safe").load(path.read_text()) or {}) if path.is_file() else {}
-    return str(found.get("_commit", "unknown"))
+    answers = (YAML(typ="safe").load(path.read_text()) or {}) if path.is_file() else {}
+    return str(answers.get("_commit", "unknown"))
 
 
 def params_hash(values: Mapping[str, Any]) -> str:
-    """One hash over params.yaml's values, whatever their order: "sha256:<64 hex>"."""
+    """A hash of params.yaml's values that does not depend on their order: "sha256:<64 hex>"."""
     return f"sha256:{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}"
 
 
 def run_tags(root: Path) -> dict[str, str]:
-    """Lineage as tags on a run. A folder that is no Git repository yet has no commit, and says so."""
+    """Lineage as tags of a run. In a folder that is not a Git repository, the commit is "none"."""
     checkout = Checkout.find(root)
     tags = {identity.PACKAGE: __version__, identity.TEMPLATE: template_version(root), identity.DATA: data.data_hash(data.tracked(root))}
     head = checkout.head() if checkout else None
@@ -36,7 +36,7 @@ def run_tags(root: Path) -> dict[str, str]:
 
 
 def dirt(root: Path) -> list[str]:
-    """Uncommitted changes that would make a version's commit a lie: everything but what the pipeline itself writes."""
+    """Uncommitted changes, except the files that the pipeline writes. With them, a version's commit would not be its origin."""
     checkout = Checkout.find(root)
     return checkout.changes(ignoring=data.machine_files(root)) if checkout else []
 
@@ -52,7 +52,7 @@ def lineage(
     metrics: Mapping[str, float],
     run_id: str,
 ) -> dict[str, Any]:
-    """The lineage document of a model version. No time stamps: the same origin is the same bytes."""
+    """The lineage document of a model version. It has no time stamps, so that the same origin gives the same bytes."""
     return {
         "schema": 1,
         "service": service,

@@ -1,8 +1,8 @@
 """The order of training: pipeline → gate → commit → push data → push code → register a version that names that commit.
 
-Each step can be killed and run again: a stage that is done stays done, a commit without a difference is not made, a push of what is
-there is nothing, and the same content is never registered twice. Data is pushed before the commit that names it, and both before
-the version that names them, so a reader never meets a name whose thing is not there yet.
+Each step can be killed and run again: finished stages are kept, an empty commit is not created, a repeated push does nothing, and the
+same content is never registered twice. Data is pushed before the commit that refers to it, and both before the version that refers to
+them, so that a reference is always resolvable.
 """
 
 import json
@@ -33,12 +33,12 @@ class GateClosed(Refused):
 
 
 class DirtyTree(Refused):
-    """There are uncommitted changes, so a version's commit would not be what it was made from."""
+    """There are uncommitted changes, so a version's commit would not be its origin."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out. `new` is False when this content had been registered before."""
+    """A trained version. `new` is False if the same content was already registered."""
 
     model_uri: str
     name: str
@@ -55,7 +55,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Outcome:
-    """models: one for each model in service.yaml. warnings: what is done and yet not as it should be, a sentence each."""
+    """The result of all steps. models: in the order of service.yaml. warnings: problems that did not stop the training, as sentences."""
 
     models: tuple[Trained, ...]
     warnings: tuple[str, ...]
@@ -70,26 +70,27 @@ def train(
     branch: str | None = None,
     pull: bool = False,
 ) -> Outcome:
-    """Run all steps for the service at `root`. `say` gets a line as each step begins, and each warning.
+    """Run all steps for the service at `root`. `say` receives a line at the start of each step, and each warning.
 
-    branch: the one that gets the commit, made where there is something to commit; no other is pushed. Default: the current one.
-    pull: data that is not on this machine comes from DVC's remote.
+    branch: the branch for the commit, created if there is something to commit; only this branch is pushed. Default: the current one.
+    pull: fetch missing data from the DVC remote.
 
-    Raises DirtyTree and DataMissing before the pipeline; PipelineFailed, GateClosed, DirtyTree for a change made while it ran; and what
-    DVC's remote, Git and the registry raise.
+    Raises DirtyTree and DataMissing before the pipeline; PipelineFailed, GateClosed, DirtyTree for a change during the run; and the errors
+    of the DVC remote, Git and the registry.
     """
     service = load(root)
     checkout = Checkout.find(root)
     if checkout is None or checkout.head() is None:
         raise NotFound(
-            f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
+            f"{root} has no Git commit yet",
+            remedy="run git init, git add --all, git commit: a version records the commit that it was trained from",
         )
     check_dirt(root, allow_dirty)
     if not allow_dirty:
         check_outputs_are_ignored(checkout, root)
     if not pull:
         data_remote.check_present(root)
-    # The pipeline is a process of its own; meanwhile this one loads what registration needs, which takes mlflow two seconds.
+    # The pipeline runs in another process; meanwhile this one imports mlflow, which takes two seconds, for the registration.
     threading.Thread(target=import_module, args=("mlflow",), daemon=True).start()
     say("[1/6] pipeline: dvc repro")
     run_pipeline(root, force, pull)
@@ -115,37 +116,38 @@ def run_pipeline(root: Path, force: bool, pull: bool) -> None:
 
 
 def check_gate(root: Path) -> dict[str, float]:
-    """The metrics that dvc.yaml names, as one dict, if they meet the thresholds. Raises GateClosed.
+    """The metrics of all files in dvc.yaml, if they meet the thresholds. Raises GateClosed.
 
-    A metric that two files hold is refused: with several models, one would hide the other's from the gate.
+    A metric in two files is refused: with several models, one would hide the other from the gate.
     """
     metrics: dict[str, float] = {}
     source: dict[str, str] = {}
     for path in data.metric_files(root):
         try:
-            found = dict(json.loads((root / path).read_text()))
+            values = dict(json.loads((root / path).read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise Refused(f"{path} is no metrics file: {error}", remedy="evaluate.py writes it as a JSON object of numbers") from None
-        for name in found:
+            raise Refused(f"{path} is not a valid metrics file: {error}", remedy="let evaluate.py write a JSON object of numbers") from None
+        for name in values:
             if name in source:
                 raise Refused(
-                    f"{source[name]} and {path} both hold the metric {name!r}: the thresholds in params.yaml could not tell them apart",
-                    remedy=f"give one of them a name of its own, such as MODEL_{name}",
+                    f"{source[name]} and {path} both have the metric {name!r}, so a threshold in params.yaml would be ambiguous",
+                    remedy=f"rename one of them, for example to MODEL_{name}",
                 )
             source[name] = path
-        metrics.update(found)
+        metrics.update(values)
     failed = finding.show(thresholds.failures(metrics, thresholds.of(read_params(root))))
     if failed:
         raise GateClosed(
-            f"not registered, the model misses its thresholds:\n{failed}", remedy="the run is in MLflow; nothing was committed or pushed"
+            f"not registered, because the model does not meet its thresholds:\n{failed}",
+            remedy="the run is in MLflow; nothing was committed or pushed",
         )
     return metrics
 
 
 def check_dirt(root: Path, allow_dirty: bool, *, has_run: bool = False) -> list[str]:
-    """The uncommitted changes, which must be none without `allow_dirty`; what the pipeline writes is not one. Raises DirtyTree.
+    """The uncommitted changes, without the files that the pipeline writes. Raises DirtyTree for any change without `allow_dirty`.
 
-    has_run: the pipeline has run, so the changes were made meanwhile.
+    has_run: the pipeline has run, so the changes were made during the run.
     """
     dirt = origin.dirt(root)
     if dirt and not allow_dirty:
@@ -154,7 +156,7 @@ def check_dirt(root: Path, allow_dirty: bool, *, has_run: bool = False) -> list[
             what = f"the run is logged, but no version is registered: files changed while the pipeline ran: {shown}"
             remedy = "commit them and run this again (finished stages are kept), or use --allow-dirty, which marks the version as dirty"
         else:
-            what = f"uncommitted changes in {shown}: a version names the commit it was made from, so nothing was run"
+            what = f"uncommitted changes in {shown}: a version records the commit that it was trained from, so nothing was run"
             remedy = (
                 'commit them: git add --all && git commit --message "Describe the change"\n'
                 "    or run the pipeline without registering a version: dvc repro\n"
@@ -165,7 +167,7 @@ def check_dirt(root: Path, allow_dirty: bool, *, has_run: bool = False) -> list[
 
 
 def check_outputs_are_ignored(checkout: Checkout, root: Path) -> None:
-    """DVC writes an output that Git does not ignore into a .gitignore, which would then be an uncommitted change. Raises DirtyTree."""
+    """Check that Git ignores all outputs. Otherwise DVC would add them to a .gitignore, an uncommitted change. Raises DirtyTree."""
     if missing := checkout.not_ignored(data.cached_outputs(root)):
         lines = "".join(f"/{path}\n" for path in missing)
         raise DirtyTree(
@@ -177,7 +179,7 @@ def check_outputs_are_ignored(checkout: Checkout, root: Path) -> None:
 def commit_results(
     checkout: Checkout, root: Path, service: Service, metrics: Mapping[str, float], *, dirty: bool, branch: str | None = None
 ) -> str:
-    """Commit only what the pipeline writes; returns the commit that holds it. A dirty tree gets no commit: it goes into the patch."""
+    """Commit only the files that the pipeline writes; returns the commit. A dirty tree is not committed but stored as a patch."""
     if not dirty:
         write_contract(root, service)
         summary = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if isinstance(value, int | float))
@@ -190,9 +192,9 @@ def commit_results(
 
 
 def write_contract(root: Path, service: Service) -> None:
-    """openapi.json at the service's root: what all its models take and answer, as their versions will have it."""
+    """Write openapi.json in the service's root: the inputs and outputs of all its models."""
     folders = {model.name: root / MODELS / model.name for model in service.models}
-    if all((folder / "MLmodel").is_file() for folder in folders.values()):  # else registering says it
+    if all((folder / "MLmodel").is_file() for folder in folders.values()):  # else registering reports it
         put_contract(root, service, [openapi.describe(name, None, folder) for name, folder in folders.items()])
 
 
@@ -214,7 +216,7 @@ def push_data(root: Path, say: Callable[[str], None]) -> None:
 
 
 def unshared_data(checkout: Checkout, root: Path) -> str | None:
-    """A warning where others get the commit, but cannot get the data that it names: DVC's remote is a folder of this checkout."""
+    """A warning if the DVC remote is a folder in this checkout, so that a clone would have the commit but not its data."""
     remote = data_remote.default_remote(root)
     if remote is None or not checkout.origin_url() or not remote.is_inside(root):
         return None
@@ -237,7 +239,7 @@ def register_models(
 ) -> list[Trained]:
     registry = Registry(tracking_uri(root), create=True)
     params = read_params(root)
-    found = []
+    trained = []
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         tree = Path(scratch) / "tree"
         patch = None
@@ -250,11 +252,11 @@ def register_models(
             folder = root / MODELS / model.name
             if not (folder / "MLmodel").is_file():
                 raise NotFound(
-                    f"service.yaml lists the model {model.name}, but the pipeline made no {MODELS}/{model.name}",
-                    remedy=f"training.log_model(…, folder=Path('{MODELS}/{model.name}')), and the same path among dvc.yaml's outs",
+                    f"service.yaml lists the model {model.name}, but the pipeline did not write {MODELS}/{model.name}",
+                    remedy=f"call training.log_model(…, folder=Path('{MODELS}/{model.name}')), and add the same path to dvc.yaml's outs",
                 )
             version, new = register.register(registry, root, model.name, folder, origin_, params, metrics)
             say(f"      {version.uri} " + ("registered" if new else "was registered before with the same content"))
             named = version.tags.get(identity.COMMIT_TAG, commit)
-            found.append(Trained(version.uri, model.name, version.version, new, named, version.run_id, metrics, dirty))
-    return found
+            trained.append(Trained(version.uri, model.name, version.version, new, named, version.run_id, metrics, dirty))
+    return trained

@@ -1,9 +1,9 @@
-"""Build a model's folder anew from the files of a version, with the code that is importable now: same weights, same example.
+"""Build a model's folder from the files of a version with the current code: same weights, same example.
 
     python -m mlops_build.training.rebuild VERSION SCRATCH
 
-VERSION is a folder with the version's files, which have been checked. The new folder is SCRATCH/model. It runs in a process of its own,
-in the service's root and with its src/ importable, so that the code is today's.
+VERSION is a folder with the version's checked files. The new folder is SCRATCH/model. It runs in a separate process in the service's root,
+with src/ importable, so that it uses the current code.
 """
 
 import json
@@ -24,11 +24,11 @@ CODE = "predictor.py"
 
 
 class NotRebuildable(Refused):
-    """A version that `training.log_model` did not write, or one whose predictor the code has no more."""
+    """A version that `training.log_model` did not write, or whose predictor the code does not have any more."""
 
 
 def rebuild(version: Path, root: Path, scratch: Path) -> Path:
-    """The new folder. Raises NotRebuildable, and whatever the service's own code raises."""
+    """Build and return the new folder. Raises NotRebuildable, and the errors of the service's own code."""
     from mlflow.models import Model
     from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
@@ -40,16 +40,16 @@ def rebuild(version: Path, root: Path, scratch: Path) -> Path:
 
 
 def _predictor(version: Path, root: Path) -> type[Any]:
-    """The class that the version's predictor.py imports, as it is in the service's package today."""
-    remedy = "train it anew: mlops-build train"
+    """The class that the version's predictor.py imports, from the current code of the service."""
+    remedy = "train again: mlops-build train"
     try:
         text = (version / CODE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
-    found = [one for one in IMPORT.findall(text) if one[0].partition(".")[0] != "mlflow"]
-    if len(found) != 1:
+    imports = [statement for statement in IMPORT.findall(text) if statement[0].partition(".")[0] != "mlflow"]
+    if len(imports) != 1:
         raise NotRebuildable(f"the version's {CODE} is not what training.log_model writes", remedy=remedy)
-    module, name = found[0]
+    module, name = imports[0]
     package = root / "src" / module.partition(".")[0]
     if not package.is_dir() and not package.with_suffix(".py").is_file():
         raise NotRebuildable(f"the version's predictor is {module}.{name}, and src/ has no {package.name}", remedy=remedy)
@@ -60,8 +60,8 @@ def _predictor(version: Path, root: Path) -> type[Any]:
 
 
 def _artifacts(flavors: dict[str, Any], version: Path) -> dict[str, Path]:
-    """The files that the version's predictor receives by name; the weights are among them."""
-    remedy = "train it anew: mlops-build train"
+    """The files that the version's predictor receives by name, including the weights."""
+    remedy = "train again: mlops-build train"
     try:
         recorded = flavors["python_function"]["artifacts"]
         paths = {str(name): (version / str(entry["path"])).resolve() for name, entry in recorded.items()}

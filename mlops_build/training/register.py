@@ -1,4 +1,4 @@
-"""Register a model version that carries everything packaging needs: files, lock, wheels, recorded examples, lineage, tags."""
+"""Register a model version with everything that packaging needs: files, lock, wheels, recorded examples, lineage, tags."""
 
 import json
 import shutil
@@ -15,21 +15,21 @@ from mlops_build.model import environment, files, identity, openapi
 from mlops_build.registry import ModelVersion, Registry, Run
 from mlops_build.training import origin
 
-# Where a version's files stand among its run's artifacts; what follows is the start of their digest.
+# The folder of a version's files in its run's artifacts; the subfolder is the start of their digest.
 VERSIONS = "versions"
-# Beside a version's files: what was not committed.
+# The file with uncommitted changes, next to a version's files.
 PATCH = "dirty.patch"
 
 
 class NoRun(Refused):
-    """MLflow knows no run that made this model."""
+    """MLflow has no run that created this model."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the code of a version comes from. `tree` is a folder with exactly that code; `patch` is set for a dirty tree only.
+    """The origin of a version's code. `tree` is a folder with exactly that code; `patch` is only set for a dirty tree.
 
-    contract: the major of service.yaml.
+    contract: the major version in service.yaml.
     """
 
     service: str
@@ -41,25 +41,25 @@ class Origin:
 
 
 def run_of(registry: Registry, service: str, folder: Path) -> Run:
-    """The newest run that made the model in `folder`. Raises NoRun."""
-    found = registry.find_run(service, identity.RUN_MODEL, files.digest(folder))
-    if not found:
+    """The newest run that created the model in `folder`. Raises NoRun."""
+    run = registry.find_run(service, identity.RUN_MODEL, files.digest(folder))
+    if not run:
         raise NoRun(
-            f"the pipeline has nothing to do, but MLflow at this address knows no run that made {folder.name}",
-            remedy="run `mlops-build train --force` to train it anew here, or set MLFLOW_TRACKING_URI to where it was trained",
+            f"the pipeline has nothing to do, but MLflow at this address has no run that created {folder.name}",
+            remedy="run `mlops-build train --force` to train it here, or set MLFLOW_TRACKING_URI to the server where it was trained",
         )
-    return found
+    return run
 
 
 def register(
     registry: Registry, root: Path, name: str, folder: Path, origin_: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> tuple[ModelVersion, bool]:
-    """The version for this model folder and origin, and whether it is new: the same content is never registered twice.
+    """The version of this model folder and origin, and whether it is new: the same content is never registered twice.
 
-    The files are uploaded to a place named by their digest before the version is made, with all its tags, in one request: killed at
-    any moment, either there is no version or it is whole. Raises NoRun and what the environment and the registry raise.
+    The files are uploaded to a path with their digest; then a single request creates the version with all its tags. If this is killed,
+    there is either no version or a complete one. Raises NoRun, and the errors of the environment and the registry.
     """
-    files.remove_bytecode(folder)  # of evaluating, which loads the model
+    files.remove_bytecode(folder)  # evaluating loads the model, which writes bytecode
     run = run_of(registry, origin_.service, folder)
 
     def lineage() -> dict[str, Any]:
@@ -91,9 +91,9 @@ def publish(
     lineage: Callable[[], Mapping[str, Any]],
     tags: Mapping[str, str],
 ) -> tuple[ModelVersion, bool]:
-    """Put together what a version carries, upload it to the run's artifacts and register it; as `register`.
+    """Collect a version's files, upload them to the run's artifacts and register the version, as `register` describes.
 
-    lineage: the document, asked for where the version is new. tags: beside those that follow from the rest.
+    lineage: returns the document; only called for a new version. tags: in addition to the computed ones.
     """
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         made = Path(scratch) / "version"

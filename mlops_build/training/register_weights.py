@@ -1,7 +1,7 @@
-"""A new version with the weights of another and today's code and lock: for a fix that needs no training.
+"""Register a new version with the weights of another version and the current code and lock: for a fix without training.
 
-fetch and check → rebuild with today's code → the recorded example answered as before? → the contract kept? → commit openapi.json → push →
-register. Lineage names the version whose weights they are; what they were trained from is carried over. Killed anywhere, it is run again.
+fetch and check → rebuild with the current code → compare the recorded answers → check the contract → commit openapi.json → push →
+register. The lineage records the version of the weights and keeps their origin. After an interruption it can be run again.
 """
 
 import json
@@ -31,20 +31,20 @@ LINEAGE = "lineage.json"
 
 
 class OtherAnswers(Refused):
-    """Today's code answers the recorded example otherwise."""
+    """The current code gives other answers to the recorded example."""
 
 
 class CannotRebuild(Failed):
-    """Today's code does not load the weights, or fails at the recorded example."""
+    """The current code does not load the weights, or fails with the recorded example."""
 
 
 class NotOurs(Refused):
-    """A version that lacks what `mlops-build train` gives it, or whose files are not to be trusted."""
+    """A version without the files of `mlops-build train`, or with unsafe files."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What came out. `new` is False when this content had been registered before. weights_from: the version that the weights are of."""
+    """The registered version. `new` is False if the same content was already registered. weights_from: the version of the weights."""
 
     model_uri: str
     name: str
@@ -61,8 +61,8 @@ class Registered:
 def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str], None]) -> Registered:
     """uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`, of a model of the service at `root`.
 
-    Raises BadModelUri, UsageError, DirtyTree, DigestMismatch, NotOurs, CannotRebuild, OtherAnswers, BreaksCallers, and what Git and the
-    registry raise.
+    Raises BadModelUri, UsageError, DirtyTree, DigestMismatch, NotOurs, CannotRebuild, OtherAnswers, BreaksCallers, and the errors of Git
+    and the registry.
     """
     reference = identity.parse_uri(uri)
     service = service_file.load(root)
@@ -75,7 +75,7 @@ def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         say(f"[1/5] fetch and check {version.uri}")
         old, lineage = _fetched(registry, version, Path(scratch) / "old")
-        say("[2/5] rebuild it with today's code, and ask it the recorded example")
+        say("[2/5] rebuild with the current code, and check the recorded example")
         new = _rebuilt(root, old, Path(scratch) / "new")
         remarks = [*_answers(old, new, allow_changed_answers), *_contract(version, service, old, new)]
         say(f"[3/5] commit: {openapi.FILE}")
@@ -85,7 +85,7 @@ def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str
         say("[5/5] register")
         tree = Path(scratch) / "tree"
         checkout.export(commit, tree)
-        # Weights that nobody can make again stay so, whatever code is around them.
+        # A version with weights from a dirty tree stays marked as dirty.
         patch = (old / PATCH).read_bytes() if (old / PATCH).is_file() else None
         origin_ = Origin(service.name, checkout.origin_url() or "", commit, tree, patch, service.contract)
         made, is_new = publish(
@@ -105,7 +105,8 @@ def _checkout(root: Path) -> Checkout:
     checkout = Checkout.find(root)
     if checkout is None or checkout.head() is None:
         raise NotFound(
-            f"{root} has no Git commit yet", remedy="git init, git add --all, git commit: a version names the commit it was made from"
+            f"{root} has no Git commit yet",
+            remedy="run git init, git add --all, git commit: a version records the commit that it was trained from",
         )
     if dirt := origin.dirt(root):
         shown = ", ".join(dirt[:5]) + (f" and {len(dirt) - 5} more" if len(dirt) > 5 else "")
@@ -114,12 +115,12 @@ def _checkout(root: Path) -> Checkout:
 
 
 def _fetched(registry: Registry, version: ModelVersion, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The version's files, checked, and its lineage. Nothing of them has run."""
+    """The version's checked files and its lineage. None of the files is run."""
     digest = version.tags.get(identity.DIGEST_TAG, "")
     if not identity.DIGEST.fullmatch(digest):
         raise NotOurs(f"{version.uri} has no tag {identity.DIGEST_TAG}", remedy="train it with `mlops-build train`")
     if registry.run(version.run_id) is None:
-        raise NoRun(f"the run {version.run_id} of {version.uri} was deleted, and a version's files stand with its run", remedy="train anew")
+        raise NoRun(f"the run {version.run_id} of {version.uri} was deleted, and with it the version's files", remedy="train again")
     registry.fetch(version, folder)
     files.verify(folder, digest)
     if findings := scan.scan(folder):
@@ -131,60 +132,60 @@ def _fetched(registry: Registry, version: ModelVersion, folder: Path) -> tuple[P
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise NotOurs(f"{version.uri} lacks its {LINEAGE} or {EXAMPLES}", remedy="train it with `mlops-build train`")
+        raise NotOurs(f"{version.uri} has no valid {LINEAGE} or {EXAMPLES}", remedy="train it with `mlops-build train`")
     return folder, lineage
 
 
 def _rebuilt(root: Path, old: Path, scratch: Path) -> Path:
-    """In a process of its own: the code is the service's, as it is now."""
+    """Rebuild in a separate process with the service's current code."""
     scratch.mkdir()
     command = [sys.executable, "-m", "mlops_build.training.rebuild", str(old), str(scratch)]
     done = subprocess.run(
         command, cwd=root, env=data.environment(root), capture_output=True, text=True, timeout=REBUILD_SECONDS, check=False
     )
     if done.returncode or not (scratch / "model" / "MLmodel").is_file():
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
         raise CannotRebuild(
-            f"today's code does not take the weights: {said[:800]}", remedy="mend the code; or train again, if it needs other weights"
+            f"the current code does not load the weights: {reason[:800]}", remedy="fix the code; or train again if it needs other weights"
         )
     return scratch / "model"
 
 
 def _answers(old: Path, new: Path, allow_changed: bool) -> list[str]:
-    """How today's code answers the recorded example otherwise. Raises OtherAnswers unless that is allowed."""
+    """The differences to the recorded answers with the current code. Raises OtherAnswers unless they are allowed."""
     before, after = (json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))["predictions"] for folder in (old, new))
-    found = differences(before, after)
-    if found and not allow_changed:
-        shown = "\n".join(f"  {line}" for line in found[:5]) + (f"\n  and {len(found) - 5} more" if len(found) > 5 else "")
+    changed = differences(before, after)
+    if changed and not allow_changed:
+        shown = "\n".join(f"  {line}" for line in changed[:5]) + (f"\n  and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise OtherAnswers(
-            f"today's code answers the recorded example otherwise:\n{shown}",
-            remedy="mend the code; if other answers are what you want, say --allow-changed-answers",
+            f"the current code gives other answers to the recorded example:\n{shown}",
+            remedy="fix the code; if the new answers are right, add --allow-changed-answers",
         )
-    return [f"answers changed: {line}" for line in found[:5]]
+    return [f"answers changed: {line}" for line in changed[:5]]
 
 
 def _contract(version: ModelVersion, service: Service, old: Path, new: Path) -> list[str]:
     before = contract.of_folder(version.name, old)
     after = contract.Contract(service.contract, contract.of_folder(version.name, new).models)
-    return contract.check(f"{version.uri} with today's code", before, after)
+    return contract.check(f"{version.uri} with the current code", before, after)
 
 
 def _commit(checkout: Checkout, root: Path, service: Service, version: ModelVersion, new: Path) -> str:
-    """The commit that the version names: HEAD, or one on top of it where openapi.json changed."""
+    """The commit of the version: HEAD, or a new one on top of it if openapi.json changed."""
     described = {version.name: openapi.describe(version.name, None, new)}
-    for one in _described_before(root):
-        described.setdefault(one.name, one)
+    for description in _described_before(root):
+        described.setdefault(description.name, description)
     if all(model.name in described for model in service.models):
         pipeline.put_contract(root, service, [described[model.name] for model in service.models])
         subject = service.git.subject(f"Register {version.name} with the weights of version {version.version}")
         checkout.commit_paths([openapi.FILE], f"{subject}\n\nWritten by mlops-build register.\n")
     head = checkout.head()
-    assert head is not None  # noqa: S101  (_checkout looked)
+    assert head is not None  # noqa: S101  (_checkout checked it)
     return head
 
 
 def _described_before(root: Path) -> list[openapi.Described]:
-    """The other models stay as openapi.json has them."""
+    """The other models in the current openapi.json."""
     try:
         return openapi.parse(json.loads((root / openapi.FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -192,13 +193,13 @@ def _described_before(root: Path) -> list[openapi.Described]:
 
 
 def _carried(version: ModelVersion) -> dict[str, str]:
-    """Tags that follow the weights, and the one that says whose they are."""
+    """The tags that belong to the weights, and the tag with the version of the weights."""
     kept = {tag: version.tags[tag] for tag in (identity.DATA, identity.PARAMS) if tag in version.tags}
     return {**kept, identity.WEIGHTS_FROM: version.uri}
 
 
 def _lineage(before: Mapping[str, Any], root: Path, origin_: Origin, version: ModelVersion) -> dict[str, Any]:
-    """Data, stages, parameters, metrics and run are those of the weights; code and environment are today's."""
+    """Data, stages, parameters, metrics and run are those of the weights; code and environment are the current ones."""
     return {
         **before,
         "service": origin_.service,

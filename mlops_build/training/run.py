@@ -1,6 +1,6 @@
-"""An MLflow run with seeds, parameters, lineage and tracking set up. Inside it an ML engineer uses plain mlflow.
+"""Open an MLflow run with seeds, parameters, lineage and tracking. The code inside it uses plain mlflow.
 
-mlflow is imported where a run is opened: the prepare stage wants params.yaml only, and would wait two seconds for it.
+mlflow is only imported when a run is opened, because it takes two seconds and the prepare stage only needs params.yaml.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from mlops_build.registry import Registry, tracking_uri
 from mlops_build.training import origin, seeds
 
 PARAMS = "params.yaml"
-# Where artifacts go when MLflow is a sqlite file: beside it, in the service's root.
+# The folder of artifacts in the service's root if MLflow is a sqlite file.
 ARTIFACTS = "mlartifacts"
 
 
@@ -37,22 +37,22 @@ class Run:
 
 
 def params(root: Path | None = None) -> dict[str, Any]:
-    """params.yaml of the service around the current folder, as plain Python. Raises NotFound or Refused."""
+    """The values of params.yaml of the service that contains the current folder. Raises NotFound or Refused."""
     path = (root or service.find_root()) / PARAMS
     try:
-        found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFound(f"{path} is missing", remedy="restore it from Git; it holds every number that training uses") from None
+        raise NotFound(f"{path} is missing", remedy="restore it from Git; it has every number that training uses") from None
     except YAMLError as error:
-        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="mend it") from None
-    if not isinstance(found, dict) or not isinstance(found.get("seed"), int):
+        raise Refused(f"{path} is not valid YAML: {str(error).splitlines()[0]}", remedy="fix the syntax") from None
+    if not isinstance(values, dict) or not isinstance(values.get("seed"), int):
         raise Refused(f"{path} has no `seed`", remedy="add a line `seed: 20261124` (any whole number)")
-    return found
+    return values
 
 
 @contextlib.contextmanager
 def start_run() -> Iterator[Run]:
-    """Open a run in the service's experiment: seeds fixed, params.yaml logged, and tagged with what it is made from."""
+    """Open a run in the service's experiment: set the seeds, log params.yaml, and tag the run with its origin."""
     import mlflow
 
     root = service.find_root()
@@ -66,10 +66,10 @@ def start_run() -> Iterator[Run]:
 
 @contextlib.contextmanager
 def resume_run(made: Path) -> Iterator[Run]:
-    """Reopen the run that made the model in the folder `made`, to add to it (the evaluate stage does).
+    """Reopen the run that created the model in the folder `made`, to log more to it (in the evaluate stage).
 
-    Where MLflow knows no such run (the model came out of DVC's cache, say), a new one is opened and tagged as that model's.
-    made: or the file of weights that a script left (`python -m mlops_build.training.script`), to log a model of it.
+    If MLflow has no such run (for example because the model comes from DVC's cache), a new one is opened and tagged with the model.
+    made: also the weights file of a script (`python -m mlops_build.training.script`), to log a model with it.
     """
     import mlflow
 
@@ -79,31 +79,31 @@ def resume_run(made: Path) -> Iterator[Run]:
     if (root / made).is_file():
         tag, digest = RUN_WEIGHTS, f"sha256:{files.file_digest(root / made)}"
     else:
-        files.remove_bytecode(root / made)  # of whoever loaded the model before
+        files.remove_bytecode(root / made)  # loading the model writes bytecode
         tag, digest = RUN_MODEL, files.digest(root / made)
-    found = Registry().find_run(name, tag, digest)
-    with mlflow.start_run(run_id=found.run_id) if found else mlflow.start_run(experiment_id=experiment) as run:
-        if not found:
+    existing = Registry().find_run(name, tag, digest)
+    with mlflow.start_run(run_id=existing.run_id) if existing else mlflow.start_run(experiment_id=experiment) as run:
+        if not existing:
             mlflow.log_params(flat(values))
             mlflow.set_tags({**origin.run_tags(root), tag: digest})
         yield Run(run.info.run_id, values, root, name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters with dotted names, as MLflow wants them: {"train.epochs": 12}."""
-    found: dict[str, Any] = {}
+    """Nested parameters with dotted names, as MLflow needs them: {"train.epochs": 12}."""
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
+            flattened.update(flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
 def _experiment(root: Path) -> str:
     import mlflow
 
-    # A stage ends with its run: the interpreter need not look for garbage in all of torch and MLflow then (half a second).
+    # A stage ends with its run: skip the garbage collection of torch and MLflow at exit, which takes half a second.
     atexit.register(gc.freeze)
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)

@@ -1,10 +1,10 @@
-"""Run a training script that knows nothing of mlops-build, as the stage `train` of a service.
+"""Run a training script that does not use mlops-build as the stage `train` of a service.
 
     python -m mlops_build.training.script OUTPUT -m PACKAGE.train --epochs 20 …
 
-What follows -m is what would follow `python -m`. The script runs in a process of its own, exactly as from a shell; what it logs by plain
-mlflow goes into the service's run, since MLflow resumes the run that MLFLOW_RUN_ID names. OUTPUT is the file with the weights that the
-script leaves; the run remembers its digest, by which `training.resume_run(OUTPUT)` finds it again.
+The arguments after -m are those of `python -m`. The script runs in a separate process, as from a shell. Its plain mlflow calls log to the
+service's run, because MLflow resumes the run in MLFLOW_RUN_ID. OUTPUT is the weights file that the script writes; the run stores its
+digest, with which `training.resume_run(OUTPUT)` finds the run.
 """
 
 import os
@@ -24,7 +24,7 @@ USAGE = "usage: python -m mlops_build.training.script OUTPUT -m MODULE [ARGUMENT
 def run_script(module: str, arguments: Sequence[str], output: Path) -> None:
     """Run `python -m MODULE ARGUMENTS` in a new run of the service's experiment. output: relative to the service's root.
 
-    Raises SystemExit with the script's own exit code, or with 1 and a sentence where it left no `output`; the run is then marked as failed.
+    Raises SystemExit with the script's exit code, or with 1 and a message if it did not write `output`; the run is then marked as failed.
     """
     import mlflow
 
@@ -42,7 +42,7 @@ def run_script(module: str, arguments: Sequence[str], output: Path) -> None:
             raise SystemExit(done.returncode)
         if not (root / output).is_file():
             raise SystemExit(
-                f"error: {module} ended well, but left no {output}: name the file it writes in dvc.yaml (the command and outs)"
+                f"error: {module} succeeded, but did not write {output}: set the file that it writes in dvc.yaml (the command and outs)"
                 " and as WEIGHTS in predictor.py"
             )
         mlflow.set_tag(RUN_WEIGHTS, f"sha256:{files.file_digest(root / output)}")

@@ -1,11 +1,11 @@
-"""One seed for everything that draws random numbers, so that two runs on one CPU give the same bits."""
+"""Seed all random number generators, so that two runs on the same CPU give identical results."""
 
 import os
 import random
 
 
 def fix(seed: int) -> None:
-    """Seed Python, numpy and torch, and hold torch to deterministic algorithms (it raises where it has none).
+    """Seed Python, numpy and torch, and restrict torch to deterministic algorithms (it raises an error if there is none).
 
     CUBLAS_WORKSPACE_CONFIG: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
     """

@@ -15,11 +15,11 @@ from mlops_build.finding import Finding
 
 
 def of(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The thresholds in params.yaml, checked. Raises Refused where there are none: a gate that is always open is a mistake."""
-    found = (params.get("evaluate") or {}).get("thresholds")
-    if not isinstance(found, Mapping) or not found:
+    """The checked thresholds in params.yaml. Raises Refused if there are none, because the gate would check nothing."""
+    thresholds = (params.get("evaluate") or {}).get("thresholds")
+    if not isinstance(thresholds, Mapping) or not thresholds:
         raise Refused("params.yaml has no evaluate.thresholds", remedy="add for example `evaluate: {thresholds: {accuracy: {min: 0.9}}}`")
-    for metric, bounds in found.items():
+    for metric, bounds in thresholds.items():
         if (
             not isinstance(bounds, Mapping)
             or not bounds
@@ -27,28 +27,26 @@ def of(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             or not all(_is_number(value) for value in bounds.values())
         ):
             raise Refused(
-                f"params.yaml: evaluate.thresholds.{metric}: {bounds!r} is no threshold",
+                f"params.yaml: evaluate.thresholds.{metric}: {bounds!r} is not a valid threshold",
                 remedy="write {min: NUMBER}, {max: NUMBER} or both",
             )
-    return {str(metric): {str(side): float(value) for side, value in bounds.items()} for metric, bounds in found.items()}
+    return {str(metric): {str(side): float(value) for side, value in bounds.items()} for metric, bounds in thresholds.items()}
 
 
 def failures(metrics: Mapping[str, Any], thresholds: Mapping[str, Mapping[str, float]]) -> list[Finding]:
-    """One finding for each metric that is missing, not a number, or beyond its threshold."""
-    found = []
+    """A finding for each metric that is missing, not a number, or outside its threshold."""
+    findings = []
     for metric, bounds in thresholds.items():
         value = metrics.get(metric)
         wanted = " and ".join(f"{'≥' if side == 'min' else '≤'} {bound:g}" for side, bound in sorted(bounds.items(), reverse=True))
         if value is None or not _is_number(value) or math.isnan(value):
             why = f"{metric} is missing" if value is None else f"{metric} is {value!r}, not a number"
         elif value < bounds.get("min", -math.inf) or value > bounds.get("max", math.inf):
-            why = f"{metric} is {value:g}, wanted {wanted}"
+            why = f"{metric} is {value:g}, required {wanted}"
         else:
             continue
-        found.append(
-            Finding(metric, "threshold", why, f"improve the model, or change evaluate.thresholds.{metric} in params.yaml on purpose")
-        )
-    return found
+        findings.append(Finding(metric, "threshold", why, f"improve the model, or change evaluate.thresholds.{metric} in params.yaml"))
+    return findings
 
 
 def _is_number(value: Any) -> bool:

@@ -86,7 +86,7 @@ def test_a_fix_is_a_new_version_with_the_same_weights(service: Path, tmp_path: P
 def test_other_answers_and_broken_callers_are_refused_until_they_are_meant(service: Path) -> None:
     edit(service, MODEL, '"probability": probabilities.tolist()', '"certainty": [one / 2 for one in probabilities.tolist()]')
     said = register(service, expect=4)
-    assert "today's code answers the recorded example otherwise:\n  predictions[0]: recorded" in said
+    assert "the current code gives other answers to the recorded example:\n  predictions[0]: recorded" in said
     assert "--allow-changed-answers" in said
     said = register(service, "--allow-changed-answers", expect=4)
     assert "points: output column probability (double) is gone" in said

@@ -14,8 +14,8 @@ from mlops_build.training import thresholds
     ("metrics", "said"),
     [
         ({"accuracy": 0.9, "loss": 0.1}, []),
-        ({"accuracy": 0.8, "loss": 0.1}, ["accuracy is 0.8, wanted ≥ 0.9"]),
-        ({"accuracy": 0.95, "loss": 0.5}, ["loss is 0.5, wanted ≤ 0.3"]),
+        ({"accuracy": 0.8, "loss": 0.1}, ["accuracy is 0.8, required ≥ 0.9"]),
+        ({"accuracy": 0.95, "loss": 0.5}, ["loss is 0.5, required ≤ 0.3"]),
         ({"accuracy": math.nan, "loss": 0.1}, ["accuracy is nan, not a number"]),
         ({"loss": 0.1}, ["accuracy is missing"]),
         ({"accuracy": "0.99", "loss": True}, ["accuracy is '0.99', not a number", "loss is True, not a number"]),

@@ -187,7 +187,7 @@ def test_a_metric_of_two_models_with_one_name_is_refused(service: Path) -> None:
     pipeline = (service / "dvc.yaml").read_text()
     entry = "      - metrics.json: {cache: false}\n"
     (service / "dvc.yaml").write_text(pipeline.replace(entry, entry + "      - reports/second.json: {cache: false}\n"))
-    with pytest.raises(Refused, match=r"metrics\.json and reports/second\.json both hold the metric 'accuracy'"):
+    with pytest.raises(Refused, match=r"metrics\.json and reports/second\.json both have the metric 'accuracy'"):
         check_gate(service)
     (service / "reports/second.json").write_text('{"other_accuracy": 0.1}')
     assert {"accuracy", "other_accuracy"} <= set(check_gate(service))
