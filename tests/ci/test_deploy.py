@@ -229,7 +229,7 @@ def test_what_a_release_has_no_more_is_removed_before_it_is_applied(
     assert calls[2].startswith("delete poddisruptionbudgets.policy/points --namespace ")
     assert calls[3] == "apply --filename -"
     assert "persistentvolumeclaim points-gpu-leases-1" in said
-    assert "by hand" in said
+    assert "delete it and its volume" in said
     assert not any("persistentvolumeclaim" in call for call in calls[1:])
 
 
@@ -319,7 +319,7 @@ def test_a_slow_model_is_waited_for(
 
 def test_no_kubectl_is_told(released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no kubectl command" in run("staging", expect=5)[1]
+    assert "kubectl is not installed" in run("staging", expect=5)[1]
 
 
 def test_an_overlay_without_the_release_is_refused(

@@ -304,7 +304,7 @@ def test_a_branch_that_moved_is_not_overwritten(person: Path) -> None:
     made = checkout.commit(head, {"x": b"1"}, "x\n", BRIDGE)
     assert made is not None
     git(person, "commit", "--quiet", "--allow-empty", "--message=Meanwhile")
-    with pytest.raises(Refused, match="moved meanwhile"):
+    with pytest.raises(Refused, match="moved in the meantime"):
         checkout.advance(made, head, ["x"])
     assert git(person, "log", "-1", "--format=%s") == "Meanwhile"
 
