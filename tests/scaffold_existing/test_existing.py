@@ -375,7 +375,7 @@ def test_the_printed_commands_work_in_a_folder_with_a_space(
     assert (enter.split()[0], train) == ("cd", "mlops-build train")
     subprocess.run(["sh", "-euc", f"{enter}\n{commit}"], cwd="/", capture_output=True, check=True)
     assert git(tmp_path / "My Service", "status", "--porcelain") == ""
-    assert git(tmp_path / "My Service", "log", "--format=%s") == "Put a service around the script"
+    assert git(tmp_path / "My Service", "log", "--format=%s") == "Generate the service from the script"
 
 
 def test_a_failure_in_the_middle_leaves_nothing_behind(template: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
