@@ -1,4 +1,4 @@
-"""`mlops-build gpu`: each door as a process on a simulated node; what it prints, and what it leaves to the program that it becomes."""
+"""`mlops-build gpu`: each action as a process on a simulated node, its output, and the program that it runs."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def ended(process: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> int
 
 @pytest.fixture
 def two(node: MakeNode) -> testing.Node:
-    """Two cards of 24 GiB; of the first, 9 GiB are used."""
+    """Two cards of 24 GiB, with 9 GiB of the first in use."""
     made = node("24GiB", "24GiB")
     made.set_used(0, "9GiB")
     return made
@@ -91,13 +91,13 @@ def test_pick_prints_a_mask_and_reserves_nothing(two: testing.Node) -> None:
         (["--max-utilisation", "0"], 1),
     ],
 )
-def test_pick_chooses_as_it_is_told(two: testing.Node, options: list[str], card: int) -> None:
+def test_pick_follows_its_options(two: testing.Node, options: list[str], card: int) -> None:
     done = cli(two, "pick", "--memory", "4GiB", "--format", "uuid", *options)
     assert done.stdout == f"{two.cards[card].uuid}\n", done.stderr
 
 
 @pytest.mark.parametrize("form", ["env", "uuid", "json"])
-def test_no_room_is_exit_code_6_with_every_card_and_why_not_and_an_empty_stdout(two: testing.Node, form: str) -> None:
+def test_no_room_is_exit_code_6_with_a_reason_for_each_card_and_an_empty_stdout(two: testing.Node, form: str) -> None:
     done = cli(two, "pick", "--memory", "20GiB", "--count", "2", "--format", form)
     assert (done.returncode, done.stdout) == (6, "")
     assert "no room for 20.0 GiB on each of 2 cards" in done.stderr
@@ -107,7 +107,7 @@ def test_no_room_is_exit_code_6_with_every_card_and_why_not_and_an_empty_stdout(
     assert "Traceback" not in done.stderr
 
 
-def test_no_driver_is_exit_code_6_and_the_cpu_only_if_it_is_allowed(two: testing.Node) -> None:
+def test_no_driver_is_exit_code_6_and_the_cpu_only_on_request(two: testing.Node) -> None:
     two.fail_init(9)
     done = cli(two, "pick", "--memory", "4GiB")
     assert (done.returncode, done.stdout) == (6, "")
@@ -131,7 +131,7 @@ def test_no_driver_is_exit_code_6_and_the_cpu_only_if_it_is_allowed(two: testing
         ["--memory", "4GiB", "--min-compute-capability", "eight"],
     ],
 )
-def test_what_makes_no_sense_is_exit_code_2(two: testing.Node, options: list[str]) -> None:
+def test_invalid_options_are_exit_code_2(two: testing.Node, options: list[str]) -> None:
     done = cli(two, "pick", *options)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
@@ -145,7 +145,7 @@ assert main(["gpu", "pick", "--memory", "1GiB"]) == 0
 heavy = {HEAVY | {"pynvml", "dataclasses", "inspect", "logging", "pathlib", "random", "secrets", "shutil", "subprocess", "typing"}!r}
 print(sorted(heavy & set(sys.modules)))
 """
-    # -S: what .pth files of this environment import is not ours.
+    # -S excludes imports from .pth files of this environment.
     done = subprocess.run([sys.executable, "-S", "-c", script], env=two.environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -153,7 +153,7 @@ print(sorted(heavy & set(sys.modules)))
 # -- run --
 
 
-def test_run_becomes_the_program(two: testing.Node) -> None:
+def test_run_executes_the_program_in_its_own_process(two: testing.Node) -> None:
     script = (
         "import json, os; print(json.dumps([os.getpid(), os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER']])); exit(7)"
     )
@@ -164,17 +164,17 @@ def test_run_becomes_the_program(two: testing.Node) -> None:
     assert err == f"mlops-build gpu run: 4.0 GiB on NVIDIA L4 ({two.cards[1].uuid})\n"
 
 
-def test_the_programs_arguments_are_its_own(two: testing.Node) -> None:
+def test_arguments_of_the_program_are_not_parsed(two: testing.Node) -> None:
     words = ["x", "--json", "-n", "--", "--help", "--memory", "a b", ""]
     done = cli(two, "run", "--memory", "1GiB", "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)
     assert done.stdout == f"{words}\n", done.stderr
     assert cli(two, "run", "--memory", "1GiB", "echo", "--json").stdout == "--json\n"
 
 
-def test_the_program_has_the_systems_own_signals(two: testing.Node) -> None:
+def test_the_program_has_the_default_signal_handlers(two: testing.Node) -> None:
     done = cli(two, "run", "--memory", "1GiB", "--", "grep", "SigIgn", "/proc/self/status")
     ignored = int(done.stdout.split()[1], 16)
-    # 32 and 33 are glibc's own: whoever started the tests may have left them ignored, and no Python program can say otherwise.
+    # 32 and 33 belong to glibc: the parent of the tests may have ignored them, and Python cannot change that.
     assert [number for number in range(1, 65) if ignored >> (number - 1) & 1 and number not in (32, 33)] == []
 
 
@@ -195,14 +195,14 @@ def test_a_program_that_hardcodes_cuda_0_loads_onto_the_leased_card(two: testing
     two.set_used(0, "23GiB")
     running = start(two, "run", "--memory", "4GiB", "--", *SERVICE, "--memory", str(3 * GIB))
     assert running.stdout
-    said = [json.loads(running.stdout.readline())["event"] for _ in range(2)]
-    assert said == ["started", "loaded"]
+    events = [json.loads(running.stdout.readline())["event"] for _ in range(2)]
+    assert events == ["started", "loaded"]
     assert two.used(1) == 3 * GIB
     assert list(two.processes(1)) == [running.pid]
     assert ended(running) == 0
 
 
-def test_a_program_that_is_not_there_is_127_as_in_a_shell(two: testing.Node, tmp_path: Path) -> None:
+def test_a_missing_program_is_127_as_in_a_shell(two: testing.Node, tmp_path: Path) -> None:
     done = cli(two, "run", "--memory", "4GiB", "--", "no-such-program")
     assert (done.returncode, done.stdout, done.stderr) == (127, "", "mlops-build gpu run: no-such-program: command not found\n")
     script = tmp_path / "script"
@@ -224,12 +224,12 @@ def test_run_without_room_starts_nothing(two: testing.Node, tmp_path: Path) -> N
     assert "the CPU" in done.stderr
 
 
-def test_run_waits_for_room_and_says_so(node: MakeNode) -> None:
-    one = node("24GiB")
-    holding = start(one, "run", "--memory", "20GiB", "--service", "old", "--", "sh", "-c", "echo up; exec sleep 60")
+def test_run_waits_for_room_with_a_message(node: MakeNode) -> None:
+    single = node("24GiB")
+    holding = start(single, "run", "--memory", "20GiB", "--service", "old", "--", "sh", "-c", "echo up; exec sleep 60")
     assert holding.stdout
     assert holding.stdout.readline() == "up\n"
-    waiting = start(one, "run", "--memory", "10GiB", "--wait", "60", "--", "echo", "here")
+    waiting = start(single, "run", "--memory", "10GiB", "--wait", "60", "--", "echo", "here")
     assert waiting.stderr
     assert waiting.stderr.readline().startswith("mlops-build gpu run: waiting for 10.0 GiB")
     assert "promised to old" in waiting.stderr.readline()
@@ -247,7 +247,7 @@ def test_run_waits_for_room_and_says_so(node: MakeNode) -> None:
         (["./serve", "-m", "x"], "serve"),
     ],
 )
-def test_a_lease_is_called_after_its_program(command: list[str], name: str) -> None:
+def test_a_lease_has_the_name_of_its_program(command: list[str], name: str) -> None:
     assert gpu._name(command) == name
 
 
@@ -324,7 +324,7 @@ def test_the_table() -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100, 200])
-def test_no_line_is_wider_than_the_terminal_or_speaks_to_it(columns: int) -> None:
+def test_no_line_is_wider_than_the_terminal_or_has_control_characters(columns: int) -> None:
     card = a_card(
         name="NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
         trouble=Trouble.FAULT,
@@ -334,7 +334,7 @@ def test_no_line_is_wider_than_the_terminal_or_speaks_to_it(columns: int) -> Non
     )
     lines = gpu_text.table([card], columns).splitlines()
     assert "\x1b" not in "".join(lines)
-    wanted = columns if columns >= 80 else 80  # a narrower one wraps the rows of the table, not what stands below them
+    wanted = columns if columns >= 80 else 80  # a narrower terminal wraps the rows of the table, but not the lines below them
     assert max(map(len, lines[:-1])) <= wanted
 
 
@@ -358,7 +358,7 @@ def test_list_reads_the_node(two: testing.Node) -> None:
     assert [(card["index"], card["trouble"], card["left_bytes"]) for card in cards] == [(0, "lost", None), (1, None, 24 * GIB)]
 
 
-def test_watch_prints_again_and_again_until_ctrl_c(two: testing.Node) -> None:
+def test_watch_prints_repeatedly_until_ctrl_c(two: testing.Node) -> None:
     watching = start(two, "list", "--watch", "0.1", COLUMNS="80")
     assert watching.stdout
     seen = [watching.stdout.readline() for _ in range(12)]
@@ -372,7 +372,7 @@ def test_watch_prints_again_and_again_until_ctrl_c(two: testing.Node) -> None:
     assert ended(watching, signal.SIGINT) == 0
 
 
-def test_watch_redraws_in_place_and_never_more_than_the_terminal_has(node: MakeNode) -> None:
+def test_watch_redraws_in_place_with_at_most_the_terminals_lines(node: MakeNode) -> None:
     many = node(*["24GiB"] * 8)
     ours, theirs = pty.openpty()
     import fcntl
@@ -400,7 +400,7 @@ def test_watch_redraws_in_place_and_never_more_than_the_terminal_has(node: MakeN
 # -- explain --
 
 
-def test_explain_says_what_was_decided_and_why(two: testing.Node) -> None:
+def test_explain_shows_decisions_with_reasons(two: testing.Node) -> None:
     assert "no decision is recorded" in cli(two, "explain").stderr
     cli(two, "pick", "--memory", "4GiB")
     cli(two, "pick", "--memory", "20GiB", "--count", "2", "--exclusive")
@@ -421,7 +421,7 @@ def test_explain_says_what_was_decided_and_why(two: testing.Node) -> None:
     assert json.loads(last)["outcome"] == "refused"
 
 
-def test_a_decision_that_cannot_be_made_again_is_exit_code_4(two: testing.Node) -> None:
+def test_a_decision_that_cannot_be_replayed_is_exit_code_4(two: testing.Node) -> None:
     cli(two, "pick", "--memory", "4GiB")
     file = two.directory / "leases" / f"decisions-{os.getuid()}.jsonl"
     record = json.loads(file.read_text())

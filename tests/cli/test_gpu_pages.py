@@ -1,4 +1,4 @@
-"""The how-tos about `mlops-build gpu`, done as a reader does them, on a simulated node."""
+"""The commands of the how-tos about `mlops-build gpu`, on a simulated node."""
 
 import os
 import sys
@@ -18,9 +18,9 @@ CARDS = {
 
 
 @pytest.mark.parametrize("page", CARDS)
-def test_every_command_prints_what_the_page_shows(page: str, node: MakeNode, tmp_path: Path) -> None:
+def test_each_command_prints_the_output_of_the_page(page: str, node: MakeNode, tmp_path: Path) -> None:
     environment = node(*CARDS[page]).environment
-    environment["COLUMNS"] = "100"  # the pages are as wide as this, whatever runs the tests
+    environment["COLUMNS"] = "100"  # the width of the pages' output
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     folder = tmp_path / "reader"
     folder.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlops_build.gpu import testing
-from tests.gpu.lessee import lease as lease
+from tests.gpu.holder import lease as lease
 
 ROOT = Path(__file__).parents[2]
 MakeNode = Callable[..., testing.Node]
@@ -19,7 +19,7 @@ MakeNode = Callable[..., testing.Node]
 
 @pytest.fixture(scope="session", autouse=True)
 def _package_for_processes() -> Iterator[None]:
-    """Processes that tests start import the package that the tests do."""
+    """Processes started by tests import the same package as the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
         yield
@@ -27,7 +27,7 @@ def _package_for_processes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def simulation() -> Path:
-    """The folder of the simulated libraries. Skips where they cannot be built."""
+    """The folder of the simulated libraries. Skips the test if they cannot be built."""
     try:
         return testing.libraries()
     except testing.NoCompiler as error:
@@ -36,7 +36,7 @@ def simulation() -> Path:
 
 @pytest.fixture
 def node(simulation: Path, tmp_path: Path) -> Iterator[MakeNode]:
-    """Makes nodes: `node("24GiB", "24GiB")` or `node(SimulatedCard(…), context=0)`. They are closed after the test."""
+    """Creates nodes: `node("24GiB", "24GiB")` or `node(SimulatedCard(…), context=0)`. They are closed after the test."""
     with ExitStack() as made:
         count = 0
 

@@ -1,4 +1,4 @@
-"""A simulated node whose lease directory several containers and users share, and the tenants that live on it."""
+"""A simulated node whose lease directory is shared by several containers and users, and the services (tenants) on it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from mlops_build.gpu.testing.build import NAMES
 
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60  # seconds: a busy machine, never what a test is about
+PATIENCE = 60  # seconds; for a busy machine, not part of any test
 BASE = Path(sys.base_prefix).resolve()
 LOOK = """
 import json
@@ -29,17 +29,17 @@ print(json.dumps([{
     "uuid": card.uuid, "total_bytes": card.total_bytes, "used_bytes": card.used_bytes, "committed_bytes": card.committed_bytes,
     "external_bytes": card.external_bytes,
     "leases": [
-        {"id": one.id, "uid": one.uid, "service": one.service, "bytes": one.bytes, "exclusive": one.exclusive, "seen": dict(one.seen)}
-        for one in card.leases
+        {name: getattr(lease, name) for name in ("id", "uid", "service", "bytes", "exclusive")} | {"seen": dict(lease.seen)}
+        for lease in card.leases
     ],
 } for card in gpu.cards()]))
 """
 
 
 def user(uid: int) -> list[str]:
-    """What runs a command as this user; nothing for nobody in particular (-1).
+    """A command prefix that runs a command as this user; empty for -1.
 
-    A Python below a folder that is closed to others, such as /root, is bound to where it is in a mount namespace of the command's own.
+    A Python below a folder that other users cannot enter, such as /root, is bind-mounted in a mount namespace of the command.
     """
     if uid < 0:
         return []
@@ -55,37 +55,37 @@ def user(uid: int) -> list[str]:
 
 
 class Tenant:
-    """A running `tests.gpu.tenant`. said: its last line of each kind."""
+    """A running `tests.gpu.tenant`. events: its last line of each event."""
 
     def __init__(self, command: Sequence[str], events: set[str], **options: Any) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed in end()
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, start_new_session=True, **options
         )
-        self.said: dict[str, dict[str, Any]] = {}
+        self.events: dict[str, dict[str, Any]] = {}
         self._rest = b""
         if events:
             self.until(events)
 
     def until(self, events: set[str]) -> None:
-        """Read until it says one of these, or ends."""
+        """Read until one of these events, or until it ends."""
         assert self.process.stdout
         deadline = time.monotonic() + PATIENCE
-        while not events & self.said.keys():
+        while not events & self.events.keys():
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"it said only {self.said}: {self.warnings()}"
+            assert ready, f"only these events came: {self.events}: {self.warnings()}"
             read = os.read(self.process.stdout.fileno(), 65536)
             if not read:
                 return
             *lines, self._rest = (self._rest + read).split(b"\n")
-            self.said |= {said["event"]: said for said in map(json.loads, lines)}
+            self.events |= {line["event"]: line for line in map(json.loads, lines)}
 
     def warnings(self) -> str:
         self.errors.seek(0)
         return self.errors.read()
 
     def end(self) -> int:
-        """As a service that stops by itself."""
+        """End it like a service that stops by itself."""
         assert self.process.stdin
         assert self.process.stdout
         with contextlib.suppress(BrokenPipeError):
@@ -103,7 +103,7 @@ class Tenant:
 
 
 class Shared:
-    """The node, its lease directory, and everybody who was started on it."""
+    """The node, its lease directory, and all services started on it."""
 
     def __init__(self, node: "testing.Node", folder: Path) -> None:
         self.node, self.folder = node, folder
@@ -124,7 +124,7 @@ class Shared:
         umask: int = -1,
         **wishes: object,
     ) -> Tenant:
-        """Start one, and wait until it has loaded (or what `until` says)."""
+        """Start a tenant, and wait until it has loaded, or for one of the events in `until`."""
         command = [*wrapper, sys.executable, "-m", "tests.gpu.tenant", json.dumps({"memory": memory, **wishes}), str(size), str(seconds)]
         until = {"loaded" if size else "leased", "full", "refused"} if until is None else until
         tenant = Tenant([*user(uid), *command], until, env=self._in(environment), cwd=ROOT, umask=umask)
@@ -132,14 +132,14 @@ class Shared:
         return tenant
 
     def refused(self, memory: str, **options: Any) -> str:
-        """The error, its type first, of one that is not let in."""
+        """The error of a refused tenant, with its type."""
         tenant = self.tenant(memory, **options)
-        assert "refused" in tenant.said, tenant.said
+        assert "refused" in tenant.events, tenant.events
         tenant.end()
-        return "{error}: {message}".format(**tenant.said["refused"])
+        return "{error}: {message}".format(**tenant.events["refused"])
 
     def cards(self, *, wrapper: Sequence[str] = (), environment: Mapping[str, str] | None = None, uid: int = -1) -> list[dict[str, Any]]:
-        """`gpu.cards()` in a process of its own."""
+        """`gpu.cards()` in a separate process."""
         command = [*user(uid), *wrapper, sys.executable, "-c", LOOK]
         done = subprocess.run(command, env=self._in(environment), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ class Shared:
         return cards
 
     def _in(self, view: Mapping[str, str] | None) -> dict[str, str]:
-        """The environment of a container: of a view of the node, what tells it from the node itself."""
+        """The environment of a container: the node's, with the variables of a view."""
         return self.environment | {name: value for name, value in (view or {}).items() if name.startswith("MLOPS_")}
 
     def leased(self) -> list[str]:
@@ -158,12 +158,12 @@ class Shared:
 @contextlib.contextmanager
 def shared_node(folder: Path, cards: int = 1, total: str = "24GiB") -> Iterator[Shared]:
     with testing.Node([total] * cards, directory=folder) as node:
-        (folder / "node.state").chmod(0o666)  # for other users, who may not read this one's cache of the libraries either
+        (folder / "node.state").chmod(0o666)  # for other users, who cannot read this user's cache of the libraries either
         shared = Shared(node, folder)
         (folder / "lib").mkdir()
         first, *others = NAMES
         shutil.copy(node.libraries / first, folder / "lib" / first)
-        for other in others:  # one file under three names: a process that loads two of them has one library
+        for other in others:  # one file with three names, so that a process loads the library only once
             (folder / "lib" / other).hardlink_to(folder / "lib" / first)
         shared.environment["LD_LIBRARY_PATH"] = str(folder / "lib")
         try:

@@ -1,4 +1,4 @@
-"""A service that shares a card, as a program: it leases through the public door, allocates over libcuda and says what happened.
+"""A service that shares a card: it leases through the public API, allocates with libcuda and prints events.
 
     python -m tests.gpu.tenant '{"memory": "4GiB"}' [BYTES [SECONDS]]
 

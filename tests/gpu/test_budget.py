@@ -1,4 +1,4 @@
-"""limit_torch() with a stand-in for torch, which here is built without CUDA. The real one, on a real card: tests/gpu_device/."""
+"""limit_torch() with a stand-in for torch, which is built without CUDA here. tests/gpu_device/ tests the real torch on a real card."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
 
 MIB, GIB = 1 << 20, 1 << 30
-# What limit_torch asks of torch. A context costs on the card what the node says, and one allocation is made through "the allocator".
+# The functions of torch that limit_torch calls. A context costs what the node sets, and one allocation is made through "the allocator".
 TORCH = """
 import ctypes
 fractions, reserved = {}, {}
@@ -35,7 +35,7 @@ class cuda:
 
 @pytest.fixture
 def with_torch(node, tmp_path: Path):
-    """A node of 24 GiB cards, and the environment of a process that finds the stand-in."""
+    """A node of 24 GiB cards, and the environment of a process that imports the stand-in."""
 
     def make(*cards: str, hidden: bool = False) -> tuple[testing.Node, dict[str, str]]:
         machine = node(*cards)
@@ -56,7 +56,7 @@ def test_the_measured_context_is_subtracted(with_torch, lease) -> None:
     assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
 
 
-def test_where_it_cannot_be_measured_the_larger_end_is_assumed(with_torch, lease) -> None:
+def test_a_context_that_cannot_be_measured_is_assumed_to_be_large(with_torch, lease) -> None:
     _, environment = with_torch("24GiB", hidden=True)
     (fraction,) = lease(environment, memory="4GiB").do(ASK)["fractions"]
     assert fraction == pytest.approx((4 * GIB - 512 * MIB) / (24 * GIB))
@@ -68,40 +68,40 @@ def test_each_of_two_cards(with_torch, lease) -> None:
     assert fractions == pytest.approx([(6 * GIB - machine.context_bytes) / (24 * GIB)] * 2)
 
 
-def test_what_the_allocator_has_already_is_not_the_context(with_torch, lease) -> None:
+def test_memory_that_the_allocator_has_reserved_is_not_the_context(with_torch, lease) -> None:
     machine, environment = with_torch("24GiB")
-    lessee = lease(environment, memory="4GiB")
-    lessee.do(f"import torch; allocate({GIB}); torch.reserved[0] = {GIB}")
-    (fraction,) = lessee.do(ASK)["fractions"]
+    holder = lease(environment, memory="4GiB")
+    holder.do(f"import torch; allocate({GIB}); torch.reserved[0] = {GIB}")
+    (fraction,) = holder.do(ASK)["fractions"]
     assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
 
 
-def test_a_budget_below_the_context_says_what_to_raise(with_torch, lease) -> None:
+def test_a_budget_below_the_context_is_refused_with_a_remedy(with_torch, lease) -> None:
     _, environment = with_torch("24GiB")
-    lessee = lease(environment, memory="200MiB")
-    refused = lessee.do("lease.limit_torch()")
+    holder = lease(environment, memory="200MiB")
+    refused = holder.do("lease.limit_torch()")
     assert refused["error"] == "BudgetTooSmall"
     assert "300.0 MiB (measured)" in refused["message"]
     assert "gpu.memory in service.yaml" in refused["remedy"]
 
 
-def test_the_cpu_has_no_limit_and_no_gate(with_torch, lease) -> None:
+def test_the_cpu_has_no_limit_and_no_load_slots(with_torch, lease) -> None:
     _, environment = with_torch("24GiB")
-    lessee = lease(environment, memory="40GiB", otherwise="cpu")
-    assert lessee.do("lease.limit_torch(); say(device=lease.device)")["device"] == "cpu"
-    assert lessee.do("with lease.loading(): pass") == {"done": True}
+    holder = lease(environment, memory="40GiB", otherwise="cpu")
+    assert holder.do("lease.limit_torch(); say(device=lease.device)")["device"] == "cpu"
+    assert holder.do("with lease.loading(): pass") == {"done": True}
 
 
 def test_devices_under_the_mask(with_torch, lease) -> None:
     _, environment = with_torch("8GiB", "24GiB", "24GiB")
-    lessee = lease(environment, memory="10GiB", count=2)
-    assert lessee.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
+    holder = lease(environment, memory="10GiB", count=2)
+    assert holder.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
 
 
-def test_where_pids_are_hidden_torch_says_what_the_service_uses(with_torch, lease) -> None:
+def test_torch_reports_the_use_where_pids_are_hidden(with_torch, lease) -> None:
     machine, environment = with_torch("24GiB", hidden=True)
-    lessee = lease(environment, memory="4GiB")
-    lessee.do(f"import torch; torch.cuda.init(); torch.reserved[0] = {2 * GIB}; lease.report()")
+    holder = lease(environment, memory="4GiB")
+    holder.do(f"import torch; torch.cuda.init(); torch.reserved[0] = {2 * GIB}; lease.report()")
     with Ledger.open(machine.directory / "leases") as ledger:
         (promise,) = ledger.promises()
     assert promise.seen == {machine.cards[0].uuid: 2 * GIB + 300 * MIB}

@@ -1,4 +1,4 @@
-"""Which card: what holds for every choice, and what each strategy and filter means. Nothing runs: it is arithmetic."""
+"""Choosing a card: properties of every choice, and the meaning of each strategy and filter. Pure functions only."""
 
 from dataclasses import replace
 from random import Random
@@ -67,7 +67,7 @@ def cards_of(node: list[Reading], leases: list[Promise]) -> list[Card]:
 
 @settings(deadline=None, max_examples=300)
 @given(nodes, promises, requests, seeds)
-def test_what_is_chosen_has_the_room_and_can_be_read(node: list[Reading], leases: list[Promise], request: Request, seed: int) -> None:
+def test_a_chosen_card_has_room_and_can_be_read(node: list[Reading], leases: list[Promise], request: Request, seed: int) -> None:
     cards = cards_of(node, leases)
     choice = choose(cards, request, seed)
     by_uuid = {card.uuid: card for card in cards}
@@ -83,9 +83,9 @@ def test_what_is_chosen_has_the_room_and_can_be_read(node: list[Reading], leases
         assert not (request.exclusive and card.leases)
         assert why_not(card, request) is None
     if not choice.uuids:
-        assert set(choice.refused) == set(by_uuid), "every card, and why not"
+        assert set(choice.refused) == set(by_uuid), "a reason for each card"
         assert all(choice.refused.values())
-        assert sum(why_not(card, request) is None for card in cards) < request.count, "a placement that exists is found"
+        assert sum(why_not(card, request) is None for card in cards) < request.count, "there is no placement"
 
 
 @settings(deadline=None, max_examples=150)
@@ -100,7 +100,7 @@ def test_a_record_gives_the_same_choice_again(node: list[Reading], leases: list[
 
 @settings(deadline=None, max_examples=100)
 @given(nodes, st.lists(requests, max_size=12), seeds)
-def test_one_after_the_other_they_never_promise_more_than_a_card_has(node: list[Reading], asked: list[Request], seed: int) -> None:
+def test_consecutive_choices_never_promise_more_than_a_card_has(node: list[Reading], asked: list[Request], seed: int) -> None:
     leases: list[Promise] = []
     for number, request in enumerate(asked):
         chosen = choose(cards_of(node, leases), request, seed).uuids
@@ -118,19 +118,19 @@ def card(index: int, total: int, used: int, **more: object) -> Card:
 
 
 def order(strategy: choices.Strategy, *cards: Card, size: int = GIB) -> list[int]:
-    return [one.index for one in strategy(cards, Request(size), Random(1))]  # noqa: S311
+    return [card.index for card in strategy(cards, Request(size), Random(1))]  # noqa: S311
 
 
-def test_spread_looks_at_the_share_and_pack_at_the_bytes() -> None:
+def test_spread_compares_shares_and_pack_compares_bytes() -> None:
     small, large = card(0, 24, 6), card(1, 80, 40)
-    assert order(spread, small, large) == [0, 1], "17 of 24 beside 39 of 80"
-    assert order(pack, small, large) == [0, 1], "18 GiB beside 40"
+    assert order(spread, small, large) == [0, 1], "17 of 24 GiB left, 39 of 80"
+    assert order(pack, small, large) == [0, 1], "18 GiB left, 40"
     assert order(spread, card(0, 24, 20), large) == [1, 0]
     assert order(pack, card(0, 24, 20), card(1, 24, 22)) == [1, 0]
 
 
-def test_spread_counts_what_is_asked_for() -> None:
-    """On unlike cards the emptier one before is not the emptier one after."""
+def test_spread_includes_the_request() -> None:
+    """With different cards, the card with the larger share left before the request can have the smaller share after it."""
     small, large = card(0, 16, 0), card(1, 80, 8)
     assert order(spread, small, large, size=GIB) == [0, 1]
     assert order(spread, small, large, size=12 * GIB) == [1, 0]
@@ -142,12 +142,12 @@ def test_random_is_weighted_by_what_is_left() -> None:
     assert 60 <= first.count(0) <= 170, "3 of 27 GiB are left on it"
 
 
-def test_the_old_names_are_their_equivalents() -> None:
+def test_the_names_from_gpu_utilities_are_aliases() -> None:
     assert (pack, spread, random) == (choices.BEST_FIT, choices.WORST_FIT, choices.RANDOM)
     assert choices.name_of(pack) == "pack"
 
 
-def test_a_strategy_of_ones_own_gets_only_cards_with_room_and_must_keep_to_them() -> None:
+def test_a_custom_strategy_receives_cards_with_room_and_must_return_them() -> None:
     cards = [card(0, 24, 0), card(1, 24, 24), card(2, 24, 0)]
     given_cards = []
 
@@ -156,14 +156,14 @@ def test_a_strategy_of_ones_own_gets_only_cards_with_room_and_must_keep_to_them(
         return list(reversed(cards))
 
     assert choose(cards, Request(GIB, strategy=backwards), 0).uuids == ("GPU-2",)
-    assert [one.index for one in given_cards] == [0, 2]
+    assert [card.index for card in given_cards] == [0, 2]
     with pytest.raises(UsageError, match="lambda"):
         choose(cards, Request(GIB, strategy=lambda *_: [cards[1]]), 0)
     with pytest.raises(UsageError, match="not a valid strategy"):
         choose(cards, Request(GIB, strategy="best"), 0)
 
 
-def test_exclusive_bears_what_a_driver_keeps_on_an_empty_card() -> None:
+def test_exclusive_tolerates_the_driver_memory_on_an_unused_card() -> None:
     empty = card(0, 24, 0)
     assert why_not(replace(empty, external_counted_bytes=20 << 20), Request(GIB, exclusive=True)) is None
     assert "an exclusive card is requested" in why_not(replace(empty, external_counted_bytes=1 << 30), Request(GIB, exclusive=True))

@@ -1,4 +1,4 @@
-"""Whatever dies, hangs, fills up or lies: who asks next gets a card or a reason, and no lease is left of the dead."""
+"""Killed and stopped processes, full disks and hostile files: the next service gets a card or a reason, and no stale lease remains."""
 
 import json
 import os
@@ -31,25 +31,25 @@ def shared() -> Iterator[Shared]:
 
 
 def killed_at_random_moments(shared: Shared, times: int, seed: int) -> None:
-    """Start services that each take half a card, kill each at a random moment of its life: nothing of it stays."""
+    """Start services that each take half a card, and kill each at a random time: nothing remains."""
     dice = random.Random(seed)  # noqa: S311
     bystander = shared.tenant("4GiB", size=2 * GIB)
     for _ in range(times):
         crowd = [shared.tenant("8GiB", size=6 * GIB, seconds=0.05, until=set()) for _ in range(3)]
-        for one in crowd:
+        for tenant in crowd:
             leased = dice.random() < 0.6
             if leased:
-                one.until({"leased", "refused"})
-            # A random moment, not one that is waited for: of loading, or of starting, looking and deciding.
+                tenant.until({"leased", "refused"})
+            # At a random time, while it loads, or while it starts, reads and decides.
             time.sleep(dice.uniform(0, 0.1 if leased else 0.4))
-            one.kill()
-            shared.tenants.remove(one)
-            one.errors.close()
-        assert len(shared.leased()) == 1, "only the bystander's is left"
+            tenant.kill()
+            shared.tenants.remove(tenant)
+            tenant.errors.close()
+        assert len(shared.leased()) == 1, "only the bystander's lease is left"
     whole = shared.tenant("23GiB", size=22 * GIB)
-    assert "loaded" in whole.said, "a whole card is free, in the ledger and on the card"
-    assert whole.said["leased"]["uuids"] != bystander.said["leased"]["uuids"]
-    assert len(list(shared.leases.glob("*.lease"))) == 2, "files of the dead are tidied up"
+    assert "loaded" in whole.events, "a whole card is free, in the ledger and on the card"
+    assert whole.events["leased"]["uuids"] != bystander.events["leased"]["uuids"]
+    assert len(list(shared.leases.glob("*.lease"))) == 2, "files of ended processes are removed"
 
 
 def test_killed_at_random_moments_of_deciding_and_loading(shared: Shared) -> None:
@@ -61,24 +61,24 @@ def test_killed_at_random_moments_many_times(shared: Shared) -> None:
     killed_at_random_moments(shared, SOAK, seed=int.from_bytes(os.urandom(4), "big"))
 
 
-def test_who_waits_for_room_gets_it_when_the_holder_is_killed(shared: Shared) -> None:
+def test_a_waiting_service_gets_the_room_of_a_killed_one(shared: Shared) -> None:
     holders = [shared.tenant("20GiB") for _ in range(2)]
     waiting = shared.tenant("20GiB", wait=PATIENCE, until=set())
     while "wait" not in waiting.warnings().lower() and waiting.process.poll() is None:
         time.sleep(0.01)
     holders[1].kill()
     waiting.until({"leased", "refused"})
-    assert waiting.said["leased"]["uuids"] == holders[1].said["leased"]["uuids"]
+    assert waiting.events["leased"]["uuids"] == holders[1].events["leased"]["uuids"]
 
 
 # ── the lock is held ──
 
 
-def test_a_stopped_process_that_holds_the_lock_stops_nobody(shared: Shared) -> None:
-    """A decider is stopped while it looks at slow cards, the lock in its hand."""
+def test_a_stopped_process_that_holds_the_lock_blocks_no_other(shared: Shared) -> None:
+    """A process is stopped while it holds the lock and reads slow cards."""
     for card in range(2):
         shared.node.fault(card, call="nvmlDeviceGetMemoryInfo", delay_ms=1500)
-    decider = shared.tenant("4GiB", wait=PATIENCE, until=set())  # a card that did not answer while it was stopped is looked at again
+    decider = shared.tenant("4GiB", wait=PATIENCE, until=set())  # it reads a card again that did not answer while it was stopped
     lock = shared.leases / "lock"
     while not held(lock):
         assert decider.process.poll() is None
@@ -86,12 +86,12 @@ def test_a_stopped_process_that_holds_the_lock_stops_nobody(shared: Shared) -> N
     decider.signal(signal.SIGSTOP)
     for card in range(2):
         shared.node.restore(card)
-    one = shared.tenant("4GiB", size=GIB)
-    assert "loaded" in one.said
-    assert "lock" in one.warnings().lower()
+    tenant = shared.tenant("4GiB", size=GIB)
+    assert "loaded" in tenant.events
+    assert "lock" in tenant.warnings().lower()
     decider.signal(signal.SIGCONT)
     decider.until({"leased"})
-    assert decider.said["leased"]["uuids"]
+    assert decider.events["leased"]["uuids"]
 
 
 def held(lock: Path) -> bool:
@@ -101,16 +101,16 @@ def held(lock: Path) -> bool:
 
 
 @needs_root
-def test_a_hostile_user_who_keeps_the_lock_stops_nobody(shared: Shared) -> None:
-    shared.tenant("1GiB").end()  # the lock is there
+def test_a_hostile_user_who_keeps_the_lock_blocks_no_other(shared: Shared) -> None:
+    shared.tenant("1GiB").end()  # creates the lock file
     with subprocess.Popen(
         ["flock", str(shared.leases / "lock"), "sh", "-c", "echo held; exec cat"], user=12666, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as hostile:
         assert hostile.stdout
         assert hostile.stdout.readline() == b"held\n"
-        one = shared.tenant("4GiB", size=GIB)
-        assert "loaded" in one.said
-        assert "lock" in one.warnings().lower()
+        tenant = shared.tenant("4GiB", size=GIB)
+        assert "loaded" in tenant.events
+        assert "lock" in tenant.warnings().lower()
         hostile.communicate(b"")
 
 
@@ -118,33 +118,33 @@ def test_a_hostile_user_who_keeps_the_lock_stops_nobody(shared: Shared) -> None:
 
 
 @needs_namespaces
-def test_a_full_disk_is_said_and_does_without(shared: Shared) -> None:
-    """The lease directory is a small tmpfs in a mount namespace, filled to its last byte; then somebody frees it."""
+def test_a_full_disk_gives_a_warning_and_a_card(shared: Shared) -> None:
+    """The lease directory is a small, full tmpfs in a mount namespace; later it has space again."""
     script = f"""
         mount -t tmpfs -o size=64k,mode=1777 none {shared.leases}
         head -c 1m /dev/zero > {shared.leases}/filler 2>/dev/null
         exec "$@"
     """
-    one = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
-    assert "loaded" in one.said
-    assert str(shared.leases) in one.warnings()
+    tenant = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
+    assert "loaded" in tenant.events
+    assert str(shared.leases) in tenant.warnings()
 
 
 @needs_namespaces
-def test_a_disk_without_inodes_is_said_and_does_without(shared: Shared) -> None:
+def test_a_disk_without_inodes_gives_a_warning_and_a_card(shared: Shared) -> None:
     script = f"""
         mount -t tmpfs -o nr_inodes=2,mode=1777 none {shared.leases}
         touch {shared.leases}/filler
         exec "$@"
     """
-    one = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
-    assert "loaded" in one.said
-    assert str(shared.leases) in one.warnings()
+    tenant = shared.tenant("4GiB", size=GIB, wrapper=[*UNSHARE, "sh", "-c", script, "sh"])
+    assert "loaded" in tenant.events
+    assert str(shared.leases) in tenant.warnings()
 
 
 @needs_namespaces
-def test_a_disk_that_fills_up_while_leases_are_held_loses_none_of_them(shared: Shared) -> None:
-    """The first has its lease and reports into a disk that is full by then: its promise counts all the same."""
+def test_a_disk_that_fills_up_loses_no_lease(shared: Shared) -> None:
+    """The first service has a lease, and its reports fail on the full disk: its promise still counts."""
     inner = f"""
 import os, sys, subprocess
 from pathlib import Path
@@ -170,8 +170,8 @@ print(sorted(len(card.leases) for card in gpu.cards()), flush=True)
     assert done.stdout.splitlines() == ["full", "[0, 1]", "[0, 0]"], done.stderr
 
 
-def test_a_file_size_limit_is_said_and_does_without(shared: Shared) -> None:
-    """An error that no disk gives: RLIMIT_FSIZE, which also sends SIGXFSZ, which Python ignores."""
+def test_a_file_size_limit_gives_a_warning_and_a_card(shared: Shared) -> None:
+    """RLIMIT_FSIZE also sends SIGXFSZ, which Python ignores."""
     command = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-m", "tests.gpu.tenant", '{"memory": "4GiB"}', str(GIB)]
     done = subprocess.run(
         command, env=shared.environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -181,18 +181,18 @@ def test_a_file_size_limit_is_said_and_does_without(shared: Shared) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_no_directory_at_all_is_said_and_does_without(shared: Shared) -> None:
-    one = shared.tenant("4GiB", size=GIB, environment={"MLOPS_GPU_LEASE_DIR": str(shared.folder / "nowhere")})
-    assert "loaded" in one.said
-    assert "nowhere" in one.warnings()
+def test_a_missing_directory_gives_a_warning_and_a_card(shared: Shared) -> None:
+    tenant = shared.tenant("4GiB", size=GIB, environment={"MLOPS_GPU_LEASE_DIR": str(shared.folder / "nowhere")})
+    assert "loaded" in tenant.events
+    assert "nowhere" in tenant.warnings()
 
 
-def test_a_directory_that_is_removed_while_it_is_used_breaks_nobody(shared: Shared) -> None:
+def test_a_directory_that_is_removed_while_in_use(shared: Shared) -> None:
     first = shared.tenant("4GiB", size=GIB)
     for file in shared.leases.iterdir():
         file.unlink()
     shared.leases.rmdir()
-    assert "loaded" in shared.tenant("4GiB", size=GIB).said
+    assert "loaded" in shared.tenant("4GiB", size=GIB).events
     assert first.end() == 0
 
 
@@ -247,29 +247,29 @@ def drop(shared: Shared, name: str, shape: str) -> None:
 
 @needs_root
 @pytest.mark.parametrize("shape", SHAPES)
-def test_hostile_files_neither_break_nor_block_anybody(shared: Shared, shape: str) -> None:
-    """Another user has left them, under all the names that we use, before the first lease is taken."""
+def test_hostile_files_neither_break_nor_block_services(shared: Shared, shape: str) -> None:
+    """Another user created them, under all names that are used, before the first lease."""
     for name in NAMES:
         drop(shared, name, shape)
-    one = shared.tenant("20GiB", uid=12001)
-    assert "leased" in one.said, one.warnings()
-    two = shared.tenant("20GiB")
-    assert two.said["leased"]["uuids"] != one.said["leased"]["uuids"], two.warnings()
-    assert "Traceback" not in one.warnings() + two.warnings()
+    first = shared.tenant("20GiB", uid=12001)
+    assert "leased" in first.events, first.warnings()
+    second = shared.tenant("20GiB")
+    assert second.events["leased"]["uuids"] != first.events["leased"]["uuids"], second.warnings()
+    assert "Traceback" not in first.warnings() + second.warnings()
     assert len(shared.leased()) == 2
-    assert one.end() == two.end() == 0
+    assert first.end() == second.end() == 0
 
 
 @needs_root
 @pytest.mark.parametrize("shape", ["fifo", "endless", "symlink to a secret", "dangling symlink", "directory", "huge", "unreadable"])
-def test_a_hostile_lock_blocks_nobody(shared: Shared, shape: str) -> None:
-    """What is no lock is as if there were no directory; what is a file is a lock, whatever is written in it."""
+def test_a_hostile_lock_blocks_no_service(shared: Shared, shape: str) -> None:
+    """Anything but a regular file counts as a missing directory. A regular file works as the lock, with any content."""
     drop(shared, "lock", shape)
-    one = shared.tenant("20GiB", uid=12001)
-    assert "leased" in one.said, one.warnings()
-    assert "Traceback" not in one.warnings()
+    first = shared.tenant("20GiB", uid=12001)
+    assert "leased" in first.events, first.warnings()
+    assert "Traceback" not in first.warnings()
     assert (shared.leases / "lock").is_symlink() or len(shared.cards(uid=12001)) == 2
-    assert one.end() == 0
+    assert first.end() == 0
 
 
 LIES = {
@@ -284,29 +284,29 @@ LIES = {
 
 @needs_root
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lease_that_lies_and_is_held_blocks_nobody(shared: Shared, lie: str) -> None:
-    """Its owner is alive and keeps its lock, so nobody may remove it; what it says is not to be believed."""
+def test_a_lease_with_false_content_blocks_no_service(shared: Shared, lie: str) -> None:
+    """Its owner is alive and keeps its lock, so it cannot be removed; its content must not be trusted."""
     honest = shared.tenant("1GiB", uid=12666)
     file = next(shared.leases.glob("*.lease"))
-    said = json.loads(file.read_bytes())
-    said |= LIES[lie]
-    file.write_text(json.dumps(said))
-    one = shared.tenant("20GiB", uid=12001)
-    two = shared.tenant("20GiB", uid=12002)
-    assert one.said["leased"]["uuids"] != two.said["leased"]["uuids"], (one.warnings(), two.warnings())
+    document = json.loads(file.read_bytes())
+    document |= LIES[lie]
+    file.write_text(json.dumps(document))
+    first = shared.tenant("20GiB", uid=12001)
+    second = shared.tenant("20GiB", uid=12002)
+    assert first.events["leased"]["uuids"] != second.events["leased"]["uuids"], (first.warnings(), second.warnings())
     listed = [lease for card in shared.cards(uid=12001) for lease in card["leases"]]
     assert all(lease["uid"] in (12001, 12002, 12666) for lease in listed)
     assert all("\x1b" not in lease["service"] and "\n" not in lease["service"] for lease in listed)
-    assert all(card["committed_bytes"] >= 20 * GIB for card in shared.cards()), "a lie does not make room"
+    assert all(card["committed_bytes"] >= 20 * GIB for card in shared.cards()), "false content does not create room"
     honest.kill()
 
 
 @needs_root
-def test_thousands_of_files_of_a_hostile_user_break_nobody(shared: Shared) -> None:
+def test_thousands_of_files_of_a_hostile_user(shared: Shared) -> None:
     for number in range(3_000):
         (shared.leases / f"{number:016x}.lease").touch()
         os.chown(shared.leases / f"{number:016x}.lease", 12666, 12666)
-    one, two = (shared.tenant("20GiB", uid=uid) for uid in (12001, 12002))
-    assert "leased" in one.said, one.warnings()
-    assert "leased" in two.said, two.warnings()
-    assert one.said["leased"]["uuids"] != two.said["leased"]["uuids"]
+    first, second = (shared.tenant("20GiB", uid=uid) for uid in (12001, 12002))
+    assert "leased" in first.events, first.warnings()
+    assert "leased" in second.events, second.warnings()
+    assert first.events["leased"]["uuids"] != second.events["leased"]["uuids"]

@@ -1,4 +1,4 @@
-"""What was decided: recorded by real leases, read, followed, made again; and what a hostile file cannot do."""
+"""Decisions: recorded by real leases, read, followed, replayed; and hostile files."""
 
 import json
 import os
@@ -18,12 +18,12 @@ for memory in sys.argv[1:]:
 """
 
 
-def test_every_decision_is_recorded_with_all_that_it_was_made_from(node, run_python) -> None:
+def test_every_decision_is_recorded_with_its_inputs(node, run_python) -> None:
     machine = node("8GiB", "4GiB")
     run_python(ASK, machine.environment, "1GiB", "6GiB", "9GiB")
     with Ledger.open(machine.directory / "leases") as ledger:
         read = decisions.read(ledger)
-        assert [(one["outcome"], one["service"], one["uid"]) for one in read] == [
+        assert [(decision["outcome"], decision["service"], decision["uid"]) for decision in read] == [
             ("granted", "asks 1GiB", os.geteuid()),
             ("granted", "asks 6GiB", os.geteuid()),
             ("refused", "asks 9GiB", os.geteuid()),
@@ -36,18 +36,18 @@ def test_every_decision_is_recorded_with_all_that_it_was_made_from(node, run_pyt
             assert (list(again.uuids), again.refused) == (json.loads(line)["chosen"], json.loads(line)["refused"])
 
 
-def test_followed_as_they_are_made_each_once(node, run_python) -> None:
+def test_a_follower_returns_each_decision_once(node, run_python) -> None:
     machine = node("8GiB")
     run_python(ASK, machine.environment, "1GiB")
     with Ledger.open(machine.directory / "leases") as ledger:
         follower = decisions.follow(ledger)
         assert follower.new() == []
         run_python(ASK, machine.environment, "2GiB", "9GiB")
-        assert [one["outcome"] for one in follower.new()] == ["granted", "refused"]
+        assert [decision["outcome"] for decision in follower.new()] == ["granted", "refused"]
         assert follower.new() == []
 
 
-def test_followed_while_the_file_is_turned_over_and_when_times_are_the_same(tmp_path: Path) -> None:
+def test_a_follower_handles_a_shortened_file_and_equal_times(tmp_path: Path) -> None:
     with Ledger.open(tmp_path) as ledger:
         follower = decisions.follow(ledger)
         counted = 0
@@ -65,12 +65,12 @@ def test_followed_while_the_file_is_turned_over_and_when_times_are_the_same(tmp_
     "line",
     ["", "{", "[]", "5", "null", '{"request": {}}', "[" * 100000, '{"request": {"strategy": ["x"]}, "cards": []}'],
 )
-def test_what_is_no_decision_cannot_be_replayed(line: str) -> None:
+def test_an_invalid_line_cannot_be_replayed(line: str) -> None:
     with pytest.raises(decisions.NotReplayable):
         decisions.replay(line)
 
 
-def test_a_strategy_of_ones_own_is_replayed_with_it() -> None:
+def test_a_decision_of_a_custom_strategy_is_replayed_with_it() -> None:
     line = json.dumps(
         {
             "request": {
@@ -92,7 +92,7 @@ def test_a_strategy_of_ones_own_is_replayed_with_it() -> None:
     assert decisions.replay(line, {"mine:last": lambda cards, *_: cards}).uuids == ()
 
 
-def test_lines_of_others_are_fit_for_a_terminal_and_only_their_own(tmp_path: Path) -> None:
+def test_lines_of_other_users_are_printable_and_only_their_own(tmp_path: Path) -> None:
     good = {"outcome": "granted", "time": 5.0, "service": "evil\x1b[2J", "deep": [[[[[[[[[[[[1]]]]]]]]]]]], "\n": "x" * 9999}
     lines = [
         json.dumps(good),

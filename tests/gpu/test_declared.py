@@ -1,4 +1,4 @@
-"""What an administrator says about a node: /etc/mlops-gpu.toml."""
+"""The administrator's settings: /etc/mlops-gpu.toml."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ GIB = 2**30
 ME = pwd.getpwuid(os.getuid()).pw_name
 
 
-def test_everything_that_can_be_said() -> None:
+def test_all_keys() -> None:
     text = f"""
 loading = 2
 reserve = "512MiB"
@@ -58,7 +58,7 @@ memory = "1.5GiB"
         ("x = ", "is not valid TOML", "fix it"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, message: str, remedy: str) -> None:
+def test_an_invalid_file_is_refused_with_place_and_remedy(text: str, message: str, remedy: str) -> None:
     with pytest.raises(BadConfig) as refused:
         parse(text.encode(), "/etc/mlops-gpu.toml")
     assert message in refused.value.message
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_said(text: str, message: str, remedy: str) -> None:
     assert refused.value.exit_code == 2
 
 
-def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gpu.toml"
     monkeypatch.setenv("MLOPS_GPU_CONFIG", str(file))
     assert settings() == Settings()
@@ -80,7 +80,7 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_are_a_traceback(content: bytes) -> None:
+def test_arbitrary_bytes_give_no_traceback(content: bytes) -> None:
     try:
         parse(content)
     except BadConfig as error:
@@ -91,7 +91,7 @@ VALUES = st.one_of(st.integers(-5, 70), st.booleans(), st.sampled_from(['"1GiB"'
 
 
 @given(st.dictionaries(st.sampled_from(["name", "uid", "user", "cgroup", "command", "memory", "loading"]), VALUES, max_size=5))
-def test_a_table_of_anything_is_read_or_refused(table: dict[str, object]) -> None:
+def test_an_arbitrary_table_is_read_or_refused(table: dict[str, object]) -> None:
     lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items()]
     for text in ("\n".join(["[[neighbour]]", *lines]), "\n".join(lines)):
         try:

@@ -1,4 +1,4 @@
-"""The tests for a real card (tests/gpu_device), as far as the simulated node can run them: all that need no torch."""
+"""The tests for a real card (tests/gpu_device) that do not need torch, on a simulated node."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""frozen.dataclass is what dataclasses.dataclass(frozen=True, slots=True) is, to those who use it."""
+"""frozen.dataclass behaves like dataclasses.dataclass(frozen=True, slots=True)."""
 
 import copy
 import dataclasses
@@ -44,31 +44,31 @@ BOTH = [(Ours, Theirs, (1,), {}), (Ours, Theirs, (1, "x"), {"c": {}}), (Below, T
 
 
 @pytest.mark.parametrize(("ours", "theirs", "values", "named"), BOTH)
-def test_it_is_as_dataclasses_makes_it(ours: Any, theirs: Any, values: tuple[Any, ...], named: dict[str, Any]) -> None:
-    one, other = ours(*values, **named), theirs(*values, **named)
-    assert repr(one) == repr(other).replace("TheirsBelow", "Below").replace("Theirs", "Ours")
-    assert dataclasses.asdict(one) == dataclasses.asdict(other)
+def test_it_behaves_like_a_standard_dataclass(ours: Any, theirs: Any, values: tuple[Any, ...], named: dict[str, Any]) -> None:
+    instance, other = ours(*values, **named), theirs(*values, **named)
+    assert repr(instance) == repr(other).replace("TheirsBelow", "Below").replace("Theirs", "Ours")
+    assert dataclasses.asdict(instance) == dataclasses.asdict(other)
     assert [field.name for field in dataclasses.fields(ours)] == [field.name for field in dataclasses.fields(theirs)]
     assert (ours.__slots__, ours.__match_args__) == (theirs.__slots__, theirs.__match_args__)
-    assert one == ours(*values, **named) != other
-    assert one != replace(one, b="y")
+    assert instance == ours(*values, **named) != other
+    assert instance != replace(instance, b="y")
     for change in (replace, dataclasses.replace):
-        assert change(one, a=7) == ours(**{**dataclasses.asdict(other), "a": 7})
-    for again in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301
-        assert again == one
-    assert one.twice == 2 * one.a
-    if one.c is None:
-        assert {one: 1}[ours(*values, **named)] == 1
+        assert change(instance, a=7) == ours(**{**dataclasses.asdict(other), "a": 7})
+    for again in (copy.copy(instance), copy.deepcopy(instance), pickle.loads(pickle.dumps(instance))):  # noqa: S301
+        assert again == instance
+    assert instance.twice == 2 * instance.a
+    if instance.c is None:
+        assert {instance: 1}[ours(*values, **named)] == 1
 
 
-def test_nothing_can_be_changed() -> None:
-    one = Ours(1)
+def test_instances_are_immutable() -> None:
+    instance = Ours(1)
     with pytest.raises(AttributeError, match="frozen"):
-        one.a = 2  # type: ignore[misc]
+        instance.a = 2  # type: ignore[misc]
     with pytest.raises(AttributeError, match="frozen"):
-        one.z = 2  # type: ignore[attr-defined]
+        instance.z = 2  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="frozen"):
-        del one.a
+        del instance.a
 
 
 @pytest.mark.parametrize(("values", "named"), [((), {}), ((1, "b", None, 4), {}), ((1,), {"a": 1}), ((1,), {"z": 1})])

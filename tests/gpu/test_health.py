@@ -1,4 +1,4 @@
-"""`mlops-build doctor` on nodes whose cards, driver or lease directory are not well."""
+"""`mlops-build doctor` on nodes with faulty cards, drivers or lease directories."""
 
 import fcntl
 import json
@@ -15,7 +15,7 @@ import pytest
 from mlops_build.gpu import testing
 from tests.gpu.conftest import MakeNode
 
-# The checks of the GPU alone: the others look at this machine.
+# Only the GPU checks: the others check this machine.
 SCRIPT = """
 import json
 from mlops_build.finding import as_json
@@ -28,20 +28,20 @@ print(json.dumps({"seen": seen, "findings": as_json(findings)}))
 def look(environment: Mapping[str, str]) -> tuple[str, list[dict[str, Any]]]:
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=dict(environment), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert all(one["remedy"] for one in found["findings"])
-    return found["seen"], found["findings"]
+    report = json.loads(done.stdout)
+    assert all(finding["remedy"] for finding in report["findings"])
+    return report["seen"], report["findings"]
 
 
 def rules(environment: Mapping[str, str]) -> list[str]:
-    return [one["rule"] for one in look(environment)[1]]
+    return [finding["rule"] for finding in look(environment)[1]]
 
 
 def leases(made: testing.Node) -> Path:
     return Path(made.environment["MLOPS_GPU_LEASE_DIR"])
 
 
-def test_a_node_that_is_well(node: MakeNode) -> None:
+def test_a_node_without_findings(node: MakeNode) -> None:
     made = node("24GiB", testing.SimulatedCard(name="NVIDIA A100", mig_capable=True))
     made.mig(1, ["10GiB", "10GiB"])
     seen, findings = look(made.environment)
@@ -49,17 +49,17 @@ def test_a_node_that_is_well(node: MakeNode) -> None:
     assert "NVIDIA L4" in seen
 
 
-def test_cards_in_trouble_are_named_with_what_to_do(node: MakeNode) -> None:
+def test_faulty_cards_are_findings_with_a_remedy(node: MakeNode) -> None:
     made = node("24GiB", "24GiB", testing.SimulatedCard(ecc_errors=3), testing.SimulatedCard(memory_supported=False))
     made.lose(1)
     _, findings = look(made.environment)
-    assert [one["rule"] for one in findings] == ["gpu-card", "gpu-ecc"]
+    assert [finding["rule"] for finding in findings] == ["gpu-card", "gpu-ecc"]
     assert made.cards[1].uuid in findings[0]["subject"] or "gpu 1" in findings[0]["subject"]
     assert "nvidia-smi --gpu-reset" in findings[0]["remedy"]
 
 
 @pytest.mark.parametrize(("code", "remedy"), [(9, "modprobe"), (18, "reboot"), (4, "/dev/nvidia")])
-def test_a_driver_that_is_there_and_fails_is_a_finding(node: MakeNode, code: int, remedy: str) -> None:
+def test_a_driver_that_fails_is_a_finding(node: MakeNode, code: int, remedy: str) -> None:
     made = node("24GiB")
     made.fail_init(code)
     (finding,) = look(made.environment)[1]
@@ -67,7 +67,7 @@ def test_a_driver_that_is_there_and_fails_is_a_finding(node: MakeNode, code: int
     assert remedy in finding["remedy"]
 
 
-def test_no_driver_is_no_finding() -> None:
+def test_a_missing_driver_is_not_a_finding() -> None:
     if "NVIDIA" in look(os.environ)[0] and look(os.environ)[0] != "no NVIDIA driver: everything runs on the CPU":
         pytest.skip("this machine has a card")
     assert look(os.environ) == ("no NVIDIA driver: everything runs on the CPU", [])
@@ -78,7 +78,7 @@ def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
     for mode in (0o777, 0o755):
         leases(made).chmod(mode)
         assert rules(made.environment) == ["gpu-leases"]
-    for mode in (0o1777, 0o3770):  # everybody's, or a group's
+    for mode in (0o1777, 0o3770):  # writable for all users, or for a group
         leases(made).chmod(mode)
         assert rules(made.environment) == []
     _, (finding,) = look({**made.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
@@ -86,7 +86,7 @@ def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
     assert "tmpfiles.d" in finding["remedy"]
 
 
-def test_a_lock_that_somebody_sits_on_and_a_clock_that_is_wrong(node: MakeNode) -> None:
+def test_a_lock_that_is_held_and_a_wrong_clock(node: MakeNode) -> None:
     made = node("24GiB")
     assert rules(made.environment) == []
     with (leases(made) / "lock").open() as lock:
@@ -96,7 +96,7 @@ def test_a_lock_that_somebody_sits_on_and_a_clock_that_is_wrong(node: MakeNode) 
     assert rules(made.environment) == ["gpu-clock"]
 
 
-def test_a_configuration_that_nobody_can_read(node: MakeNode) -> None:
+def test_an_unreadable_configuration(node: MakeNode) -> None:
     made = node("24GiB")
     Path(made.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbor]]\n")
     (finding,) = look(made.environment)[1]

@@ -1,6 +1,6 @@
-"""What must hold on every node at every moment, whatever is asked, faulty, killed or outgrown: histories made by chance.
+"""Invariants of a node, checked with random histories of requests, faults, kills and growth.
 
-The first half keeps a real lease directory and does the rest as arithmetic, for breadth; the second starts real processes on a simulated
+The first half uses a real lease directory and computes the rest, to cover many cases; the second starts real processes on a simulated
 node, several at once.
 """
 
@@ -28,27 +28,27 @@ SETTLED = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def breaches(cards: list[Card]) -> list[str]:
-    """What must never be seen of a node's promises."""
-    found = []
+    """Violated invariants of a node's promises."""
+    violations = []
     for card in cards:
         promised = sum(lease.bytes for lease in card.leases)
         if promised > (card.total_bytes or 0) and card.trouble is None:
-            found.append(f"{promised} bytes are promised of {card}")
+            violations.append(f"{promised} bytes are promised of {card}")
         if len(card.leases) > 1 and any(lease.exclusive for lease in card.leases):
-            found.append(f"an exclusive lease is not alone on {card}")
-    return found
+            violations.append(f"an exclusive lease is not alone on {card}")
+    return violations
 
 
 class Histories(RuleBasedStateMachine):
-    """A node whose cards fail, whose neighbours grow, whose services come and are killed. Each lease's owner is a descriptor here, which is
-    all that a process is to the lease directory."""
+    """A node whose cards fail, whose neighbours grow, and whose services start and are killed. A lease's owner is a descriptor here, since
+    the lease directory depends only on the descriptor's lock."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.ledger = Ledger.open(self.folder.name)
         self.owners: dict[str, Held] = {}
-        self.used: dict[str, int] = {}  # of each lease, on each of its cards
+        self.used: dict[str, int] = {}  # by lease id, on each of its cards
         self.neighbours: list[int] = []
         self.readings: list[Reading] = []
 
@@ -61,7 +61,7 @@ class Histories(RuleBasedStateMachine):
         self.neighbours = [0] * len(totals)
 
     def look(self) -> list[Card]:
-        """NVML shows how much is used, and in a container not by whom."""
+        """NVML shows the used memory, but in a container not the processes."""
         promises = self.ledger.promises()
         seen = []
         for reading, neighbour in zip(self.readings, self.neighbours, strict=True):
@@ -85,7 +85,7 @@ class Histories(RuleBasedStateMachine):
             line = decisions.line("granted", request, seed, cards, choice, service="ranker", lease=None, waited=0.0)
             assert decisions.replay(line) == choice
             if not choice.uuids:
-                assert choice.refused.keys() == {card.uuid for card in cards}, "every card, and why not"
+                assert choice.refused.keys() == {card.uuid for card in cards}, "a reason for each card"
                 return
             chosen = {card.uuid: card for card in cards if card.uuid in choice.uuids}
             assert len(chosen) == count
@@ -100,11 +100,11 @@ class Histories(RuleBasedStateMachine):
         self.ledger.decide(decide)
 
     @precondition(lambda self: self.owners)
-    @rule(number=st.integers(0, 100), share=st.floats(0, 1), told=st.booleans())
-    def load(self, number: int, share: float, told: bool) -> None:
-        held = list(self.owners.values())[number % len(self.owners)]  # ids are by chance: their order is no history's
+    @rule(number=st.integers(0, 100), share=st.floats(0, 1), reported=st.booleans())
+    def load(self, number: int, share: float, reported: bool) -> None:
+        held = list(self.owners.values())[number % len(self.owners)]  # ids are random, so their order must not matter
         self.used[held.promise.id] = int(held.promise.bytes * share)
-        if told:
+        if reported:
             seen = dict.fromkeys(held.promise.uuids, self.used[held.promise.id])
             self.ledger.report(held.promise.id, seen, loaded=True)
 
@@ -114,7 +114,7 @@ class Histories(RuleBasedStateMachine):
         held = self.owners.pop(list(self.owners)[number % len(self.owners)])
         self.used.pop(held.promise.id, None)
         if killed:
-            os.close(held.descriptor)  # what the kernel does for a dead process
+            os.close(held.descriptor)  # as the kernel does when a process ends
         else:
             self.ledger.withdraw(held)
 
@@ -129,7 +129,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def what_must_hold(self) -> None:
-        assert {promise.id for promise in self.ledger.promises()} == self.owners.keys(), "no lease outlives its owner, and none dies before"
+        assert {promise.id for promise in self.ledger.promises()} == self.owners.keys(), "a lease lives exactly as long as its owner"
         if self.readings:
             assert breaches(self.look()) == []
 
@@ -140,12 +140,12 @@ class Histories(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-def test_histories_by_chance() -> None:
+def test_random_histories() -> None:
     run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=60, stateful_step_count=25))
 
 
 @pytest.mark.soak
-def test_many_histories_by_chance() -> None:
+def test_many_random_histories() -> None:
     run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=5 * SOAK, stateful_step_count=60))
 
 
@@ -165,10 +165,10 @@ steps = st.one_of(
 
 
 def promised(shared: Shared) -> dict[str, set[str]]:
-    """The leases alive on each card, after checking what must hold of them."""
+    """The live leases on each card, after checking their invariants."""
     cards = shared.cards()
     for card in cards:
-        leases = [Promise(one["id"], (card["uuid"],), one["bytes"], one["exclusive"], "", 0, 0, 0, 0.0) for one in card["leases"]]
+        leases = [Promise(lease["id"], (card["uuid"],), lease["bytes"], lease["exclusive"], "", 0, 0, 0, 0.0) for lease in card["leases"]]
         assert breaches([Card(card["uuid"], 0, "", card["total_bytes"] or 1 << 50, 0, (), leases=tuple(leases))]) == []
     return {card["uuid"]: {lease["id"] for lease in card["leases"]} for card in cards}
 
@@ -182,11 +182,11 @@ def play(history: list[tuple[str, object]]) -> None:
                 for size, exclusive, strategy in how:  # type: ignore[attr-defined]  # all at once
                     size_on_it = size * GIB - 512 * MIB  # without the context
                     begun.append(shared.tenant(f"{size}GiB", size=size_on_it, until=set(), exclusive=exclusive, strategy=strategy))
-                for one in begun:
-                    one.until({"loaded", "full", "refused"})
-                    assert "Traceback" not in one.warnings()
-                    assert "full" not in one.said or any(step == "neighbour" for step, _ in history), "it had a promise"
-                alive += [one for one in begun if "leased" in one.said]
+                for tenant in begun:
+                    tenant.until({"loaded", "full", "refused"})
+                    assert "Traceback" not in tenant.warnings()
+                    assert "full" not in tenant.events or any(step == "neighbour" for step, _ in history), "it had a promise"
+                alive += [tenant for tenant in begun if "leased" in tenant.events]
             elif what == "kill" and alive:
                 alive.pop(how % len(alive)).kill()  # type: ignore[operator]
             elif what == "neighbour":
@@ -197,9 +197,9 @@ def play(history: list[tuple[str, object]]) -> None:
             elif what == "restore":
                 shared.node.restore(how)  # type: ignore[arg-type]
             leases = promised(shared)
-            masks = [one.said["leased"]["mask"] for one in alive]
-            for card, ids in leases.items():  # a lost card does not say its UUID, so nobody knows whose leases are on it
-                assert len(ids) == masks.count(card), "as many leases as services that live under this mask"
+            masks = [tenant.events["leased"]["mask"] for tenant in alive]
+            for card, ids in leases.items():  # a lost card has no UUID, so its leases cannot be attributed
+                assert len(ids) == masks.count(card), "as many leases as live services with this mask"
         for file in shared.leases.glob("decisions-*.jsonl"):
             for line in file.read_text().splitlines():
                 assert list(decisions.replay(line).uuids) == json.loads(line)["chosen"]

@@ -1,4 +1,4 @@
-"""gpu.lease() in real processes on a simulated node: chosen, promised, masked, refused, waited for, ended."""
+"""gpu.lease() in real processes on a simulated node: choice, promise, mask, refusal, waiting, end."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from mlops_build.gpu import testing
-from tests.gpu.lessee import LESSEE
+from tests.gpu.holder import HOLDER
 
 HOLD_THE_LOCK = """
 import sys
@@ -34,14 +34,14 @@ def uuids(node: testing.Node) -> list[str]:
     return [card.uuid for card in node.cards]
 
 
-def test_a_card_is_chosen_promised_and_the_only_one_that_the_process_sees(node, lease, run_python) -> None:
+def test_a_process_sees_only_the_card_that_it_leased(node, lease, run_python) -> None:
     machine = node("24GiB", "24GiB")
     first = lease(machine.environment, memory="4GiB", service="ranker")
     second = lease(machine.environment, memory="4GiB")
-    (a,), (b,) = first.said["uuids"], second.said["uuids"]
-    assert {a, b} == set(uuids(machine)), "spread: each on a card of its own"
-    assert first.said["mask"] == a
-    assert first.said["order"] == "PCI_BUS_ID"
+    (a,), (b,) = first.answer["uuids"], second.answer["uuids"]
+    assert {a, b} == set(uuids(machine)), "spread: on different cards"
+    assert first.answer["mask"] == a
+    assert first.answer["order"] == "PCI_BUS_ID"
     assert promised(machine, run_python) == {a: 4 * GIB, b: 4 * GIB}
     assert first.do("lease.release(); say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))")["mask"] is None
     assert promised(machine, run_python) == {b: 4 * GIB}
@@ -50,7 +50,7 @@ def test_a_card_is_chosen_promised_and_the_only_one_that_the_process_sees(node, 
     assert promised(machine, run_python) == {}
 
 
-def test_no_room_says_of_every_card_why(node, lease) -> None:
+def test_no_room_gives_the_reason_for_each_card(node, lease) -> None:
     machine = node(
         "24GiB",
         testing.SimulatedCard(total="24GiB", name="NVIDIA A10", used="23GiB"),
@@ -58,7 +58,7 @@ def test_no_room_says_of_every_card_why(node, lease) -> None:
         "2GiB",
     )
     lease(machine.environment, memory="20GiB", service="ranker")
-    refused = lease(machine.environment, memory="10GiB").said
+    refused = lease(machine.environment, memory="10GiB").answer
     assert (refused["error"], refused["code"]) == ("NoRoom", 6)
     lines = refused["message"].splitlines()
     assert "10.0 GiB" in lines[0]
@@ -72,126 +72,126 @@ def test_no_room_says_of_every_card_why(node, lease) -> None:
 
 def test_promises_count_before_anything_is_loaded_and_never_exceed_the_card(node, lease, run_python) -> None:
     machine = node("10GiB")
-    got = [lease(machine.environment, memory="3GiB").said for _ in range(4)]
-    assert ["uuids" in said for said in got] == [True, True, True, False]
+    got = [lease(machine.environment, memory="3GiB").answer for _ in range(4)]
+    assert ["uuids" in answer for answer in got] == [True, True, True, False]
     assert promised(machine, run_python) == {uuids(machine)[0]: 9 * GIB}
 
 
-def test_waits_for_room_and_says_for_whom(node, lease) -> None:
+def test_waiting_for_room_names_the_holder(node, lease) -> None:
     machine = node("10GiB")
     holder = lease(machine.environment, memory="8GiB", service="ranker")
-    script = LESSEE.replace("from mlops_build import gpu", "from mlops_build import gpu\nprogress = lambda text: say(waiting=text)")
+    script = HOLDER.replace("from mlops_build import gpu", "from mlops_build import gpu\nprogress = lambda text: say(waiting=text)")
     waiter = lease(machine.environment, script=script, memory="4GiB", wait=60, asked="{'progress': progress}")
-    assert "promised to ranker" in waiter.said["waiting"]
+    assert "promised to ranker" in waiter.answer["waiting"]
     holder.kill()
     assert json.loads(waiter.stdout.readline())["uuids"] == uuids(machine)
 
 
-def test_waiting_is_bounded_and_useless_waiting_is_not_begun(node, lease) -> None:
+def test_waiting_is_bounded_and_skipped_if_it_cannot_help(node, lease) -> None:
     machine = node("10GiB")
     lease(machine.environment, memory="8GiB")
-    assert lease(machine.environment, memory="4GiB", wait=0.2).said["message"].startswith("no room for 4.0 GiB after waiting 0.2 s")
-    never = lease(machine.environment, memory="11GiB", wait=600)  # the test would not end
-    assert never.said["error"] == "NoRoom"
-    assert "waiting does not help" in never.said["remedy"]
+    assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB after waiting 0.2 s")
+    never = lease(machine.environment, memory="11GiB", wait=600)  # waiting would exceed the test's timeout
+    assert never.answer["error"] == "NoRoom"
+    assert "waiting does not help" in never.answer["remedy"]
 
 
-def test_the_cpu_only_if_it_was_allowed_and_then_aloud(node, lease) -> None:
+def test_the_cpu_is_used_only_on_request_and_with_a_warning(node, lease) -> None:
     machine = node("4GiB")
-    assert lease(machine.environment, memory="8GiB").said["error"] == "NoRoom"
+    assert lease(machine.environment, memory="8GiB").answer["error"] == "NoRoom"
     allowed = lease(machine.environment, memory="8GiB", otherwise="cpu")
-    assert (allowed.said["cpu"], allowed.said["mask"], allowed.said["uuids"]) == (True, "", [])
+    assert (allowed.answer["cpu"], allowed.answer["mask"], allowed.answer["uuids"]) == (True, "", [])
     assert "the CPU is used instead" in allowed.end().replace("The", "the")
     machine.fail_init(9)
-    gone = lease(machine.environment, memory="1GiB").said
+    gone = lease(machine.environment, memory="1GiB").answer
     assert (gone["error"], gone["code"]) == ("NoDriver", 6)
     allowed = lease(machine.environment, memory="1GiB", otherwise="cpu")
-    assert allowed.said["cpu"]
+    assert allowed.answer["cpu"]
     assert "the CPU is used instead" in allowed.end()
 
 
 @pytest.mark.parametrize("mask", ["", "-1"])
 def test_a_mask_that_hides_every_card_is_no_room(node, lease, mask: str) -> None:
     machine = node("24GiB")
-    refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).said
+    refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).answer
     assert refused["error"] == "NoRoom"
     assert "hidden by CUDA_VISIBLE_DEVICES" in refused["message"]
 
 
-def test_a_mask_that_is_there_is_kept_to_and_put_back(node, lease) -> None:
+def test_an_existing_mask_is_respected_and_restored(node, lease) -> None:
     machine = node("24GiB", "24GiB", "24GiB")
     second = uuids(machine)[1]
-    lessee = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, memory="1GiB")
-    assert lessee.said["uuids"] == [second]
-    assert lessee.said["mask"] == second
-    assert lessee.do("lease.release(); say(mask=os.environ['CUDA_VISIBLE_DEVICES'])")["mask"] == "1"
+    holder = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, memory="1GiB")
+    assert holder.answer["uuids"] == [second]
+    assert holder.answer["mask"] == second
+    assert holder.do("lease.release(); say(mask=os.environ['CUDA_VISIBLE_DEVICES'])")["mask"] == "1"
 
 
 def test_two_cards_at_once(node, lease, run_python) -> None:
     machine = node("8GiB", "8GiB", "8GiB")
     pair = lease(machine.environment, memory="6GiB", count=2)
-    assert pair.said["mask"] == ",".join(pair.said["uuids"])
-    assert promised(machine, run_python) == dict.fromkeys(pair.said["uuids"], 6 * GIB)
-    refused = lease(machine.environment, memory="6GiB", count=2).said
+    assert pair.answer["mask"] == ",".join(pair.answer["uuids"])
+    assert promised(machine, run_python) == dict.fromkeys(pair.answer["uuids"], 6 * GIB)
+    refused = lease(machine.environment, memory="6GiB", count=2).answer
     assert "2 cards are requested" in refused["message"]
 
 
-def test_exclusive_means_alone(node, lease) -> None:
+def test_exclusive(node, lease) -> None:
     machine = node("24GiB", testing.SimulatedCard(total="24GiB", used="1GiB"))
     alone = lease(machine.environment, memory="1GiB", exclusive=True, service="trainer")
-    assert alone.said["uuids"] == uuids(machine)[:1]
-    assert "an exclusive card is requested" in lease(machine.environment, memory="1GiB", exclusive=True).said["message"]
-    other = lease(machine.environment, memory="1GiB", uuids=[uuids(machine)[0]]).said
+    assert alone.answer["uuids"] == uuids(machine)[:1]
+    assert "an exclusive card is requested" in lease(machine.environment, memory="1GiB", exclusive=True).answer["message"]
+    other = lease(machine.environment, memory="1GiB", uuids=[uuids(machine)[0]]).answer
     assert "trainer has an exclusive lease" in other["message"]
-    assert lease(machine.environment, memory="1GiB").said["uuids"] == uuids(machine)[1:]
+    assert lease(machine.environment, memory="1GiB").answer["uuids"] == uuids(machine)[1:]
 
 
 def test_a_mig_instance(node, lease) -> None:
     machine = node(testing.SimulatedCard(total="40GiB", name="NVIDIA A100", mig_capable=True))
     parts = machine.mig(0, ["10GiB", "10GiB"])
-    first, second = (lease(machine.environment, memory="8GiB").said["mask"] for _ in range(2))
+    first, second = (lease(machine.environment, memory="8GiB").answer["mask"] for _ in range(2))
     assert {first, second} == {part if isinstance(part, str) else part.uuid for part in parts}
-    assert "divided by MIG" in lease(machine.environment, memory="8GiB").said["message"]
-    assert "only one of them" in lease(machine.environment, memory="1GiB", count=2).said["message"]
+    assert "divided by MIG" in lease(machine.environment, memory="8GiB").answer["message"]
+    assert "only one of them" in lease(machine.environment, memory="1GiB", count=2).answer["message"]
 
 
-def test_a_lost_card_is_never_chosen_and_hides_no_other(node, lease) -> None:
+def test_a_lost_card_is_never_chosen_and_does_not_hide_others(node, lease) -> None:
     machine = node("24GiB", "8GiB")
     machine.lose(0)
-    assert lease(machine.environment, memory="1GiB").said["uuids"] == uuids(machine)[1:]
-    assert "fallen off the bus" in lease(machine.environment, memory="9GiB").said["message"]
+    assert lease(machine.environment, memory="1GiB").answer["uuids"] == uuids(machine)[1:]
+    assert "fallen off the bus" in lease(machine.environment, memory="9GiB").answer["message"]
 
 
 def test_refused_once_cuda_is_started(node, lease) -> None:
-    """A stand-in for torch, which here is built without CUDA."""
+    """Uses a stand-in for torch, which is built without CUDA here."""
     machine = node("24GiB")
     torch = machine.directory / "modules" / "torch"
     torch.mkdir(parents=True)
     (torch / "__init__.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
     environment = machine.environment
     environment["PYTHONPATH"] = os.pathsep.join([str(torch.parent), environment["PYTHONPATH"]])
-    refused = lease(environment, script="import torch\n" + LESSEE, memory="1GiB").said
+    refused = lease(environment, script="import torch\n" + HOLDER, memory="1GiB").answer
     assert (refused["error"], refused["code"]) == ("CudaStarted", 4)
     assert "before" in refused["remedy"]
 
 
 def test_a_process_has_one_lease_at_a_time(node, lease) -> None:
     machine = node("24GiB")
-    lessee = lease(machine.environment, memory="1GiB")
-    refused = lessee.do("gpu.lease('1GiB')")
+    holder = lease(machine.environment, memory="1GiB")
+    refused = holder.do("gpu.lease('1GiB')")
     assert refused["error"] == "Nested"
-    assert lessee.do("lease.release(); lease = gpu.lease('2GiB')") == {"done": True}
-    assert lessee.do("lease.release(); lease.release()") == {"done": True}
+    assert holder.do("lease.release(); lease = gpu.lease('2GiB')") == {"done": True}
+    assert holder.do("lease.release(); lease.release()") == {"done": True}
 
 
 def test_a_forked_child_does_not_end_its_parents_lease(node, lease, run_python) -> None:
     machine = node("24GiB")
-    lessee = lease(machine.environment, memory="1GiB")
-    assert lessee.do("child = os.fork() or (lease.release(), os._exit(0)); os.waitpid(child, 0)") == {"done": True}
+    holder = lease(machine.environment, memory="1GiB")
+    assert holder.do("child = os.fork() or (lease.release(), os._exit(0)); os.waitpid(child, 0)") == {"done": True}
     assert promised(machine, run_python) == {uuids(machine)[0]: GIB}
 
 
-def test_what_makes_no_sense_is_refused_with_a_remedy(node, lease) -> None:
+def test_invalid_arguments_are_refused_with_a_remedy(node, lease) -> None:
     machine = node("24GiB")
     for wrong in (
         {"memory": "4GB"},
@@ -203,19 +203,19 @@ def test_what_makes_no_sense_is_refused_with_a_remedy(node, lease) -> None:
         {"memory": "1GiB", "strategy": "best"},
         {"memory": "1GiB", "names": "A100"},
     ):
-        refused = lease(machine.environment, **wrong).said
+        refused = lease(machine.environment, **wrong).answer
         assert refused["code"] == 2, wrong
         assert refused["remedy"], wrong
 
 
-def test_no_budget_is_four_gibibytes_aloud(node, lease, run_python) -> None:
+def test_the_default_budget_is_four_gibibytes_with_a_warning(node, lease, run_python) -> None:
     machine = node("24GiB")
-    lessee = lease(machine.environment)
+    holder = lease(machine.environment)
     assert promised(machine, run_python) == {uuids(machine)[0]: 4 * GIB}
-    assert "4.0 GiB are assumed" in lessee.end()
+    assert "4.0 GiB are assumed" in holder.end()
 
 
-def test_filters_and_a_strategy_of_ones_own(node, lease) -> None:
+def test_filters_and_a_custom_strategy(node, lease) -> None:
     big, busy, old = (
         testing.SimulatedCard(total="80GiB", name="NVIDIA A100-SXM4-80GB", compute_capability=(8, 0)),
         testing.SimulatedCard(total="24GiB", utilisation=90),
@@ -225,7 +225,7 @@ def test_filters_and_a_strategy_of_ones_own(node, lease) -> None:
     all_of_them = uuids(machine)
 
     def chosen(**filters: object) -> str:
-        return lease(machine.environment, memory="1GiB", **filters).said["uuids"][0]
+        return lease(machine.environment, memory="1GiB", **filters).answer["uuids"][0]
 
     assert chosen(names=["*t4*"]) == all_of_them[2]
     assert chosen(uuids=[all_of_them[1][:20]]) == all_of_them[1]
@@ -233,20 +233,20 @@ def test_filters_and_a_strategy_of_ones_own(node, lease) -> None:
     assert chosen(strategy="pack") == all_of_them[2]
     assert chosen(strategy="WORST_FIT") == all_of_them[0]
     own = "{'strategy': lambda cards, request, rng: sorted(cards, key=lambda card: card.name == 'NVIDIA L4', reverse=True)}"
-    assert lease(machine.environment, memory="1GiB", asked=own).said["uuids"] == [all_of_them[1]]
+    assert lease(machine.environment, memory="1GiB", asked=own).answer["uuids"] == [all_of_them[1]]
 
 
-def test_a_stopped_holder_of_the_lock_stops_nobody(node, lease, run_python) -> None:
+def test_a_stopped_holder_of_the_lock_blocks_no_other(node, lease, run_python) -> None:
     machine = node("8GiB")
     lease(machine.environment, script=HOLD_THE_LOCK).send_signal(signal.SIGSTOP)
     got = [lease(machine.environment, memory="6GiB") for _ in range(2)]
-    assert ["uuids" in one.said for one in got] == [True, False], "and even so nobody promised what another had"
+    assert ["uuids" in holder.answer for holder in got] == [True, False], "no memory is promised twice"
     assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
     assert "has been held for more than 2 s" in got[0].end()
 
 
-def test_who_was_stopped_while_deciding_does_not_promise_what_others_took_meanwhile(node, lease, run_python) -> None:
-    """It chose before it was stopped; others, tired of waiting for the lock that it holds, decided without it."""
+def test_a_process_stopped_while_deciding_promises_no_memory_that_others_took(node, lease, run_python) -> None:
+    """It chose before it was stopped. Others stopped waiting for its lock, and decided without the lock."""
     machine = node("8GiB")
     pauses = """
 import sys
@@ -262,16 +262,16 @@ def choose_and_pause(self, *arguments):
     return chosen
 search._choose_of = choose_and_pause
 """
-    stopped = lease(machine.environment, script=pauses + LESSEE, memory="6GiB")
+    stopped = lease(machine.environment, script=pauses + HOLDER, memory="6GiB")
     quick = lease(machine.environment, memory="6GiB")
-    assert quick.said["uuids"] == uuids(machine)
+    assert quick.answer["uuids"] == uuids(machine)
     stopped.stdin.write("go on\n")
     stopped.stdin.flush()
     assert json.loads(stopped.stdout.readline())["error"] == "NoRoom"
     assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
 
 
-def test_an_interrupt_leaves_nothing_promised(node, lease, run_python) -> None:
+def test_an_interrupt_leaves_no_promise(node, lease, run_python) -> None:
     machine = node("8GiB")
     interrupted = """
 import sys
@@ -279,19 +279,19 @@ from mlops_build import gpu
 def interrupt(*_): raise KeyboardInterrupt
 sys.modules["mlops_build.gpu.lease"]._Search._record = interrupt
 """
-    script = interrupted + LESSEE.replace(
+    script = interrupted + HOLDER.replace(
         "except MlopsBuildError as error:", "except KeyboardInterrupt:\n    say(interrupted=True)\n    sys.stdin.read()", 1
     )
     script = script.split("    say(error=type(error).__name__, code")[0]
-    assert lease(machine.environment, script=script, memory="6GiB").said == {"interrupted": True}
+    assert lease(machine.environment, script=script, memory="6GiB").answer == {"interrupted": True}
     assert promised(machine, run_python) == {}
 
 
-def test_without_a_driver_nothing_is_said_about_a_lease_directory(lease, tmp_path) -> None:
-    """There is no card to choose: what is lost in choosing is nobody's concern."""
+def test_there_is_no_warning_about_the_lease_directory_without_a_driver(lease, tmp_path) -> None:
+    """Without cards there is no choice that the missing directory could affect."""
     nowhere = {"LD_LIBRARY_PATH": str(tmp_path), "MLOPS_GPU_LEASE_DIR": str(tmp_path / "absent")}
     held = lease({**os.environ, **nowhere}, memory="1GiB", otherwise="cpu")
-    assert held.said["uuids"] == []
-    said = held.end()
-    assert "no NVIDIA driver here" in said
-    assert "lease directory" not in said
+    assert held.answer["uuids"] == []
+    errors = held.end()
+    assert "no NVIDIA driver here" in errors
+    assert "lease directory" not in errors

@@ -1,4 +1,4 @@
-"""Leases on disk, with real processes: who lives, who is believed, and what a hostile directory cannot do."""
+"""Leases on disk, with real processes: lifetimes, trust, and hostile directories."""
 
 import contextlib
 import errno
@@ -35,12 +35,12 @@ sys.stdin.read()
 
 
 def nothing() -> None:
-    """A decision that decides nothing."""
+    """An empty decision."""
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Not below pytest's own folder, which is its user's alone, and made so again whenever another pytest starts."""
+    """Not below pytest's own folder, which is private to its user, and made private again whenever another pytest starts."""
     with tempfile.TemporaryDirectory(prefix="leases-") as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "leases"
@@ -98,7 +98,7 @@ def test_the_kernel_ends_a_lease_with_its_owner(directory: Path, holder, end: st
         process.send_signal(signal.SIGKILL if end == "kill -9" else signal.SIGSEGV)
     process.wait()
     assert services(directory) == []
-    assert list(directory.glob("*.lease")) == [], "who looks also tidies"
+    assert list(directory.glob("*.lease")) == [], "a reader removes the files of ended processes"
 
 
 def test_a_lease_survives_exec_and_ends_with_the_program(directory: Path, holder) -> None:
@@ -134,7 +134,7 @@ print(child, flush=True)
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
 
 
@@ -145,7 +145,7 @@ def test_a_subprocess_does_not_keep_the_lease(directory: Path, holder) -> None:
     assert services(directory) == []
 
 
-def test_withdrawn_for_everybody_who_inherited_it(directory: Path) -> None:
+def test_withdrawing_ends_the_lease_for_all_that_inherited_it(directory: Path) -> None:
     with Ledger.open(directory) as ledger:
         held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
         inherited = os.dup(held.descriptor)
@@ -156,7 +156,7 @@ def test_withdrawn_for_everybody_who_inherited_it(directory: Path) -> None:
 
 
 @root
-def test_users_see_each_others_leases_whatever_their_umask(directory: Path, holder) -> None:
+def test_users_see_each_others_leases_with_any_umask(directory: Path, holder) -> None:
     holder(uid=65534, service="theirs")
     holder(service="ours")
     with Ledger.open(directory) as ledger:
@@ -166,19 +166,19 @@ def test_users_see_each_others_leases_whatever_their_umask(directory: Path, hold
 
 
 @root
-def test_the_lock_is_everybodys_whoever_made_it(directory: Path) -> None:
+def test_all_users_can_use_the_lock_that_any_of_them_created(directory: Path) -> None:
     decide = "ledger.decide(lambda: print('decided'))"
-    assert as_user(directory, decide) == "decided", "made by 65534, umask 077"
+    assert as_user(directory, decide) == "decided", "created by 65534, umask 077"
     with Ledger.open(directory) as ledger:
         ledger.decide(nothing)
     (directory / "lock").unlink()
     with Ledger.open(directory) as ledger:
         ledger.decide(nothing)
-    assert as_user(directory, decide) == "decided", "made by root"
+    assert as_user(directory, decide) == "decided", "created by root"
 
 
 @root
-def test_only_the_owner_reports_for_a_lease_and_only_root_and_oneself_give_peaks(directory: Path) -> None:
+def test_only_reports_of_the_owner_and_peaks_of_trusted_users_count(directory: Path) -> None:
     with Ledger.open(directory) as ledger:
         held = ledger.promise(["GPU-a"], 1 << 30, exclusive=False, service="a")
         as_user(directory, f"ledger.report({held.promise.id!r}, {{'GPU-a': 1 << 40}}, loaded=True); ledger.write_peaks({{'a': 1}})")
@@ -191,7 +191,7 @@ def test_only_the_owner_reports_for_a_lease_and_only_root_and_oneself_give_peaks
 
 
 def as_user(directory: Path, code: str, uid: int = 65534) -> str:
-    # What it needs is imported first: another user need not be able to read this interpreter's folder.
+    # Imports come first, since the other user may not be able to read this interpreter's folder.
     become = f"import os; os.umask(0o077); os.setgroups([]); os.setgid({uid}); os.setuid({uid})"
     program = f"from mlops_build.gpu.ledger import Ledger\n{become}\nledger = Ledger.open({str(directory)!r})\n{code}"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
@@ -209,7 +209,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", ["0" * 16 + ".lease", "0" * 16 + ".seen", "lock", "peaks-0.json", "decisions-0.jsonl"])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_something_hostile_in_place_of_a_file_blocks_nobody(directory: Path, what: str, name: str) -> None:
+def test_a_hostile_object_in_place_of_a_file_blocks_no_process(directory: Path, what: str, name: str) -> None:
     HOSTILE[what](directory / name)
     with Ledger.open(directory) as ledger:
         held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
@@ -257,7 +257,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("content", WRONG)
-def test_a_corrupt_lease_that_is_locked_is_named_and_ignored(directory: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+def test_a_locked_corrupt_lease_is_ignored_with_a_warning(directory: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
     path = directory / ("f" * 16 + ".lease")
     path.write_bytes(content)
     with Ledger.open(directory) as ledger, path.open() as file:
@@ -269,7 +269,7 @@ def test_a_corrupt_lease_that_is_locked_is_named_and_ignored(directory: Path, ca
     assert f"uid {os.geteuid()}" in message
 
 
-def test_what_others_wrote_is_fit_for_a_terminal(directory: Path) -> None:
+def test_text_of_other_users_is_printable(directory: Path) -> None:
     path = directory / ("f" * 16 + ".lease")
     path.write_text(json.dumps(GOOD | {"service": "evil\x1b[2J\nname\u202e" + "x" * 5000, "uuids": ["GPU-a", "GPU-a"]}))
     with Ledger.open(directory) as ledger, path.open() as file:
@@ -281,7 +281,7 @@ def test_what_others_wrote_is_fit_for_a_terminal(directory: Path) -> None:
 
 
 @root
-def test_a_flood_of_one_user_does_not_hide_another_users_lease(directory: Path) -> None:
+def test_many_files_of_one_user_do_not_hide_another_users_lease(directory: Path) -> None:
     flood = f"""
 held = []
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
@@ -311,7 +311,7 @@ sys.stdin.read()
         process.communicate()
 
 
-def test_one_decides_at_a_time(directory: Path) -> None:
+def test_decisions_are_made_one_at_a_time(directory: Path) -> None:
     inside, most = 0, 0
     guard = threading.Lock()
 
@@ -336,15 +336,15 @@ def test_one_decides_at_a_time(directory: Path) -> None:
     assert most == 1
 
 
-def test_a_lock_that_a_stopped_process_holds_is_given_up(directory: Path, holder) -> None:
+def test_waiting_for_the_lock_of_a_stopped_process_ends(directory: Path, holder) -> None:
     process = holder(then="ledger.decide(lambda: (print('held', flush=True), sys.stdin.read()))")
     process.send_signal(signal.SIGSTOP)
     with Ledger.open(directory) as ledger, pytest.raises(LockHeld, match=r"held for more than 0.1 s.*pid"):
         ledger.decide(nothing, timeout=0.1)
 
 
-def test_a_lock_that_was_given_up_is_not_taken_later(directory: Path) -> None:
-    """The thread that waits in the kernel gets the lock when its holder lets go, perhaps after we went on without it, and forked."""
+def test_a_lock_is_not_taken_after_waiting_has_ended(directory: Path) -> None:
+    """The waiting thread gets the lock when its holder releases it, perhaps after the caller has continued without it, and forked."""
     with Ledger.open(directory) as ledger:
         ledger.decide(nothing)
         old = os.open(directory / "lock", os.O_RDONLY)
@@ -363,8 +363,8 @@ def test_a_lock_that_was_given_up_is_not_taken_later(directory: Path) -> None:
             os.waitpid(child, 0)
 
 
-def test_an_interrupt_while_a_queued_decision_is_made_comes_when_it_is_finished(directory: Path) -> None:
-    """It runs in the thread that waited for the lock: what it took can be given back only when it has it."""
+def test_an_interrupt_during_a_queued_decision_is_raised_after_it(directory: Path) -> None:
+    """The decision runs in the thread that waited for the lock, and can be undone only once it is complete."""
     program = f"""
 import fcntl, os, signal, threading, time
 from mlops_build.gpu.ledger import Ledger
@@ -386,7 +386,7 @@ except KeyboardInterrupt:
     assert done.stdout == "interrupted [True]\n"
 
 
-def test_what_a_queued_decision_raises_is_raised(directory: Path) -> None:
+def test_the_error_of_a_queued_decision_is_raised(directory: Path) -> None:
     with Ledger.open(directory) as ledger:
         ledger.decide(nothing)
         lock = os.open(directory / "lock", os.O_RDONLY)
@@ -398,7 +398,7 @@ def test_what_a_queued_decision_raises_is_raised(directory: Path) -> None:
 
 
 def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
-    """Someone removes the file while we wait for it: what we then lock is nobody's lock any more."""
+    """The file is removed while a process waits for it, so the file that it then locks is not the lock any more."""
     with Ledger.open(directory) as ledger:
         ledger.decide(nothing)
         old = os.open(directory / "lock", os.O_RDONLY)
@@ -410,29 +410,29 @@ def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path
 
         thread = threading.Thread(target=decide)
         thread.start()
-        # Replaced in one step, and locked already: the thread may not have begun yet.
+        # Replaced atomically, and locked already: the thread may not have started yet.
         new = os.open(directory / "replacement", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(new, fcntl.LOCK_EX)
         (directory / "replacement").rename(directory / "lock")
         os.close(old)
-        assert not entered.wait(0.2), "both would decide"
+        assert not entered.wait(0.2), "both decisions would run"
         os.close(new)
         thread.join(20)
         assert entered.is_set()
 
 
-def test_no_directory_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_directory_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(NoLedger, match="No such file") as caught:
         Ledger.open(tmp_path / "absent")
     assert "1777" in caught.value.remedy
-    assert not (tmp_path / "absent").exists(), "a directory made here would be shared with nobody"
+    assert not (tmp_path / "absent").exists(), "a directory created here would not be shared"
     (tmp_path / "file").touch()
     with pytest.raises(NoLedger, match="Not a directory"):
         Ledger.open(tmp_path / "file")
 
 
 @root
-def test_a_directory_that_may_only_be_read(directory: Path, holder) -> None:
+def test_a_read_only_directory(directory: Path, holder) -> None:
     holder(service="ours")
     directory.chmod(0o755)
     program = """
@@ -449,8 +449,8 @@ print([promise.service for promise in ledger.promises()])
     assert "['ours']" in out
 
 
-def test_a_full_disk_is_no_ledger_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real full disk is a mount of its own (tests/gpu); here the kernel's answer."""
+def test_a_full_disk_raises_no_ledger_and_leaves_no_files(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates the error of the kernel; test_crashes.py uses a full mount."""
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -465,12 +465,12 @@ def test_a_full_disk_is_no_ledger_and_leaves_nothing(directory: Path, monkeypatc
         assert list(directory.iterdir()) == []
 
 
-def test_what_a_dead_process_left_half_made_is_removed_when_it_is_old(directory: Path) -> None:
+def test_old_unfinished_files_are_removed(directory: Path) -> None:
     (directory / ("." + "a" * 16 + ".lease.new")).touch()
     (directory / ("b" * 16 + ".seen")).touch()
     (directory / "theirs.new").touch()
     assert services(directory) == []
-    assert len(list(directory.iterdir())) == 3, "somebody may be writing them"
+    assert len(list(directory.iterdir())) == 3, "another process may be writing them"
     for path in directory.iterdir():
         os.utime(path, (0, 0))
     assert services(directory) == []
@@ -489,8 +489,8 @@ def test_a_log_keeps_its_newest_half(directory: Path) -> None:
     assert (directory / "decisions-0.jsonl").stat().st_mode & 0o777 == 0o644
 
 
-def test_no_file_of_others_is_opened_for_creating(directory: Path) -> None:
-    """fs.protected_regular refuses that in a sticky directory, even where the file is writable."""
+def test_files_of_other_users_are_opened_without_o_creat(directory: Path) -> None:
+    """With O_CREAT, fs.protected_regular refuses to open them in a sticky directory, even if the file is writable."""
     program = f"""
 import os, sys
 from mlops_build.gpu.ledger import Ledger

@@ -1,4 +1,4 @@
-"""libnvml's names, constants and structures are those of nvidia-ml-py, which is made from NVIDIA's header."""
+"""Compare names, constants and structures of libnvml with nvidia-ml-py, which follows NVIDIA's header."""
 
 import ctypes
 import inspect
@@ -18,8 +18,8 @@ STRUCTURES = {
 FUNCTIONS = sorted(name for name, _ in inspect.getmembers(libnvml, inspect.isfunction) if name.startswith("nvml"))
 
 
-@pytest.mark.parametrize(("ours", "theirs"), STRUCTURES.items(), ids=lambda one: one.__name__)
-def test_a_structure_is_laid_out_as_nvidia_lays_it_out(ours: type[ctypes.Structure], theirs: type[ctypes.Structure]) -> None:
+@pytest.mark.parametrize(("ours", "theirs"), STRUCTURES.items(), ids=lambda structure: structure.__name__)
+def test_structures_have_nvidias_layout(ours: type[ctypes.Structure], theirs: type[ctypes.Structure]) -> None:
     def layout(structure: type[ctypes.Structure]) -> list[tuple[str, int, int]]:
         fields = [(name, getattr(structure, name)) for name, *_ in structure._fields_]
         return [(name, field.offset, field.size) for name, field in fields]
@@ -35,8 +35,8 @@ def test_constants_have_nvidias_values() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_is_called_as_nvidias_is_and_asks_the_same_of_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are run against a library that writes down the function and the size of what each argument points to."""
+def test_functions_make_the_same_library_calls_as_nvidias(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are called with a library that records the function and the size of each argument's target."""
     asked: dict[str, list[tuple[str, list[int]]]] = {"ours": [], "theirs": []}
 
     def recording(who: str, symbol: str) -> object:
@@ -55,16 +55,16 @@ def test_a_function_is_called_as_nvidias_is_and_asks_the_same_of_the_library(nam
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer", lambda symbol: recording("theirs", symbol))
     monkeypatch.setattr(pynvml, "_nvmlLib_refcount", 1)
     values = {"index": (0, 0), "sensor": (0, 0), "kind": (1, 1), "counter": (0, 0), "handle": (libnvml.Handle(1), pynvml.c_nvmlDevice_t())}
-    parameters = [one for one in inspect.signature(getattr(libnvml, name)).parameters if one != "version"]
+    parameters = [parameter for parameter in inspect.signature(getattr(libnvml, name)).parameters if parameter != "version"]
     for version in [{}, {"version": pynvml.nvmlMemory_v2}] if name == "nvmlDeviceGetMemoryInfo" else [{}]:
-        getattr(libnvml, name)(*(values[one][0] for one in parameters), **version)
-        getattr(pynvml, name)(*(values[one][1] for one in parameters), **version)
+        getattr(libnvml, name)(*(values[parameter][0] for parameter in parameters), **version)
+        getattr(pynvml, name)(*(values[parameter][1] for parameter in parameters), **version)
     assert asked["ours"]
     assert asked["ours"] == asked["theirs"]
 
 
 def _size(argument: object) -> int:
-    """Bytes that the library may write or read there; a handle is a pointer, given as such."""
+    """Bytes that the library may access there; a handle is passed as a pointer."""
     if argument is None or isinstance(argument, int):
         return 0 if argument is None else ctypes.sizeof(ctypes.c_uint)
     return ctypes.sizeof(getattr(argument, "_obj", argument))  # type: ignore[arg-type]

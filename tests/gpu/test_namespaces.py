@@ -1,4 +1,4 @@
-"""Leases across containers: other network, pid, ipc and mount namespaces and other uids share nothing but the lease directory."""
+"""Leases across containers: other network, pid, ipc and mount namespaces and other uids share only the lease directory."""
 
 import os
 import signal
@@ -26,32 +26,32 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts proc
 @pytest.fixture
 def shared() -> Iterator[Shared]:
     with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
-        Path(folder).chmod(0o755)  # other uids go through it; pytest's tmp_path is closed to them
+        Path(folder).chmod(0o755)  # for other uids, which cannot enter pytest's tmp_path
         with shared_node(Path(folder), cards=2) as node:
             yield node
 
 
 @needs_namespaces
-def test_a_lease_is_seen_in_both_directions_and_freed_when_its_container_is_killed(shared: Shared) -> None:
+def test_leases_are_visible_in_both_directions_and_end_with_the_container(shared: Shared) -> None:
     outside = shared.tenant("20GiB", size=4 * GIB)
     inside = shared.tenant("20GiB", size=4 * GIB, wrapper=UNSHARE, environment=shared.node.view(cards=[0, 1], hide_pids=True))
-    assert inside.said["loaded"]["pid"] < 100, "it counts its pids from 1"
-    assert inside.said["leased"]["uuids"] != outside.said["leased"]["uuids"]
+    assert inside.events["loaded"]["pid"] < 100, "it counts its pids from 1"
+    assert inside.events["leased"]["uuids"] != outside.events["leased"]["uuids"]
     assert shared.refused("20GiB").startswith("NoRoom")
     assert shared.refused("20GiB", wrapper=UNSHARE).startswith("NoRoom")
 
     inside.kill()
     again = shared.tenant("20GiB")
-    assert again.said["leased"]["uuids"] == inside.said["leased"]["uuids"]
+    assert again.events["leased"]["uuids"] == inside.events["leased"]["uuids"]
     outside.end()
     last = shared.tenant("20GiB", wrapper=UNSHARE)
-    assert last.said["leased"]["uuids"] == outside.said["leased"]["uuids"]
+    assert last.events["leased"]["uuids"] == outside.events["leased"]["uuids"]
 
 
 @needs_namespaces
 def test_the_same_pid_in_two_containers_is_two_processes(shared: Shared) -> None:
     first, second = (shared.tenant("6GiB", size=5 * GIB, wrapper=UNSHARE) for _ in range(2))
-    assert first.said["loaded"]["pid"] == second.said["loaded"]["pid"]
+    assert first.events["loaded"]["pid"] == second.events["loaded"]["pid"]
     cards = shared.cards()
     assert sum(len(card["leases"]) for card in cards) == 2
     first.kill()
@@ -60,7 +60,7 @@ def test_the_same_pid_in_two_containers_is_two_processes(shared: Shared) -> None
 
 @needs_namespaces
 def test_memory_seen_from_a_container_without_pids_is_counted_once(shared: Shared) -> None:
-    """NVML gives the host's pids, which mean nothing here: the owner's own report tells leased memory from the others'."""
+    """NVML reports pids of the host, which are not valid here: the owner's report attributes the memory."""
     shared.tenant("8GiB", size=6 * GIB, wrapper=UNSHARE, environment=shared.node.view(cards=[0, 1], hide_pids=True))
     for environment in (None, shared.node.view(cards=[0, 1], hide_pids=True)):
         for wrapper in ((), UNSHARE):
@@ -70,28 +70,28 @@ def test_memory_seen_from_a_container_without_pids_is_counted_once(shared: Share
 
 @needs_root
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_uids_see_each_other_whatever_their_umask(shared: Shared, umask: int) -> None:
+def test_uids_see_each_others_leases_with_any_umask(shared: Shared, umask: int) -> None:
     first = shared.tenant("20GiB", uid=12001, umask=umask)
     second = shared.tenant("20GiB", uid=12002, umask=umask)
-    assert first.said["leased"]["uuids"] != second.said["leased"]["uuids"]
+    assert first.events["leased"]["uuids"] != second.events["leased"]["uuids"]
     assert shared.refused("20GiB", uid=12003, umask=umask).startswith("NoRoom")
     assert {lease["uid"] for card in shared.cards(uid=12003) for lease in card["leases"]} == {12001, 12002}
     first.kill()
-    assert shared.tenant("20GiB", uid=12002, umask=umask).said["leased"]["uuids"] == first.said["leased"]["uuids"]
+    assert shared.tenant("20GiB", uid=12002, umask=umask).events["leased"]["uuids"] == first.events["leased"]["uuids"]
 
 
 @needs_root
-def test_a_directory_in_which_only_others_may_write_gives_leases_to_nobody_else_but_a_card_to_all(shared: Shared) -> None:
+def test_a_user_without_write_permission_gets_a_card_without_a_lease(shared: Shared) -> None:
     shared.leases.chmod(0o755)
-    one = shared.tenant("4GiB", uid=12001)
-    assert one.said["leased"]["uuids"]
-    assert "lease" in one.warnings().lower()
+    tenant = shared.tenant("4GiB", uid=12001)
+    assert tenant.events["leased"]["uuids"]
+    assert "lease" in tenant.warnings().lower()
     assert list(shared.leases.glob("*.lease")) == []
 
 
 @needs_namespaces
-def test_a_read_only_lease_directory_is_said_and_does_without(shared: Shared) -> None:
-    """Root ignores modes, so the directory is mounted read-only, as a pod does with readOnly: true."""
+def test_a_read_only_lease_directory_gives_a_warning_and_a_card(shared: Shared) -> None:
+    """Root ignores modes, so the directory is mounted read-only, like readOnly: true in a pod."""
     read_only = [
         *UNSHARE,
         "sh",
@@ -99,15 +99,15 @@ def test_a_read_only_lease_directory_is_said_and_does_without(shared: Shared) ->
         f'mount --bind {shared.leases} {shared.leases} && mount -o remount,ro,bind {shared.leases} && exec "$@"',
         "sh",
     ]
-    one = shared.tenant("4GiB", size=GIB, wrapper=read_only)
-    assert one.said["leased"]["uuids"]
-    assert one.said["loaded"]
-    assert str(shared.leases) in one.warnings()
+    tenant = shared.tenant("4GiB", size=GIB, wrapper=read_only)
+    assert tenant.events["leased"]["uuids"]
+    assert tenant.events["loaded"]
+    assert str(shared.leases) in tenant.warnings()
 
 
 @needs_namespaces
 def test_the_lease_survives_exec_in_a_container(shared: Shared) -> None:
-    """`gpu run` execs its command, which hardcodes cuda:0 and knows nothing of leases."""
+    """`gpu run` execs its command, which hardcodes cuda:0 and does not use leases."""
     command = [
         *UNSHARE,
         sys.executable,

@@ -1,4 +1,4 @@
-"""Who uses memory without a lease: real processes on a simulated node, looked at from the host and from containers."""
+"""Processes without a lease: real processes on a simulated node, seen from the host and from containers."""
 
 import json
 import os
@@ -26,8 +26,11 @@ from mlops_build.gpu import cards
 print(json.dumps([
     {
         "external": card.external_bytes, "counted": card.external_counted_bytes, "committed": card.committed_bytes, "visible": card.visible,
-        "neighbours": [[one.name, one.uid, one.pid, one.used_bytes, one.counted_bytes, one.why] for one in card.neighbours],
-        "leases": [[one.service, dict(one.seen)] for one in card.leases],
+        "neighbours": [
+            [getattr(neighbour, name) for name in ("name", "uid", "pid", "used_bytes", "counted_bytes", "why")]
+            for neighbour in card.neighbours
+        ],
+        "leases": [[lease.service, dict(lease.seen)] for lease in card.leases],
     }
     for card in cards()
 ]))
@@ -39,13 +42,13 @@ def cards(run_python: RunPython) -> Callable[..., list[dict[str, Any]]]:
     return lambda environment: json.loads(run_python(CARDS, environment))
 
 
-def test_the_host_names_them(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_the_host_shows_names(node: MakeNode, cards: Callable[..., Any]) -> None:
     nodes = node("24GiB")
     old, older = nodes.start("3GiB", name="score"), nodes.start("2GiB", name="train")
     for service in (old, older):
         service.wait_for("loaded")
     [card] = cards(nodes.environment)
-    # Both run the same program as the same user: one neighbour, by its largest process.
+    # Both run the same program as the same user, so they are one neighbour with the larger process.
     assert card["neighbours"] == [["service.py", os.getuid(), old.pid, 5 * GIB, 5 * GIB, "used"]]
     (nodes.directory / "mlops-gpu.toml").write_text('[[neighbour]]\nname = "scoring"\ncommand = "*--name score *"\nmemory = "6GiB"\n')
     [card] = cards(nodes.environment)
@@ -56,7 +59,7 @@ def test_the_host_names_them(node: MakeNode, cards: Callable[..., Any]) -> None:
     assert (card["external"], card["counted"], card["committed"]) == (5 * GIB, 8 * GIB, 8 * GIB)
 
 
-def test_a_declaration_that_makes_no_sense_is_an_error(node: MakeNode) -> None:
+def test_an_invalid_declaration_is_an_error(node: MakeNode) -> None:
     nodes = node("24GiB")
     (nodes.directory / "mlops-gpu.toml").write_text("[[neighbour]]\nuid = 1\n")
     done = subprocess.run([sys.executable, "-c", CARDS], env=nodes.environment, capture_output=True, text=True, timeout=60, check=False)
@@ -64,7 +67,7 @@ def test_a_declaration_that_makes_no_sense_is_an_error(node: MakeNode) -> None:
 
 
 @pytest.mark.parametrize("view", [{"hide_pids": True}, {"hide_process_memory": True}])
-def test_a_container_counts_them_all_together(node: MakeNode, cards: Callable[..., Any], view: dict[str, bool]) -> None:
+def test_a_container_counts_all_neighbours_together(node: MakeNode, cards: Callable[..., Any], view: dict[str, bool]) -> None:
     nodes = node("24GiB")
     nodes.start("3GiB").wait_for("loaded")
     nodes.set_used(0, "1GiB")
@@ -101,8 +104,8 @@ def end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-def test_a_lease_s_own_process_is_no_neighbour(node: MakeNode, cards: Callable[..., Any]) -> None:
-    """Nobody reported anything: NVML's pid is the lease's."""
+def test_the_process_of_a_lease_is_not_a_neighbour(node: MakeNode, cards: Callable[..., Any]) -> None:
+    """Without a report, by NVML's pid."""
     nodes = node("24GiB")
     process = leased(nodes, str(3 * GIB), 4 * GIB)
     try:
@@ -110,7 +113,7 @@ def test_a_lease_s_own_process_is_no_neighbour(node: MakeNode, cards: Callable[.
         [card] = cards(nodes.environment)
         assert card["leases"] == [["mine", {nodes.cards[0].uuid: 3 * GIB}]]
         assert (card["external"], card["committed"], len(card["neighbours"])) == (2 * GIB, 6 * GIB, 1)
-        # Hidden, it is counted twice as long as it reports nothing: once in its budget, once as nobody's.
+        # With hidden pids it counts twice until it reports: with its budget, and as use without a lease.
         [card] = cards(nodes.view(hide_pids=True))
         assert (card["external"], card["committed"]) == (5 * GIB, 9 * GIB)
     finally:
@@ -120,7 +123,7 @@ def test_a_lease_s_own_process_is_no_neighbour(node: MakeNode, cards: Callable[.
 
 
 def test_a_lease_in_another_pid_namespace(node: MakeNode, cards: Callable[..., Any]) -> None:
-    """A pod's lease, looked at from the host: its pid is another one there."""
+    """A pod's lease, seen from the host, where it has another pid."""
     unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("unshare cannot make a pid namespace here (needs root)")
@@ -129,7 +132,7 @@ def test_a_lease_in_another_pid_namespace(node: MakeNode, cards: Callable[..., A
     try:
         [card] = cards(nodes.environment)
         assert (card["external"], card["committed"], card["neighbours"]) == (0, 4 * GIB, [])
-        # And from within another container, where the host's pids are nobody's: the lease is counted, its memory as somebody's, too.
+        # In another container the host's pids are not valid: the lease counts, and its memory counts as a neighbour's, too.
         script = f"import subprocess, sys; sys.exit(subprocess.run({[*unshare, sys.executable, '-c', CARDS]!r}).returncode)"
         done = subprocess.run([sys.executable, "-c", script], env=nodes.environment, capture_output=True, text=True, timeout=60, check=True)
         [card] = json.loads(done.stdout)
@@ -139,7 +142,7 @@ def test_a_lease_in_another_pid_namespace(node: MakeNode, cards: Callable[..., A
         end(process)
 
 
-def test_the_mask_is_shown(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_cards_have_the_visibility_of_the_mask(node: MakeNode, cards: Callable[..., Any]) -> None:
     nodes = node("24GiB", "24GiB")
     mask = {"CUDA_VISIBLE_DEVICES": str(nodes.cards[1].uuid)[:12]}
     assert [card["visible"] for card in cards(nodes.environment | mask)] == [False, True]
@@ -147,28 +150,28 @@ def test_the_mask_is_shown(node: MakeNode, cards: Callable[..., Any]) -> None:
     assert [card["visible"] for card in cards(mixed.environment | {"CUDA_VISIBLE_DEVICES": "0"})] == [None, None]
 
 
-def test_what_is_known_of_a_process() -> None:
-    """This one, its parent, and one that is not there."""
-    found = known([os.getpid()])
-    assert found is not None
-    me = found[os.getpid()]
+def test_data_of_processes() -> None:
+    """Of this process, its parent, and a missing process."""
+    processes = known([os.getpid()])
+    assert processes is not None
+    me = processes[os.getpid()]
     assert (me.uid, me.parent, me.namespace) == (os.geteuid(), os.getppid(), pid_namespace())
     assert "pytest" in me.command or "python" in me.command
     assert me.started >= 0
     if os.getppid() > 1:
-        assert found[os.getppid()].command == ""
+        assert processes[os.getppid()].command == ""
 
 
-def test_a_name_that_is_no_text_breaks_nothing(tmp_path: Path) -> None:
-    """A program may call itself anything: a line of /proc/PID/status, a bracket of /proc/PID/stat."""
+def test_a_process_name_that_is_not_text(tmp_path: Path) -> None:
+    """A program's name can look like a line of /proc/PID/status or a bracket of /proc/PID/stat."""
     script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1\\nUid: 0\\xff', 0, 0, 0); print(flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        found = known([process.pid])
-        assert found is not None
-        assert (found[process.pid].parent, found[process.pid].uid) == (os.getpid(), os.geteuid())
+        processes = known([process.pid])
+        assert processes is not None
+        assert (processes[process.pid].parent, processes[process.pid].uid) == (os.getpid(), os.geteuid())
     finally:
         process.kill()
         process.communicate()
@@ -182,7 +185,7 @@ POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123abcd_8
 
 
 @pytest.mark.parametrize(
-    ("one", "name", "key"),
+    ("known_process", "name", "key"),
     [
         (process("/usr/bin/python3.11 -u /srv/train.py --token=secret"), "train.py", "1000:train.py"),
         (process("python -m ipykernel_launcher -f /home/a/kernel-1.json"), "ipykernel_launcher", "1000:ipykernel_launcher"),
@@ -200,20 +203,20 @@ POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123abcd_8
         (process(""), "process", "1000:process"),
     ],
 )
-def test_names(one: Known, name: str, key: str) -> None:
-    assert (name_of(one), key_of(one)) == (name, key)
+def test_names(known_process: Known, name: str, key: str) -> None:
+    assert (name_of(known_process), key_of(known_process)) == (name, key)
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.sampled_from(["", ".service", ".scope"]))
 def test_names_are_short_and_printable(command: str, cgroup: str, kind: str) -> None:
-    one = process(command, cgroup + kind)
-    assert 0 < len(name_of(one)) <= 100
-    assert name_of(one).isprintable()
-    assert len(key_of(one)) <= 60
+    known_process = process(command, cgroup + kind)
+    assert 0 < len(name_of(known_process)) <= 100
+    assert name_of(known_process).isprintable()
+    assert len(key_of(known_process)) <= 60
 
 
 def backdate(directory: Path, seconds: float) -> None:
-    """As if the last look had been made so long ago."""
+    """Set the times in the files back, as if the last read had been earlier."""
     file = directory / f"peaks-{os.getuid()}.json"
     document = json.loads(file.read_text())
     for keys in document["cards"].values():
@@ -223,7 +226,7 @@ def backdate(directory: Path, seconds: float) -> None:
     file.write_text(json.dumps(document))
 
 
-def test_looks_remember_peaks_in_the_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_peaks_are_stored_in_the_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
     nodes = node("24GiB")
     leases = nodes.directory / "leases"
     large, small = nodes.start("5GiB"), nodes.start("1GiB")
@@ -236,7 +239,7 @@ def test_looks_remember_peaks_in_the_lease_directory(node: MakeNode, cards: Call
     large.kill()
     large.wait()
     [card] = cards(nodes.environment)
-    # One process of that name is left, and none of them had more than 5 GiB.
+    # One process with that name is left, and none had more than 5 GiB.
     assert (card["external"], round(card["counted"] / GIB, 2), card["neighbours"][0][5]) == (GIB, 5, "peak")
     backdate(leases, 3.5 * 86400)
     [card] = cards(nodes.environment)
@@ -249,7 +252,7 @@ def test_looks_remember_peaks_in_the_lease_directory(node: MakeNode, cards: Call
     assert cards(nodes.environment)[0]["counted"] == 0
 
 
-def test_without_a_lease_directory_there_are_cards_all_the_same(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_cards_without_a_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
     nodes = node(testing.SimulatedCard(used="2GiB"))
     [card] = cards(nodes.environment | {"MLOPS_GPU_LEASE_DIR": "/nonexistent/leases"})
     assert (card["external"], card["leases"]) == (2 * GIB, [])

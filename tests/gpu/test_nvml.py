@@ -1,4 +1,4 @@
-"""What NVML says, through a process of its own for each test: readings, troubles of one card, troubles of the driver, calls that hang."""
+"""NVML readings in a separate process for each test: values, faults of a card, faults of the driver, calls that hang."""
 
 import json
 import os
@@ -18,21 +18,21 @@ GIB = 2**30
 READ = """
 import dataclasses, json, sys
 from mlops_build.gpu.nvml import read
-print(json.dumps([dataclasses.asdict(one) for one in read(full="full" in sys.argv)]))
+print(json.dumps([dataclasses.asdict(reading) for reading in read(full="full" in sys.argv)]))
 """
 
 
 @pytest.fixture
 def read(run_python: RunPython) -> Callable[..., list[dict[str, Any]]]:
     def reading(environment: Mapping[str, str], *arguments: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(run_python(READ, environment, *arguments))
-        return found
+        readings: list[dict[str, Any]] = json.loads(run_python(READ, environment, *arguments))
+        return readings
 
     return reading
 
 
-def test_a_reading_says_what_can_be_used(node: MakeNode, read: Callable[..., Any]) -> None:
-    """Version 2's total less what the driver reserves; a card without that function, version 1's."""
+def test_a_reading_has_the_usable_memory(node: MakeNode, read: Callable[..., Any]) -> None:
+    """Version 2's total without the driver's reserve; without that function, version 1's total."""
     nodes = node(
         testing.SimulatedCard(total="24GiB", reserved="1GiB", used="2GiB", name="NVIDIA L4", temperature=55, ecc_errors=3), "16GiB"
     )
@@ -47,7 +47,7 @@ def test_a_reading_says_what_can_be_used(node: MakeNode, read: Callable[..., Any
     assert (first["utilisation"], first["temperature"], first["power_watts"], first["ecc_errors"]) == (0, 55, 30.0, 3)
 
 
-def test_a_reading_names_processes(node: MakeNode, read: Callable[..., Any]) -> None:
+def test_a_reading_lists_processes(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node("24GiB")
     service = nodes.start("3GiB")
     service.wait_for("loaded")
@@ -72,15 +72,15 @@ def test_a_reading_names_processes(node: MakeNode, read: Callable[..., Any]) -> 
         ("nvmlDeviceGetMemoryInfo", 999, "fault"),
     ],
 )
-def test_one_card_s_trouble_is_its_own(node: MakeNode, read: Callable[..., Any], call: str, code: int, trouble: str) -> None:
+def test_a_fault_affects_only_its_card(node: MakeNode, read: Callable[..., Any], call: str, code: int, trouble: str) -> None:
     nodes = node("24GiB", "24GiB", "24GiB")
     nodes.fault(1, call, code=code)
-    found = read(nodes.environment, "full")
-    assert [one["trouble"] for one in found] == [None, trouble, None]
-    assert [one["total_bytes"] for one in found] == [24 * GIB, None, 24 * GIB]
-    assert found[1]["why"]
-    # What was said before the fault is kept: a card is named where it can be.
-    assert found[1]["uuid"] == ("unknown-1" if call in ("*", "nvmlDeviceGetHandleByIndex") else nodes.cards[1].uuid)
+    readings = read(nodes.environment, "full")
+    assert [reading["trouble"] for reading in readings] == [None, trouble, None]
+    assert [reading["total_bytes"] for reading in readings] == [24 * GIB, None, 24 * GIB]
+    assert readings[1]["why"]
+    # Values from before the fault are kept: the card keeps its UUID if it was read.
+    assert readings[1]["uuid"] == ("unknown-1" if call in ("*", "nvmlDeviceGetHandleByIndex") else nodes.cards[1].uuid)
 
 
 def test_a_card_that_shares_the_host_s_memory(node: MakeNode, read: Callable[..., Any]) -> None:
@@ -89,7 +89,7 @@ def test_a_card_that_shares_the_host_s_memory(node: MakeNode, read: Callable[...
     assert (card["trouble"], card["total_bytes"], card["name"]) == ("memory not supported", None, "NVIDIA GB10")
 
 
-def test_a_card_that_an_administrator_took_out(node: MakeNode, read: Callable[..., Any]) -> None:
+def test_a_card_with_a_prohibited_compute_mode(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node(testing.SimulatedCard(compute_mode=2), testing.SimulatedCard(compute_mode=3))
     first, second = read(nodes.environment)
     assert (first["trouble"], "PROHIBITED" in first["why"], first["total_bytes"]) == ("permission denied", True, 24 * GIB)
@@ -99,7 +99,7 @@ def test_a_card_that_an_administrator_took_out(node: MakeNode, read: Callable[..
     assert "46" in service.communicate()[1]
 
 
-def test_what_a_card_need_not_know_is_no_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
+def test_missing_optional_values_are_not_a_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node(testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
     [card] = read(nodes.environment, "full")
     assert (card["trouble"], card["utilisation"], card["temperature"], card["power_watts"], card["ecc_errors"]) == (None,) * 5
@@ -114,13 +114,13 @@ def test_mig(node: MakeNode, read: Callable[..., Any]) -> None:
     parent, small, large, card, empty = read(nodes.environment)
     assert (parent["trouble"], "into 2" in parent["why"]) == ("divided by MIG", True)
     assert (empty["trouble"], empty["why"]) == ("divided by MIG", "divided by MIG, without instances")
-    assert [one["uuid"] for one in (small, large)] == uuids
-    assert [one["total_bytes"] for one in (small, large, card)] == [10 * GIB, 20 * GIB, 24 * GIB]
-    assert [one["used_bytes"] for one in (small, large)] == [0, 4 * GIB]
-    assert [[one["pid"] for one in part["processes"]] for part in (small, large)] == [[], [service.pid]]
+    assert [reading["uuid"] for reading in (small, large)] == uuids
+    assert [reading["total_bytes"] for reading in (small, large, card)] == [10 * GIB, 20 * GIB, 24 * GIB]
+    assert [reading["used_bytes"] for reading in (small, large)] == [0, 4 * GIB]
+    assert [[process["pid"] for process in part["processes"]] for part in (small, large)] == [[], [service.pid]]
     assert (large["mig_parent"], large["mig_instance"], large["index"]) == (parent["uuid"], [2, 0], 0)
     nodes.fault(uuids[0], "nvmlDeviceGetMemoryInfo", code=4)
-    assert [one["trouble"] for one in read(nodes.environment)[:3]] == ["divided by MIG", "permission denied", None]
+    assert [reading["trouble"] for reading in read(nodes.environment)[:3]] == ["divided by MIG", "permission denied", None]
 
 
 HANG = """
@@ -130,8 +130,8 @@ with Nvml(seconds=0.5) as nvml:
     looks = []
     for _ in range(3):
         start = time.monotonic()
-        found = nvml.read()
-        looks.append([[one.trouble for one in found], [one.uuid for one in found], time.monotonic() - start])
+        readings = nvml.read()
+        looks.append([[reading.trouble for reading in readings], [reading.uuid for reading in readings], time.monotonic() - start])
         if len(looks) == 2:
             print("twice", flush=True)
             input()
@@ -144,7 +144,7 @@ with Nvml(seconds=0.5) as nvml:
 
 
 def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callable[..., Any]) -> None:
-    """It is waited for once, not at each look; nor does each look leave a thread; and it is back when it answers again."""
+    """Only the first read waits for it, not each read adds a thread, and it is read again once it answers."""
     nodes = node("24GiB", "24GiB")
     nodes.fault(1, "nvmlDeviceGetMemoryInfo", delay_ms=60_000)
     process = subprocess.Popen(
@@ -158,15 +158,15 @@ def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callab
         out, _ = process.communicate("go on\n", timeout=30)
     finally:
         process.kill()
-    said = json.loads(out)
-    assert [look[0] for look in said["looks"]] == [[None, "does not answer"], [None, "does not answer"], [None, None]]
-    assert said["looks"][0][1] == [card.uuid for card in nodes.cards]
-    assert said["looks"][0][2] >= 0.5 > said["looks"][1][2]
-    assert said["threads"] == 2, "one that waits for the next look"
+    output = json.loads(out)
+    assert [look[0] for look in output["looks"]] == [[None, "does not answer"], [None, "does not answer"], [None, None]]
+    assert output["looks"][0][1] == [card.uuid for card in nodes.cards]
+    assert output["looks"][0][2] >= 0.5 > output["looks"][1][2]
+    assert output["threads"] == 2, "one thread waits for the next read"
     assert process.returncode == 0
 
 
-def test_the_process_ends_though_a_call_hangs(node: MakeNode, read: Callable[..., Any]) -> None:
+def test_the_process_ends_although_a_call_hangs(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node("24GiB")
     nodes.fault(0, "nvmlDeviceGetHandleByIndex", delay_ms=120_000)
     [card] = read(nodes.environment)  # run_python fails after 60 s
@@ -194,21 +194,21 @@ except NoDriver as error:
         (999, "fault", "nvidia-smi"),
     ],
 )
-def test_the_driver_s_troubles(node: MakeNode, run_python: RunPython, code: int, reason: str, remedy: str) -> None:
+def test_faults_of_the_driver(node: MakeNode, run_python: RunPython, code: int, reason: str, remedy: str) -> None:
     nodes = node("24GiB")
     nodes.fail_init(code)
-    said = json.loads(run_python(DRIVER, nodes.environment))
-    assert said[0] == reason
-    assert remedy in said[2]
-    assert said[3] == 6
+    error = json.loads(run_python(DRIVER, nodes.environment))
+    assert error[0] == reason
+    assert remedy in error[2]
+    assert error[3] == 6
 
 
 def test_a_driver_that_hangs(node: MakeNode, run_python: RunPython) -> None:
     nodes = node("24GiB")
     for call in ("nvmlInit", "nvmlDeviceGetCount"):
         nodes.fault(None, call, delay_ms=60_000)
-        said = json.loads(run_python(DRIVER, nodes.environment))
-        assert said[:2] == ["does not answer", "the NVIDIA driver does not answer within 0.5 s"]
+        error = json.loads(run_python(DRIVER, nodes.environment))
+        assert error[:2] == ["does not answer", "the NVIDIA driver does not answer within 0.5 s"]
         nodes.restore()
 
 
@@ -216,27 +216,27 @@ def test_no_library(run_python: RunPython) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     if os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
         pytest.skip("there is an NVIDIA driver here")
-    said = json.loads(run_python(DRIVER, environment))
-    assert said[0] == "no library"
-    assert "libnvidia-ml.so.1" in said[1]
+    error = json.loads(run_python(DRIVER, environment))
+    assert error[0] == "no library"
+    assert "libnvidia-ml.so.1" in error[1]
 
 
 def test_a_container_s_view(node: MakeNode, read: Callable[..., Any]) -> None:
-    """NVML counts from 0 whatever the node's numbers are; the UUID is the same everywhere."""
+    """NVML counts from 0, independent of the node's numbers; the UUID is the same."""
     nodes = node("24GiB", "40GiB", "80GiB")
-    found = read(nodes.view(cards=[2]))
-    assert [(one["index"], one["uuid"], one["total_bytes"]) for one in found] == [(0, nodes.cards[2].uuid, 80 * GIB)]
+    readings = read(nodes.view(cards=[2]))
+    assert [(reading["index"], reading["uuid"], reading["total_bytes"]) for reading in readings] == [(0, nodes.cards[2].uuid, 80 * GIB)]
 
 
-def test_a_card_that_is_lost_between_looks_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:
-    """An exporter's NVML stays open: a card that is lost between two looks keeps its name, and one that comes back is read again."""
+def test_a_card_that_is_lost_between_reads_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:
+    """An exporter's NVML stays open: a card that is lost between two reads keeps its name, and is read again once it works."""
     nodes = node("24GiB", "24GiB")
     script = """
 import sys
 from mlops_build.gpu.nvml import Nvml
 with Nvml() as nvml:
     for _ in sys.stdin:
-        print([(one.uuid[-4:], one.trouble and one.trouble.value) for one in nvml.read()], flush=True)
+        print([(reading.uuid[-4:], reading.trouble and reading.trouble.value) for reading in nvml.read()], flush=True)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

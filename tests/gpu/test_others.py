@@ -27,14 +27,14 @@ def run(program: str, *arguments: str, on: dict[str, str]) -> str:
 
 @pytest.fixture
 def busy(node: MakeNode) -> testing.Node:
-    """Two cards that are alike, the first with a service of 4 GiB on it, the second with 1 GiB of nobody's."""
+    """Two identical cards: the first with a service of 4 GiB, the second with 1 GiB that belongs to no process."""
     made = node("24GiB", SimulatedCard(used="1GiB", temperature=61, power_watts=55, utilisation=42))
     made.start("4GiB", load_seconds=0, name="recommender").wait_for("loaded")
     return made
 
 
-def test_nvidia_ml_py_reads_all_of_it(busy: testing.Node, run_python: Callable[..., str]) -> None:
-    told = run_python(
+def test_nvidia_ml_py_reads_the_node(busy: testing.Node, run_python: Callable[..., str]) -> None:
+    output = run_python(
         """
 import json, pynvml as n
 n.nvmlInit()
@@ -54,12 +54,12 @@ except n.NVMLError_Uninitialized: pass
 """,
         busy.environment,
     )
-    assert json.loads(told) == [
+    assert json.loads(output) == [
         *("580.65.06", 13000, "NVIDIA L4", "00000000:18:00.0", [8, 9], 42, 61, 61, 55000, 72000, 0, 1 * GIB, "Invalid Argument"),
     ]
 
 
-def test_nvitop_shows_the_cards_and_who_is_on_them(busy: testing.Node) -> None:
+def test_nvitop_shows_the_cards_and_their_processes(busy: testing.Node) -> None:
     shown = run("nvitop", "-1", on=busy.environment)
     (pid,) = busy.processes(0)
     assert "4096MiB / 24.00GiB" in shown
@@ -75,7 +75,7 @@ def test_nvitop_selects_by_free_memory(busy: testing.Node, run_python: Callable[
     assert selected.split() == [second, first]
 
 
-def test_gpustat_shows_the_cards_and_who_is_on_them(busy: testing.Node) -> None:
+def test_gpustat_shows_the_cards_and_their_processes(busy: testing.Node) -> None:
     shown = json.loads(run("gpustat", "--json", on=busy.environment))
     first, second = shown["gpus"]
     (pid,) = busy.processes(0)
@@ -84,7 +84,7 @@ def test_gpustat_shows_the_cards_and_who_is_on_them(busy: testing.Node) -> None:
     assert (second["memory.used"], second["temperature.gpu"], second["utilization.gpu"]) == (1024, 61, 42)
 
 
-def test_they_take_a_node_with_lost_and_cut_cards(node: MakeNode) -> None:
+def test_they_run_on_a_node_with_a_lost_and_a_divided_card(node: MakeNode) -> None:
     made = node("24GiB", SimulatedCard(total="80GiB", name="NVIDIA A100", compute_capability=(8, 0)), "24GiB")
     made.mig(1, ["10GiB", "40GiB"])
     made.lose(2)

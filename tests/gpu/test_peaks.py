@@ -1,4 +1,4 @@
-"""The most that those without a lease were seen to use."""
+"""Observed peaks of processes without a lease."""
 
 import json
 
@@ -34,7 +34,7 @@ def counts(peaks: Peaks, used: int, seconds: float, key: str = "k") -> int:
     return counted(peaks, "GPU-a", key, used, START + seconds)
 
 
-def test_a_neighbour_that_shrank_is_counted_at_its_peak_which_fades_over_seven_days() -> None:
+def test_a_neighbour_counts_with_its_peak_which_fades_over_seven_days() -> None:
     peaks = after((0, 6 * GIB), (10, 6 * GIB), (20, 2 * GIB))
     assert counts(peaks, 2 * GIB, 10) == 6 * GIB
     assert counts(peaks, 2 * GIB, 10 + 3.5 * DAY) == 3 * GIB
@@ -43,23 +43,23 @@ def test_a_neighbour_that_shrank_is_counted_at_its_peak_which_fades_over_seven_d
     assert counts(peaks, 8 * GIB, 20) == 8 * GIB
 
 
-def test_what_one_look_saw_is_no_peak() -> None:
-    """The memory of a lease whose process has just been killed."""
+def test_memory_at_a_single_read_is_not_a_peak() -> None:
+    """For example the memory of a lease whose process has just been killed."""
     peaks = after((0, 0), (10, 20 * GIB), (10.1, 20 * GIB), (20, 0), (30, 0))
     assert counts(peaks, 0, 30) == 0
 
 
-def test_what_stays_is_a_peak_however_often_is_looked() -> None:
+def test_memory_that_stays_is_a_peak_at_any_read_interval() -> None:
     looks = [(step / 10, 5 * GIB) for step in range(int(SETTLE_SECONDS * 10) + 2)]
     assert counts(after(*looks), 0, SETTLE_SECONDS + 0.2) > 4.9 * GIB
 
 
-def test_a_peak_is_what_was_held_all_the_time_in_between() -> None:
+def test_a_peak_is_the_minimum_between_reads() -> None:
     assert counts(after((0, 3 * GIB), (2, 9 * GIB), (10, 4 * GIB)), 0, 10) == 3 * GIB
 
 
-def test_nothing_new_is_the_same_object() -> None:
-    """So that the lease directory is not written at every look."""
+def test_unchanged_peaks_are_the_same_object() -> None:
+    """So that not every read writes the lease directory."""
     peaks = after((0, 4 * GIB), (10, 4 * GIB))
     assert after((20, 4 * GIB), (30, 4 * GIB), (40, 4 * GIB), peaks=peaks) is peaks
     assert after((20 + REFRESH_SECONDS, 4 * GIB), peaks=peaks) is not peaks
@@ -67,20 +67,20 @@ def test_nothing_new_is_the_same_object() -> None:
     assert observe(empty, {"GPU-a": {"k": 0}}, START) is empty
 
 
-def test_a_clock_that_was_put_back() -> None:
+def test_a_clock_that_was_set_back() -> None:
     peaks = after((100 * DAY, 4 * GIB), (100 * DAY + 10, 4 * GIB))
     assert counts(peaks, 0, 0) == 4 * GIB
-    read = from_document(as_document(peaks), START)  # a time to come would never fade
+    read = from_document(as_document(peaks), START)  # a time in the future would not fade
     assert counted(read, "GPU-a", "k", 0, START + 7 * DAY) == 0
 
 
-def test_the_greater_of_several_observers() -> None:
+def test_the_greater_peak_of_several_observers_counts() -> None:
     old, new = after((0, 6 * GIB), (10, 6 * GIB)), after((3 * DAY, 5 * GIB), (3 * DAY + 10, 5 * GIB))
     assert counts(merge([old, new], START + DAY), 0, DAY + 10) > 5.1 * GIB
     assert counts(merge([old, new], START + 4 * DAY), 0, 4 * DAY) > 4.2 * GIB
 
 
-def test_names_that_are_made_up_do_not_fill_the_directory() -> None:
+def test_invented_names_do_not_fill_the_directory() -> None:
     peaks: Peaks = {}
     for number in range(5 * MOST_KEYS):
         peaks = observe(peaks, {"GPU-a": {f"{number}": number + 1}}, START + number)
@@ -101,14 +101,14 @@ documents = st.recursive(
 
 
 @given(st.one_of(documents, st.fixed_dictionaries({"schema": st.just(1), "cards": documents})))
-def test_no_document_breaks_a_look(document: object) -> None:
-    found = from_document(document, START)
-    assert counted(found, "GPU-a", "k", 0, START) >= 0
-    observe(found, {"GPU-a": {"k": 1}}, START)
+def test_arbitrary_documents_are_read(document: object) -> None:
+    peaks = from_document(document, START)
+    assert counted(peaks, "GPU-a", "k", 0, START) >= 0
+    observe(peaks, {"GPU-a": {"k": 1}}, START)
 
 
 @given(st.lists(st.tuples(st.floats(0, 2 * DAY), st.integers(0, 40 * GIB)), max_size=12))
-def test_a_peak_is_never_more_than_was_seen_and_survives_the_file(looks: list[tuple[float, int]]) -> None:
+def test_a_peak_never_exceeds_the_observed_memory_and_survives_the_file(looks: list[tuple[float, int]]) -> None:
     peaks: Peaks = {}
     now = 0.0
     most = 0

@@ -1,4 +1,4 @@
-"""The simulated node: what many real processes do to it, as NVML and CUDA show it."""
+"""The simulated node, used by many real processes, as NVML and CUDA show it."""
 
 import json
 import os
@@ -42,7 +42,7 @@ for index in range(pynvml.nvmlDeviceGetCount()):
 print(json.dumps(cards))
 """
 
-# CUDA as a program in C would call it: `call` raises on a code, `uuids` are the devices seen.
+# CUDA calls as in C: `call` raises for an error code, `uuids` returns the visible devices.
 CUDA = """
 import ctypes, json, os, signal, sys
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -54,12 +54,12 @@ def uuids():
     if code: return code
     count = ctypes.c_int()
     call("cuDeviceGetCount", ctypes.byref(count))
-    found = []
+    uuids = []
     for ordinal in range(count.value):
         raw = (ctypes.c_ubyte * 16)()
         call("cuDeviceGetUuid_v2", raw, ordinal)
-        found.append(bytes(raw).hex())
-    return found
+        uuids.append(bytes(raw).hex())
+    return uuids
 def context():
     call("cuInit", 0)
     made = ctypes.c_void_p()
@@ -70,7 +70,7 @@ def allocate(size):
     return cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)), address
 """
 
-# Answers each line [mask or null, order or null] with what a process that starts CUDA under it sees.
+# For each line [mask or null, order or null], prints what a process that starts CUDA with it sees.
 MASKS = (
     CUDA
     + """
@@ -93,7 +93,7 @@ def digits(uuid: str) -> str:
 # ── sharing ──
 
 
-def test_what_one_process_takes_another_sees(node: MakeNode, run_python: RunPython) -> None:
+def test_a_process_sees_the_memory_of_another(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB", SimulatedCard(total="24GiB", reserved="512MiB", used="1GiB"))
     service = made.start("4GiB", load_seconds=0)
     service.wait_for("loaded")
@@ -114,7 +114,7 @@ def test_a_context_costs_memory(node: MakeNode) -> None:
     assert made.used(0) == 500 * MIB
 
 
-def test_a_service_grows_and_ends_when_told(node: MakeNode) -> None:
+def test_a_service_grows_and_ends_at_sigterm(node: MakeNode) -> None:
     made = node("24GiB")
     service = made.start("4GiB", load_seconds=0.05, grow_to="6GiB", grow_after=0.05)
     assert service.wait_for("loaded")["held_bytes"] == 4 * GIB
@@ -135,13 +135,13 @@ def test_a_full_card_has_no_room(node: MakeNode) -> None:
     assert made.used(0) == 20 * GIB
 
 
-def test_a_service_that_cannot_load_is_an_error_that_says_why(node: MakeNode) -> None:
+def test_a_service_that_cannot_load_is_an_error_with_the_reason(node: MakeNode) -> None:
     made = node("24GiB")
     with pytest.raises(Failed, match="exit code 77 before the event 'loaded'"):
         made.start("25GiB", load_seconds=0).wait_for("loaded")
 
 
-def test_of_many_at_once_as_many_get_in_as_there_is_room_for(node: MakeNode) -> None:
+def test_of_many_services_as_many_load_as_have_room(node: MakeNode) -> None:
     made = node("24GiB")
     services = [made.start("4GiB", load_seconds=0, steps=1) for _ in range(12)]
     ends = []
@@ -149,7 +149,7 @@ def test_of_many_at_once_as_many_get_in_as_there_is_room_for(node: MakeNode) -> 
         line = json.loads(service.stdout.readlines(1)[0])  # type: ignore[union-attr]
         assert line["event"] == "started"
         ends.append(json.loads(service.stdout.readline())["event"])  # type: ignore[union-attr]
-    # A newcomer's context may be in the way of the last one's memory, as on a real card.
+    # The context of another service can take the memory that the last one needs, as on a real card.
     assert ends.count("loaded") in (5, 6)
     assert set(ends) == {"loaded", "out of memory"}
     for service, end in zip(services, ends, strict=True):
@@ -158,9 +158,9 @@ def test_of_many_at_once_as_many_get_in_as_there_is_room_for(node: MakeNode) -> 
     assert made.used(0) == ends.count("loaded") * 4 * GIB
 
 
-def test_memory_that_is_freed_is_free(node: MakeNode, run_python: RunPython) -> None:
+def test_freed_memory_is_free(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB")
-    said = run_python(
+    output = run_python(
         CUDA
         + """
 context()
@@ -180,7 +180,7 @@ print(left.value, total.value, text.value.decode())
 """,
         made.environment,
     )
-    assert said.split(maxsplit=2) == [str(24 * GIB - 300 * MIB), str(24 * GIB), "out of memory\n"]
+    assert output.split(maxsplit=2) == [str(24 * GIB - 300 * MIB), str(24 * GIB), "out of memory\n"]
     assert made.used(0) == 0
 
 
@@ -226,7 +226,7 @@ signal.pause()
         assert made.used(0) == 0
 
 
-def test_a_process_that_execs_gives_its_memory_back(node: MakeNode) -> None:
+def test_a_process_that_execs_frees_its_memory(node: MakeNode) -> None:
     made = node("24GiB")
     script = CUDA + 'context(); allocate(4 << 30); os.execvp("sh", ["sh", "-c", "echo there; read line"])'
     with subprocess.Popen(
@@ -250,7 +250,7 @@ while True:
 )
 
 
-def test_processes_killed_at_any_moment_leave_nothing_behind(node: MakeNode) -> None:
+def test_processes_killed_at_random_times_leave_no_memory(node: MakeNode) -> None:
     made = node("24GiB")
     dice = random.Random(7)  # noqa: S311
     for _ in range(6):
@@ -268,7 +268,7 @@ def test_processes_killed_at_any_moment_leave_nothing_behind(node: MakeNode) -> 
     assert made.start("24GiB", load_seconds=0).wait_for("loaded", timeout=5)
 
 
-# A process that does as it is told: a line is a size to allocate, or the negative place of an allocation to free. It answers with the code.
+# A process that reads lines: a size to allocate, or the negative index of an allocation to free. It prints the code.
 OBEDIENT = (
     CUDA
     + """
@@ -291,8 +291,8 @@ for line in sys.stdin:
 @given(
     steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["take", "take", "give", "kill"]), st.integers(1, 12 * GIB)), max_size=25)
 )
-def test_random_processes_hold_exactly_what_they_took(shared_node: testing.Node, steps: list[tuple[int, str, int]]) -> None:
-    """What NVML says is what a model says that was told the same: 3 processes that allocate, free and are killed on a card of 24 GiB."""
+def test_random_processes_hold_what_they_allocated(shared_node: testing.Node, steps: list[tuple[int, str, int]]) -> None:
+    """Compare NVML with a model: 3 processes that allocate, free and are killed on a card of 24 GiB."""
     made = shared_node
     processes: dict[int, subprocess.Popen[str]] = {}
     model: dict[int, list[int]] = {}
@@ -362,7 +362,7 @@ def mixed(node: MakeNode) -> testing.Node:
 
 @pytest.fixture
 def seen(simulation: Path) -> Iterator[Callable[[testing.Node, str | None, str | None], list[str] | int]]:
-    """What a process sees that starts CUDA under a mask and an order: UUIDs' digits, or cuInit's code."""
+    """What a process sees that starts CUDA with a mask and an order: the digits of UUIDs, or cuInit's code."""
     processes: dict[Path, subprocess.Popen[str]] = {}
 
     def ask(on: testing.Node, mask: str | None, order: str | None = None) -> list[str] | int:
@@ -382,7 +382,7 @@ def seen(simulation: Path) -> Iterator[Callable[[testing.Node, str | None, str |
         process.communicate()
 
 
-def test_cuda_counts_the_fastest_first_unless_told_otherwise(mixed: testing.Node, seen: Callable[..., list[str] | int]) -> None:
+def test_cuda_counts_the_fastest_first_by_default(mixed: testing.Node, seen: Callable[..., list[str] | int]) -> None:
     uuids = [digits(card.uuid or "") for card in mixed.cards]
     assert seen(mixed, None) == [uuids[index] for index in (2, 0, 1, 3)]
     assert seen(mixed, None, "FASTEST_FIRST") == [uuids[index] for index in (2, 0, 1, 3)]
@@ -421,7 +421,7 @@ def test_the_mask_is_read_as_cuda_reads_it(mixed: testing.Node, seen: Callable[.
 
 @pytest.fixture(scope="module")
 def as_torch_reads_it() -> Callable[[str, list[str]], list[int]]:
-    """torch's own reading of CUDA_VISIBLE_DEVICES: what it counts before it starts CUDA."""
+    """torch's own parser of CUDA_VISIBLE_DEVICES, which it uses before it starts CUDA."""
     torch_cuda = pytest.importorskip("torch.cuda", reason="torch is not installed")
 
     def read(mask: str, uuids: list[str]) -> list[int]:
@@ -438,7 +438,7 @@ def as_torch_reads_it() -> Callable[[str, list[str]], list[int]]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_the_mask_is_read_as_torch_says_cuda_reads_it(
+def test_the_mask_is_read_as_torch_reads_it(
     mixed: testing.Node,
     seen: Callable[..., list[str] | int],
     as_torch_reads_it: Callable[[str, list[str]], list[int]],
@@ -455,12 +455,12 @@ def test_the_mask_is_read_as_torch_says_cuda_reads_it(
 # ── MIG ──
 
 
-def test_a_card_is_cut_into_instances(node: MakeNode, run_python: RunPython, seen: Callable[..., list[str] | int]) -> None:
+def test_a_card_is_divided_into_instances(node: MakeNode, run_python: RunPython, seen: Callable[..., list[str] | int]) -> None:
     made = node(SimulatedCard(total="80GiB", name="NVIDIA A100", compute_capability=(8, 0)), "24GiB")
     first, second = made.mig(0, ["10GiB", "40GiB"])
     assert first.startswith("MIG-")
     card, other = (card.uuid or "" for card in made.cards)
-    # A process gets one instance, and no other device beside it.
+    # A process gets a single instance, and no other device.
     assert seen(made, None) == [digits(first)]
     for mask, expected in {
         first: first,
@@ -477,7 +477,7 @@ def test_a_card_is_cut_into_instances(node: MakeNode, run_python: RunPython, see
     service = made.start("8GiB", load_seconds=0, environment={**made.environment, "CUDA_VISIBLE_DEVICES": second})
     service.wait_for("loaded")
     assert (made.used(first), made.used(second), made.used(0)) == (0, 8 * GIB, 8 * GIB)
-    told = run_python(
+    output = run_python(
         """
 import json, pynvml
 pynvml.nvmlInit()
@@ -494,15 +494,15 @@ print(json.dumps([pynvml.nvmlDeviceGetMigMode(card), whole, busy, [pynvml.nvmlDe
 """,
         made.environment,
     )
-    assert json.loads(told) == [[1, 1], 8 * GIB, None, [10 * GIB, 40 * GIB], "NVIDIA A100 MIG 1g.10gb", 2, card]
+    assert json.loads(output) == [[1, 1], 8 * GIB, None, [10 * GIB, 40 * GIB], "NVIDIA A100 MIG 1g.10gb", 2, card]
     with pytest.raises(UsageError, match="in use"):
         made.mig(0, [])
 
 
-def test_a_container_is_not_told_what_a_card_with_mig_uses(node: MakeNode, run_python: RunPython) -> None:
+def test_a_container_does_not_see_the_memory_of_a_card_with_mig(node: MakeNode, run_python: RunPython) -> None:
     made = node("80GiB", "24GiB")
     _, second = made.mig(0, ["10GiB", "40GiB"])
-    told = run_python(
+    output = run_python(
         """
 import json, pynvml
 pynvml.nvmlInit()
@@ -513,10 +513,10 @@ print(json.dumps([pynvml.nvmlDeviceGetCount(), whole, pynvml.nvmlDeviceGetUUID(p
 """,
         made.view([second]),
     )
-    assert json.loads(told) == [1, None, second]
+    assert json.loads(output) == [1, None, second]
 
 
-def test_a_card_with_mig_and_no_instance_is_no_device(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
+def test_a_card_with_mig_and_without_instances_is_not_a_device(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
     made = node("80GiB", "24GiB")
     made.mig(0, [])
     assert seen(made, None) == [digits(made.cards[1].uuid or "")]
@@ -540,7 +540,7 @@ def test_a_container_sees_its_cards_renumbered(node: MakeNode, run_python: RunPy
     assert json.loads(run_python(LOOK, made.view([]))) == []
 
 
-def test_across_pid_namespaces_the_pid_is_the_nodes(node: MakeNode, run_python: RunPython) -> None:
+def test_pids_are_of_the_nodes_namespace(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB")
     inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode != 0:
@@ -561,7 +561,7 @@ def test_across_pid_namespaces_the_pid_is_the_nodes(node: MakeNode, run_python: 
             time.sleep(0.01)
 
 
-def test_other_users_processes_take_part(simulation: Path) -> None:
+def test_processes_of_other_users_share_the_node(simulation: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another user")
     folder = Path(tempfile.mkdtemp())
@@ -641,13 +641,13 @@ print(pynvml.nvmlDeviceGetMemoryInfo(card).total)
         assert process.stdout.readline() == f"{24 * GIB}\n"
 
 
-def test_a_process_that_started_cuda_is_known_by_its_open_device(node: MakeNode, run_python: RunPython) -> None:
+def test_a_process_that_started_cuda_has_the_device_open(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB")
     script = CUDA + 'call("cuInit", 0); print(*[os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")])'
     assert str(made.directory / "nvidia-uvm") in run_python(script, made.environment).split()
 
 
-def test_cuda_meets_faults_too(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
+def test_faults_of_cuda(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
     made = node("24GiB", "24GiB")
     made.lose(0)
     assert seen(made, None) == [digits(made.cards[1].uuid or "")]
@@ -663,7 +663,7 @@ def test_cuda_meets_faults_too(node: MakeNode, seen: Callable[..., list[str] | i
     assert seen(made, None) == 803
 
 
-def test_a_card_can_lack_things(node: MakeNode, run_python: RunPython) -> None:
+def test_unsupported_values_of_a_card(node: MakeNode, run_python: RunPython) -> None:
     made = node(SimulatedCard(memory_supported=False, utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
     script = """
 import pynvml as n
@@ -678,7 +678,7 @@ for call in (n.nvmlDeviceGetMemoryInfo, n.nvmlDeviceGetUtilizationRates, n.nvmlD
     assert run_python(script, made.environment) == ""
 
 
-def test_its_condition_is_set(node: MakeNode, run_python: RunPython) -> None:
+def test_set_condition(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB")
     made.set_condition(0, utilisation=77, temperature=88, power_watts=66.5, ecc_errors=5)
     script = """
@@ -710,7 +710,7 @@ def test_without_the_node_there_is_no_driver(node: MakeNode, run_python: RunPyth
         (lambda node: node.close() or node.used(0), "closed"),
     ],
 )
-def test_a_mistake_is_an_error_that_says_what_is_wrong(node: MakeNode, wrong: Callable[[testing.Node], object], says: str) -> None:
+def test_a_mistake_is_an_error_with_the_reason(node: MakeNode, wrong: Callable[[testing.Node], object], says: str) -> None:
     made = node("24GiB")
     with pytest.raises(UsageError, match=says) as refused:
         wrong(made)
@@ -726,7 +726,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_it_is_built_once_without_a_warning_however_many_ask(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, simulation: Path) -> None:
+def test_concurrent_processes_build_it_once_without_a_warning(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, simulation: Path) -> None:
     monkeypatch.setenv("CC", "gcc -Wall -Wextra -Werror")
     with ThreadPoolExecutor(2) as threads:
         folders = {made.result() for made in [threads.submit(testing.libraries) for _ in range(2)]}
@@ -737,7 +737,7 @@ def test_it_is_built_once_without_a_warning_however_many_ask(fresh_cache: Path, 
     assert testing.libraries() == folder
 
 
-def test_without_a_compiler_it_says_what_to_install(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_with_a_remedy(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(testing.NoCompiler, match="neither gcc nor cc") as refused:
@@ -745,7 +745,7 @@ def test_without_a_compiler_it_says_what_to_install(fresh_cache: Path, monkeypat
     assert "apt-get install gcc" in (refused.value.remedy or "")
 
 
-def test_what_the_compiler_says_is_shown(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, simulation: Path) -> None:
+def test_the_output_of_the_compiler_is_shown(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, simulation: Path) -> None:
     monkeypatch.setenv("CC", "gcc -include no-such-header.h")
     with pytest.raises(testing.BuildFailed, match=r"no-such-header\.h"):
         testing.libraries()
@@ -762,7 +762,7 @@ def test_a_command_runs_on_a_node(simulation: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # cuda:0 is the fastest card, which is not the one NVML names first.
+    # cuda:0 is the fastest card, which is not NVML's first.
     assert [(card["total"] // GIB, card["used"] // GIB) for card in json.loads(done.stdout)] == [(24, 0), (24, 0), (48, 4)]
     assert subprocess.run([*door, "--", "sh", "-c", "exit 9"], timeout=60, check=False).returncode == 9
     refused = subprocess.run([*door, "--", "no-such-program"], capture_output=True, text=True, timeout=60, check=False)
@@ -779,7 +779,7 @@ def test_a_node_ends_its_services(simulation: Path) -> None:
     assert not made.directory.exists()
 
 
-def test_every_command_of_the_page_prints_what_it_shows(tmp_path: Path, simulation: Path) -> None:
+def test_each_command_of_the_page_prints_the_shown_output(tmp_path: Path, simulation: Path) -> None:
     if not (Path(sys.executable).parent / "gpustat").exists():
         pytest.skip("gpustat is not installed")
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}

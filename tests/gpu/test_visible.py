@@ -1,4 +1,4 @@
-"""CUDA_VISIBLE_DEVICES, read as CUDA reads it."""
+"""CUDA_VISIBLE_DEVICES, interpreted like CUDA."""
 
 import json
 import random
@@ -21,14 +21,14 @@ def card(number: int, name: str = "NVIDIA L4", **more: object) -> Reading:
 
 
 FOUR = [card(number) for number in range(4)]
-# The same cards as NVML may hand them out: not in the bus's order.
+# The same cards in an order of NVML that differs from the bus order.
 SHUFFLED = [FOUR[2], FOUR[0], FOUR[3], FOUR[1]]
 MIXED = [card(0, "NVIDIA L4"), card(1, "NVIDIA H100"), card(2, "NVIDIA L4")]
 
 
 def seen(readings: list[Reading], mask: str | None, **environ: str) -> list[int]:
     environ = environ if mask is None else {**environ, "CUDA_VISIBLE_DEVICES": mask}
-    return [one.index for one in visible(readings, environ)]
+    return [reading.index for reading in visible(readings, environ)]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def seen(readings: list[Reading], mask: str | None, **environ: str) -> list[int]
         ("4", []),
         ("GPU-00000002", [2]),
         ("GPU-00000002-d72c-4106-c12f-20bd9faed9f6,GPU-00000000", [2, 0]),
-        ("GPU-0000000", []),  # fits four cards
+        ("GPU-0000000", []),  # matches four cards
         ("GPU-", []),
         ("GPU-00000001,GPU-ffffffff,GPU-00000000", [1]),
         ("GPU-00000001,GPU-00000001-d72c", []),
@@ -67,23 +67,23 @@ def test_masks(mask: str | None, wanted: list[int]) -> None:
     assert seen(FOUR, mask) == wanted
 
 
-def test_an_index_counts_in_the_bus_s_order_not_in_nvml_s() -> None:
+def test_an_index_counts_in_bus_order() -> None:
     assert seen(SHUFFLED, "0,1", CUDA_DEVICE_ORDER="PCI_BUS_ID") == [0, 1]
     assert seen(SHUFFLED, "3") == [3]
 
 
-def test_an_index_among_unlike_cards_is_refused() -> None:
+def test_an_index_among_different_cards_is_refused() -> None:
     with pytest.raises(AmbiguousMask, match="fastest first") as refused:
         seen(MIXED, "0")
     assert "PCI_BUS_ID" in str(refused.value.remedy)
     assert seen(MIXED, "0", CUDA_DEVICE_ORDER="PCI_BUS_ID") == [0]
     assert seen(MIXED, "GPU-00000001") == [1]
-    assert sorted(seen(MIXED, "2,0,1")) == [0, 1, 2]  # all of them, in whatever order
+    assert sorted(seen(MIXED, "2,0,1")) == [0, 1, 2]  # all cards, in any order
     assert seen(MIXED, "") == []
     assert seen(MIXED, "-1") == []
 
 
-def test_indices_beside_uuids_are_refused() -> None:
+def test_a_mix_of_indices_and_uuids_is_refused() -> None:
     with pytest.raises(AmbiguousMask, match="mixes"):
         seen(FOUR, "0,GPU-00000001")
 
@@ -94,7 +94,7 @@ def test_a_lost_card_keeps_its_place() -> None:
     assert seen([FOUR[0], lost, *FOUR[2:]], "1,2") == [1, 2]
 
 
-def test_mig_instances_by_both_spellings() -> None:
+def test_mig_instances_in_both_notations() -> None:
     parent = card(0, trouble=Trouble.MIG_PARENT)
     parts = [
         Reading(
@@ -110,7 +110,7 @@ def test_mig_instances_by_both_spellings() -> None:
     node = [parent, *parts, card(1)]
 
     def uuids(mask: str, order: str = "PCI_BUS_ID") -> list[str]:
-        return [one.uuid for one in visible(node, {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order})]
+        return [reading.uuid for reading in visible(node, {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order})]
 
     assert uuids("MIG-1aaaaaaa-1111") == uuids("MIG-1aa") == uuids(f"MIG-{parent.uuid}/8/0") == [parts[1].uuid]
     assert uuids(f"MIG-{parent.uuid}/9/0") == []
@@ -120,7 +120,7 @@ def test_mig_instances_by_both_spellings() -> None:
 
 CUDA = """
 import ctypes, json, os, sys
-masks, found = json.load(sys.stdin), []
+masks, shown = json.load(sys.stdin), []
 for mask, order in masks:
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -136,17 +136,17 @@ for mask, order in masks:
         os._exit(0)
     os.close(writer)
     os.wait()
-    found.append(json.loads(os.read(reader, 65536)))
+    shown.append(json.loads(os.read(reader, 65536)))
     os.close(reader)
-print(json.dumps(found))
+print(json.dumps(shown))
 """
 
 
-def test_cuda_itself_reads_the_same(node: MakeNode) -> None:
-    """What the simulation's libcuda shows a process under a mask, for the same cards: torch's reading, written by somebody else, in C."""
+def test_the_simulated_cuda_reads_the_same(node: MakeNode) -> None:
+    """Compare with the simulation's libcuda, an independent implementation in C of torch's rules."""
     rng = random.Random(10)  # noqa: S311
     nodes = node(*[testing.SimulatedCard(total=total, name=total) for total in ("24GiB", "80GiB", "24GiB", "40GiB")])
-    readings = [Reading(str(one.uuid), n, one.name, bus_id=f"{n}") for n, one in enumerate(nodes.cards)]
+    readings = [Reading(str(card.uuid), n, card.name, bus_id=f"{n}") for n, card in enumerate(nodes.cards)]
     words = [
         "0",
         "1",
@@ -160,7 +160,7 @@ def test_cuda_itself_reads_the_same(node: MakeNode) -> None:
         " 2",
         "+3",
         "00",
-        *[str(one.uuid)[: rng.randint(4, 40)] for one in nodes.cards * 2],
+        *[str(card.uuid)[: rng.randint(4, 40)] for card in nodes.cards * 2],
     ]
     masks = [(",".join(rng.choices(words, k=rng.randint(1, 4))), rng.choice(["PCI_BUS_ID", "FASTEST_FIRST"])) for _ in range(150)]
     done = subprocess.run(
@@ -169,31 +169,31 @@ def test_cuda_itself_reads_the_same(node: MakeNode) -> None:
     compared = 0
     for (mask, order), shown in zip(masks, json.loads(done.stdout), strict=True):
         try:
-            found = visible(readings, {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order})
+            selected = visible(readings, {"CUDA_VISIBLE_DEVICES": mask, "CUDA_DEVICE_ORDER": order})
         except AmbiguousMask:
             continue
-        ours = [one.uuid.removeprefix("GPU-").replace("-", "") for one in found]
+        ours = [reading.uuid.removeprefix("GPU-").replace("-", "") for reading in selected]
         if order == "PCI_BUS_ID" or "GPU-" in mask:
             assert ours == shown, (mask, order)
-        else:  # all of the cards, or none
+        else:  # all cards, or none
             assert sorted(ours) == sorted(shown), (mask, order)
         compared += 1
     assert compared > 60
 
 
 @given(st.text(alphabet="0123,-GPUMI-af /", max_size=24))
-def test_a_mask_never_shows_a_card_twice_nor_one_that_is_not_there(mask: str) -> None:
+def test_a_mask_never_shows_a_card_twice_or_a_missing_card(mask: str) -> None:
     try:
-        found = seen(FOUR, mask)
+        selected = seen(FOUR, mask)
     except AmbiguousMask as error:
         assert error.remedy  # noqa: PT017
         return
-    assert len(found) == len(set(found))
-    assert set(found) <= {0, 1, 2, 3}
+    assert len(selected) == len(set(selected))
+    assert set(selected) <= {0, 1, 2, 3}
 
 
 @given(st.lists(st.integers(0, 3), unique=True, max_size=4), st.integers(9, 40))
-def test_names_and_numbers_of_the_same_cards_agree(numbers: list[int], digits: int) -> None:
+def test_uuids_and_indices_of_the_same_cards_agree(numbers: list[int], digits: int) -> None:
     assert seen(FOUR, ",".join(map(str, numbers))) == numbers
     assert seen(FOUR, ",".join(FOUR[number].uuid[: 4 + digits] for number in numbers)) == numbers
 
@@ -206,14 +206,14 @@ torch.cuda = types.SimpleNamespace(is_initialized=lambda: True)
 
 
 @pytest.mark.parametrize(("torch", "wanted"), [("", "None"), (STARTED, "torch has started CUDA")])
-def test_whether_cuda_is_started(torch: str, wanted: str) -> None:
+def test_cuda_started_by_torch(torch: str, wanted: str) -> None:
     code = f"{torch}\nfrom mlops_build.gpu.visible import cuda_started; print(cuda_started())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{wanted}\n"
 
 
-def test_cuda_that_is_started_is_noticed(node: MakeNode, run_python: Callable[..., str]) -> None:
-    """By what cuInit holds open, in a child that was forked after it, too. NVML opens no such thing."""
+def test_cuda_started_by_the_driver_library(node: MakeNode, run_python: Callable[..., str]) -> None:
+    """Detected by the file that cuInit keeps open, also in a forked child. NVML does not open it."""
     script = """
 import ctypes, os
 from mlops_build.gpu.nvml import Nvml

@@ -1,4 +1,4 @@
-"""Tests on a real NVIDIA card. Skipped, with the reason, where there is none.
+"""Tests on a real NVIDIA card. Skipped with the reason if there is none.
 
 They have their lease directory to themselves, and take little: two GiB of a card that has them to spare. `tests/gpu/test_device.py` runs
 those that need no torch on the simulated node, so that they are known to run at all.
@@ -16,7 +16,7 @@ from mlops_build import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = 4 << 30
-# A program on the card, as a process of its own, since CUDA reads its mask once: program(code, *arguments) -> its output.
+# Runs a program on the card in a separate process, since CUDA reads its mask once: program(code, *arguments) -> its output.
 Program = Callable[..., str]
 
 
@@ -38,7 +38,7 @@ def card() -> None:
 
 @pytest.fixture(scope="session")
 def torch_card() -> None:
-    """torch, with CUDA. Asked in another process: asking would start CUDA in this one."""
+    """Skips the test without torch with CUDA. Checked in another process, since the check would start CUDA in this one."""
     asked = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 4)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:

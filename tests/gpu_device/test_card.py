@@ -1,4 +1,4 @@
-"""The public doors on a real card, without torch: looking, choosing, the mask, leases of two processes."""
+"""The public API on a real card, without torch: reading, choosing, the mask, leases of two processes."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def hold(environment: dict[str, str], memory: str, service: str, size: int) -> "
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_cards_are_what_nvml_says(program: Program) -> None:
+def test_cards_have_the_values_of_nvml(program: Program) -> None:
     code = """
 from mlops_build import gpu
 import pynvml
@@ -75,8 +75,8 @@ for index in range(pynvml.nvmlDeviceGetCount()):
     program(code)
 
 
-def test_the_chosen_card_is_cudas_only_one(program: Program) -> None:
-    """By UUID: NVML's index and CUDA's ordinal differ on a node of unlike cards."""
+def test_cuda_sees_only_the_chosen_card(program: Program) -> None:
+    """By UUID: NVML's index and CUDA's ordinal differ on a node with different cards."""
     code = (
         CUDA
         + """
@@ -94,30 +94,30 @@ with gpu.lease("1GiB") as lease:
     assert program(code) == "True"
 
 
-def test_two_processes_see_each_other_and_a_killed_one_is_gone(environment: dict[str, str]) -> None:
+def test_processes_see_each_others_leases_until_they_are_killed(environment: dict[str, str]) -> None:
     first, second = hold(environment, "1GiB", "first", 256 << 20), hold(environment, "1GiB", "second", 256 << 20)
     try:
-        for one in (first, second):
-            assert one.stdout
-            assert json.loads(one.stdout.readline())["uuids"]
+        for process in (first, second):
+            assert process.stdout
+            assert json.loads(process.stdout.readline())["uuids"]
         cards = listed(environment)
         assert sorted(lease["service"] for card in cards for lease in card["leases"]) == ["first", "second"]  # type: ignore[attr-defined]
         seen = [lease["seen_bytes"] for card in cards for lease in card["leases"]]  # type: ignore[attr-defined]
-        assert all(256 << 20 <= one <= 2 << 30 for one in seen), f"what it allocated, and a context: {seen}"
+        assert all(256 << 20 <= size <= 2 << 30 for size in seen), f"what it allocated, and a context: {seen}"
         first.kill()
         first.wait()
         assert [lease["service"] for card in listed(environment) for lease in card["leases"]] == ["second"]  # type: ignore[attr-defined]
     finally:
-        for one in (first, second):
-            one.kill()
-            one.communicate()
+        for process in (first, second):
+            process.kill()
+            process.communicate()
 
 
-def test_more_than_a_card_has_is_refused_and_says_why_of_every_card(environment: dict[str, str]) -> None:
+def test_a_request_above_the_card_is_refused_with_the_reason_for_each_card(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "mlops_build", "gpu", "pick", "--memory", "4096GiB"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 6
-    assert done.stdout == "", "an empty answer would mean the CPU"
+    assert done.stdout == "", "an empty output would mean the CPU"
     assert all(str(card["uuid"])[:8] in done.stderr or str(card["name"]) in done.stderr for card in listed(environment))
 
 
@@ -129,7 +129,7 @@ def test_a_program_that_hardcodes_ordinal_0_runs_on_the_leased_card(environment:
     assert done.stdout.strip() in {str(card["uuid"]) for card in listed(environment)}
 
 
-def test_cuda_that_has_started_is_noticed_and_looking_by_nvml_does_not_start_it(program: Program) -> None:
+def test_started_cuda_is_detected_and_reading_nvml_does_not_start_it(program: Program) -> None:
     code = (
         CUDA
         + """
@@ -148,8 +148,8 @@ except Exception as error:
     assert program(code) == "CudaStarted True"
 
 
-def test_a_look_takes_no_memory_of_the_card(program: Program) -> None:
-    """torch would make a context to look, 300 to 500 MiB of what it looks for."""
+def test_reading_uses_no_memory_of_the_card(program: Program) -> None:
+    """torch would create a context of 300 to 500 MiB."""
     code = """
 import os, pynvml
 from mlops_build import gpu
@@ -162,7 +162,7 @@ for index in range(pynvml.nvmlDeviceGetCount()):
     program(code)
 
 
-def test_without_a_directory_a_placeholder_keeps_the_memory(environment: dict[str, str], program: Program) -> None:
+def test_a_placeholder_holds_the_memory_without_a_directory(environment: dict[str, str], program: Program) -> None:
     environment["MLOPS_GPU_LEASE_DIR"] = str(Path(environment["MLOPS_GPU_LEASE_DIR"]) / "nowhere")
     code = """
 from mlops_build import gpu

@@ -54,37 +54,37 @@ def server(folder: Path, tmp_path: Path, environment: dict[str, str]) -> Iterato
 
 
 def figure(server: Server, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", ask(server, b"", "GET", "/metrics")[2].decode(), re.MULTILINE)
-    assert found, name
-    return float(found[1])
+    match = re.search(rf"^{re.escape(name)} (\S+)$", ask(server, b"", "GET", "/metrics")[2].decode(), re.MULTILINE)
+    assert match, name
+    return float(match[1])
 
 
 def ask_by(server: Server, clients: int, times: int) -> Counter[int]:
-    found: Counter[int] = Counter()
+    statuses: Counter[int] = Counter()
 
-    def one() -> None:
+    def client() -> None:
         for _ in range(times):
-            found[ask(server, body(1.5))[0]] += 1
+            statuses[ask(server, body(1.5))[0]] += 1
 
-    threads = [threading.Thread(target=one) for _ in range(clients)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return statuses
 
 
-def test_64_callers_are_answered_in_batches_by_one_copy_of_the_model(server: Server) -> None:
+def test_64_clients_receive_batched_answers_of_one_copy_of_the_model(server: Server) -> None:
     assert ask(server, body(1.5))[2] == b'{"predictions":[1.5]}'
     alone = figure(server, "mlops_build_gpu_torch_bytes")
     assert WEIGHTS <= alone < 2 * WEIGHTS
     batches = figure(server, 'mlops_build_batch_rows_count{model="model"}')
     assert ask_by(server, 64, 20) == {200: 64 * 20}
-    assert figure(server, 'mlops_build_batch_rows_count{model="model"}') - batches < 64 * 20, "some were asked together"
-    assert figure(server, "mlops_build_gpu_torch_bytes") < 2 * WEIGHTS, "however many ask, it holds the weights once"
+    assert figure(server, 'mlops_build_batch_rows_count{model="model"}') - batches < 64 * 20, "some requests were batched"
+    assert figure(server, "mlops_build_gpu_torch_bytes") < 2 * WEIGHTS, "the weights are in memory once for any number of clients"
 
 
-def test_no_memory_is_503_and_counted_and_the_process_lives(server: Server) -> None:
+def test_out_of_memory_is_503_and_counted_and_the_process_continues(server: Server) -> None:
     status, headers, text = ask(server, body(OOM))
     assert (status, headers["retry-after"]) == (503, "1")
     assert json.loads(text)["error_code"] == "RESOURCE_EXHAUSTED"

@@ -1,4 +1,4 @@
-"""torch on a leased card: the device, the budget that is really enforced, what a context costs."""
+"""torch on a leased card: the device, the enforced budget, the size of a context."""
 
 import pytest
 
@@ -13,17 +13,17 @@ import torch
 from mlops_build import gpu
 with gpu.lease("2GiB") as lease:
     tensor = torch.ones(1024, device=lease.device)
-    found = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     assert torch.cuda.device_count() == 1
     assert str(lease.device) == "cuda:0" and str(tensor.device) == "cuda:0"
-    assert str(getattr(found, "uuid", "")) in lease.uuids[0] or lease.uuids[0].startswith("MIG-")
+    assert str(getattr(properties, "uuid", "")) in lease.uuids[0] or lease.uuids[0].startswith("MIG-")
     print(tensor.sum().item())
 """
     assert program(code) == "1024.0"
 
 
-def test_the_budget_is_enforced_on_the_one_who_outgrows_it(program: Program) -> None:
-    """Half of it is given; more than all of it fails in this process, although the card has room; then it goes on."""
+def test_the_budget_is_enforced_on_the_process_that_exceeds_it(program: Program) -> None:
+    """Half of the budget can be allocated; more than all of it fails, although the card has room; then the process continues."""
     code = """
 import torch
 from mlops_build import gpu
@@ -40,7 +40,7 @@ with gpu.lease("2GiB") as lease:
 
 
 def test_context_and_allocator_together_stay_within_the_budget(program: Program) -> None:
-    """NVML's count, not torch's: the context, which torch's fraction leaves out, has been taken off."""
+    """By NVML's count: the context, which torch's fraction does not include, is subtracted."""
     code = """
 import os, torch, pynvml
 from mlops_build import gpu
@@ -59,13 +59,13 @@ with gpu.lease(budget) as lease:
     reserved = torch.cuda.memory_reserved()
     print(used, reserved)
     assert reserved < used <= budget + (64 << 20), (used, reserved, budget)
-    assert used > 0.7 * budget, "it may use what was promised to it"
+    assert used > 0.7 * budget, "it can use its budget"
 """
     used, reserved = map(int, program(code).split())
     print(f"context: {(used - reserved) >> 20} MiB")
 
 
-def test_a_budget_below_the_context_is_an_error_that_says_what_to_raise(program: Program) -> None:
+def test_a_budget_below_the_context_is_refused_with_a_remedy(program: Program) -> None:
     code = """
 from mlops_build import gpu
 from mlops_build.errors import MlopsBuildError
@@ -91,7 +91,7 @@ except Exception as error:
     assert program(code) == "CudaStarted True"
 
 
-def test_importing_torch_before_the_lease_is_fine(program: Program) -> None:
+def test_torch_can_be_imported_before_the_lease(program: Program) -> None:
     code = """
 import torch
 from mlops_build import gpu
@@ -101,8 +101,8 @@ with gpu.lease("1GiB") as lease:
     assert program(code) == "cuda:0"
 
 
-def test_asking_torch_for_cuda_before_the_lease_never_gives_a_wrong_card(program: Program) -> None:
-    """is_available() may call cuInit, which reads the mask for good: refused then, or the mask still counts."""
+def test_checking_for_cuda_before_the_lease_never_gives_a_wrong_card(program: Program) -> None:
+    """is_available() may call cuInit, which reads the mask only once: then the lease is refused, or the mask still has effect."""
     code = """
 import torch
 torch.cuda.is_available()
@@ -119,7 +119,7 @@ print("right")
     assert program(code) == "right"
 
 
-def test_a_lease_sees_what_its_model_takes(program: Program) -> None:
+def test_a_lease_observes_the_memory_of_its_model(program: Program) -> None:
     code = """
 import torch
 from mlops_build import gpu

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-# A process that leases, says what it got, and then does one line at a time what it is told.
-LESSEE = """
+# A process that takes a lease, prints it, and then executes each line of its input.
+HOLDER = """
 import contextlib, ctypes, json, os, sys, time
 from mlops_build import gpu
 from mlops_build.errors import MlopsBuildError
@@ -37,52 +37,52 @@ for line in sys.stdin:
 """
 
 
-class Lessee(subprocess.Popen[str]):
-    """A process with a lease, or what it was refused with: `said`."""
+class Holder(subprocess.Popen[str]):
+    """A process with a lease. answer: the lease, or the error."""
 
-    said: dict
+    answer: dict
 
     def do(self, line: str) -> dict:
-        """Have it run a line of Python; what it said first."""
+        """Let it run a line of Python, and return its first answer."""
         self.stdin.write(line + "\n")
         self.stdin.flush()
-        said = json.loads(self.stdout.readline())
-        if "done" not in said and "error" not in said:
+        answer = json.loads(self.stdout.readline())
+        if "done" not in answer and "error" not in answer:
             assert "done" in json.loads(self.stdout.readline())
-        return said
+        return answer
 
     def end(self) -> str:
-        """What it wrote on stderr."""
+        """End it, and return its stderr."""
         return self.communicate()[1]
 
 
 @pytest.fixture
-def lease() -> Iterator[Callable[..., Lessee]]:
-    """Starts a process that leases: lease(environment, memory="4GiB", …). `before`: a command that runs it."""
+def lease() -> Iterator[Callable[..., Holder]]:
+    """Start a process with a lease: lease(environment, memory="4GiB", …). before: a command that runs it."""
     started = []
 
     def start(
-        environment: Mapping[str, str], *, script: str = LESSEE, asked: str = "", before: Sequence[str] = (), **arguments: object
-    ) -> Lessee:
-        said = "{**" + repr(arguments) + (f", **{asked}" if asked else "") + "}"
+        environment: Mapping[str, str], *, script: str = HOLDER, asked: str = "", before: Sequence[str] = (), **arguments: object
+    ) -> Holder:
+        options = "{**" + repr(arguments) + (f", **{asked}" if asked else "") + "}"
         pipe = subprocess.PIPE
-        lessee = Lessee([*before, sys.executable, "-c", script, said], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        started.append(lessee)
-        line = lessee.stdout.readline()
-        assert line, lessee.communicate()[1]
-        lessee.said = json.loads(line)
-        return lessee
+        holder = Holder([*before, sys.executable, "-c", script, options], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        started.append(holder)
+        line = holder.stdout.readline()
+        assert line, holder.communicate()[1]
+        holder.answer = json.loads(line)
+        return holder
 
     yield start
-    for lessee in started:
-        if lessee.poll() is None:
-            lessee.kill()
-            lessee.communicate()
+    for holder in started:
+        if holder.poll() is None:
+            holder.kill()
+            holder.communicate()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """For what another process does in its own time."""
+    """Wait for an effect of another process."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
