@@ -236,8 +236,8 @@ def _card(
         foreign -= held[lease.id] if exact else charged[lease.id]
 
     external = max(0, used - sum(held.values()))
-    strangers = None if users is None else [user for user in users if user.pid not in owners]
-    neighbours = _neighbours(reading.uuid, external, strangers, processes or {}, services, declared, peaks, now)
+    without_lease = None if users is None else [user for user in users if user.pid not in owners]
+    neighbours = _neighbours(reading.uuid, external, without_lease, processes or {}, services, declared, peaks, now)
     external_counted = external + sum(neighbour.counted_bytes - neighbour.used_bytes for neighbour in neighbours)
     return Card(
         **{name: getattr(reading, name) for name in Reading.__slots__},
@@ -301,17 +301,17 @@ def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
 def _neighbours(
     uuid: str,
     external: int,
-    strangers: Sequence[Process] | None,
+    without_lease: Sequence[Process] | None,
     processes: Mapping[int, Known],
     services: Mapping[Place, str],
     declared: Sequence[Declared],
     peaks: Peaks,
     now: float,
 ) -> list[Neighbour]:
-    if strangers is None:
+    if without_lease is None:
         return _unnamed(ALL_NAME, ALL, uuid, external, peaks, now)
     groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
-    for user in strangers:
+    for user in without_lease:
         process = processes.get(user.pid)
         match = declaration(process, declared) if process else None
         key = f"declared:{declared.index(match)}" if match else key_of(process) if process else "hidden"
