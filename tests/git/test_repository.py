@@ -223,7 +223,7 @@ def test_an_unknown_repository_and_branch_are_named(remote: Path, tmp_path: Path
     with pytest.raises(RemoteUnreachable) as unknown:
         Mirror(f"file://{tmp_path}/nothing.git", "main", tmp_path / "a").fetch()
     assert unknown.value.exit_code == 5
-    with pytest.raises(RemoteUnreachable, match="no branch 'nope'"):
+    with pytest.raises(RemoteUnreachable, match="no readable branch 'nope'"):
         Mirror(f"file://{remote}", "nope", tmp_path / "b").fetch()
 
 
@@ -411,7 +411,7 @@ def test_a_commit_on_a_branch_of_its_own(person: Path, remote: Path) -> None:
     checkout.push()
     assert git(remote, "rev-parse", "retrain/1") == made
     assert git(remote, "rev-parse", "main") == first
-    with pytest.raises(Refused, match="a branch retrain/1 at another commit"):
+    with pytest.raises(Refused, match="the branch retrain/1 exists at another commit"):
         checkout.switch("retrain/1", first)
 
 
