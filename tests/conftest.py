@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from mlops_build import __version__
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 # render(example="none", …): the folder of a service with these answers.
@@ -48,6 +49,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("docker"):
             item.add_marker("slow")
+
+
+# Tests here are about processes: their ids, their end, what they import.
+REAL_PYTHON = {ROOT / "tests" / name for name in ("cli", "gpu", "gpu_device", "serving", "watch")}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let `sys.executable`, and the programs on PATH, be the warm ones (tests/warm.py), for fixtures as well."""
+    if item.path.parent in REAL_PYTHON or any(item.iter_markers("real_python")):
+        return (yield)
+    programs = warm.venv() / "bin"
+    if "mlflow.store.db.utils" in sys.modules:
+        warm.copy_tables(warm.venv())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(programs / "python"))
+        patch.setenv("PATH", str(programs), prepend=os.pathsep)
+        return (yield)
 
 
 def git(folder: Path, *arguments: str) -> str:

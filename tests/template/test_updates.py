@@ -18,9 +18,11 @@ from tests.scaffold.trees import Content, commit, same, taken
 from tests.template.releases import NEXT, RELEASES, ROOT, published
 
 COPIER_YML = ROOT / "copier.yml"
-SMALL = {"project_name": "Points", "example": "none"}
+# The description is an answer, since its default differs between releases.
+SMALL = {"project_name": "Points", "description": "Finds the class of a point", "example": "none"}
 LARGE = {
     "project_name": "Fraud score",
+    "description": "Scores a payment",
     "example": "tabular",
     "team": "payments",
     "gpu": "shared",

@@ -1,0 +1,248 @@
+"""A second `python`: same environment, but its processes are forked from one that has imported MLflow, torch, DVC and pandas.
+
+A command of the package, or a stage of a pipeline, takes 3 CPU seconds to import these and much less to do its work. With `venv()/bin`
+first on PATH, and its `python` as `sys.executable`, hundreds of tests share one import (tests/conftest.py says which). Everything else is
+as for a process of its own: arguments, folder, environment, standard streams, exit code, signals. Tests of process ids, kills and imports
+use the real Python.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import logging
+import os
+import runpy
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Imported once. The package itself is not: each process imports the modules that it needs.
+PRELOADED = (
+    "torch",
+    "torch._dynamo",  # an optimizer imports it
+    "matplotlib.figure",
+    "matplotlib.pyplot",
+    "pandas",
+    "sklearn.datasets",
+    "mlflow.pyfunc",
+    "mlflow.pytorch",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.artifact.local_artifact_repo",
+    "dvc.cli",
+    "dvc.commands.repro",
+    "dvc.repo.reproduce",
+    "dvc_data.index",
+    "uvicorn",
+)
+SCRIPTS = ("mlops-build", "dvc", "mlflow", "copier", "cookiecutter", "pytest")
+
+# Started as `python -IS`: 15 ms. What the server cannot do as a new process would, a new process does.
+LAUNCHER = """\
+#!{python} -IS
+import os, sys
+arguments = sys.argv[1:]
+plain = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
+ours = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+if not plain or any(name.startswith("PYTHON") and name not in ours for name in os.environ):
+    os.execv({python!r}, [{python!r}, *arguments])
+import json, signal, socket
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = {{"executable": {launcher!r}, "arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}}
+request = json.dumps(request).encode()
+socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
+server.sendall(request)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: server.send(bytes([number])))
+status = int.from_bytes(server.recv(4), "big", signed=True)
+if status < 0:
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+@cache
+def venv() -> Path:
+    """The folder of an environment whose `bin/python` is the launcher; the rest of `bin` is the real environment's."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    real = Path(sys.executable).parent
+    address = str(folder / "socket")
+    (folder / "bin").mkdir()
+    launcher = folder / "bin/python"
+    launcher.write_text(LAUNCHER.format(python=sys.executable, address=address, launcher=str(launcher)))
+    launcher.chmod(0o755)
+    for program in real.iterdir():
+        link = folder / "bin" / program.name
+        if program.name in SCRIPTS:
+            lines = program.read_text().split("\n", 1)
+            link.write_text(f"#!{launcher}\n{lines[1]}")
+            link.chmod(0o755)
+        elif program.name.startswith("python"):
+            if program.name != "python":
+                link.symlink_to("python")
+        else:
+            link.symlink_to(program)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    # The server ends when this process does: its standard input is at its end then.
+    subprocess.Popen([sys.executable, __file__, str(listener.fileno()), str(folder)], stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+    return folder
+
+
+def run(executable: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Do in this process what `python ARGUMENTS` does in a new one."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.executable = executable
+    unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False, buffering=1 if os.isatty(1) or unbuffered else -1)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
+    if environment.get("PYTHONPATH"):
+        sys.path[1:1] = environment["PYTHONPATH"].split(os.pathsep)
+    kind, rest = arguments[0], arguments[1:]
+    if kind == "-m":
+        sys.argv = ["-m", *rest[1:]]
+        sys.path[0] = folder
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        sys.path[0] = ""
+        main = type(sys)("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(rest[0], "<string>", "exec"), vars(main))  # noqa: S102
+    else:
+        sys.argv = list(arguments)
+        sys.path[0] = str(Path(kind).resolve().parent)
+        runpy.run_path(kind, run_name="__main__")
+
+
+def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """The forked process: it becomes what was requested."""
+    status = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        try:
+            run(**request)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
+            if isinstance(stopped.code, str):
+                print(stopped.code, file=sys.stderr)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons, as the end of a process does
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status & 0xFF)
+
+
+def supervise(connection: socket.socket, descriptors: list[int], size: int) -> NoReturn:
+    """Fork the process, pass the launcher's signals on to it and its status back; kill it when the launcher was killed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request = json.loads(connection.recv(size, socket.MSG_WAITALL))
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        connection.close()
+        become(request, descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    ended = os.pidfd_open(pid)
+    while True:
+        ready, _, _ = select.select([connection, ended], [], [])
+        if ended in ready:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(status.to_bytes(4, "big", signed=True))
+            os._exit(0)
+        number = connection.recv(1)
+        os.kill(pid, number[0] if number else signal.SIGKILL)
+        if not number:
+            os._exit(0)
+
+
+def serve(listener: socket.socket, folder: Path) -> None:
+    """Fork a process for each connection. Ends with its standard input."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([0, listener], [], [])
+        if 0 in ready:
+            return
+        connection, _ = listener.accept()
+        preload(folder)
+        size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
+        if os.fork() == 0:
+            listener.close()
+            supervise(connection, descriptors, int.from_bytes(size, "big"))
+        connection.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@cache
+def copy_tables(folder: Path) -> None:
+    """Let MLflow create its tables in SQLite by copying a database: its 60 migrations take 3 CPU seconds for each new file."""
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    database = folder / f"{os.getpid()}.db"
+    logging.getLogger(utils.__name__).setLevel(logging.WARNING)
+    SqlAlchemyStore(f"sqlite:///{database}", str(folder)).engine.dispose()
+    logging.getLogger(utils.__name__).setLevel(logging.NOTSET)
+    migrate = utils._upgrade_db
+
+    def upgrade(engine: Any) -> None:
+        if engine.dialect.name != "sqlite" or not engine.url.database:
+            migrate(engine)
+            return
+        with contextlib.closing(sqlite3.connect(database)) as source, contextlib.closing(sqlite3.connect(engine.url.database)) as target:
+            source.backup(target)
+
+    utils._upgrade_db = upgrade
+
+
+@cache
+def preload(folder: Path) -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from mlflow.utils import requirements_utils
+
+    requirements_utils._init_modules_to_packages_map()
+    copy_tables(folder)
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.path[0] = os.devnull  # this folder's packages are called as libraries are
+    serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))
