@@ -204,3 +204,16 @@ def test_an_s3_remote_has_its_gateway_and_todays_checksums_off(render: Any) -> N
     assert "endpointurl = https://s3.example.com\n" in config
     assert "configpath = .dvc/s3.conf\n" in config
     assert "request_checksum_calculation = when_required" in (root / ".dvc" / "s3.conf").read_text()
+
+
+@pytest.mark.parametrize(
+    ("uri", "command"),
+    [
+        ("sqlite:///mlflow.db", "/env/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5001"),
+        ("https://mlflow.example.com", 'echo "The MLflow server shows them: https://mlflow.example.com"'),
+    ],
+)
+def test_make_ui_shows_the_runs(render: Any, uri: str, command: str) -> None:
+    root = render(example="none", mlflow_tracking_uri=uri)
+    made = ["make", "--dry-run", "ui", "UI_PORT=5001", "VENV=/env"]
+    assert subprocess.run(made, cwd=root, capture_output=True, text=True, check=True).stdout.strip() == command
