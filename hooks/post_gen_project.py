@@ -1,19 +1,19 @@
-"""cookiecutter's way in: mlops_build.scaffold.cookiecutter renders the service with copier, out of the template's own clone."""
+"""cookiecutter's hook: mlops_build.scaffold.cookiecutter renders the service with copier, from cookiecutter's clone of the template."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # noqa: UP036  (it is cookiecutter's Python, not ours)
+if sys.version_info < (3, 11):  # noqa: UP036  (this is cookiecutter's Python)
     sys.exit("mlops-build: the template needs Python 3.11 or newer; cookiecutter runs on " + sys.version.split()[0])
-given = json.loads(r"""{{ cookiecutter | tojson }}""")
-# A folder is called what was typed. While a hook runs, cookiecutter itself stands in that folder; PWD says where it was started.
-places = [Path(given["_repo_dir"]), Path(f"/proc/{os.getppid()}/cwd"), Path(os.environ.get("PWD", ""), given["_repo_dir"])]
-repository = next((place.resolve() for place in places if place.is_absolute() and (place / "cookiecutter.json").is_file()), None)
+context = json.loads(r"""{{ cookiecutter | tojson }}""")
+# _repo_dir is the path as typed, which may be relative. cookiecutter runs hooks in that folder; PWD is where cookiecutter was started.
+candidates = [Path(context["_repo_dir"]), Path(f"/proc/{os.getppid()}/cwd"), Path(os.environ.get("PWD", ""), context["_repo_dir"])]
+repository = next((path.resolve() for path in candidates if path.is_absolute() and (path / "cookiecutter.json").is_file()), None)
 if not repository:
-    sys.exit("mlops-build: from here nobody knows where " + given["_repo_dir"] + " is; give cookiecutter its absolute path")
+    sys.exit("mlops-build: cannot find the template folder " + context["_repo_dir"] + "; give cookiecutter its absolute path")
 sys.path.insert(0, str(repository))
 from mlops_build.scaffold.cookiecutter import main  # noqa: E402
 
-sys.exit(main(given, repository))
+sys.exit(main(context, repository))

@@ -216,7 +216,7 @@ def test_a_relative_folder_is_found_where_a_process_tells_nobody_its_folder(temp
     assert f"_src_path: {template}\n" in (here / ".copier-answers.yml").read_text()
     lost = run(here)
     assert lost.returncode == 1
-    assert lost.stderr == "mlops-build: from here nobody knows where template is; give cookiecutter its absolute path\n"
+    assert lost.stderr == "mlops-build: cannot find the template folder template; give cookiecutter its absolute path\n"
     assert list(here.iterdir()) == []
 
 

@@ -430,7 +430,7 @@ class _Around:
         source = f"src/{self.package}"
         text = (self.root / "README.md").read_text(encoding="utf-8")
         begins = f"It was generated from `{self.name}`; `TODO.md` lists the remaining tasks.\n"
-        text = re.sub(r"(?ms)^It starts with a tiny synthetic problem.*?\n(?=\n## )", lambda _: begins, text)
+        text = re.sub(r"(?ms)^The example is a small synthetic problem.*?\n(?=\n## )", lambda _: begins, text)
         rows = (
             f"| `{source}/{self.modules[0].inside}` | the original training script |\n| `{source}/{predictor}.py` | input and answers |\n"
         )
