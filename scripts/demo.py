@@ -1,7 +1,7 @@
-"""`make demo`: the whole road of a model on embedded defaults, each step with the command that a user would type.
+"""`make demo`: run the whole pipeline with embedded defaults, and print for each step the command that a user would type.
 
-sqlite for MLflow, folders for artifacts and DVC's remote, a bare repository as Git host, the CPU. Writes DEMO_DIR/demo-report.json.
-Ends with exit code 1 if a step fails, 4 if DEMO_DIR is not its to write to.
+It uses sqlite for MLflow, folders for artifacts and DVC's remote, a bare repository as the Git host, and the CPU. It writes
+DEMO_DIR/demo-report.json. The exit code is 1 if a step fails, and 4 if DEMO_DIR is a folder that the demo did not create.
 """
 
 import base64
@@ -26,7 +26,7 @@ from mlops_build.__main__ import main as mlops_build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-# Made by this script, so that it never removes a folder that is not its own.
+# Marks a folder that this script created: it never removes another one.
 MARKER = ".mlops-demo"
 COMMAND_SECONDS = 300
 START_SECONDS = 60
@@ -34,12 +34,12 @@ MODEL = "digits"
 
 
 class StepFailed(Exception):
-    """A command did not do what the demo expects of it."""
+    """A command failed, or its result is not the expected one."""
 
 
 @dataclass
 class Demo:
-    """The folder and what was found out on the way."""
+    """The folder of the demo, and the results of its steps."""
 
     root: Path
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Demo:
         return self.scratch / "demo.log"
 
     def run(self, *command: str) -> str:
-        """Run one command in the service; returns its stdout. What it says to people goes to the log."""
+        """Run a command in the service and return its stdout. Its stderr goes to the log."""
         where = self.root if (self.root / ".git").exists() else REPOSITORY
         with self.log.open("a") as log:
             print(f"\n$ {' '.join(command)}", file=log, flush=True)
@@ -73,7 +73,7 @@ class Demo:
         return done.stdout
 
     def build(self, *arguments: str) -> Any:
-        """Run `mlops-build … --json` through its own entry point, in this process: MLflow takes seconds to load, here once for all."""
+        """Run `mlops-build … --json` in this process and return its result: importing MLflow takes seconds, and happens once."""
         printed = io.StringIO()
         with self.log.open("a") as log, contextlib.chdir(self.root):
             print(f"\n$ mlops-build {' '.join(arguments)} --json", file=log, flush=True)
@@ -88,13 +88,13 @@ class Demo:
         return "\n".join(self.log.read_text().splitlines()[-15:])
 
     def release(self) -> str:
-        """The tree of staging's release record at the head of the Git host: the same name is the same content."""
+        """The Git tree of staging's release record on the Git host's main branch: the same hash means the same content."""
         return self.run("git", "--git-dir", str(self.scratch / "origin.git"), "rev-parse", "main:deploy/overlays/staging/release").strip()
 
 
 @contextlib.contextmanager
 def stderr_to(log: TextIO) -> Iterator[None]:
-    """Send this process's stderr, and that of what it starts, to a file."""
+    """Redirect stderr of this process and its children to a file."""
     sys.stderr.flush()
     kept = os.dup(2)
     os.dup2(log.fileno(), 2)
@@ -107,7 +107,7 @@ def stderr_to(log: TextIO) -> Iterator[None]:
 
 
 def settings(demo: Demo) -> dict[str, str]:
-    """The environment of every step: our programs first, the demo's own MLflow, nobody's personal settings."""
+    """The environment of every step: programs of this environment first, the demo's own MLflow, no personal settings."""
     return {
         "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
         "PYTHONPATH": str(demo.root / "src"),
@@ -123,27 +123,27 @@ def settings(demo: Demo) -> dict[str, str]:
 
 
 def prepare(root: Path) -> None:
-    """Make room for the demo, or say why not: nothing is removed that the demo did not make."""
+    """Create an empty folder for the demo. Refuses a folder that the demo did not create."""
     if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
         raise SystemExit(
-            refuse(f"{root} is not empty and not made by `make demo`", "choose another folder: make demo DEMO_DIR=/tmp/demo-service")
+            refuse(f"{root} is not empty, and `make demo` did not create it", "choose another folder: make demo DEMO_DIR=/tmp/demo-service")
         )
     inside = root == REPOSITORY or REPOSITORY in root.parents
-    if root == REPOSITORY or (inside and git_says(root, "check-ignore", "--quiet") != 0 and git_says(root, "rev-parse") == 0):
+    if root == REPOSITORY or (inside and git_exit_code(root, "check-ignore", "--quiet") != 0 and git_exit_code(root, "rev-parse") == 0):
         remedy = f"add /{root.relative_to(REPOSITORY)}/ to .gitignore, or choose a folder elsewhere: make demo DEMO_DIR=/tmp/demo-service"
         raise SystemExit(
-            refuse(f"{root} is inside this repository, but not ignored by Git: the demo would be part of the template", remedy)
+            refuse(f"{root} is inside this repository and not ignored by Git, so the demo would become part of the template", remedy)
         )
     shutil.rmtree(root, ignore_errors=True)
     (root / ".demo").mkdir(parents=True)
-    (root / ".demo/copier-settings.yml").write_text("{}\n")  # nobody's own defaults
+    (root / ".demo/copier-settings.yml").write_text("{}\n")  # no personal defaults
     (root / MARKER).touch()
 
 
-def git_says(root: Path, *arguments: str) -> int:
-    # A file below it: a pattern that ends in a slash does not match a folder that is not there yet.
-    asked = [str(root / "file")] if arguments[0] == "check-ignore" else ["--git-dir"]
-    return subprocess.run(["git", *arguments, *asked], cwd=REPOSITORY, capture_output=True).returncode
+def git_exit_code(root: Path, *arguments: str) -> int:
+    # A file in the folder: a pattern that ends in a slash does not match a folder that does not exist yet.
+    operands = [str(root / "file")] if arguments[0] == "check-ignore" else ["--git-dir"]
+    return subprocess.run(["git", *arguments, *operands], cwd=REPOSITORY, capture_output=True).returncode
 
 
 def refuse(what: str, remedy: str) -> int:
@@ -194,9 +194,9 @@ def bridge(demo: Demo) -> str:
 
 
 def first_bridge(demo: Demo) -> str:
-    found = bridge(demo)
+    commit = bridge(demo)
     demo.released = demo.release()
-    return found
+    return commit
 
 
 def package(demo: Demo) -> str:
@@ -220,39 +220,39 @@ def serve(demo: Demo) -> str:
 
 
 def pictures(file: Path, count: int) -> list[tuple[str, str]]:
-    """The first scans as a client has them: PNG files, base64; and the digit that each shows."""
+    """The first scans as PNG files in base64, as a client sends them, each with its digit."""
     from PIL import Image
 
-    found = []
+    rows = []
     with file.open(newline="") as lines:
         for row, _ in zip(csv.DictReader(lines), range(count), strict=False):
             label = row.pop("label")
             scan = Image.frombytes("L", (8, 8), bytes(min(255, int(float(value)) * 16) for value in row.values()))
             png = io.BytesIO()
             scan.save(png, "PNG")
-            found.append((base64.b64encode(png.getvalue()).decode(), label))
-    return found
+            rows.append((base64.b64encode(png.getvalue()).decode(), label))
+    return rows
 
 
 @contextlib.contextmanager
 def serving(demo: Demo) -> Iterator[str]:
-    """Serve the context, and nothing but the context, on a free loopback port. Stopped by its pid."""
-    said = demo.scratch / "serve.log"
+    """Serve the build context on a free loopback port; yields its URL."""
+    serve_log = demo.scratch / "serve.log"
     command = [str(BIN / "mlops-build"), "serve", str(demo.scratch / "context"), "--port", "0"]
-    # No registry and no source tree: what the context holds must be enough.
+    # Without registry and source tree: the build context must contain everything.
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
-    with said.open("w") as log:
+    with serve_log.open("w") as log:
         server = subprocess.Popen(command, cwd=demo.scratch, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(START_SECONDS * 10):
-            if found := re.search(r"http://127\.0\.0\.1:\d+", said.read_text()):
-                yield found[0]
+            if url := re.search(r"http://127\.0\.0\.1:\d+", serve_log.read_text()):
+                yield url[0]
                 break
             if server.poll() is not None:
-                raise StepFailed(f"the server ended:\n{said.read_text()[-2000:]}")
+                raise StepFailed(f"the server ended:\n{serve_log.read_text()[-2000:]}")
             time.sleep(0.1)
         else:
-            raise StepFailed(f"the server was not ready within {START_SECONDS} s:\n{said.read_text()[-2000:]}")
+            raise StepFailed(f"the server was not ready within {START_SECONDS} s:\n{serve_log.read_text()[-2000:]}")
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -280,7 +280,7 @@ def roll_back(demo: Demo) -> str:
     moved = demo.build("rollback", MODEL, "--env", "staging")
     demo.build("bridge", "once", "--repo", demo.origin)
     if demo.release() != demo.released:
-        raise StepFailed("after the rollback, Git is not where it was")
+        raise StepFailed("after the rollback, the release record in Git is not the first one")
     return f"staging → version {moved['after']}; Git's release record is {demo.released[:12]} again"
 
 
@@ -304,18 +304,18 @@ def main() -> int:
     prepare(root)
     demo = Demo(root)
     os.environ.update(settings(demo))
-    print(f"demo: the road of a model, in {root}")
+    print(f"demo: running the whole pipeline in {root}")
     rows, failed = [], None
     for index, (name, step, look, command) in enumerate(STEPS, 1):
         print(f"[{index:>2}/{len(STEPS)}] {name:<15}", end="", flush=True)
         start = time.monotonic()
         try:
-            found = step(demo)
+            outcome = step(demo)
         except (StepFailed, subprocess.TimeoutExpired, OSError, KeyError, ValueError) as error:
-            failed, found = name, f"failed: {error}"
+            failed, outcome = name, f"failed: {error}"
         seconds = round(time.monotonic() - start, 1)
         demo.steps.append({"name": name, "seconds": seconds, "ok": failed is None})
-        print(f"{seconds:5.1f} s  {found}", flush=True)
+        print(f"{seconds:5.1f} s  {outcome}", flush=True)
         rows.append((name, f"{seconds:.1f}", "failed" if failed else "ok", look, command))
         if failed:
             break
@@ -329,16 +329,16 @@ def main() -> int:
     (root / "demo-report.json").write_text(json.dumps(report, indent=2) + "\n")
     show(rows)
     total = sum(step["seconds"] for step in demo.steps)
-    print("\nOne process ran all of it. Typed one by one, each mlops-build command also loads MLflow, which takes seconds.")
+    print("\nAll steps ran in one process. A command that you type starts its own process, which takes longer.")
     print(f"\n{'FAILED at ' + failed if failed else 'Everything worked'} in {total:.0f} s")
     print(f"Report: {root / 'demo-report.json'}, log: {demo.log}")
     if not failed:
-        print(f"Go on from here: cd {root} && . {BIN}/activate && mlops-build doctor")
+        print(f"Next: cd {root} && . {BIN}/activate && mlops-build doctor")
     return 1 if failed else 0
 
 
 def show(rows: list[tuple[str, ...]]) -> None:
-    header = ("step", "seconds", "result", "where to look", "to do it yourself")
+    header = ("step", "seconds", "result", "where to look", "command")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     print()
     for row in [header, tuple("-" * width for width in widths), *rows]:

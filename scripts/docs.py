@@ -1,6 +1,6 @@
-"""`make docs`: what is generated: references, the JSON schema that editors read, cookiecutter's questions, the administrator's checklist.
+"""`make docs`: generate references, the JSON schema for editors, cookiecutter's questions and the administrator's checklist.
 
-A test compares the files with what this makes, so that they cannot drift. `--check` does the same: exit code 1 if one differs.
+A test compares the files with the output of this script. `--check` does the same: the exit code is 1 if a file differs.
 """
 
 import argparse
@@ -45,10 +45,10 @@ def cli() -> str:
     for name, command in COMMANDS.items():
         parser = command_parser(name, command)
         parts += ["", f"## {name}", "", "```text", parser.format_help().rstrip(), "```"]
-        for below, one in subparsers(parser).items():
-            # A subcommand without arguments of its own has said everything in its command's help.
-            if any(action.help is not argparse.SUPPRESS and action.dest != "help" for action in one._actions):
-                parts += ["", f"### {name} {below}", "", "```text", one.format_help().rstrip(), "```"]
+        for subcommand, subparser in subparsers(parser).items():
+            # The command's help is enough for a subcommand without arguments of its own.
+            if any(action.help is not argparse.SUPPRESS and action.dest != "help" for action in subparser._actions):
+                parts += ["", f"### {name} {subcommand}", "", "```text", subparser.format_help().rstrip(), "```"]
     return "\n".join(parts) + "\n"
 
 
@@ -57,14 +57,14 @@ def service_yaml() -> str:
     schema = json_schema()
     sections = schema.get("$defs", {})
     parts = ["# service.yaml", "", GENERATED, "", str(schema["description"]), ""]
-    parts += ["After the first day this file is the team's, and the one place for memory, replicas, hosts and namespaces.", ""]
+    parts += ["The team owns this file. Memory, replicas, hosts and namespaces are set only here.", ""]
     parts += _table(schema, sections)
     parts += _below("", schema, sections)
     return "\n".join(parts) + "\n"
 
 
 def _below(path: str, section: dict[str, Any], sections: dict[str, Any]) -> list[str]:
-    """The sections inside one, and inside those."""
+    """The sections inside a section, recursively."""
     parts = []
     for key, value in section["properties"].items():
         if name := _section(value):
@@ -139,7 +139,7 @@ def schema() -> str:
 
 
 def copier_yml() -> dict[str, Any]:
-    """Its documents as one, which is how copier reads them."""
+    """The documents of copier.yml, merged as copier does."""
     documents = YAML(typ="safe").load_all((ROOT / "copier.yml").read_text())
     return {key: value for document in documents for key, value in document.items()}
 
@@ -147,17 +147,17 @@ def copier_yml() -> dict[str, Any]:
 def cookiecutter_json() -> str:
     """The questions of copier.yml as cookiecutter asks them: the same names, defaults and choices in the same order.
 
-    What is computed is called `__NAME`: cookiecutter renders it and does not ask. Cookiecutter has no conditions: `__asked_NAME` says
-    whether an answer counts. Validators stay with copier, which the hook calls.
+    A computed value is named `__NAME`: cookiecutter renders it without a question. Cookiecutter has no conditions: `__asked_NAME`
+    says whether an answer is used. Validators run in copier, which the hook calls.
     """
     merged = copier_yml()
     questions = {name: question for name, question in merged.items() if not name.startswith("_")}
-    called = {name: f"__{name}" if question.get("when") is False else name for name, question in questions.items()}
+    key_of = {name: f"__{name}" if question.get("when") is False else name for name, question in questions.items()}
 
     def ported(template: str) -> str:
-        """A template of copier's, where names are bare, as cookiecutter's; replacing names in it would hit filters and words too."""
+        """A template for copier as one for cookiecutter, with variables set at the start: replacing names would replace filters too."""
         used = meta.find_undeclared_variables(Environment().parse(template))  # noqa: S701  (no HTML)
-        return "".join(f"{{% set {name} = cookiecutter['{called[name]}'] %}}" for name in called if name in used) + template
+        return "".join(f"{{% set {name} = cookiecutter['{key_of[name]}'] %}}" for name in key_of if name in used) + template
 
     asked: dict[str, Any] = {}
     prompts: dict[str, Any] = {}
@@ -165,13 +165,13 @@ def cookiecutter_json() -> str:
         if question["type"] != "str" or question.get("multiselect") or "{" in question.get("help", ""):
             raise SystemExit(f"copier.yml: {name}: cookiecutter_json() in {__file__} knows single words with a plain help text only")
         if question.get("when") is False:
-            asked[called[name]] = ported(question["default"])
+            asked[key_of[name]] = ported(question["default"])
             continue
         prompt = question["help"]
         if condition := question.get("when"):
             asked[f"__asked_{name}"] = ported(condition)
             prompt += f" (counts only if {condition.strip('{} ')})"
-        # rich, which prints it, would take [/PATH] for a tag.
+        # cookiecutter prints with rich, which would interpret [/PATH] as a tag.
         prompt = re.sub(r"(\\*)(\[[a-z#/@])", r"\1\1\\\2", prompt)
         if choices := question.get("choices"):
             values = list(choices.values() if isinstance(choices, dict) else choices)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts checkov, which tests look at manifests with, into .venv/checkov: it wants another tabulate than DVC does, so no one environment holds
-# both. After scripts/install.sh, whose settings it shares; runs again only when the lock changed. Without it those tests are skipped.
+# Install checkov, which tests run on manifests, into .venv/checkov: it needs another version of tabulate than DVC, so they cannot share an environment.
+# Run it after scripts/install.sh, which uses the same settings. It does nothing if the lock has not changed. Without checkov, these tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv/checkov

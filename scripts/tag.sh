@@ -1,6 +1,6 @@
 #!/bin/sh
-# The tags of CHANGELOG.md's table of releases: tags do not travel with every copy of a repository, the table does. Copier and
-# `mlops-build update` take the newest tag for the newest release. Makes what is missing; a tag on another commit is left alone, and named.
+# Create the tags in CHANGELOG.md's table of releases: a copy of a repository may lack tags. Copier and `mlops-build update` use the newest tag.
+# A tag that is on another commit is not changed, but reported.
 set -eu
 cd "$(dirname "$0")/.."
 say() { echo "tag: $*" >&2; }
