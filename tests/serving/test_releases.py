@@ -1,0 +1,40 @@
+"""Serving and the registry use private parts of MLflow and uvicorn: their tests also run with the oldest and the newest allowed release."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("tests/serving/test_http.py", "tests/serving/test_light.py", "tests/registry")
+pytestmark = pytest.mark.slow
+
+
+def lowest(package: str) -> str:
+    """The oldest release that pyproject.toml allows."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (bound,) = {line.partition(">=")[2].partition(",")[0] for lines in extras.values() for line in lines if re.match(rf"{package}>=", line)}
+    return bound
+
+
+@pytest.mark.parametrize("age", ["oldest", "newest"])
+def test_serving_and_registry_with_another_release_of_what_they_use(tmp_path: Path, age: str) -> None:
+    uv = [str(Path(sys.executable).with_name("uv")), "pip"]
+    wanted = [f"{name}=={lowest(name)}.0" if age == "oldest" else name for name in ("mlflow", "uvicorn")]
+    compiling = [*uv, "compile", "--quiet", "--no-header", "--no-annotate", "-"]
+    resolved = subprocess.run(compiling, input="\n".join(wanted), capture_output=True, text=True, check=True, timeout=300).stdout
+    packages = [line for line in resolved.splitlines() if re.match(r"(mlflow[a-z-]*|uvicorn)==", line)]
+    other = tmp_path / "packages"
+    installing = [*uv, "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", str(other), *packages]
+    subprocess.run(installing, check=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(other)}
+    where = [sys.executable, "-c", "import mlflow, uvicorn; print(mlflow.__file__, uvicorn.__file__)"]
+    used = subprocess.run(where, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert used.count(str(other)) == 2
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, f"{packages}:\n{done.stdout[-4000:]}"
