@@ -34,30 +34,30 @@ class File:
 
 
 def steps(page: str) -> list[Command | File]:
-    """What a reader of the page does, in order."""
-    found: list[Command | File] = []
+    """The commands and files of a page, in order."""
+    steps: list[Command | File] = []
     for language, title, body in BLOCK.findall(page):
         if title:
-            found.append(File(title, body, language == "diff"))
+            steps.append(File(title, body, language == "diff"))
         elif language == "console":
             command: list[str] = []
             output: list[str] = []
             for line in body.splitlines():
                 if line.startswith("$ "):
                     if command:
-                        found.append(Command("\n".join(command), "\n".join(output)))
+                        steps.append(Command("\n".join(command), "\n".join(output)))
                     command, output = [line[2:]], []
                 elif line.startswith("> ") and command and not output:
                     command.append(line[2:])
                 else:
                     output.append(line)
             if command:
-                found.append(Command("\n".join(command), "\n".join(output)))
-    return found
+                steps.append(Command("\n".join(command), "\n".join(output)))
+    return steps
 
 
 def run(page: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[Command, str]]:
-    """Do all of it in one bash, started in `folder`; each command with what it printed (stdout and stderr)."""
+    """Run a page in one bash, started in `folder`; returns each command with its output (stdout and stderr)."""
     script, commands = [], []
     for step in steps(page):
         if isinstance(step, File):
@@ -77,12 +77,12 @@ def run(page: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[C
         timeout=SECONDS,
         check=False,
     )
-    rest, found = done.stdout, []
+    rest, outputs = done.stdout, []
     for number, command in enumerate(commands):
         printed, marker, rest = rest.partition(END.format(number) + "\n")
         assert marker, f"the shell ended in: {command.text}\n{printed}"
-        found.append((command, printed))
-    return found
+        outputs.append((command, printed))
+    return outputs
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -101,7 +101,7 @@ def matches(expected: str, printed: str) -> bool:
 
 
 def check(page: str, folder: Path, environment: Mapping[str, str], at_least: int) -> None:
-    """Run a page's commands: there are so many, and each prints what the page shows."""
+    """Run a page's commands. Fails if there are fewer than `at_least`, or if one prints something else than the page shows."""
     done = run(page, folder, environment)
     assert len(done) >= at_least
     wrong = [
