@@ -1,4 +1,4 @@
-"""`mlops-build`: finds the command in the table and runs it."""
+"""`mlops-build`: find the command in the table and run it."""
 
 import atexit
 import gc
@@ -11,14 +11,16 @@ from mlops_build.errors import MlopsBuildError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; a foreseen error is shown as what is wrong and what to do, never as a traceback."""
-    # Imports make many objects and no garbage: looking for some is a tenth of a heavy command's start.
+    """Run a command. Returns the exit code; expected errors are shown with a remedy and without a traceback."""
+    # Imports create many objects but no garbage, so collecting it would be a tenth of a heavy command's start.
     gc.set_threshold(100_000)
-    # And at the end nothing is left to collect that the system does not take back anyway: half a second with MLflow and torch.
+    # Skip the collection at exit, which takes half a second with MLflow and torch.
     atexit.register(gc.freeze)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.platform == "win32":
-        print("mlops-build: Windows is not supported (file locks, signals and containers work otherwise there); use WSL 2", file=sys.stderr)
+        print(
+            "mlops-build: Windows is not supported (file locks, signals and containers work differently there); use WSL 2", file=sys.stderr
+        )
         return 1
     if not arguments:
         top_parser().print_help(sys.stderr)
@@ -35,20 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "").startswith("mlops_build"):
             raise
         print(f"mlops-build {name}: needs the Python package {error.name!r}, which is not installed", file=sys.stderr)
-        # Part of a command that needs no extra may need one: doctor --checklist.
+        # A part of a command without an extra may need one: doctor --checklist.
         print(f"    pip install 'mlops-build[{extra or 'operate'}]'", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"mlops-build {name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, say) went away; there is nobody left to tell.
+        # The reader of the output (such as head) has ended.
         sys.stderr.close()
         return 1
 
 
 def show_error(name: str, error: MlopsBuildError) -> int:
-    """What is wrong and what to do, on stderr; returns the exit code."""
+    """Print the error and its remedy on stderr; returns the exit code."""
     print(f"mlops-build {name}: {error.message}", file=sys.stderr)
     if error.remedy:
         print(f"    {error.remedy}", file=sys.stderr)

@@ -171,11 +171,11 @@ def parse_lock(text: str) -> list[Stage]:
 
 def tracked(root: Path) -> dict[str, str]:
     """Path → hash of everything under `data/` that a .dvc file tracks: the raw data's revision."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for file in sorted(root.glob("data/**/*.dvc")):
         for out in (_yaml(file.read_text(), str(file)) or {}).get("outs", []):
-            found[(file.parent / out["path"]).relative_to(root).as_posix()] = f"md5:{out.get('md5', '')}"
-    return found
+            hashes[(file.parent / out["path"]).relative_to(root).as_posix()] = f"md5:{out.get('md5', '')}"
+    return hashes
 
 
 def data_hash(tracked_data: Mapping[str, str]) -> str:

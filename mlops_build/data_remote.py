@@ -71,8 +71,8 @@ def _sources(root: Path) -> list[str]:
     return sorted(path for path in read if not any(_overlap(path, output) for output in written))
 
 
-def _overlap(one: str, other: str) -> bool:
-    return PurePosixPath(one).is_relative_to(other) or PurePosixPath(other).is_relative_to(one)
+def _overlap(path: str, other: str) -> bool:
+    return PurePosixPath(path).is_relative_to(other) or PurePosixPath(other).is_relative_to(path)
 
 
 def _is_there(root: Path, path: str) -> bool:

@@ -110,17 +110,17 @@ def _installed(name: str) -> bool:
 
 def git() -> Check:
     """git is there, new enough, and knows who commits."""
-    said = _output(["git", "--version"])
-    if said is None:
+    output = _output(["git", "--version"])
+    if output is None:
         return Check("git", "not found", [Finding("git", "git-missing", "git is not installed", "install git ≥ 2.30")])
-    version = tuple(map(int, re.findall(r"\d+", said)[:2]))
-    found = []
+    version = tuple(map(int, re.findall(r"\d+", output)[:2]))
+    findings = []
     if version < GIT_MINIMUM:
-        found.append(Finding("git", "git-old", f"{said} is too old", "install git ≥ 2.30"))
+        findings.append(Finding("git", "git-old", f"{output} is too old", "install git ≥ 2.30"))
     if not _output(["git", "config", "user.email"]):
         remedy = "git config --global user.name NAME; git config --global user.email ADDRESS"
-        found.append(Finding("git", "git-identity", "git does not know who commits", remedy))
-    return Check("git", said.removeprefix("git version "), found)
+        findings.append(Finding("git", "git-identity", "git does not know who commits", remedy))
+    return Check("git", output.removeprefix("git version "), findings)
 
 
 def disk(folder: Path) -> Check:
@@ -150,15 +150,15 @@ def engine(*, required: bool) -> Check:
     if buildah and (version := _output([buildah, "--version"])):
         return Check("engine", version)
     why = "no Docker engine answers" if client else "neither docker nor buildah is installed"
-    found = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
-    return Check("engine", why, found if required else [])
+    findings = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
+    return Check("engine", why, findings if required else [])
 
 
 def kubectl(*, required: bool) -> Check:
     """kubectl, to render and apply manifests."""
-    found = shutil.which("kubectl")
-    if found:
-        return Check("kubectl", (_output([found, "version", "--client"]) or found).splitlines()[0])
+    path = shutil.which("kubectl")
+    if path:
+        return Check("kubectl", (_output([path, "version", "--client"]) or path).splitlines()[0])
     missing = [Finding("kubectl", "kubectl", "kubectl is not installed", "install it; `ci deploy` needs it")]
     return Check("kubectl", "not found", missing if required else [])
 
@@ -168,11 +168,13 @@ def service_file(root: Path) -> Check:
     from mlops_build import service
 
     try:
-        found = service.load(root)
+        settings = service.load(root)
     except MlopsBuildError as error:
         return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "mend it")])
-    held = f", held: {', '.join(found.hold)}" if found.hold else ""
-    return Check("service.yaml", f"{found.name}: {', '.join(model.name for model in found.models)}; {', '.join(found.environments)}{held}")
+    held = f", held: {', '.join(settings.hold)}" if settings.hold else ""
+    return Check(
+        "service.yaml", f"{settings.name}: {', '.join(model.name for model in settings.models)}; {', '.join(settings.environments)}{held}"
+    )
 
 
 def versions(root: Path) -> Check:
@@ -188,7 +190,7 @@ def versions(root: Path) -> Check:
     lines = [*project.get("project", {}).get("dependencies", [])]
     for group in (project.get("project", {}).get("optional-dependencies", {}), project.get("dependency-groups", {})):
         lines += [line for lines in group.values() for line in lines if isinstance(line, str)]
-    wanted = next((one for line in lines if (one := Requirement(line)).name == "mlops-build"), None)
+    wanted = next((requirement for line in lines if (requirement := Requirement(line)).name == "mlops-build"), None)
     if wanted and not wanted.specifier.contains(__version__, prereleases=True):
         why = f"the service asks for mlops-build{wanted.specifier}, this is {__version__}"
         return Check(

@@ -1,11 +1,11 @@
-"""The errors a user can meet. One base class; the exit code sits on the class, the remedy in the instance.
+"""The errors that a user can see. They have one base class; the class has the exit code, the instance the remedy.
 
-A specific error (say, `git.repository.PushRejected`) is a subclass that lives beside the code that raises it.
+A specific error (such as `git.repository.PushRejected`) is a subclass in the module that raises it.
 """
 
 
 class MlopsBuildError(Exception):
-    """Something a user can understand and mend.
+    """An error that a user can understand and fix.
 
     message: what is wrong and where. remedy: what to do about it.
     """
@@ -19,17 +19,17 @@ class MlopsBuildError(Exception):
 
 
 class Failed(MlopsBuildError):
-    """Exit code 1: it was tried and did not work."""
+    """Exit code 1: the command failed."""
 
 
 class UsageError(MlopsBuildError):
-    """Exit code 2: the command or its arguments make no sense."""
+    """Exit code 2: the command or its arguments are not valid."""
 
     exit_code = 2
 
 
 class NotFound(MlopsBuildError):
-    """Exit code 3: something asked for does not exist."""
+    """Exit code 3: something requested does not exist."""
 
     exit_code = 3
 
@@ -41,12 +41,12 @@ class Refused(MlopsBuildError):
 
 
 class Unreachable(MlopsBuildError):
-    """Exit code 5: a service that is needed does not answer."""
+    """Exit code 5: a required service does not answer."""
 
     exit_code = 5
 
 
 class NoRoom(MlopsBuildError):
-    """Exit code 6: no GPU has the memory that was asked for."""
+    """Exit code 6: no GPU has the requested memory."""
 
     exit_code = 6

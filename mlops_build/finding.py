@@ -1,4 +1,4 @@
-"""A finding: one thing that is wrong. `doctor`, `verify`, the scan of a model and the bridge's gates all speak in findings."""
+"""A finding: a problem with its remedy. `doctor`, `verify`, the scan of a model and the bridge's gates return findings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 class Finding:
     """subject: what it is about (a file, a remote, a version). rule: the check's short name, stable, for machines.
 
-    why: what is wrong. remedy: what to do. file, line: where it stands, where it stands in a file (line from 1).
+    why: what is wrong. remedy: what to do. file, line: the place in a file, if any (line from 1).
     """
 
     subject: str
@@ -25,7 +25,7 @@ def show(findings: Sequence[Finding]) -> str:
 
 
 def show_by_file(findings: Sequence[Finding]) -> str:
-    """Findings that have a file, grouped by it: the file, then for each its line and what it is about, and what to do."""
+    """Findings grouped by file: the file, then line, subject, reason and remedy of each."""
     lines: list[str] = []
     file = None
     for finding in findings:
@@ -38,5 +38,5 @@ def show_by_file(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, str | int]]:
-    """Findings as plain dicts, in the order given; without what they do not have."""
+    """Findings as plain dicts, in the given order, without empty fields."""
     return [{key: value for key, value in asdict(finding).items() if value is not None} for finding in findings]

@@ -1,4 +1,4 @@
-"""Amounts of memory, as people write them and as they are shown. Binary units only: a card of 24 GiB is not one of 24 GB."""
+"""Parse and format amounts of memory. Binary units only: 24 GiB are not 24 GB."""
 
 import re
 
@@ -8,13 +8,13 @@ UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "KiB": 2**10, "MiB"
 
 
 class NotAnAmount(UsageError, ValueError):
-    """A text that is no amount of memory."""
+    """A text that is not an amount of memory."""
 
 
 def parse_bytes(text: str) -> int:
     """ "4GiB", "4Gi", "1.5 GiB", "512MiB" or "4294967296" in bytes, rounded down.
 
-    Raises NotAnAmount for anything else: "4G" and "4GB" too, since programs disagree about what they mean.
+    Raises NotAnAmount for anything else, also for "4G" and "4GB", because programs disagree about their meaning.
     """
     match = re.fullmatch(r"([0-9]{1,18})(?:\.([0-9]{1,9}))? ?([KMGT]iB?)|([0-9]{1,18})", text.strip(" "), re.ASCII)
     if not match:
@@ -29,7 +29,7 @@ def parse_bytes(text: str) -> int:
 
 
 def show_bytes(amount: int) -> str:
-    """For people: 4294967296 is "4.0 GiB"; less than 1 KiB is said in bytes."""
+    """A readable text: 4294967296 is "4.0 GiB"; less than 1 KiB is in bytes."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if abs(amount) >= UNITS[unit]:
             return f"{amount / UNITS[unit]:.1f} {unit}"

@@ -226,8 +226,10 @@ class Serving(_Section):
 
     def variables(self) -> dict[str, str]:
         """The environment of the pod's `mlops-build serve`: what is said here and nothing else."""
-        told = self.model_dump(exclude_none=True, exclude={"port", "startup_seconds"})
-        return {f"MLOPS_SERVE_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value) for key, value in told.items()}
+        values = self.model_dump(exclude_none=True, exclude={"port", "startup_seconds"})
+        return {
+            f"MLOPS_SERVE_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()
+        }
 
 
 class Git(_Section):
@@ -305,14 +307,14 @@ class Service(_Section):
     @model_validator(mode="after")
     def _budgets_added_up(self) -> "Service":
         """One process with one lease serves all models, so that its budget is the sum of theirs."""
-        said = [model.gpu_memory for model in self.models if model.gpu_memory]
-        if not said:
+        amounts = [model.gpu_memory for model in self.models if model.gpu_memory]
+        if not amounts:
             return self
         if silent := [model.name for model in self.models if not model.gpu_memory]:
             raise ValueError(f"models: {', '.join(silent)} has no gpu_memory, others have: write it for every model, or gpu.memory alone")
         if "memory" in self.gpu.model_fields_set:
             raise ValueError("gpu.memory is the sum of the models' gpu_memory: remove one of them")
-        total = sum(map(parse_bytes, said))
+        total = sum(map(parse_bytes, amounts))
         unit = next(unit for unit in ("TiB", "GiB", "MiB", "KiB") if total % UNITS[unit] == 0)
         return self.model_copy(update={"gpu": self.gpu.model_copy(update={"memory": f"{total // UNITS[unit]}{unit}"})})
 
@@ -426,8 +428,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        if found := _section_of(argument):
-            return found
+        if section := _section_of(argument):
+            return section
     return None
 
 
@@ -437,7 +439,7 @@ def _problem(document: Any, problem: Any) -> str:
     # pydantic reports a missing key at the key itself, which has no line; its parent has one.
     line = _line(document, path)
     key = ".".join(map(str, path)) or "(the file)"
-    kind, found = problem["type"], problem.get("input")
+    kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         model = _model_at(path[:-1])
         names = [field.alias or name for name, field in model.model_fields.items()] if model else []
@@ -447,10 +449,10 @@ def _problem(document: Any, problem: Any) -> str:
     if kind == "missing":
         return f"line {line}: {key} is missing"
     if kind == "string_pattern_mismatch":
-        return f"line {line}: {key}: {found!r} is not {_wanted(path)}"
+        return f"line {line}: {key}: {value!r} is not {_wanted(path)}"
     if kind == "value_error":
         return f"line {line}: {key}: {problem['msg'].removeprefix('Value error, ')}"
-    return f"line {line}: {key}: {problem['msg']} (found {found!r})"
+    return f"line {line}: {key}: {problem['msg']} (found {value!r})"
 
 
 def _line(document: Any, path: list[Any]) -> int:
@@ -493,4 +495,4 @@ def _inner_description(annotation: Any) -> str | None:
     for metadata in getattr(annotation, "__metadata__", ()):
         if description := getattr(metadata, "description", None):
             return str(description)
-    return next((found for part in get_args(annotation) if (found := _inner_description(part))), None)
+    return next((inner for part in get_args(annotation) if (inner := _inner_description(part))), None)

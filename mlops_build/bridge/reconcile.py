@@ -55,10 +55,10 @@ class Outcome:
         return "  ".join(part for part in (self.where, self.state, detail.get(self.state), commit, error, kept) if part)
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
+        document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
         if self.error:
-            found["error"] = {"message": self.error.message, "remedy": self.error.remedy, "exit_code": self.error.exit_code}
-        return found
+            document["error"] = {"message": self.error.message, "remedy": self.error.remedy, "exit_code": self.error.exit_code}
+        return document
 
 
 def once(

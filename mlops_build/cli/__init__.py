@@ -1,1 +1,1 @@
-"""The command line: a table of commands, one thin file per command. Arguments in, one call, output."""
+"""The command line: a table of commands, one small module per command, which parses arguments, makes one call and prints."""

@@ -1,8 +1,8 @@
-"""Bring the release records of many repositories to where the registry's aliases are: one pass, a commit only where they differ.
+"""Update the release records of many repositories to the registry's aliases: one pass, with a commit only if they differ.
 
-Safe to run at any time, as often as you like and in several places at once. An environment held in service.yaml is left alone; a release
-whose manifests `mlops-build verify` finds wrong is reported and not written, unless it goes back to older versions. Exit code: 0, or that
-of the failures if all have the same, else 1.
+It is safe to run at any time, repeatedly, and in several places at once. An environment held in service.yaml is not changed. A release with
+findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code: 0, or the code of the
+failures if all have the same, else 1.
 """
 
 import argparse
@@ -14,11 +14,11 @@ EXAMPLE = "  mlops-build bridge once --repo https://git.example.com/ml/digits.gi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["once"], help="once: one pass, then end")
-    parser.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be given several times")
-    parser.add_argument("--branch", default="main", metavar="NAME", help="the branch that is released from (default: main)")
+    parser.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
+    parser.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
-    parser.add_argument("--despite-findings", action="store_true", help="also release what `mlops-build verify` finds wrong")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be released, write nothing")
+    parser.add_argument("--despite-findings", action="store_true", help="also release with findings of `mlops-build verify`")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be released without writing it")
 
 
 def run(args: argparse.Namespace) -> int:

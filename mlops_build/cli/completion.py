@@ -8,7 +8,7 @@ EXAMPLE = "  mlops-build completion bash > ~/.local/share/bash-completion/comple
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell that will read it")
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,16 +19,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options() -> dict[str, list[str]]:
-    """Command, or command and subcommand → its options and the words it offers, from the parsers themselves."""
+    """Command, or command and subcommand → its options and choices, from the parsers."""
     from mlops_build.cli.parser import command_parser, subparsers
     from mlops_build.cli.table import COMMANDS
 
-    found = {}
+    options_of = {}
     for name, command in COMMANDS.items():
         parser = command_parser(name, command)
-        found[name] = _offered(parser)
-        found |= {f"{name} {below}": _offered(one) for below, one in subparsers(parser).items()}
-    return found
+        options_of[name] = _offered(parser)
+        options_of |= {f"{name} {below}": _offered(subparser) for below, subparser in subparsers(parser).items()}
+    return options_of
 
 
 def _offered(parser: argparse.ArgumentParser) -> list[str]:
@@ -45,7 +45,7 @@ def bash(words: dict[str, list[str]]) -> str:
     deepest_first = sorted(words.items(), key=lambda item: -item[0].count(" "))
     cases = "\n".join(f"    '{name} '*) words='{' '.join(offered)}' ;;" for name, offered in deepest_first)
     commands = f"{_commands(words)} --help --version"
-    # The words that are complete, each with a blank behind it: `gpu ` is not yet `gpu pick `.
+    # Match complete words, each followed by a space: `gpu ` is not `gpu pick `.
     return f"""_mlops_build() {{
   local words current="${{COMP_WORDS[COMP_CWORD]}}"
   case "${{COMP_WORDS[*]:1:COMP_CWORD-1}} " in
@@ -77,7 +77,7 @@ def fish(words: dict[str, list[str]]) -> str:
     lines = [f"complete -c mlops-build -n __fish_use_subcommand -f -a {name} -d '{summary}'" for name, (_, summary, _) in COMMANDS.items()]
     for name, offered in words.items():
         seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
-        below = [one.partition(" ")[2] for one in words if one.startswith(f"{name} ")]
+        below = [name.partition(" ")[2] for name in words if name.startswith(f"{name} ")]
         unless = f"; and not __fish_seen_subcommand_from {' '.join(below)}" if below else ""
         for word in offered:
             what = f"-l {word.removeprefix('--')}" if word.startswith("--") else f"-a {word}"

@@ -1,8 +1,8 @@
 """Check what is installed, reachable and configured, on this machine and for the service around the current folder.
 
-With --ci, as a script of a Bamboo job: also every line of what people must do by hand in Bamboo, Bitbucket, the image registry, the
-cluster, MLflow and S3, as far as an agent can see it (`??` where it cannot, with who to ask). Nothing is changed. --checklist prints that
-list, with this service's names, and looks at nothing. Exit code 4 when something is wrong; each finding says what to do.
+With --ci, in a script of a Bamboo job: also check every item of the manual setup of Bamboo, Bitbucket, the image registry, the cluster,
+MLflow and S3, as far as an agent can (`??` if it cannot, with whom to ask). Nothing is changed. --checklist prints that list with this
+service's names, without checks. Exit code 4 if something is wrong; each finding has a remedy.
 """
 
 import argparse
@@ -23,9 +23,9 @@ MARKS = {"ok": "ok ", "no": "NO ", "unseen": "?? "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ci", action="store_true", help="also look at each line of the administrator's checklist, from an agent")
+    parser.add_argument("--ci", action="store_true", help="also check each item of the administrator's checklist, from an agent")
     parser.add_argument("--deep", action="store_true", help="also let DVC compare the data remote with the data here, which takes seconds")
-    parser.add_argument("--checklist", action="store_true", help="print that checklist as Markdown; look at nothing")
+    parser.add_argument("--checklist", action="store_true", help="print that checklist as Markdown, without checks")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +39,9 @@ def _print_checklist(args: argparse.Namespace, root: "Path | None") -> int:
     from mlops_build import service
     from mlops_build.checklist import items, names
 
-    found = names.read(root or service.find_root())
-    lines = [{key: getattr(item, key) for key in ("id", "where", "what", "how", "ask")} for item in items.items(found)]
-    result(args, {"service": found.service.name, "checklist": lines}, items.markdown(found).rstrip("\n"))
+    service_names = names.read(root or service.find_root())
+    lines = [{key: getattr(item, key) for key in ("id", "where", "what", "how", "ask")} for item in items.items(service_names)]
+    result(args, {"service": service_names.service.name, "checklist": lines}, items.markdown(service_names).rstrip("\n"))
     return 0
 
 
@@ -53,8 +53,8 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     is_valid = any(check.name == "service.yaml" and check.ok for check in checks)
     if error and is_valid:
         wrong = finding.Finding("bamboo-specs", "bamboo-specs", error.message, error.remedy or "restore bamboo-specs from Git")
-        checks.append(doctor.Check("bamboo-specs", "the checklist cannot be made", [wrong]))
-    findings = [found for check in checks for found in check.findings]
+        checks.append(doctor.Check("bamboo-specs", "the checklist cannot be created", [wrong]))
+    findings = [problem for check in checks for problem in check.findings]
     rows = [("ok" if check.ok else "no", check.name, check.seen) for check in checks]
     document: dict[str, object] = {"checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks]}
     if names and is_valid:
@@ -75,7 +75,7 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
 
 
 def _names(root: "Path") -> "tuple[Names | None, MlopsBuildError | None]":
-    """The checklist's names, or why there are none. Both None where an extra is missing, which a check of the machine reports."""
+    """The checklist's names, or the error. Both None if an extra is missing, which a check of the machine reports."""
     from mlops_build.errors import MlopsBuildError
 
     try:

@@ -1,4 +1,4 @@
-"""Show what a model version was made from: commit, data, stages, parameters, metrics, environment."""
+"""Show the origin of a model version: commit, data, stages, parameters, metrics, environment."""
 
 import argparse
 

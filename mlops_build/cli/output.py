@@ -1,4 +1,4 @@
-"""What a command prints: its result on stdout, everything said to people on stderr."""
+"""The output of a command: its result on stdout, progress and notes on stderr."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[object], text: str) -> None:
-    """Print one JSON document with --json, else `text` (nothing when it is empty)."""
+    """Print one JSON document with --json, else `text` (nothing if it is empty)."""
     if args.json:
         import json
 
@@ -16,5 +16,5 @@ def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[o
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)

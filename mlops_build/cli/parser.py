@@ -1,4 +1,4 @@
-"""The parsers: one of `mlops-build` itself, which imports no command, and one of each command."""
+"""The parser of `mlops-build` itself, which imports no command, and the parsers of the commands."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from mlops_build import __version__
 from mlops_build.cli.table import COMMANDS, Command
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
-EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service does not answer, 6 no room"
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service does not answer, 6 no GPU memory"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help is laid out as written; so are the parsers of its subcommands."""
+    """A parser that keeps the layout of its help texts, as do the parsers of its subcommands."""
 
     def __init__(
         self, prog: str | None = None, usage: str | None = None, description: str | None = None, epilog: str | None = None
@@ -22,25 +22,25 @@ class Parser(argparse.ArgumentParser):
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal. argparse alone asks shutil, whose import takes longer than building every parser here."""
+    """Help as wide as the terminal. argparse's default imports shutil, which takes longer than building all parsers."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
 
 
 def _columns() -> int:
-    """What shutil.get_terminal_size().columns is."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    """The same as shutil.get_terminal_size().columns."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
     try:
         return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80 if sys.__stdout__ else 80
-    except (ValueError, OSError):  # closed, or no terminal
+    except (ValueError, OSError):  # closed, or not a terminal
         return 80
 
 
 def top_parser() -> argparse.ArgumentParser:
-    """The parser of `mlops-build` itself: it knows names and summaries only."""
+    """The parser of `mlops-build` itself, with the names and summaries of the commands only."""
     width = max(map(len, COMMANDS)) + 2
     listing = "\n".join(f"  {name:<{width}}{summary}" for name, (_, summary, _) in COMMANDS.items())
     parser = Parser(
@@ -57,7 +57,7 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
-    """The parser of one command; imports its (light) module. Every command gets --json."""
+    """The parser of a command; imports its (light) module. Every command has --json."""
     path, summary, _ = command
     module = import_module(path)
     parser = Parser(
@@ -74,5 +74,8 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The subcommands of a command, such as `gpu pick`: name → parser."""
     return {
-        name: one for action in parser._actions if isinstance(action, argparse._SubParsersAction) for name, one in action.choices.items()
+        name: subparser
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, subparser in action.choices.items()
     }

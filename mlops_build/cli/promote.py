@@ -1,6 +1,6 @@
 """Point an environment's alias at a model version; the bridge, or `mlops-build release`, then writes the release into Git.
 
-What the alias pointed at before is remembered, so that `mlops-build rollback` needs no number.
+The previous version is stored, so that `mlops-build rollback` needs no number.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the registered model's name")
     parser.add_argument("version", metavar="VERSION", help="its version's number, or another alias")
     parser.add_argument("--to", required=True, metavar="ENV", dest="env", help="the environment, such as staging")
-    parser.add_argument("--force-dirty", action="store_true", help="also a version made from uncommitted changes, to production")
+    parser.add_argument("--force-dirty", action="store_true", help="allow a version with uncommitted changes in production")
 
 
 def run(args: argparse.Namespace) -> int:

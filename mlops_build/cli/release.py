@@ -1,7 +1,7 @@
-"""Write one environment's release record from its alias, as a commit on the current branch, and push it where there is an origin.
+"""Write an environment's release record from its alias, as a commit on the current branch, and push it if there is an origin.
 
-The same as what the bridge does, for one repository and by hand; both make the very same commit. Only service.yaml as it was committed
-counts. A release whose manifests `mlops-build verify` finds wrong is refused (exit code 4), unless it goes back to older versions.
+It does the same as the bridge for one repository, and creates the same commit. Only the committed service.yaml is used. A release with
+findings of `mlops-build verify` is refused (exit code 4), unless it returns to older versions.
 """
 
 import argparse
@@ -13,8 +13,8 @@ EXAMPLE = "  mlops-build release staging"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", metavar="ENV", help="the environment, such as staging")
-    parser.add_argument("--despite-hold", action="store_true", help="also where service.yaml holds the environment")
-    parser.add_argument("--despite-findings", action="store_true", help="also where `mlops-build verify` finds the manifests wrong")
+    parser.add_argument("--despite-hold", action="store_true", help="also if service.yaml holds the environment")
+    parser.add_argument("--despite-findings", action="store_true", help="also if `mlops-build verify` has findings")
 
 
 def run(args: argparse.Namespace) -> int:

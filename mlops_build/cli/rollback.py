@@ -1,7 +1,7 @@
-"""Point an environment's alias back at the version before: the one remembered by `promote`, or the one that --to names.
+"""Point an environment's alias back at the previous version: the one stored by `promote`, or the one given by --to.
 
---from-git needs no MLflow: it restores the release that Git had before, and sets `hold` in service.yaml so that the bridge does not undo
-it. In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout.
+--from-git needs no MLflow: it restores the previous release in Git, and sets `hold` in service.yaml so that the bridge does not undo it.
+In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout.
 """
 
 import argparse
@@ -14,12 +14,12 @@ EXAMPLE = "  mlops-build rollback digits --env production\n  mlops-build rollbac
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the registered model's name (not needed with --from-git)")
     parser.add_argument("--env", required=True, metavar="ENV", help="the environment, such as production")
-    parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the remembered one")
-    parser.add_argument("--force-dirty", action="store_true", help="with --to: also a version made from uncommitted changes, to production")
-    parser.add_argument("--from-git", action="store_true", help="restore the release that Git had before; MLflow may be down")
+    parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the stored one")
+    parser.add_argument("--force-dirty", action="store_true", help="with --to: allow a version with uncommitted changes in production")
+    parser.add_argument("--from-git", action="store_true", help="restore the previous release in Git; MLflow may be down")
     parser.add_argument("--repo", metavar="URL", help="with --from-git: this remote instead of the checkout around the current folder")
     parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
-    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: why, written into service.yaml's hold")
+    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: the reason, written into service.yaml's hold")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.from_git:
         if args.to is not None or args.model:
-            raise UsageError("--from-git takes no MODEL and no --to", remedy="it restores the whole release that Git had before")
+            raise UsageError("--from-git takes no MODEL and no --to", remedy="remove them: it restores the whole previous release in Git")
         return _from_git(args)
     if args.repo or args.reason:
-        raise UsageError("--repo and --reason belong to --from-git", remedy="mlops-build rollback --from-git --env ENV …")
+        raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git --env ENV …")
     if not args.model:
-        raise UsageError("which MODEL?", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
+        raise UsageError("MODEL is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
     from mlops_build.registry import Registry
     from mlops_build.release import alias
 
@@ -55,7 +55,7 @@ def _from_git(args: argparse.Namespace) -> int:
         restored, pushed = restore.in_checkout(service.find_root(), args.env, args.reason)
         if not pushed:
             say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
-    say(f"the bridge leaves {args.env} alone until `hold` is removed from service.yaml")
+    say(f"the bridge does not change {args.env} until `hold` is removed from service.yaml")
     document = {
         "environment": args.env,
         "before": restored.before and str(restored.before),

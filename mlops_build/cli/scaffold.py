@@ -1,8 +1,8 @@
-"""Start a service around a training script that exists. Nothing of yours is changed, moved or run.
+"""Generate a service from an existing training script. Your files are not changed, moved or run.
 
-The script and the modules beside it are copied into a service made from the template; the train stage runs it with its arguments, whose
-defaults go to params.yaml. Small data is copied and put under DVC; more than 1 GiB, anything on S3, and all of it with --by-reference,
-stays where it is. What a program cannot know is listed, and written to TODO.md.
+The script and its local modules are copied into a service generated from the template. The train stage runs it with its arguments, whose
+defaults go to params.yaml. Small data is copied and tracked with DVC; more than 1 GiB, data on S3, and all data with --by-reference stay
+where they are. Remaining tasks are printed and written to TODO.md.
 """
 
 import argparse
@@ -18,11 +18,11 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DEST", type=Path, help="the service's folder, which must not exist yet, or be empty")
-    parser.add_argument("--from", dest="script", metavar="SCRIPT", type=Path, required=True, help="the script that trains")
+    parser.add_argument("--from", dest="script", metavar="SCRIPT", type=Path, required=True, help="the training script")
     parser.add_argument(
         "--data", metavar="PATH", action="append", default=[], help="a file or folder, or s3://BUCKET/PATH; may be repeated"
     )
-    parser.add_argument("--by-reference", action="store_true", help="copy no data, whatever its size")
+    parser.add_argument("--by-reference", action="store_true", help="copy no data, of any size")
     parser.add_argument(
         "--template", metavar="URL", help="address or folder of the template (default: MLOPS_BUILD_TEMPLATE, or mlops-build's own)"
     )
@@ -38,10 +38,12 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build.scaffold.existing import around
 
     answers: dict[str, object] = {}
-    for one in args.answer:
-        name, separator, value = one.partition("=")
+    for answer in args.answer:
+        name, separator, value = answer.partition("=")
         if not separator or not name:
-            raise UsageError(f"--answer {one!r}: there is no =", remedy="write --answer NAME=VALUE, for example --answer team=ml-platform")
+            raise UsageError(
+                f"--answer {answer!r}: there is no =", remedy="write --answer NAME=VALUE, for example --answer team=ml-platform"
+            )
         answers[name] = value
     made = around.scaffold(
         args.destination,

@@ -3,8 +3,8 @@
 DIR is a build context (`mlops-build package`): its files are checked against their digests, and no registry is needed. A version of the
 registry is fetched first. The first model answers at /invocations, each also at /models/NAME/invocations.
 
-On a machine with GPUs it leases one (`mlops-build gpu list` shows who has how much), and no other is visible to the model. Who says
---device gpu, or names a budget, never gets the CPU instead: exit code 6 says of every card why not.
+On a machine with GPUs it leases one (`mlops-build gpu list` shows all leases), and only this one is visible to the model. With --device gpu
+or a memory budget it never falls back to the CPU: it exits with 6 and gives the reason for every GPU.
 """
 
 import argparse
@@ -21,35 +21,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", metavar="DIR|MODEL_URI", help="a build context, a model's folder, models:/NAME/VERSION or models:/NAME@ALIAS"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, default=8080, help="the port; 0 takes a free one (default: 8080)")
+    parser.add_argument("--port", type=int, default=8080, help="the port; 0 for a free one (default: 8080)")
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], help="auto: a GPU if there is one (default: MLOPS_DEVICE, else auto)")
+    parser.add_argument("--gpu-memory", metavar="AMOUNT", help="its budget of GPU memory, such as 4GiB (default: MLOPS_GPU_MEMORY)")
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "gpu"], help="auto: a card where there is one (default: MLOPS_DEVICE, else auto)"
+        "--wait", metavar="SECONDS", type=float, help="how long to wait for free GPU memory (default: MLOPS_GPU_WAIT, else 60)"
     )
-    parser.add_argument("--gpu-memory", metavar="AMOUNT", help="what it may use of a card, such as 4GiB (default: MLOPS_GPU_MEMORY)")
-    parser.add_argument(
-        "--wait", metavar="SECONDS", type=float, help="how long to wait for room on a card (default: MLOPS_GPU_WAIT, else 60)"
-    )
-    own = parser.add_argument_group("how requests are taken", "each also as MLOPS_SERVE_MAX_BATCH and so on")
-    own.add_argument("--max-batch", metavar="ROWS", help="rows that are predicted together at most (default: 128; 1: never together)")
-    own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for company (default: 0)")
-    own.add_argument("--max-queue", metavar="ROWS", help="rows that may wait; more are told 429 at once (default: 4096)")
+    own = parser.add_argument_group("requests", "each can also be set as MLOPS_SERVE_MAX_BATCH and so on")
+    own.add_argument("--max-batch", metavar="ROWS", help="the most rows in a batch (default: 128; 1: no batching)")
+    own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for more rows (default: 0)")
+    own.add_argument("--max-queue", metavar="ROWS", help="rows that may wait; further requests receive 429 (default: 4096)")
     own.add_argument("--deadline", metavar="SECONDS", help="how long a request may take (default: 30)")
-    own.add_argument("--body-limit", metavar="AMOUNT", help="the largest body, also once it is decompressed (default: 16MiB)")
+    own.add_argument("--body-limit", metavar="AMOUNT", help="the largest body, also after decompression (default: 16MiB)")
     own.add_argument("--read", metavar="SECONDS", help="how long a request may take to arrive (default: 30)")
-    own.add_argument("--connections", metavar="N", help="connections at once; more are told 503 (default: 4096)")
-    own.add_argument("--nan", choices=["null", "literal"], help="how NaN is answered; literal is MLflow's way, and no JSON (default: null)")
-    own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of unlike lengths; pad is MLflow's way (default: refuse)")
-    own.add_argument("--tokens", metavar="FILE", help="hashes of the bearer tokens of those who may ask (default: everybody may)")
+    own.add_argument("--connections", metavar="N", help="concurrent connections; further ones receive 503 (default: 4096)")
+    own.add_argument(
+        "--nan", choices=["null", "literal"], help="how NaN is written; literal is MLflow's way and not valid JSON (default: null)"
+    )
+    own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of different lengths; pad is MLflow's way (default: refuse)")
+    own.add_argument("--tokens", metavar="FILE", help="file with hashes of the allowed bearer tokens (default: no token needed)")
     own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
     own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
-    own.add_argument("--precision", choices=["float32", "bf16"], help="what the networks compute in (default: float32)")
+    own.add_argument("--precision", choices=["float32", "bf16"], help="the precision of the networks (default: float32)")
 
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build.errors import UsageError
 
     if not 0 <= args.port <= 65535:
-        raise UsageError(f"{args.port} is no port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
+        raise UsageError(f"{args.port} is not a valid port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
     from mlops_build.serving import server
 
     with server.exit_on_sigterm():
@@ -78,7 +78,7 @@ def _serve(args: argparse.Namespace) -> int:
             say(f"device: {chosen.description}")
             with chosen.loading(), without_garbage_collection():
                 if chosen.lease:
-                    chosen.lease.limit_torch()  # before the model: loading too must not take what is a neighbour's
+                    chosen.lease.limit_torch()  # before the model, so that loading also stays within the budget
                 serving = load.load(checked, compile=options.compile, precision=options.precision)
             for loaded in serving.models:
                 load.warm_up(loaded, say)
@@ -89,7 +89,7 @@ def _serve(args: argparse.Namespace) -> int:
 
             def ready() -> None:
                 say(f"serving {names} on {where}")
-                models = [{"name": one.name, "version": one.version, "digest": one.digest} for one in serving.models]
+                models = [{"name": model.name, "version": model.version, "digest": model.digest} for model in serving.models]
                 document = {
                     "service": serving.service,
                     "image": serving.image,
@@ -98,6 +98,6 @@ def _serve(args: argparse.Namespace) -> int:
                     "url": where,
                 }
                 result(args, {**document, "gpu": chosen.as_json()}, "")
-                sys.stdout.flush()  # whoever started us reads this while we go on
+                sys.stdout.flush()  # the parent process may wait for this
 
             return server.run(app(serving, chosen.lease, options, callers), bound, ready, options)

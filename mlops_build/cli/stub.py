@@ -1,8 +1,8 @@
-"""Answer as a service would, without its model: for the tests of who calls it.
+"""Answer like a service, without its model: for tests of its callers.
 
-It judges requests by the service's contract, and answers with the recorded example, a prediction for each row. Faults come on request: the
-header `X-Stub-Status: 429` (400, 413, 429, 500, 503, 504) makes one answer that, `X-Stub-Delay-Ms: 1500` a slow one; --fail-every makes
-some of all. Nothing but Python is needed: no torch, no MLflow.
+It checks requests against the service's contract, and answers with the recorded example, a prediction for each row. The request header
+`X-Stub-Status: 429` (400, 413, 429, 500, 503, 504) gives that status, and `X-Stub-Delay-Ms: 1500` a slow answer; --fail-every lets every
+Nth request fail. It needs only Python, no torch and no MLflow.
 """
 
 import argparse
@@ -15,10 +15,10 @@ EXAMPLE = "  mlops-build stub openapi.json --port 8080\n  mlops-build stub ../di
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="DIR|FILE", help="an openapi.json, a folder with one (a service's, a model's), or a build context")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, default=8080, help="the port; 0 takes a free one (default: 8080)")
+    parser.add_argument("--port", type=int, default=8080, help="the port; 0 for a free one (default: 8080)")
     parser.add_argument("--fail-every", type=int, metavar="N", help="let every Nth request fail; 1: all of them")
-    parser.add_argument("--status", type=int, default=503, help="what a failing request is answered with (default: 503)")
-    parser.add_argument("--delay-ms", type=int, default=0, metavar="MS", help="answer so much later (default: 0)")
+    parser.add_argument("--status", type=int, default=503, help="the status of a failing request (default: 503)")
+    parser.add_argument("--delay-ms", type=int, default=0, metavar="MS", help="the delay of each answer (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,13 +30,13 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build.serving import stub
 
     if args.what.startswith("models:"):
-        raise UsageError("a stub needs no registry", remedy="name the service's openapi.json, or its folder")
+        raise UsageError("a stub needs no registry", remedy="give the service's openapi.json, or its folder")
     if not 0 <= args.port <= 65535:
-        raise UsageError(f"{args.port} is no port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
+        raise UsageError(f"{args.port} is not a valid port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
     if args.status not in stub.FAULTS:
-        raise UsageError(f"--status {args.status} is not known here", remedy=f"one of {', '.join(map(str, stub.FAULTS))}")
+        raise UsageError(f"--status {args.status} is not supported", remedy=f"use one of {', '.join(map(str, stub.FAULTS))}")
     if (args.fail_every is not None and args.fail_every < 1) or not 0 <= args.delay_ms <= stub.LONGEST_DELAY_MS:
-        raise UsageError("--fail-every is at least 1, --delay-ms at most 120000", remedy="see mlops-build stub --help")
+        raise UsageError("--fail-every must be at least 1, --delay-ms at most 120000", remedy="see mlops-build stub --help")
     answers = stub.Stub(stub.document_of(Path(args.what)), stub.Faults(args.fail_every, args.status, args.delay_ms))
 
     def end(*_: object) -> None:
@@ -47,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
         names = [model.name for model in answers.models]
         say(f"stub of {', '.join(names)} on {server.url}")
         result(args, {"models": names, "url": server.url}, "")
-        sys.stdout.flush()  # whoever started us reads this while we go on
+        sys.stdout.flush()  # the parent process may wait for this
         server.serve_forever()
     return 0

@@ -1,18 +1,18 @@
-"""Every command: its module, its one line, and the extra that it needs. Nothing is imported until a command is used.
+"""Every command: its module, its summary, and the extra that it needs. Nothing is imported until a command is used.
 
-The extra is what `pip install 'mlops-build[EXTRA]'` brings; None where the base is enough. Plain tuples, since a class made here would
-cost every start some milliseconds.
+The extra is that of `pip install 'mlops-build[EXTRA]'`; None if the base is enough. Plain tuples, because a class here would cost every
+start some milliseconds.
 """
 
 Command = tuple[str, str, str | None]
 
 COMMANDS: dict[str, Command] = {
-    "scaffold": ("mlops_build.cli.scaffold", "start a service around a training script that exists", "train,template"),
+    "scaffold": ("mlops_build.cli.scaffold", "generate a service from an existing training script", "train,template"),
     "train": ("mlops_build.cli.train", "run the pipeline, commit, push, register a version", "train"),
-    "register": ("mlops_build.cli.register", "a version with the weights of another and today's code", "train"),
+    "register": ("mlops_build.cli.register", "register a version with the weights of another one", "train"),
     "promote": ("mlops_build.cli.promote", "point an environment's alias at a model version", "operate"),
-    "rollback": ("mlops_build.cli.rollback", "point it back at the version before", "operate"),
-    "release": ("mlops_build.cli.release", "write one environment's release record from its alias", "operate"),
+    "rollback": ("mlops_build.cli.rollback", "point it back at the previous version", "operate"),
+    "release": ("mlops_build.cli.release", "write an environment's release record from its alias", "operate"),
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),

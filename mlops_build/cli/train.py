@@ -1,7 +1,7 @@
-"""Run the pipeline, commit what it wrote, push data and commit, and register a model version that names that commit.
+"""Run the pipeline, commit its results, push data and commit, and register a model version that records the commit.
 
-Commit your changes first: with uncommitted changes it stops before the pipeline. It commits what the pipeline writes itself.
-Killed at any moment, a second run finishes it. A version is registered only if the metrics meet evaluate.thresholds in params.yaml.
+Commit your changes first: with uncommitted changes it stops before the pipeline. It commits only the files that the pipeline writes.
+After an interruption, run it again. A version is registered only if the metrics meet evaluate.thresholds in params.yaml.
 """
 
 import argparse
@@ -25,9 +25,11 @@ def run(args: argparse.Namespace) -> int:
     root = service.find_root()
     outcome = pipeline.train(root, say=say, force=args.force, allow_dirty=args.allow_dirty)
     settings, registry = service.load(root), Registry(tracking_uri(root))
-    next_steps = [str(alias.next_step(registry, settings, one.name, one.version)) for one in outcome.models]
-    lines = [f"{one.model_uri}  commit {one.commit[:12]}{' dirty' if one.dirty else ''}" for one in outcome.models]
+    next_steps = [str(alias.next_step(registry, settings, model.name, model.version)) for model in outcome.models]
+    lines = [f"{model.model_uri}  commit {model.commit[:12]}{' dirty' if model.dirty else ''}" for model in outcome.models]
     result(
-        args, {"models": [one.as_json() for one in outcome.models], "warnings": list(outcome.warnings)}, "\n".join([*lines, *next_steps])
+        args,
+        {"models": [model.as_json() for model in outcome.models], "warnings": list(outcome.warnings)},
+        "\n".join([*lines, *next_steps]),
     )
     return 0

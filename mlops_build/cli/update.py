@@ -1,7 +1,7 @@
 """Merge a newer version of the template into a service: copier renders it, Git merges it.
 
-What you edited is kept, what you own is not touched, renamed files take your edits along. Without a conflict the result is in the index and
-in the files, for you to look at and commit; with one nothing is written, and the exit code is 4.
+Your edits are kept, your own files are not changed, and renamed files keep your edits. Without a conflict the result is in the index and in
+the files, for you to check and commit. With a conflict nothing is written, and the exit code is 4.
 """
 
 import argparse
@@ -21,10 +21,14 @@ EXAMPLE = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the service's folder (default: this one)")
     parser.add_argument("--to", metavar="VERSION", help="a tag, branch or commit of the template (default: the newest release)")
-    parser.add_argument("--data", metavar="NAME=VALUE", action="append", default=[], help="an answer that changes, or a new question's")
-    parser.add_argument("--template", metavar="URL", help="where the template is now, if it has moved")
-    parser.add_argument("--dry-run", action="store_true", help="say what would happen, and write nothing")
-    parser.add_argument("--write-conflicts", action="store_true", help="with conflicts too, as `git merge` leaves them (exit code 4)")
+    parser.add_argument(
+        "--data", metavar="NAME=VALUE", action="append", default=[], help="a changed answer, or the answer to a new question"
+    )
+    parser.add_argument("--template", metavar="URL", help="the template's new address, if it has moved")
+    parser.add_argument("--dry-run", action="store_true", help="show the result without writing it")
+    parser.add_argument(
+        "--write-conflicts", action="store_true", help="write conflicts into the files, too, as `git merge` does (exit code 4)"
+    )
     parser.add_argument("--commit", action="store_true", help="commit the result")
 
 
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for answer in args.data:
         name, equals, value = answer.partition("=")
         if not name or not equals:
-            raise UsageError(f"--data {answer}: no NAME=VALUE", remedy="for example --data python_version=3.12")
+            raise UsageError(f"--data {answer}: not of the form NAME=VALUE", remedy="for example --data python_version=3.12")
         data[name] = value
     done = update(
         Path(args.path),
@@ -68,11 +72,14 @@ def _text(done: "Update") -> str:
     for change in merged.changes:
         if change.path not in conflicting:
             lines.append(f"  {change.what:<9}{shown(f'{change.old} → {change.path}' if change.old else change.path)}")
-    lines += [f"  CONFLICT {shown(one.path)}: {one.why} [{one.kind}]\n           {one.remedy}" for one in merged.conflicts]
+    lines += [
+        f"  CONFLICT {shown(conflict.path)}: {conflict.why} [{conflict.kind}]\n           {conflict.remedy}"
+        for conflict in merged.conflicts
+    ]
     for about, paths in (
         ("your edits are kept in", merged.kept),
         ("you deleted, and the template has changed", merged.deleted),
-        ("yours, and the template starts them differently now", merged.outdated),
+        ("yours, and the template has new initial versions of", merged.outdated),
     ):
         if paths:
             lines.append(f"{about}: {', '.join(map(shown, paths))}")
@@ -83,7 +90,7 @@ def _next(done: "Update") -> str:
     if done.status == "conflict" and done.written:
         return "next: resolve the conflicts (git status lists them), git add them, git commit"
     if done.status == "conflict":
-        return "next: mlops-build update --write-conflicts, with the same options, puts both sides into the files for you to choose"
+        return "next: mlops-build update --write-conflicts, with the same options, writes both sides into the files"
     if done.commit:
         return f"commit {done.commit[:12]}"
     return "next: git diff --staged, then git commit" if done.written else ""

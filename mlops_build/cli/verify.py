@@ -1,7 +1,7 @@
-"""Say what is wrong with Kubernetes manifests and Bamboo specs before they are applied: each finding with its file, line and remedy.
+"""Check Kubernetes manifests and Bamboo specs before they are applied. Each finding has a file, line and remedy.
 
-In a service every overlay is rendered (with kubectl) and judged as a whole, and bamboo-specs/ with it. Any other folder or file is read as
-it is: plain manifests, plain specs. Exit code 4 with findings, 0 without. A finding is ignored by a comment on its line or the line before,
+In a service every overlay is rendered (with kubectl) and checked as a whole, and so is bamboo-specs/. Any other folder or file is read as
+plain manifests or specs. Exit code 4 with findings, 0 without. A finding is ignored by a comment on its line or the line before,
 `# mlops-build: ignore RULE: why`, or for a whole service in service.yaml, `verify: {ignore: {RULE: why}}`. The rules:
 docs/reference/verify-rules.md
 """
@@ -20,7 +20,7 @@ EXAMPLE = "  mlops-build verify\n  mlops-build verify deploy/extra.yaml --json\n
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="PATH", help="a service, or a folder or file of YAML (default: the service around here)")
     parser.add_argument("--sarif", metavar="FILE", help="also write the findings as SARIF 2.1.0; - for stdout, instead of the text")
-    parser.add_argument("--kubernetes", metavar="VERSION", help="judge by this version's schemas, such as 1.31 (default: the newest known)")
+    parser.add_argument("--kubernetes", metavar="VERSION", help="use this version's schemas, such as 1.31 (default: the newest known)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     report = check(root, kubernetes=args.kubernetes)
     for note in report.notes:
         say(note)
-    for found, why in report.ignored:
-        say(f"ignored: {found.file} line {found.line} [{found.rule}]: {why}")
+    for ignored, why in report.ignored:
+        say(f"ignored: {ignored.file} line {ignored.line} [{ignored.rule}]: {why}")
     if args.sarif:
         log = json.dumps(sarif.document(report.findings, report.ignored), indent=2, ensure_ascii=False) + "\n"
         if args.sarif == "-":
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sarif != "-":
         document = {
             "findings": finding.as_json(report.findings),
-            "ignored": [{**finding.as_json([found])[0], "reason": why} for found, why in report.ignored],
+            "ignored": [{**finding.as_json([ignored])[0], "reason": why} for ignored, why in report.ignored],
             "files": report.files,
             "objects": report.objects,
             "notes": report.notes,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(path: "Path", content: str) -> None:
-    """All of it or nothing."""
+    """Write the file completely or not at all."""
     import os
 
     from mlops_build.errors import Failed
@@ -71,4 +71,4 @@ def _write(path: "Path", content: str) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="name a file in a folder that is there") from None
+        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="give a file in an existing folder") from None

@@ -1,9 +1,9 @@
-"""Watch the cards of a node: for Prometheus, Graphite and Zabbix.
+"""Export metrics of a node's GPUs to Prometheus, Graphite and Zabbix.
 
-exporter: metrics for Prometheus, looked at when scraped, on each GPU node. graphite HOST:PORT: the same as Graphite's plaintext, each
-INTERVAL. zabbix: what Zabbix's agent asks, and its template. files DIR: writes the DaemonSet, the exporter's Dockerfile, Prometheus' rules,
-a Grafana dashboard, Zabbix' template and the agent's parameters. Only `exporter` needs prometheus-client.
-docs/how-to/watch-your-cards.md says how to use them.
+exporter: metrics for Prometheus, read at each scrape, on each GPU node. graphite HOST:PORT: send the same to Graphite's plaintext port,
+each INTERVAL. zabbix: the values for Zabbix's agent, and its template. files DIR: write the DaemonSet, the exporter's Dockerfile,
+Prometheus' rules, a Grafana dashboard, Zabbix' template and the agent's parameters. Only `exporter` needs prometheus-client.
+The guide is docs/how-to/watch-your-cards.md.
 """
 
 import argparse
@@ -31,15 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graphite.add_argument("address", metavar="HOST:PORT", help="carbon's plaintext port, usually 2003")
     graphite.add_argument("--interval", type=_seconds, default=60.0, metavar="SECONDS", help="(default: 60)")
     graphite.add_argument(
-        "--prefix", default="mlops.gpu", metavar="PATH", help="how each path begins, before the host (default: mlops.gpu)"
+        "--prefix", default="mlops.gpu", metavar="PATH", help="the start of each path, before the host (default: mlops.gpu)"
     )
     graphite.add_argument("--node", metavar="NAME", help="this node's name in the paths (default: NODE_NAME, else the host's)")
-    graphite.add_argument("--once", action="store_true", help="send one look and end")
-    zabbix = what.add_parser("zabbix", help="what Zabbix's agent asks")
+    graphite.add_argument("--once", action="store_true", help="send the metrics once and end")
+    zabbix = what.add_parser("zabbix", help="values for Zabbix's agent")
     asked = zabbix.add_subparsers(dest="asked", metavar="WHAT", required=True)
-    asked.add_parser("discovery", help="the cards by UUID, as low-level discovery")
+    asked.add_parser("discovery", help="the GPUs by UUID, as low-level discovery")
     get = asked.add_parser("get", help="one value")
-    get.add_argument("key", metavar="KEY", help="NAME of the node, or NAME[UUID] of a card; `node` is everything, as JSON")
+    get.add_argument("key", metavar="KEY", help="NAME of the node, or NAME[UUID] of a GPU; `node` is everything, as JSON")
     asked.add_parser("template", help="print the template for Zabbix 6.0 or newer")
     asked.add_parser("userparameters", help="print the agent's UserParameter file")
     files = what.add_parser("files", help="write the files that come with the package; without DIR, list them")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     import logging
     import sys
 
-    # Every look would repeat them: what goes wrong is said once, on stderr.
+    # Errors are logged once on stderr, not at every reading.
     logging.basicConfig(stream=sys.stderr, format="mlops-build watch: %(message)s", level=logging.WARNING)
     doing = {"exporter": _exporter, "graphite": _graphite, "zabbix": _zabbix, "files": _files}
     return doing[args.what](args)
@@ -77,7 +77,9 @@ def _graphite(args: argparse.Namespace) -> int:
     from mlops_build.watch.node import Watcher
 
     if not all(part and part == graphite.component(part) for part in args.prefix.split(".")):
-        raise UsageError(f"{args.prefix!r} is no path of Graphite's", remedy="words of letters, digits, _ and -, with dots between them")
+        raise UsageError(
+            f"{args.prefix!r} is not a valid path of Graphite", remedy="use words of letters, digits, _ and -, separated by dots"
+        )
     sender = graphite.Sender(*graphite.address(args.address))
     prefix = f"{args.prefix}.{graphite.component(args.node or os.environ.get('NODE_NAME') or socket.gethostname())}"
     over = threading.Event()
@@ -91,13 +93,13 @@ def _graphite(args: argparse.Namespace) -> int:
             sender.send("".join(lines).encode())
             sent += len(lines)
             if away:
-                say("mlops-build watch: Graphite is back")
+                say("mlops-build watch: Graphite answers again")
             away = ""
         except Unreachable as error:
             if args.once:
                 raise
             if error.message != away:
-                say(f"mlops-build watch: {error.message}; tried again in {args.interval:g} s")
+                say(f"mlops-build watch: {error.message}; next attempt in {args.interval:g} s")
             away = error.message
         if args.once:
             break
@@ -128,7 +130,7 @@ def _zabbix(args: argparse.Namespace) -> int:
             result(args, {"key": args.key, "value": value}, value or "\n")
     except NotFound:
         if not args.json:
-            print("ZBX_NOTSUPPORTED")  # the agent passes it on, and the server then knows that there is no value, rather than an odd one
+            print("ZBX_NOTSUPPORTED")  # tells the Zabbix server that there is no value
         raise
     return 0
 
@@ -155,7 +157,7 @@ def _files(args: argparse.Namespace) -> int:
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port")
     return int(text)
 
 

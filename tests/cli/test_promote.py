@@ -115,7 +115,7 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
         (["promote", "digits", "nope", "--to", "staging"], 3, "aliases: none"),
         (["promote", "digits", "1", "--to", "nowhere"], 3, "staging, production"),
         (["rollback", "digits", "--env", "staging"], 3, "no alias 'staging'"),
-        (["rollback", "--env", "staging"], 2, "which MODEL"),
+        (["rollback", "--env", "staging"], 2, "MODEL is missing"),
         (["rollback", "digits", "--env", "staging", "--reason", "x"], 2, "--from-git"),
         (["rollback", "digits", "--from-git", "--env", "staging"], 2, "no MODEL"),
         (["rollback", "--from-git", "--env", "nowhere"], 3, "staging, production"),

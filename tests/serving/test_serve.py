@@ -261,7 +261,7 @@ def test_the_gpu_of_a_pod_is_replaced_by_the_cpu_only_on_request(
 def test_what_cannot_be_served_is_an_error(refuses: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in refuses(str(tmp_path / "nowhere"), "--device", "cpu", expect=3)
     assert "contains neither a context.json nor an MLmodel" in refuses(str(tmp_path), "--port", "0", "--device", "cpu", expect=3)
-    assert "is no port" in refuses(str(tmp_path), "--port", "70000", expect=2)
+    assert "is not a valid port" in refuses(str(tmp_path), "--port", "70000", expect=2)
     assert "cannot listen on 203.0.113.7" in refuses(str(tmp_path), "--host", "203.0.113.7", "--port", "0", expect=2)
 
 
