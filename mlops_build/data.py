@@ -1,6 +1,6 @@
-"""DVC: the pipeline, what its lock file says, and the remote. The only file that talks to DVC.
+"""DVC: the pipeline, its lock file and the remote. This is the only module that uses DVC.
 
-DVC is called as a program (`python -m dvc`), since its Python API is not promised between releases.
+DVC is run as a program (`python -m dvc`), because its Python API is not stable between releases.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from ruamel.yaml.error import YAMLError
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK = "dvc.lock"
-# Written by training beside dvc.lock: what the service's models take and answer.
+# Written by training next to dvc.lock: the inputs and outputs of the service's models.
 CONTRACT = "openapi.json"
 PIPELINE = "dvc.yaml"
 RWLOCK = ".dvc/tmp/rwlock"
 COMMAND_SECONDS = 24 * 3600
 DYING_SECONDS = 2
-# What DVC tells people to do next; mlops-build train does it.
+# Lines of DVC's output that are not printed, because mlops-build train does these steps.
 ADVICE = {
     "To track the changes with git, run:",
     "git add dvc.lock",
@@ -40,7 +40,7 @@ SHORT_SECONDS = 120
 
 
 class PipelineFailed(Failed):
-    """A stage of the pipeline ended with an error; what it printed stands above."""
+    """A stage of the pipeline failed; its output is above."""
 
 
 class NoRemote(NotFound):
@@ -48,7 +48,7 @@ class NoRemote(NotFound):
 
 
 class RemoteUnreachable(Unreachable):
-    """The DVC remote does not answer, or refuses."""
+    """The DVC remote does not answer, or refuses access."""
 
 
 class DataMissing(Refused):
@@ -57,7 +57,7 @@ class DataMissing(Refused):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage as dvc.lock has it: hashes of what went in and of what came out, and the parameters used."""
+    """A stage in dvc.lock: hashes of its inputs and outputs, and its parameters."""
 
     name: str
     deps: Mapping[str, str]
@@ -66,7 +66,7 @@ class Stage:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What DVC and its stages run with: this interpreter's programs first, and the service's own package importable."""
+    """The environment of DVC and its stages: this interpreter's programs come first, and the service's package is importable."""
     paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
@@ -79,10 +79,9 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
-    """Run the stages whose inputs changed (all with `force`); what they print goes to stderr, less DVC's advice. Raises PipelineFailed.
+    """Run the stages whose inputs changed (all with `force`); their output goes to stderr, without DVC's advice. Raises PipelineFailed.
 
-    With `pull`, what is not on this machine comes from the remote: a CI agent has a fresh clone, and no data. Raises RemoteUnreachable or
-    DataMissing then, too.
+    pull: fetch missing data from the remote, for a CI agent with a fresh clone. Then also raises RemoteUnreachable or DataMissing.
     """
     _forget_dead_holders(root / RWLOCK)
     if pull:
@@ -102,9 +101,9 @@ def repro(root: Path, *, force: bool = False, pull: bool = False) -> None:
 
 
 def _pull_tracked(root: Path) -> None:
-    """The raw data, before any stage looks for it: what cannot be had is then said as such, and a forced run does not pull by itself.
+    """Pull the raw data before the stages need it, so that missing data is reported clearly; a forced run does not pull by itself.
 
-    Imports are left to the run: until the first one has fetched them from their source, no remote has a copy.
+    Imports are fetched by the run: before the first run no remote has a copy.
     """
     known = (file.relative_to(root).as_posix() for file in sorted(root.glob("data/**/*.dvc")))
     files = [name for name in known if name not in imports(root)]
@@ -113,21 +112,21 @@ def _pull_tracked(root: Path) -> None:
     done = _short(root, ["pull", *files], seconds=COMMAND_SECONDS)
     if done.returncode and "Checkout failed" in done.stderr:
         raise DataMissing(
-            f"the DVC remote lacks the data of {', '.join(files)}",
-            remedy="`dvc push` where the data is (mlops-build train does that), then run this again",
+            f"the DVC remote does not have the data of {', '.join(files)}",
+            remedy="run `dvc push` where the data is (mlops-build train does that), then run this again",
         )
     if done.returncode:
         raise RemoteUnreachable(
-            f"dvc pull failed: {_said(done)}",
+            f"dvc pull failed: {_message(done)}",
             remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
         )
 
 
 def _forget_dead_holders(rwlock: Path) -> None:
-    """Remove DVC's lock file where every process it names has ended; a killed run leaves it behind.
+    """Remove DVC's lock file if all of its processes have ended; a killed run leaves it behind.
 
-    DVC looks only whether the number of a process exists, and calls one that is dead but not yet collected by its parent (in a container,
-    perhaps never) a run that goes on. One that was just killed gets a moment to end.
+    DVC only checks whether the process id exists, so a zombie that its parent has not collected (in a container, perhaps never) counts as
+    running. A process that was just killed has DYING_SECONDS to end.
     """
     import psutil
 
@@ -146,12 +145,12 @@ def _forget_dead_holders(rwlock: Path) -> None:
                 rwlock.unlink(missing_ok=True)
             return
         if time.monotonic() > deadline:
-            return  # a run that goes on: DVC says so itself
+            return  # another run is active: DVC reports this
         time.sleep(0.1)
 
 
 def stages(root: Path) -> list[Stage]:
-    """dvc.lock's stages, in its order; empty where there is none yet. Raises Refused for a file that is not DVC's."""
+    """dvc.lock's stages in order; empty if it does not exist. Raises Refused for an invalid file."""
     return parse_lock((root / LOCK).read_text() if (root / LOCK).exists() else "")
 
 
@@ -179,49 +178,48 @@ def tracked(root: Path) -> dict[str, str]:
 
 
 def data_hash(tracked_data: Mapping[str, str]) -> str:
-    """One hash over the raw data: "sha256:<64 hex>" of path and hash of each tracked entry."""
+    """A hash of the raw data: "sha256:<64 hex>" of path and hash of each tracked entry."""
     return f"sha256:{hashlib.sha256(json.dumps(dict(tracked_data), sort_keys=True).encode()).hexdigest()}"
 
 
 def add(root: Path, path: str) -> None:
-    """Put a file or folder of the service under DVC: its content goes into the cache, `path`.dvc names it. Raises Failed."""
+    """Track a file or folder of the service with DVC: the content goes into the cache, `path`.dvc has its hash. Raises Failed."""
     done = _short(root, ["add", "--quiet", path], seconds=COMMAND_SECONDS)
     if done.returncode:
-        raise Failed(f"{path} cannot be put under DVC: {_said(done)}", remedy="see what DVC says; is there room on the disk?")
+        raise Failed(f"{path} cannot be tracked with DVC: {_message(done)}", remedy="see DVC's message, and check the free disk space")
 
 
 def import_reference(root: Path, source: str, path: str, *, endpoint: str | None = None) -> None:
-    """Track `source` (an absolute path, or s3://BUCKET/PATH) as `path` without copying it: `path`.dvc says where it is, and its hash.
+    """Track `source` (an absolute path, or s3://BUCKET/PATH) as `path` without copying it: `path`.dvc has its address and hash.
 
-    The pipeline's first run fetches it, the push after that gives the remote a copy, and from then on it is like any other data.
+    The pipeline's first run fetches it, and the following push copies it to the remote; from then on it is like other data.
     endpoint: the S3 gateway's address. Raises Unreachable for a source on S3, Failed for another.
     """
-    # The option takes any number of values, so it stands last.
+    # The option takes any number of values, so it must be last.
     settings = ["--fs-config", f"endpointurl={endpoint}"] if endpoint and source.startswith("s3://") else []
-    # To name a big folder's content takes minutes: on a terminal DVC shows how far it is.
+    # Hashing a large folder takes minutes: on a terminal DVC shows the progress.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     done = _short(root, ["import-url", *quiet, "--no-download", source, path, *settings], seconds=COMMAND_SECONDS, is_shown=not quiet)
     if done.returncode and source.startswith("s3://"):
         raise RemoteUnreachable(
-            f"{source} cannot be imported: {_said(done)}",
+            f"{source} cannot be imported: {_message(done)}",
             remedy="check the address, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the gateway (--answer s3_endpoint_url=https://…)",
         )
     if done.returncode:
-        raise Failed(f"{source} cannot be imported: {_said(done)}", remedy="check that you may read all of it")
+        raise Failed(f"{source} cannot be imported: {_message(done)}", remedy="check that you have permission to read all of it")
 
 
 def imports(root: Path) -> list[str]:
-    """The .dvc files under `data/` that import something by reference. Relative paths."""
+    """The .dvc files under `data/` of imports by reference. Relative paths."""
     return sorted(
         file.relative_to(root).as_posix() for file in root.glob("data/**/*.dvc") if (_yaml(file.read_text(), str(file)) or {}).get("deps")
     )
 
 
 def machine_files(root: Path) -> list[str]:
-    """What the pipeline writes and Git keeps. Relative paths.
+    """The files in Git that the pipeline writes. Relative paths.
 
-    dvc.lock and openapi.json; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, into which DVC writes
-    what it fetched.
+    dvc.lock and openapi.json; metrics, plots and other outputs that DVC does not cache; the .dvc files of imports, which DVC updates.
     """
     stages = pipeline(root).get("stages", {}).values()
     listed = [output for stage in stages for section in ("outs", "metrics", "plots") for output in outputs(stage, section)]
@@ -229,12 +227,12 @@ def machine_files(root: Path) -> list[str]:
 
 
 def metric_files(root: Path) -> list[str]:
-    """The metrics files that dvc.yaml names. Relative paths."""
+    """The metrics files in dvc.yaml. Relative paths."""
     return [path for stage in pipeline(root).get("stages", {}).values() for path, _ in outputs(stage, "metrics")]
 
 
 def remotes(root: Path) -> dict[str, str]:
-    """Name → URL of the configured remotes. (`dvc remote list` wraps long lines, so the configuration itself is asked.)"""
+    """Name → URL of the configured remotes. (`dvc remote list` wraps long lines, so this reads the configuration.)"""
     done = _short(root, ["config", "--list"])
     settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
     return {
@@ -245,7 +243,7 @@ def remotes(root: Path) -> dict[str, str]:
 
 
 def cached_outputs(root: Path) -> list[str]:
-    """The outputs that DVC keeps, by dvc.yaml; without those whose path is a template, or is relative to another folder."""
+    """The cached outputs in dvc.yaml, without those whose path is a template, or is relative to another folder."""
     stages = [stage for stage in pipeline(root).get("stages", {}).values() if "wdir" not in stage]
     listed = [output for stage in stages for section in ("outs", "metrics", "plots") for output in outputs(stage, section)]
     return sorted({path for path, is_cached in listed if is_cached and "${" not in path and not path.startswith(("/", ".."))})
@@ -256,16 +254,16 @@ def pipeline(root: Path) -> Any:
 
 
 def outputs(stage: Mapping[str, Any], section: str) -> Iterator[tuple[str, bool]]:
-    """Each output of a section with whether DVC keeps it in its cache."""
+    """Each output of a section, and whether DVC caches it."""
     for entry in stage.get(section, []):
         for path, options in (entry if isinstance(entry, dict) else {entry: None}).items():
             yield path, (options or {}).get("cache", True)
 
 
 def push(root: Path) -> None:
-    """Push the pipeline's and the tracked data to the default remote, and check that all of it is there.
+    """Push the pipeline's and the tracked data to the default remote, and check that the remote has all of it.
 
-    `dvc push` of data that is missing everywhere prints a warning and exits 0 (dvc#1677), so the outcome is asked for afterwards.
+    `dvc push` of data that is missing everywhere prints a warning and exits with 0 (dvc#1677), so the remote is checked afterwards.
     Raises NoRemote, RemoteUnreachable or DataMissing.
     """
     done = _short(root, ["push"], seconds=COMMAND_SECONDS)
@@ -276,34 +274,34 @@ def push(root: Path) -> None:
         )
     if done.returncode:
         raise RemoteUnreachable(
-            f"dvc push failed: {_said(done)}",
+            f"dvc push failed: {_message(done)}",
             remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
         )
     status = _short(root, ["data", "status", "--not-in-remote", "--granular", "--json"], seconds=COMMAND_SECONDS)
     if status.returncode:
         raise RemoteUnreachable(
-            f"dvc data status failed: {_said(status)}", remedy="check the remote and your credentials, then run this again"
+            f"dvc data status failed: {_message(status)}", remedy="check the remote and your credentials, then run this again"
         )
     missing = json.loads(status.stdout or "{}").get("not_in_remote", [])
     if missing:
         raise DataMissing(
-            f"after the push the DVC remote lacks {', '.join(sorted(missing)[:5])}{' and more' if len(missing) > 5 else ''}",
-            remedy="the data is gone from this machine, too: restore it (dvc pull from where it is, or `make data`), then run this again",
+            f"after the push the DVC remote does not have {', '.join(sorted(missing)[:5])}{' and more' if len(missing) > 5 else ''}",
+            remedy="this machine does not have the data either: restore it (dvc pull, or `make data`), then run this again",
         )
 
 
 def check_remote(root: Path) -> str | None:
-    """Why the default remote cannot be used, or None when it answers."""
+    """The reason why the default remote cannot be used; None if it answers."""
     if not remotes(root):
         return "no remote is configured"
     done = _short(root, ["status", "--cloud", "--json"])
-    return None if done.returncode == 0 else _said(done)
+    return None if done.returncode == 0 else _message(done)
 
 
 def _short(
     root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS, is_shown: bool = False
 ) -> "subprocess.CompletedProcess[str]":
-    """Run DVC. is_shown: what it says on stderr is seen by people, and not in the result."""
+    """Run DVC. is_shown: stderr is not captured but shown."""
     command = [sys.executable, "-m", "dvc", *arguments]
     errors = None if is_shown else subprocess.PIPE
     return subprocess.run(
@@ -311,7 +309,7 @@ def _short(
     )
 
 
-def _said(done: "subprocess.CompletedProcess[str]") -> str:
+def _message(done: "subprocess.CompletedProcess[str]") -> str:
     if done.stderr is None:
         return "see above"
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Traceback", " "))]

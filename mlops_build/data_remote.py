@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mlops_build import data
 
-# How data gets to where others can read it. name: the remote's.
+# How to make data available to others. name: of the remote.
 SHARE = (
     "To share it: dvc remote modify {name} url s3://BUCKET/PATH (or a folder that all machines mount), then dvc push, "
     "then commit .dvc/config"
@@ -16,7 +16,7 @@ SHARE = (
 
 @dataclass(frozen=True)
 class Remote:
-    """DVC's default remote. endpoint: of an S3 gateway. folder: where it is one on this machine, an absolute path."""
+    """DVC's default remote. endpoint: of an S3 gateway. folder: its absolute path if it is a folder on this machine."""
 
     name: str
     url: str
@@ -28,13 +28,13 @@ class Remote:
         return self.folder is not None and self.folder.is_relative_to(root.resolve())
 
     def in_checkout(self, root: Path) -> str:
-        """What it is, in words; only for one inside."""
-        assert self.folder is not None  # noqa: S101  (is_inside looked)
+        """A description of a remote inside the checkout."""
+        assert self.folder is not None  # noqa: S101  (is_inside checked it)
         return f"the DVC remote {self.name!r} is the folder {self.folder.relative_to(root.resolve())} in this checkout"
 
 
 def default_remote(root: Path) -> Remote | None:
-    """By .dvc/config and .dvc/config.local; None where there is none. (The command that would say it takes half a second.)"""
+    """Read it from .dvc/config and .dvc/config.local, because DVC's command takes half a second. None if there is none."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
     for name in ("config", "config.local"):
         with contextlib.suppress(OSError, UnicodeDecodeError, configparser.Error):  # DVC itself reports a file that it cannot read
@@ -49,9 +49,9 @@ def default_remote(root: Path) -> Remote | None:
 
 
 def check_present(root: Path) -> None:
-    """That the data which the pipeline reads is in the working tree. Raises data.DataMissing.
+    """Check that the pipeline's input data is in the working tree. Raises data.DataMissing.
 
-    Not looked for: what an import names, since the pipeline fetches it from its source.
+    Imports are not checked, because the pipeline fetches them from their source.
     """
     imported = set(data.imports(root))
     if missing := [path for path in data.tracked(root) if f"{path}.dvc" not in imported and not (root / path).exists()]:
@@ -64,7 +64,7 @@ def check_present(root: Path) -> None:
 
 
 def _sources(root: Path) -> list[str]:
-    """What the stages read and no stage writes."""
+    """The inputs of the stages that no stage writes."""
     stages = [stage for stage in data.pipeline(root).get("stages", {}).values() if "wdir" not in stage]
     written = [path for stage in stages for section in ("outs", "metrics", "plots") for path, _ in data.outputs(stage, section)]
     read = {path for stage in stages for path in stage.get("deps", []) if isinstance(path, str) and "${" not in path}
@@ -76,12 +76,12 @@ def _overlap(path: str, other: str) -> bool:
 
 
 def _is_there(root: Path, path: str) -> bool:
-    """Whether a path exists, or a .dvc file of its own or of a folder around it says where it comes from."""
+    """Whether a path exists, or a .dvc file for it or for a parent folder exists."""
     return (root / path).exists() or any((root / f"{around}.dvc").exists() for around in (path, *PurePosixPath(path).parents))
 
 
 def how_to_get(root: Path) -> str:
-    """What to do about tracked data that is not on this machine."""
+    """The remedy for tracked data that is not on this machine."""
     remote = default_remote(root)
     if remote is None:
         return (
@@ -89,7 +89,7 @@ def how_to_get(root: Path) -> str:
             "where the data is let `dvc pull` fetch it here"
         )
     if remote.folder is None or remote.folder.exists():
-        return f"`dvc pull` fetches it from the DVC remote, {remote.url}; if the remote lacks it, `make data` fetches it from its source"
+        return f"`dvc pull` fetches it from the DVC remote, {remote.url}; or `make data` fetches it from its source"
     return (
         f"`make data` fetches it from its source. The DVC remote is the folder {remote.folder}, which does not exist here. "
         f"Where the data is: `dvc remote modify {remote.name} url URL` with a place that both machines reach, `dvc push`, and commit "

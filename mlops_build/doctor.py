@@ -1,6 +1,6 @@
-"""What is installed, reachable and configured. Each check says what it saw, or returns findings with remedies.
+"""Check what is installed, reachable and configured. Each check returns its observation and findings with remedies.
 
-Light on purpose: it must run where half of everything is missing, so each check imports what it needs itself.
+It must run with incomplete installations, so each check imports its own requirements.
 """
 
 import os
@@ -28,7 +28,7 @@ NOT_INSTALLED = "not installed"
 
 @dataclass(frozen=True)
 class Check:
-    """One check's outcome: what was looked at, what was seen, and what is wrong with it."""
+    """The result of a check: its name, its observation, and its findings."""
 
     name: str
     seen: str
@@ -40,10 +40,10 @@ class Check:
 
 
 def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[Check]:
-    """Every check of this machine, and of the service at `root` where there is one.
+    """Run every check of this machine, and of the service at `root` if there is one.
 
-    ci: without what the checklist checks in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC also
-    compares the data remote with the data here, which takes seconds.
+    ci: skip the checks that the checklist does in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC
+    also compares the data remote with the local data, which takes seconds.
     """
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
     checks += [] if ci else [lambda: engine(required=False), lambda: kubectl(required=False)]
@@ -54,11 +54,11 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
 
 
 def _examined(check: Callable[[], Check]) -> Check:
-    """A check that cannot be made, for want of an extra or of a service.yaml that can be read, is itself a finding."""
+    """Run a check; a missing extra or an invalid service.yaml becomes a finding."""
     try:
         return check()
     except MlopsBuildError as error:
-        return Check("service", "cannot be checked", [Finding("service", "unreadable", error.message, error.remedy or "mend it")])
+        return Check("service", "cannot be checked", [Finding("service", "unreadable", error.message, error.remedy or "fix it")])
     except ModuleNotFoundError as error:
         why = f"cannot be checked: the Python package {error.name!r} is not installed"
         remedy = "pip install 'mlops-build[train]'"
@@ -66,7 +66,7 @@ def _examined(check: Callable[[], Check]) -> Check:
 
 
 def system() -> Check:
-    """Python and platform. Which Pythons are tested stands in the package's classifiers (pyproject.toml) alone."""
+    """Python and platform. The tested versions of Python are only in the package's classifiers (pyproject.toml)."""
     seen = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, mlops-build {__version__}"
     tested = [name.rpartition(" ")[2] for name in _metadata("Classifier") if name.startswith("Programming Language :: Python :: 3.")]
     if tested and platform.python_version().rpartition(".")[0] not in tested:
@@ -78,13 +78,13 @@ def system() -> Check:
 
 
 def extras() -> Check:
-    """Which of our extras are complete. A missing extra is no finding: a pod has only what it uses."""
+    """The complete extras of mlops-build. A missing extra is not a finding: a pod has only what it uses."""
     complete = [extra for extra in _metadata("Provides-Extra") if extra != "all" and all(map(_installed, _requirements(extra)))]
     return Check("extras", ", ".join(complete) or "none (the base only)")
 
 
 def _metadata(field: str) -> list[str]:
-    """A field of our own package's metadata; nothing where it runs without being installed."""
+    """A field of this package's metadata; empty if it is not installed."""
     try:
         return metadata.metadata("mlops-build").get_all(field) or []
     except metadata.PackageNotFoundError:
@@ -92,7 +92,7 @@ def _metadata(field: str) -> list[str]:
 
 
 def _requirements(extra: str) -> set[str]:
-    """The packages that an extra of ours names, those of other extras that it includes among them."""
+    """The packages of an extra of mlops-build, including those of its nested extras."""
     names = set()
     for line in metadata.requires("mlops-build") or []:
         if not re.search(rf"extra == ['\"]{extra}['\"]", line):
@@ -109,7 +109,7 @@ def _installed(name: str) -> bool:
 
 
 def git() -> Check:
-    """git is there, new enough, and knows who commits."""
+    """git is installed, new enough, and has an identity."""
     output = _output(["git", "--version"])
     if output is None:
         return Check("git", "not found", [Finding("git", "git-missing", "git is not installed", "install git ≥ 2.30")])
@@ -119,28 +119,28 @@ def git() -> Check:
         findings.append(Finding("git", "git-old", f"{output} is too old", "install git ≥ 2.30"))
     if not _output(["git", "config", "user.email"]):
         remedy = "git config --global user.name NAME; git config --global user.email ADDRESS"
-        findings.append(Finding("git", "git-identity", "git does not know who commits", remedy))
+        findings.append(Finding("git", "git-identity", "git has no identity for commits", remedy))
     return Check("git", output.removeprefix("git version "), findings)
 
 
 def disk(folder: Path) -> Check:
-    """Room for an environment, a model and an image."""
+    """Free disk space for an environment, a model and an image."""
     free = shutil.disk_usage(folder).free
     seen = f"{free / GIB:.1f} GiB free at {folder}"
-    remedy = "free some: docker system prune, dvc gc --workspace, old environments"
+    remedy = "free disk space: docker system prune, dvc gc --workspace, remove old environments"
     return Check("disk", seen, [] if free >= DISK_BYTES else [Finding("disk", "disk-full", f"only {seen}", remedy)])
 
 
 def gpu() -> Check:
-    """The cards, their driver, and the folder of their leases. None is no finding: the CPU does everything here."""
+    """The GPUs, their driver, and the lease directory. A machine without a GPU is not a finding."""
     from mlops_build.gpu import health
 
     return Check("gpu", *health.look())
 
 
 def engine(*, required: bool) -> Check:
-    """A container engine that answers, or buildah, which needs none."""
-    # As `ci image` chooses: who names docker's client, or docker, gets no other.
+    """A container engine answers, or buildah is installed, which needs none."""
+    # The same choice as in `ci image`: MLOPS_BUILD_ENGINE=docker or DOCKER_CLI selects docker.
     named = os.environ.get("MLOPS_BUILD_ENGINE") or ("docker" if os.environ.get("DOCKER_CLI") else "")
     client = None if named == "buildah" else os.environ.get("DOCKER_CLI") or shutil.which("docker")
     version = _output([client, "version", "--format", "{{.Server.Version}}"]) if client else None
@@ -149,13 +149,13 @@ def engine(*, required: bool) -> Check:
     buildah = None if named == "docker" else shutil.which(os.environ.get("BUILDAH_CLI") or "buildah")
     if buildah and (version := _output([buildah, "--version"])):
         return Check("engine", version)
-    why = "no Docker engine answers" if client else "neither docker nor buildah is installed"
+    why = "the Docker Engine does not answer" if client else "neither docker nor buildah is installed"
     findings = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
     return Check("engine", why, findings if required else [])
 
 
 def kubectl(*, required: bool) -> Check:
-    """kubectl, to render and apply manifests."""
+    """kubectl is installed, which renders and applies manifests."""
     path = shutil.which("kubectl")
     if path:
         return Check("kubectl", (_output([path, "version", "--client"]) or path).splitlines()[0])
@@ -170,7 +170,7 @@ def service_file(root: Path) -> Check:
     try:
         settings = service.load(root)
     except MlopsBuildError as error:
-        return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "mend it")])
+        return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "fix it")])
     held = f", held: {', '.join(settings.hold)}" if settings.hold else ""
     return Check(
         "service.yaml", f"{settings.name}: {', '.join(model.name for model in settings.models)}; {', '.join(settings.environments)}{held}"
@@ -178,7 +178,7 @@ def service_file(root: Path) -> Check:
 
 
 def versions(root: Path) -> Check:
-    """The range that the service asks for admits the mlops-build that runs here."""
+    """This version of mlops-build is in the range that the service requires."""
     import tomllib
 
     from packaging.requirements import Requirement
@@ -192,7 +192,7 @@ def versions(root: Path) -> Check:
         lines += [line for lines in group.values() for line in lines if isinstance(line, str)]
     wanted = next((requirement for line in lines if (requirement := Requirement(line)).name == "mlops-build"), None)
     if wanted and not wanted.specifier.contains(__version__, prereleases=True):
-        why = f"the service asks for mlops-build{wanted.specifier}, this is {__version__}"
+        why = f"the service requires mlops-build{wanted.specifier}, but this is {__version__}"
         return Check(
             "versions", why, [Finding("mlops-build", "versions", why, "run `make install` in the service, or update it: copier update")]
         )
@@ -211,18 +211,18 @@ def remote(root: Path) -> Check:
         return Check(
             "git remote",
             "no answer",
-            [Finding("git remote", "git-remote", "origin does not answer", "check its address and your right to read it")],
+            [Finding("git remote", "git-remote", "origin does not answer", "check its address and your permission to read it")],
         )
     return Check("git remote", re.sub(r"//[^/@]*@", "//", url))
 
 
 def data_remote(root: Path, *, deep: bool = False) -> Check:
-    """DVC has a default remote, others can read it too, and the tracked data is here. deep: the remote answers."""
+    """DVC has a default remote that others can read, and the tracked data is on this machine. deep: the remote answers."""
     from mlops_build import data, data_remote
     from mlops_build.git.repository import Checkout
 
     default = data_remote.default_remote(root)
-    # DVC also reads settings of the user and the machine: it is asked where the repository has none.
+    # DVC also reads settings of the user and the machine, so it is run if the repository has none.
     if (deep or not default) and (why := data.check_remote(root)):
         remedy = "check .dvc/config and your credentials; dvc remote add --default NAME URL"
         return Check("data remote", why, [Finding("data remote", "data-remote", why, remedy)])
@@ -237,7 +237,7 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
         findings.append(Finding("data remote", "data-not-shared", why, data_remote.SHARE.format(name=default.name)))
     is_new = default is not None and default.folder is not None and not default.folder.exists()
     if default and default.folder and is_new and not default.is_inside(root):
-        # Such as a share that is not mounted: dvc push would make the folder, and the data would stay on this machine.
+        # For example a share that is not mounted: dvc push would create the folder, and the data would stay on this machine.
         why = f"the DVC remote {default.name!r} is the folder {default.folder}, which does not exist on this machine"
         remedy = f"mount it; or, for a new one: mkdir -p {shlex.quote(str(default.folder))}"
         return Check("data remote", "a folder that does not exist", [Finding("data remote", "data-remote", why, remedy), *findings])
@@ -260,7 +260,7 @@ def registry(root: Path) -> Check:
 
 
 def lock(root: Path) -> Check:
-    """A lock is committed: an agent must not resolve anew."""
+    """A lock is committed, so that an agent does not resolve the requirements again."""
     tracked = _output(["git", "-C", str(root), "ls-files", "requirements.lock"])
     if tracked:
         return Check("lock", "requirements.lock is committed")
@@ -270,7 +270,7 @@ def lock(root: Path) -> Check:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a program prints, or None where it is missing, fails or takes too long."""
+    """The output of a program; None if it is missing, fails or takes too long."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}

@@ -1,7 +1,7 @@
-"""service.yaml: what one service is, typed and validated. The JSON schema that editors read is generated from here.
+"""service.yaml: the typed and validated settings of a service. The JSON schema for editors is generated from here.
 
-A service's own commands are strict about unknown keys and suggest the right one; bridge, fleet and audit read with
-`strict=False`, since a service may be newer than they are.
+A service's own commands refuse unknown keys and suggest the right one; the bridge reads with `strict=False`, because a service may be
+newer.
 """
 
 import difflib
@@ -32,14 +32,14 @@ ENDPOINT = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/?"
 # A Kubernetes label's key and value; a taint has the same: kubernetes.io/docs/concepts/overview/working-with-objects/labels.
 LABEL_VALUE = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)"
 LABEL_KEY = rf"(?:{HOST}/)?{LABEL_VALUE}"
-# Two parts at least: a lease directory is no file system's top, and no part is "..".
+# At least two parts, so that a lease directory is not the top of a file system, and no part is "..".
 FOLDER = r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){2,10}"
 GIT_API = r"https?://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/?"
 JIRA = r"[A-Z][A-Z0-9_]{1,19}-[1-9][0-9]{0,8}"
 
 
 class ServiceError(Refused):
-    """service.yaml is not valid; the message names file, line and key."""
+    """service.yaml is not valid; the message has file, line and key."""
 
 
 def parse_bytes(text: str) -> int:
@@ -64,7 +64,7 @@ class _Section(BaseModel):
 
 
 class Tracking(_Section):
-    """Where MLflow is. The environment variable MLFLOW_TRACKING_URI wins."""
+    """The address of MLflow. The environment variable MLFLOW_TRACKING_URI overrides it."""
 
     uri: Annotated[str, _pattern(TRACKING, "https://HOST, or sqlite:///FILE relative to the service's root")] = "sqlite:///mlflow.db"
     s3_endpoint_url: Annotated[str, _pattern(ENDPOINT, "the S3 gateway, such as https://s3.example.com")] | None = None
@@ -74,25 +74,25 @@ class Model(_Section):
     """A registered model that the service serves."""
 
     name: Name
-    gpu_memory: Annotated[Memory | None, Field(description="its part of the card; said of every model, the sum stands for gpu.memory")] = (
-        None
-    )
+    gpu_memory: Annotated[
+        Memory | None, Field(description="its part of the GPU memory; set it for every model, then the sum replaces gpu.memory")
+    ] = None
 
 
 class Autoscale(_Section):
-    """More pods under load: `replicas` is then the lowest number. requests_in_progress needs an adapter that hands Prometheus' metrics to
-    the cluster (docs/explanation/manifests.md); cpu needs metrics-server, and a service without a GPU."""
+    """More pods under load: `replicas` is then the lowest number. requests_in_progress needs an adapter that provides Prometheus' metrics
+    to the cluster (docs/explanation/manifests.md); cpu needs metrics-server, and a service without a GPU."""
 
-    max_replicas: Annotated[int, Field(ge=2, le=1000, description="the most pods; their cards must be there")]
+    max_replicas: Annotated[int, Field(ge=2, le=1000, description="the highest number of pods; the cluster must have GPUs for them")]
     metric: Literal["requests_in_progress", "cpu"] = "requests_in_progress"
     target: Annotated[
         int,
-        Field(ge=1, le=10000, description="what one pod should have on average: requests being answered, or percent of the CPU request"),
+        Field(ge=1, le=10000, description="the target per pod on average: requests in progress, or percent of the CPU request"),
     ]
 
 
 class Environment(_Section):
-    """A place the service runs in. It follows the alias of its own name unless `alias` says otherwise."""
+    """An environment of the service. It follows the alias of the same name unless `alias` is set."""
 
     alias: Annotated[str, _pattern(ALIAS.pattern, "an MLflow alias")] | None = None
     namespace: Name
@@ -106,7 +106,7 @@ class Environment(_Section):
     @field_validator("autoscale")
     @classmethod
     def _above_replicas(cls, autoscale: Autoscale | None, info: ValidationInfo) -> Autoscale | None:
-        replicas = info.data.get("replicas", 0)  # not there when it was itself refused
+        replicas = info.data.get("replicas", 0)  # missing if it was refused itself
         if autoscale and autoscale.max_replicas <= replicas:
             raise ValueError(f"max_replicas must be more than replicas, which is the lowest number of pods ({replicas})")
         return autoscale
@@ -117,7 +117,7 @@ class Environment(_Section):
 
 
 class Toleration(_Section):
-    """A taint of GPU nodes that the pods tolerate, as Kubernetes has it."""
+    """A taint of GPU nodes that the pods tolerate, in Kubernetes' format."""
 
     key: Annotated[str, _pattern(LABEL_KEY, "a taint's key, such as nvidia.com/gpu")]
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -135,8 +135,8 @@ class Toleration(_Section):
 
 
 class Gpu(_Section):
-    """none: CPU. shared: a lease on a card that others use too. exclusive: a whole card from the device plugin. All else here counts only
-    with a GPU."""
+    """none: CPU. shared: a lease on a GPU that other services use, too. exclusive: a whole GPU from the device plugin. All other keys
+    are only used with a GPU."""
 
     mode: Literal["none", "shared", "exclusive"] = "none"
     memory: Memory = "4GiB"
@@ -144,19 +144,19 @@ class Gpu(_Section):
         dict[
             Annotated[str, _pattern(LABEL_KEY, "a label's key")], Annotated[str, _pattern(f"{LABEL_VALUE}?", "a label's value, in quotes")]
         ],
-        Field(description='labels of nodes with such cards, such as {"example.com/card": "l4"}'),
+        Field(description='labels of nodes with such GPUs, such as {"example.com/card": "l4"}'),
     ] = {}
     tolerations: list[Toleration] = []
-    runtime_class: (
-        Annotated[str, _pattern(HOST, "shared: the name of NVIDIA's RuntimeClass; null where it is the nodes' default")] | None
-    ) = "nvidia"
+    runtime_class: Annotated[str, _pattern(HOST, "shared: the name of NVIDIA's RuntimeClass; null if it is the nodes' default")] | None = (
+        "nvidia"
+    )
     lease_dir: Annotated[
-        str, _pattern(FOLDER, "shared: a folder on each GPU node, such as /run/mlops-gpu, that everybody may write to (mode 1777)")
+        str, _pattern(FOLDER, "shared: a folder on each GPU node, such as /run/mlops-gpu, that every user can write to (mode 1777)")
     ] = "/run/mlops-gpu"
     spare_memory: Memory | None = Field(
-        default=None, description="shared: memory that stays free on some card for the next version to start beside this one"
+        default=None, description="shared: memory that stays free on a GPU, so that the next version can start next to this one"
     )
-    spare_cards: Annotated[int, Field(ge=0, le=1000, description="exclusive: cards that stay free for the same purpose")] = 0
+    spare_cards: Annotated[int, Field(ge=0, le=1000, description="exclusive: GPUs that stay free for the same purpose")] = 0
 
     @field_validator("spare_memory", "spare_cards")
     @classmethod
@@ -164,7 +164,7 @@ class Gpu(_Section):
         mode, counts = info.data.get("mode"), "shared" if info.field_name == "spare_memory" else "exclusive"
         if spare and mode not in (counts, "none", None):
             other = "spare_cards" if mode == "exclusive" else "spare_memory"
-            raise ValueError(f"counts only with mode: {counts}; with {mode} write {other}")
+            raise ValueError(f"is only used with mode: {counts}; with {mode} write {other}")
         return spare
 
     @property
@@ -177,7 +177,7 @@ class Gpu(_Section):
 
 
 class Image(_Section):
-    """How the image is named and what it starts from."""
+    """The image's name and its contents."""
 
     registry: Annotated[str, _pattern(REGISTRY, "HOST[:PORT][/PATH], in lower case")] = "registry.example.com/ml"
     base: Annotated[str, _pattern(IMAGE, "NAME:TAG, with an optional @sha256 digest")] = "python:3.11-slim"
@@ -185,47 +185,47 @@ class Image(_Section):
     files: Annotated[
         list[Annotated[str, _pattern(IMAGE_FILE, "a file or folder of the repository, such as config/labels.txt")]],
         Field(
-            description="files and folders of the repository that the image holds in /app/files (MLOPS_FILES). Each model "
-            "version brings those of its commit"
+            description="files and folders of the repository that the image has in /app/files (MLOPS_FILES). Each model "
+            "version has those of its commit"
         ),
     ] = []
     secrets: Annotated[
         list[Literal["index-url", "netrc", "ca-bundle"]],
         Field(
-            description="what the build is handed as secrets of these ids, and keeps nothing of: the package index's address with its "
+            description="ids of the secrets for the build; the image does not contain them: the package index's address with its "
             "credentials, a netrc file, certificates to trust. Needs BuildKit or buildah"
         ),
     ] = []
     cuda: Annotated[
         Literal["wheels", "base"],
         Field(
-            description="where a GPU service's CUDA libraries come from: wheels, with torch; base, from `base`, an nvidia/cuda image whose "
+            description="the source of a GPU service's CUDA libraries: wheels, with torch; base, from `base`, an nvidia/cuda image whose "
             "Debian or Ubuntu has the model's Python as a package"
         ),
     ] = "wheels"
 
 
 class Serving(_Section):
-    """How the model is served. From max_batch on: as the flags of `mlops-build serve` (docs/how-to/tune-batching.md), whose defaults hold
-    where nothing is said; the release hands them to the pod."""
+    """How the model is served. The keys from max_batch on are the flags of `mlops-build serve` (docs/how-to/tune-batching.md) with the same
+    defaults; the release passes them to the pod."""
 
     port: Annotated[int, Field(ge=1024, le=65535, description="the container's port")] = 8080
     startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
-    max_batch: Annotated[int, Field(ge=1, le=65536, description="rows that are predicted together at most; 1: never together")] | None = (
+    max_batch: Annotated[int, Field(ge=1, le=65536, description="the most rows in a batch; 1: no batching")] | None = None
+    max_delay_ms: Annotated[float, Field(ge=0, le=10000, description="how long a batch under load waits for more rows, in ms")] | None = (
         None
     )
-    max_delay_ms: Annotated[float, Field(ge=0, le=10000, description="how long a batch under load waits for company, in ms")] | None = None
-    max_queue: Annotated[int, Field(ge=1, le=10**7, description="rows that may wait; more are told 429 at once")] | None = None
+    max_queue: Annotated[int, Field(ge=1, le=10**7, description="rows that may wait; further requests receive 429")] | None = None
     deadline: Annotated[float, Field(gt=0, le=3600, description="how long a request may take, in seconds")] | None = None
     body_limit: Memory | None = None
-    nan: Annotated[Literal["null", "literal"], Field(description="how NaN is answered")] | None = None
-    ragged: Annotated[Literal["refuse", "pad"], Field(description="rows of unlike lengths")] | None = None
+    nan: Annotated[Literal["null", "literal"], Field(description="how NaN is written in answers")] | None = None
+    ragged: Annotated[Literal["refuse", "pad"], Field(description="rows of different lengths")] | None = None
     access_log: Annotated[bool, Field(description="a line of JSON for each request")] | None = None
     compile: Annotated[bool, Field(description="torch.compile for the model's networks; loading then takes longer")] | None = None
-    precision: Annotated[Literal["float32", "bf16"], Field(description="what the networks compute in")] | None = None
+    precision: Annotated[Literal["float32", "bf16"], Field(description="the precision of the networks")] | None = None
 
     def variables(self) -> dict[str, str]:
-        """The environment of the pod's `mlops-build serve`: what is said here and nothing else."""
+        """The environment variables of the pod's `mlops-build serve`: only those that are set here."""
         values = self.model_dump(exclude_none=True, exclude={"port", "startup_seconds"})
         return {
             f"MLOPS_SERVE_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()
@@ -233,13 +233,14 @@ class Serving(_Section):
 
 
 class Git(_Section):
-    """What machines do on the Git host: pull requests for retrained models, and how their commits are called."""
+    """Pull requests for retrained models on the Git host, and the subjects of generated commits."""
 
     pull_requests: Annotated[
-        Literal["none", "bitbucket"], Field(description="who opens one for retrain/N: nobody, or Bitbucket Data Center's REST API")
+        Literal["none", "bitbucket"],
+        Field(description="how to open one for retrain/N: not at all, or with Bitbucket Data Center's REST API"),
     ] = "none"
     api: Annotated[str, _pattern(GIT_API, "Bitbucket's address, such as https://git.example.com")] | None = None
-    commit_prefix: Annotated[str, _pattern(JIRA, "a Jira issue that machines' commits name first, such as ML-123")] | None = None
+    commit_prefix: Annotated[str, _pattern(JIRA, "a Jira issue at the start of generated commits' subjects, such as ML-123")] | None = None
 
     @model_validator(mode="after")
     def _has_address(self) -> "Git":
@@ -248,25 +249,25 @@ class Git(_Section):
         return self
 
     def subject(self, text: str) -> str:
-        """A commit's subject, after the issue that a hook of the host may want to see."""
+        """A commit's subject, prefixed with the issue that a hook of the host may require."""
         return f"{self.commit_prefix} {text}" if self.commit_prefix else text
 
 
 class Verify(_Section):
-    """How `mlops-build verify` judges this service."""
+    """Settings of `mlops-build verify` for this service."""
 
-    kubernetes: Annotated[str, _pattern(r"1\.[0-9]{1,2}", "the cluster's version, such as 1.31; without it the newest known")] | None = None
+    kubernetes: Annotated[str, _pattern(r"1\.[0-9]{1,2}", "the cluster's version, such as 1.31 (default: the newest known)")] | None = None
     ignore: Annotated[
         dict[
             Annotated[str, _pattern(r"[a-z0-9]+(?:-[a-z0-9]+)*", "a rule of docs/reference/verify-rules.md")],
             Annotated[str, StringConstraints(min_length=1, max_length=500)],
         ],
-        Field(description="RULE: why. Findings of these rules are taken as they are"),
+        Field(description="RULE: why. Findings of these rules are ignored"),
     ] = {}
 
 
 class Service(_Section):
-    """One service: one Git repository, one or more registered models, the first of which answers /invocations."""
+    """A service: a Git repository with one or more registered models, the first of which answers /invocations."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema", description="the version of this file's format")]
     name: Name
@@ -274,7 +275,9 @@ class Service(_Section):
     tracking: Tracking = Tracking()
     models: Annotated[list[Model], Field(min_length=1)]
     environments: Annotated[dict[Name, Environment], Field(min_length=1)]
-    contract: Annotated[int, Field(ge=1, le=9999, description="raise it by one to release a model that breaks callers, once they know")] = 1
+    contract: Annotated[
+        int, Field(ge=1, le=9999, description="increase it by one to release a model that breaks callers, after they were informed")
+    ] = 1
     gpu: Gpu = Gpu()
     image: Image = Image()
     serving: Serving = Serving()
@@ -282,7 +285,7 @@ class Service(_Section):
     verify: Verify = Verify()
     hold: Annotated[
         dict[Name, Annotated[str, StringConstraints(min_length=1, max_length=500)]],
-        Field(description="ENVIRONMENT: why. The bridge leaves a held environment alone"),
+        Field(description="ENVIRONMENT: why. The bridge does not change a held environment"),
     ] = {}
 
     @field_validator("models")
@@ -299,19 +302,21 @@ class Service(_Section):
         for env, place in info.data.get("environments", {}).items():
             if gpu.mode != "none" and place.autoscale and place.autoscale.metric == "cpu":
                 raise ValueError(
-                    f"environments.{env}.autoscale.metric: cpu says nothing about a service on a GPU: its CPU idles while the card is "
-                    "busy (and spins while it waits); write requests_in_progress"
+                    f"environments.{env}.autoscale.metric: cpu is not meaningful for a service on a GPU: its CPU is idle while the GPU "
+                    "is busy (and busy while it waits); write requests_in_progress"
                 )
         return gpu
 
     @model_validator(mode="after")
     def _budgets_added_up(self) -> "Service":
-        """One process with one lease serves all models, so that its budget is the sum of theirs."""
+        """A single process with one lease serves all models, so its budget is the sum of theirs."""
         amounts = [model.gpu_memory for model in self.models if model.gpu_memory]
         if not amounts:
             return self
         if silent := [model.name for model in self.models if not model.gpu_memory]:
-            raise ValueError(f"models: {', '.join(silent)} has no gpu_memory, others have: write it for every model, or gpu.memory alone")
+            raise ValueError(
+                f"models: {', '.join(silent)} has no gpu_memory, but other models have: write it for every model, or only gpu.memory"
+            )
         if "memory" in self.gpu.model_fields_set:
             raise ValueError("gpu.memory is the sum of the models' gpu_memory: remove one of them")
         total = sum(map(parse_bytes, amounts))
@@ -321,14 +326,14 @@ class Service(_Section):
     @field_validator("hold")
     @classmethod
     def _hold_known(cls, hold: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        environments = info.data.get("environments", hold)  # not there when it was itself refused
+        environments = info.data.get("environments", hold)  # missing if it was refused itself
         unknown = sorted(set(hold) - set(environments))
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} is no environment; environments: {', '.join(environments)}")
+            raise ValueError(f"{', '.join(unknown)} is not an environment; environments: {', '.join(environments)}")
         return hold
 
     def environment(self, env: str) -> Environment:
-        """Raises NotFound, naming the environments there are."""
+        """The settings of an environment. Raises NotFound, which lists the environments."""
         if env not in self.environments:
             raise NotFound(f"{self.name} has no environment {env!r}", remedy=f"environments in {FILE}: {', '.join(self.environments)}")
         return self.environments[env]
@@ -348,7 +353,7 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether it is a Kubernetes Service that somebody keeps in a file of this name, as the template's deploy/base does."""
+    """Whether it is a Kubernetes Service in a file of this name, as in the template's deploy/base."""
     return bool(re.search(r"^(?:apiVersion|kind):", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
 
 
@@ -365,12 +370,12 @@ def load(root: Path, *, strict: bool = True) -> Service:
 
 
 def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
-    """Parse service.yaml's text. `strict=False` ignores unknown keys. Raises ServiceError naming line and key."""
+    """Parse service.yaml's text. `strict=False` ignores unknown keys. Raises ServiceError with line and key."""
     try:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="mend the line; indentation is two spaces") from None
+        raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="fix the line; indentation is two spaces") from None
     if not isinstance(document, dict):
         raise ServiceError(f"{where}: not a mapping", remedy="the file starts with `schema: 1`; see docs/reference/service-yaml.md")
     plain = _plain(document)
@@ -404,7 +409,7 @@ def _plain(node: Any) -> Any:
 
 
 def _known(node: Any, model: type[BaseModel]) -> Any:
-    """Only the keys this version knows, section by section."""
+    """The keys that this version knows, section by section."""
     if not isinstance(node, dict):
         return node
     known: dict[str, Any] = {}
@@ -434,7 +439,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _problem(document: Any, problem: Any) -> str:
-    """One pydantic error as `line N: key: what is wrong (what is allowed)`."""
+    """A pydantic error as `line N: key: what is wrong (what is allowed)`."""
     path = [part for part in problem["loc"] if part != "[key]"]
     # pydantic reports a missing key at the key itself, which has no line; its parent has one.
     line = _line(document, path)
@@ -456,7 +461,7 @@ def _problem(document: Any, problem: Any) -> str:
 
 
 def _line(document: Any, path: list[Any]) -> int:
-    """The line (from 1) of the deepest part of `path` that stands in the document."""
+    """The line (from 1) of the deepest part of `path` in the document."""
     node: Any = document
     line = 1
     for part in path:
@@ -480,13 +485,13 @@ def _model_at(path: list[Any]) -> type[BaseModel] | None:
 
 
 def _wanted(path: list[Any]) -> str:
-    """The description of the value at `path`, which says what is allowed."""
+    """The description of the allowed values at `path`."""
     while path:
         model = _model_at(path[:-1])
         fields = {field.alias or name: field for name, field in model.model_fields.items()} if model else {}
         if field := fields.get(path[-1]):
             return field.description or _inner_description(field.annotation) or "allowed here"
-        path = path[:-1]  # an item of a list or mapping: what is allowed stands on the item's type
+        path = path[:-1]  # an item of a list or mapping: its type has the description
     return "allowed here"
 
 

@@ -55,12 +55,12 @@ def test_an_environment_may_follow_another_alias() -> None:
         (("apt: []", "apt: [libgomp1, 'a;b']"), 11, "image.apt.1: 'a;b' is not a Debian package name"),
         (("host: digits.example.com", 'host: "x y"'), 9, "environments.production.host: 'x y' is not a host name in lower case"),
         (("replicas: 2", "replicas: -1"), 9, "environments.production.replicas: Input should be greater than or equal to 0 (found -1)"),
-        (("hold: {}", "hold: {prod: why}"), 13, "hold: prod is no environment; environments: staging, production"),
+        (("hold: {}", "hold: {prod: why}"), 13, "hold: prod is not an environment; environments: staging, production"),
         (("hold: {}", "git: {pull_requests: bitbucket}"), 13, "git: pull_requests: bitbucket needs `api:`, the host's address"),
         (
             ("hold: {}", "git: {commit_prefix: 'ML-1\\nX'}"),
             13,
-            "git.commit_prefix: 'ML-1\\\\nX' is not a Jira issue that machines' commits",
+            "git.commit_prefix: 'ML-1\\\\nX' is not a Jira issue at the start of",
         ),
         (("hold: {}", "git: {api: 'https://a@git.example.com'}"), 13, "git.api: 'https://a@git.example.com' is not Bitbucket's address"),
         (("  - name: digits", "  - name: digits\n  - name: digits"), 5, "models: a model is listed twice: digits, digits"),
@@ -80,12 +80,12 @@ def test_an_environment_may_follow_another_alias() -> None:
         (
             ("mode: none", "mode: shared, spare_cards: 1"),
             10,
-            "gpu.spare_cards: counts only with mode: exclusive; with shared write spare_memory",
+            "gpu.spare_cards: is only used with mode: exclusive; with shared write spare_memory",
         ),
         (
             ("mode: none", "mode: exclusive, spare_memory: 4GiB"),
             10,
-            "gpu.spare_memory: counts only with mode: shared; with exclusive write",
+            "gpu.spare_memory: is only used with mode: shared; with exclusive write",
         ),
         (
             ("mode: none", "mode: shared, tolerations: [{key: a, value: b}]"),
@@ -96,7 +96,7 @@ def test_an_environment_may_follow_another_alias() -> None:
         (
             ("mode: none", 'mode: shared, node_selector: {"a b": x}'),
             10,
-            "gpu.node_selector.a b: 'a b' is not labels of nodes with such cards",
+            "gpu.node_selector.a b: 'a b' is not labels of nodes with such GPUs",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_gpu_service_is_not_scaled_by_its_cpu(mode: str) -> None:
     scaled = VALID.replace("replicas: 2", "replicas: 2, autoscale: {max_replicas: 5, metric: cpu, target: 70}")
     assert service.parse(scaled).environments["production"].autoscale == service.Autoscale(max_replicas=5, metric="cpu", target=70)
     with pytest.raises(
-        service.ServiceError, match=r"line 10: gpu: environments\.production\.autoscale\.metric: cpu says nothing"
+        service.ServiceError, match=r"line 10: gpu: environments\.production\.autoscale\.metric: cpu is not meaningful"
     ) as caught:
         service.parse(scaled.replace("mode: none", f"mode: {mode}"))
     assert "write requests_in_progress" in str(caught.value)

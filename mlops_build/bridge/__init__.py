@@ -1,1 +1,1 @@
-"""The bridge between the registry and Git: a moved alias becomes a commit that CI builds and deploys."""
+"""The bridge between the registry and Git: it commits a moved alias, and CI builds and deploys the commit."""

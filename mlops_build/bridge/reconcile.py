@@ -1,7 +1,7 @@
-"""Level-triggered: desired is the registry's alias map, observed are the release records in Git; where they differ, commit.
+"""Reconcile: the registry's alias map is the desired state, the release records in Git are the actual state; commit the difference.
 
-No event is needed, and none is missed: whatever happened in between, one pass brings every repository to where it should be. A pass that
-finds no difference writes nothing. Any number of bridges may run at once: they make the same commit, and one push of it wins.
+This needs no events: each pass brings every repository to the desired state, and writes nothing without a difference. Several bridges can
+run at once: they create the same commit, and one of the pushes succeeds.
 """
 
 import tempfile
@@ -25,10 +25,10 @@ State = Literal["released", "would release", "unchanged", "held", "nothing promo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one pass did for one environment of one repository; environment is None where the repository as a whole failed.
+    """The result of a pass for an environment of a repository; environment is None if the whole repository failed.
 
-    before, after: models and versions, as text. commit: the release's, where one was made. error: set where it failed.
-    remarks: what the check of its manifests could not see, or saw and let pass. changes: what is new besides the models' versions.
+    before, after: models and versions, as text. commit: the release's, if there is one. error: set if it failed. remarks: limits of the
+    check of its manifests, and ignored findings. changes: the changes besides the models' versions.
     """
 
     repository: str
@@ -64,11 +64,11 @@ class Outcome:
 def once(
     urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_run: bool = False, despite_findings: bool = False
 ) -> list[Outcome]:
-    """One pass over these repositories, the registry asked for its alias map once. One that fails does not stop the others.
+    """Run a pass over these repositories with a single query of the alias map. A failure of one does not stop the others.
 
-    A release whose manifests `verify` finds wrong is reported and not written, unless it goes back or despite_findings is given.
+    A release with findings of `verify` is reported and not written, unless it returns to older versions or despite_findings is set.
 
-    Raises RegistryUnreachable, since without the alias map nothing can be decided.
+    Raises RegistryUnreachable, because the alias map is required.
     """
     aliases = registry.alias_map()
 
@@ -85,7 +85,7 @@ def once(
 def repository(
     url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False, despite_findings: bool = False
 ) -> list[Outcome]:
-    """One repository: an outcome for each of its environments, or one that says why none could be looked at."""
+    """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed."""
     address = masked(url)
     outcomes: list[Outcome] = []
 
@@ -108,7 +108,7 @@ def repository(
 def on_top(
     mirror: Mirror, head: str, address: str, aliases: Aliases, version_of: VersionOf, *, despite_findings: bool = False
 ) -> tuple[list[Outcome], str | None]:
-    """What is to be said for each environment, and the last of the commits that say it (None: Git says it already)."""
+    """The outcome of each environment, and the last of the new commits (None: no difference)."""
     service = service_at(mirror, head)
     outcomes: list[Outcome] = []
     tip = head
@@ -147,13 +147,13 @@ def _environment(
 
 
 def _would(outcome: Outcome) -> Outcome:
-    """The commit of a dry run is nowhere to be found, so it is not named."""
+    """The outcome of a dry run, without its commit, which is not kept."""
     if outcome.state != "released":
         return outcome
     return replace(outcome, state="would release", commit=None)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """0 if all went well; the failures' own code if all have the same; else 1."""
+    """0 without failures; the code of the failures if all have the same; else 1."""
     codes = {outcome.error.exit_code for outcome in outcomes if outcome.error}
     return codes.pop() if len(codes) == 1 else int(bool(codes))

@@ -1,1 +1,1 @@
-"""A model version's origin: what it was made from."""
+"""The origin of a model version."""

@@ -1,4 +1,4 @@
-"""The lineage document that a version carries, read back and shown as a tree."""
+"""Read a version's lineage document and show it as a tree."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ DOCUMENT = "lineage.json"
 
 
 class NoLineage(Refused):
-    """The version carries no lineage, or not ours."""
+    """The version has no valid lineage document."""
 
 
 def read(registry: Registry, version: ModelVersion) -> dict[str, Any]:
@@ -21,16 +21,16 @@ def read(registry: Registry, version: ModelVersion) -> dict[str, Any]:
         document = json.loads(registry.read(version, DOCUMENT))
     except ValueError:
         raise NoLineage(
-            f"{version.uri}: its {DOCUMENT} is not JSON", remedy="the version's files were changed; register it again"
+            f"{version.uri}: its {DOCUMENT} is not JSON", remedy="the version's files were changed: register it again"
         ) from None
     if not isinstance(document, dict) or document.get("schema") != 1:
-        raise NoLineage(f"{version.uri}: its {DOCUMENT} has another schema than 1", remedy="upgrade mlops-build, or register it again")
+        raise NoLineage(f"{version.uri}: its {DOCUMENT} does not have schema 1", remedy="upgrade mlops-build, or register it again")
     about = {"uri": version.uri, "digest": version.tags.get(identity.DIGEST_TAG), "image": version.tags.get(identity.IMAGE)}
     return {"version": about, **document}
 
 
 def show(document: Mapping[str, Any]) -> str:
-    """The lineage as text: one branch for each thing that went in."""
+    """The lineage as text, with a branch for each part of the origin."""
     code, environment = document["code"], document["environment"]
     branches = [
         (

@@ -208,7 +208,7 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
         (("docker",), "echo 24.0.7", None, "Docker 24.0.7"),
         (("docker", "buildah"), "exit 1", None, "buildah version 1.28.2"),
         (("docker", "buildah"), "echo 24.0.7", "buildah", "buildah version 1.28.2"),
-        (("docker", "buildah"), "exit 1", "docker", "no Docker engine answers"),
+        (("docker", "buildah"), "exit 1", "docker", "the Docker Engine does not answer"),
         ((), "", None, "neither docker nor buildah is installed"),
     ],
     ids=["docker", "buildah", "buildah named", "docker named", "none"],
