@@ -1,4 +1,4 @@
-# Every target installs what it needs into ./.venv first.
+# Targets that need packages install them into ./.venv first.
 DEMO_DIR ?= demo-service
 PYTHON_ = .venv/bin/python
 
