@@ -519,7 +519,7 @@ def test_a_file_is_not_a_tracking_server_for_agents(service: Callable[..., Path]
     from mlops_build.registry import Registry
 
     service_names = names.read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
-    Registry(f"sqlite:///{service_names.root / 'mlflow.db'}", create=True)
+    Registry(f"sqlite:///{service_names.root / 'mlflow.db'}", create=True).alias_map()
     result = checks.CHECKS["mlflow"](service_names, {})
     assert "a file, which other agents do not see" in result.detail
     assert git(service_names.root, "status", "--porcelain") == ""
