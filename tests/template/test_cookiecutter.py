@@ -26,6 +26,7 @@ from tests.template.test_rendered import MATRIX
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"example": "none"}
+pytestmark = pytest.mark.real_python  # "nothing of ours is importable there", and nobody else has set up logging
 Door = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
