@@ -73,6 +73,8 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
             part = Part(f"overlay {env}", {}, fixed_location(file, line))
             collected.faults.append((Fault("overlay-remote", part, (), f"it loads {schema.display(address)} from the network"), env))
         return
+    if any(problem.rule == "too-large" for file in sources.files.values() for problem in file.problems):
+        return  # reported already; kustomize would expand the aliases until its timeout
     try:
         rendered = overlay.render(folder)
     except overlay.NotRendered as error:

@@ -141,7 +141,7 @@ class Histories(RuleBasedStateMachine):
 
 
 def test_random_histories() -> None:
-    run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=60, stateful_step_count=25))
+    run_state_machine_as_test(Histories, settings=settings(SETTLED, max_examples=25, stateful_step_count=25))
 
 
 @pytest.mark.soak

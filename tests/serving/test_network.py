@@ -180,7 +180,7 @@ print(json.dumps(loaded.predictor.predict([rows])[0]))
 """
 
 
-@pytest.mark.parametrize("compiler", [True, False], ids=["with a compiler", "without"])
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with a compiler", "without"])
 def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, record_property: Callable[[str, object], None]) -> None:
     names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
     model = save(tmp_path / "made", names, HOLDING)
