@@ -177,7 +177,7 @@ def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path)
     head = git(service, "rev-parse", "HEAD")
     done = mlops_build(service, "train", expect=4)
     assert "accuracy is" in done.stderr
-    assert "wanted ≥ 1" in done.stderr
+    assert "required ≥ 1" in done.stderr
     assert registry(service).versions("points") == []
     assert git(service, "rev-parse", "HEAD") == head
 
