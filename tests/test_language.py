@@ -25,6 +25,7 @@ PARTS = [
     "model",
     "packaging",
     "quantity.py",
+    "release",
     "scaffold",
     "service.py",
     "serving",

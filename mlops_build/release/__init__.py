@@ -1,1 +1,1 @@
-"""What an environment should run: the release record in Git, and the aliases in the registry that it follows."""
+"""Releases: the release record of an environment in Git, and the alias in the registry that it follows."""

@@ -1,7 +1,7 @@
-"""Promote and roll back: move the alias that an environment follows. Nothing else; Git and the cluster follow the alias.
+"""Promote and roll back: move the alias that an environment follows. Git and the cluster follow the alias.
 
-What the alias pointed at before is remembered as a tag on the version it moves to, written before the move: killed in between, the tag
-is there and the alias is not, which the next promotion mends.
+The previous version is stored as a tag on the new version, before the alias moves. If this is interrupted in between, the next promotion
+corrects the tag.
 """
 
 import re
@@ -21,18 +21,18 @@ STAGING, PRODUCTION = "staging", "production"
 
 
 class DirtyVersion(Refused):
-    """A version made from uncommitted changes is not for production."""
+    """A version with uncommitted changes is not allowed in production."""
 
 
 class NothingRemembered(Refused):
-    """No version is remembered to go back to."""
+    """No previous version is stored."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """What happened to an alias. before: the version it pointed at, None if it was new. hold: why the environment is held, if it is.
+    """A move of an alias. before: the previous version, None if the alias is new. hold: the reason if the environment is held.
 
-    callers: what its callers should know: how the contract breaks them (on purpose), or why it was not compared.
+    callers: remarks for callers: allowed breaks of the contract, or why it was not compared.
     skipped: for production, the service's other environments, if the version was in none of them.
     """
 
@@ -87,7 +87,7 @@ def service_here() -> Service | None:
 
 
 def remarks(move: Move, service: Service | None) -> list[str]:
-    """What a person should know besides the move itself."""
+    """Remarks on the move."""
     lines = list(move.callers)
     if service is not None and not _serves(service, move.model):
         lines.append(f"{move.model} is not one of {service.name}'s models, so the alias is the environment's name: {move.alias}")
@@ -112,15 +112,15 @@ def alias_of(service: Service | None, model: str, env: str) -> str:
     if service is not None and _serves(service, model):
         return service.alias_of(env)
     if not ALIAS.fullmatch(env) or re.fullmatch(r"v[0-9]+|latest", env):
-        raise UsageError(f"{env[:100]!r} is no environment", remedy="write --to staging or --to production")
+        raise UsageError(f"{env[:100]!r} is not an environment", remedy="write --to staging or --to production")
     return env
 
 
 def promote(registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False) -> Move:
     """Point the alias of `env` at a version (a number, or another alias such as "staging").
 
-    Raises UnknownVersion, BadVersion for one that mlops-build did not make, DirtyVersion, and BreaksCallers for one whose contract breaks
-    callers of the version it replaces, unless its major is higher.
+    Raises UnknownVersion, BadVersion for a version that mlops-build did not create, DirtyVersion, and BreaksCallers if its contract breaks
+    callers of the version that it replaces, unless its major version is higher.
     """
     move, wanted = _planned(registry, service, model, version, env, force_dirty=force_dirty)
     if move.changed:
@@ -134,7 +134,7 @@ def promote(registry: Registry, service: Service | None, model: str, version: in
 
 
 def next_step(registry: Registry, service: Service, model: str, version: int) -> NextStep:
-    """What to do with a version that was just registered. Changes nothing. Raises what the registry raises, and no refusal."""
+    """The next step for a new version. Changes nothing. Raises the errors of the registry, but not those of `promote`."""
     env = next(iter(service.environments))
     try:
         _planned(registry, service, model, version, env)
@@ -146,7 +146,7 @@ def next_step(registry: Registry, service: Service, model: str, version: int) ->
 def _planned(
     registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False
 ) -> tuple[Move, ModelVersion]:
-    """A promotion that nothing forbids, not carried out, and the version. Raises as `promote` does."""
+    """Check a promotion without carrying it out; returns it with the version. Raises the errors of `promote`."""
     alias = alias_of(service, model, env)
     wanted = registry.version(model, version)
     aliases = registry.aliases(model)
@@ -178,14 +178,14 @@ def _skipped(registry: Registry, service: Service | None, wanted: ModelVersion, 
 def rollback(
     registry: Registry, service: Service | None, model: str, env: str, to: int | None = None, *, force_dirty: bool = False
 ) -> Move:
-    """Point the alias of `env` back at the version before, or at `to`. What is remembered stays, so a second one goes a step further.
+    """Point the alias of `env` back at the previous version, or at `to`. Stored tags stay, so a second rollback goes one version further.
 
     Raises UnknownVersion, NothingRemembered, BadVersion, DirtyVersion.
     """
     alias = alias_of(service, model, env)
     current = registry.version(model, alias)
     target = registry.version(model, to if to is not None else _remembered(registry, current, alias, env))
-    # What ran there before may run there again.
+    # A version that ran there before is allowed again.
     dirty = _check(target, env, alias, force_dirty or to is None)
     if target.version != current.version:
         registry.set_alias(model, alias, target.version)
@@ -193,7 +193,7 @@ def rollback(
 
 
 def _callers(registry: Registry, model: str, before: int, wanted: ModelVersion) -> list[str]:
-    """What callers of the version before meet at the wanted one. Raises BreaksCallers."""
+    """The changes for callers of the previous version. Raises BreaksCallers."""
     now = _contract(registry, wanted)
     try:
         was = _contract(registry, registry.version(model, before))
@@ -203,7 +203,7 @@ def _callers(registry: Registry, model: str, before: int, wanted: ModelVersion) 
 
 
 def _contract(registry: Registry, version: ModelVersion) -> contract.Contract:
-    """Raises UnknownVersion where its files cannot be read, and BadContract."""
+    """Raises UnknownVersion if its files cannot be read, and BadContract."""
 
     def read(path: str) -> bytes | None:
         try:
@@ -211,30 +211,30 @@ def _contract(registry: Registry, version: ModelVersion) -> contract.Contract:
         except UnknownVersion:
             if path == contract.MLMODEL:
                 raise
-            return None  # registered before there were contracts
+            return None  # registered before contracts existed
 
     return contract.of_version(version.name, read)
 
 
 def _remembered(registry: Registry, current: ModelVersion, alias: str, env: str) -> int:
-    found = current.tags.get(identity.previous_tag(alias), "")
-    if re.fullmatch(r"[1-9][0-9]{0,9}", found):
-        return int(found)
-    others = [one.version for one in registry.versions(current.name) if one.version != current.version]
+    version = current.tags.get(identity.previous_tag(alias), "")
+    if re.fullmatch(r"[1-9][0-9]{0,9}", version):
+        return int(version)
+    others = [other.version for other in registry.versions(current.name) if other.version != current.version]
     raise NothingRemembered(
-        f"{current.name} {alias} is version {current.version}, and no version before it is remembered",
+        f"{current.name} {alias} is version {current.version}, and no previous version is stored",
         remedy=f"mlops-build rollback {current.name} --env {env} --to VERSION; other versions: {_some(others)}",
     )
 
 
 def _check(version: ModelVersion, env: str, alias: str, force_dirty: bool) -> bool:
-    """Whether a version is dirty, if it may go to this environment."""
+    """Whether a version is dirty. Raises DirtyVersion if it is not allowed in this environment."""
     released(version)
     dirty = identity.DIRTY in version.tags
     if dirty and PRODUCTION in (env, alias) and not force_dirty:
         raise DirtyVersion(
-            f"{version.name} {version.version} was made from uncommitted changes: nobody else can make it again",
-            remedy="commit and train again, or say --force-dirty",
+            f"{version.name} {version.version} was made from uncommitted changes, so it cannot be reproduced",
+            remedy="commit and train again, or add --force-dirty",
         )
     return dirty
 
@@ -244,7 +244,7 @@ def _hold(service: Service | None, model: str, env: str) -> str | None:
 
 
 def _serves(service: Service, model: str) -> bool:
-    return any(one.name == model for one in service.models)
+    return any(served.name == model for served in service.models)
 
 
 def _some(versions: Sequence[int]) -> str:

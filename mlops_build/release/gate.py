@@ -1,7 +1,7 @@
-"""Before a release lands: are the manifests that it makes right? `mlops-build verify` of the environment's overlay, as the commit has it.
+"""Check a release before it is pushed: run `mlops-build verify` on the environment's overlay at the commit.
 
-A release that goes back is never refused: whoever rolls back is in need, and what is wrong has mostly been wrong before. Its findings are
-said, and land all the same. `rollback --from-git` asks nothing at all. For everything else there is --despite-findings.
+A release that returns to older versions is never refused, because a rollback is urgent and the findings are mostly old: they are only
+printed. `rollback --from-git` is not checked. For other releases there is --despite-findings.
 """
 
 import tempfile
@@ -25,29 +25,31 @@ class Faulty(Refused):
     def __init__(self, env: str, findings: list[Finding]) -> None:
         count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
         super().__init__(
-            f"the manifests of {env} are not right, {count}:\n{show_by_file(findings)}",
-            remedy="mend them and commit, or say --despite-findings; `mlops-build verify` shows them here",
+            f"the manifests of {env} have {count}:\n{show_by_file(findings)}",
+            remedy="fix them and commit, or add --despite-findings; `mlops-build verify` shows them here",
         )
         self.findings = findings
 
 
 def check(objects: Objects, commit: str, before: Record | None, after: Record, *, despite_findings: bool = False) -> list[str]:
-    """Remarks on a release that is to land. Raises Faulty where it has findings, goes forward, and nobody said --despite-findings.
+    """Remarks on a release before it is pushed. Raises Faulty if it has findings and does not return to older versions.
 
-    objects: where `commit` is, which makes Git say `after` instead of `before`.
+    objects: the store with `commit`, which changes the record from `before` to `after`. despite_findings: never raise Faulty.
     """
     report = examined(objects, commit, after.environment)
     report.findings += contract_findings(objects, before, after)
     if report.findings and not despite_findings and not goes_back(before, after):
         raise Faulty(after.environment, report.findings)
-    found = [f"{one.file} line {one.line}: {one.why} [{one.rule}]; released all the same" for one in report.findings]
-    return [*report.notes, *found]
+    released_anyway = [
+        f"{finding.file} line {finding.line}: {finding.why} [{finding.rule}]; released all the same" for finding in report.findings
+    ]
+    return [*report.notes, *released_anyway]
 
 
 def contract_findings(objects: Objects, before: Record | None, after: Record) -> list[Finding]:
-    """What breaks callers, by the openapi.json of the two released commits; `promote` asks the versions themselves.
+    """Breaking changes between the openapi.json of the two released commits; `promote` compares the versions themselves.
 
-    Nothing where one of them cannot be had, or has none.
+    Empty if one of them is not available.
     """
     if before is None or before.commit is None or after.commit in (None, before.commit):
         return []
@@ -58,11 +60,11 @@ def contract_findings(objects: Objects, before: Record | None, after: Record) ->
         return []
     if was is None or now is None or now.major > was.major:
         return []
-    return [replace(found, file=FILE, line=1) for found in contract.breaks(was, now)]
+    return [replace(finding, file=FILE, line=1) for finding in contract.breaks(was, now)]
 
 
 def examined(objects: Objects, commit: str, env: str) -> Report:
-    """What `verify` says about one environment at a commit, without a checkout."""
+    """The report of `verify` for an environment at a commit, without a checkout."""
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         tree = Path(scratch) / "tree"
         objects.export(commit, tree, service_file.FILE, "deploy")
@@ -70,7 +72,7 @@ def examined(objects: Objects, commit: str, env: str) -> Report:
 
 
 def goes_back(before: Record | None, after: Record) -> bool:
-    """Whether no model becomes newer, and one older."""
+    """Whether at least one model becomes older and none newer."""
     if before is None or not before.models:
         return False
     steps = [(before.version_of(model.name), model.version) for model in after.models]

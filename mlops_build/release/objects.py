@@ -12,17 +12,17 @@ from typing import Any
 from mlops_build.release.rollout import Rollout, rollout
 from mlops_build.service import Autoscale, Service
 
-# On each of them. `ci deploy` removes from the cluster what has both and is not wanted any more.
+# Labels of these objects. `ci deploy` removes objects with both labels that the release does not have any more.
 NAME_LABEL, MANAGER_LABEL, MANAGER = "app.kubernetes.io/name", "app.kubernetes.io/managed-by", "mlops-build"
 # The gauge of the server (mlops_build.serving.app): requests that are being answered.
 IN_PROGRESS = "mlops_build_requests_in_progress"
-# Where the containers of all services find the leases, wherever their node keeps them.
+# The lease directory in the containers of all services, whatever the node's directory is.
 LEASE_DIR = "/run/mlops-gpu"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of release/: a comment for its reader, and the objects in it."""
+    """A file of release/: a comment and the objects in it."""
 
     comment: str
     objects: tuple[dict[str, Any], ...]
@@ -31,20 +31,20 @@ class File:
 def files(service: Service, env: str) -> dict[str, File]:
     """The files that an environment needs, by name. Raises NotFound for an unknown environment."""
     numbers = rollout(service, env)
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     # A budget for a single pod would block every drain, or protect nothing.
     if numbers.most > 1:
-        found["pdb.yaml"] = File(
+        files["pdb.yaml"] = File(
             "A node that is drained takes one pod at a time, and waits for none that does not work.", (budget(service),)
         )
     if numbers.autoscale:
-        found["hpa.yaml"] = File(
+        files["hpa.yaml"] = File(
             "It sets the number of pods within these bounds, so patch.yaml sets none.", (scaler(service, env, numbers.autoscale),)
         )
     if numbers.gpu == "shared":
         why = "Pods may not mount a folder of their node (Pod Security Standards), but a claim. The folder must be there, with mode 1777."
-        found["gpu-leases.yaml"] = File(why, leases(service, env))
-    return found
+        files["gpu-leases.yaml"] = File(why, leases(service, env))
+    return files
 
 
 def budget(service: Service) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The release record: what one environment should run, as a folder in Git that only machines write.
+"""The release record: the versions that an environment should run, as a folder in Git that only mlops-build writes.
 
-`deploy/overlays/ENV/release/` is a kustomize Component: record.yaml says what, kustomization.yaml and patch.yaml make it so, and objects
-that service.yaml wants besides stand in files of their own (objects.py). Everything that comes from the registry passes a grammar first,
-since a tag is text that anybody with access to MLflow may write. The same record is the same bytes, whoever writes it.
+`deploy/overlays/ENV/release/` is a kustomize Component: record.yaml has the versions, kustomization.yaml and patch.yaml apply them,
+and objects that depend on service.yaml have their own files (objects.py). Every value from the registry is checked against a grammar,
+because everybody with access to MLflow can write tags. The same record always has the same bytes.
 """
 
 import json
@@ -23,18 +23,18 @@ from mlops_build.service import REGISTRY, Service
 
 RECORD, KUSTOMIZATION, PATCH = "record.yaml", "kustomization.yaml", "patch.yaml"
 IMAGE = re.compile(rf"{REGISTRY}/{NAME.pattern}:v[1-9][0-9]{{0,9}}-[0-9a-f]{{12}}")
-# Labels and annotations of a pod: who reads the cluster sees which model answers.
+# The prefix of a pod's labels and annotations, which show its models in the cluster.
 PREFIX = "mlops-build"
 HEADER = "# What {env} should run. Only machines write this folder: mlops-build release, bridge and rollback.\n"
 
 
 class BadRecord(Refused):
-    """A release record that is not one, or that would hold what a record must not hold."""
+    """An invalid release record."""
 
 
 @dataclass(frozen=True)
 class ReleasedModel:
-    """One model version of a release. digest: "sha256:…" over its files. run: the MLflow run that made it."""
+    """A model version of a release. digest: "sha256:…" of its files. run: the MLflow run that created it."""
 
     name: str
     version: int
@@ -47,9 +47,9 @@ class ReleasedModel:
 
 @dataclass(frozen=True)
 class Record:
-    """What `environment` should run. As the template ships it: no models, no commit, no image. Raises BadRecord when made of anything else.
+    """The versions that `environment` should run. In a new service: no models, no commit, no image. Raises BadRecord for invalid values.
 
-    commit: the code that the first model was made from. image: `REGISTRY/SERVICE:v<version>-<12 hex>`.
+    commit: the commit from which the first model was trained. image: `REGISTRY/SERVICE:v<version>-<12 hex>`.
     """
 
     environment: str
@@ -74,7 +74,7 @@ class Record:
             raise BadRecord("a record without models has neither commit nor image")
 
     def version_of(self, model: str) -> int | None:
-        return next((one.version for one in self.models if one.name == model), None)
+        return next((released.version for released in self.models if released.name == model), None)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.models)) or "nothing released yet"
@@ -93,7 +93,7 @@ def read(root: Path, env: str) -> Record:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         overlays = root / "deploy" / "overlays"
-        known = sorted(found.parent.parent.name for found in overlays.glob(f"*/release/{RECORD}"))
+        known = sorted(path.parent.parent.name for path in overlays.glob(f"*/release/{RECORD}"))
         raise NotFound(f"{path} is missing", remedy=f"environments with a record: {', '.join(known) or 'none'}") from None
     except UnicodeDecodeError:
         raise BadRecord(f"{path} is not UTF-8 text", remedy="restore it from Git") from None
@@ -102,26 +102,29 @@ def read(root: Path, env: str) -> Record:
 
 def parse(text: str, where: str = RECORD) -> Record:
     """Read record.yaml's text. Raises BadRecord."""
-    remedy = "only machines write it: restore it from Git, or write it anew with `mlops-build release ENV`"
+    remedy = "do not edit it: restore it from Git, or write it again with `mlops-build release ENV`"
     try:
-        found = YAML(typ="safe", pure=True).load(text)
+        document = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise BadRecord(f"{where} is not valid YAML: {str(error).splitlines()[0]}", remedy=remedy) from None
-    if not isinstance(found, dict) or found.get("schema") != 1:
-        newer = isinstance(found, dict) and isinstance(found.get("schema"), int) and found["schema"] > 1
-        raise BadRecord(f"{where} does not say `schema: 1`", remedy="a newer mlops-build wrote it: update this one" if newer else remedy)
+    if not isinstance(document, dict) or document.get("schema") != 1:
+        newer = isinstance(document, dict) and isinstance(document.get("schema"), int) and document["schema"] > 1
+        raise BadRecord(
+            f"{where} does not have `schema: 1`",
+            remedy="it was written by a newer mlops-build: update this installation" if newer else remedy,
+        )
     try:
-        models = tuple(ReleasedModel(**_exactly(one, {"name", "version", "digest", "run"})) for one in found["models"])
-        whole = _exactly(found, {"schema", "environment", "models", "commit", "image"})
+        models = tuple(ReleasedModel(**_exactly(entry, {"name", "version", "digest", "run"})) for entry in document["models"])
+        whole = _exactly(document, {"schema", "environment", "models", "commit", "image"})
         return Record(whole["environment"], models, whole["commit"], whole["image"])
     except BadRecord as error:
         raise BadRecord(f"{where}: {error.message}", remedy=remedy) from None
     except (KeyError, TypeError) as error:
-        raise BadRecord(f"{where} lacks {error}", remedy=remedy) from None
+        raise BadRecord(f"{where} does not have {error}", remedy=remedy) from None
 
 
 def render(record: Record, service: Service) -> dict[str, str]:
-    """Exactly the files of a release's folder, by name. `parse(render(record, service)["record.yaml"]) == record`."""
+    """All files of a release's folder, by name. `parse(render(record, service)["record.yaml"]) == record`."""
     if not record.models or record.image is None or record.commit is None:
         raise BadRecord("a release has at least one model")
     env = record.environment
@@ -145,7 +148,10 @@ def _record_document(record: Record) -> dict[str, Any]:
     return {
         "schema": 1,
         "environment": record.environment,
-        "models": [{"name": one.name, "version": one.version, "digest": one.digest, "run": one.run} for one in record.models],
+        "models": [
+            {"name": released.name, "version": released.version, "digest": released.digest, "run": released.run}
+            for released in record.models
+        ],
         "commit": record.commit,
         "image": record.image,
     }
@@ -172,7 +178,7 @@ def _kustomization(image: str, service: Service, env: str, resources: Sequence[s
 
 
 def _strategy_comment(numbers: Rollout) -> str:
-    """What an update costs, where it costs more than a moment of one pod's memory."""
+    """A comment on the effects of an update, if it reduces the number of pods."""
     room = "gpu.spare_memory" if numbers.gpu == "shared" else "gpu.spare_cards"
     lacking = f"service.yaml keeps no room for one more on a card ({room})"
     if numbers.recreate:
@@ -190,9 +196,9 @@ def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]
     first = record.models[0]
     labels = {f"{PREFIX}/model": first.name, f"{PREFIX}/version": str(first.version)}
     annotations = {
-        f"{PREFIX}/models": ", ".join(f"models:/{one.name}/{one.version}" for one in record.models),
-        f"{PREFIX}/digests": ", ".join(one.digest for one in record.models),
-        f"{PREFIX}/runs": ", ".join(one.run for one in record.models),
+        f"{PREFIX}/models": ", ".join(f"models:/{released.name}/{released.version}" for released in record.models),
+        f"{PREFIX}/digests": ", ".join(released.digest for released in record.models),
+        f"{PREFIX}/runs": ", ".join(released.run for released in record.models),
         f"{PREFIX}/commit": record.commit,
     }
     strategy: dict[str, Any] = {"type": "Recreate", "rollingUpdate": None}
@@ -215,21 +221,21 @@ def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]
 
 
 def _where(service: Service, env: str) -> dict[str, Any]:
-    """Which node a pod may run on, before whom, and with which runtime."""
+    """Node selection, priority and runtime of a pod."""
     gpu, place = service.gpu, service.environment(env)
-    found: dict[str, Any] = {}
+    scheduling: dict[str, Any] = {}
     if place.priority_class:
-        found["priorityClassName"] = place.priority_class
+        scheduling["priorityClassName"] = place.priority_class
     if gpu.mode == "none":
-        return found
-    # The device plugin's cards come into the container by themselves; a shared card is seen through NVIDIA's runtime.
+        return scheduling
+    # The device plugin makes its GPUs visible in the container; a shared GPU needs NVIDIA's runtime.
     if gpu.mode == "shared" and gpu.runtime_class:
-        found["runtimeClassName"] = gpu.runtime_class
+        scheduling["runtimeClassName"] = gpu.runtime_class
     if gpu.node_selector:
-        found["nodeSelector"] = dict(sorted(gpu.node_selector.items()))
+        scheduling["nodeSelector"] = dict(sorted(gpu.node_selector.items()))
     if gpu.tolerations:
-        found["tolerations"] = [one.model_dump(exclude_none=True) for one in gpu.tolerations]
-    return found
+        scheduling["tolerations"] = [toleration.model_dump(exclude_none=True) for toleration in gpu.tolerations]
+    return scheduling
 
 
 def _volumes(service: Service) -> dict[str, Any]:
@@ -267,10 +273,10 @@ def _container(service: Service, numbers: Rollout) -> dict[str, Any]:
     }
 
 
-def _exactly(found: object, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(found, dict) or set(found) != keys:
-        raise BadRecord(f"expected the keys {', '.join(sorted(keys))}, found {str(found)[:200]}")
-    return found
+def _exactly(document: object, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(document, dict) or set(document) != keys:
+        raise BadRecord(f"expected the keys {', '.join(sorted(keys))}, found {str(document)[:200]}")
+    return document
 
 
 def _check(what: str, value: object, pattern: "re.Pattern[str]") -> None:
@@ -278,7 +284,7 @@ def _check(what: str, value: object, pattern: "re.Pattern[str]") -> None:
         raise BadRecord(f"{what} is not allowed here: {str(value)[:100]!r}")
 
 
-# What stands in YAML without quotes and means itself in YAML 1.1 and 1.2 alike.
+# Texts that need no quotes in YAML 1.1 and 1.2.
 PLAIN = re.compile(r"[A-Za-z$][A-Za-z0-9$_./-]*")
 RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 

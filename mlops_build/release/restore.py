@@ -1,6 +1,6 @@
-"""Roll back from Git alone, while MLflow is down: the release that Git had before comes back, and a hold keeps it.
+"""Roll back with Git alone, while MLflow is down: restore the previous release in Git, and hold the environment.
 
-Without the hold the bridge would find that Git and the alias differ, as soon as MLflow is back, and release the bad version again.
+Without the hold, the bridge would release the bad version again as soon as MLflow answers, because Git and the alias differ.
 """
 
 import re
@@ -27,7 +27,7 @@ class NothingBefore(Refused):
 
 @dataclass(frozen=True)
 class Restored:
-    """A commit that brings a release back and holds its environment. before: None where Git's record could not be read."""
+    """A commit that restores a release and holds its environment. before: None if the record in Git could not be read."""
 
     before: Record | None
     after: Record
@@ -36,28 +36,28 @@ class Restored:
 
 
 def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, bool]:
-    """Restore in the checkout at a service's root; also whether it was pushed to origin. Raises what `restore` and `land` raise."""
+    """Restore in the checkout at a service's root; also returns whether it was pushed. Raises the errors of `restore` and `land`."""
     checkout, head = checkout_of(root)
     restored = restore(checkout, head, env, reason)
     return restored, land(checkout, restored.commit, head, checkout.differing(head, restored.commit))
 
 
 def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> Restored:
-    """Restore on a remote, without a checkout. Raises what `restore` raises, RemoteUnreachable and PushRejected."""
-    found: list[Restored] = []
+    """Restore on a remote, without a checkout. Raises the errors of `restore`, RemoteUnreachable and PushRejected."""
+    commits: list[Restored] = []
 
     def make(head: str) -> str:
-        found.append(restore(mirror, head, env, reason))
-        return found[-1].commit
+        commits.append(restore(mirror, head, env, reason))
+        return commits[-1].commit
 
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         mirror = Mirror(url, branch, Path(scratch))
         mirror.publish(make, depth=None)
-    return found[-1]
+    return commits[-1]
 
 
 def restore(objects: Objects, head: str, env: str, reason: str | None = None) -> Restored:
-    """Such a commit on top of `head`; no ref is moved. Needs history. Raises NothingBefore, NotFound, ServiceError."""
+    """Create the commit on top of `head`; no ref is moved. Needs the history. Raises NothingBefore, NotFound, ServiceError."""
     service = service_at(objects, head)
     service.environment(env)
     source = earlier(objects, head, env)
@@ -77,9 +77,9 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None) ->
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:
-    """The commit, along first parents, whose release of `env` was the one before the present one. Raises NothingBefore.
+    """The commit, along first parents, with the previous release of `env`. Raises NothingBefore.
 
-    A release that was itself restored counts as the one it restored, so that doing it twice goes two steps back, not back and forth.
+    A restored release counts as the original one, so that two rollbacks go two releases back.
     """
     folder = records.folder(env)
     present = objects.tree(head, folder)
@@ -93,13 +93,13 @@ def earlier(objects: Objects, head: str, env: str) -> str:
     for commit in objects.log(start, folder):
         if objects.tree(commit, folder) in (present, None):
             continue
-        found = recorded(objects, commit, env)
-        if found is not None and found.models:
+        release = recorded(objects, commit, env)
+        if release is not None and release.models:
             return commit
     more = " (this clone is shallow: git fetch --unshallow)" if objects.is_shallow() else ""
     raise NothingBefore(
         f"Git has no earlier release of {env} to go back to{more}",
-        remedy="once MLflow answers: mlops-build rollback MODEL --env ENV; to stop it at once: kubectl scale deployment --replicas=0",
+        remedy="when MLflow answers: mlops-build rollback MODEL --env ENV; to stop the service now: kubectl scale deployment --replicas=0",
     )
 
 
@@ -109,7 +109,7 @@ def with_hold(text: str, env: str, reason: str) -> str:
     editor = YAML(typ="rt")
     editor.preserve_quotes = True
     editor.width = 2**16
-    # As the file has it: dashes of a list under their key, or further in.
+    # Keep the file's indentation of lists.
     flush = re.search(r"^models:[^\n]*\n(?:[ ]*#[^\n]*\n)*- ", text, re.MULTILINE)
     editor.indent(mapping=2, sequence=2 if flush else 4, offset=0 if flush else 2)
     document = editor.load(text)
@@ -122,7 +122,8 @@ def with_hold(text: str, env: str, reason: str) -> str:
     now = service_file.parse(stream.getvalue(), strict=False)
     if now != was.model_copy(update={"hold": {**was.hold, env: reason}}):
         raise Refused(
-            f"{service_file.FILE} cannot be edited without changing more than `hold`", remedy=f"add `hold: {{{env}: why}}` by hand"
+            f"{service_file.FILE} cannot be edited without changing more than `hold`",
+            remedy=f"add `hold: {{{env}: why}}` to the file yourself",
         )
     return stream.getvalue()
 

@@ -1,4 +1,4 @@
-"""How one version replaces another, and with how much: replicas, strategy, memory, CPU and GPU of a Deployment.
+"""The numbers of a Deployment: replicas, update strategy, memory, CPU and GPU.
 
 Where the arithmetic comes from: a rolling update needs spare memory. Kubernetes' default (a surge of 25 %) starts a new pod beside the
 old one. On a node whose cards are full that pod never becomes ready, or it takes memory from a neighbour and kills it (LLMKube#192,
@@ -23,7 +23,7 @@ from typing import Literal
 from mlops_build.gpu.loading import GATE_SECONDS
 from mlops_build.service import Autoscale, Gpu, Service
 
-# How often the start-up probe asks.
+# The period of the start-up probe.
 PROBE_SECONDS = 3
 # What a pod needs besides loading its model: its image is pulled, and the pod before it may take GRACE_SECONDS to end.
 PULL_SECONDS = 300
@@ -62,7 +62,7 @@ class Rollout:
 
     @property
     def downtime(self) -> bool:
-        """Whether an update can mean that nobody answers for a while."""
+        """Whether the service may not answer during an update."""
         return self.recreate or (self.surge == 0 and self.replicas <= 1)
 
     @property
@@ -88,7 +88,7 @@ class Rollout:
 
     @property
     def deadline_seconds(self) -> int:
-        """progressDeadlineSeconds: longer than the longest start, or every slow start is a failed rollout."""
+        """progressDeadlineSeconds: longer than the longest start, so that a slow start is not a failed rollout."""
         return self.start_seconds + PULL_SECONDS
 
     @property
@@ -98,12 +98,12 @@ class Rollout:
 
     @property
     def calm_seconds(self) -> int:
-        """How long the load must have been low before a pod is taken away: no shorter than it takes to get it back."""
+        """How long the load must be low before a pod is removed: not shorter than its start."""
         return max(CALM_SECONDS, self.startup_seconds)
 
 
 def rollout(service: Service, env: str) -> Rollout:
-    """What service.yaml asks for in one environment. Raises NotFound for an unknown one."""
+    """The numbers for an environment of service.yaml. Raises NotFound for an unknown one."""
     place = service.environment(env)
     autoscale = place.autoscale if place.replicas else None
     surge, unavailable = steps(service.gpu.mode, place.replicas, room=room(service.gpu), scaled=autoscale is not None)
@@ -138,7 +138,7 @@ def steps(gpu: Mode, replicas: int, *, room: bool = False, scaled: bool = False)
 
 
 def kubernetes_memory(amount: int) -> str:
-    """Bytes as Kubernetes writes them, in the largest binary unit that divides them."""
+    """Bytes in Kubernetes' notation, in the largest binary unit that divides them."""
     for unit, size in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
         if amount % size == 0:
             return f"{amount // size}{unit}"

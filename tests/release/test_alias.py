@@ -65,7 +65,7 @@ def test_rolling_back_goes_step_by_step(registry: Registry, register: Register) 
         alias.promote(registry, DIGITS, "digits", number, "staging")
     assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 3 → 2"
     assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 2 → 1"
-    with pytest.raises(NothingRemembered, match="no version before it is remembered") as refused:
+    with pytest.raises(NothingRemembered, match="no previous version is stored") as refused:
         alias.rollback(registry, DIGITS, "digits", "staging")
     assert "other versions: 3, 2" in str(refused.value.remedy)
     assert registry.aliases("digits") == {"staging": 1}
