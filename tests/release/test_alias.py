@@ -171,8 +171,8 @@ def test_a_version_with_other_tags_than_ours_is_refused(registry: Registry, regi
         ("digits", 9, "staging", NotFound, "no version 9"),
         ("digits", "nope", "staging", NotFound, "no alias 'nope'"),
         ("digits", 1, "nowhere", NotFound, "no environment 'nowhere'"),
-        ("other", 1, "../x", UsageError, "no environment"),
-        ("other", 1, "latest", UsageError, "no environment"),
+        ("other", 1, "../x", UsageError, "is not an environment"),
+        ("other", 1, "latest", UsageError, "is not an environment"),
         ("x'y", 1, "staging", (NotFound, UsageError), "x'y"),
     ],
 )
