@@ -1,0 +1,20 @@
+"""docs/how-to/experiment.md, done as its reader does it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.e2e import console
+
+PAGE = ROOT / "docs/how-to/experiment.md"
+
+
+@pytest.mark.slow
+def test_every_command_prints_what_the_page_shows(tmp_path: Path, environment: dict[str, str]) -> None:
+    # Job control, as in a person's shell: a signal to a job reaches everything that it has started.
+    shell = tmp_path / "bashrc"
+    shell.write_text("set -m\n")
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    console.check(PAGE.read_text(), folder, {**environment, "BASH_ENV": str(shell)}, at_least=20)
