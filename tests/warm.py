@@ -55,7 +55,7 @@ import os, sys
 arguments = sys.argv[1:]
 plain = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
 ours = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-if not plain or any(name.startswith("PYTHON") and name not in ours for name in os.environ):
+if not plain or any(name.startswith(("PYTHON", "LD_")) and name not in ours for name in os.environ):
     os.execv({python!r}, [{python!r}, *arguments])
 import json, signal, socket
 server = socket.socket(socket.AF_UNIX)
