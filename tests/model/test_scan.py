@@ -192,6 +192,7 @@ def test_torch_allows_the_same_names() -> None:
     assert set(_get_allowed_globals()) == checkpoint.SAFE
 
 
+@pytest.mark.real_python
 def test_the_scan_needs_no_torch() -> None:
     code = "import sys; from mlops_build.packaging import context; print([name for name in ('torch', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

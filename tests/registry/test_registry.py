@@ -413,6 +413,7 @@ def test_nothing_is_written_outside_the_folder(proxy: Proxy, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.real_python
 @pytest.mark.parametrize("kind", ["server", "sqlite"])
 def test_mlflow_is_not_imported(server: str, database: Path, kind: str) -> None:
     code = """

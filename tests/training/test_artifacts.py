@@ -110,7 +110,7 @@ REFUSED: list[tuple[dict[str, Path | str], int, str]] = [
     ({"vocabulary": "work/absent.json"}, 3, "work/absent.json, the artifact vocabulary, does not exist"),
     ({"empty": "work/empty"}, 2, "is not a file and not a folder with files"),
     ({"broken": "work/broken"}, 2, "is not a file and not a folder with files"),
-    ({"one": "work/vocabulary.json", "two": "work/other/Vocabulary.json"}, 2, "one and two are both called Vocabulary.json"),
+    ({"one": "work/vocabulary.json", "two": "work/other/Vocabulary.json"}, 2, "one and two both have the file name Vocabulary.json"),
     ({"scaler": "work/scaler.joblib"}, 4, "work/scaler.joblib: a .joblib file runs code when it is loaded"),
     ({"tokenizer": "work/pickled"}, 4, "work/pickled/words: the file is a pickle"),
 ]

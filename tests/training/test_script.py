@@ -43,7 +43,7 @@ def test_what_it_logs_goes_into_the_services_run_and_how_it_ends_is_how_the_run_
     with pytest.raises(SystemExit) as ended:
         main(["weights.pt", "-m", "points.theirs", "3"])
     assert ended.value.code == 3
-    with pytest.raises(SystemExit, match=r"left no other\.pt"):
+    with pytest.raises(SystemExit, match=r"did not write other\.pt"):
         main(["other.pt", "-m", "points.theirs", "7"])
     with pytest.raises(SystemExit, match="usage: "):
         main(["points.theirs"])
