@@ -30,7 +30,8 @@ os.environ.update(
     DVC_NO_ANALYTICS="1",
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
-os.environ.pop("MLFLOW_TRACKING_URI", None)
+for name in ("MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` sets the last three
+    os.environ.pop(name, None)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users do not set it: what Python writes beside a model's code must not change its digest
 
 # Whoever started us in the background may have had these ignored, and children inherit it: Ctrl-C would end none of them.
@@ -53,6 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Tests here are about processes: their ids, their end, what they import.
 REAL_PYTHON = {ROOT / "tests" / name for name in ("cli", "gpu", "gpu_device", "serving", "watch")}
+
+
+def pytest_configure() -> None:
+    os.environ["MLOPS_TEST_WARM_VENV"] = str(warm.venv())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,6 +25,7 @@ PARTS = [
     "model",
     "packaging",
     "quantity.py",
+    "registry",
     "release",
     "scaffold",
     "service.py",

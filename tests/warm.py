@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +55,7 @@ LAUNCHER = """\
 import os, sys
 arguments = sys.argv[1:]
 plain = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
-ours = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+ours = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
 if not plain or any(name.startswith(("PYTHON", "LD_")) and name not in ours for name in os.environ):
     os.execv({python!r}, [{python!r}, *arguments])
 import json, signal, socket
@@ -78,7 +79,12 @@ os._exit(status)
 
 @cache
 def venv() -> Path:
-    """The folder of an environment whose `bin/python` is the launcher; the rest of `bin` is the real environment's."""
+    """The folder of an environment whose `bin/python` is the launcher; the rest of `bin` is the real environment's.
+
+    One for all processes of a test run, which inherit MLOPS_TEST_WARM_VENV from the first.
+    """
+    if "MLOPS_TEST_WARM_VENV" in os.environ:
+        return Path(os.environ["MLOPS_TEST_WARM_VENV"])
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
@@ -120,6 +126,8 @@ def run(executable: str, arguments: list[str], folder: str, environment: dict[st
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
     if environment.get("PYTHONPATH"):
         sys.path[1:1] = environment["PYTHONPATH"].split(os.pathsep)
+    if environment.get("PYTHONWARNINGS"):
+        warnings._processoptions(environment["PYTHONWARNINGS"].split(","))  # type: ignore[attr-defined]
     kind, rest = arguments[0], arguments[1:]
     if kind == "-m":
         sys.argv = ["-m", *rest[1:]]

@@ -75,7 +75,7 @@ def tracking_uri(root: Path | None = None) -> str:
         root = root or service.find_root()
     except NotFound:
         raise UsageError(
-            "no MLflow: MLFLOW_TRACKING_URI is not set, and this is no service's folder",
+            "no MLflow: MLFLOW_TRACKING_URI is not set, and the current folder is not a service",
             remedy="set MLFLOW_TRACKING_URI=https://…, or run this inside a service",
         ) from None
     tracking = service.load(root, strict=False).tracking

@@ -127,6 +127,7 @@ def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) ->
     assert len(place.host.pull_requests) == 1
 
 
+@pytest.mark.slow  # the steps of `train` are killed in the fast tests
 def test_killed_between_any_two_steps_another_agent_finishes_it(place: Place) -> None:
     # The first four on one agent, whose folder is kept; then on others, which find what was pushed.
     doors = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "host.open_pull_request"]

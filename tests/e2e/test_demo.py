@@ -1,4 +1,4 @@
-"""`make demo`'s script: the whole road, twice in a row, and the folders it refuses."""
+"""`make demo`'s script: the whole pipeline, twice in a row, and the folders it refuses."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = ["scaffold", "track data", "train", "promote", "bridge", "package", "serve", "second version", "promote it", "roll back"]
@@ -30,6 +32,7 @@ def processes(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_demo_works_where_an_earlier_one_left_things_and_stops_what_it_started(tmp_path: Path) -> None:
     """`.ci/run` runs it in a folder of its own, so the second time in a row is here: an earlier demo's folder, half done."""
     folder = tmp_path / "demo"

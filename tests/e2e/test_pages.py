@@ -10,7 +10,9 @@ from tests.e2e import console
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-service.md", "docs/how-to/host-your-own-copy.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", pytest.param("docs/tutorial/first-service.md", marks=pytest.mark.slow), "docs/how-to/host-your-own-copy.md"]
+)
 def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path, environment: dict[str, str], published: Path) -> None:
     folder = tmp_path / "reader"
     if page == "README.md":  # its reader is in a clone

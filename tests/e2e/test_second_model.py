@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from mlops_build.model import identity
 from mlops_build.model.answers import differences
 from mlops_build.registry import Registry
@@ -13,6 +15,7 @@ from tests.e2e import console
 PAGE = ROOT / "docs/how-to/serve-a-second-model.md"
 
 
+@pytest.mark.slow
 def test_two_models_are_trained_registered_released_and_served_together(tmp_path: Path, environment: dict[str, str]) -> None:
     done = console.run(PAGE.read_text(), tmp_path, environment)
     wrong = [

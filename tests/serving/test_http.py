@@ -294,6 +294,7 @@ def test_the_request_of_a_disconnected_caller_leaves_the_queue(server: Server, p
 
     disconnected, predicted = 'mlops_build_refused_total{model="model",why="caller gone"}', 'mlops_build_batch_rows_sum{model="model"}'
     running = 'mlops_build_requests_in_progress{model="model"}'
+    wait(running, 0)  # what earlier tests left is counted
     before = value(disconnected), value(predicted)
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(ask(server, body(SLEEPS_LONG))[0])) for _ in range(2)]  # the second waits
