@@ -208,6 +208,9 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             self._stop()
             super().on_message_complete()
             cycle = self.cycle
+            if not isinstance(cycle, _Taskless) and not self.pipeline:
+                # A large last part pauses reading, and nobody calls `receive` again: the end of the connection would go unnoticed.
+                self.flow.resume_reading()
             if isinstance(cycle, _Taskless) and cycle.submit is not None:
                 cycle.scope[ON_DISCONNECT] = cycle.submit(bytes(cycle.body), partial(self._respond, cycle))
             elif self._is_idle() and not self.transport.is_closing():

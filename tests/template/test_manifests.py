@@ -456,7 +456,7 @@ def test_a_teams_own_patch_is_applied(service: Render) -> None:
 
 def checkov(folder: Path) -> dict[str, set[tuple[str, str]]]:
     """Checkov's failed and skipped checks on the manifests in a folder, each with its file's name. It asks nobody: no key, no downloads."""
-    program = Path(sys.executable).parents[1] / "checkov" / "bin" / "checkov"
+    program = Path(sys.prefix) / "checkov" / "bin" / "checkov"
     if not program.exists():
         pytest.skip("checkov is not in .venv/checkov: make checkov")
     command = [str(program), "--directory", ".", "--framework", "kubernetes", "--output", "json", "--compact", "--skip-download"]
