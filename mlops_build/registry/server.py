@@ -84,8 +84,8 @@ class Server:
         self.http.call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
 
     def find_experiment(self, name: str) -> tuple[str, bool]:
-        found = self.http.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
-        return str(found["experiment_id"]), found.get("lifecycle_stage", "active") == "active"
+        experiment = self.http.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        return str(experiment["experiment_id"]), experiment.get("lifecycle_stage", "active") == "active"
 
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         location = {"artifact_location": artifact_location} if artifact_location else {}
