@@ -86,7 +86,7 @@ def kubectl(file: Path) -> set[str]:
     known.write_text(yaml.safe_dump_all(documents))
     command = ["kubectl", "set", "image", "--local", "-f", str(known), "*=registry.example.com/other:1", "-o", "name"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # That a Service has no pod template is no fault of the Service.
+    # A Service without a pod template is not a fault.
     return {error.strip() for error in done.stderr.split("error: ") if error.strip() and "does not have a pod template" not in error}
 
 

@@ -54,7 +54,7 @@ def test_a_flag_wins_over_service_yaml_and_makes_another_image(package: Callable
     names.append(image(tmp_path))
     assert len(set(names)) == len(names)
     package("--cpu")
-    assert image(tmp_path) == names[0], "what service.yaml says anyway is no other image"
+    assert image(tmp_path) == names[0], "repeating a default of service.yaml does not change the image"
     (tmp_path / "service.yaml").write_text(TEXT + "gpu: {mode: shared}\n")
     assert "NVIDIA_VISIBLE_DEVICES" not in package("--cpu")
     assert image(tmp_path) == names[0]

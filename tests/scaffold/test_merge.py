@@ -81,7 +81,7 @@ def kinds(result: Merged) -> dict[str, str]:
         pytest.param({"a": b"\0old"}, {"a": b"\0old"}, {"a": b"\xff\0new"}, {"a": b"\xff\0new"}, id="a binary file"),
         pytest.param({"ä ö\n\t'\"*": TEN}, {"ä ö\n\t'\"*": line(1, "mine")}, {"ä ö\n\t'\"*": line(8, "new")},
                      {"ä ö\n\t'\"*": line(8, "new", line(1, "mine"))}, id="an odd name"),
-        pytest.param({"\udcff": TEN}, {"\udcff": TEN}, {"\udcff": line(1, "new")}, {"\udcff": line(1, "new")}, id="a name that is no text"),
+        pytest.param({"\udcff": TEN}, {"\udcff": TEN}, {"\udcff": line(1, "new")}, {"\udcff": line(1, "new")}, id="a name of bytes"),
         pytest.param({"a": TEN}, {"a": TEN}, {"a/b": TEN}, {"a/b": TEN}, id="a file becomes a folder"),
         pytest.param(
             {"a": TEN}, {"a": line(1, "mine").replace("\n", "\r\n")}, {"a": line(8, "new")},

@@ -87,7 +87,7 @@ def source(tmp_path: Path) -> Path:
 def test_the_first_run_fetches_it_and_the_remote_gets_a_copy(template: Path, tmp_path: Path, source: Path) -> None:
     service, _ = make(template, tmp_path, str(source), by_reference=True)
     only_training(service)
-    data.push(service)  # nothing is here yet, and that is no error
+    data.push(service)  # nothing is here yet, which is not an error
     git(service, "add", "--all")
     git(service, "commit", "--quiet", "--message=Start")
     # An agent's fresh clone, before the first training: it gets the data from the source.

@@ -163,7 +163,7 @@ def test_what_is_typed_counts_and_what_does_not_apply_is_left_out(
     assert "none: a tiny synthetic problem with the places to change marked" in printed
     answers = {"project_name": "Fraud score", "example": "none", "python_version": "3.12", "gpu": "shared", "gpu_memory": "2GiB"}
     assert tree(tmp_path / "fraud-score") == tree(render(**answers, monitoring="none"))
-    # Without a GPU its memory is no answer, whatever was typed: copier would not have asked.
+    # Without a GPU, the answer for its memory is left out: copier would not have asked for it.
     cookiecutter(str(template), "--no-input", **SMALL, gpu_memory="nonsense")
     assert tree(tmp_path / "digits") == tree(render(**SMALL))
 

@@ -44,7 +44,7 @@ def edit(service: Path, file: str, old: str, new: str) -> str:
     text = (service / file).read_text()
     assert old in text
     (service / file).write_text(text.replace(old, new))
-    git(service, "commit", "--quiet", "--all", "--message=Mend it")
+    git(service, "commit", "--quiet", "--all", "--message=Fix it")
     return git(service, "rev-parse", "HEAD")
 
 
