@@ -197,9 +197,11 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
                     self.loop.call_later(REFUSAL_INTERVAL_SECONDS, send_refusals)
                 refusals.append((self, decision))
             elif decision is not None and self._is_kept() and not self.expect_100_continue and not self.flow.write_paused:
-                self.cycle = self._running = _Taskless(decision)
+                self.cycle = _Taskless(decision)
             else:
                 super().on_headers_complete()
+            if not self.pipeline:
+                self._running = self.cycle
 
         def on_message_complete(self) -> None:
             if self.parser.should_upgrade():
@@ -217,6 +219,8 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
         def on_response_complete(self) -> None:
+            if self.pipeline:
+                self._running = self.pipeline[-1][0]  # which uvicorn starts now
             super().on_response_complete()
             if self._read_timer is not None:
                 self._unset_keepalive_if_required()  # the response came before the end of the request: wait for the rest
@@ -230,10 +234,6 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             if self._write_timer is not None and not self.transport.is_closing():
                 self._write_timer.cancel()
                 self._write_timer = None
-
-        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-            self._running = cycle
-            super()._start_asgi_task(cycle, app)
 
         def _respond(self, cycle: _Taskless, answer: Answer, request_id: bytes) -> None:
             cycle.response_complete = True
