@@ -46,7 +46,7 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     also compares the data remote with the local data, which takes seconds.
     """
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
-    checks += [] if ci else [lambda: engine(required=False), lambda: kubectl(required=False)]
+    checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
         checks += [lambda: service_file(root), lambda: versions(root)]
         checks += [] if ci else [lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
@@ -154,13 +154,12 @@ def engine(*, required: bool) -> Check:
     return Check("engine", why, findings if required else [])
 
 
-def kubectl(*, required: bool) -> Check:
-    """kubectl is installed, which renders and applies manifests."""
+def kubectl() -> Check:
+    """kubectl, which renders and applies manifests. A machine without it is not a finding."""
     path = shutil.which("kubectl")
     if path:
         return Check("kubectl", (_output([path, "version", "--client"]) or path).splitlines()[0])
-    missing = [Finding("kubectl", "kubectl", "kubectl is not installed", "install it; `ci deploy` needs it")]
-    return Check("kubectl", "not found", missing if required else [])
+    return Check("kubectl", "not found")
 
 
 def service_file(root: Path) -> Check:
@@ -249,11 +248,11 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
 
 def registry(root: Path) -> Check:
     """MLflow answers."""
-    from mlops_build import registry as border
+    from mlops_build.registry import Registry, tracking_uri
 
-    uri = border.tracking_uri(root)
+    uri = tracking_uri(root)
     try:
-        models = border.Registry(uri).alias_map()
+        models = Registry(uri).alias_map()
     except MlopsBuildError as error:
         return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
     return Check("registry", f"{uri.rpartition('@')[2]}: {len(models)} registered models")

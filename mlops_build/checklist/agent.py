@@ -41,11 +41,11 @@ def programs(commands: Sequence[str]) -> Result:
 
 def package_index() -> Result:
     """Resolve one small package, like the lock of a model version."""
+    from mlops_build.model.environment import uv_environment
+
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         (Path(scratch) / "requirements.in").write_text("hatchling\n")
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-cache", "requirements.in"]
-        from mlops_build.model.environment import uv_environment
-
         try:
             done = subprocess.run(
                 command, cwd=scratch, env=uv_environment(), capture_output=True, text=True, timeout=2 * SECONDS, check=False

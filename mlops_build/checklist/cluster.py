@@ -18,7 +18,9 @@ from mlops_build.checklist.result import Result, last_line, no, ok, run, unseen
 APPLIES = ("get", "create", "patch")
 REMOVES = (("list", "delete"), ("horizontalpodautoscaler.autoscaling", "poddisruptionbudget.policy"))
 FORBIDDEN = re.compile(r"forbidden|cannot (?:get|list)", re.IGNORECASE)
-AWAY = re.compile(r"unable to connect|connection to the server|was refused|no such host|i/o timeout|no configuration", re.IGNORECASE)
+UNREACHABLE = re.compile(
+    r"unable to connect|connection to the server|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE
+)
 NO_ANSWER = "the cluster does not answer"
 ABSENT = re.compile(r"not ?found", re.IGNORECASE)
 MAX_PARALLEL = 8
@@ -30,7 +32,7 @@ def reachable() -> Result:
         return no("kubectl is not installed")
     done = run(["kubectl", "version", "--output", "json"])
     if done is None or done.returncode:
-        return no(f"the cluster does not answer: {last_line(done) if done else 'no answer in time'}")
+        return no(f"{NO_ANSWER}: {last_line(done) if done else 'no answer in time'}")
     context = run(["kubectl", "config", "current-context"])
     return ok(f"the cluster answers, context {context.stdout.strip() if context and context.returncode == 0 else 'in-cluster'}")
 
@@ -41,7 +43,7 @@ def exists(kind: str, name: str, namespace: str | None = None) -> Result:
     done = run(["kubectl", "get", kind, name, *where, "--output", "name"])
     object_name = f"{kind} {name}{f' in {namespace}' if namespace else ''}"
     message = last_line(done) if done else NO_ANSWER
-    if done is None or (done.returncode and AWAY.search(message)):
+    if done is None or (done.returncode and UNREACHABLE.search(message)):
         return unseen(f"{object_name}: {NO_ANSWER}")
     if done.returncode == 0:
         return ok(f"{object_name} exists")
@@ -114,13 +116,13 @@ def _needed(root: Path, env: str) -> list[tuple[str, str]]:
         if kind and kind != "persistentvolume":
             kinds.add(f"{kind}.{group}" if group else kind)
     needed = {(verb, kind) for verb in APPLIES for kind in kinds} | {(verb, kind) for verb in REMOVES[0] for kind in REMOVES[1]}
-    return sorted(needed | {("list", "deployment.apps"), ("watch", "deployment.apps")}, key=lambda document: (document[1], document[0]))
+    return sorted(needed | {("list", "deployment.apps"), ("watch", "deployment.apps")}, key=lambda permission: permission[::-1])
 
 
 def _may(verb: str, kind: str, namespace: str | None) -> bool | None:
     """Whether the account has a permission; None if the cluster does not answer."""
     done = run(["kubectl", "auth", "can-i", verb, kind, *(["--namespace", namespace] if namespace else []), "--quiet"])
-    if done is None or (done.returncode and AWAY.search(done.stderr)):
+    if done is None or (done.returncode and UNREACHABLE.search(done.stderr)):
         return None
     return done.returncode == 0
 

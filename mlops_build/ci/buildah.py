@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlops_build.checklist.result import last_line
 from mlops_build.ci import engine
 from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
@@ -28,7 +29,7 @@ def check_engine() -> str:
     """The name and version of buildah. Raises EngineUnreachable."""
     done = _buildah(["--version"])
     if done.returncode:
-        raise EngineUnreachable(f"buildah does not work here: {engine.last_line(done.stderr)}", remedy="run `buildah info` for details")
+        raise EngineUnreachable(f"buildah does not work here: {last_line(done)}", remedy="run `buildah info` for details")
     return " ".join(done.stdout.split()[:3]).replace(" version", "")
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlops_build.checklist.cluster import NO_ANSWER, UNREACHABLE
+from mlops_build.checklist.result import last_line
 from mlops_build.errors import Failed, Refused, Unreachable
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL, NAME_LABEL
 
 RENDER_SECONDS, APPLY_SECONDS = 60, 120
-UNREACHABLE = re.compile(r"unable to connect|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE)
 # Objects that depend on settings in service.yaml: a release creates and removes them. `kubectl apply --prune` would delete every object
 # with the label that is not in the manifests: a single wrong file could delete the Service.
 REMOVED = {"horizontalpodautoscaler": "horizontalpodautoscalers.autoscaling", "poddisruptionbudget": "poddisruptionbudgets.policy"}
@@ -116,14 +117,14 @@ def _call(arguments: Sequence[str], seconds: int, text: str | None = None) -> No
     done = _run(arguments, seconds, text)
     print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
     if done.returncode:
-        raise Failed(f"kubectl {arguments[0]}: {_last_line(done)}", remedy="see above; check the permissions of this account")
+        raise Failed(f"kubectl {arguments[0]}: {last_line(done)}", remedy="see above; check the permissions of this account")
 
 
 def _get(arguments: Sequence[str]) -> str:
     """The output of `kubectl get`; empty if there is no such object. An error, such as a missing permission, is printed."""
     done = _run(["get", *arguments, "--ignore-not-found"], APPLY_SECONDS)
     if done.returncode:
-        print(f"kubectl get {arguments[0]}: {_last_line(done)}", file=sys.stderr, flush=True)
+        print(f"kubectl get {arguments[0]}: {last_line(done)}", file=sys.stderr, flush=True)
     return done.stdout
 
 
@@ -134,11 +135,7 @@ def _run(arguments: Sequence[str], seconds: int, text: str | None = None) -> "su
         raise ClusterUnreachable(
             f"`kubectl {arguments[0]}` did not answer within {seconds} s", remedy="check KUBECONFIG and the network"
         ) from None
-    if done.returncode and UNREACHABLE.search(_last_line(done)):
+    if done.returncode and UNREACHABLE.search(last_line(done)):
         print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
-        raise ClusterUnreachable(f"the cluster does not answer: {_last_line(done)}", remedy="check KUBECONFIG, the context and the network")
+        raise ClusterUnreachable(f"{NO_ANSWER}: {last_line(done)}", remedy="check KUBECONFIG, the context and the network")
     return done
-
-
-def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    return (done.stderr.strip().splitlines() or ["no output"])[-1][:300]

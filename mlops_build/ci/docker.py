@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlops_build.checklist.result import last_line
 from mlops_build.ci import engine
 from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
 from mlops_build.model.identity import DIGEST
@@ -22,7 +23,7 @@ def check_engine() -> str:
     version = done.stdout.strip()
     if done.returncode or not version:
         raise EngineUnreachable(
-            f"the Docker Engine does not answer: {engine.last_line(done.stderr)}",
+            f"the Docker Engine does not answer: {last_line(done)}",
             remedy="start it, set DOCKER_HOST, or install buildah, which needs no engine; "
             "`mlops-build package` writes a folder that kaniko can build",
         )

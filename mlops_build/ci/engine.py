@@ -5,9 +5,10 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlops_build.checklist.result import last_line
 from mlops_build.errors import Failed, Refused, Unreachable
 
 ANSWER_SECONDS = 60
@@ -67,7 +68,7 @@ def exists(image: str, done: "subprocess.CompletedProcess[str]", login: str) -> 
     """
     if not done.returncode:
         return True
-    message = last_line(done.stderr)
+    message = last_line(done)
     # Checked first: a registry may also answer "denied" for an image that does not exist.
     if FORBIDDEN.search(message):
         raise LoginNeeded(f"the registry of {image} refused access: {message}", remedy=f"{login} {image.partition('/')[0]}")
@@ -79,13 +80,9 @@ def exists(image: str, done: "subprocess.CompletedProcess[str]", login: str) -> 
     )
 
 
-def program(name: str, remedy: str, which: Callable[[str], str | None] = shutil.which) -> str:
+def program(name: str, remedy: str) -> str:
     """The path of a command. Raises EngineUnreachable."""
-    path = which(name)
+    path = shutil.which(name)
     if not path:
         raise EngineUnreachable(f"the command {name!r} is not installed", remedy=remedy)
     return path
-
-
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no output"])[-1][:300]

@@ -171,7 +171,9 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("no program to run", remedy=f"write it after the options:\n{EXAMPLES['run'].splitlines()[0]}")
     if not _exists(command[0]):  # checked before waiting for a card
         return _cannot_run(command[0], FileNotFoundError())
-    leased = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or _name(command))
+    from mlops_build.gpu.neighbours import program_of
+
+    leased = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
     say(f"mlops-build gpu run: {leased}")
     leased.before_exec()
     sys.stdout.flush()
@@ -197,19 +199,6 @@ def _cannot_run(program: str, error: OSError) -> int:
         return 127
     say(f"mlops-build gpu run: {program}: {error.strerror}")
     return 126
-
-
-def _name(command: "Sequence[str]") -> str:
-    """A program's name: spam.service for `python -m spam.service`, train.py for `python train.py`."""
-    name = os.path.basename(command[0])  # noqa: PTH119 -- pathlib's import costs more
-    if not name.startswith("python"):
-        return name
-    for number, word in enumerate(command[1:], 1):
-        if word == "-m":
-            return command[number + 1] if number + 1 < len(command) else name
-        if not word.startswith("-"):
-            return os.path.basename(word)  # noqa: PTH119
-    return name
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlops_build.gpu.cards import Card
+from mlops_build.gpu.ledger import printable
 from mlops_build.gpu.neighbours import Neighbour
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.quantity import show_bytes
@@ -94,7 +95,7 @@ def _gib(amount: int | None) -> str:
 
 def _cut(text: str, columns: int) -> str:
     """The text without control characters, shortened to one line: names come from other users."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = printable(text, columns + 1)
     return text if len(text) <= columns else text[: columns - 1] + "…"
 
 

@@ -71,6 +71,13 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     return parser
 
 
+def port(text: str) -> int:
+    """The type of --port."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port: use 1024 to 65535, or 0 for a free one")
+    return int(text)
+
+
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The subcommands of a command, such as `gpu pick`: name → parser."""
     return {

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import port
 
 EXAMPLE = "  mlops-build serve build/context --port 8000\n  mlops-build serve models:/digits@staging"
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", metavar="DIR|MODEL_URI", help="a build context, a model's folder, models:/NAME/VERSION or models:/NAME@ALIAS"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, default=8080, help="the port; 0 for a free one (default: 8080)")
+    parser.add_argument("--port", type=port, default=8080, help="the port; 0 for a free one (default: 8080)")
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], help="auto: a GPU if there is one (default: MLOPS_DEVICE, else auto)")
     parser.add_argument("--gpu-memory", metavar="AMOUNT", help="its budget of GPU memory, such as 4GiB (default: MLOPS_GPU_MEMORY)")
     parser.add_argument(
@@ -46,10 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build.errors import UsageError
-
-    if not 0 <= args.port <= 65535:
-        raise UsageError(f"{args.port} is not a valid port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
     from mlops_build.serving import server
 
     with server.exit_on_sigterm():

@@ -8,6 +8,7 @@ Nth request fail. It needs only Python, no torch and no MLflow.
 import argparse
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import port
 
 EXAMPLE = "  mlops-build stub openapi.json --port 8080\n  mlops-build stub ../digits --fail-every 10 --status 429"
 
@@ -15,7 +16,7 @@ EXAMPLE = "  mlops-build stub openapi.json --port 8080\n  mlops-build stub ../di
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="DIR|FILE", help="an openapi.json, a folder with one (a service's, a model's), or a build context")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, default=8080, help="the port; 0 for a free one (default: 8080)")
+    parser.add_argument("--port", type=port, default=8080, help="the port; 0 for a free one (default: 8080)")
     parser.add_argument("--fail-every", type=int, metavar="N", help="let every Nth request fail; 1: all of them")
     parser.add_argument("--status", type=int, default=503, help="the status of a failing request (default: 503)")
     parser.add_argument("--delay-ms", type=int, default=0, metavar="MS", help="the delay of each answer (default: 0)")
@@ -31,8 +32,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.what.startswith("models:"):
         raise UsageError("a stub needs no registry", remedy="give the service's openapi.json, or its folder")
-    if not 0 <= args.port <= 65535:
-        raise UsageError(f"{args.port} is not a valid port", remedy="use --port 1024 to 65535, or --port 0 for a free one")
     if args.status not in stub.FAULTS:
         raise UsageError(f"--status {args.status} is not supported", remedy=f"use one of {', '.join(map(str, stub.FAULTS))}")
     if (args.fail_every is not None and args.fail_every < 1) or not 0 <= args.delay_ms <= stub.LONGEST_DELAY_MS:

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import port
 
 if TYPE_CHECKING:
     from mlops_build.watch.node import Snapshot
@@ -25,7 +26,7 @@ ZABBIX_SECONDS = 2.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     exporter = what.add_parser("exporter", help="answer Prometheus' scrapes until SIGTERM")
-    exporter.add_argument("--port", type=_port, default=9400, metavar="N", help="(default: 9400; 0: any)")
+    exporter.add_argument("--port", type=port, default=9400, metavar="N", help="(default: 9400; 0: any)")
     exporter.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="the address to listen on (default: all)")  # noqa: S104
     graphite = what.add_parser("graphite", help="send the same to Graphite until SIGTERM")
     graphite.add_argument("address", metavar="HOST:PORT", help="carbon's plaintext port, usually 2003")
@@ -36,16 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graphite.add_argument("--node", metavar="NAME", help="this node's name in the paths (default: NODE_NAME, else the host's)")
     graphite.add_argument("--once", action="store_true", help="send the metrics once and end")
     zabbix = what.add_parser("zabbix", help="values for Zabbix's agent")
-    asked = zabbix.add_subparsers(dest="asked", metavar="WHAT", required=True)
-    asked.add_parser("discovery", help="the GPUs by UUID, as low-level discovery")
-    get = asked.add_parser("get", help="one value")
+    actions = zabbix.add_subparsers(dest="action", metavar="WHAT", required=True)
+    actions.add_parser("discovery", help="the GPUs by UUID, as low-level discovery")
+    get = actions.add_parser("get", help="one value")
     get.add_argument("key", metavar="KEY", help="NAME of the node, or NAME[UUID] of a GPU; `node` is everything, as JSON")
-    asked.add_parser("template", help="print the template for Zabbix 6.0 or newer")
-    asked.add_parser("userparameters", help="print the agent's UserParameter file")
+    actions.add_parser("template", help="print the template for Zabbix 6.0 or newer")
+    actions.add_parser("userparameters", help="print the agent's UserParameter file")
     files = what.add_parser("files", help="write the files that come with the package; without DIR, list them")
     files.add_argument("folder", nargs="?", metavar="DIR", help="the folder to write")
     files.add_argument("--force", action="store_true", help="replace files with other content")
-    for step in (*what.choices.values(), *asked.choices.values()):
+    for step in (*what.choices.values(), *actions.choices.values()):
         step.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -86,21 +87,21 @@ def _graphite(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     watcher = Watcher(fresh=0)
-    sent, away = 0, ""
+    sent, problem = 0, ""
     while not over.is_set():
         lines = list(graphite.lines(watcher.snapshot(), prefix))
         try:
             sender.send("".join(lines).encode())
             sent += len(lines)
-            if away:
+            if problem:
                 say("mlops-build watch: Graphite answers again")
-            away = ""
+            problem = ""
         except Unreachable as error:
             if args.once:
                 raise
-            if error.message != away:
+            if error.message != problem:
                 say(f"mlops-build watch: {error.message}; next attempt in {args.interval:g} s")
-            away = error.message
+            problem = error.message
         if args.once:
             break
         over.wait(args.interval)
@@ -113,17 +114,19 @@ def _graphite(args: argparse.Namespace) -> int:
 def _zabbix(args: argparse.Namespace) -> int:
     import json
 
-    from mlops_build.errors import NotFound
-    from mlops_build.watch import shipped, zabbix
+    if args.action in ("template", "userparameters"):
+        from mlops_build.watch import shipped
 
-    if args.asked in ("template", "userparameters"):
-        name = {"template": "zabbix-template.yaml", "userparameters": "zabbix-userparameters.conf"}[args.asked]
+        name = {"template": "zabbix-template.yaml", "userparameters": "zabbix-userparameters.conf"}[args.action]
         print(shipped.read(name), end="")
         return 0
-    if args.asked == "get":
+    from mlops_build.errors import NotFound
+    from mlops_build.watch import zabbix
+
+    if args.action == "get":
         zabbix.parse_key(args.key)
     try:
-        if args.asked == "discovery":
+        if args.action == "discovery":
             print(json.dumps(zabbix.discovery(_snapshot()), ensure_ascii=False))
         else:
             value = zabbix.get(_snapshot(), args.key)
@@ -153,12 +156,6 @@ def _files(args: argparse.Namespace) -> int:
     written = shipped.write(Path(args.folder), force=args.force)
     result(args, {"written": [str(path) for path in written]}, "\n".join(str(path) for path in written))
     return 0
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -15,14 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.frozen import dataclass, replace
-from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner, pid_namespace
+from mlops_build.gpu.ledger import Ledger, NoLedger, Promise, pid_namespace
+from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
 from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, counted_group, from_document, merge, observe
 from mlops_build.gpu.visible import AmbiguousMask, visible
-
-TYPE_CHECKING = False  # without typing's import
-if TYPE_CHECKING:
-    from mlops_build.gpu.ledger import Ledger, Promise
 
 __all__ = ["Card", "NoDriver", "Snapshot", "account", "cards", "look", "remember", "remembered", "snapshot", "unleased"]
 
@@ -65,8 +62,6 @@ def cards() -> list[Card]:
     Writes the observed peaks of processes without a lease to the directory, if it is writable. Without a directory there are no leases.
     Raises NoDriver, BadConfig.
     """
-    from mlops_build.gpu.ledger import Ledger, NoLedger
-
     with Nvml() as nvml:
         now = time.time()
         try:
@@ -94,13 +89,13 @@ def remember(ledger: Ledger, peaks: Peaks, cards: Iterable[Card], now: float) ->
 
 
 def look(
-    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float, full: bool = False, node: Settings | None = None
 ) -> list[Card]:
     """Read the cards through an open NVML, with the promises and peaks of the lease directory.
 
-    full, utilisation: as in `Nvml.read`. now: unix s, by default the current time. Raises NoDriver, BadConfig.
+    now: unix s. full: as in `Nvml.read`. node: None: the settings of the administrator's file. Raises NoDriver, BadConfig.
     """
-    return snapshot(nvml, promises, peaks, now=now, full=full, utilisation=utilisation).cards(promises)
+    return snapshot(nvml, promises, peaks, now=now, full=full, node=node).cards(promises)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +135,14 @@ class Snapshot:
 
 
 def snapshot(
-    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float | None = None, full: bool = False, utilisation: bool = False
+    nvml: Nvml,
+    promises: Sequence[Promise],
+    peaks: Peaks,
+    *,
+    now: float,
+    full: bool = False,
+    utilisation: bool = False,
+    node: Settings | None = None,
 ) -> Snapshot:
     """The inputs of `look`. Read the promises before you call it. Raises NoDriver, BadConfig."""
     taken = time.monotonic()
@@ -150,8 +152,8 @@ def snapshot(
         {promise.id: promise for promise in promises},
         known((process.pid for reading in readings for process in reading.processes or ()), _created_by_place(promises)),
         peaks,
-        settings(),
-        time.time() if now is None else now,
+        node or settings(),
+        now,
         taken,
     )
 

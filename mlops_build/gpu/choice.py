@@ -89,7 +89,7 @@ def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
     if len(free) < request.count:
         too_few = f"it has room, but {request.count} cards are requested" if request.count > 1 else ""
         return Choice((), refused | {card.uuid: too_few for card in free})
-    strategy = _strategy(request)
+    strategy = named(request.strategy)
     order = strategy(free, request, _rng(strategy, seed))
     chosen = tuple(dict.fromkeys(card.uuid for card in order))[: request.count]
     if len(chosen) < request.count or not set(chosen) <= {card.uuid for card in free}:
@@ -155,6 +155,15 @@ def _emptied(card: Card, request: Request) -> Card:
     )
 
 
+def named(strategy: str | Strategy) -> Strategy:
+    """The strategy with this name; a function is its own strategy. Raises UsageError."""
+    if not isinstance(strategy, str):
+        return strategy
+    if strategy not in STRATEGIES:
+        raise UsageError(f"{strategy!r} is not a valid strategy", remedy=f"use one of {', '.join(STRATEGIES)}, or a function of your own")
+    return STRATEGIES[strategy]
+
+
 def name_of(strategy: str | Strategy) -> str:
     """A strategy's name for records and messages: `module:function` for a user's own function."""
     if isinstance(strategy, str):
@@ -171,12 +180,12 @@ def _crowded(card: Card, request: Request) -> str | None:
             return f"{lease.service} has an exclusive lease"
     if request.exclusive:
         if card.leases:
-            return f"an exclusive card is requested, but {_named(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
+            return f"an exclusive card is requested, but {_holders(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
         if card.external_counted_bytes > EXCLUSIVE_SLACK:
             return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
     if card.left_bytes < request.bytes:
         promised = card.committed_bytes - card.external_counted_bytes
-        held = f"{show_bytes(promised)} promised to {_named(card)}" if card.leases else "nothing promised"
+        held = f"{show_bytes(promised)} promised to {_holders(card)}" if card.leases else "nothing promised"
         return (
             f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}, "
             f"{show_bytes(card.external_counted_bytes)} counted for processes without a lease"
@@ -184,7 +193,7 @@ def _crowded(card: Card, request: Request) -> str | None:
     return None
 
 
-def _named(card: Card) -> str:
+def _holders(card: Card) -> str:
     """The services that hold leases on the card, largest first."""
     names = list(dict.fromkeys(lease.service for lease in sorted(card.leases, key=lambda lease: -lease.bytes)))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -192,17 +201,6 @@ def _named(card: Card) -> str:
 
 def _left_after(card: Card, request: Request) -> int:
     return card.left_bytes - request.bytes
-
-
-def _strategy(request: Request) -> Strategy:
-    if not isinstance(request.strategy, str):
-        return request.strategy
-    try:
-        return STRATEGIES[request.strategy]
-    except KeyError:
-        raise UsageError(
-            f"{request.strategy!r} is not a valid strategy", remedy=f"use one of {', '.join(STRATEGIES)}, or a function of your own"
-        ) from None
 
 
 def _rng(strategy: Strategy, seed: int) -> Random:

@@ -94,7 +94,7 @@ def of_directory(path: Path) -> list[Finding]:
 
 def _lock(ledger: Ledger) -> list[Finding]:
     try:
-        return ledger.decide(list)
+        return ledger.decide(list, LOCK_SECONDS)
     except LockHeld:
         why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s, which delays each decision by 2 s (normal: milliseconds)"
         return [Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {ledger.path}/lock`, and end it")]

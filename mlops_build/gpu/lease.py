@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from mlops_build.errors import NoRoom, Refused, UsageError
 from mlops_build.gpu import decisions, log
 from mlops_build.gpu.cards import Card, Snapshot, remember, remembered, snapshot
-from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, could_ever, why_not
+from mlops_build.gpu.choice import Choice, Request, Strategy, choose, could_ever, named, why_not
 from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld, NoLedger, Promise, pid_namespace, printable
 from mlops_build.gpu.nvml import NoDriver, Nvml, Trouble, read
@@ -457,7 +457,7 @@ class _Search:
         return self._ledger.promises() if self._ledger is not None else []
 
     def _snapshot(self, nvml: Nvml, promises: Sequence[Promise]) -> Snapshot:
-        return snapshot(nvml, promises, self._peaks, utilisation=self._request.max_utilisation is not None)
+        return snapshot(nvml, promises, self._peaks, now=time.time(), utilisation=self._request.max_utilisation is not None)
 
     def _read_peaks(self) -> None:
         """Called outside the lock, since peaks change slowly."""
@@ -669,8 +669,7 @@ def _request(
     for name, patterns in (("names", names), ("uuids", uuids)):
         if isinstance(patterns, str):
             raise UsageError(f"{name} is a string, {patterns!r}", remedy=f"use a list: {name}=[{patterns!r}]")
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        raise UsageError(f"{strategy!r} is not a valid strategy", remedy=f"use one of {', '.join(STRATEGIES)}, or a function of your own")
+    named(strategy)
     return Request(size, count, exclusive, strategy, tuple(names), tuple(uuids), max_utilisation, min_compute_capability)
 
 

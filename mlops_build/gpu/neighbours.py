@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from mlops_build.gpu.declared import Declared
 from mlops_build.gpu.frozen import dataclass, replace
+from mlops_build.gpu.ledger import printable
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -68,11 +69,6 @@ class Known:
     started: float
     command: str = ""
     cgroup: str = ""
-
-
-def pid_namespace() -> int | None:
-    """The inode of this process's pid namespace; None if /proc does not show it."""
-    return _namespace("self")
 
 
 def known(pids: Iterable[int], created: Mapping[Place, float] = MappingProxyType({})) -> dict[int, Known] | None:
@@ -142,8 +138,8 @@ def name_of(process: Known) -> str:
     """A name for people: the systemd unit, or the program with its pod or container."""
     cgroup = process.cgroup.rpartition("/")[2]
     if cgroup.endswith(".service") and not cgroup.startswith("user@"):
-        return _printable(cgroup)[:80]
-    program = _program(process.command)
+        return printable(cgroup, 80)
+    program = program_of(process.command.split())
     pod = re.search(r"pod([0-9a-f]{8})[-_0-9a-f]{20,}", process.cgroup)
     if pod:
         return f"{program} (pod {pod[1]})"
@@ -154,30 +150,21 @@ def name_of(process: Known) -> str:
 def key_of(process: Known) -> str:
     """A key that is the same after a restart: uid and systemd unit or program. Without arguments, which may be secret."""
     unit = process.cgroup.rpartition("/")[2]
-    return f"{process.uid}:{unit if unit.endswith('.service') and not unit.startswith('user@') else _program(process.command)}"[:60]
+    is_unit = unit.endswith(".service") and not unit.startswith("user@")
+    return f"{process.uid}:{unit if is_unit else program_of(process.command.split())}"[:60]
 
 
-def _program(command: str) -> str:
-    """The script or module that an interpreter runs, else the program."""
-    words = command.split()
-    if not words:
-        return "process"
-    program = words[0].rpartition("/")[2]
+def program_of(words: Sequence[str]) -> str:
+    """The name of a command's program: spam.service for `python -m spam.service`, train.py for `python train.py`."""
+    program = words[0].rpartition("/")[2] if words else ""
     if re.fullmatch(r"python[0-9.]*", program):
-        for position, word in enumerate(words[1:], 1):
-            if word == "-m" and position + 1 < len(words):
-                program = words[position + 1]
-                break
-            if word == "-c":
-                break
-            if not word.startswith("-"):
-                program = word.rpartition("/")[2]
-                break
-    return _printable(program)[:50] or "process"
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+        arguments = iter(words[1:])
+        argument = next((word for word in arguments if not word.startswith("-") or word in ("-c", "-m")), "-c")
+        if argument == "-m":
+            program = next(arguments, program)
+        elif argument != "-c":
+            program = argument.rpartition("/")[2]
+    return printable(program, 50) if program else "process"
 
 
 def _process(pid: int, single: int | None, boot: float, created: Mapping[Place, float]) -> Known | None:

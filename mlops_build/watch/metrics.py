@@ -89,7 +89,7 @@ def samples(snapshot: Snapshot) -> Iterator[Sample]:
     if not snapshot.driver:
         yield Sample(CARDS, len(snapshot.cards))
         yield Sample(CARDS_READY, sum(card.trouble is None for card in snapshot.cards))
-    shares = [share for card in snapshot.cards if (share := used_share(card)) is not None]
+    shares = used_shares(snapshot)
     if shares:
         yield Sample(USED_MOST, max(shares))
     if (imbalance := imbalance_of(shares)) is not None:
@@ -110,6 +110,11 @@ def used_share(card: Card) -> float | None:
     if card.trouble is not None or not card.total_bytes or card.used_bytes is None:
         return None
     return card.used_bytes / card.total_bytes
+
+
+def used_shares(snapshot: Snapshot) -> list[float]:
+    """`used_share` of each card that services can use."""
+    return [share for card in snapshot.cards if (share := used_share(card)) is not None]
 
 
 def imbalance_of(shares: Sequence[float]) -> float | None:

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlops_build.gpu import neighbours
-from mlops_build.gpu.cards import Card, account, look, remember, remembered
+from mlops_build.gpu.cards import Card, look, remember, remembered
 from mlops_build.gpu.decisions import Follower, follow, read
-from mlops_build.gpu.declared import BadConfig
+from mlops_build.gpu.declared import BadConfig, Settings
 from mlops_build.gpu.ledger import Ledger, NoLedger, Promise
 from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Nvml
 from mlops_build.gpu.peaks import Peaks
@@ -149,9 +148,7 @@ class Watcher:
             return look(nvml, promises, peaks, now=now, full=True)
         except BadConfig as error:
             self._warn(f"{error.message}: its declarations are not counted")
-            readings = nvml.read(True)
-            processes = neighbours.known(process.pid for reading in readings for process in reading.processes or ())
-            return account(readings, promises, peaks=peaks, declared=(), now=now, processes=processes, namespace=neighbours.pid_namespace())
+            return look(nvml, promises, peaks, now=now, full=True, node=Settings())
 
     def _open_ledger(self) -> Ledger | None:
         """The lease directory, opened again for each snapshot, because it may have been created or replaced."""

@@ -14,7 +14,7 @@ from typing import Any
 from mlops_build.errors import NotFound, UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
-from mlops_build.watch.metrics import imbalance_of, used_share
+from mlops_build.watch.metrics import imbalance_of, used_share, used_shares
 from mlops_build.watch.node import Snapshot
 
 Value = int | float | str | None
@@ -31,10 +31,6 @@ def failed(card: Card) -> bool:
     return card.trouble is not None and card.trouble not in BY_DESIGN
 
 
-def _shares(snapshot: Snapshot) -> list[float]:
-    return [share for card in snapshot.cards if (share := used_share(card)) is not None]
-
-
 NODE: Mapping[str, Callable[[Snapshot], Value]] = {
     "driver": lambda snapshot: 0 if snapshot.driver else 1,
     "driver.why": lambda snapshot: f"{snapshot.driver.value}: {snapshot.why}" if snapshot.driver else "",
@@ -45,8 +41,8 @@ NODE: Mapping[str, Callable[[Snapshot], Value]] = {
     "failed.why": lambda snapshot: (
         None if snapshot.driver else "; ".join(f"card {card.index}: {card.trouble}: {card.why}" for card in snapshot.cards if failed(card))
     ),
-    "imbalance": lambda snapshot: imbalance_of(_shares(snapshot)),
-    "memory.percent.most": lambda snapshot: 100 * max(_shares(snapshot)) if _shares(snapshot) else None,
+    "imbalance": lambda snapshot: imbalance_of(used_shares(snapshot)),
+    "memory.percent.most": lambda snapshot: 100 * max(used_shares(snapshot)) if used_shares(snapshot) else None,
     "refusals": lambda snapshot: snapshot.recent.refused + snapshot.recent.cpu if snapshot.ledger else None,
     "waits": lambda snapshot: snapshot.recent.waiting if snapshot.ledger else None,
 }
@@ -112,9 +108,9 @@ def parse_key(key: str) -> tuple[str, str]:
 def document(snapshot: Snapshot) -> dict[str, Any]:
     """All values as one document. Unknown values are left out."""
     return {
-        **{name.replace(".", "_"): _rounded(value) for name, ask in NODE.items() if (value := ask(snapshot)) is not None},
+        **{name.replace(".", "_"): _rounded(value) for name, read in NODE.items() if (value := read(snapshot)) is not None},
         "cards_by_uuid": {
-            card.uuid: {name.replace(".", "_"): _rounded(value) for name, ask in CARD.items() if (value := ask(card)) is not None}
+            card.uuid: {name.replace(".", "_"): _rounded(value) for name, read in CARD.items() if (value := read(card)) is not None}
             for card in named(snapshot)
         },
     }

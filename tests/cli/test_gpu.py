@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.cli import gpu, gpu_text
+from mlops_build.cli import gpu_text
 from mlops_build.gpu import testing
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.ledger import Promise
-from mlops_build.gpu.neighbours import Neighbour
+from mlops_build.gpu.neighbours import Neighbour, program_of
 from mlops_build.gpu.nvml import Trouble
 from tests.cli.test_frame import HEAVY
 from tests.gpu.conftest import MakeNode
@@ -245,10 +245,12 @@ def test_run_waits_for_room_with_a_message(node: MakeNode) -> None:
         (["/usr/bin/python3.11", "-u", "/srv/train.py"], "train.py"),
         (["python"], "python"),
         (["./serve", "-m", "x"], "serve"),
+        (["python3", "-c", "import torch"], "python3"),
+        (["python3", "-m"], "python3"),
     ],
 )
 def test_a_lease_has_the_name_of_its_program(command: list[str], name: str) -> None:
-    assert gpu._name(command) == name
+    assert program_of(command) == name
 
 
 # -- list --

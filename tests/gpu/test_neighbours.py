@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_build.gpu import testing
-from mlops_build.gpu.neighbours import Known, key_of, known, name_of, pid_namespace
+from mlops_build.gpu.ledger import pid_namespace
+from mlops_build.gpu.neighbours import Known, key_of, known, name_of
 from tests.gpu.conftest import MakeNode
 
 RunPython = Callable[..., str]
