@@ -1,4 +1,4 @@
-"""What tests of several rooms share: services made from the template as it stands in the working tree, MLflow in a folder."""
+"""What tests of several packages share: services made from the template as it stands in the working tree, MLflow in a folder."""
 
 import os
 import shutil
@@ -18,14 +18,13 @@ ROOT = Path(__file__).parent.parent
 # render(example="none", …): the folder of a service with these answers.
 Render = Callable[..., Path]
 
-# Nobody's settings but ours: git's, copier's, MLflow's and DVC's.
+# The tests' settings of git, copier, MLflow and DVC, not those of the user.
+PERSON = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (("NAME", "Ada"), ("EMAIL", "ada@example.com"))}
+GIT_CONFIG = str(ROOT / "tests/gitconfig")
 os.environ.update(
-    GIT_CONFIG_GLOBAL=os.devnull,
+    GIT_CONFIG_GLOBAL=GIT_CONFIG,
     GIT_CONFIG_SYSTEM=os.devnull,
-    GIT_AUTHOR_NAME="Test",
-    GIT_AUTHOR_EMAIL="test@example.com",
-    GIT_COMMITTER_NAME="Test",
-    GIT_COMMITTER_EMAIL="test@example.com",
+    **PERSON,
     MLFLOW_DISABLE_TELEMETRY="true",
     DVC_NO_ANALYTICS="1",
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
@@ -74,10 +73,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=False)
+def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
+    """Run git in a folder as a person called Ada; a failure fails the test. Names that are not UTF-8 become surrogates, as in `os`."""
+    environment = {**os.environ, **PERSON}
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(
+        command, env=environment, input=stdin, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=60, check=False
+    )
     assert done.returncode == 0, f"git {arguments}: {done.stderr}"
-    return done.stdout.strip()
+    return done.stdout.strip("\n")
+
+
+@pytest.fixture
+def without_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an agent where nobody has configured a name, a token or a CI variable."""
+    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_BRIDGE_", "bamboo_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", GIT_CONFIG)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
 
 
 def mlops_build(

@@ -18,7 +18,8 @@ from mlops_build.git.repository import Mirror
 from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, RegistryUnreachable
 from mlops_build.release import alias, write
-from tests.release.world import SERVICE, change_service, git, service_files
+from tests.conftest import git
+from tests.release.world import SERVICE, change_service, service_files
 from tests.release.world import write as write_files
 
 Register = Callable[..., Any]

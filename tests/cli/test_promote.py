@@ -17,7 +17,8 @@ from mlops_build.model import identity
 from mlops_build.registry import Registry
 from mlops_build.training import pipeline
 from mlops_build.training.pipeline import Outcome, Trained
-from tests.release.world import alone, change_service, checkout, empty_database, git, make_repository, register, registry, remote
+from tests.conftest import git
+from tests.release.world import alone, change_service, checkout, empty_database, make_repository, register, registry, remote
 
 __all__ = ["alone", "checkout", "empty_database", "make_repository", "register", "registry", "remote"]
 

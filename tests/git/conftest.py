@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.conftest import git
+
 USER, TOKEN = "bridge", "s3cret-token"
 PROTECTED = """#!/bin/sh
 while read old new ref; do
@@ -20,21 +22,8 @@ done
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_BRIDGE_", "bamboo_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-
-
-def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
-    """Git as a person called Ada runs it."""
-    person = {
-        f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (("NAME", "Ada"), ("EMAIL", "ada@example.com"))
-    }
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, env={**os.environ, **person}, input=stdin, capture_output=True, text=True, check=True).stdout.strip()
+def alone(without_git_settings: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture

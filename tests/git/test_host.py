@@ -11,8 +11,8 @@ import pytest
 from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.git import host
 from mlops_build.git.host import HostRefused, HostUnreachable, Repository
+from tests.conftest import git
 from tests.git.bitbucket import Bitbucket, bitbucket
-from tests.git.conftest import git
 
 TOKEN = "NzI3-a.token_of=the+bot/"
 POINTS = Repository("ml", "points")

@@ -14,7 +14,8 @@ from mlops_build.errors import Refused, UsageError
 from mlops_build.git import command
 from mlops_build.git.command import PushRejected, RemoteUnreachable
 from mlops_build.git.repository import ABSENT, Checkout, Identity, Mirror
-from tests.git.conftest import TOKEN, USER, git
+from tests.conftest import git
+from tests.git.conftest import TOKEN, USER
 
 BRIDGE = Identity("bridge", "bridge@example.com", 1_700_000_000)
 
@@ -266,7 +267,7 @@ def test_committing_paths_leaves_everything_else_alone(person: Path) -> None:
     assert made == checkout.head()
     assert git(person, "rev-parse", "HEAD~1") == parent
     assert git(person, "show", "--format=", "--name-only", "HEAD").splitlines() == ["dvc.lock", "plots/curve.json"]
-    assert git(person, "status", "--porcelain").splitlines() == ["M run.sh", "A  staged.txt", "?? untracked.txt"]
+    assert git(person, "status", "--porcelain").splitlines() == [" M run.sh", "A  staged.txt", "?? untracked.txt"]
     assert checkout.commit_paths(["dvc.lock", "plots"], "Train\n") is None
 
 
@@ -321,7 +322,7 @@ def test_restoring_files_touches_only_them(person: Path) -> None:
     checkout.restore(made, paths)
     assert (person / "folder" / "b.txt").read_text() == "b\n"
     assert not (person / "folder" / "a.txt").exists()
-    assert git(person, "status", "--porcelain") == "M run.sh"
+    assert git(person, "status", "--porcelain") == " M run.sh"
 
 
 def test_a_star_in_a_path_is_a_character(person: Path) -> None:
@@ -467,7 +468,7 @@ def test_exporting_a_commit_and_a_dirty_tree(person: Path, tmp_path: Path) -> No
     patch = checkout.export_dirty(tmp_path / "dirty")
     assert (tmp_path / "dirty" / "run.sh").read_text() == "dirty\n"
     assert b"+dirty" in patch
-    assert git(person, "status", "--porcelain") == "M run.sh"
+    assert git(person, "status", "--porcelain") == " M run.sh"
 
 
 def test_absent_is_gits_null_name() -> None:

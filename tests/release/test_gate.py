@@ -14,8 +14,7 @@ from mlops_build.registry import Registry
 from mlops_build.release import alias, restore, write
 from mlops_build.release.gate import Faulty, goes_back
 from mlops_build.release.record import Record, ReleasedModel
-from tests.conftest import mlops_build
-from tests.release.world import git
+from tests.conftest import git, mlops_build
 
 Register = Callable[..., Any]
 

@@ -13,7 +13,8 @@ from mlops_build.registry import Registry
 from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
 from mlops_build.release.restore import NothingBefore, with_hold
-from tests.release.world import SERVICE, change_service, git
+from tests.conftest import git
+from tests.release.world import SERVICE, change_service
 
 FOLDER = "deploy/overlays/staging/release"
 

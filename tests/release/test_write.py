@@ -12,7 +12,8 @@ from mlops_build.registry import Registry
 from mlops_build.release import alias, write
 from mlops_build.release import record as records
 from mlops_build.release.write import BadVersion, HalfPromoted, Held, NothingPromoted
-from tests.release.world import SERVICE, change_service, git
+from tests.conftest import git
+from tests.release.world import SERVICE, change_service
 from tests.release.world import write as write_files
 
 Register = Callable[..., Any]

@@ -1,9 +1,7 @@
 """A world to release in: MLflow's real registry in a sqlite file, a service's bare repository, and a person's checkout of it."""
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from mlops_build.model import identity
 from mlops_build.registry import ModelVersion, Registry
+from tests.conftest import git
 
 SERVICE = """\
 # What this service is.
@@ -66,22 +65,9 @@ UNRELEASED = "schema: 1\nenvironment: {env}\nmodels: [] # nothing released yet\n
 NOTHING = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\nreplicas:\n  - name: digits\n    count: 0\n"
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """Git as a person called Ada runs it."""
-    person = {
-        f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (("NAME", "Ada"), ("EMAIL", "ada@example.com"))
-    }
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, env={**os.environ, **person}, capture_output=True, text=True, check=True).stdout.strip()
-
-
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_BRIDGE_", "bamboo_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+def alone(without_git_settings: None) -> None:
+    """For all tests that import this fixture."""
 
 
 @pytest.fixture(scope="session")

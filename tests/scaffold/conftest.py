@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scaffold.trees import Files, commit, git, only
+from tests.conftest import git
+from tests.scaffold.trees import Files, commit, only
 
 COPIER_YML = """\
 _subdirectory: template

@@ -17,8 +17,9 @@ from hypothesis.strategies import SearchStrategy
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import merge
 from mlops_build.scaffold.update import update
+from tests.conftest import git
 from tests.scaffold.histories import History, histories, lines_of
-from tests.scaffold.trees import Content, Files, Run, commit, git, only, put, same, taken
+from tests.scaffold.trees import Content, Files, Run, commit, only, put, same, taken
 
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "400"))
 HISTORIES: SearchStrategy[History] = histories()

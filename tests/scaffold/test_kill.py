@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from mlops_build.scaffold.apply import NOTE
-from tests.conftest import mlops_build
+from tests.conftest import git, mlops_build
 from tests.scaffold.conftest import FIRST, SECOND, MakeService, MakeTemplate
-from tests.scaffold.trees import git, taken
+from tests.scaffold.trees import taken
 
 ROUNDS = max(int(os.environ.get("SOAK_EXAMPLES", "400")) // 10, 10)
 # Enough files for the writing to take a while.

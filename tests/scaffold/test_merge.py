@@ -8,7 +8,8 @@ import pytest
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import Merged, merge
 from mlops_build.scaffold.ownership import owned_together, owner_of
-from tests.scaffold.trees import Content, Files, Link, Run, commit, git, only, same, taken
+from tests.conftest import git
+from tests.scaffold.trees import Content, Files, Link, Run, commit, only, same, taken
 
 TEN = "".join(f"line {number}\n" for number in range(10))
 TABLE = "_machine: [/run/*/out/, /state.lock]\n---\n_team: [/src/, /run/, /mine.yaml]\n"

@@ -12,9 +12,9 @@ import pytest
 
 from mlops_build.scaffold.answers import Answers, parse
 from mlops_build.scaffold.update import plan, update
-from tests.conftest import mlops_build
+from tests.conftest import git, mlops_build
 from tests.scaffold.conftest import COPIER_YML, FIRST, SECOND, TEN, MakeService, MakeTemplate
-from tests.scaffold.trees import Link, Run, commit, git, only, put, same, taken
+from tests.scaffold.trees import Link, Run, commit, only, put, same, taken
 
 
 def edit(service: Path, name: str, old: str, new: str) -> None:

@@ -1,10 +1,10 @@
 """Files as tests write them down: path → content, a `Run` for an executable, a `Link` for a symbolic link."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.conftest import git
 
 
 class Run(str):
@@ -66,13 +66,6 @@ def taken(folder: Path) -> dict[str, Content]:
 def same(one: Files, other: Files) -> bool:
     """Equal content, and equal kinds of file."""
     return one.keys() == other.keys() and all(one[name] == other[name] and type(one[name]) is type(other[name]) for name in one)
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run git there; a failure fails the test."""
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, f"git {arguments}: {done.stderr.decode(errors='replace')}"
-    return os.fsdecode(done.stdout).strip("\n")
 
 
 def commit(folder: Path, message: str = "x") -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import GIT_CONFIG, PERSON
+
 EXAMPLES = ["image", "tabular", "text", "none"]
 RAW = {"image": "digits.csv", "tabular": "breast_cancer.csv", "text": "phrases.csv", "none": "arcs.csv"}
 
@@ -19,11 +21,8 @@ RAW = {"image": "digits.csv", "tabular": "breast_cancer.csv", "text": "phrases.c
 def environment(root: Path) -> dict[str, str]:
     """As on a laptop where nothing is configured; Git knows who commits."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "AWS_", "GIT_", "MLOPS_"))}
-    author = {
-        f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "Test"), ("EMAIL", "test@example.com"))
-    }
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    return {**kept, **author, **quiet, "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore"}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": GIT_CONFIG}
+    return {**kept, **PERSON, **quiet, "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore"}
 
 
 def run(root: Path, *command: str, expect: int = 0) -> str:

@@ -11,8 +11,8 @@ from mlops_build.model import openapi
 from mlops_build.release import gate
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.verify import check
-from tests.conftest import mlops_build
-from tests.release.world import alone, checkout, git, make_repository
+from tests.conftest import git, mlops_build
+from tests.release.world import alone, checkout, make_repository
 
 __all__ = ["alone", "checkout", "make_repository"]
 
