@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlops_build.gpu.cards import Card
-from mlops_build.gpu.ledger import printable
 from mlops_build.gpu.neighbours import Neighbour
 from mlops_build.gpu.nvml import Trouble
+from mlops_build.gpu.promise import printable
 from mlops_build.quantity import show_bytes
 
 GIB = 1 << 30

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from mlops_build.gpu.declared import Declared, Settings, settings
+from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.frozen import dataclass, replace
-from mlops_build.gpu.ledger import Ledger, NoLedger, Promise, pid_namespace
+from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
 from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, counted_group, from_document, merge, observe
+from mlops_build.gpu.promise import Promise, pid_namespace
 from mlops_build.gpu.visible import AmbiguousMask, visible
 
 __all__ = ["Card", "NoDriver", "Snapshot", "account", "cards", "look", "remember", "remembered", "snapshot", "unleased"]

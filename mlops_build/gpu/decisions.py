@@ -13,8 +13,9 @@ from types import MappingProxyType
 from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.choice import STRATEGIES, Choice, Request, Strategy, choose, name_of
-from mlops_build.gpu.ledger import Ledger, Promise, printable
+from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.nvml import Trouble
+from mlops_build.gpu.promise import Promise, printable
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:

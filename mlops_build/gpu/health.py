@@ -8,7 +8,8 @@ from pathlib import Path
 from mlops_build.finding import Finding
 from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.declared import BadConfig
-from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger, LockHeld, NoLedger
+from mlops_build.gpu.directory import NoLedger
+from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger, LockHeld
 from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Trouble
 
 # A file in the lease directory whose time is this far in the future was written with another clock, or before the clock was set back.

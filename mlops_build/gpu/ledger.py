@@ -8,8 +8,7 @@
     decisions-<uid>.jsonl  decisions and their reasons (decisions.py)
     load-<card>-<n>        load slots (loading.py)
 
-All users can write here (mode 1777), so the content is not trusted. Only regular files are opened, never through a link, without waiting
-and up to a size limit. The owner of a lease is the owner of its file. Invalid files are ignored with a warning.
+The owner of a lease is the owner of its file. All users can write here (directory.py).
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from mlops_build.errors import Failed
-from mlops_build.gpu import log
+from mlops_build.gpu.directory import FILE_LIMIT, FILES, FILES_PER_UID, NoLedger, SharedDirectory, json_object, reason, write_all
 from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.lock import QueuedWork, locks, unlock
+from mlops_build.gpu.promise import MAX_BYTES, Promise, parse, pid_namespace, printable
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -42,47 +39,16 @@ DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
 LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
-FILE_LIMIT = 64 * 1024  # a lease is about 300 bytes
 PEAKS_LIMIT = 1024 * 1024
-# Limits for the files of one uid and of all: many files of one user must not hide or delay other users' leases.
-FILES_PER_UID, FILES = 1024, 16384
 # An older temporary file was left by a process that ended between creating and renaming it.
 TEMPORARY_SECONDS = 60.0
-MAX_BYTES = 1 << 50  # no card has a pebibyte
-MAX_CARDS = 64
 
 _NAME = re.compile(r"[0-9a-f]{16}\.lease")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|seen|json|jsonl)\.new")
-_UUID = re.compile(r"[!-~]{1,128}")
-
-
-class NoLedger(Failed):
-    """The lease directory is missing, not writable, or its disk is full."""
 
 
 class LockHeld(NoLedger):
     """Another process held the directory's lock for longer than a decision may wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A lease as other processes see it: `bytes` on each card of `uuids`.
-
-    uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. seen: the owner's last report of
-    its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
-    """
-
-    id: str
-    uuids: tuple[str, ...]
-    bytes: int
-    exclusive: bool
-    service: str
-    pid: int
-    pid_namespace: int
-    uid: int
-    created: float
-    seen: Mapping[str, int] = MappingProxyType({})
-    loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +59,13 @@ class Held:
     descriptor: int
 
 
-class Ledger:
-    """An open lease directory. It keeps the directory's descriptor, so a renamed directory is still the same one."""
+class Ledger(SharedDirectory):
+    """An open lease directory. Leases stay alive through their own descriptors when it is closed."""
 
     def __init__(self, path: str, descriptor: int) -> None:
-        self._path = path
-        self._directory = descriptor
-        self._warned: set[str] = set()
+        super().__init__(path, descriptor)
         self._parsed: dict[str, tuple[int, Promise]] = {}  # by file name: inode and content, since a lease is written once
         self._tidied = False
-
-    @property
-    def path(self) -> Path:
-        """The directory."""
-        from pathlib import Path
-
-        return Path(self._path)
 
     @classmethod
     def open(cls, directory: Path | str | None = None, *, reading: bool = False) -> Ledger:
@@ -122,23 +79,11 @@ class Ledger:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise NoLedger(f"no lease directory at {path}: {_reason(error)}", remedy=remedy) from None
+            raise NoLedger(f"no lease directory at {path}: {reason(error)}", remedy=remedy) from None
         if not reading and not os.access(path, os.W_OK | os.X_OK):
             os.close(descriptor)
             raise NoLedger(f"the lease directory {path} is not writable for uid {os.geteuid()}", remedy=remedy)
         return cls(path, descriptor)
-
-    def close(self) -> None:
-        """Close the directory. Leases stay alive through their own descriptors."""
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- decisions, one at a time --
 
@@ -210,7 +155,7 @@ class Ledger:
         with self._writing(temporary):
             descriptor = self._create(temporary)
             try:
-                _write_all(descriptor, json.dumps({"schema": 1, **fields}).encode())
+                write_all(descriptor, json.dumps({"schema": 1, **fields}).encode())
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, f"{promise.id}.lease", src_dir_fd=self._directory, dst_dir_fd=self._directory)
                 os.set_inheritable(descriptor, True)
@@ -232,7 +177,7 @@ class Ledger:
 
     def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool) -> None:
         """Write the memory that a lease's owner observes of itself, in bytes by UUID. Raises NoLedger (a full disk)."""
-        self._replace(f"{lease_id}.seen", {"schema": 1, "seen": dict(seen), "loaded": loaded, "time": time.time()})
+        self.write(f"{lease_id}.seen", {"schema": 1, "seen": dict(seen), "loaded": loaded, "time": time.time()})
 
     # -- the memory of processes without a lease --
 
@@ -244,7 +189,7 @@ class Ledger:
         for uid in trusted:
             read = self.read(f"peaks-{uid}.json", PEAKS_LIMIT)
             if read is not None and read[1] == uid:
-                document = _object(read[0])
+                document = json_object(read[0])
                 if document is None:
                     self._warn(f"peaks-{uid}.json", uid, "it is not a JSON object")
                 else:
@@ -253,69 +198,9 @@ class Ledger:
 
     def write_peaks(self, document: Mapping[str, Any]) -> None:
         """Replace this uid's peaks. Raises NoLedger."""
-        self._replace(f"peaks-{os.geteuid()}.json", document)
-
-    # -- files in the directory, also for decisions.py and loading.py --
-
-    def read(self, name: str, limit: int = FILE_LIMIT) -> tuple[bytes, int] | None:
-        """A regular file's content and its owner's uid; None if it is missing, not regular, or larger than `limit` bytes."""
-        descriptor = self._open(name)
-        if descriptor is None:
-            return None
-        try:
-            content = os.read(descriptor, limit + 1)
-            return (content, os.fstat(descriptor).st_uid) if len(content) <= limit else None
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
-
-    def slot(self, name: str) -> int | None:
-        """Lock a file that all uids share, without waiting. Returns its descriptor; None if it is locked already. Raises NoLedger."""
-        descriptor = self._open_or_create(name)
-        if locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
-            return descriptor
-        os.close(descriptor)
-        return None
-
-    def append(self, name: str, line: bytes, limit: int) -> None:
-        """Append a line to one of this uid's own files. A file larger than `limit` bytes keeps its newest half. Raises NoLedger."""
-        with self._writing(name):
-            descriptor = self._open(name, os.O_RDWR | os.O_APPEND)
-            if descriptor is None:
-                with contextlib.suppress(FileExistsError):
-                    os.close(self._create(name))
-                descriptor = self._open(name, os.O_RDWR | os.O_APPEND)
-            if descriptor is None:
-                raise NoLedger(f"{self._path}/{name} is not a regular file of this uid", remedy="remove it")
-            try:
-                size = os.fstat(descriptor).st_size
-                # Only one process at a time shortens the file, and none waits for it: others append, and their lines are shortened later.
-                if size + len(line) > limit and locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
-                    newest = os.pread(descriptor, limit // 2, max(0, size - limit // 2)).partition(b"\n")[2]
-                    self._replace_bytes(name, newest + line)
-                elif size < 2 * limit:
-                    _write_all(descriptor, line)
-            finally:
-                os.close(descriptor)
-
-    def files(self, prefix: str) -> list[str]:
-        """Sorted names in the directory that start with `prefix`, at most FILES_PER_UID."""
-        with self._scan() as entries:
-            return sorted(entry.name for entry, _ in zip(entries, range(FILES), strict=False) if entry.name.startswith(prefix))[
-                :FILES_PER_UID
-            ]
+        self.write(f"peaks-{os.geteuid()}.json", document)
 
     # -- internal --
-
-    def _scan(self) -> Any:
-        # A descriptor of its own, since scandir moves the position, which threads would share.
-        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
-        try:
-            return contextlib.closing(_entries(descriptor))
-        except BaseException:
-            os.close(descriptor)
-            raise
 
     def _names(self) -> tuple[list[str], set[str]]:
         """The names of lease files, at most FILES_PER_UID of each uid, and of reports."""
@@ -376,12 +261,12 @@ class Ledger:
                 return promise
             content = os.read(descriptor, FILE_LIMIT + 1)
         except OSError as error:
-            self._warn(name, -1, _reason(error))
+            self._warn(name, -1, reason(error))
             return None
         finally:
             os.close(descriptor)
         try:
-            promise = _parse(name.removesuffix(".lease"), status.st_uid, content)
+            promise = parse(name.removesuffix(".lease"), status.st_uid, json_object(content))
         except ValueError as error:
             self._warn(name, status.st_uid, str(error))
             return None
@@ -394,83 +279,13 @@ class Ledger:
         if read is None:
             return promise
         content, writer = read
-        report = _object(content)
+        report = json_object(content)
         seen = report.get("seen") if report is not None else None
         if writer not in (promise.uid, 0) or report is None or not isinstance(seen, dict):
             self._warn(name, writer, "it is not a valid report of the lease's owner")
             return promise
         valid = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
         return replace(promise, seen=MappingProxyType(valid), loaded=report.get("loaded") is True)
-
-    def _open(self, name: str, flags: int = os.O_RDONLY) -> int | None:
-        """The descriptor of a regular file; None if there is none. Without O_CREAT, with which fs.protected_regular refuses to open another
-        user's file in a sticky directory."""
-        try:
-            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=self._directory)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            self._warn(name, -1, _reason(error))
-            return None
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        self._warn(name, os.fstat(descriptor).st_uid, "it is not a regular file")
-        os.close(descriptor)
-        return None
-
-    def _create(self, name: str, mode: int = 0o644) -> int:
-        """Create a file that is readable for other uids, independent of the umask. Raises OSError, for example FileExistsError."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=self._directory)
-        os.fchmod(descriptor, mode)
-        return descriptor
-
-    def _open_or_create(self, name: str) -> int:
-        """The descriptor of a file that all uids share. Raises NoLedger."""
-        for _ in range(10):
-            descriptor = self._open(name)
-            if descriptor is not None:
-                return descriptor
-            with self._writing(name), contextlib.suppress(FileExistsError):
-                return self._create(name, 0o666)
-        raise NoLedger(f"{self._path}/{name} is not a regular file that this uid may open", remedy="remove it; it is created again")
-
-    def _replace(self, name: str, document: Mapping[str, Any]) -> None:
-        self._replace_bytes(name, json.dumps(document).encode())
-
-    def _replace_bytes(self, name: str, content: bytes) -> None:
-        temporary = f".{os.urandom(8).hex()}.{name.rpartition('.')[2]}.new"
-        with self._writing(temporary):
-            descriptor = self._create(temporary)
-            try:
-                _write_all(descriptor, content)
-            finally:
-                os.close(descriptor)
-            os.rename(temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        """Turn an OSError into NoLedger, and remove a temporary file."""
-        try:
-            yield
-        except OSError as error:
-            if name.endswith(".new"):
-                self._remove(name)
-            raise NoLedger(
-                f"cannot write to the lease directory {self._path}: {_reason(error)}", remedy="free disk space, or fix its mode (1777)"
-            ) from None
-
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # removed already, or another user's file in a sticky directory
-            os.unlink(name, dir_fd=self._directory)
-
-    def _is(self, name: str, descriptor: int) -> bool:
-        """Whether this descriptor's file still has this name."""
-        try:
-            status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-        except OSError:
-            return False
-        return os.path.samestat(status, os.fstat(descriptor))
 
     def _holder(self) -> str:
         """The pids that hold the directory's lock, for a message; empty if /proc/locks does not show them."""
@@ -482,85 +297,3 @@ class Ledger:
             return ""
         pids = [words[4] for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(inode)]
         return f" (by pid {', '.join(pids)})" if pids else ""
-
-    def _warn(self, name: str, uid: int, why: str) -> None:
-        """Warn once for each file, so that a waiting process does not repeat it."""
-        if name not in self._warned:
-            self._warned.add(name)
-            owner = f" of uid {uid}" if uid >= 0 else ""
-            log.warning("ignored in the lease directory: %s%s: %s", printable(f"{self._path}/{name}", 300), owner, why)
-
-
-def pid_namespace() -> int:
-    """The inode of this process's pid namespace, in which its pid is valid; 0 without /proc."""
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 -- pathlib costs its import
-    except OSError:
-        return 0
-
-
-def printable(text: object, limit: int = 100) -> str:
-    """Text from another user's file, safe for a terminal and a log: shortened, without control characters and line breaks."""
-    if not isinstance(text, str):
-        return "?"
-    text = text[:limit]
-    return (text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)) or "?"
-
-
-def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(descriptor) as entries:
-            yield from entries
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _object(content: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(content.decode())  # explicit UTF-8: guessing the encoding takes as long as parsing
-    except (ValueError, RecursionError):  # UnicodeDecodeError and numbers of too many digits are ValueErrors
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _parse(lease_id: str, uid: int, content: bytes) -> Promise:
-    """The lease in a file. Raises ValueError with the reason if it is invalid."""
-    document = _object(content)
-    if document is None:
-        raise ValueError("it is not a JSON object")
-    uuids, created = document.get("uuids"), document.get("created")
-    if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
-        raise ValueError("`uuids` is not a valid list of cards")
-    if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
-        raise ValueError("`created` is not a valid time")
-    return Promise(
-        id=lease_id,
-        uuids=tuple(dict.fromkeys(uuids)),
-        bytes=_whole(document, "bytes"),
-        exclusive=document.get("exclusive") is True,
-        service=printable(document.get("service")),
-        pid=_whole(document, "pid"),
-        pid_namespace=_whole(document, "pid_namespace"),
-        uid=uid,
-        created=float(created),
-    )
-
-
-def _is_uuid(value: object) -> bool:
-    return isinstance(value, str) and _UUID.fullmatch(value) is not None
-
-
-def _whole(document: Mapping[str, Any], name: str) -> int:
-    value = document.get(name)
-    if type(value) is not int or not 0 <= value <= MAX_BYTES:
-        raise ValueError(f"`{name}` is not a valid number")
-    return value
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)

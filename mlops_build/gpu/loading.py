@@ -20,10 +20,12 @@ from mlops_build.gpu import log
 from mlops_build.gpu.budget import LEAST_CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
+from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.frozen import dataclass, replace
-from mlops_build.gpu.ledger import Ledger, NoLedger, Promise, pid_namespace
+from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.neighbours import known
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
+from mlops_build.gpu.promise import Promise, pid_namespace
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from mlops_build.gpu.declared import Declared
 from mlops_build.gpu.frozen import dataclass, replace
-from mlops_build.gpu.ledger import printable
+from mlops_build.gpu.promise import printable
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:

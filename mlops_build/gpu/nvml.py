@@ -8,7 +8,6 @@ https://docs.nvidia.com/deploy/nvml-api/. A reading has NVML's index, which is n
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -16,6 +15,7 @@ from types import TracebackType
 
 from mlops_build.errors import NoRoom
 from mlops_build.gpu import libnvml as nvml
+from mlops_build.gpu.calls import Call, Worker, start_thread
 from mlops_build.gpu.frozen import dataclass, replace
 
 TYPE_CHECKING = False  # without typing's import
@@ -118,9 +118,9 @@ class Nvml:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._fixed: dict[int, Reading] = {}  # by index; values that do not change while NVML is started
-        self._calls: dict[int, _Call] = {}  # by index; the last read of each card
+        self._calls: dict[int, Call] = {}  # by index; the last read of each card
         self._count: int | None = None  # constant while NVML is started
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
 
     def __enter__(self) -> Self:
         self._call(nvml.nvmlInit)
@@ -129,7 +129,7 @@ class Nvml:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # A call that hangs still uses the library, and a shutdown could hang or crash. Then NVML stays started until the process ends.
         if all(call.done() for call in self._calls.values()):
-            _Call(nvml.nvmlShutdown).start().wait(time.monotonic() + self._seconds)
+            Call(nvml.nvmlShutdown).start().wait(time.monotonic() + self._seconds)
         if self._worker is not None:
             self._worker.end()
         self._fixed.clear()
@@ -149,11 +149,11 @@ class Nvml:
         hanging = {index for index, call in self._calls.items() if not call.done()}
         responsive = [index for index in range(count) if index not in hanging]
         for index in responsive:
-            self._calls[index] = _Call(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
+            self._calls[index] = Call(lambda index=index: self._card(index, full, utilisation or full))  # type: ignore[misc]
         self._run([self._calls[index] for index in responsive])
         return [reading for index in range(count) for reading in self._result(index, 0 if index in hanging else deadline)]
 
-    def _run(self, calls: Sequence[_Call]) -> None:
+    def _run(self, calls: Sequence[Call]) -> None:
         """Run all calls in one thread, which takes a tenth of the time of a thread for each. If that is not quick, start a thread for each
         call that is left, so that a hanging call does not delay the others."""
         left = list(reversed(calls))
@@ -170,7 +170,7 @@ class Nvml:
             self._worker.end()  # it hangs with a card
             self._worker = None
         try:
-            self._worker = self._worker or _Worker()
+            self._worker = self._worker or Worker()
         except RuntimeError:  # no thread can be started (a container's process limit): call here, without a time limit
             work()
             return
@@ -178,11 +178,11 @@ class Nvml:
         soon = time.monotonic() + QUICK_SECONDS
         if not all(call.wait(soon) for call in calls):
             for _ in range(len(left)):
-                _start(work)
+                start_thread(work)
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """Call a function that concerns the whole driver. Raises NoDriver."""
-        call = _Call(function).start()
+        call = Call(function).start()
         if not call.wait(time.monotonic() + self._seconds):
             raise NoDriver(f"the NVIDIA driver does not answer within {self._seconds:g} s", reason=DriverTrouble.SLOW)
         if call.error is None:
@@ -308,75 +308,6 @@ class Nvml:
             return function(*arguments)
         except nvml.NVMLError:
             return None
-
-
-class _Call:
-    """A call that another thread makes, and its result. The end of the process does not wait for it."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.value: Any = None
-        self.error: Exception | None = None
-        self._function = function
-        self._ended = threading.Lock()
-        self._ended.acquire()
-
-    def start(self) -> Self:
-        """Run in a new thread."""
-        _start(self.run)
-        return self
-
-    def run(self) -> None:
-        """Run in this thread."""
-        try:
-            self.value = self._function()
-        except Exception as error:
-            self.error = error  # any error is a fault of the card, for example a name that is not valid UTF-8
-        self._ended.release()
-
-    def done(self) -> bool:
-        return not self._ended.locked()
-
-    def wait(self, deadline: float) -> bool:
-        """Wait until `deadline` (time.monotonic); whether the call has ended."""
-        if not self._ended.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            return False
-        self._ended.release()
-        return True
-
-
-class _Worker:
-    """A thread that waits for work. On a busy node, starting a thread would wait for a processor while the decision's lock is held."""
-
-    def __init__(self) -> None:
-        self.busy = False
-        self._work: list[Callable[[], None] | None] = []
-        self._queued = threading.Semaphore(0)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def do(self, work: Callable[[], None] | None) -> None:
-        self._work.append(work)
-        self._queued.release()
-
-    def end(self) -> None:
-        """End the thread after the queued work."""
-        self.do(None)
-
-    def _run(self) -> None:
-        while True:
-            self._queued.acquire()
-            work = self._work.pop(0)
-            if work is None:
-                return
-            self.busy = True
-            work()
-            self.busy = False
-
-
-def _start(work: Callable[[], None]) -> None:
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    except RuntimeError:  # no thread can be started (a container's process limit): call here, without a time limit
-        work()
 
 
 def _text(value: str | bytes) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from mlops_build.gpu.frozen import dataclass, replace
+from mlops_build.gpu.promise import MAX_BYTES
 
 TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ SETTLE_SECONDS = 5.0
 # A peak's time is updated only once per hour, so that not every read writes the file.
 REFRESH_SECONDS = 3600.0
 MOST_KEYS = 64  # for each card: the number of commands is not limited, the size of the file is
-MOST_BYTES = 1 << 50
 
 ALL = "*"  # key: all use of the card without a lease
 REST = "?"  # key: the part of ALL that belongs to no visible process
@@ -131,7 +131,7 @@ def from_document(document: object, now: float) -> Peaks:
 def _peak(numbers: object, now: float) -> Peak | None:
     if not isinstance(numbers, list) or len(numbers) != 4 or any(type(number) not in (int, float) for number in numbers):
         return None
-    if not all(math.isfinite(number) and number >= 0 for number in numbers) or max(numbers[0], numbers[2]) > MOST_BYTES:
+    if not all(math.isfinite(number) and number >= 0 for number in numbers) or max(numbers[0], numbers[2]) > MAX_BYTES:
         return None
     # A time in the future (the clock was set back) would not fade.
     return Peak(int(numbers[0]), min(float(numbers[1]), now), int(numbers[2]), min(float(numbers[3]), now))

@@ -14,9 +14,11 @@ from typing import Any
 from mlops_build.gpu.cards import Card, look, remember, remembered
 from mlops_build.gpu.decisions import Follower, follow, read
 from mlops_build.gpu.declared import BadConfig, Settings
-from mlops_build.gpu.ledger import Ledger, NoLedger, Promise
+from mlops_build.gpu.directory import NoLedger
+from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Nvml
 from mlops_build.gpu.peaks import Peaks
+from mlops_build.gpu.promise import Promise
 
 log = logging.getLogger("mlops_build.watch")
 

@@ -13,9 +13,9 @@ import pytest
 from mlops_build.cli import gpu_text
 from mlops_build.gpu import testing
 from mlops_build.gpu.cards import Card
-from mlops_build.gpu.ledger import Promise
 from mlops_build.gpu.neighbours import Neighbour, program_of
 from mlops_build.gpu.nvml import Trouble
+from mlops_build.gpu.promise import Promise
 from tests.cli.test_frame import HEAVY
 from tests.gpu.conftest import MakeNode
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from mlops_build.gpu.cards import Card, Snapshot, account, unleased
 from mlops_build.gpu.declared import Declared, Settings
-from mlops_build.gpu.ledger import Promise
 from mlops_build.gpu.neighbours import Known
 from mlops_build.gpu.nvml import Process, Reading, Trouble
 from mlops_build.gpu.peaks import ALL, EACH, Peak, Peaks, observe
+from mlops_build.gpu.promise import Promise
 
 GIB = 2**30
 NOW = 1_800_000_000.0

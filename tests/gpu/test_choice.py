@@ -12,8 +12,8 @@ from mlops_build.gpu import choice as choices
 from mlops_build.gpu import decisions
 from mlops_build.gpu.cards import Card, account
 from mlops_build.gpu.choice import Request, choose, could_ever, pack, random, spread, why_not
-from mlops_build.gpu.ledger import Promise
 from mlops_build.gpu.nvml import Reading, Trouble
+from mlops_build.gpu.promise import Promise
 
 GIB = 1 << 30
 NAMES = ("NVIDIA L4", "NVIDIA A100-SXM4-80GB", "Tesla T4")

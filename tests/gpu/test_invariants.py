@@ -18,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mlops_build.gpu import decisions
 from mlops_build.gpu.cards import Card, account
 from mlops_build.gpu.choice import STRATEGIES, Request, choose
-from mlops_build.gpu.ledger import Held, Ledger, Promise
+from mlops_build.gpu.ledger import Held, Ledger
 from mlops_build.gpu.nvml import Reading, Trouble
+from mlops_build.gpu.promise import Promise
 from tests.gpu.nodes import GIB, Shared, Tenant, shared_node
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))

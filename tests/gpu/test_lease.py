@@ -251,7 +251,7 @@ def test_a_process_stopped_while_deciding_promises_no_memory_that_others_took(no
     pauses = """
 import sys
 from mlops_build import gpu
-search = sys.modules["mlops_build.gpu.lease"]._Search
+search = sys.modules["mlops_build.gpu.search"].Search
 choose = search._choose_of
 def choose_and_pause(self, *arguments):
     chosen = choose(self, *arguments)
@@ -277,7 +277,7 @@ def test_an_interrupt_leaves_no_promise(node, lease, run_python) -> None:
 import sys
 from mlops_build import gpu
 def interrupt(*_): raise KeyboardInterrupt
-sys.modules["mlops_build.gpu.lease"]._Search._record = interrupt
+sys.modules["mlops_build.gpu.search"].Search._record = interrupt
 """
     script = interrupted + HOLDER.replace(
         "except MlopsBuildError as error:", "except KeyboardInterrupt:\n    say(interrupted=True)\n    sys.stdin.read()", 1

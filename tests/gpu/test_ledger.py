@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from mlops_build.gpu import ledger as leases
-from mlops_build.gpu.ledger import Ledger, LockHeld, NoLedger
+from mlops_build.gpu.directory import NoLedger
+from mlops_build.gpu.ledger import Ledger, LockHeld
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 HOLD = """
@@ -440,7 +441,8 @@ try: Ledger.open(sys.argv[1])
 except NoLedger as error: print(error)
 print([promise.service for promise in ledger.promises()])
 """
-    become = "from mlops_build.gpu.ledger import Ledger, NoLedger\nimport os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    become = "from mlops_build.gpu.directory import NoLedger\nfrom mlops_build.gpu.ledger import Ledger\n"
+    become += "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     opened = f"ledger = Ledger.open({str(directory)!r}, reading=True)\n"
     out = subprocess.run(
         [sys.executable, "-c", become + opened + program, str(directory)], capture_output=True, text=True, check=True

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlops_build.gpu import loading, testing
-from mlops_build.gpu.ledger import Ledger, Promise
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import Promise
 from tests.gpu.holder import HOLDER, wait_until
 
 MIB, GIB = 1 << 20, 1 << 30

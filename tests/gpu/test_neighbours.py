@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_build.gpu import testing
-from mlops_build.gpu.ledger import pid_namespace
 from mlops_build.gpu.neighbours import Known, key_of, known, name_of
+from mlops_build.gpu.promise import pid_namespace
 from tests.gpu.conftest import MakeNode
 
 RunPython = Callable[..., str]

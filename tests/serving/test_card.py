@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlops_build.gpu import testing
-from mlops_build.gpu.ledger import Ledger, Promise
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import Promise
 from mlops_build.model import files
 from mlops_build.packaging.contents import Contents, Model
 from tests.conftest import mlops_build

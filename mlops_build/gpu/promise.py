@@ -1,0 +1,90 @@
+"""A promise of memory: the content of a lease's file, which another user may have written."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mlops_build.gpu.frozen import dataclass
+
+TYPE_CHECKING = False  # without typing's import
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_BYTES = 1 << 50  # no card has a pebibyte
+MAX_CARDS = 64
+
+_UUID = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A lease as other processes see it: `bytes` on each card of `uuids`.
+
+    uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. seen: the owner's last report of
+    its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
+    """
+
+    id: str
+    uuids: tuple[str, ...]
+    bytes: int
+    exclusive: bool
+    service: str
+    pid: int
+    pid_namespace: int
+    uid: int
+    created: float
+    seen: Mapping[str, int] = MappingProxyType({})
+    loaded: bool = False
+
+
+def pid_namespace() -> int:
+    """The inode of this process's pid namespace, in which its pid is valid; 0 without /proc."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 -- pathlib costs its import
+    except OSError:
+        return 0
+
+
+def printable(text: object, limit: int = 100) -> str:
+    """Text from another user's file, safe for a terminal and a log: shortened, without control characters and line breaks."""
+    if not isinstance(text, str):
+        return "?"
+    text = text[:limit]
+    return (text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)) or "?"
+
+
+def parse(lease_id: str, uid: int, document: Mapping[str, Any] | None) -> Promise:
+    """The promise in a file's JSON object. uid: the owner of the file. Raises ValueError with the reason if it is invalid."""
+    if document is None:
+        raise ValueError("it is not a JSON object")
+    uuids, created = document.get("uuids"), document.get("created")
+    if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
+        raise ValueError("`uuids` is not a valid list of cards")
+    if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
+        raise ValueError("`created` is not a valid time")
+    return Promise(
+        id=lease_id,
+        uuids=tuple(dict.fromkeys(uuids)),
+        bytes=_whole(document, "bytes"),
+        exclusive=document.get("exclusive") is True,
+        service=printable(document.get("service")),
+        pid=_whole(document, "pid"),
+        pid_namespace=_whole(document, "pid_namespace"),
+        uid=uid,
+        created=float(created),
+    )
+
+
+def _is_uuid(value: object) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
+
+
+def _whole(document: Mapping[str, Any], name: str) -> int:
+    value = document.get(name)
+    if type(value) is not int or not 0 <= value <= MAX_BYTES:
+        raise ValueError(f"`{name}` is not a valid number")
+    return value
