@@ -107,9 +107,10 @@ def mlops_build(
 
 
 @pytest.fixture(autouse=True)
-def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mlflow.set_tracking_uri writes into the environment: the next test in this process must not find it there."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def no_tracking_uri() -> Iterator[None]:
+    """mlflow.set_tracking_uri writes into the environment, where the next test and the next fixture must not find it."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")
