@@ -197,7 +197,10 @@ def supervise(connection: socket.socket, descriptors: list[int], size: int) -> N
                 connection.sendall(status.to_bytes(4, "big", signed=True))
             os._exit(0)
         number = connection.recv(1)
-        os.kill(pid, number[0] if number else signal.SIGKILL)
+        if number and number[0] == signal.SIGINT:
+            os.killpg(pid, signal.SIGINT)  # Ctrl-C also reaches what the process has started
+        else:
+            os.kill(pid, number[0] if number else signal.SIGKILL)
         if not number:
             os._exit(0)
 

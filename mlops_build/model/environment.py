@@ -171,7 +171,8 @@ def _requirement(wheel: Path) -> str:
 
 def _installed() -> list[str]:
     """Every installed distribution with its exact version; torch without its local part, since no index has a local build."""
-    versions = {dist.metadata["Name"].lower(): dist.version.partition("+")[0] for dist in metadata.distributions() if dist.metadata["Name"]}
+    distributions = [dist.metadata for dist in metadata.distributions()]  # parsed at each access
+    versions = {dist["Name"].lower(): dist["Version"].partition("+")[0] for dist in distributions if dist["Name"]}
     return sorted(f"{name}=={version}" for name, version in versions.items())
 
 
