@@ -122,6 +122,7 @@ def run(executable: str, arguments: list[str], folder: str, environment: dict[st
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    os.environ.setdefault("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a service's environment has none; importing ours takes a second
     sys.executable = executable
     unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))

@@ -148,7 +148,12 @@ def test_missing_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "arguments", [["promote", "digits", "1", "--to", "staging"], ["rollback", "digits", "--env", "staging"], ["release", "staging"]]
+    "arguments",
+    [
+        ["promote", "digits", "1", "--to", "staging"],
+        pytest.param(["rollback", "digits", "--env", "staging"], marks=pytest.mark.slow),
+        pytest.param(["release", "staging"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_dead_registry_is_exit_code_5_within_seconds(
     run: Run, inside: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,19 +41,11 @@ def steps(page: str) -> list[Command | File]:
         if title:
             steps.append(File(title, body, language == "diff"))
         elif language == "console":
-            command: list[str] = []
-            output: list[str] = []
-            for line in body.splitlines():
-                if line.startswith("$ "):
-                    if command:
-                        steps.append(Command("\n".join(command), "\n".join(output)))
-                    command, output = [line[2:]], []
-                elif line.startswith("> ") and command and not output:
-                    command.append(line[2:])
-                else:
-                    output.append(line)
-            if command:
-                steps.append(Command("\n".join(command), "\n".join(output)))
+            for text in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+                first, *lines = text.splitlines()
+                more = list(takewhile(lambda line: line.startswith("> "), lines))
+                command = "\n".join([first, *(line[2:] for line in more)])
+                steps.append(Command(command, "\n".join(lines[len(more) :])))
     return steps
 
 
@@ -100,8 +93,8 @@ def matches(expected: str, printed: str) -> bool:
     )
 
 
-def check(page: str, folder: Path, environment: Mapping[str, str], at_least: int) -> None:
-    """Run a page's commands. Fails if there are fewer than `at_least`, or if one prints something else than the page shows."""
+def check(page: str, folder: Path, environment: Mapping[str, str], at_least: int = 1) -> list[tuple[Command, str]]:
+    """Like `run`. Fails if there are fewer commands than `at_least`, or if one prints something else than the page shows."""
     done = run(page, folder, environment)
     assert len(done) >= at_least
     wrong = [
@@ -110,3 +103,4 @@ def check(page: str, folder: Path, environment: Mapping[str, str], at_least: int
         if not matches(command.expected, printed)
     ]
     assert not wrong, "\n\n".join(wrong)
+    return done

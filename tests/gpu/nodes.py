@@ -174,3 +174,14 @@ def shared_node(folder: Path, cards: int = 1, total: str = "24GiB") -> Iterator[
                     tenant.signal(signal.SIGKILL)
                 tenant.end()
                 tenant.errors.close()
+
+
+def backdate(directory: Path, seconds: float) -> None:
+    """Set the times in the peaks' files back, as if the last read had been earlier."""
+    for file in directory.glob("peaks-*.json"):
+        document = json.loads(file.read_text())
+        for keys in document["cards"].values():
+            for numbers in keys.values():
+                numbers[1] -= seconds
+                numbers[3] -= seconds
+        file.write_text(json.dumps(document))

@@ -17,6 +17,7 @@ from mlops_build.gpu import testing
 from mlops_build.gpu.neighbours import Known, key_of, known, name_of
 from mlops_build.gpu.promise import pid_namespace
 from tests.gpu.conftest import MakeNode
+from tests.gpu.nodes import backdate
 
 RunPython = Callable[..., str]
 GIB = 2**30
@@ -214,17 +215,6 @@ def test_names_are_short_and_printable(command: str, cgroup: str, kind: str) -> 
     assert 0 < len(name_of(known_process)) <= 100
     assert name_of(known_process).isprintable()
     assert len(key_of(known_process)) <= 60
-
-
-def backdate(directory: Path, seconds: float) -> None:
-    """Set the times in the files back, as if the last read had been earlier."""
-    file = directory / f"peaks-{os.getuid()}.json"
-    document = json.loads(file.read_text())
-    for keys in document["cards"].values():
-        for numbers in keys.values():
-            numbers[1] -= seconds
-            numbers[3] -= seconds
-    file.write_text(json.dumps(document))
 
 
 def test_peaks_are_stored_in_the_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:

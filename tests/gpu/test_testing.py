@@ -783,7 +783,6 @@ def test_each_command_of_the_page_prints_the_shown_output(tmp_path: Path, simula
     if not (Path(sys.executable).parent / "gpustat").exists():
         pytest.skip("gpustat is not installed")
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    done = console.run((ROOT / "docs/how-to/test-a-gpu-service-without-a-card.md").read_text(), tmp_path, environment)
-    assert len(done) == 2
-    for command, printed in done:
-        assert console.matches(command.expected, printed), f"$ {command.text}\n{printed}"
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing this environment's plugins takes a second
+    page = ROOT / "docs/how-to/test-a-gpu-service-without-a-card.md"
+    console.check(page.read_text(), tmp_path, environment, at_least=2)

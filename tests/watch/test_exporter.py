@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_build.gpu.peaks import SETTLE_SECONDS
 from mlops_build.gpu.testing import SimulatedCard
 from mlops_build.watch.metrics import METRICS
 from tests.gpu.conftest import MakeNode
+from tests.gpu.nodes import backdate
 from tests.watch.zabbix_server import until
 
 GIB = 2**30
@@ -242,10 +244,12 @@ def test_peaks_of_processes_without_a_lease_are_recorded(node: MakeNode, exporte
     started = exporter(gpus.view(hide_pids=True))
     notebook = gpus.start("6GiB", name="notebook")
     notebook.wait_for("loaded")
+    leases = Path(gpus.environment["MLOPS_GPU_LEASE_DIR"])
 
     def remembered() -> int | None:
         started.scrape()
-        documents = [json.loads(path.read_text()) for path in Path(gpus.environment["MLOPS_GPU_LEASE_DIR"]).glob("peaks-*.json")]
+        backdate(leases, SETTLE_SECONDS)
+        documents = [json.loads(path.read_text()) for path in leases.glob("peaks-*.json")]
         sizes = [numbers[0] for document in documents for card in document["cards"].values() for numbers in card.values()]
         return max(sizes, default=0) or None
 
