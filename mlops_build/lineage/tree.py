@@ -60,7 +60,9 @@ def show(document: Mapping[str, Any]) -> str:
     for index, (name, leaves) in enumerate(branches):
         last = index == len(branches) - 1
         lines.append(f"{'└─' if last else '├─'} {name}")
-        lines += [f"{'  ' if last else '│ '} {'└─' if leaf is leaves[-1] else '├─'} {leaf}" for leaf in leaves]
+        margin = "  " if last else "│ "
+        lines += [f"{margin} ├─ {leaf}" for leaf in leaves[:-1]]
+        lines.append(f"{margin} └─ {leaves[-1]}")
     return "\n".join(lines)
 
 

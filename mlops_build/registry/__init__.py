@@ -90,9 +90,9 @@ class Registry:
             return server, server.http
         file = Path(self.uri.removeprefix(SQLITE))
         if self.uri.startswith(SQLITE) and file.is_file():
-            from mlops_build.registry.sqlite import Sqlite
+            from mlops_build.registry.sqlite import open_database
 
-            return Sqlite(self.uri, file), None
+            return open_database(self.uri, file), None
         from mlops_build.registry.database import Database
 
         return Database(self.uri), None

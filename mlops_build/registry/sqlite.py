@@ -7,7 +7,6 @@ that have the columns below are used; for another schema, mlflow does everything
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,21 +36,31 @@ where models.workspace = 'default' and models.name not in
 """
 
 
+def open_database(uri: str, file: Path) -> Database:
+    """The database in a file that exists. Raises NoAnswer if it cannot be read."""
+    database = Sqlite(uri, file)
+    return database if database.is_known() else Database(uri)
+
+
 class Sqlite(Database):
-    """The calls of Database on a file that exists."""
+    """The calls of Database on a file with TABLES."""
 
     def __init__(self, uri: str, file: Path) -> None:
         super().__init__(uri)
         self._file = file
 
+    def is_known(self) -> bool:
+        """Whether the file has the columns of TABLES."""
+        with self._open() as database:
+            columns = {table: {row[1] for row in database.execute(f"pragma table_info({table})")} for table in TABLES}
+        return all(wanted | {"workspace"} <= columns[table] for table, wanted in TABLES.items())
+
     def version(self, name: str, number: str) -> ModelVersion:
-        if not self._is_known:
-            return super().version(name, number)
         with self._open() as database:
             return _only(_versions(database, name, int(number)), f"version {number} of {name} not found")
 
     def aliased(self, name: str, alias: str) -> ModelVersion:
-        if not self._is_known or alias.lower() == "latest":
+        if alias.lower() == "latest":  # not an alias, but mlflow gives it a meaning
             return super().aliased(name, alias)
         with self._open() as database:
             query = "select version from registered_model_aliases where workspace = 'default' and name = ? and alias = ?"
@@ -59,8 +68,6 @@ class Sqlite(Database):
             return _only(_versions(database, name, int(number)), f"version {number} of {name} not found")
 
     def aliases(self, name: str) -> dict[str, int]:
-        if not self._is_known:
-            return super().aliases(name)
         with self._open() as database:
             rows = list(database.execute(f"{ALIASES} and models.name = ?", (name,)))
         if not rows:
@@ -68,8 +75,6 @@ class Sqlite(Database):
         return {alias: int(version) for _, alias, version in rows if alias is not None}
 
     def alias_map(self) -> dict[str, dict[str, int]]:
-        if not self._is_known:
-            return super().alias_map()
         aliases: dict[str, dict[str, int]] = {}
         with self._open() as database:
             for name, alias, version in database.execute(ALIASES):
@@ -77,53 +82,30 @@ class Sqlite(Database):
         return aliases
 
     def versions(self, name: str) -> list[ModelVersion]:
-        if not self._is_known:
-            return super().versions(name)
         with self._open() as database:
             return _versions(database, name)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        if not self._is_known:
-            return super().set_alias(name, alias, version)
         with self._open() as database:
             _only(_versions(database, name, int(version)), f"version {version} of {name} not found")
             row = ("default", name, alias, int(version))
             database.execute("replace into registered_model_aliases (workspace, name, alias, version) values (?, ?, ?, ?)", row)
-        return None
 
     def delete_alias(self, name: str, alias: str) -> None:
-        if not self._is_known:
-            return super().delete_alias(name, alias)
         with self._open() as database:
             query = "delete from registered_model_aliases where workspace = 'default' and name = ? and alias = ?"
             database.execute(query, (name, alias))
-        return None
 
     def set_tag(self, name: str, version: str, key: str, value: str) -> None:
-        if not self._is_known:
-            return super().set_tag(name, version, key, value)
         with self._open() as database:
             _only(_versions(database, name, int(version)), f"version {version} of {name} not found")
             row = ("default", name, int(version), key, value)
             database.execute("replace into model_version_tags (workspace, name, version, key, value) values (?, ?, ?, ?, ?)", row)
-        return None
 
     def delete_tag(self, name: str, version: str, key: str) -> None:
-        if not self._is_known:
-            return super().delete_tag(name, version, key)
         with self._open() as database:
             query = "delete from model_version_tags where workspace = 'default' and name = ? and version = ? and key = ?"
             database.execute(query, (name, int(version), key))
-        return None
-
-    @cached_property
-    def _is_known(self) -> bool:
-        with self._open() as database:
-            for table, wanted in TABLES.items():
-                columns = {row[1] for row in database.execute(f"pragma table_info({table})")}
-                if not wanted | {"workspace"} <= columns:
-                    return False
-        return True
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

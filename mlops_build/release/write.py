@@ -1,7 +1,7 @@
-"""From aliases to a commit: what an environment should run according to the registry, and how Git is made to say so.
+"""From aliases to a commit: what an environment should run according to the registry, and the commit with which Git records it.
 
-The commit is deterministic. Its author is a machine with a fixed name, its date follows from what it releases, so that `mlops-build
-release` on a laptop and any number of bridges make the very same commit, and pushing it twice is pushing nothing.
+The commit is deterministic: its author has a fixed name, and its date follows from the release. `mlops-build release` on a laptop and any
+number of bridges create the same commit, so a second push changes nothing.
 """
 
 import os
@@ -24,7 +24,7 @@ from mlops_build.release.changes import changes, shown
 from mlops_build.release.record import Record, ReleasedModel
 from mlops_build.service import Service
 
-# Who signs a release. A host that checks committers may need another: MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL.
+# The author of a release. MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL replace it for a host that checks committers.
 NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
 # Characters of a commit's subject.
 SUBJECT = 72
@@ -38,7 +38,7 @@ class BadVersion(Refused):
 
 
 class HalfPromoted(Refused):
-    """Some of a service's models have the environment's alias, others have not."""
+    """Only some of a service's models have the environment's alias."""
 
 
 class Held(Refused):
@@ -59,10 +59,9 @@ class Desired:
 
 @dataclass(frozen=True)
 class Made:
-    """What `in_checkout` did. before, after: models and versions, as text. commit: None where Git said so already.
+    """The result of `in_checkout`. before, after: models and versions, as text. commit: None if Git has this release already.
 
-    remarks: uncommitted changes that were ignored, and what the check of the manifests could not see, or saw and let pass.
-    changes: what is new besides the models' versions.
+    remarks: ignored uncommitted changes, and findings and gaps of the manifests' check. changes: changes besides the models' versions.
     """
 
     environment: str
@@ -100,7 +99,7 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     service.environment(env)
     hold = service.hold.get(env)
     if hold and not despite_hold:
-        raise Held(f"{env} is held: {hold}", remedy=f"remove it from `hold` in {service_file.FILE} and commit, or say --despite-hold")
+        raise Held(f"{env} is held: {hold}", remedy=f"remove it from `hold` in {service_file.FILE} and commit, or add --despite-hold")
     alias = service.alias_of(env)
     names = [model.name for model in service.models]
     wanted = desired(service, env, registry.alias_map(), registry.version)
@@ -126,7 +125,7 @@ def _uncommitted(checkout: Checkout) -> tuple[str, ...]:
 
 
 def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired | None:
-    """What `env` should run by the registry's alias map; None where nothing was promoted there.
+    """What `env` should run by the registry's alias map; None if nothing was promoted there.
 
     Raises HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
     """
@@ -147,7 +146,7 @@ def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf)
 
 
 def released(version: ModelVersion) -> ReleasedModel:
-    """A version as a release names it. Raises BadVersion unless every tag that goes into Git is what it should be."""
+    """The entry of a version in a release. Raises BadVersion for a missing or invalid tag."""
     checked(version, "its name", version.name, NAME)
     checked(version, f"the tag {identity.COMMIT_TAG}", version.tags.get(identity.COMMIT_TAG), COMMIT)
     if data := version.tags.get(identity.DATA):
@@ -157,17 +156,17 @@ def released(version: ModelVersion) -> ReleasedModel:
 
 
 def checked(version: ModelVersion, what: str, value: str | None, pattern: "re.Pattern[str]") -> str:
-    """`value`, if it matches. Raises BadVersion naming model, version and what is wrong."""
+    """`value`, if it matches the pattern. Raises BadVersion."""
     where = f"{version.name[:64]!a} version {version.version}"
     if not value:
         raise BadVersion(
-            f"{where} lacks {what}, so it was not made by mlops-build",
+            f"{where} does not have {what}, so mlops-build did not create it",
             remedy="train it with `mlops-build train`, which registers a version with its files' digest, commit and run",
         )
     if not pattern.fullmatch(value):
         raise BadVersion(
-            f"{where}: {what} is not what it should be: {value[:80]!a}",
-            remedy="somebody changed it in MLflow; promote another version, or put the right value back",
+            f"{where}: {what} is not valid: {value[:80]!a}",
+            remedy="it was changed in MLflow: promote another version, or restore the value",
         )
     return value
 
@@ -181,7 +180,7 @@ def service_at(objects: Objects, commit: str) -> Service:
 
 
 def recorded(objects: Objects, commit: str, env: str) -> Record | None:
-    """Git's record of an environment at a commit; None where there is none that can be read."""
+    """Git's record of an environment at a commit; None if there is none, or it cannot be read."""
     text = objects.read(commit, f"{records.folder(env)}/{records.RECORD}")
     try:
         return records.parse(text.decode(errors="replace")) if text is not None else None
@@ -190,9 +189,9 @@ def recorded(objects: Objects, commit: str, env: str) -> Record | None:
 
 
 def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> Change | None:
-    """A commit on top of `parent` that makes Git say `wanted`; None where it says so already. No ref is moved.
+    """A commit on top of `parent` with this release; None if Git has it already. No ref is moved.
 
-    Raises NotFound where the environment has no overlay.
+    Raises NotFound if the environment has no overlay.
     """
     env = wanted.record.environment
     folder = records.folder(env)
@@ -216,10 +215,10 @@ def change(objects: Objects, parent: str, service: Service, wanted: Desired) -> 
 
 
 def signer(seconds: int) -> Identity:
-    """Who signs a machine's commit. Raises Failed for a name that git would not take as it is."""
+    """The author of a machine's commit. Raises Failed for a name that git would change."""
     name, email = os.environ.get("MLOPS_BRIDGE_NAME") or NAME_OF_BRIDGE, os.environ.get("MLOPS_BRIDGE_EMAIL") or EMAIL_OF_BRIDGE
     if re.search(r"[<>\n\0]", name + email):
-        raise Failed("MLOPS_BRIDGE_NAME or MLOPS_BRIDGE_EMAIL has a line break or one of <>", remedy="write a plain name and address")
+        raise Failed("MLOPS_BRIDGE_NAME or MLOPS_BRIDGE_EMAIL has a line break or one of <>", remedy="set them to a plain name and address")
     return Identity(name, email, seconds)
 
 
@@ -248,15 +247,15 @@ def message(service: Service, wanted: Desired, before: Record | None, changed: S
 
 
 def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> bool:
-    """Make `commit` the head of a checkout, its files `paths` included; returns whether it was pushed to origin, where there is one.
+    """Make `commit` the head of a checkout, and update its files `paths`; returns whether it was pushed, which it is if there is an origin.
 
-    Pushed first: a push that is rejected leaves the checkout as it was. Raises PushRejected, RemoteUnreachable, or Refused where HEAD
-    moved or a person has changed one of these files.
+    It is pushed first, so a rejected push leaves the checkout unchanged. Raises PushRejected, RemoteUnreachable, or Refused if HEAD moved
+    or one of these files has uncommitted changes.
     """
     paths = list(paths)
     undone = sorted(set(checkout.changes()) & set(paths))
     if undone:
-        raise Refused(f"uncommitted changes in {', '.join(undone)}", remedy="commit them, or put them back with `git checkout -- FILE`")
+        raise Refused(f"uncommitted changes in {', '.join(undone)}", remedy="commit them, or restore them with `git checkout -- FILE`")
     pushes = checkout.origin_url() is not None
     if pushes:
         checkout.push(commit)
@@ -266,7 +265,7 @@ def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> 
 
 
 def checkout_of(root: Path) -> tuple[Checkout, str]:
-    """The checkout at a service's root, and its head. Raises NotFound where there is no commit."""
+    """The checkout at a service's root, and its head. Raises NotFound if there is no commit."""
     checkout = Checkout.find(root)
     head = checkout.head() if checkout else None
     if checkout is None or head is None:

@@ -225,10 +225,10 @@ def test_mlflow_sees_what_was_written_without_it(database: Path, tmp_path: Path)
 
 def test_a_schema_that_is_not_known_is_left_to_mlflow(database: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
-    assert Registry(f"sqlite:///{file}")._store._is_known
+    assert isinstance(Registry(f"sqlite:///{file}")._store, Sqlite)
     with sqlite3.connect(file) as opened:
         opened.execute("alter table model_versions rename column source to place")
-    assert not Registry(f"sqlite:///{file}")._store._is_known
+    assert not isinstance(Registry(f"sqlite:///{file}")._store, Sqlite)
 
 
 def test_a_file_that_cannot_be_used_is_named(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ def test_nothing_of_a_forged_tag_reaches_git(checkout: Path, registry: Registry,
     # After the promotion, by whoever may write to MLflow.
     registry.set_tag("digits", 1, "mlops_build.commit", value)
     head = git(checkout, "rev-parse", "HEAD")
-    with pytest.raises(BadVersion, match=r"'digits' version 1: the tag mlops_build.commit is not what it should be"):
+    with pytest.raises(BadVersion, match=r"'digits' version 1: the tag mlops_build.commit is not valid"):
         write.in_checkout(checkout, "staging", registry)
     assert git(checkout, "rev-parse", "HEAD") == head
 
