@@ -1,15 +1,15 @@
-"""Many services choose cards on one simulated node: who fails to start, which old services die of it, how even the cards are.
+"""Many services choose cards on a simulated node: how many fail to start, how many old services fail because of it, how even the use is.
 
     .venv/bin/python benchmarks/gpu_placement.py [SEEDS] [--scenario NAME] [--policy NAME] [--scale 20] [--draw]
 
-Every service is a process of its own: it chooses (ours through the public door, `gpu.lease`), waits as long as imports and reading
-weights from disk take, and allocates through libcuda. NVML and libcuda are the simulated ones of mlops_build.gpu.testing; locks, leases,
-signals and out-of-memory errors are real. Time runs SCALE times faster than on a node, where 2 to 20 s pass between choosing a card and
-having allocated. Processes are forked from one that has imported everything, since 40 Python starts at once would measure Python.
+Every service is a process: it chooses a card (with our policy through `gpu.lease`), waits as long as imports and reading weights take, and
+allocates through libcuda. NVML and libcuda are the simulated ones of mlops_build.gpu.testing; locks, leases, signals and out-of-memory
+errors are real. Time runs SCALE times faster than on a real node, where 2 to 20 s pass between the choice and the allocation. Processes are
+forked from one that has imported everything, because 40 Python starts at once would measure Python.
 
-Beside ours: what hardcodes cuda:0; gpu-utilities' RANDOM, WORST_FIT and BEST_FIT, written anew from its description (cards with more
-free memory than asked for; any, the emptiest, the fullest of them); nvitop's select_devices. Their answers are taken as UUIDs, which is
-kinder than gpu-utilities, whose indices name other cards in a container.
+Compared policies: hardcoded cuda:0; RANDOM, WORST_FIT and BEST_FIT of gpu-utilities, written from its description (cards with more free
+memory than requested; any, the emptiest, the fullest of them); nvitop's select_devices. Their results are used as UUIDs, which favours
+gpu-utilities, whose indices mean other cards in a container.
 """
 
 import argparse
@@ -45,7 +45,7 @@ POLICIES = ("cuda:0", "RANDOM", "WORST_FIT", "BEST_FIT", "nvitop", "ours without
 
 @dataclass(frozen=True)
 class Service:
-    """`need` is all it will ever hold, its budget; it starts with `share` of that, `seconds` after it has chosen."""
+    """need: its budget, which it never exceeds. It starts with `share` of that, `seconds` after its choice."""
 
     number: int
     need: int

@@ -289,7 +289,7 @@ STEPS: list[Step] = [
     ("scaffold", scaffold, "service.yaml, src/, dvc.yaml", "copier copy URL my-service"),
     ("track data", track_data, "data/raw.dvc", "make data"),
     ("train", train, "dvc.lock, metrics.json", "mlops-build train"),
-    ("promote", promote, "mlflow ui", f"mlops-build promote {MODEL} 1 --to staging"),
+    ("promote", promote, "make ui", f"mlops-build promote {MODEL} 1 --to staging"),
     ("bridge", first_bridge, "deploy/overlays/staging/release", "mlops-build bridge once --repo URL"),
     ("package", package, ".demo/context/Dockerfile", "mlops-build package staging -o build/context"),
     ("serve", serve, ".demo/serve.log", "mlops-build serve build/context"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from mlops_build import __version__
@@ -19,6 +20,7 @@ from mlops_build.watch.metrics import METRICS
 from tests.packaging.test_hadolint import hadolint
 from tests.watch.conftest import program
 
+PAGE = Path(__file__).parents[2] / "docs/how-to/watch-your-cards.md"
 EXPORTED = {metric.name: metric for metric in METRICS}
 
 
@@ -151,7 +153,7 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 
 
 def test_the_page_explains_each_alert_and_names_nothing_else() -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/watch-your-cards.md").read_text()
+    page = PAGE.read_text()
     alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
     assert set(re.findall(r"^\| `(Gpu[A-Za-z]+)`", page, re.MULTILINE)) == alerts
     assert set(re.findall(r"\bmlops_gpu_[a-z_]*[a-z]\b", page)) <= EXPORTED.keys()
@@ -191,8 +193,20 @@ def test_the_init_container_creates_the_directory_with_its_mode(tmp_path: Path) 
 
 
 def test_the_exporters_image_is_of_this_version_and_hadolint_finds_nothing() -> None:
-    assert f"mlops-build[watch]=={__version__}" in shipped.read("Dockerfile")
+    assert f'ARG PACKAGE_SOURCE="mlops-build[watch]=={__version__}"' in shipped.read("Dockerfile")
     assert hadolint(shipped.read("Dockerfile")) == set()
+
+
+def test_the_page_builds_the_image_of_the_manifest_from_sources_that_pip_accepts(tmp_path: Path) -> None:
+    page = PAGE.read_text()
+    shipped.write(tmp_path / "monitoring")
+    command = next(line for line in page.splitlines() if line.startswith("image="))
+    done = subprocess.run(["sh", "-c", f'{command}; echo "$image"'], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == f"registry.example.com/mlops-build-watch:{__version__}\n"
+    arguments = set(re.findall(r"^ARG ([A-Z_]+)", shipped.read("Dockerfile"), re.MULTILINE))
+    assert set(re.findall(r"\b([A-Z_]+)=", page.partition("## Graphite")[0])) == arguments
+    for source in re.findall(r"`PACKAGE_SOURCE=(mlops[^`]+)`", page):
+        assert Requirement(source).extras == {"watch"}
 
 
 # -- Zabbix: the export format of 6.0. A real server imports it in `make soak` (test_zabbix_server.py). --
