@@ -53,7 +53,9 @@ fi
 export VIRTUAL_ENV="$PWD/$venv"
 if [ -n "$uv" ]; then
     install_all() { "$uv" pip install --quiet --compile-bytecode "$@"; }
+    no_config=--no-config
 else
+    no_config=
     install_all() { $venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 fi
 install() { install_all --no-deps "$@"; }
@@ -61,10 +63,14 @@ install() { install_all --no-deps "$@"; }
 say "the locked packages ($(grep -c '==' requirements.lock))"
 install --require-hashes --requirement requirements.lock
 
+# With its dependencies, of which the lock has those of the CPU build: a CUDA build also needs NVIDIA's packages. pyproject.toml has the
+# metadata of the CPU build (for `make lock`), so uv must not read it here.
+torch_from() { install_all $no_config "$@" torch; }
+
 install_torch() {
     for folder in ${PIP_FIND_LINKS:-}; do
         ls "$folder"/torch-*.whl >/dev/null 2>&1 || continue
-        if install --no-index --find-links "$folder" torch 2>/dev/null; then
+        if torch_from --no-index --find-links "$folder" 2>/dev/null; then
             say "torch from $folder"
             return
         fi
@@ -75,11 +81,11 @@ install_torch() {
     else backend=cpu; fi
     if [ -n "$uv" ]; then
         say "torch ($backend)"
-        if install --torch-backend="$backend" torch; then return; fi
+        if torch_from --torch-backend="$backend"; then return; fi
         [ -z "${TORCH_BACKEND:-}" ] || return 1
     fi
     say "torch from the package index: usually the CUDA build, some gigabytes"
-    install_all torch # with its dependencies: the CUDA build needs packages that the lock does not have
+    torch_from
 }
 if $venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
     say "torch is already installed"

@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Run:
             "UV": UV,
             "ASKED": str(tmp_path / "asked"),
             "PIP_INDEX_URL": (tmp_path / "index").as_uri(),
-            "UV_NO_CONFIG": "1",
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),  # no settings of the user's uv
             "UV_CACHE_DIR": str(tmp_path / "cache"),
             "PATH": f"{path}:/usr/bin:/bin",
             **settings,
@@ -74,7 +74,9 @@ def clone(tmp_path: Path) -> Path:
     locked = wheel(tmp_path / "wheels", "locked", "1.0", "py3")
     (root / "requirements.lock").write_text(f"locked==1.0 --hash=sha256:{hashlib.sha256(locked.read_bytes()).hexdigest()}\n")
     (root / "backend.py").write_text(BACKEND)
-    (root / "pyproject.toml").write_text('[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+    backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    # For the lock, torch has the requirements of its CPU build.
+    (root / "pyproject.toml").write_text(f"{backend}[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = []\n")
     return root
 
 
@@ -157,6 +159,17 @@ def test_torch_from_the_package_index_brings_what_it_needs(service: Path, run: R
     assert installed(service) >= {"locked", "torch", "nvidia_cudnn", "mlops_build"}
 
 
+@pytest.mark.parametrize("script", ["scripts/install.sh", "ci/install"])
+def test_a_cuda_build_in_a_folder_brings_what_it_needs(service: Path, run: Run, tmp_path: Path, script: str) -> None:
+    wheel(tmp_path / "wheels", "pinned", "0.4.0", "py3")
+    wheel(tmp_path / "cuda", "torch", "2.13.0", HERE, "Requires-Dist: nvidia-cudnn\n")
+    wheel(tmp_path / "cuda", "nvidia_cudnn", "9.0", "py3")
+    environment(service)
+    done = run(script, root=service, PIP_FIND_LINKS=f"{tmp_path / 'wheels'} {tmp_path / 'cuda'}")
+    assert done.returncode == 0, done.stderr
+    assert installed(service) >= {"torch", "nvidia_cudnn"}
+
+
 def test_an_interpreter_that_exists_and_fails_is_passed_over(clone: Path, run: Run, tmp_path: Path) -> None:
     """pyenv's shims exist for versions that are not selected."""
     shims = tmp_path / "programs"
@@ -179,7 +192,7 @@ def service(clone: Path) -> Path:
     (clone / "ci").mkdir()
     shutil.copy(ROOT / "template/ci/install", clone / "ci")
     (clone / "pyproject.toml").write_text(
-        (clone / "pyproject.toml").read_text() + '[project]\nname = "mlops-build"\nversion = "0"\ndependencies = [\n    "torch>=2.6",\n]\n'
+        (clone / "pyproject.toml").read_text() + '\n[project]\nname = "mlops-build"\nversion = "0"\ndependencies = [\n    "torch>=2.6",\n]\n'
     )
     (clone / "requirements-mlops-build.txt").write_text("pinned==0.4.0\n")
     return clone
