@@ -191,9 +191,8 @@ def service(clone: Path) -> Path:
     """The same as a service with the template's ci/install."""
     (clone / "ci").mkdir()
     shutil.copy(ROOT / "template/ci/install", clone / "ci")
-    (clone / "pyproject.toml").write_text(
-        (clone / "pyproject.toml").read_text() + '\n[project]\nname = "mlops-build"\nversion = "0"\ndependencies = [\n    "torch>=2.6",\n]\n'
-    )
+    project = '[project]\nname = "mlops-build"\nversion = "0"\ndependencies = [\n    "torch>=2.6",\n]\n'
+    (clone / "pyproject.toml").write_text(f"{(clone / 'pyproject.toml').read_text()}\n{project}")
     (clone / "requirements-mlops-build.txt").write_text("pinned==0.4.0\n")
     return clone
 
