@@ -28,7 +28,7 @@ PARTS = [
     "registry",
     "release",
     "scaffold",
-    "service.py",
+    "service",
     "serving",
     "training",
     "verify",

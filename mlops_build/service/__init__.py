@@ -4,10 +4,9 @@ A service's own commands refuse unknown keys and suggest the right one; the brid
 newer.
 """
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -16,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
 from mlops_build.quantity import UNITS
+from mlops_build.service import problems
 
 FILE = "service.yaml"
 
@@ -378,126 +378,17 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
         raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="fix the line; indentation is two spaces") from None
     if not isinstance(document, dict):
         raise ServiceError(f"{where}: not a mapping", remedy="the file starts with `schema: 1`; see docs/reference/service-yaml.md")
-    plain = _plain(document)
+    plain = problems.plain(document)
     if not strict:
-        plain = _known(plain, Service)
+        plain = problems.known(plain, Service)
     try:
         return Service.model_validate(plain)
     except ValidationError as error:
-        problems = [_problem(document, problem) for problem in error.errors(include_url=False)]
-        raise ServiceError("\n".join(f"{where} {line}" for line in problems), remedy="see docs/reference/service-yaml.md") from None
+        lines = [problems.text(document, problem, Service) for problem in error.errors(include_url=False)]
+        raise ServiceError("\n".join(f"{where} {line}" for line in lines), remedy="see docs/reference/service-yaml.md") from None
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of service.yaml, for editors."""
     schema = Service.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **{k: v for k, v in schema.items() if k != "title"}}
-
-
-def _plain(node: Any) -> Any:
-    """ruamel's commented nodes as plain Python, so that pydantic's strict mode sees str, int, list and dict."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for kind in (str, int, float):
-        if isinstance(node, kind):
-            return kind(node)
-    return str(node)
-
-
-def _known(node: Any, model: type[BaseModel]) -> Any:
-    """The keys that this version knows, section by section."""
-    if not isinstance(node, dict):
-        return node
-    known: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        key = field.alias or name
-        if key not in node:
-            continue
-        value = node[key]
-        section = _section_of(field.annotation)
-        if section and isinstance(value, dict) and name == "environments":
-            value = {env: _known(settings, section) for env, settings in value.items()}
-        elif section and isinstance(value, list):
-            value = [_known(item, section) for item in value]
-        elif section:
-            value = _known(value, section)
-        known[key] = value
-    return known
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if section := _section_of(argument):
-            return section
-    return None
-
-
-def _problem(document: Any, problem: Any) -> str:
-    """A pydantic error as `line N: key: what is wrong (what is allowed)`."""
-    path = [part for part in problem["loc"] if part != "[key]"]
-    # pydantic reports a missing key at the key itself, which has no line; its parent has one.
-    line = _line(document, path)
-    key = ".".join(map(str, path)) or "(the file)"
-    kind, value = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
-        model = _model_at(path[:-1])
-        names = [field.alias or name for name, field in model.model_fields.items()] if model else []
-        close = difflib.get_close_matches(str(path[-1]), names, n=1)
-        advice = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
-        return f"line {line}: unknown key {key!r}; {advice}"
-    if kind == "missing":
-        return f"line {line}: {key} is missing"
-    if kind == "string_pattern_mismatch":
-        return f"line {line}: {key}: {value!r} is not {_wanted(path)}"
-    if kind == "value_error":
-        return f"line {line}: {key}: {problem['msg'].removeprefix('Value error, ')}"
-    return f"line {line}: {key}: {problem['msg']} (found {value!r})"
-
-
-def _line(document: Any, path: list[Any]) -> int:
-    """The line (from 1) of the deepest part of `path` in the document."""
-    node: Any = document
-    line = 1
-    for part in path:
-        try:
-            position = node.lc.item(part) if isinstance(part, int) else node.lc.key(part)
-            line, node = position[0] + 1, node[part]
-        except (KeyError, IndexError, AttributeError, TypeError):
-            break
-    return line
-
-
-def _model_at(path: list[Any]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Service
-    for part in path:
-        if model is None:
-            return None
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if part in fields:
-            model = _section_of(fields[part].annotation)
-    return model
-
-
-def _wanted(path: list[Any]) -> str:
-    """The description of the allowed values at `path`."""
-    while path:
-        model = _model_at(path[:-1])
-        fields = {field.alias or name: field for name, field in model.model_fields.items()} if model else {}
-        if field := fields.get(path[-1]):
-            return field.description or _inner_description(field.annotation) or "allowed here"
-        path = path[:-1]  # an item of a list or mapping: its type has the description
-    return "allowed here"
-
-
-def _inner_description(annotation: Any) -> str | None:
-    """The first description inside an annotation such as list[Annotated[str, Field(description=…)]]."""
-    for metadata in getattr(annotation, "__metadata__", ()):
-        if description := getattr(metadata, "description", None):
-            return str(description)
-    return next((inner for part in get_args(annotation) if (inner := _inner_description(part))), None)
