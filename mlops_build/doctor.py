@@ -218,7 +218,7 @@ def remote(root: Path) -> Check:
 def data_remote(root: Path, *, deep: bool = False) -> Check:
     """DVC has a default remote that others can read, and the tracked data is on this machine. deep: the remote answers."""
     from mlops_build import data, data_remote
-    from mlops_build.git.repository import Checkout
+    from mlops_build.git.checkout import Checkout
 
     default = data_remote.default_remote(root)
     # DVC also reads settings of the user and the machine, so it is run if the repository has none.

@@ -1,6 +1,6 @@
 """The errors that a user can see. They have one base class; the class has the exit code, the instance the remedy.
 
-A specific error (such as `git.repository.PushRejected`) is a subclass in the module that raises it.
+A specific error (such as `git.command.PushRejected`) is a subclass in the module that raises it.
 """
 
 

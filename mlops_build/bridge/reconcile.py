@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mlops_build.errors import MlopsBuildError
 from mlops_build.git.command import masked
-from mlops_build.git.repository import Mirror
+from mlops_build.git.mirror import Mirror
 from mlops_build.registry import ModelVersion, Registry
 from mlops_build.release import gate
 from mlops_build.release.changes import shown

@@ -6,7 +6,8 @@ from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 from mlops_build.errors import MlopsBuildError
 from mlops_build.git import host
-from mlops_build.git.repository import EMAIL, NAME, Checkout
+from mlops_build.git.checkout import Checkout
+from mlops_build.git.objects import EMAIL, NAME
 
 # Never created: the push is a dry run.
 BRANCH = "retrain/doctor"

@@ -13,7 +13,7 @@ from mlops_build import data_remote
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.git import host
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.service import Service
 
 SPECS = "bamboo-specs/bamboo.yaml"

@@ -17,7 +17,7 @@ from mlops_build.ci import builder
 from mlops_build.ci.builder import Builder
 from mlops_build.ci.engine import BuildFailed
 from mlops_build.errors import Refused
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name

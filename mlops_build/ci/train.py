@@ -15,9 +15,9 @@ from mlops_build import data
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.git import host
+from mlops_build.git.checkout import Checkout
 from mlops_build.git.command import checked_ref
 from mlops_build.git.host import PullRequest
-from mlops_build.git.repository import Checkout
 from mlops_build.registry import Registry, tracking_uri
 from mlops_build.release.alias import NextStep, next_step
 from mlops_build.service import Service

@@ -11,7 +11,7 @@ from pathlib import Path
 from mlops_build import service as service_file
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
-from mlops_build.git.repository import Objects
+from mlops_build.git.objects import Objects
 from mlops_build.model import contract
 from mlops_build.model.openapi import FILE
 from mlops_build.release.record import Record

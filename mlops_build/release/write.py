@@ -13,7 +13,8 @@ from typing import Any
 
 from mlops_build import service as service_file
 from mlops_build.errors import Failed, NotFound, Refused
-from mlops_build.git.repository import Checkout, Identity, Objects
+from mlops_build.git.checkout import Checkout
+from mlops_build.git.objects import Identity, Objects
 from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
 from mlops_build.packaging.name import image_name

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mlops_build.errors import Refused
 from mlops_build.git import command
+from mlops_build.git.checkout import Checkout
 from mlops_build.git.command import GitFailed
-from mlops_build.git.repository import Checkout
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import Stage
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from mlops_build.errors import Failed
 from mlops_build.git import command
-from mlops_build.git.repository import Identity, Objects
+from mlops_build.git.objects import Identity, Objects
 from mlops_build.scaffold import pin, tree
 from mlops_build.scaffold.ownership import Owner
 from mlops_build.scaffold.tree import Change, Entry, Tree

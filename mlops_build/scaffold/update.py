@@ -15,7 +15,8 @@ from ruamel.yaml.error import YAMLError
 
 from mlops_build.errors import Refused, UsageError
 from mlops_build.git import command
-from mlops_build.git.repository import Checkout, Objects
+from mlops_build.git.checkout import Checkout
+from mlops_build.git.objects import Objects
 from mlops_build.scaffold import answers, apply, tree
 from mlops_build.scaffold.answers import Answers, Origin
 from mlops_build.scaffold.merge import Merged, check_git, merge

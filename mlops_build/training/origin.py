@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mlops_build import __version__, data
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.model import environment, identity
 
 ANSWERS = ".copier-answers.yml"

@@ -18,7 +18,7 @@ from typing import Any
 
 from mlops_build import data, data_remote, finding
 from mlops_build.errors import NotFound, Refused
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, tracking_uri
 from mlops_build.service import Service, load

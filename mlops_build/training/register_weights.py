@@ -17,7 +17,7 @@ from mlops_build import __version__, data
 from mlops_build import service as service_file
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.finding import show
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.model import contract, environment, files, identity, openapi, scan
 from mlops_build.model.answers import differences
 from mlops_build.registry import ModelVersion, Registry, tracking_uri

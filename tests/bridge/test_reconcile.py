@@ -14,7 +14,7 @@ import pytest
 
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
-from mlops_build.git.repository import Mirror
+from mlops_build.git.mirror import Mirror
 from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, RegistryUnreachable
 from mlops_build.release import alias, write

@@ -10,7 +10,7 @@ import pytest
 
 from mlops_build.errors import Refused
 from mlops_build.git.archive import unpack
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 
 Change = Callable[[tarfile.TarInfo], None]
 

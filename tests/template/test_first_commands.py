@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.registry import Registry
 from mlops_build.training import pipeline
 

@@ -12,7 +12,7 @@ import pytest
 
 from mlops_build import __version__, data
 from mlops_build.errors import Refused
-from mlops_build.git.repository import Checkout
+from mlops_build.git.checkout import Checkout
 from mlops_build.model import contract, files, identity
 from mlops_build.registry import Registry
 from mlops_build.training.pipeline import DirtyTree, check_gate, check_outputs_are_ignored, train

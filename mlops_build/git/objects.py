@@ -1,0 +1,161 @@
+"""A repository's objects: read trees, and commit through plumbing, without a checkout and without hooks."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlops_build.errors import UsageError
+from mlops_build.git import command
+from mlops_build.git.archive import unpack
+from mlops_build.git.command import GitFailed
+
+# The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
+NAME, EMAIL = "mlops-build", "mlops-build@localhost"
+# The null object name: "this ref must not exist".
+ABSENT = "0" * 40
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The committer and the time (Unix time in seconds). The same identity, tree, parent and message always give the same commit."""
+
+    name: str
+    email: str
+    seconds: int
+
+    def environment(self) -> dict[str, str]:
+        date = f"{self.seconds} +0000"
+        return {
+            **{f"GIT_{role}_NAME": self.name for role in ("AUTHOR", "COMMITTER")},
+            **{f"GIT_{role}_EMAIL": self.email for role in ("AUTHOR", "COMMITTER")},
+            **{f"GIT_{role}_DATE": date for role in ("AUTHOR", "COMMITTER")},
+        }
+
+
+class Objects:
+    """The object store at `path`: reads and writes objects without a working tree."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, commit: str, path: str) -> bytes | None:
+        """A file's content at a commit; None if it does not exist."""
+        try:
+            return command.run(self.path, "cat-file", "blob", f"{commit}:{checked_path(path)}")
+        except GitFailed:
+            return None
+
+    def has(self, commit: str) -> bool:
+        """Whether the store has a commit."""
+        try:
+            command.run(self.path, "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitFailed:
+            return False
+        return True
+
+    def bring(self, commit: str) -> bool:
+        """Whether the store has a commit, after fetching it if possible."""
+        return self.has(commit)
+
+    def files(self, commit: str, folder: str = "") -> list[str]:
+        """The paths of all files at a commit, below `folder` if given."""
+        scope = ["--", checked_path(folder)] if folder else []
+        return command.run(self.path, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, *scope).decode().split("\0")[:-1]
+
+    def tree(self, commit: str, path: str = "") -> str | None:
+        """The object id of a folder at a commit: equal ids are equal contents. None if there is no such folder."""
+        try:
+            return command.text(self.path, "rev-parse", "--verify", "--quiet", f"{commit}:{checked_path(path) if path else ''}")
+        except GitFailed:
+            return None
+
+    def committed_at(self, commit: str) -> int:
+        """The commit's time, Unix time in seconds."""
+        return int(command.text(self.path, "show", "--no-patch", "--format=%ct", commit))
+
+    def message(self, commit: str) -> str:
+        """A commit's whole message."""
+        return command.text(self.path, "show", "--no-patch", "--format=%B", commit)
+
+    def is_shallow(self) -> bool:
+        """Whether the history is incomplete: a CI agent's clone often has a single commit."""
+        return command.text(self.path, "rev-parse", "--is-shallow-repository") == "true"
+
+    def log(self, commit: str, path: str) -> list[str]:
+        """The commits that changed `path`, newest first, along first parents."""
+        return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
+
+    def differing(self, commit: str, other: str) -> list[str]:
+        """The paths of the files that differ between two commits."""
+        return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", commit, other).decode().split("\0")[:-1]
+
+    def archive(self, commit: str, *paths: str) -> bytes:
+        """The files of a commit as a tar file; if `paths` are given, only the files at or below them, which must exist."""
+        return command.run(self.path, "archive", "--format=tar", commit, *(["--", *map(checked_path, paths)] if paths else []))
+
+    def export(self, commit: str, folder: Path, *paths: str) -> None:
+        """Write the same files into a new `folder`. Raises UnsafeArchive for a link out of it."""
+        folder.mkdir(parents=True)
+        unpack(self.archive(commit, *paths), folder)
+
+    def commit(self, parent: str, changes: Mapping[str, bytes | None], message: str, identity: Identity | None = None) -> str | None:
+        """Create a commit on top of `parent` with these files changed (None: removed); returns its id, or None if nothing differs.
+
+        No ref is moved. Without `identity`, the configured one (or the fallback) and the current time are used.
+        """
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+            command.run(self.path, "read-tree", parent, environment=environment)
+            executable = self._executable(parent, changes)
+            lines = []
+            for path, content in sorted(changes.items()):
+                if content is None:
+                    lines.append(f"0 {ABSENT}\t{path}\n")
+                else:
+                    blob = command.run(self.path, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
+                    lines.append(f"{'100755' if path in executable else '100644'} {blob}\t{path}\n")
+            command.run(self.path, "update-index", "--index-info", stdin="".join(lines).encode(), environment=environment)
+            return self._commit_index(parent, message, identity, environment)
+
+    def _commit_index(self, parent: str, message: str, identity: Identity | None, environment: Mapping[str, str]) -> str | None:
+        tree = command.text(self.path, "write-tree", environment=environment)
+        return None if tree == self.tree(parent) else self.commit_tree(tree, [parent], message, identity)
+
+    def commit_tree(self, tree: str, parents: Iterable[str], message: str, identity: Identity | None = None) -> str:
+        """Create a commit of a tree in the store; returns its id. No ref is moved. identity: default as in `commit`."""
+        author = identity.environment() if identity else self._own_identity()
+        before = [argument for parent in parents for argument in ("-p", parent)]
+        return command.run(self.path, "commit-tree", tree, *before, stdin=message.encode(), environment=author).decode().strip()
+
+    def _executable(self, commit: str, paths: Iterable[str]) -> set[str]:
+        """The paths that are executable files at a commit. A symbolic link is not included: it is replaced by a regular file."""
+        listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
+        return {entry.partition("\t")[2] for entry in listed.split("\0") if entry.startswith("100755")}
+
+    def _own_identity(self) -> dict[str, str]:
+        """Variables for commit-tree if git's configuration has no identity (a bare CI agent)."""
+        variables = {}
+        for role in ("AUTHOR", "COMMITTER"):
+            for key, setting, fallback in (("NAME", "user.name", NAME), ("EMAIL", "user.email", EMAIL)):
+                variable = f"GIT_{role}_{key}"
+                if chosen := os.environ.get(f"MLOPS_GIT_{key}"):
+                    variables[variable] = chosen
+                elif variable not in os.environ and not self._setting(setting):
+                    variables[variable] = fallback
+        return variables
+
+    def _setting(self, name: str) -> str | None:
+        try:
+            return command.text(self.path, "config", "--get", name)
+        except GitFailed:
+            return None
+
+
+def checked_path(path: str) -> str:
+    """The path, if it is a relative path inside the repository. Raises UsageError."""
+    parts = PurePosixPath(path).parts
+    if not path or path.startswith(("/", "-", ":")) or ".." in parts or ".git" in parts or any(character in path for character in "\0\n\t"):
+        raise UsageError(f"{path[:100]!r} is not a path inside a repository")
+    return path
