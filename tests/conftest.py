@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from mlops_build import __version__
+from mlops_build.scaffold import child
 from tests import warm
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=The template")
     git(source, "tag", __version__)
+    git(source, "repack", "-adq")  # each rendering clones it and removes the clone: two files, not a folder for every object
+    child.compile_once()
     settings = tmp_path_factory.mktemp("copier") / "settings.yml"
     settings.write_text("{}\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -136,7 +139,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def render(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
     """render(example="none", …) is a folder with the service of these answers; the same answers give the same folder."""
-    from copier import run_copy
+    from copier import _main, run_copy
 
     rendered: dict[tuple[tuple[str, str], ...], Path] = {}
 
@@ -144,7 +147,10 @@ def render(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
         key = tuple(sorted(answers.items()))
         if key not in rendered:
             folder = tmp_path_factory.mktemp("service")
-            run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
+            with pytest.MonkeyPatch.context() as patch:
+                # Copier runs git for each file to check core.fileMode in the destination, which is not a repository here.
+                patch.setattr(_main.Worker, "_sync_git_index_executable_bit", lambda *_: None)
+                run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
             rendered[key] = folder
         return rendered[key]
 

@@ -46,6 +46,7 @@ PRELOADED = (
     "dvc.commands.repro",
     "dvc.repo.reproduce",
     "dvc_data.index",
+    "questionary",  # copier imports it; copier itself imports plumbum, which keeps a copy of the environment
     "uvicorn",
 )
 # A fork copies the page tables: 7 ms with its end instead of 33.
@@ -255,6 +256,7 @@ def preload(folder: Path) -> None:
 
     requirements_utils._init_modules_to_packages_map()
     copy_tables(folder)
+    logging.root.handlers.clear()  # importing mlflow.pytorch adds one
     from torch._dynamo.utils import dump_compile_times
 
     # At the end of each process torch would spend 110 ms on a table of compile times and on freeing what the kernel frees.

@@ -72,8 +72,8 @@ def _question(error: BaseException) -> str:
 
 def _prepare(clone: str) -> None:
     from copier import _main, _template
-    from jinja2 import Environment
 
+    compile_once()
     # Copier's own update sets this, too, for an _exclude that uses _copier_operation.
     _main._operation.set("update")
     # Copier runs git for each file to check core.fileMode in the destination, which is not a repository here.
@@ -88,11 +88,15 @@ def _prepare(clone: str) -> None:
 
     _template.clone = check_out
 
-    # Compiling takes most of the time: the same patterns for each file and question, and most files of both versions.
+
+def compile_once() -> None:
+    """Let Jinja compile each text once. Most of the time goes there: copier compiles the same patterns for each file and question."""
+    from jinja2 import Environment
+
     compiled: dict[tuple[Any, ...], CodeType] = {}
     compile_anew = Environment.compile
 
-    def compile_once(self: Environment, source: Any, name: Any = None, filename: Any = None, *rest: Any, **more: Any) -> Any:
+    def compile_cached(self: Environment, source: Any, name: Any = None, filename: Any = None, *rest: Any, **more: Any) -> Any:
         if not isinstance(source, str) or rest or more:
             return compile_anew(self, source, name, filename, *rest, **more)
         # Environments with equal settings share a lexer.
@@ -103,7 +107,7 @@ def _prepare(clone: str) -> None:
             compiled[key] = compile_anew(self, source, name, filename)
         return compiled[key]
 
-    Environment.compile = compile_once  # type: ignore[method-assign]
+    Environment.compile = compile_cached  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

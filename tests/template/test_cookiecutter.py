@@ -26,7 +26,6 @@ from tests.template.test_rendered import MATRIX
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"example": "none"}
-pytestmark = pytest.mark.real_python  # "nothing of ours is importable there", and nobody else has set up logging
 Door = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -144,7 +143,15 @@ def test_nothing_of_the_door_can_run_or_ask_for_more(asked: dict[str, Any]) -> N
 # ── the tree ──
 
 
-@pytest.mark.parametrize("answers", MATRIX, ids=lambda answers: "-".join(answers[name] for name in ("example", "gpu", "monitoring")))
+# Each value of each choice once in the fast tests.
+FAST = [MATRIX[0], MATRIX[3], MATRIX[7], MATRIX[11]]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [answers if answers in FAST else pytest.param(answers, marks=pytest.mark.slow) for answers in MATRIX],
+    ids=lambda answers: "-".join(answers[name] for name in ("example", "gpu", "monitoring")),
+)
 def test_it_is_the_tree_that_copier_copies(
     cookiecutter: Door, template: Path, render: Render, tmp_path: Path, answers: dict[str, str]
 ) -> None:
@@ -174,6 +181,7 @@ def test_it_says_what_comes_next_and_nothing_of_a_release_that_it_is(cookiecutte
     assert "note:" not in said
 
 
+@pytest.mark.real_python  # the hook reads the folder of the process that started it
 def test_a_relative_folder_is_recorded_as_absolute(cookiecutter: Door, template: Path, render: Render, tmp_path: Path) -> None:
     work = tmp_path / "a" / "work"
     work.mkdir(parents=True)
@@ -192,6 +200,7 @@ def test_an_absolute_folder_is_recorded_as_typed(cookiecutter: Door, template: P
     assert f"_src_path: {link}\n" in (tmp_path / "digits" / ".copier-answers.yml").read_text()
 
 
+@pytest.mark.real_python
 def test_a_relative_folder_is_found_where_a_process_tells_nobody_its_folder(template: Path, tmp_path: Path) -> None:
     """As on macOS, without /proc: the hook as cookiecutter renders it, started by a process that stands elsewhere."""
     from cookiecutter.utils import create_env_with_context
@@ -290,6 +299,7 @@ def test_checkout_takes_a_release_and_copier_takes_the_newest(
     assert tree(tmp_path / "again" / "digits") == tree(tmp_path / "copied")
 
 
+@pytest.mark.real_python  # as above
 def test_a_service_in_the_templates_own_folder_is_no_change_of_the_template(
     cookiecutter: Door, repository: Path, copier_copy: Door, tmp_path: Path
 ) -> None:
@@ -300,7 +310,8 @@ def test_a_service_in_the_templates_own_folder_is_no_change_of_the_template(
     assert tree(folder / "digits") == tree(tmp_path / "copied")
 
 
-@pytest.mark.parametrize("start", ["tagged", "untagged", "folder"])
+# The other starts differ in what is recorded, which the tests above compare with copier's.
+@pytest.mark.parametrize("start", ["tagged", *(pytest.param(start, marks=pytest.mark.slow) for start in ("untagged", "folder"))])
 def test_copier_update_goes_on_from_there(cookiecutter: Door, repository: Path, tmp_path: Path, copier_copy: Door, start: str) -> None:
     if start == "untagged":
         git(repository, "tag", "--delete", __version__)
@@ -438,7 +449,7 @@ def oldest() -> list[str]:
     return [f"cookiecutter=={cookiecutter}", f"copier=={copier}"]
 
 
-@pytest.mark.parametrize("packages", [["cookiecutter", "copier"], oldest()], ids=["locked", "oldest"])
+@pytest.mark.parametrize("packages", [pytest.param(["cookiecutter", "copier"], marks=pytest.mark.slow), oldest()], ids=["locked", "oldest"])
 def test_it_needs_cookiecutter_and_copier_and_nothing_else(
     cookiecutter: Door, bare: Callable[..., Path], template: Path, render: Render, tmp_path: Path, packages: list[str]
 ) -> None:
@@ -463,6 +474,7 @@ def test_without_copier_it_says_how_to_get_it_and_leaves_nothing(
     assert what_is_there(tmp_path) == []
 
 
+@pytest.mark.real_python
 def test_an_old_python_is_told_so(template: Path, tmp_path: Path) -> None:
     """No older Python is at hand: the hook is run by this one, which calls itself 3.10."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.version_info, sys.version = (3, 10, 4), '3.10.4 (main)'\n")

@@ -39,18 +39,12 @@ BELONGS_TO = {
     ("monitoring", "annotations"): r"prometheus\.io/",
     ("monitoring", "prometheus-operator"): r"\bServiceMonitor\b|monitoring\.coreos\.com",
 }
-# Each template is compiled once and not 108 times over: most of the time would go there.
 RENDER = """
 import json, sys
 from pathlib import Path
-from jinja2 import Environment
+from mlops_build.scaffold.child import compile_once
 from mlops_build.scaffold.render import copy
-compiled, compile_anew = {}, Environment.compile
-def compile_once(self, *what):
-    if what not in compiled:
-        compiled[what] = compile_anew(self, *what)
-    return compiled[what]
-Environment.compile = compile_once
+compile_once()
 for folder, answers in json.load(sys.stdin):
     copy(sys.argv[1], Path(folder), answers)
 """
