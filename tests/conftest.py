@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Tests here are about processes: their ids, their end, what they import.
-REAL_PYTHON = {ROOT / "tests" / name for name in ("cli", "gpu", "gpu_device", "serving", "watch")}
+REAL_PYTHON = {ROOT / "tests" / name for name in ("cli", "gpu", "gpu_device", "watch")}
 
 
 def pytest_configure() -> None:

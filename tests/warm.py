@@ -257,6 +257,7 @@ def preload(folder: Path) -> None:
     requirements_utils._init_modules_to_packages_map()
     copy_tables(folder)
     logging.root.handlers.clear()  # importing mlflow.pytorch adds one
+    logging.root.setLevel(logging.WARNING)  # MLflow's migrations raise it
     from torch._dynamo.utils import dump_compile_times
 
     # At the end of each process torch would spend 110 ms on a table of compile times and on freeing what the kernel frees.

@@ -42,10 +42,20 @@ def context(world: World) -> Path:
 
 
 class Server:
-    """A running `mlops-build serve`."""
+    """A running `mlops-build serve`. hold: while this file exists, a model that looks for it in $HOLD waits."""
 
     def __init__(self, process: "subprocess.Popen[str]", log: Path, out: Path) -> None:
         self.process, self.log, self.out = process, log, out
+        self.hold = log.with_name("hold")
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let predictions wait until the end of the block."""
+        self.hold.touch()
+        try:
+            yield
+        finally:
+            self.hold.unlink(missing_ok=True)
 
     def wait_for(self, pattern: str) -> "re.Match[str]":
         return wait_for_log(self.log, pattern, lambda: self.process.poll() is None)
@@ -80,7 +90,7 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Serve
         process = subprocess.Popen(
             [sys.executable, "-m", "mlops_build", "serve", *arguments],
             cwd=folder,
-            env={**kept, **environment},
+            env={**kept, "HOLD": str(folder / "hold"), **environment},
             stdout=stdout,
             stderr=stderr,
             text=True,

@@ -180,7 +180,23 @@ print(json.dumps(loaded.predictor.predict([rows])[0]))
 """
 
 
-@pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with a compiler", "without"])
+def test_a_model_that_cannot_be_compiled_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_without_compiler(*_: object, **__: object) -> Callable[..., None]:
+        def forward(*_: object) -> None:
+            raise RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')")  # as torch does
+
+        return forward
+
+    monkeypatch.setattr("torch.compile", compile_without_compiler)
+    save(tmp_path / "made", columns(("a", "float")), HOLDING)
+    (loaded,) = load(from_folder(recorded(tmp_path / "made"), str), compile=True).models
+    with pytest.raises(CannotLoad, match="fails on its own recorded example") as raised:
+        warm_up(loaded, str)
+    assert "add g++ to image.apt" in raised.value.remedy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [True, False], ids=["with a compiler", "without"])
 def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, record_property: Callable[[str, object], None]) -> None:
     names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
     model = save(tmp_path / "made", names, HOLDING)

@@ -15,15 +15,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 from tests.serving.openloop import offer
-from tests.serving.test_hard import MODEL, connect, everything, memory, request, statuses
+from tests.serving.test_hard import MODEL, connect, everything, request, statuses
 from tests.serving.test_http import address, alive, ask, body
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.real_python]
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
@@ -37,6 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("soak") / "saved"
     models.save(folder, models.FLOATS, MODEL)
     return folder / "model"
+
+
+def memory(server: Server) -> int:
+    return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
 def record(what: str, **figures: object) -> None:

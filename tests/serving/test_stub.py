@@ -24,7 +24,7 @@ from mlops_build.model import openapi
 from mlops_build.serving.json_schema import UnknownSchema, check_schema, problem
 from mlops_build.serving.stub import NoContract, Server, Stub, document_of
 from tests.serving import models
-from tests.serving.conftest import serving
+from tests.serving.conftest import Server as RealServer
 from tests.serving.test_differential import REQUESTS, WRITTEN, Pair
 
 JSON = {"Content-Type": "application/json"}
@@ -165,6 +165,7 @@ def test_faults_on_request(caller: Caller) -> None:
         assert caller.ask(body, headers={**JSON, **wrong})[0] == 400, wrong
 
 
+@pytest.mark.real_python
 def test_the_command_needs_only_python(document: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(openapi.as_text(document))
     # Only the standard library and mlops_build can be imported, whatever is installed.
@@ -258,7 +259,7 @@ def test_the_service_accepts_what_the_stub_accepts(both: dict[str, tuple[Pair, S
     """For any request: the stub may be stricter than the service, but not the reverse."""
     seen: Counter[tuple[int, int]] = Counter()
 
-    @settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(REQUESTS.filter(lambda request: request[0] in both))
     def ask(request: tuple[str, Any]) -> None:
         pair, stub = both[request[0]]
@@ -269,8 +270,8 @@ def test_the_service_accepts_what_the_stub_accepts(both: dict[str, tuple[Pair, S
         assert ours != 200 or theirs == 200
 
     ask()
-    assert seen[200, 200] >= 60, seen
-    assert seen[400, 400] >= 60, seen
+    assert seen[200, 200] >= 30, seen
+    assert seen[400, 400] >= 30, seen
 
 
 def test_the_dates_of_a_column_must_have_the_same_format(both: dict[str, tuple[Pair, Stub]]) -> None:
@@ -282,12 +283,12 @@ def test_the_dates_of_a_column_must_have_the_same_format(both: dict[str, tuple[P
         assert (ours.status, pair.ours(sent, "application/json")[0]) == (status, status), ours.body
 
 
-def test_the_stub_answers_like_the_real_server(context: Path, tmp_path: Path) -> None:
+def test_the_stub_answers_like_the_real_server(context: Path, server: RealServer) -> None:
     document = document_of(context)
     example = openapi.parse(document)[0].recorded
     assert example is not None
     bodies = [example["input"], {"dataframe_split": {"columns": ["nothing"], "data": [[1]]}}, {}, [1], {"inputs": 3}]
-    with serving(tmp_path / "serve", str(context), "--port", "0") as server, running(Stub(document)) as stub:
+    with running(Stub(document)) as stub:
         real = Caller(server.url)
         for path in ("/invocations", "/models/lines/invocations", "/nowhere", "/ping", "/version"):
             for method in ("GET", "POST", "HEAD"):
