@@ -53,7 +53,7 @@ class Source:
         return command.text(self.clone, "describe", "--tags", "--always", commit)
 
     def is_newer(self, commit: str, other: str) -> bool | None:
-        """Whether `other` is in the history of `one`; None where one of them is not known here."""
+        """Whether `other` is in the history of `commit`; None where one of them is not known here."""
         known = [self._parse(commit) for commit in (commit, other)]
         if None in known:
             return None
@@ -141,5 +141,5 @@ def address(recorded: str) -> str:
 
 
 def releases(changelog: str) -> dict[str, str]:
-    """The table of releases in CHANGELOG.md: version → commit, newest first."""
+    """The table of releases in CHANGELOG.md: version → commit, oldest first."""
     return dict(RELEASE.findall(changelog))

@@ -1,24 +1,24 @@
 """A service made from any release, brought up to the template of the working tree."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_build.scaffold.ownership import owner_of
-from mlops_build.scaffold.update import update
-from tests.conftest import git, mlops_build
+from mlops_build.scaffold.update import Update, Version, update
+from tests.conftest import git
 from tests.scaffold.trees import Content, commit, same, taken
 from tests.template.releases import NEXT, RELEASES, ROOT, published
 
 COPIER_YML = ROOT / "copier.yml"
-first, *between, last = RELEASES
+first, *_, last = RELEASES
 # The description is an answer, since its default differs between releases.
 SMALL = {"project_name": "Points", "description": "Finds the class of a point", "example": "none"}
 LARGE = {
@@ -34,6 +34,13 @@ LARGE = {
     "mlflow_tracking_uri": "https://mlflow.example.com",
     "monitoring": "prometheus-operator",
 }
+
+
+def fast_first(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases as parameters; those that are not in `fast` are slow tests."""
+    fast = list(fast)
+    return [pytest.param(*(case if isinstance(case, tuple) else [case]), marks=() if case in fast else pytest.mark.slow) for case in cases]
+
 
 # make(version, answers): a folder with such a service, committed; a copy that a test may change.
 Make = Callable[[str, dict[str, str]], Path]
@@ -77,14 +84,13 @@ def owned(files: dict[str, Content], *owners: str) -> dict[str, Content]:
     return {path: content for path, content in files.items() if owner_of(path, COPIER_YML) in owners}
 
 
-@pytest.mark.parametrize("answers", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("version", [first, *(pytest.param(name, marks=pytest.mark.slow) for name in between), last])
+@pytest.mark.parametrize(("version", "answers"), fast_first([(first, LARGE), (last, SMALL)], product(RELEASES, (SMALL, LARGE))))
 def test_an_update_without_edits_is_a_fresh_rendering(make: Make, version: str, answers: dict[str, str]) -> None:
     service, fresh = make(version, answers), taken(make(NEXT, answers))
     before = taken(service)
     by_copier = Path(shutil.copytree(service, service.with_name("by-copier"), symlinks=True))
-    done = json.loads(mlops_build(service, "update", "--json", "--commit").stdout)
-    assert (done["status"], done["from"]["name"], done["to"]["name"]) == ("merged", version, NEXT)
+    done = update(service, commit=True)
+    assert (done.status, done.before.name, done.after.name) == ("merged", version, NEXT)
     after = taken(service)
     # No file too many, none too few; the template's are as new; what the team and machines own is as it was, or new.
     assert after.keys() == fresh.keys() | owned(before, "team", "machine").keys()
@@ -95,7 +101,7 @@ def test_an_update_without_edits_is_a_fresh_rendering(make: Make, version: str, 
         and same(owned(after, "machine"), owned(before, "machine"))
     )
     assert not git(service, "status", "--porcelain")
-    assert json.loads(mlops_build(service, "update", "--json").stdout)["status"] == "nothing"
+    assert update(service).status == "nothing"
 
     # Plain copier goes on working, and comes to the same.
     environment = {"COPIER_SETTINGS_PATH": str(service.parent / "settings.yml")}
@@ -105,8 +111,10 @@ def test_an_update_without_edits_is_a_fresh_rendering(make: Make, version: str, 
     assert same(owned(taken(by_copier), "template"), owned(after, "template"))
 
 
-@pytest.mark.parametrize("where", ["first", "middle", "last"])
-@pytest.mark.parametrize("version", RELEASES)
+WHERE = ("first", "middle", "last")
+
+
+@pytest.mark.parametrize(("version", "where"), fast_first(zip(RELEASES, cycle(WHERE), strict=False), product(RELEASES, WHERE)))
 def test_an_edit_in_every_file_is_kept_or_reported(make: Make, version: str, where: str) -> None:
     service = make(version, LARGE)
     before = taken(service)
@@ -147,8 +155,9 @@ def untagged(source: Path, folder: Path) -> Path:
 
 
 def test_from_clones_without_tags(source: Path, make: Make, tmp_path: Path) -> None:
-    version, release = next(iter(RELEASES.items()))
     from copier import run_copy
+
+    version, release = first, git(source, "rev-parse", first)
 
     clone = untagged(source, tmp_path / "untagged")
     service = tmp_path / "service"
@@ -161,8 +170,8 @@ def test_from_clones_without_tags(source: Path, make: Make, tmp_path: Path) -> N
     assert release.startswith(recorded.removeprefix("_commit: ").strip("'"))
     fresh = owned(taken(make(NEXT, SMALL)), "template")
 
-    def as_fresh(done: dict[str, Any]) -> None:
-        assert done["status"] == "merged", done
+    def as_fresh(done: Update) -> None:
+        assert done.status == "merged"
         after = owned(taken(service), "template")
         # These two name the clone.
         for name in (".copier-answers.yml", "requirements-mlops-build.txt"):
@@ -171,42 +180,42 @@ def test_from_clones_without_tags(source: Path, make: Make, tmp_path: Path) -> N
             after, {name: content for name, content in fresh.items() if name not in (".copier-answers.yml", "requirements-mlops-build.txt")}
         )
 
-    as_fresh(json.loads(mlops_build(service, "update", "--json").stdout))
+    as_fresh(update(service))
     # A service that names a tag, and a clone that has lost it: copier stops with a traceback.
     git(service, "reset", "--quiet", "--hard")
     text = (service / ".copier-answers.yml").read_text()
     (service / ".copier-answers.yml").write_text(text.replace(recorded, f"_commit: {version}"))
     commit(service)
-    done = json.loads(mlops_build(service, "update", "--json").stdout)
-    assert done["from"] == {"name": version, "commit": release}
+    done = update(service)
+    assert done.before == Version(version, release)
     as_fresh(done)
     # Tags that came back (`make tag`).
     git(service, "reset", "--quiet", "--hard")
     git(clone, "tag", version, release)
     git(clone, "tag", NEXT)
-    done = json.loads(mlops_build(service, "update", "--json").stdout)
-    assert (done["from"]["name"], done["to"]["name"]) == (version, NEXT)
+    done = update(service)
+    assert (done.before.name, done.after.name) == (version, NEXT)
     as_fresh(done)
     # A tag that somebody moved: what was rendered counts.
     git(service, "reset", "--quiet", "--hard")
     git(clone, "tag", "--force", version, f"{NEXT}~1")
-    done = json.loads(mlops_build(service, "update", "--json").stdout)
-    assert done["from"] == {"name": version, "commit": release}
-    assert "is another commit now" in done["notes"][0]
+    done = update(service)
+    assert done.before == Version(version, release)
+    assert "is another commit now" in done.notes[0]
     as_fresh(done)
 
 
-def test_the_manifests_still_render(make: Make) -> None:
+@pytest.mark.parametrize("version", fast_first([first, last], RELEASES))
+def test_the_manifests_still_render(make: Make, version: str) -> None:
     """Old release records under a new base: what an update leaves is what is deployed next."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("kubectl is not on PATH")
-    for version in RELEASES:
-        service = make(version, LARGE)
-        assert update(service).status == "merged"
-        for env in ("staging", "production"):
-            done = subprocess.run(
-                [kubectl, "kustomize", str(service / "deploy/overlays" / env)], capture_output=True, text=True, timeout=60, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            assert "kind: Deployment" in done.stdout
+    service = make(version, LARGE)
+    assert update(service).status == "merged"
+    for env in ("staging", "production"):
+        done = subprocess.run(
+            [kubectl, "kustomize", str(service / "deploy/overlays" / env)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "kind: Deployment" in done.stdout
