@@ -18,10 +18,10 @@ PARTS = ("CHANGELOG.md", "copier.yml", "template")
 
 
 def published(folder: Path) -> Path:
-    """A repository with a tagged commit for each release, and one tagged NEXT for the working tree, uncommitted changes included.
+    """A repository with the PARTS of each release, tagged, and those of the working tree, tagged NEXT, uncommitted changes included.
 
-    It has no other files than PARTS, so that a clone is cheap; NEXT's table of releases names the commits here. Skips the test where a
-    release's commit is not in the history (a shallow clone, an export).
+    It has few files besides, so that a clone is cheap; NEXT's table of releases names the commits here. Skips the test where a release's
+    commit is not in the history (a shallow clone, an export).
     """
     git(folder.parent, "init", "--quiet", "--initial-branch=main", str(folder))
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -33,8 +33,10 @@ def published(folder: Path) -> Path:
         subprocess.run(["tar", "--extract", "--directory", str(folder)], input=done.stdout, check=True)
         changelog = changelog.replace(commit, tagged(folder, version))
     clear(folder)
-    shutil.copy(ROOT / "copier.yml", folder)
-    shutil.copytree(ROOT / "template", folder / "template", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("copier.yml", "Makefile"):  # a page runs `make tag`
+        shutil.copy(ROOT / name, folder)
+    for name in ("template", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "CHANGELOG.md").write_text(changelog, encoding="utf-8")
     tagged(folder, NEXT)
     git(folder, "repack", "-adq")

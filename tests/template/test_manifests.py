@@ -40,6 +40,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "stopped": ("replicas: 0", "autoscale: {max_replicas: 5, target: 3}"),
 }
 ALL = list(product(MODES, MONITORINGS, CASES))
+# Every pair of values: the rest of the product is for the slow tests.
+FAST = [(mode, MONITORINGS[(row + column) % len(MONITORINGS)], case) for row, mode in enumerate(MODES) for column, case in enumerate(CASES)]
 # Checkov's findings that are right and stay. Two more are explained to everybody who looks at a service, by its Deployment's annotations.
 BEFORE_A_RELEASE = {
     "CKV_K8S_10": "no CPU request: service.yaml's comes with a release",
@@ -136,7 +138,10 @@ def overlay(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return once
 
 
-@pytest.fixture(params=ALL, ids=lambda one: "-".join(one).replace(" ", "_"))
+@pytest.fixture(
+    params=[case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in ALL],
+    ids=lambda case: "-".join(case).replace(" ", "_"),
+)
 def rendered(request: pytest.FixtureRequest, overlay: Any) -> tuple[tuple[str, str, str], Rendered]:
     return request.param, overlay(*request.param)
 
@@ -162,13 +167,19 @@ def test_exactly_these_objects(rendered: tuple[tuple[str, str, str], Rendered]) 
     assert annotated == ({"prometheus.io/scrape", "prometheus.io/path"} if monitoring == "annotations" else set())
 
 
-def test_each_object_is_valid_for_a_cluster(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
+@cache
+def validate(manifest: str) -> None:
+    """Most services have the same Service, Ingress and ServiceAccount: each content is validated once."""
     import kubernetes_validate
 
+    kubernetes_validate.validate(json.loads(manifest), kubernetes_validate.latest_version(), strict=True)
+
+
+def test_each_object_is_valid_for_a_cluster(rendered: tuple[tuple[str, str, str], Rendered]) -> None:
     _, found = rendered
-    for kind, one in found.objects.items():
+    for kind, manifest in found.objects.items():
         if kind != "ServiceMonitor":  # a custom resource: its schema is the operator's
-            kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+            validate(json.dumps(manifest))
 
 
 def test_the_objects_find_each_other(rendered: tuple[tuple[str, str, str], Rendered]) -> None:

@@ -75,7 +75,7 @@ def commit_after(template: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "expected"),
     [
         ({"team": "a b"}, "team: allowed are 1 to 63 ASCII letters, digits and . _ - that start and end with a letter or digit"),
         ({"project_name": "torch"}, 'project_name: "torch" is the name of a Python keyword or package that the service uses'),
@@ -86,18 +86,25 @@ def commit_after(template: Path, tmp_path_factory: pytest.TempPathFactory) -> st
         ({"gpu_memory": "2GiB"}, "gpu_memory is not asked with these answers → it is asked when {{ gpu != 'none' }}"),
     ],
 )
-@pytest.mark.parametrize("there", ["missing", "empty", "full"])
 def test_a_wrong_answer_is_refused_in_the_validators_words(
-    template: Path, tmp_path: Path, answers: dict[str, object], said: str, there: str
+    template: Path, tmp_path: Path, answers: dict[str, object], expected: str
 ) -> None:
-    destination = tmp_path / "parent" / "service"
-    if there != "missing":
-        destination.mkdir(parents=True)
-    if there == "full":
-        (destination / "Makefile").write_text("mine\n")
-    message = refusal(ScaffoldError, template, destination, **answers)
-    assert said in message
+    message = refusal(ScaffoldError, template, tmp_path / "parent" / "service", **answers)
+    assert expected in message
     assert "Validation error" not in message
+
+
+# copier notices the first before it renders, the second is noticed afterwards.
+@pytest.mark.parametrize("answers", [{"team": "a b"}, {"teem": "ml"}])
+@pytest.mark.parametrize("files", [[], ["Makefile"]])
+def test_a_wrong_answer_changes_nothing_in_a_folder_that_exists(
+    template: Path, tmp_path: Path, answers: dict[str, object], files: list[str]
+) -> None:
+    destination = tmp_path / "service"
+    destination.mkdir()
+    for name in files:
+        (destination / name).write_text("mine\n")
+    refusal(ScaffoldError, template, destination, **answers)
 
 
 def test_a_template_that_is_not_there(template: Path, tmp_path: Path) -> None:
