@@ -7,7 +7,7 @@ Usage: scripts/install.sh
 Install mlops-build and everything it needs into .venv: first the packages of requirements.lock, then torch, then this package, editable.
 Does nothing if none of them changed since the last time. Takes no arguments; these environment variables change what it does:
 
-  PYTHON          the interpreter, 3.11 or later (default: the first of python3.13, python3.12, python3.11 and python3 that works)
+  PYTHON          the interpreter, 3.11 or later (default: the first of python3.14, python3.13, python3.12, python3.11 and python3 that works)
   PIP_INDEX_URL   the package index; PIP_EXTRA_INDEX_URL: more of them, which are asked first
   PIP_FIND_LINKS  folders with wheels, separated by spaces; a torch wheel there that fits the interpreter is preferred
   TORCH_BACKEND   which build of torch: cpu, cu128, auto, … (default: cpu without an NVIDIA driver, otherwise auto)
@@ -24,7 +24,7 @@ venv=.venv
 stamp=$venv/.installed
 
 python=${PYTHON:-}
-for candidate in python3.13 python3.12 python3.11 python3; do
+for candidate in python3.14 python3.13 python3.12 python3.11 python3; do
     [ -n "$python" ] && break
     if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; fi
 done

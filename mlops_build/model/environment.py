@@ -53,13 +53,13 @@ def lock(wheels: Sequence[Path], folder: Path) -> str:
     lines = [f"{_requirement(wheel)} @ {wheel.resolve().as_uri()}" for wheel in wheels]
     requirements, constraints = folder / "requirements.in", folder / "constraints.txt"
     requirements.write_text("\n".join(lines) + "\n")
-    constraints.write_text("\n".join(_installed()) + "\n")
+    left_out = ["torch", *(_requirement(wheel).partition("[")[0] for wheel in wheels)]
+    constraints.write_text("\n".join(_installed(without=left_out[1:])) + "\n")
     # The requirements of torch's CPU build. With those of the index's build, the CUDA packages would enter the lock.
     metadata_of_torch = f"[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = {_torch_requires()!r}\n"
     (folder / "pyproject.toml").write_text(f"[project]\nname = 'lock'\nversion = '0'\n\n{metadata_of_torch}")
     options = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     options += ["--python-platform", "linux", "--python-version", python_version(), "--quiet"]
-    left_out = ["torch", *(_requirement(wheel).partition("[")[0] for wheel in wheels)]
     command = [sys.executable, "-m", "uv", "pip", "compile", str(requirements), "--constraint", str(constraints), *options]
     command += [*(f"--no-emit-package={name}" for name in left_out)]
     done = subprocess.run(command, cwd=folder, env=uv_environment(), capture_output=True, text=True, timeout=LOCK_SECONDS, check=False)
@@ -169,11 +169,14 @@ def _requirement(wheel: Path) -> str:
     return "mlops-build[serve]" if name == "mlops-build" else name
 
 
-def _installed() -> list[str]:
-    """Every installed distribution with its exact version; torch without its local part, since no index has a local build."""
+def _installed(without: Sequence[str]) -> list[str]:
+    """Every installed distribution with its exact version; torch without its local part, since no index has a local build.
+
+    without: names whose version is that of a wheel. An editable installation keeps its version when pyproject.toml gets a new one.
+    """
     distributions = [dist.metadata for dist in metadata.distributions()]  # parsed at each access
     versions = {dist["Name"].lower(): dist["Version"].partition("+")[0] for dist in distributions if dist["Name"]}
-    return sorted(f"{name}=={version}" for name, version in versions.items())
+    return sorted(f"{name}=={version}" for name, version in versions.items() if name.replace("_", "-") not in without)
 
 
 def _torch_requires() -> list[str]:

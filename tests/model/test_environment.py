@@ -71,6 +71,15 @@ def test_the_lock_is_exact_hashed_and_without_torch(project: Path, tmp_path: Pat
     assert not [line for line in text.splitlines() if "://" in line or line.startswith(("#", "-"))]
 
 
+def test_a_wheel_may_be_newer_than_the_editable_installation_of_its_project(project: Path, tmp_path: Path) -> None:
+    """After a new version in pyproject.toml, nobody installs the project again."""
+    (project / "pyproject.toml").write_text(PROJECT.format(dependencies="").replace('"points"', '"orjson"'))
+    (project / "points").rename(project / "orjson")
+    wheel = environment.project_wheel(project, tmp_path / "wheels")
+    assert wheel.name == "orjson-0-py3-none-any.whl"
+    assert environment.lock([wheel], scratch(tmp_path)) == ""
+
+
 def test_requirements_that_cannot_be_resolved_are_an_error(project: Path, tmp_path: Path) -> None:
     (project / "pyproject.toml").write_text(PROJECT.format(dependencies='"numpy>=99999"'))
     wheels = [environment.project_wheel(project, tmp_path / "wheels")]

@@ -189,7 +189,11 @@ def test_torch_allows_the_same_names() -> None:
     """When torch allows another name, add it to checkpoint.SAFE."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    assert set(_get_allowed_globals()) == checkpoint.SAFE
+    # torch 2.13 does not allow the first, and torch 2.15 not the second. torch itself refuses what it does not allow.
+    of_some_releases = {"torch.bcomplex32", "torch._utils._rebuild_nested_tensor"}
+    allowed = set(_get_allowed_globals())
+    assert allowed <= checkpoint.SAFE
+    assert checkpoint.SAFE - allowed <= of_some_releases
 
 
 @pytest.mark.real_python

@@ -14,7 +14,7 @@ import pytest
 from mlops_build import __version__, service
 from mlops_build.__main__ import main
 from mlops_build.errors import Refused
-from mlops_build.model import files
+from mlops_build.model import environment, files
 from mlops_build.packaging import contents, context, recipe
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import dockerfile
@@ -58,7 +58,12 @@ def test_a_context_holds_what_an_image_needs_and_nothing_else(world: World, tmp_
     assert wheels == [f"mlops_build-{__version__}-py3-none-any.whl", "points-0.1.0-py3-none-any.whl"]
     document = json.loads((tmp_path / "context/context.json").read_text())
     assert document["models"] == [{"name": "points", "version": 1, "digest": one.digest, "path": "models/points"}]
-    assert (document["schema"], document["service"], document["image"], document["python"]) == (1, "points", IMAGE, "3.11")
+    assert (document["schema"], document["service"], document["image"], document["python"]) == (
+        1,
+        "points",
+        IMAGE,
+        environment.python_version(),
+    )
     assert contents.read(tmp_path / "context") == made
     assert list(tmp_path.iterdir()) == [tmp_path / "context"], "the scratch folder is gone"
 
@@ -292,7 +297,7 @@ def test_a_version_is_packaged_with_nothing_but_the_registry(world: World, tmp_p
     assert document["image"] is None
     assert document["context"] == "out/context"
     assert document["files"] == sum(1 for path in (tmp_path / "out/context").rglob("*") if path.is_file())
-    assert "FROM python:3.11-slim AS dependencies" in (tmp_path / "out/context/Dockerfile").read_text()
+    assert f"FROM python:{environment.python_version()}-slim AS dependencies" in (tmp_path / "out/context/Dockerfile").read_text()
 
 
 def test_an_environment_is_packaged_as_its_record_says(package: Callable[..., str], world: World, in_service: Path) -> None:

@@ -93,7 +93,8 @@ def test_cuda_from_the_base_image_installs_its_python_and_none_of_nvidias_wheels
     (tmp_path / "service.yaml").write_text(TEXT.replace('base: "python:3.11-slim"}', settings) + "gpu: {mode: shared}\n")
     text = package()
     assert text.count("FROM nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04") == 1
-    assert "apt-get install --yes --no-install-recommends python3.11 python3.11-venv libgomp1 " in text
+    python = f"python{environment.python_version()}"
+    assert f"apt-get install --yes --no-install-recommends {python} {python}-venv libgomp1 " in text
     assert text.count("apt-get install") == 1
     assert text.count("FROM start") == 2
     assert "uv pip install --no-deps ${TORCH_BACKEND" in text

@@ -173,7 +173,7 @@ def test_a_cuda_build_in_a_folder_brings_what_it_needs(service: Path, run: Run, 
 def test_an_interpreter_that_exists_and_fails_is_passed_over(clone: Path, run: Run, tmp_path: Path) -> None:
     """pyenv's shims exist for versions that are not selected."""
     shims = tmp_path / "programs"
-    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3"):
         (shims / name).write_text("#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n")
         (shims / name).chmod(0o755)
     none = run("scripts/install.sh", root=clone)
