@@ -1,4 +1,4 @@
-"""The bridge against real repositories and a real registry: what it commits, what it leaves alone, and many of it at once."""
+"""The bridge with real repositories and a real registry: what it commits, what it does not change, and several bridges at once."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def states(outcomes: list[reconcile.Outcome]) -> dict[str | None, str]:
     return {outcome.environment: outcome.state for outcome in outcomes}
 
 
-def test_a_moved_alias_becomes_a_commit_and_no_difference_becomes_none(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, registry: Registry, register: Register) -> None:
     first = head(checkout)
     assert states(reconcile.once([url(checkout)], registry)) == {"staging": "nothing promoted yet", "production": "nothing promoted yet"}
     assert head(checkout) == first
@@ -66,7 +66,7 @@ def test_one_commit_for_each_environment_in_one_push(checkout: Path, registry: R
     assert [outcome.commit for outcome in outcomes] == [git(checkout, "rev-parse", name) for name in ("HEAD~1", "HEAD")]
 
 
-def test_rolling_back_brings_git_back_to_where_it_was(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_rollback_restores_the_previous_release_in_git(checkout: Path, registry: Registry, register: Register) -> None:
     trees = []
     for number in (1, 2):
         register()
@@ -90,7 +90,7 @@ def test_the_bridge_and_a_release_by_hand_make_the_same_commit(
     assert write.in_checkout(checkout, "staging", registry).commit == made
 
 
-def test_a_changed_service_yaml_is_said_as_what_changed(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_changed_service_yaml_is_listed_as_its_changes(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     reconcile.once([url(checkout)], registry)
@@ -158,7 +158,7 @@ def test_one_broken_repository_does_not_stop_the_others(
     assert "Release digits 1" in git(good.with_name("digits.git"), "log", "-1", "--format=%s", "main")
 
 
-def test_a_rule_of_the_git_host_is_told(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_refusal_of_the_git_host_is_shown(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     hook = checkout.with_name("digits.git") / "hooks" / "pre-receive"
@@ -210,18 +210,16 @@ def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, reg
     assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
 
 
-def test_the_alias_map_is_asked_for_once(
-    make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_alias_map_is_read_once(make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     checkouts = [make_repository(name) for name in ("one", "two", "three")]
-    asked = []
+    requests = []
     for name in ("alias_map", "version"):
         real = getattr(Registry, name)
-        monkeypatch.setattr(Registry, name, lambda *args, real=real, name=name: (asked.append(name), real(*args))[1])
+        monkeypatch.setattr(Registry, name, lambda *args, real=real, name=name: (requests.append(name), real(*args))[1])
     assert len(reconcile.once(map(url, checkouts), registry)) == 6
-    assert asked == ["alias_map", "version"]
+    assert requests == ["alias_map", "version"]
 
 
 def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
@@ -230,7 +228,7 @@ def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: Any, registry: Registry, register: Register) -> None:
-    """Two repositories at once, since starting a process takes longer than what is raced for."""
+    """Two repositories at once, since starting a process takes longer than the race."""
     checkouts = [make_repository("one"), make_repository("two")]
     register()
     alias.promote(registry, None, "digits", 1, "staging")
@@ -239,9 +237,11 @@ def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: An
     for process in running:
         stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
-        found = json.loads(stdout)["outcomes"]
-        assert [one["state"] for one in found if one["environment"] == "staging"] == ["released"] * 2 or "unchanged" in stdout
-        commits |= {one["commit"] for one in found if one["commit"]}
+        outcomes = json.loads(stdout)["outcomes"]
+        assert [outcome["state"] for outcome in outcomes if outcome["environment"] == "staging"] == [
+            "released"
+        ] * 2 or "unchanged" in stdout
+        commits |= {outcome["commit"] for outcome in outcomes if outcome["commit"]}
     assert commits == {head(checkout) for checkout in checkouts}
     for checkout in checkouts:
         assert git(checkout.with_name(f"{checkout.name}.git"), "rev-list", "--count", "main") == "2"
@@ -252,19 +252,19 @@ def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry
     alias.promote(registry, None, "digits", 1, "staging")
     aliases, version = registry.alias_map(), registry.version("digits", 1)
     start = threading.Barrier(6)
-    found: list[list[reconcile.Outcome]] = []
+    results: list[list[reconcile.Outcome]] = []
 
-    def one() -> None:
+    def reconcile_once() -> None:
         start.wait()
-        found.append(reconcile.repository(url(checkout), "main", aliases, lambda *_: version))
+        results.append(reconcile.repository(url(checkout), "main", aliases, lambda *_: version))
 
-    threads = [threading.Thread(target=one) for _ in range(6)]
+    threads = [threading.Thread(target=reconcile_once) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [outcomes[0].state for outcomes in found if outcomes[0].state not in ("released", "unchanged")] == []
-    assert {outcomes[0].commit for outcomes in found} - {None} == {head(checkout)}
+    assert [outcomes[0].state for outcomes in results if outcomes[0].state not in ("released", "unchanged")] == []
+    assert {outcomes[0].commit for outcomes in results} - {None} == {head(checkout)}
     assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "2"
 
 
@@ -275,7 +275,7 @@ def test_a_person_who_pushes_all_the_time_loses_nothing(checkout: Path, registry
     pushed = 0
 
     def racing(name: str, number: int) -> Any:
-        """The person pushes after the bridge has looked, and before it pushes: twice."""
+        """The person pushes between the bridge's fetch and push, twice."""
         nonlocal pushed
         if pushed < 2:
             pushed += 1
@@ -289,8 +289,8 @@ def test_a_person_who_pushes_all_the_time_loses_nothing(checkout: Path, registry
     assert log == ["Release digits 1 to staging", "Person 2", "Person 1", "First"]
 
 
-def test_a_change_that_lands_in_between_is_looked_at_again(checkout: Path, registry: Registry, register: Register) -> None:
-    """The person sets a hold after the bridge has looked: the bridge must not release against it."""
+def test_a_change_between_fetch_and_push_is_respected(checkout: Path, registry: Registry, register: Register) -> None:
+    """The person sets a hold after the bridge's fetch: the bridge must not release."""
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     aliases, version = registry.alias_map(), registry.version("digits", 1)
@@ -328,7 +328,7 @@ def test_another_branch(checkout: Path, registry: Registry, register: Register) 
     assert isinstance(outcome.error, UsageError)
 
 
-def test_nothing_of_a_bridge_is_left_behind(checkout: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_leaves_no_files(checkout: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
@@ -336,7 +336,7 @@ def test_nothing_of_a_bridge_is_left_behind(checkout: Path, registry: Registry, 
     assert os.listdir(scratch) == []  # noqa: PTH208
 
 
-def test_a_record_that_a_person_broke_is_written_anew(checkout: Path, registry: Registry, register: Register) -> None:
+def test_an_invalid_record_is_written_again(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     write_files(checkout, {"deploy/overlays/staging/release/record.yaml": "broken: [\n"})

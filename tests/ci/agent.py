@@ -1,9 +1,9 @@
-"""Bamboo, as far as our specs use it: it reads bamboo-specs/bamboo.yaml from a commit and runs it as a server with two agents would.
+"""A simulation of the parts of Bamboo that our specs use: it runs bamboo-specs/bamboo.yaml of a commit like a server with two agents.
 
-After Atlassian's reference of Bamboo Specs in YAML. Every job gets a clean folder and a checkout as Bamboo leaves it (one commit, no
-branch, an origin that leads nowhere); artifacts and variables reach exactly those whom the spec lets have them; an artifact forgets which
-files can be executed; a script sees its agent's environment, an agent's own HOME and bamboo_* variables, and nothing else. What is not
-interpreted here is refused, so that a spec cannot say more than is tried.
+It follows Atlassian's reference of Bamboo Specs in YAML. Every job gets a clean folder and Bamboo's kind of checkout (one commit, no
+branch, an origin that does not exist). Jobs receive only the artifacts and variables that the spec gives them, and artifacts lose the
+permission to execute. A script sees its agent's environment, the agent's HOME and bamboo_* variables, and nothing else. Other keys of a
+spec are refused, so that no part of a spec is untested.
 """
 
 import fnmatch
@@ -28,12 +28,12 @@ DEPLOYMENT_KEYS = {"version", "deployment", "release-naming", "environments"}
 
 
 class NotInterpreted(Exception):
-    """The spec says something that this does not do; a job without an agent that can run it is one, too."""
+    """The spec has something that this simulation does not support, or a job that no agent can run."""
 
 
 @dataclass(frozen=True)
 class Agent:
-    """home: its user's, kept between builds. environment: what the agent was started with."""
+    """home: its user's folder, kept between builds. environment: the agent's variables."""
 
     name: str
     capabilities: frozenset[str]
@@ -43,7 +43,7 @@ class Agent:
 
 @dataclass
 class Job:
-    """What one job, or one deployment to an environment, did. log: stdout and stderr of its scripts. tests: what the parser found."""
+    """The result of a job, or of a deployment to an environment. log: stdout and stderr of its scripts. tests: the parser's numbers."""
 
     name: str
     agent: str
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass
 class Build:
-    """One build of a plan. artifacts: name → folder of the shared ones, with the files as they lie below `location`."""
+    """A build of a plan. artifacts: name → folder of the shared artifacts, with paths relative to `location`."""
 
     plan: str
     branch: str
@@ -81,7 +81,7 @@ class Build:
 
 @dataclass
 class Bamboo:
-    """bare: the repository that Bamboo clones. url: the address that it tells to scripts. specs_of_branches: branches bring their own."""
+    """bare: the repository that Bamboo clones. url: the address in scripts' variables. specs_of_branches: branches use their own specs."""
 
     folder: Path
     bare: Path
@@ -96,13 +96,17 @@ class Bamboo:
         return [document for document in YAML(typ="safe").load_all(text) if document]
 
     def plan(self, key: str, branch: str) -> dict[str, Any]:
-        """A plan as it is for a branch: its own spec with the first override that fits, or main's without any."""
+        """The plan of a branch: its own spec with the first override that matches, or main's spec without overrides."""
         own = self.specs_of_branches or branch == self.main
         documents = self.documents(branch if own else self.main)
-        found = [one for one in documents if "stages" in one and f"{one['plan']['project-key']}-{one['plan']['key']}" == key]
-        if len(found) != 1:
-            raise NotInterpreted(f"{len(found)} plans {key}")
-        plan = dict(found[0])
+        plans = [
+            document
+            for document in documents
+            if "stages" in document and f"{document['plan']['project-key']}-{document['plan']['key']}" == key
+        ]
+        if len(plans) != 1:
+            raise NotInterpreted(f"{len(plans)} plans {key}")
+        plan = dict(plans[0])
         for override in plan.pop("branch-overrides", []):
             ((pattern, changes),) = override.items()
             if own and re.fullmatch(pattern, branch):
@@ -111,7 +115,7 @@ class Bamboo:
         return plan
 
     def build(self, key: str, branch: str = "main", *, again: int | None = None) -> Build:
-        """Run a plan on a branch's newest commit. again: the number of a build to run once more."""
+        """Run a plan on a branch's newest commit. again: the number of a build to repeat."""
         plan = self.plan(key, branch)
         number = again or self.numbers.get((key, branch), 0) + 1
         self.numbers[key, branch] = max(number, self.numbers.get((key, branch), 0))
@@ -126,15 +130,15 @@ class Bamboo:
                 break
             if failed and not settings.get("final"):
                 continue
-            # The jobs of a stage cannot see each other's artifacts: what they share arrives with the next stage.
+            # The jobs of a stage do not receive each other's artifacts; those of the next stage do.
             before = dict(build.artifacts)
             for name in settings["jobs"]:
                 failed = not self._job(plan, name, build, before).ok or failed
         return build
 
     def deploy(self, build: Build, env: str, *, approved: bool = False) -> Job:
-        """Deploy the release that was made from a build. Raises NotInterpreted where Bamboo would not let anybody."""
-        deployment = next(one for one in self.documents(self.main) if "environments" in one)
+        """Deploy the release of a build. Raises NotInterpreted if Bamboo would refuse it."""
+        deployment = next(document for document in self.documents(self.main) if "environments" in document)
         if unknown := set(deployment) - DEPLOYMENT_KEYS - set(deployment["environments"]):
             raise NotInterpreted(f"keys of a deployment: {unknown}")
         if env not in deployment["environments"] or deployment["deployment"]["source-plan"] != build.plan or not build.ok:
@@ -159,11 +163,11 @@ class Bamboo:
 
     def follows(self, env: str) -> bool:
         """Whether an environment is deployed to after each successful build of main."""
-        deployment = next(one for one in self.documents(self.main) if "environments" in one)
+        deployment = next(document for document in self.documents(self.main) if "environments" in document)
         return "build-success" in deployment[env].get("triggers", [])
 
     def _unused_jobs(self, plan: Mapping[str, Any]) -> set[str]:
-        """Jobs that an override left without a stage; they are defined, and nothing runs them."""
+        """Jobs without a stage because of an override; they are defined but never run."""
         return {name for name, value in plan.items() if isinstance(value, dict) and "tasks" in value}
 
     def _job(self, plan: Mapping[str, Any], name: str, build: Build, artifacts: Mapping[str, Path]) -> Job:
@@ -173,9 +177,9 @@ class Bamboo:
         job = Job(name, self._agent(settings).name)
         build.jobs.append(job)
         work = self._clean(f"{build.plan}-{settings['key']}")
-        subscribed = settings.get("artifact-subscriptions", [{"artifact": one} for one in artifacts])
-        for one in subscribed:
-            _copy(artifacts[one["artifact"]], ["**/*"], work / one.get("destination", ""))
+        subscribed = settings.get("artifact-subscriptions", [{"artifact": name} for name in artifacts])
+        for subscription in subscribed:
+            _copy(artifacts[subscription["artifact"]], ["**/*"], work / subscription.get("destination", ""))
         variables = {
             **build.variables,
             "buildNumber": str(build.number),
@@ -221,11 +225,11 @@ class Bamboo:
             return _inject({"file": settings} if isinstance(settings, str) else settings, work, variables, build)
         if kind == "artifact-download" and in_deployment:
             wanted = settings.get("artifacts") or [{"name": name, **settings} for name in build.artifacts]
-            if missing := [one["name"] for one in wanted if one["name"] not in build.artifacts]:
+            if missing := [item["name"] for item in wanted if item["name"] not in build.artifacts]:
                 job.log += f"no artifact {missing}\n"
                 return False
-            for one in wanted:
-                _copy(build.artifacts[one["name"]], ["**/*"], work / one.get("destination", "").lstrip("/"))
+            for item in wanted:
+                _copy(build.artifacts[item["name"]], ["**/*"], work / item.get("destination", "").lstrip("/"))
             return True
         if kind == "test-parser" and settings["type"] == "junit":
             return _parse(settings["test-results"], job, work)
@@ -248,7 +252,7 @@ class Bamboo:
     def _script(self, settings: Any, job: Job, work: Path, variables: Mapping[str, str]) -> bool:
         if not isinstance(settings, dict) or set(settings) - {"interpreter", "scripts", "conditions"} or settings["interpreter"] != "SHELL":
             raise NotInterpreted(f"script: {settings}")
-        agent = next(one for one in self.agents if one.name == job.agent)
+        agent = next(agent for agent in self.agents if agent.name == job.agent)
         body = _filled("\n".join(settings["scripts"]), variables)
         job.scripts.append(body)
         bamboo = {f"bamboo_{name.replace('.', '_')}": value for name, value in variables.items()}
@@ -276,7 +280,7 @@ class Bamboo:
 
     def _agent(self, settings: Mapping[str, Any]) -> Agent:
         wanted = settings.get("requirements", [])
-        if not all(isinstance(one, str) for one in wanted):
+        if not all(isinstance(name, str) for name in wanted):
             raise NotInterpreted(f"requirements: {wanted}")
         able = [agent for agent in self.agents if set(wanted) <= agent.capabilities]
         if not able:
@@ -301,8 +305,8 @@ def _stages(plan: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _filled(text: str, variables: Mapping[str, str]) -> str:
-    """With ${bamboo.NAME} put in, as Bamboo does before a shell sees it; a name that is not known stays."""
-    return re.sub(r"\$\{bamboo\.([A-Za-z0-9_.]+)\}", lambda found: variables.get(found[1], found[0]), text)
+    """Replace ${bamboo.NAME}, as Bamboo does before the shell; unknown names stay."""
+    return re.sub(r"\$\{bamboo\.([A-Za-z0-9_.]+)\}", lambda match: variables.get(match[1], match[0]), text)
 
 
 def _met(conditions: Sequence[Any], variables: Mapping[str, str]) -> bool:
@@ -316,7 +320,7 @@ def _met(conditions: Sequence[Any], variables: Mapping[str, str]) -> bool:
 
 
 def _inject(settings: Mapping[str, Any], work: Path, variables: dict[str, str], build: Build) -> bool:
-    """A file of key=value as variables NAMESPACE.KEY: of this job, or with RESULT of what follows in the build, and of its releases."""
+    """Read key=value lines as variables NAMESPACE.KEY of this job; with RESULT of the following jobs of the build, and of its releases."""
     file = work / settings["file"]
     if not file.is_file():
         return False
@@ -330,7 +334,7 @@ def _inject(settings: Mapping[str, Any], work: Path, variables: dict[str, str], 
 
 
 def _parse(patterns: Sequence[str] | str, job: Job, work: Path) -> bool:
-    """Bamboo's JUnit parser: red where a test failed, and where there are no results at all."""
+    """Bamboo's JUnit parser: fails if a test failed, or if there are no results."""
     files = [file for pattern in ([patterns] if isinstance(patterns, str) else patterns) for file in sorted(work.glob(pattern))]
     suites = [suite for file in files for suite in ElementTree.parse(file).getroot().iter("testsuite")]  # noqa: S314 # pytest's own
     job.tests = sum(int(suite.get("tests", 0)) for suite in suites)
@@ -338,7 +342,7 @@ def _parse(patterns: Sequence[str] | str, job: Job, work: Path) -> bool:
 
 
 def _copy(source: Path, patterns: Sequence[str], target: Path) -> int:
-    """Copy what matches an Ant pattern; returns the number of files. Who may execute a file does not travel."""
+    """Copy files that match an Ant pattern; returns their number. The permission to execute is not copied."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     names = [path.relative_to(source).as_posix() for path in files]
     chosen = [name for name in names if any(_fits(name, pattern) for pattern in patterns)]
@@ -350,7 +354,7 @@ def _copy(source: Path, patterns: Sequence[str], target: Path) -> int:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Ant's patterns, of which we know ** as any folders, and * within a name."""
+    """A part of Ant's patterns: ** for any folders, and * within a name."""
     head, separator, last = pattern.rpartition("/")
     folder, _, file = name.rpartition("/")
     if not separator:
@@ -367,6 +371,6 @@ def _empty(folder: Path) -> None:
 
 
 def bare_environment(path: Sequence[str]) -> dict[str, str]:
-    """What an agent is started with and no more: a PATH of these folders, and where Python's packages and their index are."""
+    """The minimal environment of an agent: a PATH of these folders, and the settings of Python's packages and their index."""
     kept = ("PYTHONPATH", "LANG", "TMPDIR", "PIP_", "UV_", "SSL_", "REQUESTS_")
     return {**{name: value for name, value in os.environ.items() if name.startswith(kept)}, "PATH": os.pathsep.join(path)}

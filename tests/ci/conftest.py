@@ -1,4 +1,4 @@
-"""A service whose environments have a release, of versions in a small registry of their own."""
+"""A service with released environments, and a small registry with the released versions."""
 
 import shutil
 from collections.abc import Callable
@@ -18,13 +18,13 @@ Release = Callable[..., Record]
 
 @pytest.fixture(autouse=True)
 def docker_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has buildah, too, runs the same tests."""
+    """Use docker, also on a machine with buildah."""
     monkeypatch.setenv("MLOPS_BUILD_ENGINE", "docker")
 
 
 @pytest.fixture(scope="session")
 def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """points 1 and 2, with other weights."""
+    """points 1 and 2, with different weights."""
     made = make(tmp_path_factory.mktemp("world"))
     made.register(made.files("one"))
     made.register(made.files("two", weight=3.0))
@@ -33,7 +33,7 @@ def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def small_world(made_world: World, tmp_path: Path) -> World:
-    """The same with a database of its own, since tests write tags; the artifacts are shared."""
+    """A copy with its own database, since tests write tags; the artifacts are shared."""
     return made_world.copy(tmp_path / "mlflow.db")
 
 
@@ -44,7 +44,7 @@ def world(small_world: World) -> World:
 
 @pytest.fixture
 def service(rendered_none: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A service made from the template, nothing released; MLflow is the world's."""
+    """A service from the template without releases; its MLflow is the world's."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
     return Path(shutil.copytree(rendered_none, tmp_path / "points"))
 
@@ -55,8 +55,8 @@ def release(service: Path, world: World) -> Release:
 
     def write(env: str, version: int = 1, image: str | None = None) -> Record:
         settings = service_file.load(service)
-        found = world.registry.version("points", version)
-        models = (ReleasedModel("points", version, found.tags[identity.DIGEST_TAG], found.run_id),)
+        registered = world.registry.version("points", version)
+        models = (ReleasedModel("points", version, registered.tags[identity.DIGEST_TAG], registered.run_id),)
         made = Record(env, models, COMMIT, image or image_name(settings, models))
         for name, text in record.render(made, settings).items():
             (service / record.folder(env) / name).write_text(text)

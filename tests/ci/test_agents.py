@@ -1,8 +1,8 @@
-"""Both plans and the deployment project, every line of them, run as Bamboo's agents would (agent.py), in a service made from the template.
+"""Run both plans and the deployment project on simulated Bamboo agents (agent.py), in a service from the template.
 
-Real: the repository behind a Git host with pull requests, the training, MLflow, the container engine and the image registry, rendering, the
-image that answers. A stand-in: the cluster, which writes down what it is told, and as its ingress runs the image that was applied. Left
-out: `make install`, since MLOPS_BUILD names a mlops-build that is installed (test_generated_service.py and `make demo` install).
+Real: the repository behind a Git host with pull requests, the training, MLflow, the container engine and the image registry, rendering, and
+the image that answers. Simulated: the cluster, which records kubectl's calls and runs the applied image behind its ingress. Left out:
+`make install`, since MLOPS_BUILD names an installed mlops-build (test_generated_service.py and `make demo` test it).
 """
 
 import os
@@ -54,10 +54,10 @@ env | grep -E 'TOKEN|TRACKING|DOCKER' || echo found nothing
 
 @dataclass
 class Cluster:
-    """folder: calls, applied.yaml and the kubectl that writes them. asked: host names for which the ingress was asked."""
+    """folder: calls, applied.yaml, and the kubectl that writes them. hosts: the host names in requests to the ingress."""
 
     folder: Path
-    asked: list[str] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
     container: str | None = None
     port: int = 0
 
@@ -65,15 +65,15 @@ class Cluster:
         return (self.folder / "calls").read_text().splitlines() if (self.folder / "calls").exists() else []
 
     def objects(self) -> dict[str, Any]:
-        return {one["kind"]: one for one in YAML(typ="safe").load_all((self.folder / "applied.yaml").read_text()) if one}
+        return {item["kind"]: item for item in YAML(typ="safe").load_all((self.folder / "applied.yaml").read_text()) if item}
 
     def image(self) -> str:
         (container,) = self.objects()["Deployment"]["spec"]["template"]["spec"]["containers"]
         return str(container["image"])
 
     def answer(self, host: str, path: str, body: bytes) -> bytes:
-        """What the image that was applied answers; it is started at the first question."""
-        self.asked.append(host)
+        """The answer of the applied image, which is started at the first request."""
+        self.hosts.append(host)
         if not self.container:
             self.port = free_port()
             self.container = client("run", "--detach", "--network", "host", self.image(), "--port", str(self.port), "--host", "127.0.0.1")
@@ -84,8 +84,8 @@ class Cluster:
                     f"http://127.0.0.1:{self.port}{path}", data=body, headers={"Content-Type": "application/json"}
                 )
                 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-                with opener.open(request, timeout=30) as found:
-                    return bytes(found.read())
+                with opener.open(request, timeout=30) as response:
+                    return bytes(response.read())
             except OSError:
                 if time.monotonic() > end:
                     raise
@@ -94,7 +94,7 @@ class Cluster:
 
 @dataclass
 class Company:
-    """folder: everything lies in it. person: a developer's clone of the service."""
+    """folder: contains everything. person: a developer's clone of the service."""
 
     folder: Path
     host: Bitbucket
@@ -121,31 +121,31 @@ def client(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(image_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """kubectl's stand-in, and what the ingress started of the images in `image_registry`."""
+    """A simulated cluster, whose ingress runs images of `image_registry`."""
     real = shutil.which("kubectl")
     if not real:
         pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "kubectl").write_text(KUBECTL.format(real=real, folder=folder))
     (folder / "kubectl").chmod(stat.S_IRWXU)
-    yield (found := Cluster(folder))
-    if found.container:
-        client("rm", "--force", found.container)
+    yield (cluster := Cluster(folder))
+    if cluster.container:
+        client("rm", "--force", cluster.container)
 
 
 @pytest.fixture(scope="module")
 def ingress(cluster: Cluster) -> Iterator[str]:
-    """The address of a proxy, so that service.yaml's host names lead to what is deployed."""
+    """The address of a proxy that sends requests for service.yaml's host names to the deployed image."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             host, _, path = self.path.removeprefix("http://").partition("/")
-            found = cluster.answer(host, f"/{path}", body)
+            answer = cluster.answer(host, f"/{path}", body)
             self.send_response(200)
-            self.send_header("Content-Length", str(len(found)))
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(found)
+            self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
@@ -159,7 +159,7 @@ def ingress(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def image_registry() -> Iterator[str]:
-    """A place in the image registry that no earlier run has used."""
+    """A repository in the image registry that no earlier run has used."""
     for variable in NEEDED:
         if not os.environ.get(variable):
             pytest.skip(f"set {variable} (and the others of {', '.join(NEEDED)}) to build real images")
@@ -173,7 +173,7 @@ def image_registry() -> Iterator[str]:
 def company(
     render: Render, cluster: Cluster, ingress: str, image_registry: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Company]:
-    """A service on main with its data under DVC and nothing trained; one agent without anything, and one that has credentials."""
+    """A service on main with data under DVC and no training; an agent without credentials, and one with them."""
     folder = tmp_path_factory.mktemp("company")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     answers = {"project_name": "Points", "model_name": "points", "example": "none", "dvc_remote_url": str(folder / "dvc-remote")}
@@ -190,7 +190,7 @@ def company(
         git(person, "commit", "--quiet", "--message=Start")
         git(person, "remote", "add", "origin", (folder / "bitbucket/ml/points.git").as_uri())
         git(person, "push", "--quiet", "origin", "main")
-        # As a server would: artifacts in a place that outlives an agent's folder.
+        # As on a server, artifacts are kept after an agent's folder is removed.
         Registry(uri, create=True).experiment("points", folder / "mlartifacts")
         agents = make_agents(folder, cluster, ingress, uri)
         yield Company(folder, host, Bamboo(folder, folder / "bitbucket/ml/points.git", url, agents), cluster, person, uri)
@@ -236,7 +236,7 @@ def training(company: Company) -> Build:
 
 @pytest.fixture(scope="module")
 def releases(company: Company, training: Build, untouched: tuple[Build, Job]) -> tuple[Build, Build]:
-    """The retraining is merged, promoted and released by the bridge; then main is built, and once more for a commit of no consequence."""
+    """The retraining is merged, promoted and released by the bridge. Then main is built, and built again for an unrelated commit."""
     assert training.ok, training.log
     git(company.person, "fetch", "--quiet", "origin")
     git(company.person, "merge", "--quiet", "--no-edit", "origin/retrain/1")
@@ -254,7 +254,7 @@ def releases(company: Company, training: Build, untouched: tuple[Build, Job]) ->
 
 
 @pytest.mark.docker
-def test_the_first_commit_is_green_and_deploys_nothing(company: Company, untouched: tuple[Build, Job]) -> None:
+def test_the_first_commit_passes_and_deploys_nothing(company: Company, untouched: tuple[Build, Job]) -> None:
     build, staging = untouched
     assert [job.name for job in build.jobs] == ["Check", "Image"]
     assert build.job("Check").tests
@@ -266,7 +266,7 @@ def test_the_first_commit_is_green_and_deploys_nothing(company: Company, untouch
 
 
 @pytest.mark.docker
-def test_a_branch_is_checked_where_no_credential_is_and_a_failing_test_is_counted(company: Company, untouched: tuple[Build, Job]) -> None:
+def test_a_branch_is_checked_without_credentials_and_a_failing_test_is_counted(company: Company, untouched: tuple[Build, Job]) -> None:
     git(company.person, "switch", "--quiet", "--create", "bugfix/red", "main")
     (company.person / "tests/test_red.py").write_text("def test_red() -> None:\n    raise AssertionError\n")
     git(company.person, "add", "--all")
@@ -282,8 +282,8 @@ def test_a_branch_is_checked_where_no_credential_is_and_a_failing_test_is_counte
 
 
 @pytest.mark.docker
-def test_where_branches_take_mains_plan_nothing_of_them_runs_beside_credentials(company: Company) -> None:
-    """A branch whose own script would tell what it finds, and says that its tests have passed."""
+def test_with_the_plan_of_main_no_code_of_a_branch_runs_with_credentials(company: Company) -> None:
+    """A branch whose script prints the credentials that it sees, and reports that its tests passed."""
     git(company.person, "switch", "--quiet", "--create", "feature/curious", "main")
     (company.person / "ci/mlops-build").write_text(CURIOUS)
     git(company.person, "commit", "--quiet", "--all", "--message=Look around")
@@ -302,7 +302,7 @@ def test_where_branches_take_mains_plan_nothing_of_them_runs_beside_credentials(
 
 
 @pytest.mark.docker
-def test_training_leaves_a_branch_a_version_and_a_pull_request(company: Company, training: Build) -> None:
+def test_training_creates_a_branch_a_version_and_a_pull_request(company: Company, training: Build) -> None:
     assert training.ok, training.log
     assert [(job.name, job.agent) for job in training.jobs] == [("Train", "credentials")]
     pushed = company.head("retrain/1")
@@ -330,7 +330,7 @@ def test_the_same_build_again_changes_nothing(company: Company, training: Build)
 
 
 @pytest.mark.docker
-def test_a_release_build_makes_the_image_once(company: Company, releases: tuple[Build, Build]) -> None:
+def test_a_release_build_builds_the_image_once(company: Company, releases: tuple[Build, Build]) -> None:
     first, second = releases
     assert first.ok, first.log
     assert second.ok, second.log
@@ -350,8 +350,8 @@ def docker_digest(image: str) -> str | None:
 
 
 @pytest.mark.docker
-def test_a_deployment_takes_what_its_build_made(company: Company, releases: tuple[Build, Build]) -> None:
-    """The older of two releases, while main has moved on, and MLflow's tag has been moved by somebody."""
+def test_a_deployment_uses_the_results_of_its_build(company: Company, releases: tuple[Build, Build]) -> None:
+    """Deploy the older of two releases after newer commits on main, and after MLflow's tag was moved."""
     _, build = releases
     reference = company.registry.version("points", 1).tags[identity.IMAGE]
     git(company.person, "pull", "--quiet", "--rebase", "origin", "main")
@@ -367,7 +367,7 @@ def test_a_deployment_takes_what_its_build_made(company: Company, releases: tupl
     assert company.cluster.objects()["Deployment"]["metadata"]["namespace"] == "ml-staging"
     rollouts = [call for call in company.cluster.calls() if call.startswith("rollout")]
     assert rollouts[-1].startswith("rollout status deployment/points --namespace ml-staging ")
-    assert company.cluster.asked[-1] == "points-staging.example.com"
+    assert company.cluster.hosts[-1] == "points-staging.example.com"
     assert "recorded rows have the recorded answers" in job.log
 
     with pytest.raises(NotInterpreted, match="not approved"):
@@ -377,10 +377,10 @@ def test_a_deployment_takes_what_its_build_made(company: Company, releases: tupl
     assert company.cluster.objects()["Deployment"]["metadata"]["namespace"] == "ml"
     assert company.cluster.objects()["Deployment"]["spec"]["replicas"] == 2
     assert company.cluster.image() == reference
-    assert company.cluster.asked[-1] == "points.example.com"
+    assert company.cluster.hosts[-1] == "points.example.com"
 
 
-# The interpreter itself: what it lets through and what not.
+# The simulation itself.
 
 SPEC = """\
 version: 2
@@ -420,7 +420,7 @@ Never:
 """  # noqa: E501
 
 
-def test_the_interpreter_carries_what_is_declared_and_nothing_else(tmp_path: Path) -> None:
+def test_the_simulation_passes_on_declared_artifacts_and_variables_only(tmp_path: Path) -> None:
     work, bare = tmp_path / "work-tree", tmp_path / "try.git"
     git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
     git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
@@ -437,7 +437,7 @@ def test_the_interpreter_carries_what_is_declared_and_nothing_else(tmp_path: Pat
     bamboo = Bamboo(tmp_path / "bamboo", bare, "https://git.example.com/scm/ml/try.git", agents)
     build = bamboo.build("ML-TRY")
     assert [job.name for job in build.jobs] == ["Make", "Use", "Refuse"]
-    assert build.waiting_for_a_person, "after a manual stage that nobody starts nothing runs, not even a final one"
+    assert build.waiting_for_a_person, "nothing runs after a manual stage that is not started, not even a final stage"
     use = build.job("Use")
     assert (use.agent, use.ok) == ("plain", False), "grep found no SECRET there"
     assert use.log == "built\nsha256:1 sha256:1 [] 1\ncleaned\n"

@@ -1,4 +1,4 @@
-"""Which builder `ci image` takes, what it runs, and buildah itself where there is one."""
+"""The choice of a builder in `ci image`, its commands, and the real buildah if it is installed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.packaging.world import World
 
 DIGEST = f"sha256:{'a' * 64}"
 NAME = "registry.example.com/ml/points:v1-0123456789ab"
-# Records how it is called; a registry where an image is only after it was pushed.
+# Records its calls; its registry has an image only after a push.
 STAND_IN = """#!/bin/sh
 echo "{name} $*" >> {folder}/calls
 case "{name} $*" in
@@ -36,7 +36,7 @@ esac
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], list[str]]]:
-    """Make an agent that has these commands and no other of their kind; returns what they were called with."""
+    """Create an agent with only these commands; returns a function that reads their calls."""
     folder = tmp_path / "agent"
     folder.mkdir()
     for variable in ("DOCKER_CLI", "BUILDAH_CLI", "MLOPS_BUILD_ENGINE", "MLOPS_BUILD_DOCKER_ARGS", "MLOPS_BUILD_BUILDAH_ARGS"):
@@ -70,7 +70,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Call
     ],
     ids=["docker", "buildah", "both", "both, no engine", "both, buildah named", "both, docker named", "none"],
 )
-def test_an_agent_builds_with_what_it_has(
+def test_the_builder_is_one_that_the_agent_has(
     agent: Callable[..., Callable[[], list[str]]],
     monkeypatch: pytest.MonkeyPatch,
     has: tuple[str, ...],
@@ -84,7 +84,7 @@ def test_an_agent_builds_with_what_it_has(
     assert builder.choose() is taken
 
 
-def test_another_name_is_refused_and_none_at_all_says_what_to_install(
+def test_another_name_is_refused_and_a_missing_builder_is_named(
     agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent()
@@ -125,7 +125,7 @@ def test_another_name_is_refused_and_none_at_all_says_what_to_install(
     ],
     ids=["docker", "buildah"],
 )
-def test_ci_image_says_what_it_runs(
+def test_ci_image_prints_its_commands(
     service: Path,
     release: Callable[..., Record],
     world: World,
@@ -143,9 +143,9 @@ def test_ci_image_says_what_it_runs(
     (made,) = image.run(service, say=lines.append)["images"]
     assert made["reference"] == f"{str(record.image).rpartition(':')[0]}@{DIGEST}"
     assert made["built"] is True
-    found = [line if " CONTEXT" in line else line.replace(str(record.image), "NAME") for line in called()]
-    found = [f"{line.rpartition(' ')[0]} CONTEXT" if line.split()[1] in ("build", "bud") else line for line in found]
-    assert [line for line in found if line != "docker version --format {{.Server.Version}}"] == [
+    calls = [line if " CONTEXT" in line else line.replace(str(record.image), "NAME") for line in called()]
+    calls = [f"{line.rpartition(' ')[0]} CONTEXT" if line.split()[1] in ("build", "bud") else line for line in calls]
+    assert [line for line in calls if line != "docker version --format {{.Server.Version}}"] == [
         line for line in calls if line != "docker version --format {{.Server.Version}}"
     ]
     assert any(f"building it with {'Docker 24.0.7' if name == 'docker' else 'buildah 1.28.2'}" in line for line in lines)
@@ -157,7 +157,7 @@ def test_ci_image_says_what_it_runs(
     assert image.run(service, say=lines.append)["images"][0]["built"] is False
 
 
-def test_ci_image_takes_its_packages_from_the_agents_wheelhouse(
+def test_ci_image_uses_the_packages_of_the_agents_wheelhouse(
     service: Path, release: Callable[..., Record], agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release("staging")
@@ -185,7 +185,7 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     context.mkdir()
     (context / "Dockerfile").write_text('FROM scratch\nCOPY hello /hello\nHEALTHCHECK CMD ["/hello"]\n')
     (context / "hello").write_text(f"{tmp_path}\n")
-    # The registry may have seen earlier runs, and pytest's folders have the same names in each.
+    # The registry may have images of earlier runs, and pytest's folders have the same names in each run.
     name = f"{registry}/{uuid.uuid4().hex}/points:v1-0123456789ab"
     chosen = builder.choose()
     assert chosen.check_engine().startswith("buildah 1.")
@@ -213,7 +213,7 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     ],
     ids=["docker", "buildah", "buildah named", "docker named", "none"],
 )
-def test_doctor_sees_the_builder_that_ci_image_would_take(
+def test_doctor_reports_the_builder_that_ci_image_chooses(
     agent: Callable[..., Callable[[], list[str]]],
     monkeypatch: pytest.MonkeyPatch,
     has: tuple[str, ...],

@@ -1,4 +1,4 @@
-"""`ci deploy`: the cluster is a recorded stand-in behind `kubectl`; rendering, digests, the service and its answers are real."""
+"""`ci deploy` with a simulated cluster behind `kubectl`; rendering, digests, the service and its answers are real."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from tests.serving.conftest import free_port, serving
 Release = Callable[..., Record]
 DIGEST = f"sha256:{'1' * 64}"
 
-# kustomize is the real one's. What a cluster would have been told is written down; CLUSTER says what it answers.
+# kustomize is real. Other calls are recorded; CLUSTER defines the cluster's answers.
 KUBECTL = """\
 #!/bin/sh
 if [ "$1" = kustomize ]; then exec "{real}" "$@"; fi
@@ -51,7 +51,7 @@ echo "$1 done"
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the stand-in writes to."""
+    """The folder with the recorded calls."""
     real = shutil.which("kubectl")
     if not real:
         pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
@@ -74,7 +74,7 @@ def released(release: Release, world: World) -> Record:
 
 @pytest.fixture
 def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
-    """Run `mlops-build ci deploy` in the service; returns its JSON and what it said."""
+    """Run `mlops-build ci deploy` in the service; returns its JSON and its stderr."""
 
     def call(*arguments: str, expect: int = 0) -> tuple[Any, str]:
         monkeypatch.chdir(service)
@@ -87,8 +87,8 @@ def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 @pytest.fixture(autouse=True)
-def short_road(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits a minute for an ingress here."""
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait a minute for an ingress."""
     monkeypatch.setattr(deploy, "ROUTE_SECONDS", 1)
 
 
@@ -96,7 +96,7 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
 ) -> None:
     with serving(tmp_path / "server", str(world.folder / "one"), "--port", "0") as server:
-        document, said = run("staging", "--url", server.url, "--timeout", "77")
+        document, printed = run("staging", "--url", server.url, "--timeout", "77")
     assert document == {
         "environment": "staging",
         "namespace": document["namespace"],
@@ -113,67 +113,67 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
         "apply --filename -",
         f"rollout status deployment/points --namespace {document['namespace']} --timeout=77s",
     ]
-    objects = {one["kind"]: one for one in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
+    objects = {item["kind"]: item for item in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
     (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == document["reference"]
     assert objects["Deployment"]["metadata"]["namespace"] == document["namespace"]
     assert str(released.image) not in (cluster / "applied.yaml").read_text()
-    assert "2 recorded rows have the recorded answers" in said
+    assert "2 recorded rows have the recorded answers" in printed
 
 
 def test_another_models_answers_are_refused(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
 ) -> None:
     with serving(tmp_path / "server", str(world.folder / "two"), "--port", "0") as server:
-        _, said = run("staging", "--url", server.url, expect=4)
-    assert "predictions[0].score: recorded 2.0, answered 4.0" in said
-    assert "mlops-build rollback points" in said
+        _, printed = run("staging", "--url", server.url, expect=4)
+    assert "predictions[0].score: recorded 2.0, answered 4.0" in printed
+    assert "mlops-build rollback points" in printed
 
 
 def test_nothing_released_is_not_found_and_nothing_is_applied(cluster: Path, run: Callable[..., tuple[Any, str]]) -> None:
-    _, said = run("staging", expect=3)
-    assert "nothing is released to staging yet" in said
-    _, said = run("stagin", expect=3)
-    assert "staging, production" in said
-    document, said = run("staging", "--if-released")
+    _, printed = run("staging", expect=3)
+    assert "nothing is released to staging yet" in printed
+    _, printed = run("stagin", expect=3)
+    assert "staging, production" in printed
+    document, printed = run("staging", "--if-released")
     assert (document["image"], document["models"]) == (None, [])
-    assert "nothing is released to staging yet" in said
+    assert "nothing is released to staging yet" in printed
     assert not (cluster / "calls").exists()
 
 
 @pytest.mark.parametrize(
-    ("state", "expect", "says"),
+    ("state", "expect", "message"),
     [
         ("down", 5, "the cluster does not answer: Unable to connect"),
         ("forbidden", 1, "is forbidden"),
         ("stuck", 1, "points in "),
     ],
 )
-def test_what_the_cluster_says_is_handed_on(
+def test_the_cluster_s_message_is_shown(
     cluster: Path,
     released: Record,
     run: Callable[..., tuple[Any, str]],
     monkeypatch: pytest.MonkeyPatch,
     state: str,
     expect: int,
-    says: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("CLUSTER", state)
-    _, said = run("staging", "--timeout", "5", expect=expect)
-    assert says in said
+    _, printed = run("staging", "--timeout", "5", expect=expect)
+    assert message in printed
     assert ("rollout" in (cluster / "calls").read_text()) == (state == "stuck")
 
 
-def test_a_service_that_does_not_answer_is_told(cluster: Path, released: Record, run: Callable[..., tuple[Any, str]]) -> None:
-    _, said = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)
-    assert "does not answer" in said
-    assert "--url" in said
+def test_a_service_that_does_not_answer_is_an_error(cluster: Path, released: Record, run: Callable[..., tuple[Any, str]]) -> None:
+    _, printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)
+    assert "does not answer" in printed
+    assert "--url" in printed
     assert "write --url https://HOST" in run("staging", "--url", "file:///etc/passwd", expect=2)[1]
 
 
 @pytest.fixture
 def image_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image registry has every image; the real one is asked in test_image.py."""
+    """The image registry has every image; test_image.py uses a real one."""
     from mlops_build.ci import docker
 
     monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
@@ -192,11 +192,11 @@ def promise(service: Path) -> Callable[[str, str], None]:
 
 
 def applied(cluster: Path) -> dict[str, Any]:
-    return {one["kind"]: one for one in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
+    return {item["kind"]: item for item in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
 
 
 @pytest.mark.parametrize(("live", "expected"), [("", 2), ("0", 2), ("1", 2), ("4", 4), ("9", 6)])
-def test_a_scaled_deployment_keeps_the_pods_it_has(
+def test_a_scaled_deployment_keeps_its_number_of_pods(
     cluster: Path,
     promise: Callable[[str, str], None],
     release: Release,
@@ -217,34 +217,34 @@ def test_a_scaled_deployment_keeps_the_pods_it_has(
     assert {"Service", "Ingress", "NetworkPolicy"} <= set(objects)
 
 
-def test_what_a_release_has_no_more_is_removed_before_it_is_applied(
+def test_objects_that_a_release_no_longer_has_are_removed_before_it_is_applied(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = "horizontalpodautoscaler.autoscaling/points poddisruptionbudget.policy/points persistentvolumeclaim/points-gpu-leases-1 strange"
     monkeypatch.setenv("LIVE_OBJECTS", there)
     monkeypatch.setenv("CLUSTER", "stuck")
-    _, said = run("staging", expect=1)
+    _, printed = run("staging", expect=1)
     calls = (cluster / "calls").read_text().splitlines()
     assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points --namespace ")
     assert calls[2].startswith("delete poddisruptionbudgets.policy/points --namespace ")
     assert calls[3] == "apply --filename -"
-    assert "persistentvolumeclaim points-gpu-leases-1" in said
-    assert "delete it and its volume" in said
+    assert "persistentvolumeclaim points-gpu-leases-1" in printed
+    assert "delete it and its volume" in printed
     assert not any("persistentvolumeclaim" in call for call in calls[1:])
 
 
 @pytest.mark.parametrize(("kind", "goes_on"), [("poddisruptionbudget.policy", True), ("horizontalpodautoscaler.autoscaling", False)])
-def test_what_may_not_be_removed_stops_a_deployment_only_where_it_would_hurt(
+def test_only_a_scaler_that_may_not_be_removed_stops_a_deployment(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, kind: str, goes_on: bool
 ) -> None:
     monkeypatch.setenv("LIVE_OBJECTS", f"{kind}/points")
     monkeypatch.setenv("CLUSTER", "careful")
-    _, said = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5 if goes_on else 1)
-    assert "may not delete" in said
+    _, printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5 if goes_on else 1)
+    assert "may not delete" in printed
     assert ("apply" in (cluster / "calls").read_text()) is goes_on
 
 
-def test_what_a_release_still_has_is_not_removed(
+def test_objects_that_a_release_still_has_are_not_removed(
     cluster: Path,
     promise: Callable[[str, str], None],
     release: Release,
@@ -262,7 +262,7 @@ def test_what_a_release_still_has_is_not_removed(
 
 
 @pytest.mark.parametrize("state", ["absent", "there", "forbidden"])
-def test_the_volume_of_gpu_leases_is_made_once(
+def test_the_volume_of_gpu_leases_is_created_once(
     cluster: Path,
     promise: Callable[[str, str], None],
     release: Release,
@@ -280,9 +280,9 @@ def test_the_volume_of_gpu_leases_is_made_once(
     )
     monkeypatch.setenv("LIVE_VOLUME", f"persistentvolume/{volume}" if state == "there" else "")
     monkeypatch.setenv("CLUSTER", "modest" if state == "forbidden" else "stuck")
-    _, said = run("staging", expect=4 if state == "forbidden" else 1)
+    _, printed = run("staging", expect=4 if state == "forbidden" else 1)
     if state == "forbidden":
-        assert "kubectl --namespace ml-staging apply --filename deploy/overlays/staging/release/gpu-leases.yaml" in said
+        assert "kubectl --namespace ml-staging apply --filename deploy/overlays/staging/release/gpu-leases.yaml" in printed
         assert "rollout" not in (cluster / "calls").read_text()
         return
     assert (cluster / "volume.yaml").exists() is (state == "absent")
@@ -301,7 +301,7 @@ def test_the_volume_of_gpu_leases_is_made_once(
         }
 
 
-def test_a_slow_model_is_waited_for(
+def test_the_time_limit_depends_on_the_models_start(
     cluster: Path,
     promise: Callable[[str, str], None],
     release: Release,
@@ -317,7 +317,9 @@ def test_a_slow_model_is_waited_for(
     assert waited > 1800
 
 
-def test_no_kubectl_is_told(released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_kubectl_is_an_error(
+    released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "kubectl is not installed" in run("staging", expect=5)[1]
 
@@ -332,17 +334,17 @@ def test_an_overlay_without_the_release_is_refused(
     assert not (cluster / "calls").exists()
 
 
-def test_no_image_and_no_digest_on_the_version_asks_the_image_registry(
+def test_without_a_digest_on_the_version_the_image_registry_is_queried(
     cluster: Path, release: Release, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release("staging")
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
-    _, said = run("staging", expect=5)
-    assert "no-such-docker" in said
+    _, printed = run("staging", expect=5)
+    assert "no-such-docker" in printed
     assert not (cluster / "calls").exists()
 
 
-def test_the_digest_that_the_build_wrote_wins_over_the_versions(
+def test_the_digest_of_the_build_is_preferred_to_that_of_the_version(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reference = f"{str(released.image).rpartition(':')[0]}@sha256:{'2' * 64}"
@@ -359,13 +361,13 @@ def test_while_mlflow_is_down_a_release_by_git_still_deploys(
 ) -> None:
     from mlops_build.ci import docker
 
-    # The image registry's answer; the real one is asked in test_image.py.
+    # The image registry's answer; test_image.py uses a real one.
     monkeypatch.setattr(docker, "digest_of", lambda name: DIGEST if name == released.image else None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
-    document, said = run("staging")
+    document, printed = run("staging")
     assert document["examples"] is None
     assert document["reference"].endswith(DIGEST)
-    assert "the recorded examples are not checked" in said
+    assert "the recorded examples are not checked" in printed
     assert "rollout" in (cluster / "calls").read_text()
 
 

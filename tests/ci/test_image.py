@@ -1,4 +1,4 @@
-"""`ci image`: with a real engine and a real registry where MLOPS_TEST_DOCKER_HOST and MLOPS_TEST_IMAGE_REGISTRY name them."""
+"""`ci image`, also with a real engine and registry, which MLOPS_TEST_DOCKER_HOST and MLOPS_TEST_IMAGE_REGISTRY name."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def quiet(text: str) -> None:
 
 
 def test_nothing_released_is_nothing_to_do(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first commit of a service must pass, on an agent without anything."""
+    """The first commit of a service must pass, on an agent without an engine."""
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
     assert image.run(service, say=quiet) == {"images": []}
     assert json.loads((service / "build/image-digests.json").read_text()) == {"schema": 1, "images": []}
@@ -52,13 +52,13 @@ def test_another_name_than_the_records_is_refused(
     computed = release("production").image
     monkeypatch.chdir(service)
     assert main(["ci", "image"]) == 4
-    said = capsys.readouterr().err
-    assert str(written.image) in said
-    assert str(computed) in said
-    assert "mlops-build release staging" in said
+    printed = capsys.readouterr().err
+    assert str(written.image) in printed
+    assert str(computed) in printed
+    assert "mlops-build release staging" in printed
 
 
-def test_no_engine_and_no_registry_are_told(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_and_an_unreachable_registry_are_errors(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     release("staging")
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
     with pytest.raises(docker.EngineUnreachable, match="no-such-docker") as caught:
@@ -75,7 +75,7 @@ def test_no_engine_and_no_registry_are_told(service: Path, release: Release, mon
             docker.digest_of(f"127.0.0.1:{free_port()}/points:v1")
 
 
-def test_a_tag_that_anybody_may_write_counts_only_in_the_records_own_repository(release: Release, world: World) -> None:
+def test_a_tag_of_the_version_counts_only_in_the_records_own_repository(release: Release, world: World) -> None:
     record = release("staging")
     registry = world.registry
     assert image.of_version(registry, record) is None
@@ -107,7 +107,7 @@ def test_a_release_is_the_commit_with_its_digests(service: Path, monkeypatch: py
     assert listed == {*git(service, "ls-files").splitlines(), "build/image-digests.json"}
     assert os.access(tmp_path / "release/ci/mlops-build", os.X_OK)
     assert "not committed" not in (tmp_path / "release/README.md").read_text()
-    assert git(service, "status", "--porcelain") == "M README.md"
+    assert git(service, "status", "--porcelain") == " M README.md"
 
 
 def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, release: Release) -> None:
@@ -128,7 +128,7 @@ def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, releas
     assert image.of_build(service, record) is None
 
 
-# With Docker. The first test builds, which takes minutes on a fresh engine; the others find its layers.
+# With Docker. The first test builds, which takes minutes on a fresh engine; the others reuse its layers.
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +163,14 @@ def built_world(engine: str, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, small_world: World) -> World:
-    """One world for all tests with Docker, so that the image is built once; the small one of this room for the others."""
-    found: World = request.getfixturevalue("built_world") if request.node.get_closest_marker("docker") else small_world
-    return found
+    """A single world for all tests with Docker, so that the image is built once; the small one for the others."""
+    world: World = request.getfixturevalue("built_world") if request.node.get_closest_marker("docker") else small_world
+    return world
 
 
 @pytest.fixture(scope="module")
 def repository(engine: str) -> Iterator[str]:
-    """A place in the registry that no earlier run has used."""
+    """A repository in the registry that no earlier run has used."""
     name = f"{engine}/{secrets.token_hex(4)}"
     yield name
     images = client("image", "ls", "--quiet", f"{name}/*").split()
@@ -191,7 +191,7 @@ def tags(world: World, version: int) -> dict[str, str]:
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("in_registry")
-def test_an_absent_image_is_built_once_and_its_digest_stands_on_the_version(
+def test_a_missing_image_is_built_once_and_its_digest_is_written_to_the_version(
     service: Path, release: Release, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = release("staging")
@@ -226,11 +226,13 @@ def test_an_absent_image_is_built_once_and_its_digest_stands_on_the_version(
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("in_registry")
-def test_of_a_second_version_only_the_last_layer_is_new(service: Path, release: Release) -> None:
+def test_only_the_last_layer_of_a_second_version_is_new(service: Path, release: Release) -> None:
     first, second = release("staging", 1), release("production", 2)
     result = image.run(service, say=quiet)
-    assert len({one["reference"] for one in result["images"]}) == 2
-    layers = [json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", str(one.image))) for one in (first, second)]
+    assert len({image["reference"] for image in result["images"]}) == 2
+    layers = [
+        json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", str(record.image))) for record in (first, second)
+    ]
     assert layers[0][:-1] == layers[1][:-1]
     assert layers[0][-1] != layers[1][-1]
     assert len(layers[0]) == len(layers[1])
@@ -239,13 +241,13 @@ def test_of_a_second_version_only_the_last_layer_is_new(service: Path, release: 
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("engine")
-def test_a_new_version_in_the_same_folder_is_not_taken_for_the_last_one(world: World, tmp_path: Path) -> None:
-    """BuildKit keeps what it has seen of a folder: a file of the same size and time is not read again."""
+def test_a_new_version_in_the_same_folder_is_read_again(world: World, tmp_path: Path) -> None:
+    """BuildKit caches a folder: a file with the same size and time is not read again."""
     folder = tmp_path / "context"
     layers = []
     for number, name in enumerate(("one", "two"), start=1):
         files_of = world.folder / name
-        source = Source("points", number, files.digest(files_of), lambda place, found=files_of: shutil.copytree(found, place))  # type: ignore[misc]
+        source = Source("points", number, files.digest(files_of), lambda place, folder=files_of: shutil.copytree(folder, place))  # type: ignore[misc]
         write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
         tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
         # The stage that only copies: nothing is installed.
@@ -261,7 +263,7 @@ def test_a_new_version_in_the_same_folder_is_not_taken_for_the_last_one(world: W
 @pytest.mark.soak
 @pytest.mark.usefixtures("engine")
 def test_a_wheelhouse_builds_without_any_network(world: World, tmp_path: Path) -> None:
-    """Minutes: every wheel is downloaded, and installed again."""
+    """Takes minutes: every wheel is downloaded and installed."""
     house = tmp_path / "wheels"
     (tmp_path / "requirements.lock").write_text(world.lock)
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(house)]
@@ -294,8 +296,8 @@ def answer(url: str, body: bytes | None = None, seconds: float = 60) -> Any:
     while True:
         try:
             request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=10) as found:
-                return found.read().decode()
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.read().decode()
         except OSError:
             if time.monotonic() > end:
                 raise
@@ -304,8 +306,8 @@ def answer(url: str, body: bytes | None = None, seconds: float = 60) -> Any:
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("in_registry")
-def test_the_image_answers_as_anybody_without_writing(service: Path, release: Release, world: World) -> None:
-    """A random user, a read-only root, no network of its own needed: what a strict cluster gives a pod."""
+def test_the_image_runs_as_any_user_on_a_read_only_root(service: Path, release: Release, world: World) -> None:
+    """A random user, a read-only root and no network, as in a strict cluster."""
     release("staging")
     (made,) = image.run(service, say=quiet)["images"]
     port = free_port()
@@ -313,8 +315,8 @@ def test_the_image_answers_as_anybody_without_writing(service: Path, release: Re
     # Arguments after the image's go to the entry point; the last --port wins.
     with container(*strict, "--security-opt", "no-new-privileges", made["reference"], "--port", str(port), "--host", "127.0.0.1") as name:
         recorded = json.loads((world.folder / "one/examples/recorded.json").read_text())
-        found = answer(f"http://127.0.0.1:{port}/invocations", json.dumps(recorded["input"]).encode())
-        assert json.loads(found)["predictions"] == answered(world.folder / "one")
+        answered_text = answer(f"http://127.0.0.1:{port}/invocations", json.dumps(recorded["input"]).encode())
+        assert json.loads(answered_text)["predictions"] == answered(world.folder / "one")
         metrics = answer(f"http://127.0.0.1:{port}/metrics")
         assert f'image="{made["image"]}"' in metrics
         inside = 'import importlib.util as u; print([n for n in ("pip", "uv", "dvc", "boto3", "flask", "sqlalchemy") if u.find_spec(n)])'
@@ -324,14 +326,14 @@ def test_the_image_answers_as_anybody_without_writing(service: Path, release: Re
         client("stop", name)
         assert time.monotonic() - started < 9, "SIGTERM was not heard"
         assert client("inspect", "--format", "{{.State.ExitCode}}", name) == "0"
-        said = subprocess.run([os.environ["DOCKER_CLI"], "logs", name], capture_output=True, text=True, timeout=30, check=True).stderr
-        assert "serving points v1 on" in said
-        assert "Traceback" not in said
+        printed = subprocess.run([os.environ["DOCKER_CLI"], "logs", name], capture_output=True, text=True, timeout=30, check=True).stderr
+        assert "serving points v1 on" in printed
+        assert "Traceback" not in printed
 
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("in_registry")
-def test_what_the_image_says_of_itself(service: Path, release: Release) -> None:
+def test_the_labels_of_the_image(service: Path, release: Release) -> None:
     release("staging")
     (made,) = image.run(service, say=quiet)["images"]
     config = json.loads(client("image", "inspect", "--format", "{{json .Config}}", made["image"]))

@@ -26,7 +26,7 @@ TOKEN = "the-bots-token"
 
 @dataclass
 class Place:
-    """A service on a Git host, and what its agents share. folder: everything lies in it."""
+    """A service on a Git host, and what its agents share. folder: contains everything."""
 
     folder: Path
     host: Bitbucket
@@ -37,7 +37,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        # As anywhere but on a developer's machine, Python writes bytecode.
+        # As on agents, Python writes bytecode.
         return {"MLOPS_GIT_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": self.uri, "PYTHONDONTWRITEBYTECODE": "", **self.more}
 
     @property
@@ -48,7 +48,7 @@ class Place:
         return self.host.head("ml", "points", f"refs/heads/{branch}")
 
     def agent(self) -> Path:
-        """What Bamboo's checkout leaves: one commit, no branch, and an origin that leads nowhere."""
+        """Bamboo's kind of checkout: one commit, no branch, and an origin that does not exist."""
         self.clones += 1
         folder = self.folder / f"agent-{self.clones}"
         bare = self.folder / "bitbucket/ml/points.git"
@@ -59,7 +59,7 @@ class Place:
         return folder
 
     def train(self, where: Path, number: int | None = 7, *arguments: str, expect: int = 0) -> Any:
-        """Run the plan's line; returns its JSON, or what it said where it is to fail."""
+        """Run the plan's command; returns its JSON, or its stderr if it is expected to fail."""
         bamboo = {"bamboo_planRepository_branchName": "main", "bamboo_planRepository_repositoryUrl": self.url}
         build = {"bamboo_buildNumber": str(number)} if number else {}
         done = mlops_build(where, "ci", "train", "--json", *arguments, expect=expect, environment={**self.environment, **bamboo, **build})
@@ -69,7 +69,7 @@ class Place:
 
 @pytest.fixture
 def place(piped: Path, tmp_path: Path) -> Iterator[Place]:
-    """The data and the runs of a first training are there, its results are not committed: training is quick, and there is something new."""
+    """A first training has run without a commit of its results, so that training is quick and has something to commit."""
     person = Path(shutil.copytree(piped, tmp_path / "person", symlinks=True))
     with bitbucket(tmp_path / "bitbucket", TOKEN) as host:
         url = host.make("ml", "points")
@@ -84,7 +84,7 @@ def place(piped: Path, tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, host, url, f"sqlite:///{person / 'mlflow.db'}")
 
 
-def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) -> None:
+def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Place) -> None:
     main = place.head("main")
     agent = place.agent()
     result = place.train(agent)
@@ -111,14 +111,14 @@ def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) ->
     assert "| accuracy | – |" in pull["description"]
     assert "mlops-build promote points 1 --to staging" in pull["description"]
 
-    # The same build again, on another agent: everything is there.
+    # The same build on another agent: everything exists already.
     again = place.train(place.agent())
     assert again["models"][0] == {**model, "new": False}
     assert again["pull_request"] == {**result["pull_request"], "new": False}
     assert [version.version for version in place.registry.versions("points")] == [1]
     assert place.head("retrain/7") == model["commit"]
 
-    # Once it is merged, training again brings nothing new, even by force: no branch, no commit, no pull request.
+    # After the merge, another training changes nothing, even with --force: no branch, no commit, no pull request.
     git(place.folder / "bitbucket/ml/points.git", "update-ref", "refs/heads/main", model["commit"])
     nothing = place.train(place.agent(), 8, "--force")
     assert (nothing["branch"], nothing["pull_request"]) == (None, None)
@@ -129,8 +129,8 @@ def test_an_agent_trains_from_a_bare_clone_and_asks_for_a_merge(place: Place) ->
 
 @pytest.mark.slow  # the steps of `train` are killed in the fast tests
 def test_killed_between_any_two_steps_another_agent_finishes_it(place: Place) -> None:
-    # The first four on one agent, whose folder is kept; then on others, which find what was pushed.
-    doors = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "host.open_pull_request"]
+    # The first four on the same agent, whose folder is kept; then on others, which use what was pushed.
+    steps = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "host.open_pull_request"]
     agent = place.agent()
     script = """
 import os, signal, sys
@@ -143,20 +143,20 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
 """
     bamboo = {"bamboo_planRepository_branchName": "main", "MLOPS_GIT_URL": place.url}
     seen: dict[str, str | None] = {}
-    for door in doors:
+    for step in steps:
         done = subprocess.run(
-            [sys.executable, "-c", script, door],
-            cwd=agent if door != "host.open_pull_request" else place.agent(),
+            [sys.executable, "-c", script, step],
+            cwd=agent if step != "host.open_pull_request" else place.agent(),
             env={**os.environ, **place.environment, **bamboo},
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-        assert done.returncode == -signal.SIGKILL, f"{door}: {done.stdout}{done.stderr}"
-        seen[door] = place.head("retrain/7")
+        assert done.returncode == -signal.SIGKILL, f"{step}: {done.stdout}{done.stderr}"
+        seen[step] = place.head("retrain/7")
         assert place.host.pull_requests == []
-    assert seen["pipeline.push_code"] is None, "data goes first"
+    assert seen["pipeline.push_code"] is None, "data is pushed first"
     assert seen["pipeline.register_models"] == seen["host.open_pull_request"] is not None
     result = place.train(place.agent())
     assert result["models"][0]["commit"] == place.head("retrain/7") == seen["host.open_pull_request"]
@@ -164,14 +164,14 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
     assert len(place.host.pull_requests) == 1
 
 
-def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -> None:
+def test_known_obstacles_are_refused_before_the_training(place: Place) -> None:
     agent = place.agent()
     bare = place.folder / "bitbucket/ml/points.git"
 
     def refused(expect: int, number: int = 7) -> str:
-        said = str(place.train(agent, number, expect=expect))
-        assert "[1/6]" not in said
-        return said
+        message = str(place.train(agent, number, expect=expect))
+        assert "[1/6]" not in message
+        return message
 
     (agent / "README.md").write_text("changed\n")
     assert "uncommitted changes in README.md" in refused(4)
@@ -179,9 +179,9 @@ def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -
 
     other = git(bare, "commit-tree", "main^{tree}", "-m", "Somebody's")
     git(bare, "update-ref", "refs/heads/retrain/7", other)
-    said = refused(4)
-    assert "retrain/7 is the result of training nothing, not" in said
-    assert "--build" in said
+    message = refused(4)
+    assert "retrain/7 is the result of training nothing, not" in message
+    assert "--build" in message
 
     tree = git(bare, "commit-tree", "main^{tree}", "-p", "main", "-m", "No training")
     git(bare, "update-ref", "refs/heads/retrain/8", tree)
@@ -205,7 +205,7 @@ def test_what_can_be_known_before_is_refused_before_the_training(place: Place) -
     assert place.registry.versions("points") == []
 
 
-def test_data_that_cannot_be_had_is_said_as_such(place: Place) -> None:
+def test_missing_data_is_an_error_that_names_it(place: Place) -> None:
     agent = place.agent()
     stored = place.folder / "dvc-remote"
     stored.rename(place.folder / "elsewhere")
@@ -218,7 +218,7 @@ def test_data_that_cannot_be_had_is_said_as_such(place: Place) -> None:
     assert place.registry.versions("points") == []
 
 
-def test_on_a_laptop_the_next_free_number_is_taken_and_main_stays(place: Place) -> None:
+def test_on_a_laptop_the_next_free_number_is_used_and_main_stays(place: Place) -> None:
     person = place.folder / "person"
     bare = place.folder / "bitbucket/ml/points.git"
     git(person, "remote", "add", "origin", bare.as_uri())
@@ -234,7 +234,7 @@ def test_on_a_laptop_the_next_free_number_is_taken_and_main_stays(place: Place) 
     assert result["branch"] == "retrain/12"
     assert result["pull_request"] is None
     assert "retrain/12 is pushed; open a pull request from it to main" in done.stderr
-    assert place.head("main") == main != git(person, "rev-parse", "main"), "a commit of one's own stays on the laptop"
+    assert place.head("main") == main != git(person, "rev-parse", "main"), "an unpushed commit stays on the laptop"
     assert place.head("retrain/12") == git(person, "rev-parse", "HEAD")
     assert git(person, "symbolic-ref", "--short", "HEAD") == "retrain/12"
     assert git(person, "log", "-1", "--format=%an %ae %cn %ce") == "The bot bot@example.com The bot bot@example.com"

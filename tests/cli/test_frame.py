@@ -82,9 +82,9 @@ def test_doctor_says_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "service.yaml").write_text("schema: 1\nnme: x\n")
     broken = cli("doctor", "--json", cwd=tmp_path)
     assert broken.returncode == 4
-    found = {finding["rule"]: finding for finding in json.loads(broken.stdout)["findings"]}
-    assert "did you mean 'name'?" in found["service-yaml"]["why"]
-    assert all(finding["remedy"] for finding in found.values())
+    findings = {finding["rule"]: finding for finding in json.loads(broken.stdout)["findings"]}
+    assert "did you mean 'name'?" in findings["service-yaml"]["why"]
+    assert all(finding["remedy"] for finding in findings.values())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

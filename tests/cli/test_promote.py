@@ -109,7 +109,7 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["promote", "nope", "1", "--to", "staging"], 3, "registered models: digits"),
         (["promote", "digits", "7", "--to", "staging"], 3, "versions: 1"),
@@ -127,13 +127,13 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
     ],
 )
 def test_what_is_wrong_and_what_to_do(
-    run: Run, inside: Path, registry: Registry, register: Register, arguments: list[str], code: int, said: str
+    run: Run, inside: Path, registry: Registry, register: Register, arguments: list[str], code: int, message: str
 ) -> None:
     register()
-    found = run(*arguments)
-    assert found[:2] == (code, "")
-    assert said in found[2]
-    assert "Traceback" not in found[2]
+    exit_code, out, err = run(*arguments)
+    assert (exit_code, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_bridge_prints_a_line_for_each_environment(run: Run, checkout: Path, reg
     assert code == 5
     assert "file:///nothing.git: the Git remote cannot be used" in err
     outcomes = json.loads(out)["outcomes"]
-    assert [one["state"] for one in outcomes] == ["released", "nothing promoted yet", "failed"]
+    assert [outcome["state"] for outcome in outcomes] == ["released", "nothing promoted yet", "failed"]
     assert outcomes[2]["error"]["exit_code"] == 5
 
 

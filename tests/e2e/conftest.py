@@ -1,4 +1,4 @@
-"""A reader of the pages: a shell in which the published address leads to the working tree."""
+"""The environment of a page's reader: a shell in which the published address means the working tree."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(published: Path, tmp_path: Path) -> dict[str, str]:
-    """A reader's shell: our environment activated, and the published address leading to the working tree."""
+    """A reader's shell: this environment is activated, and the published address means the working tree."""
     (tmp_path / "settings.yml").write_text("{}\n")
     return {
         **os.environ,

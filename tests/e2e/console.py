@@ -1,4 +1,4 @@
-"""Read the console blocks of a Markdown page, run them in one shell, and compare what is printed with what the page says.
+"""Read the console blocks of a Markdown page, run them in one shell, and compare the output with the page's.
 
 A block starts with ```console; a line with "$ " is a command ("> " goes on), what follows is what it prints. In the expected text `…`
 stands for anything within a line, and a line of `…` alone for any number of lines. A block ```yaml title="FILE" (any language, any
@@ -19,7 +19,7 @@ SECONDS = 600
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page, and what the page says it prints."""
+    """A command of a page, and the output that the page shows."""
 
     text: str
     expected: str
@@ -27,7 +27,7 @@ class Command:
 
 @dataclass(frozen=True)
 class File:
-    """A file that the page tells its reader to write, or to change as a diff says."""
+    """A file that the reader has to write, or to change with a diff."""
 
     path: str
     content: str

@@ -1,4 +1,4 @@
-"""`make demo`'s script: the whole pipeline, twice in a row, and the folders it refuses."""
+"""The script of `make demo`: the whole pipeline in the folder of an earlier demo, and the folders that it refuses."""
 
 import json
 import os
@@ -21,20 +21,20 @@ def demo(folder: Path, *, repository: Path = ROOT) -> "subprocess.CompletedProce
 
 def processes(folder: Path) -> list[str]:
     """The command lines of running processes that name a folder."""
-    found = []
+    lines = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if str(folder) in line and entry.parent.name != str(os.getpid()):
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 @pytest.mark.slow
-def test_the_demo_works_where_an_earlier_one_left_things_and_stops_what_it_started(tmp_path: Path) -> None:
-    """`.ci/run` runs it in a folder of its own, so the second time in a row is here: an earlier demo's folder, half done."""
+def test_the_demo_works_in_the_folder_of_an_earlier_one_and_ends_its_processes(tmp_path: Path) -> None:
+    """`.ci/run` runs it in a new folder; here the folder has files of an unfinished demo."""
     folder = tmp_path / "demo"
     (folder / ".git").mkdir(parents=True)
     (folder / ".mlops-demo").touch()
@@ -52,7 +52,7 @@ def test_the_demo_works_where_an_earlier_one_left_things_and_stops_what_it_start
     assert processes(folder) == []
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     done = demo(tmp_path)
     assert done.returncode == 4
@@ -77,7 +77,7 @@ def test_a_folder_inside_the_repository_must_be_ignored(tmp_path: Path) -> None:
 def test_a_failing_step_is_named_and_ends_the_demo(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     (clone / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")  # there is no template here, so nothing to make data with
+    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")  # there is no template, so there is no data
     done = demo(tmp_path / "demo", repository=clone)
     assert done.returncode == 1
     assert "FAILED at track data" in done.stdout

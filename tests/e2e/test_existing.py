@@ -1,4 +1,4 @@
-"""docs/how-to/start-from-an-existing-train-py.md, done as its reader does it; then what the page says in words only."""
+"""Run docs/how-to/start-from-an-existing-train-py.md like a reader, then check what the page only describes."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ PAGE = ROOT / "docs/how-to/start-from-an-existing-train-py.md"
 
 def test_a_script_becomes_a_service_that_trains_registers_and_answers(tmp_path: Path, environment: dict[str, str]) -> None:
     console.check(PAGE.read_text(), tmp_path, environment)
-    # Nothing of theirs was changed, and nothing was run where it lies.
+    # The original files are unchanged, and nothing ran in their folder.
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["net.py", "train.py", "wine.csv"]
     service = tmp_path / "wine"
     written = next(step for step in console.steps(PAGE.read_text()) if isinstance(step, console.File) and step.path == "work/net.py")
     assert (service / "src/wine/net.py").read_text() == written.content
 
-    # The run of the version holds what the script logs by itself, what was measured afterwards, and the parameters.
+    # The version's run has the metrics that the script logs, those of the evaluation, and the parameters.
     registry = Registry(f"sqlite:///{service / 'mlflow.db'}")
     version = registry.version("wine", 1)
     run = registry.run(version.run_id)

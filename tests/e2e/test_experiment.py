@@ -1,4 +1,4 @@
-"""docs/how-to/experiment.md, done as its reader does it."""
+"""Run docs/how-to/experiment.md like a reader."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ PAGE = ROOT / "docs/how-to/experiment.md"
 
 @pytest.mark.slow
 def test_every_command_prints_what_the_page_shows(tmp_path: Path, environment: dict[str, str]) -> None:
-    # Job control, as in a person's shell: a signal to a job reaches everything that it has started.
+    # Job control, as in an interactive shell: a signal to a job reaches all of its processes.
     shell = tmp_path / "bashrc"
     shell.write_text("set -m\n")
     folder = tmp_path / "reader"

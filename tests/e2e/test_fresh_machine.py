@@ -1,4 +1,4 @@
-"""README's two commands on a machine that has nothing: a minimal Debian 12 with Python 3.11.2, git and make."""
+"""README's two commands on a fresh machine: a minimal Debian 12 with Python 3.11.2, git and make."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a Debian root (debootstrap, chroot)"),
 ]
 PACKAGES = "python3,python3-venv,git,make,ca-certificates"
-# How this machine reaches a package index. Everything else of the environment stays outside.
+# This machine's settings of the package index. The rest of the environment is not passed on.
 FORWARDED = ("PIP_", "UV_", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 ENTER = """set -e
 root=$1; shift
@@ -36,7 +36,7 @@ class Machine:
         self.root = root
         self.clone = root / "root/mlops-build"
         self.environment = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
-        # What was downloaded once is not downloaded again. A cache on another mount cannot be linked to.
+        # Reuse downloads. Files of a cache on another mount cannot be linked.
         cache = Path(os.environ.get("UV_CACHE_DIR", Path.home() / ".cache/uv"))
         cache.mkdir(parents=True, exist_ok=True)
         self.environment |= {"UV_CACHE_DIR": str(cache), "UV_LINK_MODE": "copy"}
@@ -89,6 +89,6 @@ def test_install_demo_and_tests_run_on_a_fresh_debian_12(machine: Machine) -> No
     report = json.loads((machine.clone / "demo-service/demo-report.json").read_text())
     assert (report["model_uri"], len(report["steps"])) == ("models:/digits/2", 10)
 
-    # `make test` starts there too; what it runs everywhere else is not run once more.
+    # `make test` starts there, too; its other tests do not depend on the machine.
     printed = machine.run("make test PYTEST='.venv/bin/python -m pytest -q tests/git/test_archive.py'", 300)
     assert " passed" in printed

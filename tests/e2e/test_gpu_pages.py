@@ -1,4 +1,4 @@
-"""The pages about sharing cards: their commands run on a simulated node, and what they show of other programs is what those take."""
+"""Run the pages about sharing cards on a simulated node, and check the files that they show."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ __all__ = ["node", "simulation"]  # fixtures of tests/gpu
 ROOT = Path(__file__).parents[2]
 MANY = ROOT / "docs/how-to/many-services-on-one-node.md"
 LIVE = ROOT / "docs/how-to/live-with-services-that-hold-no-lease.md"
-# A program that hardcodes cuda:0, by the name that the page calls it.
+# A program that hardcodes cuda:0, with the page's name for it.
 PROGRAM = "#!/bin/sh\nexec {python} {service} --memory {amount} --name $0\n"
 
 
@@ -37,15 +37,15 @@ def reader(made: testing.Node, folder: Path, *programs: str) -> dict[str, str]:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The page's blocks of a language, those inside a list among them."""
-    found = re.findall(rf"^( *)```{language}(?: title=\"[^\"]+\")?\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    return ["".join(line[len(indent) :] for line in body.splitlines(keepends=True)) for indent, body in found]
+    """The page's blocks of a language, including those inside lists."""
+    matches = re.findall(rf"^( *)```{language}(?: title=\"[^\"]+\")?\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return ["".join(line[len(indent) :] for line in body.splitlines(keepends=True)) for indent, body in matches]
 
 
 def check(page: Path, folder: Path, made: testing.Node, environment: dict[str, str]) -> None:
     try:
         console.check(page.read_text(), folder, environment)
-    finally:  # what the page left running, because it went wrong before its end
+    finally:  # processes that the page did not end because it failed
         for pid in {pid for card in range(len(made.cards)) for pid in made.processes(card)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -75,12 +75,12 @@ def test_live_with_services_that_hold_no_lease(node: MakeNode, tmp_path: Path) -
 def test_the_manifests_of_the_page_are_valid_and_its_gpu_section_too() -> None:
     import kubernetes_validate
 
-    documents = [found for text in blocks(MANY, "yaml") for found in YAML(typ="safe").load_all(text)]
-    kinds = [found.get("kind") for found in documents]
+    documents = [document for text in blocks(MANY, "yaml") for document in YAML(typ="safe").load_all(text)]
+    kinds = [document.get("kind") for document in documents]
     assert kinds == [None, "PersistentVolume", "PersistentVolumeClaim"]
     assert Gpu.model_validate(documents[0]["gpu"]).mode == "shared"
-    for found in documents[1:]:
-        kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+    for document in documents[1:]:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("text", blocks(LIVE, "toml"))
@@ -88,4 +88,4 @@ def test_the_declarations_of_the_page_are_understood(text: str) -> None:
     from mlops_build.gpu.declared import parse
 
     names = [table["name"] for table in tomllib.loads(text)["neighbour"]]
-    assert [one.name for one in parse(text.encode()).neighbours] == names
+    assert [neighbour.name for neighbour in parse(text.encode()).neighbours] == names

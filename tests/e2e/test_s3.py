@@ -1,4 +1,4 @@
-"""The same road on real parts: an MLflow server over HTTP, its artifacts and DVC's remote on S3 (Ceph's gateway)."""
+"""The whole pipeline with an MLflow server over HTTP, and artifacts and DVC's remote on S3 (Ceph's gateway)."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def keys() -> dict[str, str]:
-    """What a user sets to talk to the gateway."""
+    """A user's settings for the gateway."""
     return {
         "AWS_ACCESS_KEY_ID": str(ACCESS),
         "AWS_SECRET_ACCESS_KEY": str(SECRET),
@@ -46,13 +46,13 @@ def bucket(keys: dict[str, str], tmp_path: Path) -> str:
 
 @pytest.fixture
 def mlflow_server(keys: dict[str, str], bucket: str, tmp_path: Path) -> Iterator[str]:
-    """MLflow's own server; clients reach the artifacts through S3 themselves."""
+    """MLflow's server; clients access the artifacts on S3 directly."""
     options = ("--no-serve-artifacts", "--default-artifact-root", f"s3://{bucket}/mlflow")
     with server.mlflow_server(tmp_path, *options, environment=keys) as address:
         yield address
 
 
-def test_the_road_on_a_server_and_object_storage(
+def test_the_pipeline_with_a_server_and_object_storage(
     with_data: Path, tmp_path: Path, keys: dict[str, str], bucket: str, mlflow_server: str
 ) -> None:
     service = Path(shutil.copytree(with_data, tmp_path / "points", symlinks=True))
@@ -70,7 +70,7 @@ def test_the_road_on_a_server_and_object_storage(
     bridged = mlops_build(tmp_path, "bridge", "once", "--repo", (tmp_path / "origin.git").as_uri(), environment=environment)
     assert "staging" in bridged.stderr + bridged.stdout
 
-    # A clone elsewhere has the data that the version names.
+    # Another clone can fetch the version's data.
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), str(clone))
     pulled = subprocess.run(
@@ -86,7 +86,7 @@ def test_the_road_on_a_server_and_object_storage(
     assert (clone / "data/raw/arcs.csv").read_bytes() == (service / "data/raw/arcs.csv").read_bytes()
     assert (clone / "models/points/MLmodel").exists()
 
-    # Packaging needs the registry and nothing else.
+    # Packaging needs only the registry.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     mlops_build(elsewhere, "package", "models:/points@staging", "-o", "context", environment=environment)

@@ -1,4 +1,4 @@
-"""docs/how-to/serve-a-second-model.md, done as its reader does it; then what the page says in words only."""
+"""Run docs/how-to/serve-a-second-model.md like a reader, then check what the page only describes."""
 
 import json
 from pathlib import Path
@@ -26,10 +26,10 @@ def test_two_models_are_trained_registered_released_and_served_together(tmp_path
     runs = [registry.run(version.run_id) for version in (first, second)]
     assert [set(run.metrics) & {"accuracy", "novelty_recall"} for run in runs if run] == [{"accuracy"}, {"novelty_recall"}]
     assert [model.version for model in record.read(service, "staging").models] == [1, 2]
-    # The half promotion was refused before anything was written: two releases are two commits.
+    # The incomplete promotion was refused before anything was written: two releases are two commits.
     assert len(git(service, "log", "--format=%h", "--", "deploy/overlays/staging/release").splitlines()) == 3
 
-    # What each answered on the page is what was recorded when it was trained.
+    # Each model's answer on the page equals the one recorded at its training.
     answered = [json.loads(printed)["predictions"] for command, printed in done if "/invocations" in command.text]
     for name, answer in zip(("points", "points-novelty"), answered, strict=True):
         recorded = json.loads((service / "build/context/models" / name / "examples/recorded.json").read_text())

@@ -1,4 +1,4 @@
-"""The how-to pages on updates, done as a reader does them."""
+"""Run the how-to pages about updates like a reader."""
 
 import os
 import sys

@@ -95,9 +95,9 @@ def test_an_arbitrary_table_is_read_or_refused(table: dict[str, object]) -> None
     lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items()]
     for text in ("\n".join(["[[neighbour]]", *lines]), "\n".join(lines)):
         try:
-            found = parse(text.encode())
+            settings = parse(text.encode())
         except BadConfig as error:
             assert error.remedy  # noqa: PT017
         else:
-            assert all(one.memory_bytes == GIB for one in found.neighbours)
-            assert 1 <= found.loading <= 64
+            assert all(neighbour.memory_bytes == GIB for neighbour in settings.neighbours)
+            assert 1 <= settings.loading <= 64

@@ -753,9 +753,9 @@ def test_the_output_of_the_compiler_is_shown(fresh_cache: Path, monkeypatch: pyt
 
 
 def test_a_command_runs_on_a_node(simulation: Path) -> None:
-    door = [sys.executable, "-m", "mlops_build.gpu.testing"]
+    program = [sys.executable, "-m", "mlops_build.gpu.testing"]
     done = subprocess.run(
-        [*door, "--card", "2x24GiB", "--card", "48GiB", "--service", "4GiB", "--", sys.executable, "-c", LOOK],
+        [*program, "--card", "2x24GiB", "--card", "48GiB", "--service", "4GiB", "--", sys.executable, "-c", LOOK],
         capture_output=True,
         text=True,
         timeout=60,
@@ -764,8 +764,8 @@ def test_a_command_runs_on_a_node(simulation: Path) -> None:
     assert done.returncode == 0, done.stderr
     # cuda:0 is the fastest card, which is not NVML's first.
     assert [(card["total"] // GIB, card["used"] // GIB) for card in json.loads(done.stdout)] == [(24, 0), (24, 0), (48, 4)]
-    assert subprocess.run([*door, "--", "sh", "-c", "exit 9"], timeout=60, check=False).returncode == 9
-    refused = subprocess.run([*door, "--", "no-such-program"], capture_output=True, text=True, timeout=60, check=False)
+    assert subprocess.run([*program, "--", "sh", "-c", "exit 9"], timeout=60, check=False).returncode == 9
+    refused = subprocess.run([*program, "--", "no-such-program"], capture_output=True, text=True, timeout=60, check=False)
     assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
 
 
