@@ -79,7 +79,7 @@ def _serve(args: argparse.Namespace) -> int:
                 serving = load.load(checked, compile=options.compile, precision=options.precision)
             for loaded in serving.models:
                 load.warm_up(loaded, say)
-            from mlops_build.serving.app import app
+            from mlops_build.serving.app import Service
 
             where = server.url(args.host, bound)
             names = ", ".join(map(str, serving.models))
@@ -97,4 +97,4 @@ def _serve(args: argparse.Namespace) -> int:
                 result(args, {**document, "gpu": chosen.as_json()}, "")
                 sys.stdout.flush()  # the parent process may wait for this
 
-            return server.run(app(serving, chosen.lease, options, callers), bound, ready, options)
+            return server.run(Service(serving, chosen.lease, options, callers), bound, ready, options)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mlops_build.errors import UsageError
     from mlops_build.serving import stub
+    from mlops_build.serving.stub_server import Server
 
     if args.what.startswith("models:"):
         raise UsageError("a stub needs no registry", remedy="give the service's openapi.json, or its folder")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, end)
-    with stub.Server(answers, args.host, args.port) as server:
+    with Server(answers, args.host, args.port) as server:
         names = [model.name for model in answers.models]
         say(f"stub of {', '.join(names)} on {server.url}")
         result(args, {"models": names, "url": server.url}, "")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,7 +22,7 @@ from mlops_build.serving.access_log import AccessLog
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
 from mlops_build.serving.body import BodyMemory, Message, Receive, Reservation, read_body
-from mlops_build.serving.decode import Decoder, Rows
+from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import Unencodable, encode
 from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
@@ -31,6 +31,7 @@ from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.protocol import DISCONNECTED, ON_DISCONNECT, SMALL_BYTES, Respond, Submit, http_response
 from mlops_build.serving.refusal import Refusal, inflated
+from mlops_build.serving.rows import Rows
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.tokens import Tokens
@@ -79,6 +80,20 @@ class Call:
     began: float
     rows: int = 0
 
+    def line(self, answer: Answer, seconds: float) -> dict[str, Any]:
+        """Its line in the access log."""
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": self.head.request_id.decode(),
+            "model": self.endpoint.loaded.name,
+            "version": self.endpoint.loaded.version,
+            "status": answer.status,
+            "rows": self.rows,
+            "bytes": len(answer.body),
+            "ms": round(seconds * 1000, 2),
+        }
+        return line if self.caller is None else {**line, "caller": self.caller}
+
 
 class Service:
     """The ASGI application: maps paths to models.
@@ -91,9 +106,9 @@ class Service:
         self, serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None, tokens: Tokens | None = None
     ) -> None:
         self._tokens = tokens
-        self._open = {"/metrics", "/v2/health/live", "/v2/health/ready"}  # paths without a token, for the cluster's probes and Prometheus
+        # Paths without a token: for the cluster's probes, Prometheus, and a browser that opens the page, which has a field for the token.
+        self._open = {"/metrics", "/v2/health/live", "/v2/health/ready", "/docs"}
         self._settings = settings or Settings()
-        self._nan: Literal["null", "literal"] = "literal" if self._settings.nan == "literal" else "null"
         self._metrics = Metrics(serving, lease)
         self.on_fatal: Callable[[], None] = lambda: None
         self._body_memory = BodyMemory(BODIES * self._settings.body_limit)
@@ -108,8 +123,8 @@ class Service:
         models: list[tuple[V2, Raw, Mapping[str, Any] | None]] = []
         for position, loaded in enumerate(serving.models):
             batcher = self._batcher(loaded)
-            decoder = Decoder(loaded.model, "pad" if self._settings.ragged == "pad" else "refuse")
-            raw, model = Raw(decoder), V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._nan)
+            decoder = Decoder(loaded.model, self._settings.ragged)
+            raw, model = Raw(decoder), V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._settings.nan)
             self._mlflow(loaded, decoder, raw, batcher, first=position == 0)
             self._inference(loaded, model, batcher)
             models.append((model, raw, loaded.recorded))
@@ -117,7 +132,6 @@ class Service:
         document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._static["/openapi.json"] = Answer(200, as_text(document).encode())
         self._static["/docs"] = Answer(200, docs_page.page(document if tokens is None else without_contract(document)), HTML)
-        self._open.add("/docs")  # a browser sends no token for a page; the page has a field for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -191,15 +205,14 @@ class Service:
         return batcher
 
     def _mlflow(self, loaded: Loaded, decoder: Decoder, raw: Raw, batcher: Batcher, *, first: bool) -> None:
-        nan = self._nan
-        write: Write = lambda output: Answer(200, encode(output, nan=nan))  # noqa: E731
-        bare: Write = lambda output: Answer(200, encode(output, nan=nan, bare=True))  # noqa: E731
+        def write(output: Any, *, bare: bool = False) -> Answer:
+            return Answer(200, encode(output, nan=self._settings.nan, bare=bare))
 
         def read(body: bytes, head: Head) -> tuple[Rows, Write]:
             if head.kind and head.kind != decode.JSON and (raw_rows := raw.read(body, head.kind)) is not None:
                 return raw_rows, write
             rows = decoder.decode(body, head.kind)
-            return rows, bare if rows.bare else write
+            return rows, partial(write, bare=True) if rows.bare else write
 
         endpoint = Endpoint(loaded, batcher, read, _error)
         version = Answer(200, loaded.mlflow_version.encode())
@@ -231,7 +244,7 @@ class Service:
             self._metrics.refused[endpoint.loaded.name, "no valid token"].inc()
             self._metrics.count(endpoint.loaded.name, 401)
             if self._log:
-                self._log.add(_line(Call(endpoint, head, None, 0.0), answer, 0.0))
+                self._log.add(Call(endpoint, head, None, 0.0).line(answer, 0.0))
         await _send(send, answer, head.request_id, head=scope["method"] == "HEAD")
 
     def _other(self, scope: Scope) -> Answer:
@@ -316,7 +329,7 @@ class Service:
         self._metrics.seconds[name].observe(seconds)
         self._metrics.count(name, answer.status)
         if self._log:
-            self._log.add(_line(call, answer, seconds))
+            self._log.add(call.line(answer, seconds))
 
     def _failed(self, endpoint: Endpoint, failure: Exception) -> Answer:
         """The response to a request that raised `failure`."""
@@ -343,11 +356,6 @@ class Service:
             return Answer(499, b"")
         log.error("a request failed", exc_info=failure)
         return error(500, "INTERNAL_ERROR", "internal error: the service's log has the traceback", ())
-
-
-def app(serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None, tokens: Tokens | None = None) -> Service:
-    """The ASGI application for these models."""
-    return Service(serving, lease, settings, tokens)
 
 
 def _disconnect(future: "asyncio.Future[Any]") -> None:
@@ -389,20 +397,3 @@ async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bo
         headers.append((b"x-request-id", request_id))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else answer.body})
-
-
-def _line(call: Call, answer: Answer, seconds: float) -> dict[str, Any]:
-    """A line of the access log."""
-    line = {
-        "time": round(time.time(), 3),
-        "request_id": call.head.request_id.decode(),
-        "model": call.endpoint.loaded.name,
-        "version": call.endpoint.loaded.version,
-        "status": answer.status,
-        "rows": call.rows,
-        "bytes": len(answer.body),
-        "ms": round(seconds * 1000, 2),
-    }
-    if call.caller is not None:
-        line["caller"] = call.caller
-    return line

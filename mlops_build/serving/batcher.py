@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mlops_build.serving.decode import Rows
+from mlops_build.serving.rows import Rows
 
 Predict = Callable[[Sequence[Rows]], Sequence[Any]]
 

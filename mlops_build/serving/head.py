@@ -5,13 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mlops_build.serving import v2
-
 # Request IDs only distinguish requests and protect nothing: os.urandom would cost a system call for each.
 NUMBERS = random.Random()  # noqa: S311
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # Digits of a Content-Length: more are leading zeros, and int() refuses thousands of digits.
 DIGITS = 20
+# The number of bytes of JSON before binary tensors, in requests and responses of the Open Inference Protocol.
+INFERENCE_LENGTH = b"inference-header-content-length"
 
 
 class Head(NamedTuple):
@@ -40,7 +40,7 @@ def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head:
             encoding = value.strip().lower()
         elif name == b"x-request-id":
             request_id = value if REQUEST_ID.fullmatch(value) else b""
-        elif name == v2.LENGTH:
+        elif name == INFERENCE_LENGTH:
             json_bytes = value.strip()
     encoding = b"" if encoding == b"identity" else encoding
     return Head(kind, encoding, request_id or b"%016x" % NUMBERS.getrandbits(64), length, json_bytes)

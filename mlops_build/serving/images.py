@@ -13,9 +13,10 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from mlops_build.serving.decode import Decoder, Rows
+from mlops_build.serving.decode import Decoder
 from mlops_build.serving.mismatch import INTEGERS
 from mlops_build.serving.refusal import Refusal
+from mlops_build.serving.rows import Rows
 
 PARTS = 10_000  # parsing a part takes microseconds, and a part may be only 60 bytes long
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mlops_build.serving import network
-from mlops_build.serving.decode import Rows
 from mlops_build.serving.encode import plain
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal
+from mlops_build.serving.rows import Rows
 
 # Allowed difference between predictions in a batch and row by row: kernels may add numbers in another order.
 RELATIVE, ABSOLUTE = 1e-3, 1e-5

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlops_build.serving.images import FORM, Raw
-from mlops_build.serving.v2 import BYTES, DTYPES, V2
+from mlops_build.serving.v2 import V2
+from mlops_build.serving.v2_tensors import BYTES, DTYPES
 
 ERROR = "inference.Error"
 TENSOR = {

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mlops_build.errors import UsageError
 from mlops_build.quantity import parse_bytes
@@ -29,11 +29,11 @@ class Settings:
     body_limit: int = 16 << 20
     read: float = 30.0
     connections: int = 4096
-    nan: str = "null"
-    ragged: str = "refuse"
+    nan: Literal["null", "literal"] = "null"
+    ragged: Literal["refuse", "pad"] = "refuse"
     access_log: bool = True
     compile: bool = False
-    precision: str = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
     tokens: str = ""
 
 

@@ -10,19 +10,18 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from mlops_build.errors import Failed, NotFound, Refused, UsageError
+from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import openapi
 from mlops_build.model.openapi import Described
 from mlops_build.packaging import contents
 from mlops_build.serving import json_schema
 from mlops_build.serving.json_schema import Problem
-from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated, too_large
+from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated
 
 JSON, CSV = "application/json", "text/csv"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -38,7 +37,6 @@ FAULTS = {
 RETRY = {429, 503, 504}
 BODY_LIMIT = 16 * 2**20
 LONGEST_DELAY_MS = 120_000
-IDLE_SECONDS = 60
 DIGITS = re.compile("[0-9]+")
 
 
@@ -152,10 +150,10 @@ class Stub:
         try:
             status = self._fault(headers)
             if status is not None:
-                return _error(status, FAULTS[status], "this fault was requested from the stub")
+                return error_answer(status, FAULTS[status], "this fault was requested from the stub")
             return self._invocation(model, headers, body)
         except Refusal as error:
-            return _error(error.status, error.code, error.message)
+            return error_answer(error.status, error.code, error.message)
 
     def _other(self, method: str, path: str) -> Answer:
         if method == "GET" and path in self._static:
@@ -193,7 +191,7 @@ class Stub:
         if problem is not None:
             raise Refusal(str(problem), code=BAD_REQUEST if problem.kind == "value" else INVALID)
         if model.recorded is None:
-            return _error(501, "NOT_IMPLEMENTED", f"{model.name} has no recorded example to answer with")
+            return error_answer(501, "NOT_IMPLEMENTED", f"{model.name} has no recorded example to answer with")
         predictions = model.recorded["predictions"]
         if isinstance(predictions, list) and predictions:
             predictions = [predictions[row % len(predictions)] for row in range(_count(content[form]))]
@@ -357,106 +355,9 @@ def _number(headers: Mapping[str, str], name: str, default: int, allowed: Any) -
     return int(text)
 
 
-def _error(status: int, code: str, message: str) -> Answer:
+def error_answer(status: int, code: str, message: str) -> Answer:
+    """An error in the form of the service."""
     if status == 415:  # plain text, as the service sends it
         return Answer(status, message.encode("utf-8", "replace"), "text/plain; charset=utf-8")
     body = json.dumps({"error_code": code, "message": message}).encode()
     return Answer(status, body, headers=(("Retry-After", "1"),) if status in RETRY else ())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = IDLE_SECONDS
-    server: "Server"
-
-    def _handle(self) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        try:
-            body = self._body(headers)
-        except Refusal as error:
-            self.close_connection = True  # the rest of the body would be read as the next request
-            answer = _error(error.status, error.code, error.message)
-        else:
-            answer = self.server.stub.answer(self.command, self.path.partition("?")[0], headers, body)
-        self._send(answer, headers.get("x-request-id"))
-
-    # The base class looks up the handler by the method's name.
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _handle  # noqa: N815
-
-    def _body(self, headers: Mapping[str, str]) -> bytes:
-        if "transfer-encoding" in headers:
-            return b"".join(self._chunks())
-        size = headers.get("content-length", "0")
-        if not size.isdecimal() or len(size) > 15:
-            raise Refusal("Content-Length is not a number")
-        if int(size) > BODY_LIMIT:
-            raise too_large(BODY_LIMIT)
-        body = self.rfile.read(int(size))
-        if len(body) < int(size):
-            raise Refusal("the body ends before its Content-Length")
-        return body
-
-    def _chunks(self) -> "Sequence[bytes]":
-        chunks, size = [], 0
-        while True:
-            head = self.rfile.readline(100).partition(b";")[0].strip()
-            try:
-                length = int(head, 16)
-            except ValueError:
-                raise Refusal("the body's chunks cannot be read") from None
-            size += length
-            if length < 0 or size > BODY_LIMIT:
-                raise too_large(BODY_LIMIT)
-            chunks.append(self.rfile.read(length))
-            if not length:
-                break
-            if self.rfile.readline(10).strip():
-                raise Refusal("a chunk is longer than its size")
-        for _ in range(100):  # trailers are ignored
-            if not self.rfile.readline(1000).strip():
-                return chunks
-        raise Refusal("the body has too many trailers")
-
-    def _send(self, answer: Answer, request_id: str | None) -> None:
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
-        self.send_header("Content-Length", str(len(answer.body)))
-        for name, value in answer.headers:
-            self.send_header(name, value)
-        if request_id and request_id.isascii() and request_id.isprintable():
-            self.send_header("X-Request-Id", request_id[:128])
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
-
-    def version_string(self) -> str:
-        return "mlops-build-stub"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class's name)
-        """Log nothing, since the caller's tests have their own log."""
-
-
-class Server(ThreadingHTTPServer):
-    """The stub on a port; 0 chooses a free port. Raises Failed if the port is in use."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, stub: Stub, host: str, port: int) -> None:
-        self.stub = stub
-        try:
-            super().__init__((host, port), _Handler)
-        except OSError as error:
-            raise Failed(
-                f"cannot listen on {host} port {port}: {error.strerror}",
-                remedy="choose another port with --port, or a free one with --port 0",
-            ) from None
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore errors of connections: a caller may disconnect at any time."""

@@ -69,7 +69,7 @@ class Server:
         return self.process.wait(timeout=30)
 
 
-def wait_for_log(log: Path, pattern: str, alive: Callable[[], bool] = lambda: True, seconds: float = 60) -> "re.Match[str]":
+def wait_for_log(log: Path, pattern: str, alive: Callable[[], bool] = lambda: True, seconds: float = 180) -> "re.Match[str]":
     """Wait until a log matches the pattern. Returns the first match."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

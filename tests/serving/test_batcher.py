@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
-from mlops_build.serving.decode import Rows
+from mlops_build.serving.rows import Rows
 
 
 class BlockedPrediction:

@@ -20,7 +20,8 @@ from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
 from mlops_build.serving.predictor import Predictor
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.v2 import DTYPES, V2
+from mlops_build.serving.v2 import V2
+from mlops_build.serving.v2_tensors import DTYPES
 from tests.serving import models
 from tests.serving.conftest import Server, wait_for_log
 

@@ -1,0 +1,173 @@
+"""The fast path of decode.py: JSON with columns of plain types, or one tensor, by the signature and numpy."""
+
+import base64
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from mlops_build.serving import mismatch
+from mlops_build.serving.mismatch import INTEGERS, shape
+from mlops_build.serving.pack import packed
+from mlops_build.serving.refusal import INVALID, Refusal
+from mlops_build.serving.rows import Rows
+
+# Integers below this are exact in a float64.
+EXACT = 2.0**53
+NUMBERS = frozenset((float, int, bool, type(None)))
+PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
+FLOATS: dict[str, "np.dtype[Any]"] = {"float": np.dtype("float32"), "double": np.dtype("float64")}
+
+
+class Quick:
+    """The fast path for one signature.
+
+    names, types: of the columns; empty unless all have names and plain types. block: the type of the columns, if all have the same float
+    type. tensor: type and shape, if the model takes one tensor without a name.
+    """
+
+    def __init__(self, schema: Any) -> None:
+        """schema: mlflow.types.Schema; None if MLflow must decide for every body."""
+        self.names: list[str] = []
+        self.types: list[str] = []
+        self.block: np.dtype[Any] | None = None
+        self.tensor: tuple[np.dtype[Any], tuple[int, ...]] | None = None
+        self._row: Callable[[Any], Any] = tuple
+        if schema is None:
+            return
+        if schema.is_tensor_spec():
+            if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
+                self.tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
+        elif schema.has_input_names() and all(getattr(column.type, "name", "") in PLAIN for column in schema.inputs):
+            self.names = list(schema.input_names())
+            self.types = [column.type.name for column in schema.inputs]
+            self._row = itemgetter(*self.names) if len(self.names) > 1 else lambda record: (record[self.names[0]],)
+            self.block = FLOATS.get(self.types[0]) if len(set(self.types)) == 1 else None
+
+    def rows(self, form: str, data: Any) -> Rows | None:
+        """The data of a form without params; None if MLflow must decide. Raises Refusal."""
+        if self.names:
+            return self._of_columns(form, data)
+        return self._of_tensor(data) if self.tensor and form in ("inputs", "instances") else None
+
+    def _of_tensor(self, data: Any) -> Rows | None:
+        if not isinstance(data, list) or not data or isinstance(data[0], dict) or self.tensor is None:
+            return None
+        dtype, sizes = self.tensor
+        quick = packed(data, dtype, sizes)
+        if quick is not None:
+            return Rows("tensor", quick, len(quick))
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(data, dtype=dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Refusal(mismatch.first_bad(data, dtype, sizes) or f"the tensor cannot be read as {dtype}: {error}") from None
+        if len(array.shape) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, array.shape, strict=True)):
+            raise Refusal(f"the tensor has the shape {shape(array.shape)}; expected {shape(sizes)}", code=INVALID)
+        return Rows("tensor", array, len(array)) if array.ndim else None
+
+    def _of_columns(self, form: str, data: Any) -> Rows | None:
+        rows: Sequence[Sequence[Any]]
+        if form == "dataframe_split":
+            split = self._split(data)
+            if split is None:
+                return None
+            rows = split
+        elif form == "inputs":
+            if not isinstance(data, dict) or not all(name in data for name in self.names):
+                return None
+            lists = [data[name] for name in self.names]
+            if all(type(cells) in NUMBERS for cells in lists):
+                rows = [lists]
+            elif all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
+                rows = list(zip(*lists, strict=True))
+            else:
+                return None
+        else:
+            if not isinstance(data, list) or not data or not all(type(record) is dict for record in data):
+                return None
+            try:
+                rows = list(map(self._row, data))
+            except KeyError:
+                return None
+        if self.block is not None:
+            return self._as_block(rows, self.block)
+        return self._as_columns(rows, numbers_only=form in ("inputs", "instances"))
+
+    def _split(self, data: Any) -> Sequence[Sequence[Any]] | None:
+        if type(data) is not dict or set(data) != {"columns", "data"}:
+            return None
+        columns, rows = data["columns"], data["data"]
+        if type(columns) is not list or type(rows) is not list:
+            return None
+        width = len(columns)
+        if any(type(row) is not list or len(row) != width for row in rows):
+            return None
+        if columns == self.names:
+            return rows
+        positions = {name: position for position, name in enumerate(columns) if type(name) is str}
+        if len(positions) != width or not all(name in positions for name in self.names):
+            return None
+        order = [positions[name] for name in self.names]
+        return [[row[position] for position in order] for row in rows]
+
+    def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
+        quick = packed(rows, dtype, (-1, len(self.names)))
+        if quick is not None and _is_exact(quick):
+            return Rows("block", quick, len(rows))
+        kinds: set[type] = set()
+        for row in rows:
+            kinds.update(map(type, row))
+        # pandas converts null to NaN among numbers, and refuses it among booleans.
+        if not kinds <= NUMBERS or {bool, type(None)} <= kinds:
+            return None
+        try:
+            with np.errstate(over="ignore"):
+                block = np.array(rows, dtype=dtype).reshape(len(rows), len(self.names))
+        except OverflowError:
+            return None
+        if int in kinds and not _is_exact(block):
+            return None  # MLflow converts int64 to float32 in one step, which rounds differently
+        return Rows("block", block, len(rows))
+
+    def _as_columns(self, rows: Sequence[Sequence[Any]], *, numbers_only: bool) -> Rows | None:
+        if not rows:
+            return None
+        columns: list[Any] = []
+        for position, (name, kind) in enumerate(zip(self.names, self.types, strict=True)):
+            values = [row[position] for row in rows]
+            types = set(map(type, values))
+            if kind in INTEGERS:
+                if types != {int} or max(values) > INTEGERS[kind][1] or min(values) < INTEGERS[kind][0]:
+                    return None
+                columns.append(np.array(values, dtype="int32" if kind == "integer" else "int64"))
+            elif kind in ("float", "double"):
+                if not types <= {float, int} or any(type(value) is int and abs(value) >= EXACT for value in values):
+                    return None
+                with np.errstate(over="ignore"):
+                    columns.append(np.array(values, dtype="float32" if kind == "float" else "float64"))
+            elif kind == "boolean":
+                if types != {bool}:
+                    return None
+                columns.append(np.array(values))
+            elif numbers_only or types != {str}:
+                return None
+            else:
+                columns.append(values if kind == "string" else [_base64(value, name, row) for row, value in enumerate(values)])
+        return Rows("columns", columns, len(rows))
+
+
+def _is_exact(numbers: "np.ndarray[Any, Any]") -> bool:
+    """Whether all numbers are small enough that integers of this size are exact.
+
+    The sum of squares is at least the square of the largest number. It nearly always suffices, in a fifth of the time of comparing each.
+    """
+    return bool(np.vdot(numbers, numbers) < EXACT**2) or bool((np.abs(numbers) < EXACT).all())
+
+
+def _base64(value: str, name: str, row: int) -> bytes:
+    try:
+        return base64.decodebytes(value.encode())
+    except ValueError as error:
+        raise Refusal(f"row {row}, column {name!r}: expected base64, {error}") from None
