@@ -99,9 +99,9 @@ def test_completion_is_a_script_that_its_shell_accepts(shell: str) -> None:
 
 def test_bash_completes_commands_and_options() -> None:
     script = cli("completion", "bash").stdout
-    asked = f'{script}\nCOMP_WORDS=(mlops-build train --f); COMP_CWORD=2; _mlops_build; echo "${{COMPREPLY[@]}}"\n'
-    asked += 'COMP_WORDS=(mlops-build pro); COMP_CWORD=1; _mlops_build; echo "${COMPREPLY[@]}"\n'
-    done = subprocess.run(["bash"], input=asked, capture_output=True, text=True, check=True, timeout=20)
+    program = f'{script}\nCOMP_WORDS=(mlops-build train --f); COMP_CWORD=2; _mlops_build; echo "${{COMPREPLY[@]}}"\n'
+    program += 'COMP_WORDS=(mlops-build pro); COMP_CWORD=1; _mlops_build; echo "${COMPREPLY[@]}"\n'
+    done = subprocess.run(["bash"], input=program, capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout.splitlines() == ["--force", "promote"]
 
 

@@ -62,9 +62,9 @@ def lease() -> Iterator[Callable[..., Holder]]:
     started = []
 
     def start(
-        environment: Mapping[str, str], *, script: str = HOLDER, asked: str = "", before: Sequence[str] = (), **arguments: object
+        environment: Mapping[str, str], *, script: str = HOLDER, expression: str = "", before: Sequence[str] = (), **arguments: object
     ) -> Holder:
-        options = "{**" + repr(arguments) + (f", **{asked}" if asked else "") + "}"
+        options = "{**" + repr(arguments) + (f", **{expression}" if expression else "") + "}"
         pipe = subprocess.PIPE
         holder = Holder([*before, sys.executable, "-c", script, options], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         started.append(holder)

@@ -100,9 +100,9 @@ def test_a_record_gives_the_same_choice_again(node: list[Reading], leases: list[
 
 @settings(deadline=None, max_examples=100)
 @given(nodes, st.lists(requests, max_size=12), seeds)
-def test_consecutive_choices_never_promise_more_than_a_card_has(node: list[Reading], asked: list[Request], seed: int) -> None:
+def test_consecutive_choices_never_promise_more_than_a_card_has(node: list[Reading], requests: list[Request], seed: int) -> None:
     leases: list[Promise] = []
-    for number, request in enumerate(asked):
+    for number, request in enumerate(requests):
         chosen = choose(cards_of(node, leases), request, seed).uuids
         if chosen:
             leases.append(Promise(f"{number:016x}", chosen, request.bytes, request.exclusive, "a", 1, 1, 0, 0.0))
@@ -170,7 +170,7 @@ def test_exclusive_tolerates_the_driver_memory_on_an_unused_card() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "asked", "ever"),
+    ("changed", "wanted", "ever"),
     [
         ({}, {}, True),
         ({"used_bytes": 24 * GIB, "external_counted_bytes": 24 * GIB, "committed_bytes": 24 * GIB}, {}, True),
@@ -184,5 +184,5 @@ def test_exclusive_tolerates_the_driver_memory_on_an_unused_card() -> None:
         ({"used_bytes": None}, {}, False),
     ],
 )
-def test_whether_waiting_can_help(changed: dict, asked: dict, ever: bool) -> None:
-    assert could_ever([replace(card(0, 24, 0), **changed)], replace(Request(GIB), **asked)) is ever
+def test_whether_waiting_can_help(changed: dict, wanted: dict, ever: bool) -> None:
+    assert could_ever([replace(card(0, 24, 0), **changed)], replace(Request(GIB), **wanted)) is ever

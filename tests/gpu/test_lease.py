@@ -81,7 +81,7 @@ def test_waiting_for_room_names_the_holder(node, lease) -> None:
     machine = node("10GiB")
     holder = lease(machine.environment, memory="8GiB", service="ranker")
     script = HOLDER.replace("from mlops_build import gpu", "from mlops_build import gpu\nprogress = lambda text: say(waiting=text)")
-    waiter = lease(machine.environment, script=script, memory="4GiB", wait=60, asked="{'progress': progress}")
+    waiter = lease(machine.environment, script=script, memory="4GiB", wait=60, expression="{'progress': progress}")
     assert "promised to ranker" in waiter.answer["waiting"]
     holder.kill()
     assert json.loads(waiter.stdout.readline())["uuids"] == uuids(machine)
@@ -233,7 +233,7 @@ def test_filters_and_a_custom_strategy(node, lease) -> None:
     assert chosen(strategy="pack") == all_of_them[2]
     assert chosen(strategy="WORST_FIT") == all_of_them[0]
     own = "{'strategy': lambda cards, request, rng: sorted(cards, key=lambda card: card.name == 'NVIDIA L4', reverse=True)}"
-    assert lease(machine.environment, memory="1GiB", asked=own).answer["uuids"] == [all_of_them[1]]
+    assert lease(machine.environment, memory="1GiB", expression=own).answer["uuids"] == [all_of_them[1]]
 
 
 def test_a_stopped_holder_of_the_lock_blocks_no_other(node, lease, run_python) -> None:

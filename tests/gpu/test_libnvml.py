@@ -37,11 +37,11 @@ def test_constants_have_nvidias_values() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_make_the_same_library_calls_as_nvidias(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are called with a library that records the function and the size of each argument's target."""
-    asked: dict[str, list[tuple[str, list[int]]]] = {"ours": [], "theirs": []}
+    calls: dict[str, list[tuple[str, list[int]]]] = {"ours": [], "theirs": []}
 
     def recording(who: str, symbol: str) -> object:
         def function(*arguments: object) -> int:
-            asked[who].append((symbol, [_size(argument) for argument in arguments]))
+            calls[who].append((symbol, [_size(argument) for argument in arguments]))
             return 0
 
         return function
@@ -59,8 +59,8 @@ def test_functions_make_the_same_library_calls_as_nvidias(name: str, monkeypatch
     for version in [{}, {"version": pynvml.nvmlMemory_v2}] if name == "nvmlDeviceGetMemoryInfo" else [{}]:
         getattr(libnvml, name)(*(values[parameter][0] for parameter in parameters), **version)
         getattr(pynvml, name)(*(values[parameter][1] for parameter in parameters), **version)
-    assert asked["ours"]
-    assert asked["ours"] == asked["theirs"]
+    assert calls["ours"]
+    assert calls["ours"] == calls["theirs"]
 
 
 def _size(argument: object) -> int:

@@ -39,8 +39,8 @@ def card() -> None:
 @pytest.fixture(scope="session")
 def torch_card() -> None:
     """Skips the test without torch with CUDA. Checked in another process, since the check would start CUDA in this one."""
-    asked = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 4)"
-    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=False)
+    program = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 4)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         pytest.skip("torch sees no CUDA here" if done.returncode == 4 else f"no torch here: {done.stderr.strip().splitlines()[-1:]}")
 

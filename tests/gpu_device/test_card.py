@@ -85,8 +85,8 @@ from mlops_build import gpu
 with gpu.lease("1GiB") as lease:
     device, count, raw = start(), ctypes.c_int(), (ctypes.c_ubyte * 16)()
     check(cuda.cuDeviceGetCount(ctypes.byref(count)))
-    asked = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
-    check(asked(raw, device))
+    get_uuid = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+    check(get_uuid(raw, device))
     assert count.value == 1, count.value
     print(lease.uuids[0].removeprefix("GPU-").removeprefix("MIG-") == str(uuid.UUID(bytes=bytes(raw))))
 """
