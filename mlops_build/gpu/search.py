@@ -92,6 +92,10 @@ class Search:
         self._warned = ""
 
     def run(self, wait: float, otherwise: str) -> Grant:
+        """Search for at most `wait` seconds. otherwise: without room or driver, "cpu" grants the CPU, "fail" raises NoRoom or NoDriver.
+
+        Raises also Nested, AmbiguousMask and UsageError.
+        """
         self._open_ledger()
         try:
             inherited = self._inherited()
@@ -99,16 +103,13 @@ class Search:
                 return inherited
             with Nvml() as nvml:
                 return self._run(nvml, wait, otherwise)
-        except NoDriver as error:
+        except BaseException as error:  # an interrupt, too
+            self._give_back()
             self._close()
-            if otherwise != "cpu":
+            if not isinstance(error, NoDriver) or otherwise != "cpu":
                 raise
             log.warning("%s: the CPU is used instead, as requested", error)
             return self._grant(None)
-        except BaseException:  # an interrupt, too
-            self._give_back()
-            self._close()
-            raise
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
         if self._ledger_error is not None:
