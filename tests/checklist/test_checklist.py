@@ -253,7 +253,10 @@ def test_the_author_of_commits_is_checked(service: Callable[..., Path], monkeypa
 
 @dataclass
 class Distribution:
-    """The API of an image registry. mode: open, basic, bearer or closed. calls: method, path and type of the login."""
+    """The API of an image registry. calls: method, path and type of the login.
+
+    mode: open, basic, bearer, closed, or unencrypted: tokens are at an address that is neither https nor known to be this machine.
+    """
 
     mode: str = "open"
     calls: list[tuple[str, str, str]] = field(default_factory=list)
@@ -278,8 +281,10 @@ def distribution() -> Iterator[Distribution]:
             elif (registry.mode, sent) in (("open", ""), ("basic", login), ("bearer", "Bearer abc")):
                 self.reply(202, {"Location": f"/v2/ml/digits/blobs/uploads/1?state={registry.mode}"}, b"")
             else:
-                realm = f'Bearer realm="http://{registry.address}/token",service="registry",scope="x"'
-                self.reply(401, {"WWW-Authenticate": realm if registry.mode == "bearer" else 'Basic realm="x"'}, b"")
+                host = registry.address if registry.mode == "bearer" else registry.address.replace("127.0.0.1", "127.1")
+                realm = f'Bearer realm="http://{host}/token",service="registry",scope="x"'
+                has_tokens = registry.mode in ("bearer", "unencrypted")
+                self.reply(401, {"WWW-Authenticate": realm if has_tokens else 'Basic realm="x"'}, b"")
 
         do_DELETE = do_GET = do_POST  # noqa: N815
 
@@ -317,6 +322,7 @@ def docker_login(tmp_path: Path, host_name: str, user: str = "bot") -> None:
         ("bearer", "bot", "ok"),
         ("bearer", "other", "no"),
         ("bearer", None, "no"),
+        ("unencrypted", "bot", "no"),
         ("closed", "bot", "no"),
     ],
 )
@@ -332,6 +338,7 @@ def test_an_upload_of_an_image_is_started_and_cancelled(
     assert ("docker is not logged in to it" in result.detail) == (state == "no" and user is None)
     started = [path for method, path, _ in distribution.calls if method == "POST"]
     assert set(started) == {"/v2/ml/digits/blobs/uploads/"}
+    assert any(path.startswith("/token") for _, path, _ in distribution.calls) == (how == "bearer"), "the login is sent over https only"
     cancelled = [path for method, path, _ in distribution.calls if method == "DELETE"]
     assert cancelled == ([f"/v2/ml/digits/blobs/uploads/1?state={how}"] if state == "ok" else [])
 
