@@ -3,12 +3,15 @@
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from mlops_build.errors import Unreachable
 from mlops_build.gpu.testing import SimulatedCard
 from mlops_build.watch.graphite import MAX_QUEUED, Sender, component
 from tests.gpu.conftest import MakeNode
@@ -105,6 +108,31 @@ def test_what_could_not_be_sent_is_kept_and_bounded(carbon: socket.socket) -> No
         with connection, connection.makefile() as file:
             lines = file.read().split()
     assert lines == [*(str(number) for number in range(41, MAX_QUEUED + 40)), "last"]
+
+
+def test_a_snapshot_that_was_sent_in_part_is_sent_again(carbon: socket.socket) -> None:
+    large = b"x" * (64 << 20) + b"\n"  # more than the buffers of a connection hold
+    sent = bytearray()
+
+    def accept() -> None:
+        first, _ = carbon.accept()
+        first.recv(1)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets the connection
+        first.close()
+        second, _ = carbon.accept()
+        with second:
+            while chunk := second.recv(1 << 20):
+                sent.extend(chunk)
+
+    server = threading.Thread(target=accept, daemon=True)
+    server.start()
+    sender = Sender(*carbon.getsockname())
+    with pytest.raises(Unreachable, match="does not accept"):
+        sender.send(large)
+    sender.send(b"last\n")
+    sender.close()
+    server.join(60)
+    assert sent == large + b"last\n"
 
 
 def test_an_unreachable_server_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> None:
