@@ -61,8 +61,8 @@ class Source:
         return missing == "0"
 
     def later(self, commit: str) -> int:
-        """How many commits HEAD is ahead of this one."""
-        return int(command.text(self.clone, "rev-list", "--count", f"{commit}..HEAD"))
+        """How many commits HEAD is ahead of this one; 0 if HEAD names a branch that does not exist."""
+        return int(command.text(self.clone, "rev-list", "--count", f"{commit}..HEAD")) if self._parse("HEAD") else 0
 
     def releases(self) -> dict[str, str]:
         """CHANGELOG.md's table at HEAD: version → commit."""

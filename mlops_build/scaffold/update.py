@@ -3,6 +3,7 @@
 `plan` works on any repository that has the service's commit, without a checkout; `update` writes its result into a checkout.
 """
 
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -204,6 +205,11 @@ def _target(source: Source, to: str | None) -> str:
     wanted = to or source.newest()
     if commit := source.resolve(wanted):
         return commit
+    if wanted == "HEAD":
+        raise NoSuchVersion(
+            f"the HEAD of the template at {command.masked(source.url)} names a branch that does not exist",
+            remedy="set its default branch (git symbolic-ref HEAD refs/heads/main), or give a version: mlops-build update --to VERSION",
+        )
     raise NoSuchVersion(
         f"the template has no version {wanted}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
     )
@@ -260,9 +266,14 @@ def _made_from(source: Source, record: Answers, origin: Origin) -> list[str]:
     commits = list(dict.fromkeys(commit for commit in (named, pinned) if commit))
     if not commits:
         pin = f" (commit {origin.commit[:12]})" if origin.commit else ""
+        remedy = "give a clone that has it with --template; `make tag` in the clone restores missing tags"
+        if re.search(r"(?:^|-g)[0-9a-f]{7,40}$", record.version):  # copier records such a commit for uncommitted changes
+            remedy += (
+                "\n    if the template had uncommitted changes, commit them there, then run in the service:"
+                "\n    copier recopy --defaults --overwrite --vcs-ref HEAD"
+            )
         raise NoSuchVersion(
-            f"the template at {command.masked(source.url)} does not have the version {record.version}{pin} of the service",
-            remedy="give a clone that has it with --template; `make tag` in the clone restores missing tags",
+            f"the template at {command.masked(source.url)} does not have the version {record.version}{pin} of the service", remedy=remedy
         )
     for commit in commits:
         source.keep(commit)

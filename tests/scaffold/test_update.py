@@ -504,3 +504,29 @@ def test_a_version_that_nobody_has(service: Path, template: Path, tmp_path: Path
     commit(template)
     assert document(service)["from"]["name"] == "0.1.0"
     assert (service / "x").read_text() == "x\n"
+
+
+def test_a_template_whose_head_names_no_branch(service: Path, template: Path) -> None:
+    git(template, "symbolic-ref", "HEAD", "refs/heads/gone")
+    assert document(service, "--dry-run")["to"]["name"] == "0.2.0"
+    git(template, "tag", "--delete", "0.2.0", "0.1.0")
+    done = mlops_build(service, "update", "--to", "HEAD", expect=3)
+    assert f"the HEAD of the template at {template} names a branch that does not exist" in done.stderr
+    git(template, "symbolic-ref", "HEAD", "refs/heads/main")  # as the message says
+    assert document(service)["status"] == "merged"
+
+
+def test_a_service_of_a_template_with_uncommitted_changes(make_service: MakeService, template: Path) -> None:
+    (template / "template/kept.txt").write_text("not committed\n")
+    service = make_service(template, "HEAD")
+    assert (service / "kept.txt").read_text() == "not committed\n"
+    stderr = mlops_build(service, "update", expect=3).stderr
+    assert "if the template had uncommitted changes, commit them there, then run in the service:\n" in stderr
+    commit(template)
+    subprocess.run(stderr.splitlines()[-1].split(), cwd=service, check=True, capture_output=True, timeout=60)
+    assert git(service, "diff", "--name-only").splitlines() == [".copier-answers.yml", "requirements-mlops-build.txt"]
+    commit(service)
+    put(template, {"template/kept.txt": "a later version\n"})
+    commit(template)
+    assert document(service, "--to", "HEAD")["status"] == "merged"
+    assert (service / "kept.txt").read_text() == "a later version\n"
