@@ -116,6 +116,7 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
         _write_timer: asyncio.TimerHandle | None = None
         _running: Any = None
         _head_bytes: int | None = None  # size so far of the headers that are being read
+        _received = 0  # size of the data that is being parsed; 0 after the end of a request in it
         _arriving = False  # a part of a request has arrived; a request that arrives in one piece needs no timer, which would cost time
         _refused = False
 
@@ -138,15 +139,16 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
         def data_received(self, data: bytes) -> None:
             if self._refused:
                 return
-            if self._head_bytes is not None:
-                self._head_bytes += len(data)
+            self._received = len(data)
             try:
                 self._parse(data)
             except httptools.HttpParserError:
                 self._refuse(INVALID)
-            if self._head_bytes is not None and self._head_bytes > HEAD_BYTES:
-                self._refuse(HEAD_TOO_LARGE)
-            elif self._arriving and self._read_timer is None and not self._refused:
+            if self._head_bytes is not None:
+                self._head_bytes += self._received
+                if self._head_bytes > HEAD_BYTES:
+                    self._refuse(HEAD_TOO_LARGE)
+            if self._arriving and self._read_timer is None and not self._refused:
                 self._wait()
 
         def _parse(self, data: bytes) -> None:
@@ -186,6 +188,8 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             self._head_bytes = None
             if self.parser.should_upgrade():
                 return
+            if self._received > HEAD_BYTES and sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers) > HEAD_BYTES:
+                self._refuse(HEAD_TOO_LARGE)
             if self._refused or len(self.pipeline) >= PIPELINED:
                 raise ValueError("too many requests wait on this connection")
             decision = begin(self.parser.get_method(), self.url, self.headers) if self._is_idle() else None
@@ -207,6 +211,7 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
             if self.parser.should_upgrade():
                 return
             self._arriving = False
+            self._received = 0
             self._stop()
             super().on_message_complete()
             cycle = self.cycle

@@ -19,7 +19,7 @@ import pytest
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 from tests.serving.openloop import offer
-from tests.serving.test_http import RUNNING, address, alive, ask, body, metric, wait_for_metric
+from tests.serving.test_http import RUNNING, WAITING, address, alive, ask, body, metric, wait_for_metric
 
 # A batch takes 20 ms for any number of rows, as on a card; with -1 in the first column it is held. The third column is the length of the
 # answer.
@@ -34,7 +34,7 @@ MODEL = """
         return ["x" * int(size) if size > 0 else float(value) for value, size in zip(data["a"], data["c"])]
 """
 HELD = -1
-READ_SECONDS = 1.0
+READ_SECONDS = 1.5
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MIB = 1 << 20
 
@@ -104,9 +104,10 @@ def test_refusals_are_counted_and_logged_together(folder: Path, tmp_path: Path) 
         assert server.url
         with contextlib.ExitStack() as stack:
             stack.enter_context(server.holding())
-            for running in (1, 2):  # the first is predicted, the second waits
+            for waiting in (0, 1):  # the first is predicted, the second waits
                 stack.enter_context(connect(server)).sendall(request(body(HELD)))
-                wait_for_metric(server, RUNNING, running)
+                wait_for_metric(server, RUNNING, waiting + 1)
+                wait_for_metric(server, WAITING, waiting)
             refused = stack.enter_context(connect(server))
             refused.sendall(request(body(1.0), b"X-Request-Id: me-1"))
             answer = refused.recv(4096)
@@ -363,6 +364,8 @@ WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "a chunk of a huge size": (lambda: CHUNKED + b"FFFFFFFFFFFFFFFFFF\r\nabc\r\n", {400}),
     "many trailers": (lambda: CHUNKED + b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", {400}),
     "a huge header": (lambda: HEAD + b"X: " + b"a" * 300_000, {431}),
+    "very many headers": (lambda: HEAD + b"A: b\r\n" * 20_000, {431}),
+    "very many complete headers": (lambda: HEAD + b"A: b\r\n" * 20_000 + b"Content-Length: 0\r\n\r\n", {431}),
     "a long target": (lambda: b"GET /" + b"a" * 300_000, {400, 431}),
     "a target beyond ASCII": (lambda: b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
     "a header with a line break": (lambda: HEAD + b"X: a\nB\r\n: c\r\n\r\n", {400}),
@@ -378,7 +381,6 @@ WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
 UNFINISHED = {
     "a body cut short": request(body(1.5))[:-9],
     "chunks that do not end": CHUNKED + b"3\r\nabc\r\n" * 1000,
-    "very many headers": HEAD + b"A: b\r\n" * 30_000,
     "blank lines": b"\r\n" * 10_000,
 }
 
@@ -409,7 +411,6 @@ def test_the_connection_of_an_unfinished_request_is_closed_after_the_time_limit(
         for name, connection in connections.items():
             connection.sendall(UNFINISHED[name])
         answers = {name: statuses(everything(connection)) for name, connection in connections.items()}
-    assert set(answers.pop("very many headers")) <= {431}
     assert set(answers.pop("blank lines")) <= {400}
     assert not any(answers.values()), answers
 
