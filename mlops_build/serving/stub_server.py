@@ -105,5 +105,5 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
-    def handleerror_answer(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore errors of connections: a caller may disconnect at any time."""

@@ -3,6 +3,8 @@
 import gzip
 import http.client
 import json
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -150,6 +152,22 @@ def test_a_body_above_the_limit_is_413_and_closes_the_connection(document: dict[
         assert (response.status, response.headers["Connection"]) == (413, "close")
         response.read()
         assert caller.ask({"dataframe_split": SPLIT})[0] == 200  # on a new connection
+
+
+def test_a_disconnect_prints_nothing(document: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with running(Stub(document)) as caller:
+        assert caller.ask(path="/ping", method="GET")[0] == 200
+        threads = threading.active_count()
+        with socket.create_connection((caller.connection.host, caller.connection.port), timeout=10) as connection:
+            connection.sendall(b"POST /invocations HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+            while threading.active_count() == threads:
+                time.sleep(0.005)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        end = time.monotonic() + 20
+        while threading.active_count() > threads:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    assert capsys.readouterr().err == ""
 
 
 def test_faults_on_request(caller: Caller) -> None:
