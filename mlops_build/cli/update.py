@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(done: "Update") -> str:
-    from mlops_build.scaffold.update import shown
+    from mlops_build.scaffold.tree import shown
 
     if done.merged is None:
         return f"nothing to do: the service has {done.before.name} of the template"

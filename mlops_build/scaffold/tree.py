@@ -46,6 +46,11 @@ class Change:
     old: str | None = None
 
 
+def shown(path: str) -> str:
+    """A path for output: undecodable bytes become backslash escapes."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def read(repository: Path, treeish: str) -> Tree:
     """All files of a commit or tree."""
     files: Tree = {}

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from mlops_build.__main__ import main
 from mlops_build.errors import MlopsBuildError
-from mlops_build.scaffold.existing import around, script
+from mlops_build.scaffold.existing import around, generated, script
 from mlops_build.scaffold.existing.around import Made
 from mlops_build.scaffold.existing.copied import copy
 from mlops_build.scaffold.existing.modules import collect
@@ -115,7 +115,7 @@ def test_everything_that_is_known_is_filled_in_and_the_rest_is_listed_with_its_l
     assert pipeline["train"]["outs"] == ["model.pt"]
     assert pipeline["model"]["outs"] == ["models/reader"]
     params = YAML(typ="safe").load((root / "params.yaml").read_text())
-    assert params == {"seed": around.SEED, "train": {"epochs": 3}, "evaluate": {"thresholds": {"accuracy": {"min": 0.9}}}}
+    assert params == {"seed": generated.SEED, "train": {"epochs": 3}, "evaluate": {"thresholds": {"accuracy": {"min": 0.9}}}}
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert [line.partition(">")[0] for line in project["dependencies"]] == ["pyyaml", "numpy", "pandas", "torch"]
     assert "opencv-python-headless" in project["optional-dependencies"]["train"]

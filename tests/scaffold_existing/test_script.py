@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.errors import MlopsBuildError
-from mlops_build.scaffold.existing import pipeline, script
+from mlops_build.scaffold.existing import options, pipeline, script
 
 
 def parsed(folder: Path, text: str) -> script.Script:
@@ -34,7 +34,7 @@ parser.add_argument("--version", action="version", version="1")
 
 
 def test_argparse_options_become_a_command_line_and_numbers(tmp_path: Path) -> None:
-    said = pipeline.arguments(script.options(parsed(tmp_path, ARGPARSE)), {"data": "data/my rows.csv", "out": "model.pt"})
+    said = pipeline.arguments(options.options(parsed(tmp_path, ARGPARSE)), {"data": "data/my rows.csv", "out": "model.pt"})
     assert said.words == ("'data/my rows.csv'", "--seed", "${seed}", "--out", "model.pt", "${train}")
     assert said.seed == 3
     assert said.numbers == {
@@ -53,7 +53,7 @@ def test_options_without_a_long_name_are_named_one_by_one(tmp_path: Path) -> Non
         'p.add_argument("size", nargs="?", default=8)\np.add_argument("-b", type=int, default=16)\np.add_argument("--epochs", default=2)\n'
     )
     text += 'p.add_argument("-n", default="two words")\np.add_argument("--resume", default="")\n'
-    said = pipeline.arguments(script.options(parsed(tmp_path, text)), {})
+    said = pipeline.arguments(options.options(parsed(tmp_path, text)), {})
     assert said.words == ("${arguments.size}", "-b", "${arguments.b}", "-n", "'two words'", "${train}")
     assert (said.numbers, said.others) == ({"epochs": 2, "resume": ""}, {"size": 8, "b": 16})
     assert said.sections == ["seed", "train", "arguments"]
@@ -75,11 +75,11 @@ def main(data, epochs, width, shuffle, amp, out):
 
 def test_click_options_are_read_too(tmp_path: Path) -> None:
     one = parsed(tmp_path, CLICK)
-    options = script.options(one)
-    said = pipeline.arguments(options, {"data": "data/x.csv", "out": "runs/last.pt"})
+    read = options.options(one)
+    said = pipeline.arguments(read, {"data": "data/x.csv", "out": "runs/last.pt"})
     assert said.words == ("data/x.csv", "--out", "runs/last.pt", "${train}")
     assert said.numbers == {"epochs": 5, "hidden-size": 16, "amp": False}
-    (saved,) = script.written(one, {option.dest: option.default for option in options})
+    (saved,) = script.written(one, {option.dest: option.default for option in read})
     assert (saved.path, saved.by) == ("runs/last.pt", "torch.save")
 
 

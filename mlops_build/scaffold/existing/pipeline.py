@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlops_build.scaffold.existing.script import SECRET, Option
+from mlops_build.scaffold.existing.options import SECRET, Option
 
 # Texts that need no quotes in YAML.
 WORD = re.compile(r"[A-Za-z0-9_./:=,+-]+")
