@@ -112,7 +112,7 @@ def origin(repository: Path, head: str, prefix: str) -> Origin:
 
 
 def differing(before: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The answers of `other` that `record` does not have, or has with another value."""
+    """The answers of `other` that `before` does not have, or has with another value."""
     return {name: value for name, value in other.items() if name not in before or before[name] != value}
 
 

@@ -162,7 +162,7 @@ def lives_through_a_run(service: Path, folder: Path) -> None:
     assert (service / "data/pictures/more/b.bin").read_bytes() == b"b" * 2000
     assert "md5" in recorded(service, "pictures")["outs"][0]  # type: ignore[index]
     # DVC wrote into the .dvc file: that is the machine's business, like dvc.lock, and no uncommitted change of somebody.
-    assert git(service, "status", "--porcelain").splitlines() == ["M data/pictures.dvc", "?? dvc.lock"]
+    assert git(service, "status", "--porcelain").splitlines() == [" M data/pictures.dvc", "?? dvc.lock"]
     assert {"data/pictures.dvc", "dvc.lock"} <= set(data.machine_files(service))
     assert data.tracked(service)["data/pictures"].endswith(".dir")
     git(service, "add", "--all")
