@@ -232,7 +232,8 @@ def test_bridge_prints_a_line_for_each_environment(run: Run, checkout: Path, reg
     run("promote", "digits", "1", "--to", "staging")
     repo = f"file://{checkout}.git"
     code, out, err = run("bridge", "once", "--repo", repo, "--dry-run")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == "" or "kubectl is not installed, so its objects were not checked" in err
     assert out.splitlines() == [f"{repo} staging  would release  nothing → digits 1", f"{repo} production  nothing promoted yet"]
     code, out, err = run("bridge", "once", "--repo", repo, "--repo", "file:///nothing.git", "--json")
     assert code == 5

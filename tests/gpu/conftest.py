@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from mlops_build.gpu import testing
 from tests.gpu.holder import lease as lease
+from tests.gpu.nodes import Shared, shared_node
 
 ROOT = Path(__file__).parents[2]
 MakeNode = Callable[..., testing.Node]
@@ -47,6 +49,15 @@ def node(simulation: Path, tmp_path: Path) -> Iterator[MakeNode]:
             return made.enter_context(testing.Node(cards, **options))
 
         yield make
+
+
+@pytest.fixture
+def shared(simulation: Path) -> Iterator[Shared]:
+    """A node with two cards, which other users and other containers can use too."""
+    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
+        Path(folder).chmod(0o755)  # for other uids, which cannot enter pytest's tmp_path
+        with shared_node(Path(folder), cards=2) as node:
+            yield node
 
 
 @pytest.fixture(scope="session")

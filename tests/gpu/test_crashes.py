@@ -6,25 +6,16 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.nodes import GIB, PATIENCE, ROOT, Shared, shared_node
+from tests.gpu.nodes import GIB, PATIENCE, ROOT, Shared
 from tests.gpu.test_namespaces import UNSHARE, needs_namespaces, needs_root
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
-
-
-@pytest.fixture
-def shared() -> Iterator[Shared]:
-    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
-        Path(folder).chmod(0o755)
-        with shared_node(Path(folder), cards=2) as node:
-            yield node
 
 
 # ── killed ──

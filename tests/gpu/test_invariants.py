@@ -206,6 +206,7 @@ def play(history: list[tuple[str, object]]) -> None:
                 assert list(decisions.replay(line).uuids) == json.loads(line)["chosen"]
 
 
+@pytest.mark.usefixtures("simulation")
 @settings(SETTLED, max_examples=3, phases=[Phase.generate])
 @given(st.lists(steps, min_size=4, max_size=8))
 def test_histories_of_real_processes(history: list[tuple[str, object]]) -> None:
@@ -213,6 +214,7 @@ def test_histories_of_real_processes(history: list[tuple[str, object]]) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("simulation")
 @settings(SETTLED, max_examples=max(10, SOAK // 4), phases=[Phase.generate, Phase.shrink])
 @given(st.lists(steps, min_size=10, max_size=20))
 def test_many_histories_of_real_processes(history: list[tuple[str, object]]) -> None:

@@ -4,13 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.gpu.nodes import GIB, Shared, shared_node
+from tests.gpu.nodes import GIB, Shared
 
 UNSHARE = ["unshare", "--net", "--ipc", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
 
@@ -21,14 +18,6 @@ def _unshares() -> bool:
 
 needs_namespaces = pytest.mark.skipif(not _unshares(), reason="this user may not make namespaces (unshare)")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other uids")
-
-
-@pytest.fixture
-def shared() -> Iterator[Shared]:
-    with tempfile.TemporaryDirectory(prefix="mlops-gpu-") as folder:
-        Path(folder).chmod(0o755)  # for other uids, which cannot enter pytest's tmp_path
-        with shared_node(Path(folder), cards=2) as node:
-            yield node
 
 
 @needs_namespaces
