@@ -18,6 +18,7 @@ PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".sav"}
 PICKLING = ("pickle.dump", "pickle.dumps", "joblib.dump", "dill.dump", "cloudpickle.dump")
 SENTENCEPIECE = "SentencePieceTrainer.train"
 PLAIN = ("open", ".write_text", ".write_bytes", ".save", ".savez", ".savetxt", ".dump", ".save_vocabulary")
+WRITING = ("dump", "save", "savez", "savetxt", "write_text", "write_bytes", "save_pretrained", "save_vocabulary")
 DATA = (".json", ".npy", ".npz", ".txt")
 
 
@@ -90,11 +91,15 @@ def is_needed(written: Written) -> bool:
     if not is_data(written):
         return False
     always = written.by.endswith((".save_pretrained", SENTENCEPIECE))
-    return always or bool(NEEDED.search(f"{Path(written.path or '').stem} {_content(written)[1]}"))
+    name = Path(written.path).stem if written.path else written.source
+    return always or bool(NEEDED.search(f"{name} {_content(written)[1]}"))
 
 
 def _content(written: Written) -> tuple[str, str]:
-    """The call that writes the file, and the source of the written content; for `open(…)`, the call that uses the open file."""
+    """The call that writes the file, and the source of the written content; for `open(…)`, the call that uses the open file.
+
+    The expression of the path is left out: in `f"{args.out}/scaler.joblib"` the word args says nothing about the content.
+    """
     script = written.script
     for node in ast.walk(script.tree):
         if isinstance(node, ast.With):
@@ -109,13 +114,19 @@ def _content(written: Written) -> tuple[str, str]:
                     return dotted(call.func), script.source(call.args[0])
                 if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id in names:
                     return dotted(call.func), " ".join(script.source(argument) for argument in call.args)
-        elif (
-            isinstance(node, ast.Call)
-            and node.lineno == written.line
-            and dotted(node.func).endswith(("dump", "save", "savez", "write_text"))
-        ):
-            return dotted(node.func), " ".join(script.source(argument) for argument in node.args)
-    return written.by, written.source
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith(WRITING) and _contains(node, written.target):
+            # `tokenizer.save_pretrained(PATH)` writes the object before the dot; the names of keywords are those of arrays.
+            parts = [dotted(node.func).rpartition(".")[0]]
+            parts += [script.source(argument) for argument in node.args if not _contains(argument, written.target)]
+            parts += [
+                f"{keyword.arg} {script.source(keyword.value)}" for keyword in node.keywords if not _contains(keyword, written.target)
+            ]
+            return dotted(node.func), " ".join(parts)
+    return written.by, ""
+
+
+def _contains(node: ast.AST, target: ast.expr | None) -> bool:
+    return any(part is target for part in ast.walk(node))
 
 
 def _name(path: str, taken: set[str]) -> str:

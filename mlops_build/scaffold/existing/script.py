@@ -1,7 +1,7 @@
 """Read options, imports and written files from the syntax tree of a Python file. The file is never imported or run.
 
 These values are resolved: literals, names that are assigned once, defaults of command line options (`args.out`), os.path.join,
-Path(…) / …, and f-strings of these. Any other value is None, and becomes a task in TODO.md.
+Path(…) / …, f-strings and sums of these. Any other value is None, and becomes a task in TODO.md.
 """
 
 import ast
@@ -44,7 +44,7 @@ class BadScript(Refused):
 
 @dataclass(frozen=True)
 class Written:
-    """A file that a script writes. path: None if it is not known. what: the saved expression (torch.save only)."""
+    """A file that a script writes. path: None if it is not known; target: its expression. what: the saved expression (torch.save only)."""
 
     script: "Script" = field(repr=False, compare=False)
     path: str | None
@@ -52,6 +52,7 @@ class Written:
     line: int
     source: str
     what: ast.expr | None = field(default=None, repr=False, compare=False)
+    target: ast.expr | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
         if target is not None:
             path = known.path(target)
             what = call.args[0] if called == "torch.save" and call.args else None
-            files.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what))
+            files.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what, target))
     return files
 
 
@@ -229,8 +230,9 @@ class Constants:
                 parts = node.args
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             parts = [node.left, node.right]
-        elif isinstance(node, ast.JoinedStr):
-            pieces = [self.path(part.value if isinstance(part, ast.FormattedValue) else part, depth + 1) for part in node.values]
+        elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
+            values = node.values if isinstance(node, ast.JoinedStr) else [node.left, node.right]
+            pieces = [self.path(part.value if isinstance(part, ast.FormattedValue) else part, depth + 1) for part in values]
             return None if None in pieces else "".join(map(str, pieces))
         elif isinstance(node, ast.Name) and node.id in self.names:
             return self.path(self.names[node.id], depth + 1)
