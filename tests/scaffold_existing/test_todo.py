@@ -1,0 +1,32 @@
+"""The tasks of a generated service: their texts, and examples that can be pasted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mlops_build.scaffold.existing import around
+from mlops_build.scaffold.existing.around import Made
+
+
+def make(template: Path, folder: Path, code: str, *data: Path) -> Made:
+    (folder / "train.py").write_text(code)
+    return around.scaffold(
+        folder / "service", folder / "train.py", [str(path) for path in data], {}, template=str(template), say=lambda _: None
+    )
+
+
+def test_the_ruff_commands_format_code_that_ruff_cannot_fix(template: Path, tmp_path: Path) -> None:
+    made = make(template, tmp_path, "import torch\nnames = open('names.txt', 'w')\nprint( names,torch )\n")
+    (command,) = [item.example.removeprefix("$ ") for item in made.left if "passes ruff" in item.what]
+    done = subprocess.run(
+        ["sh", "-c", f"{command}\nruff format --check src"],
+        cwd=tmp_path / "service",
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "SIM115" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
