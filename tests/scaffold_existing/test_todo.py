@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mlops_build.scaffold.existing import around
 from mlops_build.scaffold.existing.around import Made
 
@@ -30,3 +32,22 @@ def test_the_ruff_commands_format_code_that_ruff_cannot_fix(template: Path, tmp_
     )
     assert "SIM115" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [
+        ("import torch\ntorch.manual_seed(0)\n", "src/service/train.py:2"),
+        ("import torch\nSEED = 7\ntorch.manual_seed(SEED)\n", "src/service/train.py:3"),
+        ("import torch\np.add_argument('--seed', type=int, default=1)\ntorch.manual_seed(args.seed)\n", None),
+        ("p.add_argument('--seed', type=int, default=1)\ntorch.manual_seed(args.seed)\nsplit = torch.Generator().manual_seed(0)\n", None),
+        ("def set_seed(seed):\n    torch.manual_seed(seed)\nset_seed(seed=3)\n", "src/service/train.py:3"),
+        ("def set_seed(seed):\n    torch.manual_seed(seed)\nset_seed(args.seed)\n", None),
+        ("import torch\n", None),
+    ],
+)
+def test_a_fixed_seed_is_listed(template: Path, tmp_path: Path, code: str, place: str | None) -> None:
+    made = make(template, tmp_path, code)
+    fixed = [f"{item.file}:{item.line}" for item in made.left if "the seed in params.yaml has no effect" in item.what]
+    assert fixed == ([place] if place else [])
+    assert any("sets no seed" in item.what for item in made.left) is ("seed" not in code)

@@ -1,5 +1,6 @@
 """Find code that works differently in a service, and add a task with file and line for each place."""
 
+import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,12 +48,40 @@ def look(
             line=1,
             needed=False,
         )
-    if not any(called.rpartition(".")[2] in SEEDS for module in modules for called, _ in module.script.calls()):
-        what = "sets no seed, so each training gives another model and no version can be reproduced"
-        todo.add(copied[first.path].path, what, "torch.manual_seed(args.seed)", line=1, needed=False)
+    _seeds(modules, copied, todo)
     what = "`mlops-build ci check` requires code that passes ruff"
     commands = "$ ruff check --fix .; ruff format . # fix by hand what ruff check still reports"
     todo.add(copied[first.path].path, what, commands, line=1, needed=False)
+
+
+def _seeds(modules: Sequence[Module], copied: Mapping[Path, Copied], todo: Todo) -> None:
+    """Add a task if no seed is set, or if every seed is a number in the code."""
+    calls = [(module.script, call) for module in modules for called, call in module.script.calls() if _is_seed(called)]
+    if not calls:
+        what = "sets no seed, so each training gives another model and no version can be reproduced"
+        todo.add(copied[modules[0].script.path].path, what, "torch.manual_seed(args.seed)", line=1, needed=False)
+        return
+    # The calls in the script's own set_seed(seed) get their number from its caller.
+    inner = {
+        id(part)
+        for script in {id(script): script for script, _ in calls}.values()
+        for node in ast.walk(script.tree)
+        if isinstance(node, ast.FunctionDef) and _is_seed(node.name)
+        for part in ast.walk(node)
+    }
+    deciding = [(script, call) for script, call in calls if id(call) not in inner]
+    values = [[*call.args, *(keyword.value for keyword in call.keywords)] for _, call in deciding]
+    known = [scripts.constants(script).value(given[0]) if given else None for (script, _), given in zip(deciding, values, strict=True)]
+    if known and all(isinstance(value, int) for value in known):
+        script, call = deciding[0]
+        what = f"sets a fixed seed: {script.source(call)}, so the seed in params.yaml has no effect. Read it from an option, and add"
+        what += " `--seed ${seed}` to the command of the stage train in dvc.yaml if it is missing"
+        example = f'parser.add_argument("--seed", type=int, default=1)\n# and:\n{ast.unparse(call.func)}(args.seed)'
+        todo.add(copied[script.path].path, what, example, line=copied[script.path].line(call.lineno), needed=False)
+
+
+def _is_seed(called: str) -> bool:
+    return called.rpartition(".")[2] in SEEDS
 
 
 def _calls(script: Script, copied: Copied, package: str, todo: Todo) -> None:
