@@ -27,6 +27,10 @@ class Remote:
         """Whether it is a folder of the checkout at `root`."""
         return self.folder is not None and self.folder.is_relative_to(root.resolve())
 
+    def shown(self, root: Path) -> str:
+        """Its address; a folder in the checkout relative to `root`, while DVC's url is relative to .dvc."""
+        return f"./{self.folder.relative_to(root.resolve())}" if self.folder and self.is_inside(root) else self.url
+
     def in_checkout(self, root: Path) -> str:
         """A description of a remote inside the checkout."""
         assert self.folder is not None  # noqa: S101  (is_inside checked it)

@@ -48,7 +48,7 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
     checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
-        checks += [lambda: service_file(root), lambda: versions(root)]
+        checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
         checks += [] if ci else [lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
     return [_examined(check) for check in checks]
 
@@ -151,7 +151,7 @@ def engine(*, required: bool) -> Check:
         return Check("engine", version)
     why = "the Docker Engine does not answer" if client else "neither docker nor buildah is installed"
     findings = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
-    return Check("engine", why, findings if required else [])
+    return Check("engine", why, findings) if required else Check("engine", f"{why} (only building an image here needs it)")
 
 
 def kubectl() -> Check:
@@ -240,7 +240,7 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
         why = f"the DVC remote {default.name!r} is the folder {default.folder}, which does not exist on this machine"
         remedy = f"mount it; or, for a new one: mkdir -p {shlex.quote(str(default.folder))}"
         return Check("data remote", "a folder that does not exist", [Finding("data remote", "data-remote", why, remedy), *findings])
-    seen = default.url if default else ", ".join(data.remotes(root).values())
+    seen = default.shown(root) if default else ", ".join(data.remotes(root).values())
     seen += " (a folder that does not exist yet: dvc push creates it)" if is_new else ""
     seen += "" if deep or not default or default.folder else " (not contacted: `mlops-build doctor --deep` does)"
     return Check("data remote", seen, findings)
@@ -256,6 +256,16 @@ def registry(root: Path) -> Check:
     except MlopsBuildError as error:
         return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
     return Check("registry", f"{uri.rpartition('@')[2]}: {len(models)} registered models")
+
+
+def tasks(root: Path) -> Check:
+    """The code has no open task of TODO.md."""
+    from mlops_build.service.tasks import open_tasks
+
+    is_open = open_tasks(root)
+    remedy = "do what TODO.md says: training fails until then"
+    findings = [Finding(path, "task-open", f"{task} of TODO.md is not done yet", remedy) for task, path in is_open.items()]
+    return Check("tasks", f"{', '.join(is_open)} of TODO.md" if is_open else "none of TODO.md is open in the code", findings)
 
 
 def lock(root: Path) -> Check:

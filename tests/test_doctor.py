@@ -18,6 +18,7 @@ def test_data_that_a_colleague_cannot_get_is_a_finding(with_data: Path, tmp_path
     git(service, "push", "--quiet", "origin", "main")
     (finding,) = doctor.data_remote(service).findings
     assert finding.rule == "data-not-shared"
+    assert doctor.data_remote(service).seen.startswith("./dvc-remote")
     assert "dvc remote modify storage url" in finding.remedy
 
     git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "clone")

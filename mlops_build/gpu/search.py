@@ -108,7 +108,7 @@ class Search:
             self._close()
             if not isinstance(error, NoDriver) or otherwise != "cpu":
                 raise
-            log.warning("%s: the CPU is used instead, as requested", error)
+            log.warning("%s; using the CPU (otherwise: cpu)", error)
             return self._grant(None)
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
@@ -140,7 +140,7 @@ class Search:
         self._record("cpu" if otherwise == "cpu" else "refused", attempt)
         missing = f"no room for {self._wanted()}{f' after waiting {wait:g} s' if wait else ''}: {_why(attempt)}"
         if otherwise == "cpu":
-            log.warning("%s. The CPU is used instead, as requested", missing)
+            log.warning("%s; using the CPU (otherwise: cpu)", missing)
             self._close()
             return self._grant(None)
         ever = could_ever(attempt.cards, self._request)

@@ -5,6 +5,7 @@ same content is never registered twice. Data is pushed before the commit that re
 them, so that a reference is always resolvable.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -21,7 +22,7 @@ from mlops_build.errors import NotFound, Refused
 from mlops_build.git.checkout import Checkout
 from mlops_build.model import identity, openapi
 from mlops_build.registry import Registry, tracking_uri
-from mlops_build.service import Service, load
+from mlops_build.service import Service, load, tasks
 from mlops_build.training import origin, register, thresholds
 from mlops_build.training.run import params as read_params
 
@@ -75,8 +76,8 @@ def train(
     branch: the branch for the commit, created if there is something to commit; only this branch is pushed. Default: the current one.
     pull: fetch missing data from the DVC remote.
 
-    Raises DirtyTree and DataMissing before the pipeline; PipelineFailed, GateClosed, DirtyTree for a change during the run; and the errors
-    of the DVC remote, Git and the registry.
+    Raises OpenTasks, DirtyTree and DataMissing before the pipeline; PipelineFailed, GateClosed, DirtyTree for a change during the run; and
+    the errors of the DVC remote, Git and the registry.
     """
     service = load(root)
     checkout = Checkout.find(root)
@@ -85,13 +86,14 @@ def train(
             f"{root} has no Git commit yet",
             remedy="run git init, git add --all, git commit: a version records the commit that it was trained from",
         )
+    tasks.check(root)
     check_dirt(root, allow_dirty)
     if not allow_dirty:
         check_outputs_are_ignored(checkout, root)
     if not pull:
         data_remote.check_present(root)
     # The pipeline runs in another process; meanwhile this one imports mlflow, which takes two seconds, for the registration.
-    threading.Thread(target=import_module, args=("mlflow",), daemon=True).start()
+    threading.Thread(target=_import_mlflow, daemon=True).start()
     say("[1/6] pipeline: dvc repro")
     run_pipeline(root, force, pull)
     say("[2/6] gate: metrics against params.yaml")
@@ -166,13 +168,18 @@ def check_dirt(root: Path, allow_dirty: bool, *, has_run: bool = False) -> list[
     return dirt
 
 
+def _import_mlflow() -> None:
+    with contextlib.suppress(ImportError):  # reported where it is used
+        import_module("mlflow")
+
+
 def check_outputs_are_ignored(checkout: Checkout, root: Path) -> None:
     """Check that Git ignores all outputs. Otherwise DVC would add them to a .gitignore, an uncommitted change. Raises DirtyTree."""
     if missing := checkout.not_ignored(data.cached_outputs(root)):
-        lines = "".join(f"/{path}\n" for path in missing)
+        lines = " ".join(shlex.quote(f"/{path}") for path in missing)
         raise DirtyTree(
             f"Git does not ignore {', '.join(missing)}, which {data.PIPELINE} lists as an output that DVC keeps",
-            remedy=f'printf {shlex.quote(lines)} >> .gitignore && git commit --message "Ignore outputs" .gitignore',
+            remedy=f'printf "%s\\n" {lines} >> .gitignore && git commit --message "Ignore outputs" .gitignore',
         )
 
 

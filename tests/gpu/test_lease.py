@@ -101,13 +101,13 @@ def test_the_cpu_is_used_only_on_request_and_with_a_warning(node, lease) -> None
     assert lease(machine.environment, memory="8GiB").answer["error"] == "NoRoom"
     allowed = lease(machine.environment, memory="8GiB", otherwise="cpu")
     assert (allowed.answer["cpu"], allowed.answer["mask"], allowed.answer["uuids"]) == (True, "", [])
-    assert "the CPU is used instead" in allowed.end().replace("The", "the")
+    assert "using the CPU (otherwise: cpu)" in allowed.end()
     machine.fail_init(9)
     gone = lease(machine.environment, memory="1GiB").answer
     assert (gone["error"], gone["code"]) == ("NoDriver", 6)
     allowed = lease(machine.environment, memory="1GiB", otherwise="cpu")
     assert allowed.answer["cpu"]
-    assert "the CPU is used instead" in allowed.end()
+    assert "using the CPU (otherwise: cpu)" in allowed.end()
 
 
 @pytest.mark.parametrize("mask", ["", "-1"])

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import __version__, data
+from mlops_build import __version__, data, doctor
 from mlops_build.errors import Refused
 from mlops_build.git.checkout import Checkout
 from mlops_build.model import contract, files, identity
 from mlops_build.registry import Registry
+from mlops_build.service.tasks import OpenTasks
 from mlops_build.training.pipeline import DirtyTree, check_gate, check_outputs_are_ignored, train
 from tests.conftest import git, mlops_build
 
@@ -240,6 +241,17 @@ def test_an_output_that_dvc_would_add_to_a_gitignore_is_refused_before_the_pipel
     subprocess.run(["sh", "-c", str(caught.value.remedy)], cwd=service, check=True, capture_output=True, timeout=60)
     check_outputs_are_ignored(Checkout(service), service)
     assert git(service, "status", "--porcelain", ".gitignore") == ""
+
+
+def test_open_tasks_of_a_scaffolded_service_are_refused_before_the_pipeline(service: Path) -> None:
+    model = service / "src/points/model.py"
+    model.write_text(f'{model.read_text()}\n\ndef example():\n    raise NotImplementedError("TODO 3, see TODO.md")\n')
+    lines: list[str] = []
+    with pytest.raises(OpenTasks, match=r"TODO 3 \(src/points/model\.py\) of TODO\.md is not done yet"):
+        train(service, say=lines.append)
+    assert lines == []
+    (finding,) = doctor.tasks(service).findings
+    assert (finding.subject, finding.rule) == ("src/points/model.py", "task-open")
 
 
 def test_in_a_clone_without_the_data_nothing_runs(service: Path, tmp_path: Path) -> None:
