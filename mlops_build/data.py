@@ -304,9 +304,12 @@ def _short(
     """Run DVC. is_shown: stderr is not captured but shown."""
     command = [sys.executable, "-m", "dvc", *arguments]
     errors = None if is_shown else subprocess.PIPE
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=errors, text=True, timeout=seconds, check=False
     )
+    if done.returncode and (done.stderr or "").rstrip().endswith("No module named dvc"):
+        raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
+    return done
 
 
 def _message(done: "subprocess.CompletedProcess[str]") -> str:

@@ -2,7 +2,10 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from mlops_build import doctor
 from tests.conftest import git
@@ -52,3 +55,14 @@ def test_a_remote_folder_outside_of_the_checkout_that_does_not_exist_is_a_findin
     assert f"the DVC remote 'storage' is the folder {share}, which does not exist on this machine" in finding.why
     subprocess.run(["sh", "-c", finding.remedy.rpartition(": ")[2]], check=True, timeout=10)
     assert doctor.data_remote(service).findings == []
+
+
+def test_without_dvc_its_extra_is_named(with_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    without_dvc = tmp_path / "python"
+    without_dvc.write_text('#!/bin/sh\necho "$0: No module named dvc" >&2\nexit 1\n')
+    without_dvc.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(without_dvc))
+    checks = {check.name: check for check in doctor.examine(service, deep=True)}
+    assert "data remote" not in checks
+    assert "pip install 'mlops-build[train]'" in [finding.remedy for finding in checks["extras"].findings]

@@ -191,4 +191,10 @@ def _from_mlflow(uri: str, tracking_uri: str, destination: Path) -> None:
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as part, contextlib.redirect_stdout(sys.stderr):
-        Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=tracking_uri)).rename(destination)
+        try:
+            copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=tracking_uri)
+        except ModuleNotFoundError as error:
+            raise NoFiles(f"mlflow needs the Python package {error.name!r} for {uri.partition(':')[0]}:, install it") from error
+        except Exception as error:  # its stores raise anything for an address that they cannot split
+            raise NoFiles(first_line(error)) from error
+        Path(copy).rename(destination)

@@ -88,7 +88,8 @@ def tracking_uri(root: Path | None = None) -> str:
 
 
 def shown(uri: str) -> str:
-    """An address without user and password."""
+    """An address without user and password, and without control characters."""
+    uri = "".join(character if character.isprintable() else "\ufffd" for character in uri)
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
 

@@ -1,13 +1,16 @@
 """An MLflow server, by its documented REST API."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from mlops_build.registry.http import TRANSIENT, Http
 from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, quoted
 
 PAGE = 1000
+T = TypeVar("T")
+# How often a version is looked for whose creation was not answered; the waits add up to 31 s.
+LOOKS = 5
 
 
 class Server:
@@ -17,21 +20,21 @@ class Server:
         self.http = Http(uri)
 
     def version(self, name: str, number: str) -> ModelVersion:
-        return _model_version(self.http.call("GET", "model-versions/get", {"name": name, "version": number})["model_version"])
+        return _read(_model_version, self.http.call("GET", "model-versions/get", {"name": name, "version": number}), "model_version")
 
     def aliased(self, name: str, alias: str) -> ModelVersion:
-        return _model_version(self.http.call("GET", "registered-models/alias", {"name": name, "alias": alias})["model_version"])
+        return _read(_model_version, self.http.call("GET", "registered-models/alias", {"name": name, "alias": alias}), "model_version")
 
     def aliases(self, name: str) -> dict[str, int]:
-        return _aliases(self.http.call("GET", "registered-models/get", {"name": name})["registered_model"])
+        return _read(_aliases, self.http.call("GET", "registered-models/get", {"name": name}), "registered_model")
 
     def alias_map(self) -> dict[str, dict[str, int]]:
         models = self._pages("registered-models/search", {}, "registered_models")
-        return {model["name"]: _aliases(model) for model in models}
+        return {str(_read(str, model, "name")): _read(_aliases, {"model": model}, "model") for model in models}
 
     def versions(self, name: str) -> list[ModelVersion]:
         return [
-            _model_version(version)
+            _read(_model_version, {"version": version}, "version")
             for version in self._pages("model-versions/search", {"filter": f"name = '{quoted(name)}'"}, "model_versions")
         ]
 
@@ -51,19 +54,27 @@ class Server:
         self.http.call("POST", "registered-models/create", {"name": name})
 
     def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
-        """Sent once. After an error that leaves open whether the server has committed it, the version is looked for before the next try."""
+        """Sent again only if the first request is known to be finished. Otherwise the version is looked for, and after that it is an error.
+
+        A gateway may answer 502 or 504 while the server still works, so a second request could create a second version.
+        """
         fields = {"name": name, "source": source, "run_id": run_id, "tags": [{"key": key, "value": value} for key, value in tags.items()]}
         for attempt in range(self.http.tries):
             try:
-                return _model_version(self.http.call("POST", "model-versions/create", fields, repeat=False)["model_version"])
+                return _read(_model_version, self.http.call("POST", "model-versions/create", fields, repeat=False), "model_version")
             except (Rejected, NoAnswer) as error:
                 if isinstance(error, Rejected) and error.status not in TRANSIENT:
                     raise
                 failure: Exception = error
-            time.sleep(self.http.wait(attempt))
-            for version in self.versions(name):
-                if version.source == source and version.run_id == run_id and tags.items() <= version.tags.items():
-                    return version
+            # MLflow's own error has a code. A gateway answers 429 and 503 for requests that it has not passed on.
+            is_finished = isinstance(failure, Rejected) and (failure.code or failure.status in (429, 503))
+            for look in range(1 if is_finished else LOOKS):
+                time.sleep(self.http.wait(attempt if is_finished else look))
+                for version in self.versions(name):
+                    if version.source == source and version.run_id == run_id and tags.items() <= version.tags.items():
+                        return version
+            if not is_finished:
+                break
         raise failure
 
     def find_run(self, experiment_id: str, tag: str, value: str) -> Run | None:
@@ -75,21 +86,21 @@ class Server:
             "max_results": 1,
         }
         runs = self.http.call("POST", "runs/search", fields).get("runs", [])
-        return _run(runs[0]) if runs else None
+        return _read(_run, {"run": runs[0]}, "run") if runs else None
 
     def run(self, run_id: str) -> Run:
-        return _run(self.http.call("GET", "runs/get", {"run_id": run_id})["run"])
+        return _read(_run, self.http.call("GET", "runs/get", {"run_id": run_id}), "run")
 
     def set_run_tag(self, run_id: str, key: str, value: str) -> None:
         self.http.call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
 
     def find_experiment(self, name: str) -> tuple[str, bool]:
-        experiment = self.http.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
-        return str(experiment["experiment_id"]), experiment.get("lifecycle_stage", "active") == "active"
+        document = self.http.call("GET", "experiments/get-by-name", {"experiment_name": name})
+        return _read(_experiment, document, "experiment")
 
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         location = {"artifact_location": artifact_location} if artifact_location else {}
-        return str(self.http.call("POST", "experiments/create", {"name": name, **location})["experiment_id"])
+        return _read(str, self.http.call("POST", "experiments/create", {"name": name, **location}), "experiment_id")
 
     def _pages(self, endpoint: str, fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -102,8 +113,21 @@ class Server:
                 return entries
 
 
+def _read(parse: Callable[[Any], T], document: Mapping[str, Any], key: str) -> T:
+    """`parse` of the value of a key. Raises Rejected for a document that MLflow does not send."""
+    try:
+        return parse(document[key])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Rejected("", 200, f"the response has no valid {key!r}: this is not an MLflow server") from None
+
+
 def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
     return {str(alias["alias"]): int(alias["version"]) for alias in model.get("aliases", [])}
+
+
+def _experiment(entity: Mapping[str, Any]) -> tuple[str, bool]:
+    """Its id, and whether it is active."""
+    return str(entity["experiment_id"]), entity.get("lifecycle_stage", "active") == "active"
 
 
 def _tags(entity: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from mlops_build import service as service_file
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.git.checkout import Checkout
+from mlops_build.git.command import PushRejected
 from mlops_build.git.objects import Identity, Objects
 from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
@@ -259,8 +260,13 @@ def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> 
         raise Refused(f"uncommitted changes in {', '.join(undone)}", remedy="commit them, or restore them with `git checkout -- FILE`")
     pushes = checkout.origin_url() is not None
     if pushes:
-        checkout.push(commit)
-    checkout.advance(commit, parent, paths)
+        try:
+            checkout.push(commit)
+        except PushRejected:
+            if checkout.fetch(checkout.branch()) != commit:  # pushed by another process at the same time
+                raise
+    if checkout.head() != commit:
+        checkout.advance(commit, parent, paths)
     checkout.restore(commit, paths)
     return pushes
 

@@ -200,7 +200,14 @@ def _load(checked: CheckedModel) -> Loaded:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     from mlops_build.serving.predictor import Predictor
 
-    return Loaded(name, checked.version, checked.digest, model, Predictor(model), describe(name, checked.version, folder))
+    try:
+        described = describe(name, checked.version, folder)
+    except ValueError as error:
+        raise CannotLoad(
+            f"{name}: its MLmodel or its recorded example cannot be read: {_first_line(error)}",
+            remedy="register the model again with `mlops-build train`",
+        ) from error
+    return Loaded(name, checked.version, checked.digest, model, Predictor(model), described)
 
 
 def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:

@@ -50,11 +50,15 @@ def mlflow_server(folder: Path, *options: str, environment: Mapping[str, str] | 
 class Proxy:
     """Forwards requests to a server. What `lose` says is answered with its status after the server has handled it; 0 closes the connection.
 
-    lose: the end of a path → statuses of its next requests. requests: method and path of all, in order. headers: of the last one.
+    lose: the end of a path → statuses of its next requests. late: the end of a path → seconds from the caller's 504 until
+    the server receives the request. content: replaces the content of each response. requests: method and path of all, in order. headers: of
+    the last one.
     """
 
     def __init__(self, server: str) -> None:
         self.lose: dict[str, list[int]] = {}
+        self.late: dict[str, float] = {}
+        self.content: bytes | None = None
         self.requests: list[str] = []
         self.headers: dict[str, str] = {}
         self._server = urlsplit(server).netloc
@@ -85,15 +89,22 @@ class Proxy:
         path = request.path.partition("?")[0]
         self.requests.append(f"{request.command} {path}")
         self.headers = dict(request.headers)
-        connection = http.client.HTTPConnection(self._server, timeout=30)
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection")}
-        connection.request(request.command, request.path, body, headers)
-        response = connection.getresponse()
-        status, content = response.status, response.read()
+        seconds = next((seconds for end, seconds in self.late.items() if path.endswith(end)), None)
+        if seconds is not None:
+            timer = threading.Timer(seconds, self._forward, (request, body))
+            timer.daemon = True
+            timer.start()
+            request.send_response(504)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        response, content = self._forward(request, body)
+        status = response.status
         statuses = next((statuses for end, statuses in self.lose.items() if path.endswith(end) and statuses), None)
         if statuses is not None:
             status, content = statuses.pop(0), b"<html>Bad Gateway</html>"
-        connection.close()
+        if self.content is not None:
+            status, content = 200, self.content
         if status == 0:
             request.close_connection = True
             return
@@ -102,3 +113,12 @@ class Proxy:
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         request.wfile.write(content)
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection(self._server, timeout=30)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection")}
+        connection.request(request.command, request.path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        return response, content

@@ -266,6 +266,24 @@ def test_a_version_is_made_once_where_responses_are_lost(proxy: Proxy, losses: l
     assert made.tags == {"mlops_build.content": "sha256:one"}
 
 
+def test_a_version_that_the_server_creates_after_the_gateways_answer_is_made_once(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.1")
+    name = next(NAMES)
+    store = Registry(proxy.uri)
+    proxy.late["model-versions/create"] = 0.5
+    made = store.create_version(name, "s3://bucket/one", "", {"mlops_build.content": "sha256:one"})
+    assert [version.version for version in store.versions(name)] == [made.version] == [1]
+
+
+def test_an_unknown_outcome_is_an_error_and_not_sent_again(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
+    name = next(NAMES)
+    proxy.late["model-versions/create"] = 3600
+    with pytest.raises(RegistryUnreachable, match="does not answer"):
+        Registry(proxy.uri).create_version(name, "s3://bucket/one", "", {"mlops_build.content": "sha256:one"})
+    assert sum(request.endswith("model-versions/create") for request in proxy.requests) == 1
+
+
 def test_another_content_is_made_after_a_lost_response(proxy: Proxy) -> None:
     name = next(NAMES)
     store = Registry(proxy.uri)
@@ -324,6 +342,20 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RegistryUnreachable, match="does not answer"):
         Registry(f"http://127.0.0.1:{silent.getsockname()[1]}").alias_map()
+
+
+def test_json_of_another_server_is_named(proxy: Proxy) -> None:
+    store = Registry(proxy.uri)
+    for content in (b"{}", b'{"model_version": 5, "registered_model": [1]}'):
+        proxy.content = content
+        for call in (
+            lambda: store.version("m", 1),
+            lambda: store.version("m", "staging"),
+            lambda: store.aliases("m"),
+            lambda: store.run("r"),
+        ):
+            with pytest.raises(Failed, match="this is not an MLflow server"):
+                call()
 
 
 def test_what_is_not_an_mlflow_server_is_named(proxy: Proxy) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.git.checkout import Checkout
 from mlops_build.git.command import PushRejected
 from mlops_build.registry import Registry
 from mlops_build.release import alias, write
@@ -275,3 +276,23 @@ def test_a_folder_that_is_no_repository(tmp_path: Path, registry: Registry) -> N
     write_files(tmp_path / "x", {"service.yaml": SERVICE})
     with pytest.raises(NotFound, match="has no Git commit"):
         write.in_checkout(tmp_path / "x", "staging", registry)
+
+
+def test_a_commit_that_another_process_pushes_at_the_same_time_is_released(
+    checkout: Path, remote: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "live")
+    push = Checkout.push
+
+    def pushed_first(self: Checkout, commit: str = "HEAD") -> None:
+        push(self, commit)
+        git(self.path, "update-ref", "HEAD", commit)
+        raise PushRejected("cannot lock ref 'refs/heads/main'")
+
+    monkeypatch.setattr(Checkout, "push", pushed_first)
+    made = write.in_checkout(checkout, "production", registry)
+    assert made.commit == git(remote, "rev-parse", "main") == git(checkout, "rev-parse", "HEAD")
+    assert (checkout / "deploy/overlays/production/release/record.yaml").read_text() == git(
+        checkout, "show", "HEAD:deploy/overlays/production/release/record.yaml"
+    ) + "\n"
