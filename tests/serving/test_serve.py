@@ -279,6 +279,10 @@ def test_a_model_that_fails_on_its_own_example_never_becomes_ready(world: World,
     stderr = fails(tmp_path, str(broken), "--port", "0", expect=1)
     assert "broken fails on its own recorded example" in stderr
     assert "missing" in stderr
+    (broken / "examples/recorded.json").write_text("[")
+    stderr = fails(tmp_path, str(broken), "--port", "0", expect=1)
+    assert "its recorded example cannot be read" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_pickle_is_not_loaded_from_the_registry(
