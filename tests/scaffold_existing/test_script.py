@@ -45,7 +45,7 @@ def test_argparse_options_become_a_command_line_and_numbers(tmp_path: Path) -> N
         "amp": False,
         "no-cuda": False,
     }
-    assert "  learning-rate: 1.0e-05\n" in pipeline.params_yaml("train.py", said, 3, 1)
+    assert "  learning-rate: 1.0e-05\n" in pipeline.params_yaml("train.py", said, 3, "accuracy: {min: 0.9}", 1)
 
 
 def test_options_without_a_long_name_are_named_one_by_one(tmp_path: Path) -> None:

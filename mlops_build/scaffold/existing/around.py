@@ -91,7 +91,12 @@ def scaffold(
         raise UsageError("--answer example=… cannot be used with --from: your script replaces the example", remedy="remove this answer")
     modules, outside = modules_of.collect(scripts.read(script.absolute()))
     planned = sources.plan(data, script, by_reference=by_reference)
-    given = {"example": "none", "project_name": destination.name, **answers}
+    given = {
+        "example": "none",
+        "project_name": destination.name,
+        "description": "Serves the model of a training script",
+        **answers,
+    }
     folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         root = folder / destination.name

@@ -15,6 +15,7 @@ from mlops_build.scaffold.existing import script as scripts
 from mlops_build.scaffold.existing.artifacts import Artifact, Saved
 from mlops_build.scaffold.existing.copied import Copied
 from mlops_build.scaffold.existing.data import Source
+from mlops_build.scaffold.existing.examples import examples
 from mlops_build.scaffold.existing.look import look
 from mlops_build.scaffold.existing.modules import Module
 from mlops_build.scaffold.existing.options import Option, options, parser_of
@@ -50,8 +51,9 @@ class Generated:
                 by_name.setdefault(option.name, option)
         self.options = list(by_name.values())
         self.defaults = {option.dest: option.default for option in self.options if option.default is not None}
-        # The first table among the data with its columns; the code examples use it.
-        self.table = next(((source.inside, columns) for source in planned if (columns := source.columns())), None)
+        # The code examples use the first table among the data.
+        table = next(((source.inside, columns) for source in planned if (columns := source.columns())), None)
+        self.examples = examples(table, [module.script for module in modules], self.defaults)
         self.todo = Todo()
         self.copied: dict[Path, Copied] = {}
         self.command = ""
@@ -97,8 +99,10 @@ class Generated:
         self._serving(network, saves, weights, saved.artifacts, predictor)
         self._measuring(logger, predictor, metrics, reports, saved.artifacts)
         self._saved(saved, logger)
-        gate = self.todo.add("params.yaml", "set the metrics that a version must reach to be registered", "    accuracy: {min: 0.9}")
-        self._text("params.yaml", pipeline.params_yaml(self.name, arguments, SEED if arguments.seed is None else arguments.seed, gate))
+        threshold = self.examples.threshold()
+        gate = self.todo.add("params.yaml", "set the metrics that a version must reach to be registered", f"    {threshold}")
+        seed = SEED if arguments.seed is None else arguments.seed
+        self._text("params.yaml", pipeline.params_yaml(self.name, arguments, seed, threshold, gate))
         self._other_arguments()
         written = [file.path for file in files if file.path is not None]
         look(self.modules, self.copied, outside, self.sources, [*outputs, *written], self.package, self.todo)
@@ -188,13 +192,12 @@ class Generated:
     def _serving(self, network: served.Network, saves: Written | None, weights: str, artifacts: Sequence[Artifact], predictor: str) -> None:
         """Write predictor.py and its test, and add their tasks."""
         file = f"src/{self.package}/{predictor}.py"
-        what, code = "define what a caller sends: return a few example rows", 'return pd.DataFrame({"x": [0.5, 1.5]})'
-        columns = '["x"]'
-        if self.table:
-            columns = columns_text(self.table[1])
-            what += f". {self.table[0]} has these columns: remove those to be predicted"
-            code = f'return pd.read_csv("{self.table[0]}", nrows=3)[{columns}]'
-        numbers = {"rows": self.todo.add(file, what, code)}
+        what = "define what a caller sends: return a few example rows"
+        if self.examples.target:
+            what += f". The example uses {self.examples.table} without {', '.join(self.examples.dropped)}"
+        elif self.examples.table:
+            what += f". Remove the columns to be predicted from those of {self.examples.table}"
+        numbers = {"rows": self.todo.add(file, what, self.examples.rows())}
         if network.whole and saves:
             what = f"does not appear to save a state_dict: {saves.source}. Other files can run code when they are loaded, and are refused"
             self._add(saves.script, saves.line, what, f'torch.save(model.state_dict(), "{weights}")')
@@ -211,13 +214,7 @@ class Generated:
         for artifact in artifacts:
             what = f"{self.name} saves {artifact.path}, which is part of the model: load it here (or remove it here and from ARTIFACTS)"
             read.append((artifact, self.todo.add(file, what, f"self.{artifact.name} = {artifact.reading()}", needed=False)))
-        numbers["answer"] = self.todo.add(
-            file,
-            "define the input tensor and the answer",
-            f'numbers = torch.tensor(model_input[{columns}].to_numpy("float32")).to(device())\n'
-            "with torch.inference_mode():\n    scores = self.network(numbers)\n"
-            'return pd.DataFrame({"label": scores.argmax(dim=1).tolist()})',
-        )
+        numbers["answer"] = self.todo.add(file, "define the input tensor and the answer", self.examples.answer())
         self._text(file, served.predictor(self.package, self.name, weights, self.model, network, read, numbers))
         self._text("tests/test_predictor.py", served.TEST.format(package=self.package, predictor=predictor))
         if network.module and not network.module.script.is_guarded():
@@ -238,9 +235,7 @@ class Generated:
     def _measuring(self, logger: str, predictor: str, metrics: str, reports: Sequence[str], artifacts: Sequence[Artifact]) -> None:
         """Write log_model.py, and add its task."""
         what = "measure the model on data that was not used for training"
-        code = f"# with `import pandas as pd` above; the rows that {self.name} holds out\n"
-        code += f'rows = pd.read_csv("{self.table[0] if self.table else "data/NAME.csv"}").tail(100).reset_index(drop=True)\n'
-        code += 'answers = model.predict(rows)\nreturn {"accuracy": float((answers["label"] == rows["label"]).mean())}'
+        code = self.examples.measure(self.name)
         if reports:
             what += f"; or use the metrics that {self.name} writes to {', '.join(reports)}"
             code += f'\n# or:\nreturn json.loads(Path("{reports[0]}").read_text())'
@@ -341,9 +336,3 @@ def sections(pyproject: str) -> dict[str, str]:
     """The lines of the lists `dependencies` and `train`."""
     matches = {name: re.search(rf"(?ms)^{name} = \[\n(.*?)^\]", pyproject) for name in ("dependencies", "train")}
     return {name: match[1] if match else "" for name, match in matches.items()}
-
-
-def columns_text(columns: Sequence[str]) -> str:
-    """The first eight columns as a Python list."""
-    shown = ['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in columns[:8]]
-    return f"[{', '.join([*shown, *(['…'] if len(columns) > 8 else [])])}]"

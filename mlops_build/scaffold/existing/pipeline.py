@@ -115,8 +115,8 @@ def dvc_yaml(
     return "\n".join(lines) + "\n"
 
 
-def params_yaml(script: str, arguments: Arguments, seed: int, number: int) -> str:
-    """params.yaml. number: of the TODO for the thresholds."""
+def params_yaml(script: str, arguments: Arguments, seed: int, threshold: str, number: int) -> str:
+    """params.yaml. threshold: of the first metric. number: of the TODO for the thresholds."""
     lines = [
         "# Every number that training uses. MLflow logs them; after a change DVC reruns the stages that depend on it.",
         f"seed: {seed}",
@@ -129,7 +129,7 @@ def params_yaml(script: str, arguments: Arguments, seed: int, number: int) -> st
     lines += [
         "evaluate:",
         f"  thresholds: # a version is registered only if it meets all of them; TODO {number}",
-        "    accuracy: {min: 0.9}",
+        f"    {threshold}",
     ]
     return "\n".join(lines) + "\n"
 
