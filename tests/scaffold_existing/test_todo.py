@@ -106,3 +106,14 @@ def test_the_examples_can_be_pasted(
     thresholds = YAML(typ="safe").load(Path("params.yaml").read_text())["evaluate"]["thresholds"]
     assert set(thresholds) == set(metrics)
     assert "Classifies" not in Path("README.md").read_text()
+
+
+def test_the_example_for_a_pickled_scaler_saves_an_artifact(template: Path, tmp_path: Path) -> None:
+    saved = "import joblib, torch\ntorch.save(net.state_dict(), 'out/net.pt')\n"
+    made = make(template, tmp_path, f"{saved}joblib.dump(scaler, 'out/scaler.joblib')\n")
+    (example,) = [item.example for item in made.left if "saves a pickle" in item.what]
+    assert example == 'np.savez("out/scaler.npz", mean=scaler.mean_, scale=scaler.scale_)'
+    again = tmp_path / "again"
+    again.mkdir()
+    make(template, again, f"{saved}import numpy as np\n{example}\n")
+    assert '"scaler": Path("out/scaler.npz")' in (again / "service/src/service/predictor.py").read_text()

@@ -225,9 +225,8 @@ class Generated:
         """Add tasks for saved files that are not automatically part of the model."""
         for written in saved.pickled:
             what = f"saves a pickle, {written.path}, which log_model refuses (loading it can run code): {written.source}. Save its numbers"
-            self._add(
-                written.script, written.line, what, 'json.dump({"mean": scaler.mean_.tolist()}, open("scaler.json", "w"))', needed=False
-            )
+            example = f'np.savez("{Path(str(written.path)).with_suffix(".npz")}", mean=scaler.mean_, scale=scaler.scale_)'
+            self._add(written.script, written.line, what, example, needed=False)
         for written in saved.unsure:
             what = f"saves {written.path}: if serving reads it, pass it to log_model in {logger}.py"
             self._add(written.script, written.line, what, f'artifacts={{"NAME": Path("{written.path}")}}', needed=False)
