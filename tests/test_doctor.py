@@ -66,3 +66,8 @@ def test_without_dvc_its_extra_is_named(with_data: Path, tmp_path: Path, monkeyp
     checks = {check.name: check for check in doctor.examine(service, deep=True)}
     assert "data remote" not in checks
     assert "pip install 'mlops-build[train]'" in [finding.remedy for finding in checks["extras"].findings]
+
+
+def test_a_password_in_gits_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_output", lambda command: "https://bot:hunter2@git.example.com/x.git" if "get-url" in command else "")
+    assert doctor.remote(tmp_path).seen == "https://git.example.com/x.git"
