@@ -1,10 +1,12 @@
 """What tests of several packages share: services made from the template as it stands in the working tree, MLflow in a folder."""
 
+import atexit
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -56,8 +58,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 REAL_PYTHON = {ROOT / "tests" / name for name in ("cli", "gpu", "gpu_device", "watch")}
 
 
-def pytest_configure() -> None:
+MEMORY = Path("/dev/shm")  # Linux' file system in memory
+GIB = 1 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "not slow" in config.option.markexpr and "TMPDIR" not in os.environ and MEMORY.is_dir():
+        use_memory()
     os.environ["MLOPS_TEST_WARM_VENV"] = str(warm.venv())
+
+
+def use_memory() -> None:
+    """Put temporary files into memory if there is room: the fast tests create and remove some hundred thousand small files.
+
+    pytest's own folder remains after a failure, as always.
+    """
+    memory = os.statvfs(MEMORY)
+    if memory.f_flag & os.ST_NOEXEC or memory.f_bavail * memory.f_frsize < 4 * GIB:
+        return
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+    os.environ["TMPDIR"] = folder = tempfile.mkdtemp(prefix="mlops-build-tests-", dir=MEMORY)
+    Path(folder).chmod(0o1777)  # some tests start processes of other users
+    tempfile.tempdir = None  # it is determined again
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -185,10 +185,10 @@ def bounded(seconds: float, connections: int, begin: Begin) -> type[HttpToolsPro
                 super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._head_bytes = None
+            bound, self._head_bytes = (self._head_bytes or 0) + self._received, None  # the last piece may also contain the body
             if self.parser.should_upgrade():
                 return
-            if self._received > HEAD_BYTES and sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers) > HEAD_BYTES:
+            if bound > HEAD_BYTES and sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers) > HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
             if self._refused or len(self.pipeline) >= PIPELINED:
                 raise ValueError("too many requests wait on this connection")

@@ -385,6 +385,15 @@ UNFINISHED = {
 }
 
 
+def test_headers_that_are_too_large_in_sum_are_refused(server: Server) -> None:
+    """Each piece is small enough."""
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"A: b\r\n" * 9_000)
+        time.sleep(0.2)
+        connection.sendall(b"A: b\r\n" * 9_000 + b"Content-Length: 0\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 431 ")
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_broken_http_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
     """Without a 5xx, and while other requests are served."""
