@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", pytest.param("docs/tutorial/first-service.md", marks=pytest.mark.slow), "docs/how-to/host-your-own-copy.md"]
+    "page",
+    [
+        "README.md",
+        *(pytest.param(f"docs/{page}.md", marks=pytest.mark.slow) for page in ("tutorial/first-service", "how-to/host-your-own-copy")),
+    ],
 )
 def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path, environment: dict[str, str], published: Path) -> None:
     folder = tmp_path / "reader"
