@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("tests/serving/test_http.py", "tests/serving/test_light.py", "tests/registry")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.real_python]
 
 
 def lowest(package: str) -> str:
