@@ -123,7 +123,7 @@ def compared_with_copier(history: History) -> None:
             event("the same, by luck" if same(result, copiers) else "copier loses something")
 
 
-@settings(max_examples=40, derandomize=True, **COMMON)
+@settings(max_examples=24, derandomize=True, **COMMON)
 @given(HISTORIES)
 def test_no_edit_is_lost_unsaid(history: History) -> None:
     merged(history)

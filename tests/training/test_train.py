@@ -148,6 +148,7 @@ def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_
     assert [version.version for version in registry(service).versions("points")] == [1]
 
 
+@pytest.mark.slow  # test_generated_service.py does so for each example
 def test_two_runs_give_the_same_bits(service: Path) -> None:
     before = (service / "dvc.lock").read_text()
     files.remove_bytecode(service / "models/points")
