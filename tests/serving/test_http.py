@@ -313,6 +313,7 @@ def test_the_request_of_a_disconnected_caller_leaves_the_queue(server: Server, p
     with server.holding():
         thread.start()
         wait_for_metric(server, RUNNING, 1)
+        time.sleep(0.5)  # until its prediction has begun: otherwise the next rows join its batch
         for connection in leaving:
             connection.sendall(head)
         if padding:  # a small request counts when its body has arrived

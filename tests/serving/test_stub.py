@@ -322,7 +322,7 @@ def test_the_stub_answers_like_the_real_server(context: Path, server: RealServer
 # -- comparison with jsonschema --
 
 NAMES = st.sampled_from(["a", "b", "c"])
-scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-3, 3) | st.just(float("nan")) | st.sampled_from(["", "a", "b"])
+scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-3, 3) | st.sampled_from(["", "a", "b"])
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8)
 types = st.sampled_from(["boolean", "integer", "number", "string", "null", "array", "object"])
 
