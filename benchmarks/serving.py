@@ -9,7 +9,7 @@ each round, and each round begins with another one; a figure is the median of th
 mlops-build[serve] installs and no more; LitServe and BentoML have an environment too. Both are made on the first run, in the user's
 cache (uv, a package index).
 
-About 11 minutes. Each server's figures are kept as they come; --resume goes on after a run that was cut off.
+About 11 minutes. Each server's figures are kept as they come; --resume continues a run that was interrupted.
 """
 
 import argparse

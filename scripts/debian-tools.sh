@@ -59,7 +59,7 @@ unpack() {
 
 mkdir -p "${folder%/*}"
 exec 9>"$folder.lock"
-flock -w 300 9 || { say "somebody else has been fetching for 5 minutes: tests with promtool, Zabbix, Go, PHP and debootstrap are skipped"; exit 0; }
+flock -w 300 9 || { say "another process has been fetching for 5 minutes: tests with promtool, Zabbix, Go, PHP and debootstrap are skipped"; exit 0; }
 if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go, PHP nor debootstrap: their tests are skipped"; exit 0; }
     rm -rf "$folder"

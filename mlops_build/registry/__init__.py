@@ -45,6 +45,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 SQLITE = "sqlite:///"
+SERVER = ("http://", "https://")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class Registry:
 
     @_translating
     def _connect(self) -> "tuple[Server | Database, Http | None]":
-        if self.uri.startswith(("http://", "https://")):
+        if self.uri.startswith(SERVER):
             from mlops_build.registry.server import Server
 
             server = Server(self.uri)
@@ -136,7 +137,7 @@ class Registry:
 
     @_translating
     def delete_alias(self, name: str, alias: str) -> None:
-        """Remove an alias; nothing happens where there is none."""
+        """Remove an alias; an unknown alias is not an error."""
         self._store.delete_alias(name, alias)
 
     @_translating
@@ -236,7 +237,7 @@ class Registry:
 
     @_translating
     def experiment(self, name: str, artifact_root: Path | None = None) -> str:
-        """The id of the experiment `name`, made where there is none; its artifacts then go under `artifact_root`."""
+        """The id of the experiment `name`, created if it does not exist; its artifacts then go under `artifact_root`."""
         try:
             return self._active(name)
         except Rejected as error:
@@ -269,7 +270,7 @@ class Registry:
         return UnknownVersion(f"{name} has no {kind}", remedy=f"versions: {', '.join(versions[:20])}; aliases: {known}")
 
     def _unreachable(self, why: str) -> RegistryUnreachable:
-        if self._is_server:
+        if self.uri.startswith(SERVER):
             return RegistryUnreachable(
                 f"MLflow at {shown(self.uri)} does not answer",
                 remedy="check MLFLOW_TRACKING_URI and that the server runs (`mlops-build doctor`)",
@@ -289,10 +290,6 @@ class Registry:
         if error.is_missing:
             return NotFound(f"MLflow at {shown(self.uri)}: {error.text}")
         return Failed(f"MLflow at {shown(self.uri)}: {error.text}")
-
-    @property
-    def _is_server(self) -> bool:
-        return self.uri.startswith(("http://", "https://"))
 
 
 def _no_database(file: Path) -> RegistryUnreachable:

@@ -25,7 +25,7 @@ class NoFiles(Exception):
 
 
 def download(uri: str, tracking_uri: str, http: Http | None, destination: Path) -> None:
-    """Copy the folder at `uri` to `destination`, which does not exist yet. http: the session with the server, where there is one.
+    """Copy the folder at `uri` to `destination`, which does not exist yet. http: the session with the server, if there is one.
 
     Raises NoFiles.
     """
@@ -71,7 +71,7 @@ def upload(folder: Path, uri: str, tracking_uri: str, http: Http | None) -> None
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """What the stores raise, as NoFiles. What is not foreseen goes on."""
+    """Errors of the stores as NoFiles. Other errors are not caught."""
     try:
         yield
     except Exception as error:

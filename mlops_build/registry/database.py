@@ -99,7 +99,7 @@ class Database:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """mlflow's exceptions as ours. What is not foreseen goes on."""
+    """mlflow's exceptions as ours. Other errors are not caught."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -92,7 +92,7 @@ class Change:
 
 
 def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False, despite_findings: bool = False) -> Made:
-    """Release `env` of the service at `root`: a commit on its branch, pushed to origin where there is one.
+    """Release `env` of the service at `root`: a commit on its branch, pushed to origin if there is one.
 
     Raises Held, NothingPromoted, Faulty, and what `desired`, `change` and `land` raise.
     """

@@ -42,7 +42,7 @@ NODE: Mapping[str, Callable[[Snapshot], Value]] = {
         None if snapshot.driver else "; ".join(f"card {card.index}: {card.trouble}: {card.why}" for card in snapshot.cards if failed(card))
     ),
     "imbalance": lambda snapshot: imbalance_of(used_shares(snapshot)),
-    "memory.percent.most": lambda snapshot: 100 * max(used_shares(snapshot)) if used_shares(snapshot) else None,
+    "memory.percent.most": lambda snapshot: max((100 * share for share in used_shares(snapshot)), default=None),
     "refusals": lambda snapshot: snapshot.recent.refused + snapshot.recent.cpu if snapshot.ledger else None,
     "waits": lambda snapshot: snapshot.recent.waiting if snapshot.ledger else None,
 }

@@ -126,7 +126,7 @@ def test_the_table_of_bases_holds_digests_or_nothing() -> None:
     for name, digest in bases.known().items():
         Recipe("points", bases.pinned(name))
         assert digest is None or re.fullmatch(r"sha256:[0-9a-f]{64}", digest)
-    assert {f"python:3.{minor}-slim" for minor in range(10, 14)} <= set(bases.known())
+    assert {f"python:3.{minor}-slim" for minor in range(11, 15)} <= set(bases.known())
 
 
 # Packages from a folder.

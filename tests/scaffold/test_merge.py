@@ -1,4 +1,4 @@
-"""Three trees become one: what Git does by itself, and what it is told before."""
+"""Three trees become one: what Git merges by itself, and how it is configured."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -174,7 +174,7 @@ def test_a_git_that_is_too_old(service: Path, tmp_path: Path) -> None:
 def test_versions(service: Path, template: Path) -> None:
     assert "the template has no version 9.9.9" in mlops_build(service, "update", "--to", "9.9.9", expect=3).stderr
     assert "the template has no version -x" in mlops_build(service, "update", "--to=-x", expect=3).stderr
-    # HEAD is what comes after the newest release; it is told, and taken on demand only.
+    # HEAD is what comes after the newest release; it is reported, and used on demand only.
     put(template, {"template/later.txt": "later\n"})
     commit(template)
     done = mlops_build(service, "update", "--commit")
