@@ -15,13 +15,14 @@ demo: install    ## run the whole pipeline with embedded defaults in DEMO_DIR (d
 checkov: install
 	@scripts/install-checkov.sh
 
-PYTEST = $(PYTHON_) -m pytest --numprocesses=2 --dist=loadfile --durations=20
+PYTEST = $(PYTHON_) -m pytest --dist=loadfile --durations=20
 
+# A test often waits for a process or a disk: three workers keep two cores busy.
 test: install    ## run the fast tests; no external service is needed
-	@$(PYTEST)
+	@$(PYTEST) --numprocesses=3
 
 test-slow: checkov    ## run the rest: tests that take long, or need Docker, S3, Zabbix, Go or PHP (CONTRIBUTING.md says how they are found)
-	@$(PYTEST) -m "slow and not soak"
+	@$(PYTEST) --numprocesses=2 -m "slow and not soak"
 
 test-all: test test-slow    ## run both
 
