@@ -28,16 +28,16 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mlops_build.errors import UsageError
-    from mlops_build.serving import stub
-    from mlops_build.serving.stub_server import Server
+    from mlops_build.stub import answer
+    from mlops_build.stub.server import Server
 
     if args.what.startswith("models:"):
         raise UsageError("a stub needs no registry", remedy="give the service's openapi.json, or its folder")
-    if args.status not in stub.FAULTS:
-        raise UsageError(f"--status {args.status} is not supported", remedy=f"use one of {', '.join(map(str, stub.FAULTS))}")
-    if (args.fail_every is not None and args.fail_every < 1) or not 0 <= args.delay_ms <= stub.LONGEST_DELAY_MS:
+    if args.status not in answer.FAULTS:
+        raise UsageError(f"--status {args.status} is not supported", remedy=f"use one of {', '.join(map(str, answer.FAULTS))}")
+    if (args.fail_every is not None and args.fail_every < 1) or not 0 <= args.delay_ms <= answer.LONGEST_DELAY_MS:
         raise UsageError("--fail-every must be at least 1, --delay-ms at most 120000", remedy="see mlops-build stub --help")
-    answers = stub.Stub(stub.document_of(Path(args.what)), stub.Faults(args.fail_every, args.status, args.delay_ms))
+    answers = answer.Stub(answer.document_of(Path(args.what)), answer.Faults(args.fail_every, args.status, args.delay_ms))
 
     def end(*_: object) -> None:
         raise SystemExit(0)

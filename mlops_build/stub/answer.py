@@ -19,9 +19,9 @@ from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import openapi
 from mlops_build.model.openapi import Described
 from mlops_build.packaging import contents
-from mlops_build.serving import json_schema
-from mlops_build.serving.json_schema import Problem
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated
+from mlops_build.stub import json_schema
+from mlops_build.stub.json_schema import Problem
 
 JSON, CSV = "application/json", "text/csv"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")

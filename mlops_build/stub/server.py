@@ -6,7 +6,7 @@ from typing import Any
 
 from mlops_build.errors import Failed
 from mlops_build.serving.refusal import Refusal, too_large
-from mlops_build.serving.stub import BODY_LIMIT, Answer, Stub, error_answer
+from mlops_build.stub.answer import BODY_LIMIT, Answer, Stub, error_answer
 
 IDLE_SECONDS = 60
 

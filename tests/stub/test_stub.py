@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from mlops_build.errors import NotFound
 from mlops_build.model import openapi
-from mlops_build.serving.json_schema import UnknownSchema, check_schema, problem
-from mlops_build.serving.stub import NoContract, Stub, document_of
-from mlops_build.serving.stub_server import Server
+from mlops_build.stub.answer import NoContract, Stub, document_of
+from mlops_build.stub.json_schema import UnknownSchema, check_schema, problem
+from mlops_build.stub.server import Server
 from tests.serving import models
 from tests.serving.conftest import Server as RealServer
 from tests.serving.test_differential import REQUESTS, WRITTEN, Pair
