@@ -1,5 +1,5 @@
 """The stub is compared with the real server on the same build context."""
 
-from tests.serving.conftest import context, world
+from tests.serving.conftest import context, server, world
 
-__all__ = ["context", "world"]
+__all__ = ["context", "server", "world"]
