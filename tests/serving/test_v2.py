@@ -473,6 +473,9 @@ def test_the_example_in_openapi_json_is_answered(server: Server) -> None:
     for name in ("points", "lines"):
         content = document["paths"][f"/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
         assert ask(server, "POST", f"/v2/models/{name}/infer", content["example"])[0] == 200
+        inputs = document["components"]["schemas"][f"{name}.inference"]["properties"]["inputs"]
+        assert inputs["items"]["properties"]["datatype"]["enum"] == [*DTYPES, "BYTES"]
+        assert "Inputs of this model: " in inputs["description"]
 
 
 def test_requests_are_counted_and_logged_like_those_of_invocations(server: Server) -> None:
