@@ -277,7 +277,8 @@ class Service:
                     body = await read_body(receive, call.head.length, self._settings.body_limit, reservation)
                     endpoint.batcher.admit()
                     if call.head.encoding:
-                        body = inflated(body, call.head.encoding, self._settings.body_limit)
+                        # In a thread, since a few bytes may become a large body.
+                        body = await asyncio.to_thread(inflated, body, call.head.encoding, self._settings.body_limit)
                         reservation.add(len(body))
                     if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(call.head.kind)):
                         rows, write = await asyncio.to_thread(endpoint.read, body, call.head)

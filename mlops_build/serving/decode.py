@@ -9,7 +9,6 @@ enforcement, so that MLflow decides. docs/reference/http-contract.md lists the d
 import contextlib
 import csv
 import io
-import json
 import logging
 import re
 from collections import Counter
@@ -17,9 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from mlops_build.serving import mismatch
+from mlops_build.serving.json_text import parse
 from mlops_build.serving.mismatch import SHOWN, short
 from mlops_build.serving.quick import Quick
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
@@ -67,12 +66,14 @@ class Decoder:
         self._ragged = ragged
         self._expected: int | None = None  # columns
         self._quick = Quick(None if self._hinted else self._schema)
+        # Floats represent integers beyond 64 bits as well as MLflow's conversion of them.
+        self._exact = self._quick.block is None and (self._quick.tensor is None or self._quick.tensor[0].kind != "f")
         schema = self._schema
         if schema is None or self._hinted:
             return
         self._expected = len(schema.inputs)
         if schema.is_tensor_spec():
-            self._expected = max(1, *schema.inputs[0].shape[1:2]) if not schema.has_input_names() else len(schema.inputs)
+            self._expected = max([1, *schema.inputs[0].shape[1:2]]) if not schema.has_input_names() else len(schema.inputs)
 
     def decode(self, body: bytes, content_type: str | None) -> Rows:
         """Decode a body. Raises Refusal, and no other exception for any body."""
@@ -133,7 +134,7 @@ class Decoder:
     # -- JSON --
 
     def _json(self, body: bytes) -> Rows:
-        document = _parsed(body)
+        document = _parsed(body, exact=self._exact)
         forms = [key for key in document if key in FORMS]
         if len(forms) != 1 or self._hinted or self._schema is None:
             return self._rest(document, forms)
@@ -333,17 +334,8 @@ def _ragged_csv(text: str) -> str | None:
     return None
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        try:
-            document = json.loads(body)  # NaN, Infinity, a byte order mark, lone surrogates: not JSON, but MLflow reads them
-        except UnicodeDecodeError as error:
-            raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
-        except ValueError as error:
-            why = f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise Refusal(f"the body is not valid JSON: {why}") from None
+def _parsed(body: bytes, *, exact: bool) -> dict[str, Any]:
+    document = parse(body, exact=exact)
     if not isinstance(document, dict):
         kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
         raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}; got {kinds.get(type(document), 'a number')}")

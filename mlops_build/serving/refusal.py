@@ -1,8 +1,12 @@
 """Errors in a request, for 4xx responses. Needs only the standard library, since the stub uses it too."""
 
 import zlib
+from collections.abc import Callable
 
 BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
+# Compressed bodies are read and decompressed in pieces of at most this size.
+PIECE = 64 * 1024
+MEMBERS = 10_000  # of a gzip file: each takes a microsecond, and may be only 20 bytes long
 
 
 class Refusal(Exception):
@@ -18,17 +22,41 @@ def too_large(limit: int) -> Refusal:
     return Refusal(f"the body is larger than {limit} bytes: send fewer rows per request", status=413)
 
 
-def inflated(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """Decompress a body. encoding: its Content-Encoding, in lower case. limit: for the decompressed body, in bytes. Raises Refusal."""
+def inflated(body: bytes, encoding: bytes, limit: int, reserve: Callable[[int], None] = lambda _: None) -> bytes:
+    """Decompress a body: all members of a gzip file, which zeros may follow. Raises Refusal, and what `reserve` raises.
+
+    encoding: its Content-Encoding, in lower case. limit: for the decompressed body, in bytes. reserve: called before that many more bytes
+    of memory are used.
+    """
+    name = encoding.decode("latin-1")[:40]
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise Refusal(f"Content-Encoding is {encoding.decode('latin-1')[:40]!r}; this service reads gzip and deflate", status=415)
-    inflate = zlib.decompressobj(wbits=47)  # detects gzip or zlib from the first bytes
-    try:
-        inflated_body = inflate.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Refusal(f"the body is not {encoding.decode('latin-1')}: {error}") from None
-    if len(inflated_body) > limit:
-        raise too_large(limit)
-    if not inflate.eof:
-        raise Refusal(f"the body ends before the end of its {encoding.decode('latin-1')} stream")
-    return inflated_body
+        raise Refusal(f"Content-Encoding is {name!r}; this service reads gzip and deflate", status=415)
+    pieces: list[bytes] = []
+    at = size = members = 0
+    reserve(PIECE)
+    while not members or body[at : at + 1].strip(b"\0"):
+        members += 1
+        if members > MEMBERS:
+            raise Refusal(f"the body has more than {MEMBERS} members: compress it at once", status=413)
+        inflate, fed, piece = zlib.decompressobj(wbits=47), b"", b""  # detects gzip or zlib from the first bytes
+        while not inflate.eof:
+            if not fed and len(piece) < PIECE:  # after a full piece, more output may follow without more input
+                fed = body[at : at + PIECE]
+                at += len(fed)
+                if not fed:
+                    raise Refusal(f"the body ends before the end of its {name} stream")
+            try:
+                piece = inflate.decompress(fed, PIECE)
+            except zlib.error as error:
+                raise Refusal(f"the body is not {name}: {error}") from None
+            fed = inflate.unconsumed_tail
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit)
+            reserve(len(piece))
+            pieces.append(piece)
+        at -= len(inflate.unused_data)
+    if body[at:].strip(b"\0"):
+        raise Refusal(f"other data follows the {name} stream")
+    reserve(size)
+    return b"".join(pieces)

@@ -1,14 +1,12 @@
 """Requests of the Open Inference Protocol: their JSON, and the binary data behind it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from mlops_build.serving.json_text import parse as parse_json
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.v2_tensors import BYTES, DTYPES, RANK, Tensor, from_json, from_octets, reason, short
+from mlops_build.serving.v2_tensors import BYTES, DTYPES, RANK, Tensor, from_json, from_octets, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +36,7 @@ def parse(body: bytes, json_bytes: bytes | None) -> tuple[list[Tensor], dict[str
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        try:
-            document = json.loads(text)  # NaN, Infinity, lone surrogates, as for /invocations
-        except ValueError as error:
-            raise Refusal(f"the request is not valid JSON: {reason(error)}") from None
+    document = parse_json(text, exact=False)  # `from_json` refuses floats for integers
     if not isinstance(document, dict):
         raise Refusal("the request must be a JSON object with 'inputs'")
     return document

@@ -209,7 +209,7 @@ def _json_element(tensor: Tensor, row: int, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise Refusal(f"input {short(tensor.name)}, element {row}: expected JSON, {reason(error)}") from None
+        raise Refusal(f"input {short(tensor.name)}, element {row}: expected JSON: {error}") from None
 
 
 def nested(tensor: Tensor) -> Any:
@@ -220,13 +220,6 @@ def nested(tensor: Tensor) -> Any:
 
 
 # -- messages --
-
-
-def reason(error: ValueError) -> str:
-    """Why a text is not valid JSON."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8, {error.reason} at byte {error.start}"
-    return f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else "a number is too long"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -132,6 +132,10 @@ def test_other_methods_and_paths(server: Server, method: str, path: str, status:
 def test_gzip_is_read_and_its_decompressed_size_is_limited(server: Server) -> None:
     assert ask(server, gzip.compress(body(1.5)), Content_Encoding="gzip")[0] == 200
     assert ask(server, zlib.compress(body(1.5)), Content_Encoding="deflate")[0] == 200
+    halves = [gzip.compress(part) for part in (body(1.5)[:30], b"", body(1.5)[30:])]
+    assert ask(server, b"".join(halves) + bytes(512), Content_Encoding="gzip")[2] == b'{"predictions":[1.5]}'
+    assert ask(server, halves[0] + b"x" + halves[2], Content_Encoding="gzip")[0] == 400
+    assert ask(server, gzip.compress(b"") * 10_001, Content_Encoding="gzip")[0] == 413
     bomb = gzip.compress(b" " * (64 << 20))
     assert len(bomb) < 1 << 20
     assert ask(server, bomb, Content_Encoding="gzip")[0] == 413
