@@ -46,5 +46,6 @@ def verify(folder: Path, expected: str) -> None:
     if actual != expected:
         raise DigestMismatch(
             f"{folder}: the files have digest {actual}, the version was registered with {expected}",
-            remedy="the files were changed after registration: do not serve them; train again, or restore them from a backup",
+            remedy="the files were changed after registration: do not serve them; package the version again; if its files in the registry"
+            " have changed too, restore them from a backup, or train again",
         )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
 
 
+# In a version's files, which its digest covers.
+WHEELS = "environment/wheels"
 COMPILER = "torch.compile needs a C++ compiler: add g++ to image.apt in service.yaml, or remove serving.compile"
 
 
@@ -75,12 +77,12 @@ class Serving:
 
 @dataclass(frozen=True)
 class Checked:
-    """The models to serve, with their files checked and no code run. wheels: the folder for the service's wheel; it may not exist."""
+    """The models to serve, with their files checked and no code run. installed: the service's code is installed, as in an image."""
 
     service: str
     image: str | None
     models: tuple["CheckedModel", ...]
-    wheels: Path
+    installed: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def from_folder(folder: Path, say: Callable[[str], None]) -> Checked:
         say(f"{folder} is a model without a recorded digest, so its files cannot be verified")
         _check(folder)
         name = folder.resolve().name
-        return Checked(name, None, (CheckedModel(folder, name, None, None),), folder / "environment" / "wheels")
+        return Checked(name, None, (CheckedModel(folder, name, None, None),))
     raise NotFound(
         f"{folder} contains neither a {contents.FILE} nor an MLmodel",
         remedy="create a build context (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
@@ -127,7 +129,7 @@ def from_registry(uri: str, scratch: Path) -> Checked:
     files.verify(folder, digest)
     _check(folder)
     service = version.tags.get(SERVICE, version.name)
-    return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),), folder / "environment" / "wheels")
+    return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),))
 
 
 def _context(folder: Path) -> Checked:
@@ -137,14 +139,19 @@ def _context(folder: Path) -> Checked:
             raise NotFound(f"{folder / model.path} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
         files.verify(folder / model.path, model.digest)
     models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in context.models)
-    return Checked(context.service, context.image, models, folder / "wheels")
+    # An image has installed these wheels, and does not contain them.
+    installed = not (folder / "wheels").is_dir()
+    if not installed:
+        files.verify(folder / "wheels", files.digest(models[0].folder / WHEELS))
+    return Checked(context.service, context.image, models, installed)
 
 
 def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
     """Load every model onto the device that this process sees. compile, precision: see network.prepare. Raises CannotLoad."""
     # Python would write __pycache__ beside the model's own code; the next start would then refuse the folder, whose digest has changed.
     sys.dont_write_bytecode = True
-    _add_code(checked.wheels)
+    if not checked.installed:
+        _add_code(checked.models[0].folder / WHEELS)
     models = tuple(_load(model) for model in checked.models)
     if compile or precision != "float32":
         from mlops_build.serving import network
@@ -167,11 +174,8 @@ def _check(folder: Path) -> None:
 
 
 def _add_code(wheels: Path) -> None:
-    """Put the service's wheel first on sys.path, so that the registered code runs, and not the code that is installed on this machine.
-
-    In an image there are no wheels beside the models, since they are installed.
-    """
-    for wheel in sorted(wheels.glob("*-none-any.whl")) if wheels.is_dir() else []:
+    """Put the service's wheel first on sys.path, so that the registered code runs, and not the code that is installed on this machine."""
+    for wheel in sorted(wheels.glob("*-none-any.whl")):
         if not wheel.name.startswith("mlops_build-"):
             sys.path.insert(0, str(wheel.resolve()))
 
