@@ -5,14 +5,15 @@ syntax line that would be pulled. Only a recipe with secrets needs a builder wit
 """
 
 from collections.abc import Mapping
+from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
 from mlops_build.packaging import grammar, labels
 from mlops_build.packaging.contents import Contents
-from mlops_build.packaging.name import template
 from mlops_build.packaging.recipe import Recipe
 
+TEMPLATE = "Dockerfile.jinja"
 # The version of uv that installs the dependencies during the build; it is not in the final image.
 UV = "0.13.9"
 
@@ -27,7 +28,8 @@ def dockerfile(
     first = contents.models[0]
     # autoescape is for HTML; every value here matches a grammar without characters that need escaping.
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    return environment.from_string(template()).render(
+    template = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(template).render(
         service=grammar.model_name(contents.service, "service name"),
         image=None if contents.image is None else grammar.base_image(contents.image, "image name"),
         tag=f"v{grammar.version(first.version)}",

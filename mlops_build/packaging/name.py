@@ -6,7 +6,6 @@ The reason is in docs/explanation/image-name.md.
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import resources
 from typing import Protocol
 
 from mlops_build.errors import Refused
@@ -14,7 +13,9 @@ from mlops_build.packaging import grammar
 from mlops_build.packaging.recipe import Recipe, of_service
 from mlops_build.service import Service
 
-TEMPLATE = "Dockerfile.jinja"
+# The SHA-256 of the Dockerfile's template in 0.4 and 0.5, when it was part of the name. It stays, so that a bridge, a laptop and a CI of
+# different releases give an image the same name although the template changes. Another value would build every image again.
+DOCKERFILE = "b47225527bbdaa9beb7d4752235e3e9732481404c28896ab04d9f61cf0d1adc3"
 HEX = 12
 
 
@@ -27,11 +28,6 @@ class Released(Protocol):
     def version(self) -> int: ...
     @property
     def digest(self) -> str: ...
-
-
-def template() -> str:
-    """The template of the Dockerfile."""
-    return resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
 
 
 def image_name(service: Service, models: Sequence[Released], recipe: Recipe | None = None) -> str:
@@ -55,7 +51,7 @@ def image_name(service: Service, models: Sequence[Released], recipe: Recipe | No
         # Further inputs of the Dockerfile. Later ones count only if they are not the default, so that existing names do not change.
         "gpu": recipe.gpu,
         "port": recipe.port,
-        "dockerfile": hashlib.sha256(template().encode()).hexdigest(),
+        "dockerfile": DOCKERFILE,
         **({"cuda": recipe.cuda} if recipe.cuda != "wheels" else {}),
         **({"platform": recipe.platform} if recipe.platform else {}),
         **({"secrets": list(recipe.secrets)} if recipe.secrets else {}),

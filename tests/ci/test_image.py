@@ -250,13 +250,41 @@ def test_a_new_version_in_the_same_folder_is_read_again(world: World, tmp_path: 
         source = Source("points", number, files.digest(files_of), lambda place, folder=files_of: shutil.copytree(folder, place))  # type: ignore[misc]
         write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
         tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
-        # The stage that only copies: nothing is installed.
+        # The stage of the model: nothing is installed.
         with_buildkit = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--target", "model", "--tag", tag, str(folder)]
+        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "host", "--target", "model", "--tag", tag, str(folder)]
         subprocess.run(command, env=with_buildkit, check=True, capture_output=True, timeout=120)
         layers.append(json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", tag)))
         client("image", "rm", tag)
     assert layers[0] != layers[1]
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("engine")
+def test_two_uncached_builds_have_the_same_layers_of_code_and_model(world: World, tmp_path: Path) -> None:
+    """The layers below may differ: apt and pip write times, and bytecode with the time of its source."""
+    files_of = Path(shutil.copytree(world.folder / "one", tmp_path / "with-files"))
+    (files_of / "environment/files").mkdir()
+    (files_of / "environment/files/labels.txt").write_text("cat\n")
+    source = Source("points", 1, files.digest(files_of), lambda place: shutil.copytree(files_of, place))
+    layers = []
+    for number, umask in enumerate((0o022, 0o077)):
+        before = os.umask(umask)
+        try:
+            write_context(Recipe("points", "python:3.11-slim"), None, [source], tmp_path / f"context-{number}")
+        finally:
+            os.umask(before)
+        path = tmp_path / f"context-{number}/Dockerfile"
+        text = path.read_text()
+        # Without the packages of the lock, which take minutes and belong to a lower layer.
+        path.write_text(text[: text.index("COPY requirements.lock")] + text[text.index("FROM dependencies AS code") :])
+        tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
+        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "host", "--no-cache", "--tag", tag, str(path.parent)]
+        subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=300)
+        layers.append(json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", tag)))
+        client("image", "rm", tag)
+    assert layers[0][-2:] == layers[1][-2:]
+    assert layers[0][-3] != layers[1][-3], "the environment's layer was taken from a cache, so this test compares nothing"
 
 
 @pytest.mark.docker

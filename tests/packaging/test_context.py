@@ -198,7 +198,7 @@ def test_the_dockerfile_is_made_for_small_images_and_plain_builders(world: World
     lines = text.splitlines()
     final = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
     copies = [line for line in final if line.startswith(("COPY", "RUN", "ADD"))]
-    assert copies == ["COPY --from=dependencies /opt/venv /opt/venv", "COPY --from=code /opt/code /opt/code", "COPY --from=model /app /app"]
+    assert copies == ["COPY --from=dependencies /opt/venv /opt/venv", "COPY --from=code /out /", "COPY --from=model /out /"]
     assert "USER 10001:10001" in final
     assert any(line.startswith("HEALTHCHECK") for line in final)
     assert final[-1] == 'ENTRYPOINT ["mlops-build", "serve", "/app", "--host", "0.0.0.0", "--port", "8080"]'
@@ -213,7 +213,7 @@ def test_the_dockerfile_follows_service_yaml() -> None:
     made = contents.Contents("points", IMAGE, "3.11", "2.13.0", (contents.Model("points", 1, f"sha256:{'0' * 64}"),))
     written = dockerfile(recipe.of_service(settings), made, {})
     assert "apt-get install --yes --no-install-recommends curl libgl1 " in written
-    assert written.count("FROM mirror.example.com/python:3.11") == 2
+    assert written.count("FROM mirror.example.com/python:3.11") == 3
     assert "NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" in written
     assert "ARG TORCH_BACKEND\n" in written
     assert '"--port", "9000"]' in written
