@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build.serving import server
+    from mlops_build.serving.sigterm import exit_on_sigterm
 
-    with server.exit_on_sigterm():
+    with exit_on_sigterm():
         return _serve(args)
 
 

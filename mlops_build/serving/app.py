@@ -192,6 +192,7 @@ class Service:
             max_rows=settings.max_batch,
             max_delay=settings.max_delay_ms / 1000,
             max_queue=settings.max_queue,
+            joins=lambda: loaded.predictor.joins,
         )
         batch, predict = self._metrics.batch[loaded.name], self._metrics.predict[loaded.name]
 

@@ -7,6 +7,7 @@ next batch: no request waits for a batch to fill, and batches grow with the load
 import asyncio
 import collections
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 from mlops_build.serving.rows import Rows
 
 Predict = Callable[[Sequence[Rows]], Sequence[Any]]
+
+log = logging.getLogger("mlops_build.serving")
 
 
 class QueueFull(Exception):
@@ -49,11 +52,20 @@ class Batcher:
 
     predict: returns one answer or exception per request; called in this batcher's thread. max_rows: rows per batch; a larger request is a
     batch of its own. max_delay: seconds to wait for more requests after a batch of several; an idle server never waits. max_queue: rows
-    that may wait.
+    that may wait. joins: whether a batch may have several requests at this time; the answers of a batch are sent at its end.
     """
 
-    def __init__(self, predict: Predict, *, max_rows: int = 128, max_delay: float = 0.0, max_queue: int = 4096) -> None:
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        max_rows: int = 128,
+        max_delay: float = 0.0,
+        max_queue: int = 4096,
+        joins: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._predict, self._max_rows, self._max_delay, self._max_queue = predict, max_rows, max_delay, max_queue
+        self._joins = joins
         self._waiting: collections.OrderedDict[_Waiting, None] = (
             collections.OrderedDict()
         )  # in order; a disconnected request is removed from any position
@@ -64,7 +76,7 @@ class Batcher:
         self._rate = 0.0  # rows per second, moving average
         self._expected = 0  # requests admitted by `expect` in this iteration of the loop
         self.queued = 0  # rows
-        self.on_batch: Callable[[int, float], None] | None = None  # called with the rows and the seconds of each batch
+        self.on_batch: Callable[[int, float], None] = lambda *_: None  # called with the rows and the seconds of each batch
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
         self._thread.start()
 
@@ -140,15 +152,19 @@ class Batcher:
                 continue
             began = time.perf_counter()
             try:
-                answers = self._predict([entry.rows for entry in batch])
+                answered = list(zip(batch, self._predict([entry.rows for entry in batch]), strict=True))
             except BaseException as error:
-                answers = [error] * len(batch)
+                failure = RuntimeError("the predictor failed")  # a future accepts not every exception, and a caller awaits not every one
+                failure.__cause__ = error
+                answered = [(entry, failure) for entry in batch]
             seconds = max(time.perf_counter() - began, 1e-6)
             self._rate = 0.8 * self._rate + 0.2 * rows / seconds if self._rate else rows / seconds
-            if self.on_batch:
+            try:
                 self.on_batch(rows, seconds)
+            except Exception:
+                log.exception("counting a batch failed")
             with contextlib.suppress(RuntimeError):  # the loop is closed: no request waits for these answers
-                batch[0].loop.call_soon_threadsafe(_settle, batch, answers)
+                batch[0].loop.call_soon_threadsafe(_settle, answered)
             if self._closed:
                 return
             if self._max_delay and len(batch) > 1 and self.queued < self._max_rows:
@@ -160,7 +176,7 @@ class Batcher:
         with self._lock:
             while self._waiting:
                 entry = next(iter(self._waiting))
-                if batch and (rows + entry.rows.count > self._max_rows or entry.loop is not batch[0].loop):
+                if batch and (not self._joins() or rows + entry.rows.count > self._max_rows or entry.loop is not batch[0].loop):
                     break
                 self._take(entry)
                 if entry.future.done():  # its caller disconnected, or its deadline passed
@@ -171,11 +187,11 @@ class Batcher:
         return batch, rows
 
 
-def _settle(batch: Sequence[_Waiting], answers: Sequence[Any]) -> None:
-    for entry, answer in zip(batch, answers, strict=True):
+def _settle(answered: Sequence[tuple[_Waiting, Any]]) -> None:
+    for entry, answer in answered:
         if entry.future.done():
             continue
-        if isinstance(answer, BaseException):
+        if isinstance(answer, Exception):
             entry.future.set_exception(answer)
         else:
             entry.future.set_result(answer)

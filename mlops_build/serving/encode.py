@@ -23,6 +23,8 @@ def plain(answer: Any) -> Any:
     """The output as lists and dicts, whose elements may still be values of numpy or pandas. A list has one element per row."""
     import pandas as pd
 
+    if isinstance(answer, BaseException):
+        raise TypeError("the model returned an exception") from answer
     if isinstance(answer, pd.Series):
         answer = pd.DataFrame(answer)
     if isinstance(answer, pd.DataFrame):

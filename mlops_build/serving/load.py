@@ -21,6 +21,7 @@ from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
 from mlops_build.serving.light import import_mlflow
+from mlops_build.serving.sigterm import Terminated
 
 if TYPE_CHECKING:
     from mlops_build.serving.predictor import Predictor
@@ -191,7 +192,9 @@ def _load(checked: CheckedModel) -> Loaded:
     try:
         with warnings.catch_warnings(record=True) as caught:
             model = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
-    except Exception as error:  # the model's own code runs here
+    except (Terminated, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the model's own code runs here, and may call sys.exit
         missing = "No module named" in str(error)
         raise CannotLoad(
             f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
@@ -229,7 +232,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     try:
         rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
         (answer,) = loaded.predictor.predict([rows])
-        if isinstance(answer, Refusal) and isinstance(cause := answer.__cause__, Exception):
+        if isinstance(answer, Refusal) and (cause := answer.__cause__):
             problem = f"{type(cause).__name__}: {cause}"
             loaded.predictor.needs_gradients()
             (answer,) = loaded.predictor.predict([rows])

@@ -5,6 +5,7 @@ The rows have been validated and converted (decode.py), so MLflow's enforcement,
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlops_build.serving import network
 from mlops_build.serving.encode import plain
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal
 from mlops_build.serving.rows import Rows
+from mlops_build.serving.sigterm import Terminated
 
 # Allowed difference between predictions in a batch and row by row: kernels may add numbers in another order.
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
@@ -107,20 +109,21 @@ class Predictor:
             if rows.kind == "unchecked":
                 return plain(self._model.predict(rows.data, params=rows.params))
             return self._output(rows)
-        except Exception as error:
-            return _known(error)
+        except BaseException as error:
+            known = _known(error)
+            if isinstance(known, Refusal) and known.__cause__:
+                log.warning("a prediction failed", exc_info=error)
+            return known
 
     def _together(self, group: Sequence[Rows]) -> list[Any]:
         try:
             answer = self._output(_joined(group))
-        except Exception as error:
+        except BaseException as error:
             known = _known(error)
             if isinstance(known, Fatal):
                 return [known] * len(group)
-            if isinstance(known, OutOfMemory) and len(group) > 1:
-                half = len(group) // 2
-                return [*self._batch_or_alone(group[:half]), *self._batch_or_alone(group[half:])]
-            return [self._alone(rows) for rows in group]  # an error in one request must not fail the others
+            half = len(group) // 2  # an error in one request must not fail the others, and smaller batches need less memory
+            return [*self._batch_or_alone(group[:half]), *self._batch_or_alone(group[half:])]
         parts = _split(answer, [rows.count for rows in group])
         if parts is None:
             self.joins = False
@@ -212,10 +215,12 @@ def _close(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def _known(error: Exception) -> Exception:
-    """Convert an exception of the model into an error for the caller. Its traceback goes to the log."""
+def _known(error: BaseException) -> Exception:
+    """Convert what the model raised into an error for the caller. Its cause is the exception, if its traceback belongs into the log."""
     from mlflow.exceptions import MlflowException
 
+    if isinstance(error, Terminated | KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise error  # from a signal during the start, and not from the model
     name, text = type(error).__name__, str(error)
     if name == "OutOfMemoryError" or "CUDA out of memory" in text:
         import torch
@@ -227,7 +232,6 @@ def _known(error: Exception) -> Exception:
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return Refusal(str(error.message)[:500], status=status if 400 <= status < 500 else 400, code=str(error.error_code))
-    log.warning("a prediction failed", exc_info=error)
     refusal = Refusal(
         "the model failed on this input; check that the values are valid for it. The service's log has the traceback", code=BAD_REQUEST
     )

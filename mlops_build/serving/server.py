@@ -4,10 +4,9 @@ import contextlib
 import errno
 import ipaddress
 import resource
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -15,6 +14,7 @@ import uvicorn
 from mlops_build.errors import Failed, UsageError
 from mlops_build.serving.protocol import KEEP_ALIVE_SECONDS, LINGERING, bounded
 from mlops_build.serving.settings import Settings
+from mlops_build.serving.sigterm import Terminated
 
 if TYPE_CHECKING:
     from mlops_build.serving.app import Service
@@ -67,20 +67,6 @@ def url(host: str, bound: socket.socket) -> str:
     return f"http://{host}:{bound.getsockname()[1]}"
 
 
-@contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Exit with code 0 on SIGTERM, also during loading. In a container this is process 1, for which the kernel has no default action."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(0)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run(app: "Service", bound: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
     """Serve on a bound socket until SIGTERM or Ctrl-C. ready: called once the service accepts requests. Raises PortInUse.
 
@@ -114,6 +100,8 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
     app.on_fatal = fatal
     try:
         server.run(sockets=[bound])
+    except Terminated:  # uvicorn repeats the signal after its shutdown
+        pass
     except OSError as error:
         # Two processes can bind the same port; listening then fails in the second.
         if error.errno == errno.EADDRINUSE:

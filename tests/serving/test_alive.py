@@ -1,0 +1,121 @@
+"""The service answers under any model: exceptions of every kind, predictions that hang, output that nobody reads, large answers."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import models
+from tests.serving.conftest import Server, serving
+from tests.serving.test_http import RUNNING, alive, ask, body, wait_for_metric
+
+# The first column selects the behaviour. `Panic` is what pyo3's PanicException is: an exception outside Exception.
+MODEL = """
+    def predict(self, context, data, params=None):
+        import asyncio
+        import os
+        import sys
+        import time
+
+        class Panic(BaseException):
+            pass
+
+        first = data["a"].to_numpy()
+        raised = (
+            asyncio.CancelledError(), GeneratorExit(), KeyboardInterrupt(), SystemExit(0), StopIteration(1), Panic("panicked"),
+            asyncio.TimeoutError(), BaseExceptionGroup("several", [KeyboardInterrupt()]),
+        )
+        for number, error in enumerate(raised, 1):
+            if (first == -number).any():
+                raise error
+        while (first == -20).any() and os.path.exists(os.environ["HOLD"]):
+            time.sleep(0.005)
+        if (first == -21).any():
+            return asyncio.CancelledError()
+        if (first == -22).any():
+            sys.stderr.close()
+        if (first == -23).any():
+            os.chdir("/")
+        if (first == -24).any():
+            asyncio.run(asyncio.sleep(0))
+        return [float(value) for value in first]
+"""
+RAISED = range(-8, 0)
+HELD, RETURNS_ERROR, CLOSES_STDERR, CHANGES_FOLDER, RUNS_LOOP = -20, -21, -22, -23, -24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alive") / "saved"
+    models.save(folder, models.FLOATS, MODEL)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", "--deadline", "20") as started:
+        assert started.url
+        yield started
+        assert started.stop() == 0
+
+
+# -- exceptions --
+
+
+def together(server: Server, *values: float) -> dict[float, tuple[int, bytes]]:
+    """The answers to requests that are predicted in one batch."""
+    answers: dict[float, tuple[int, bytes]] = {}
+
+    def send(value: float) -> None:
+        status, _, text = ask(server, body(value))
+        answers[value] = status, text
+
+    threads = [threading.Thread(target=send, args=(value,)) for value in (HELD, *values)]
+    wait_for_metric(server, RUNNING, 0)
+    with server.holding():
+        for running, thread in enumerate(threads, 1):
+            thread.start()
+            wait_for_metric(server, RUNNING, running)
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_an_exception_outside_exception_fails_its_request_only(server: Server) -> None:
+    answers = together(server, 1.0, *RAISED, RETURNS_ERROR, 2.0)
+    assert {value: status for value, (status, _) in answers.items()} == {
+        HELD: 200, 1.0: 200, 2.0: 200, RETURNS_ERROR: 400, **dict.fromkeys(RAISED, 400)
+    }  # fmt: skip
+    assert (answers[1.0][1], answers[2.0][1]) == (b'{"predictions":[1.0]}', b'{"predictions":[2.0]}')
+    log = server.log.read_text()
+    for name in ("CancelledError", "GeneratorExit", "KeyboardInterrupt", "SystemExit", "StopIteration", "Panic: panicked"):
+        assert re.search(rf"(?m)^\S*{name}", log), name
+    assert json.loads(ask(server, body(-1))[2])["error_code"] == "BAD_REQUEST"
+    alive(server)
+
+
+@pytest.mark.parametrize("behaviour", [CLOSES_STDERR, CHANGES_FOLDER, RUNS_LOOP])
+def test_what_a_model_does_to_the_process_does_not_end_the_service(server: Server, behaviour: float) -> None:
+    assert ask(server, body(behaviour))[0] == 200
+    status, _, _ = ask(server, body(-1), X_Request_Id=f"after{behaviour}")
+    assert status == 400
+    server.wait_for(rf'"after{behaviour}"')
+    alive(server)
+
+
+@pytest.mark.parametrize("method", ["load_context", "predict"])
+def test_a_model_that_ends_the_process_during_the_start_is_an_error(tmp_path: Path, method: str) -> None:
+    methods = {"load_context": "def load_context(self, context):\n    pass", "predict": "def predict(self, context, data):\n    return data"}
+    # $HOLD exists in the server only, and not where the model is saved.
+    methods[method] = methods[method].replace("\n", "\n    import os\n    if 'HOLD' in os.environ: raise SystemExit(0)\n")
+    models.save(tmp_path / "saved", models.FLOATS, "\n\n".join(methods.values()))
+    folder = tmp_path / "saved/model"
+    (folder / "examples").mkdir()
+    recorded = {"schema": 1, "input": {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]]}}, "predictions": [1.0]}
+    (folder / "examples/recorded.json").write_text(json.dumps(recorded))
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu") as server:
+        assert server.process.wait(timeout=60) == 1
+    assert re.search(r"(?m)^mlops-build serve: .*SystemExit", server.log.read_text())
