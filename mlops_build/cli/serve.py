@@ -8,11 +8,14 @@ or a memory budget it never falls back to the CPU: it exits with 6 and gives the
 """
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import port
+
+if TYPE_CHECKING:
+    from mlops_build.serving.output import Output
 
 EXAMPLE = "  mlops-build serve build/context --port 8000\n  mlops-build serve models:/digits@staging"
 
@@ -47,13 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlops_build.serving.output import without_blocking
     from mlops_build.serving.sigterm import exit_on_sigterm
 
-    with exit_on_sigterm():
-        return _serve(args)
+    with exit_on_sigterm(), without_blocking() as output:
+        return _serve(args, output)
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args: argparse.Namespace, output: "Output") -> int:
     import tempfile
 
     from mlops_build.serving import device, load, server
@@ -95,6 +99,5 @@ def _serve(args: argparse.Namespace) -> int:
                     "url": where,
                 }
                 result(args, {**document, "gpu": chosen.as_json()}, "")
-                sys.stdout.flush()  # the parent process may wait for this
 
-            return server.run(Service(serving, chosen.lease, options, callers), bound, ready, options)
+            return server.run(Service(serving, chosen.lease, options, callers, output), bound, ready, options)

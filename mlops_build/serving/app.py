@@ -18,7 +18,6 @@ import orjson
 
 from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
-from mlops_build.serving.access_log import AccessLog
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
 from mlops_build.serving.body import BodyMemory, Message, Receive, Reservation, read_body
@@ -28,6 +27,7 @@ from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
+from mlops_build.serving.output import Output
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.protocol import DISCONNECTED, ON_DISCONNECT, SMALL_BYTES, Respond, Submit, http_response
 from mlops_build.serving.refusal import Refusal, inflated
@@ -98,12 +98,17 @@ class Call:
 class Service:
     """The ASGI application: maps paths to models.
 
-    lease: the lease on a card, for /metrics. tokens: the valid tokens; None if requests need none. on_fatal: called after a prediction has
-    made CUDA unusable for this process.
+    lease: the lease on a card, for /metrics. tokens: the valid tokens; None if requests need none. output: for the access log. on_fatal:
+    called after a prediction has made CUDA unusable for this process.
     """
 
     def __init__(
-        self, serving: Serving, lease: "Lease | None" = None, settings: Settings | None = None, tokens: Tokens | None = None
+        self,
+        serving: Serving,
+        lease: "Lease | None" = None,
+        settings: Settings | None = None,
+        tokens: Tokens | None = None,
+        output: Output | None = None,
     ) -> None:
         self._tokens = tokens
         # Paths without a token: for the cluster's probes, Prometheus, and a browser that opens the page, which has a field for the token.
@@ -113,7 +118,9 @@ class Service:
         self.on_fatal: Callable[[], None] = lambda: None
         self._body_memory = BodyMemory(BODIES * self._settings.body_limit)
         self._small = min(SMALL_BYTES, self._settings.body_limit)
-        self._log = AccessLog() if self._settings.access_log else None
+        self._output = output if self._settings.access_log else None
+        if output:
+            output.on_drop = self._metrics.dropped.inc
         self._running: Counter[str] = Counter()  # requests by model
         self._refused: Counter[str] = Counter()  # requests by model that are not in the metrics yet
         self._endpoints: dict[str, Endpoint] = {}
@@ -181,8 +188,7 @@ class Service:
         for name, requests in self._refused.items():
             self._metrics.refused[name, "queue full"].inc(requests)
             self._metrics.count(name, 429, requests)
-            if self._log:
-                self._log.add({"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests})
+            self._log({"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests})
         self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
@@ -244,8 +250,7 @@ class Service:
         if endpoint is not None:
             self._metrics.refused[endpoint.loaded.name, "no valid token"].inc()
             self._metrics.count(endpoint.loaded.name, 401)
-            if self._log:
-                self._log.add(Call(endpoint, head, None, 0.0).line(answer, 0.0))
+            self._log(Call(endpoint, head, None, 0.0).line(answer, 0.0))
         await _send(send, answer, head.request_id, head=scope["method"] == "HEAD")
 
     def _other(self, scope: Scope) -> Answer:
@@ -330,8 +335,12 @@ class Service:
         name, seconds = call.endpoint.loaded.name, time.perf_counter() - call.began
         self._metrics.seconds[name].observe(seconds)
         self._metrics.count(name, answer.status)
-        if self._log:
-            self._log.add(call.line(answer, seconds))
+        self._log(call.line(answer, seconds))
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        """Write a line of the access log, which contains nothing of the content of requests and responses."""
+        if self._output:
+            self._output.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def _failed(self, endpoint: Endpoint, failure: Exception) -> Answer:
         """The response to a request that raised `failure`."""

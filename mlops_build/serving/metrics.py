@@ -39,6 +39,7 @@ class Metrics:
             ["service", "model", "version", "digest", "image", "mlops_build"],
             registry=self.registry,
         )
+        self.dropped = Counter("mlops_build_log_lines_dropped", "Lines that stderr's reader was too slow for", registry=self.registry)
         # Looked up once, since labels() needs a lock and a hash each time.
         self.seconds: dict[str, Any] = {}
         self.running: dict[str, Any] = {}
