@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,17 @@ from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
-from mlops_build.serving.body import BodyMemory, Message, Receive, Reservation, read_body
+from mlops_build.serving.body import BodyMemory, Receive, Reservation, read_body
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import Unencodable, encode
+from mlops_build.serving.exchange import DISCONNECTED, ON_DISCONNECT, Respond, Submit, http_response
 from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
 from mlops_build.serving.predictor import Fatal, OutOfMemory
-from mlops_build.serving.protocol import DISCONNECTED, ON_DISCONNECT, SMALL_BYTES, Respond, Submit, http_response
+from mlops_build.serving.protocol import SMALL_BYTES
 from mlops_build.serving.refusal import Refusal, inflated
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.served_openapi import served, without_contract
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from mlops_build.gpu import Lease
 
 Scope = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
+# The last parts of the paths that Kubernetes, Prometheus and load balancers read.
+PROBES = ("health", "ping", "live", "ready", "metrics")
 HTML = b"text/html; charset=utf-8"
 # A larger body is parsed in another thread, since parsing blocks the event loop.
 INLINE_BYTES = 256 * 1024
@@ -96,10 +98,10 @@ class Call:
 
 
 class Service:
-    """The ASGI application: maps paths to models.
+    """The application: maps paths to models.
 
     lease: the lease on a card, for /metrics. tokens: the valid tokens; None if requests need none. output: for the access log. on_fatal:
-    called after a prediction has made CUDA unusable for this process.
+    called after a prediction has made CUDA unusable for this process. probes: the paths that are also answered at the limit of connections.
     """
 
     def __init__(
@@ -135,32 +137,31 @@ class Service:
             self._mlflow(loaded, decoder, raw, batcher, first=position == 0)
             self._inference(loaded, model, batcher)
             models.append((model, raw, loaded.recorded))
+        self.probes = frozenset(path.encode() for path in self._static if path.rpartition("/")[2] in PROBES)
         self._targets = {path.encode(): endpoint for path, endpoint in self._endpoints.items()}
         document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._static["/openapi.json"] = Answer(200, as_text(document).encode())
         self._static["/docs"] = Answer(200, docs_page.page(document if tokens is None else without_contract(document)), HTML)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
+    async def __call__(self, scope: Scope, receive: Receive, respond: Respond) -> None:
         path = scope["path"]
         endpoint = self._endpoints.get(path)
         caller = None
         if self._tokens is not None and path not in self._open:
             caller = self._tokens.caller(scope["headers"])
             if caller is None:
-                await self._refuse_token(endpoint, scope, send)
+                self._refuse_token(endpoint, scope, respond)
                 return
         if endpoint is not None and scope["method"] == "POST":
-            await self._invocation(endpoint, scope, receive, send, caller)
+            await self._invocation(endpoint, scope, receive, respond, caller)
         else:
-            await _send(send, self._other(scope), head=scope["method"] == "HEAD")
+            respond(self._other(scope), b"")
 
     def begin(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | Submit | None:
         """Decide how to handle a request once only its headers have arrived, before a task exists for it.
 
         Returns the whole HTTP response if the queue is full: under overload, most of the work would be refusals. Returns a function that
-        submits the body if the request is small and has no encoding: a task and ASGI messages would be a third of the work for it. Returns
+        submits the body if the request is small and has no encoding: a task would be a fifth of the work for it. Returns
         None for all other requests, which go through `__call__`.
         """
         endpoint = self._targets.get(target)
@@ -239,7 +240,7 @@ class Service:
             self._endpoints[f"{path}/infer"] = endpoint
             self._static |= {path: _json(model.metadata), f"{path}/ready": _json({"name": loaded.name, "ready": True})}
 
-    async def _refuse_token(self, endpoint: Endpoint | None, scope: Scope, send: Send) -> None:
+    def _refuse_token(self, endpoint: Endpoint | None, scope: Scope, respond: Respond) -> None:
         """Respond 401, before the body is read."""
         head = read_head(scope["headers"])
         error = endpoint.error if endpoint is not None else _inference_error if _is_inference(scope["path"]) else _error
@@ -251,7 +252,7 @@ class Service:
             self._metrics.refused[endpoint.loaded.name, "no valid token"].inc()
             self._metrics.count(endpoint.loaded.name, 401)
             self._log(Call(endpoint, head, None, 0.0).line(answer, 0.0))
-        await _send(send, answer, head.request_id, head=scope["method"] == "HEAD")
+        respond(answer, head.request_id)
 
     def _other(self, scope: Scope) -> Answer:
         path, method = scope["path"], scope["method"]
@@ -274,7 +275,7 @@ class Service:
             return Answer(307, b"", headers=((b"location", bare.encode()),))
         return Answer(404, b'{"detail":"Not Found"}')
 
-    async def _invocation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, caller: str | None) -> None:
+    async def _invocation(self, endpoint: Endpoint, scope: Scope, receive: Receive, respond: Respond, caller: str | None) -> None:
         call = Call(endpoint, read_head(scope["headers"]), caller, time.perf_counter())
         self._running[endpoint.loaded.name] += 1
         try:
@@ -302,7 +303,7 @@ class Service:
             self._count(call, answer)
         finally:
             self._running[endpoint.loaded.name] -= 1
-        await _send(send, answer, call.head.request_id)
+        respond(answer, call.head.request_id)
 
     def _submit(self, endpoint: Endpoint, head: Head, caller: str | None, body: bytes, respond: Respond) -> Callable[[], None] | None:
         """`_invocation` for a small body that has arrived. Returns the function to call if the caller disconnects."""
@@ -400,11 +401,3 @@ def _is_inference(path: str) -> bool:
 
 def _inference_error(status: int, _: str, message: str, headers: tuple[tuple[bytes, bytes], ...]) -> Answer:
     return v2.refusal(status, message, headers)
-
-
-async def _send(send: Send, answer: Answer, request_id: bytes = b"", *, head: bool = False) -> None:
-    headers = [(b"content-type", answer.kind), (b"content-length", str(len(answer.body)).encode()), *answer.headers]
-    if request_id:
-        headers.append((b"x-request-id", request_id))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else answer.body})

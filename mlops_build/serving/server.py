@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from mlops_build.errors import Failed, UsageError
-from mlops_build.serving.protocol import KEEP_ALIVE_SECONDS, LINGERING, bounded
+from mlops_build.serving.connections import LINGERING, RESERVED, Connections
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.sigterm import Terminated
 
@@ -73,23 +73,19 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
     Returns the exit code: 0, or 1 if CUDA became unusable in this process; a new process may be able to use the card.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    connections = _allowed_connections(settings.connections)
+    connections = Connections(app, settings.read, _allowed_connections(settings.connections))
     config = uvicorn.Config(
         app,
         log_level="error",
         access_log=False,
         lifespan="off",
         loop="uvloop",
-        http=bounded(settings.read, connections, app.begin),
+        http=connections.protocol,
         ws="none",
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # the service does not use the caller's address
     )
-    server = _Server(config, ready)
+    server = _Server(config, connections, ready)
     code = 0
 
     def fatal() -> None:
@@ -114,7 +110,7 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
 def _allowed_connections(wanted: int) -> int:
     """The limit of connections. Each is an open file; most systems start with a limit of 1024 files, which many containers cannot raise."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = FILES + LINGERING + BACKLOG  # refused connections are accepted first, up to a whole backlog
+    spare = FILES + RESERVED + LINGERING + BACKLOG  # refused connections are accepted first, up to a whole backlog
     if soft < wanted + spare:
         most = wanted + spare if hard == resource.RLIM_INFINITY else min(wanted + spare, hard)
         with contextlib.suppress(ValueError, OSError):  # a container may forbid it
@@ -130,11 +126,12 @@ def _port_in_use(host: str, port: int) -> PortInUse:
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn has no stubs that mypy follows here
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._connections, self._ready = connections, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.start(self.server_state.connections, self.server_state.tasks)
         await super().startup(sockets)
         if self.started:
             self._ready()

@@ -246,6 +246,38 @@ def test_a_connection_above_the_limit_receives_503_and_the_others_continue(serve
     alive(server)
 
 
+PROBES = ["/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready", "/models/model/health", "/v2/models/model/ready"]
+
+
+def get(path: str) -> bytes:
+    return b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode()
+
+
+def test_probes_are_answered_when_idle_connections_reach_the_limit(server: Server) -> None:
+    alive(server)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(server)) for _ in range(400)]
+        for connection in idle:
+            connection.sendall(get("/ping"))
+            assert statuses(connection.recv(4096)) == [200]
+        silent = [stack.enter_context(connect(server)) for _ in range(100)]  # more than are reserved
+        for path in PROBES:
+            with connect(server) as connection:
+                connection.sendall(get(path))
+                assert statuses(everything(connection)) == [200], path
+        for refused in (get("/version"), request(body(1.5)), get("/ping").replace(b"/ping", b"/" + b"a" * 70_000)):
+            with connect(server) as connection:
+                connection.sendall(refused)
+                assert statuses(everything(connection)) in ([503], [431])
+        for connection in silent:
+            assert statuses(everything(connection)) == [503]
+        idle[0].sendall(request(body(2.5)))
+        assert statuses(idle[0].recv(4096)) == [200]
+    end = time.monotonic() + 20
+    while ask(server, body(1.5))[0] == 503:
+        assert time.monotonic() < end
+
+
 # -- disconnects and broken HTTP --
 
 
@@ -383,6 +415,13 @@ UNFINISHED = {
     "chunks that do not end": CHUNKED + b"3\r\nabc\r\n" * 1000,
     "blank lines": b"\r\n" * 10_000,
 }
+
+
+def test_large_headers_of_a_later_request_are_refused(server: Server) -> None:
+    large = get("/ping").replace(b"Host: x", b"Host: x\r\nX: " + b"a" * 66_000)
+    with connect(server) as connection:
+        connection.sendall(get("/ping") + large)
+        assert statuses(everything(connection)) == [200]  # the first; the second is not answered
 
 
 def test_headers_that_are_too_large_in_sum_are_refused(server: Server) -> None:

@@ -1,4 +1,5 @@
-"""Serving and the registry use private parts of MLflow and uvicorn: their tests also run with the oldest and the newest allowed release."""
+"""Serving and the registry use private parts of MLflow, and serving replaces a part of uvicorn: their tests also run with the oldest and
+the newest allowed releases."""
 
 import os
 import re
@@ -10,32 +11,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/serving/test_http.py", "tests/serving/test_light.py", "tests/registry")
+PACKAGES = ("mlflow", "uvicorn", "httptools")
+TESTS = ("tests/serving/test_http.py", "tests/serving/test_hard.py", "tests/serving/test_light.py", "tests/registry")
 pytestmark = [pytest.mark.slow, pytest.mark.real_python]
 
 
-def lowest(package: str) -> str:
-    """The oldest release that pyproject.toml allows."""
+def allowed(package: str) -> str:
+    """The releases that pyproject.toml allows, such as uvicorn>=0.34,<1."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (bound,) = {line.partition(">=")[2].partition(",")[0] for lines in extras.values() for line in lines if re.match(rf"{package}>=", line)}
-    return bound
+    (requirement,) = {line for lines in extras.values() for line in lines if re.match(rf"{package}>=", line)}
+    return requirement
 
 
 @pytest.mark.parametrize("age", ["oldest", "newest"])
 def test_serving_and_registry_with_another_release_of_what_they_use(tmp_path: Path, age: str) -> None:
     uv = [str(Path(sys.executable).with_name("uv")), "pip"]
-    wanted = [f"{name}=={lowest(name)}.0" if age == "oldest" else name for name in ("mlflow", "uvicorn")]
+    newest = [allowed(name) for name in PACKAGES]
+    wanted = [requirement.replace(">=", "==").partition(",")[0] for requirement in newest] if age == "oldest" else newest
     compiling = [*uv, "compile", "--quiet", "--no-header", "--no-annotate", "-"]
     resolved = subprocess.run(compiling, input="\n".join(wanted), capture_output=True, text=True, check=True, timeout=300).stdout
-    packages = [line for line in resolved.splitlines() if re.match(r"(mlflow[a-z-]*|uvicorn)==", line)]
+    packages = [line for line in resolved.splitlines() if re.match(r"(mlflow[a-z-]*|uvicorn|httptools)==", line)]
     other = tmp_path / "packages"
     installing = [*uv, "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", str(other), *packages]
     subprocess.run(installing, check=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(other)}
     environment.pop("MLOPS_TEST_WARM_VENV", None)  # its processes are forks of one that has imported the installed releases
-    where = [sys.executable, "-c", "import mlflow, uvicorn; print(mlflow.__file__, uvicorn.__file__)"]
+    where = [sys.executable, "-c", "import httptools, mlflow, uvicorn; print(httptools.__file__, mlflow.__file__, uvicorn.__file__)"]
     used = subprocess.run(where, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert used.count(str(other)) == 2
+    assert used.count(str(other)) == len(PACKAGES)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(ROOT / path) for path in TESTS)]
     # In another folder: MLflow 3.10 writes an mlflow.db into the current one.
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=1200)

@@ -1,0 +1,96 @@
+"""What the connections of a server share: the limit of their number, a reserve for probes, and the clock."""
+
+import asyncio
+from collections.abc import MutableSet
+from typing import TYPE_CHECKING, Any
+
+from mlops_build.serving.exchange import Exchange
+from mlops_build.serving.protocol import TOO_MANY, Connection
+
+if TYPE_CHECKING:
+    from mlops_build.serving.app import Service
+
+# Connections above the limit that are accepted for probes: otherwise idle connections would let Kubernetes restart the pod. Each must send
+# the request at once. If all are in use, a new one replaces the oldest, so that silent connections cannot hold the reserve.
+RESERVED = 64
+RESERVED_SECONDS = 1.0
+# The limit of refused connections that are still open (protocol.py, LINGER_SECONDS); further ones are reset.
+LINGERING = 512
+# Refusals for a full queue are sent together at this interval. Sent one by one, each would wake a caller, which retries before the next is
+# sent.
+REFUSAL_INTERVAL_SECONDS = 0.002
+# How often the time limits are checked. A timer for each request would cost more.
+CHECK_SECONDS = 0.25
+
+
+class Connections:
+    """The open connections.
+
+    seconds: time limit for a request to arrive, and for its response to be read. limit: connections at one time. connections, tasks: the
+    sets of uvicorn's server, which waits for both when it stops.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, app: "Service", seconds: float, limit: int) -> None:
+        self.app, self.seconds, self._limit = app, seconds, limit
+        self.probes = app.probes
+        self.connections: MutableSet[Connection] = set()
+        self.tasks: MutableSet[asyncio.Task[None]] = set()
+        self._reserved: dict[Connection, None] = {}  # in order
+        self._refusals: list[tuple[Connection, bytes]] = []
+
+    def start(self, connections: MutableSet[Connection], tasks: MutableSet[asyncio.Task[None]]) -> None:
+        """Use these sets, and begin to check the time limits. Call this in the event loop."""
+        self.connections, self.tasks = connections, tasks
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
+        self._check()
+
+    def protocol(self, **_: Any) -> Connection:
+        """The protocol of a new connection, for uvicorn."""
+        return Connection(self)
+
+    def add(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        if len(self.connections) > self._limit:
+            connection.reserved = True
+            connection.close_at = self.now() + RESERVED_SECONDS
+            self._reserved[connection] = None
+            if len(self._reserved) > RESERVED:
+                oldest = next(iter(self._reserved))
+                del self._reserved[oldest]
+                oldest.reject(TOO_MANY)
+
+    def remove(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._reserved.pop(connection, None)
+
+    def may_linger(self) -> bool:
+        return len(self.connections) <= self._limit + RESERVED + LINGERING
+
+    def run(self, exchange: Exchange) -> None:
+        """Handle a request in a task."""
+        task = self.loop.create_task(exchange.run(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def refuse_later(self, connection: Connection, response: bytes) -> None:
+        """Send a refusal for a full queue, together with others."""
+        if not self._refusals:
+            self.loop.call_later(REFUSAL_INTERVAL_SECONDS, self._send_refusals)
+        self._refusals.append((connection, response))
+
+    def _send_refusals(self) -> None:
+        refusals, self._refusals = self._refusals, []
+        for connection, response in refusals:
+            connection.refuse(response)
+
+    def _check(self) -> None:
+        now = self.now()
+        for connection in tuple(self.connections):
+            if connection.abort_at <= now:
+                connection.transport.abort()
+            elif connection.close_at <= now:
+                connection.expire()
+        self.loop.call_later(CHECK_SECONDS, self._check)
