@@ -67,7 +67,8 @@ class Decoder:
         self._expected: int | None = None  # columns
         self._quick = Quick(None if self._hinted else self._schema)
         # Floats represent integers beyond 64 bits as well as MLflow's conversion of them.
-        self._exact = self._quick.block is None and (self._quick.tensor is None or self._quick.tensor[0].kind != "f")
+        of_floats = self._quick.block is not None or (self._quick.tensor is not None and self._quick.tensor[0].kind == "f")
+        self._exact = not of_floats or self._params_schema is not None
         schema = self._schema
         if schema is None or self._hinted:
             return
