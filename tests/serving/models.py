@@ -26,12 +26,14 @@ SHAPES = """
 """
 
 
-def save(folder: Path, signature: ModelSignature | None, body: str = ECHO) -> Any:
-    """Save and load a PythonModel whose class has this body. Returns mlflow.pyfunc.PyFuncModel."""
+HEAD = "import mlflow\nfrom mlflow.models import set_model\n\n\nclass Model(mlflow.pyfunc.PythonModel):\n"
+
+
+def save(folder: Path, signature: ModelSignature | None, body: str = ECHO, head: str = HEAD) -> Any:
+    """Save and load a model whose class has this body. head: what precedes it. Returns mlflow.pyfunc.PyFuncModel."""
     folder.mkdir(parents=True)
     code = folder / "code.py"
     methods = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
-    head = "import mlflow\nfrom mlflow.models import set_model\n\n\nclass Model(mlflow.pyfunc.PythonModel):\n"
     code.write_text(f"{head}{methods}\n\n\nset_model(Model())\n")
     mlflow.pyfunc.save_model(str(folder / "model"), python_model=str(code), signature=signature, pip_requirements=["mlflow"])
     return mlflow.pyfunc.load_model(str(folder / "model"))
