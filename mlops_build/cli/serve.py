@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for more rows (default: 0)")
     own.add_argument("--max-queue", metavar="ROWS", help="rows that may wait; further requests receive 429 (default: 4096)")
     own.add_argument("--deadline", metavar="SECONDS", help="how long a request may take (default: 30)")
+    own.add_argument(
+        "--stuck", metavar="SECONDS", help="how long after the deadline a prediction that has not ended makes the probes fail (default: 30)"
+    )
     own.add_argument("--body-limit", metavar="AMOUNT", help="the largest body, also after decompression (default: 16MiB)")
     own.add_argument("--read", metavar="SECONDS", help="how long a request may take to arrive (default: 30)")
     own.add_argument("--connections", metavar="N", help="concurrent connections; further ones receive 503 (default: 4096)")

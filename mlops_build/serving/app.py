@@ -18,20 +18,22 @@ import orjson
 
 from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, v2
-from mlops_build.serving.answer import JSON, Answer
-from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
+from mlops_build.serving.answer import Answer
+from mlops_build.serving.batcher import Batcher, Disconnected, QueueFull, Stuck
 from mlops_build.serving.body import BodyMemory, Receive, Reservation, read_body
 from mlops_build.serving.decode import Decoder
-from mlops_build.serving.encode import Unencodable, encode
+from mlops_build.serving.encode import encode
 from mlops_build.serving.exchange import DISCONNECTED, ON_DISCONNECT, Respond, Submit, http_response
+from mlops_build.serving.failure import ErrorResponse, error_at, failed, inference_error, is_inference, mlflow_error, retry_after
 from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
+from mlops_build.serving.liveness import Liveness
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
-from mlops_build.serving.predictor import Fatal, OutOfMemory
+from mlops_build.serving.predictor import Fatal
 from mlops_build.serving.protocol import SMALL_BYTES
-from mlops_build.serving.refusal import Refusal, inflated
+from mlops_build.serving.refusal import inflated
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
@@ -62,14 +64,13 @@ Write = Callable[[Any], Answer]
 class Endpoint:
     """One model behind one protocol.
 
-    read: parses a body into rows, and returns the function that writes the response. error: builds an error response from status, code,
-    message and headers.
+    read: parses a body into rows, and returns the function that writes the response.
     """
 
     loaded: Loaded
     batcher: Batcher
     read: Callable[[bytes, Head], tuple[Rows, Write]]
-    error: Callable[[int, str, str, tuple[tuple[bytes, bytes], ...]], Answer]
+    error: ErrorResponse
 
 
 @dataclass(slots=True)
@@ -141,6 +142,12 @@ class Service:
         self._targets = {path.encode(): endpoint for path, endpoint in self._endpoints.items()}
         document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._static["/openapi.json"] = Answer(200, as_text(document).encode())
+        self.liveness = Liveness(
+            {endpoint.loaded.name: endpoint.batcher for endpoint in self._endpoints.values()},
+            self._settings.deadline + self._settings.stuck,
+            self._static,
+            lambda path, why: error_at(path)(503, "TEMPORARILY_UNAVAILABLE", why, retry_after(10)),
+        )
         self._static["/docs"] = Answer(200, docs_page.page(document if tokens is None else without_contract(document)), HTML)
 
     async def __call__(self, scope: Scope, receive: Receive, respond: Respond) -> None:
@@ -174,7 +181,9 @@ class Service:
             if not self._refused:
                 asyncio.get_running_loop().call_later(1.0, self._count_refused)
             self._refused[endpoint.loaded.name] += 1
-            return http_response(_full(endpoint, max(1, round(full.seconds))), b"x-request-id: " + head.request_id)
+            return http_response(endpoint.error(*failed(full, 0)[1]), b"x-request-id: " + head.request_id)
+        except Stuck:
+            return None
         if head.length is None or head.length > self._small or head.encoding or _is_form(head.kind):
             return None
         caller = None
@@ -210,6 +219,7 @@ class Service:
         batcher.on_batch = observe
         self._metrics.queued[loaded.name].set_function(lambda: batcher.queued)
         self._metrics.running[loaded.name].set_function(lambda: self._running[loaded.name])
+        self._metrics.stuck[loaded.name].set_function(lambda: bool(batcher.stuck))
         return batcher
 
     def _mlflow(self, loaded: Loaded, decoder: Decoder, raw: Raw, batcher: Batcher, *, first: bool) -> None:
@@ -222,7 +232,7 @@ class Service:
             rows = decoder.decode(body, head.kind)
             return rows, partial(write, bare=True) if rows.bare else write
 
-        endpoint = Endpoint(loaded, batcher, read, _error)
+        endpoint = Endpoint(loaded, batcher, read, mlflow_error)
         version = Answer(200, loaded.mlflow_version.encode())
         for at in (f"/models/{loaded.name}", *([""] if first else [])):
             self._endpoints[f"{at}/invocations"] = endpoint
@@ -234,7 +244,7 @@ class Service:
             rows, options = model.read(body, head.kind, head.json_bytes)
             return rows, lambda output: model.write(output, options)
 
-        endpoint = Endpoint(loaded, batcher, read, _inference_error)
+        endpoint = Endpoint(loaded, batcher, read, inference_error)
         at = f"/v2/models/{loaded.name}"
         for path in (at, *([] if loaded.version is None else [f"{at}/versions/{loaded.version}"])):
             self._endpoints[f"{path}/infer"] = endpoint
@@ -243,7 +253,7 @@ class Service:
     def _refuse_token(self, endpoint: Endpoint | None, scope: Scope, respond: Respond) -> None:
         """Respond 401, before the body is read."""
         head = read_head(scope["headers"])
-        error = endpoint.error if endpoint is not None else _inference_error if _is_inference(scope["path"]) else _error
+        error = endpoint.error if endpoint is not None else error_at(scope["path"])
         has_token = any(name == b"authorization" for name, _ in scope["headers"])
         challenge = b'Bearer error="invalid_token"' if has_token else b"Bearer"
         message = "the token is not valid" if has_token else "this service requires a token: send Authorization: Bearer …"
@@ -262,7 +272,7 @@ class Service:
                 return answer
             self._count_refused()
             return Answer(200, self._metrics.text(), CONTENT_TYPE.encode())
-        inference = _is_inference(path)
+        inference = is_inference(path)
         if answer is not None or path in self._endpoints:
             allow = ((b"allow", b"POST" if path in self._endpoints else b"GET"),)
             if inference:
@@ -280,24 +290,26 @@ class Service:
         self._running[endpoint.loaded.name] += 1
         try:
             try:
-                with Reservation(self._body_memory) as reservation:
-                    body = await read_body(receive, call.head.length, self._settings.body_limit, reservation)
-                    endpoint.batcher.admit()
-                    if call.head.encoding:
-                        # In a thread, since a few bytes may become a large body.
-                        body = await asyncio.to_thread(inflated, body, call.head.encoding, self._settings.body_limit)
-                        reservation.add(len(body))
-                    if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(call.head.kind)):
-                        rows, write = await asyncio.to_thread(endpoint.read, body, call.head)
-                    else:
-                        rows, write = endpoint.read(body, call.head)
-                del body
-                call.rows = rows.count
-                if scope.get(DISCONNECTED):  # while its body was parsed in another thread
-                    raise Disconnected
-                future = endpoint.batcher.put(rows, self._settings.deadline)
-                scope[ON_DISCONNECT] = partial(_disconnect, future)
-                answer = write(await future)
+                async with asyncio.timeout(None) as limit:
+                    with Reservation(self._body_memory) as reservation:
+                        body = await read_body(receive, call.head.length, self._settings.body_limit, reservation)
+                        limit.reschedule(asyncio.get_running_loop().time() + self._settings.deadline)
+                        endpoint.batcher.admit()
+                        if call.head.encoding:
+                            # In a thread, since a few bytes may become a large body.
+                            body = await asyncio.to_thread(inflated, body, call.head.encoding, self._settings.body_limit)
+                            reservation.add(len(body))
+                        if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(call.head.kind)):
+                            rows, write = await asyncio.to_thread(endpoint.read, body, call.head)
+                        else:
+                            rows, write = endpoint.read(body, call.head)
+                    del body
+                    call.rows = rows.count
+                    if scope.get(DISCONNECTED):  # while its body was parsed in another thread
+                        raise Disconnected
+                    future = endpoint.batcher.put(rows, self._settings.deadline)
+                    scope[ON_DISCONNECT] = partial(_disconnect, future)
+                    answer = write(await future)
             except Exception as error:
                 answer = self._failed(endpoint, error)
             self._count(call, answer)
@@ -323,7 +335,7 @@ class Service:
     def _predicted(self, call: Call, write: Write, respond: Respond, future: "asyncio.Future[Any]") -> None:
         try:
             answer = write(future.result())
-        except Exception as error:
+        except BaseException as error:  # otherwise the request would never be answered
             answer = self._failed(call.endpoint, error)
         self._respond(call, answer, respond)
 
@@ -343,31 +355,14 @@ class Service:
         if self._output:
             self._output.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
-    def _failed(self, endpoint: Endpoint, failure: Exception) -> Answer:
+    def _failed(self, endpoint: Endpoint, failure: BaseException) -> Answer:
         """The response to a request that raised `failure`."""
-        name, error = endpoint.loaded.name, endpoint.error
-        if isinstance(failure, Refusal):
-            return error(failure.status, failure.code, failure.message, ())
-        if isinstance(failure, QueueFull):
-            self._metrics.refused[name, "queue full"].inc()
-            return _full(endpoint, max(1, round(failure.seconds)))
-        if isinstance(failure, DeadlinePassed):
-            self._metrics.refused[name, "deadline"].inc()
-            return error(504, "DEADLINE_EXCEEDED", f"not answered within {self._settings.deadline:g} s", ((b"retry-after", b"1"),))
-        if isinstance(failure, OutOfMemory):
-            self._metrics.refused[name, "out of memory"].inc()
-            return error(503, "RESOURCE_EXHAUSTED", str(failure), ((b"retry-after", b"1"),))
+        why, response = failed(failure, self._settings.deadline)
+        if why:
+            self._metrics.refused[endpoint.loaded.name, why].inc()
         if isinstance(failure, Fatal):
-            log.error("this process can no longer use its card, and stops: %s", failure)
             self.on_fatal()
-            return error(503, "TEMPORARILY_UNAVAILABLE", "the service is restarting", ((b"retry-after", b"10"),))
-        if isinstance(failure, Unencodable):
-            return error(500, "INTERNAL_ERROR", str(failure), ())
-        if isinstance(failure, Disconnected):
-            self._metrics.refused[name, "caller gone"].inc()
-            return Answer(499, b"")
-        log.error("a request failed", exc_info=failure)
-        return error(500, "INTERNAL_ERROR", "internal error: the service's log has the traceback", ())
+        return endpoint.error(*response)
 
 
 def _disconnect(future: "asyncio.Future[Any]") -> None:
@@ -375,29 +370,9 @@ def _disconnect(future: "asyncio.Future[Any]") -> None:
         future.set_exception(Disconnected())
 
 
-def _full(endpoint: Endpoint, seconds: int) -> Answer:
-    retry_after = ((b"retry-after", b"%d" % seconds),)
-    return endpoint.error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests are waiting: retry later", retry_after)
-
-
 def _json(document: Mapping[str, Any]) -> Answer:
     return Answer(200, orjson.dumps(document))
 
 
-def _error(status: int, code: str, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
-    if status == 415:  # plain text, as in MLflow's server
-        return Answer(status, message.encode("utf-8", "replace"), b"text/plain; charset=utf-8", headers)
-    body = orjson.dumps({"error_code": code, "message": message.encode("utf-8", "replace").decode()})
-    return Answer(status, body, JSON, headers)
-
-
 def _is_form(kind: str | None) -> bool:
     return kind is not None and kind[:10].lower() == "multipart/"
-
-
-def _is_inference(path: str) -> bool:
-    return path == "/v2" or path.startswith("/v2/")
-
-
-def _inference_error(status: int, _: str, message: str, headers: tuple[tuple[bytes, bytes], ...]) -> Answer:
-    return v2.refusal(status, message, headers)

@@ -30,8 +30,12 @@ class QueueFull(Exception):
         self.seconds = seconds
 
 
-class DeadlinePassed(Exception):
+class DeadlinePassed(TimeoutError):
     """The request was not answered within its deadline."""
+
+
+class Stuck(Exception):
+    """The prediction that runs does not end."""
 
 
 class Disconnected(Exception):
@@ -75,6 +79,8 @@ class Batcher:
         self._closed = False
         self._rate = 0.0  # rows per second, moving average
         self._expected = 0  # requests admitted by `expect` in this iteration of the loop
+        self._began: float | None = None  # when the running prediction began
+        self.stuck = ""
         self.queued = 0  # rows
         self.on_batch: Callable[[int, float], None] = lambda *_: None  # called with the rows and the seconds of each batch
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
@@ -100,15 +106,17 @@ class Batcher:
         return future
 
     def admit(self, rows: int = 1) -> None:
-        """Raise QueueFull if the queue has no room for this many rows.
+        """Raise Stuck, or QueueFull if the queue has no room for this many rows.
 
         Also called before a body is parsed, since parsing costs more than refusing.
         """
+        if self.stuck:
+            raise Stuck(self.stuck)
         if (self._waiting or self._expected) and self.queued + rows > self._max_queue:
             raise QueueFull(min(60.0, max(1.0, self.queued / self._rate)) if self._rate else 1.0)
 
     def expect(self) -> None:
-        """Admit a request of which only the headers have arrived. Raises QueueFull.
+        """Admit a request of which only the headers have arrived. Raises Stuck, QueueFull.
 
         The requests of other sockets in the same iteration of the loop are not in the queue yet, and all of them would be admitted to its
         last place. Therefore they are counted until the iteration ends.
@@ -117,6 +125,19 @@ class Batcher:
         if not self._expected:
             asyncio.get_running_loop().call_soon(self._iteration_ends)
         self._expected += 1
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the prediction that runs has been running; 0 if none runs."""
+        began = self._began
+        return 0.0 if began is None else time.perf_counter() - began
+
+    def set_stuck(self, why: str) -> None:
+        """Refuse requests, also those that wait, because the prediction that runs does not end; "": accept them again."""
+        self.stuck = why
+        for entry in list(self._waiting) if why else []:
+            if not entry.future.done():
+                entry.future.set_exception(Stuck(why))
 
     def close(self) -> None:
         """End the thread after its current prediction. Waiting requests are not answered."""
@@ -150,13 +171,14 @@ class Batcher:
                 if self._closed:
                     return
                 continue
-            began = time.perf_counter()
+            began = self._began = time.perf_counter()
             try:
                 answered = list(zip(batch, self._predict([entry.rows for entry in batch]), strict=True))
             except BaseException as error:
                 failure = RuntimeError("the predictor failed")  # a future accepts not every exception, and a caller awaits not every one
                 failure.__cause__ = error
                 answered = [(entry, failure) for entry in batch]
+            self._began = None
             seconds = max(time.perf_counter() - began, 1e-6)
             self._rate = 0.8 * self._rate + 0.2 * rows / seconds if self._rate else rows / seconds
             try:

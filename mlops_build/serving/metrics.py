@@ -15,7 +15,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 # Seconds: from a small network on the CPU to an image that waits in the queue.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-REFUSED = ("queue full", "deadline", "out of memory", "caller gone", "no valid token")
+REFUSED = ("queue full", "deadline", "out of memory", "caller gone", "no valid token", "stuck")
 
 
 class Metrics:
@@ -32,6 +32,7 @@ class Metrics:
         batch = Histogram("mlops_build_batch_rows", "Rows predicted together", ["model"], buckets=BATCH_BUCKETS, registry=self.registry)
         predict = Histogram("mlops_build_predict_seconds", "Time of one prediction", ["model"], buckets=BUCKETS, registry=self.registry)
         queued = Gauge("mlops_build_queue_rows", "Rows that wait for their prediction", ["model"], registry=self.registry)
+        stuck = Gauge("mlops_build_stuck", "1 while a prediction does not end", ["model"], registry=self.registry)
         refused = Counter("mlops_build_refused", "Requests that were not answered", ["model", "why"], registry=self.registry)
         info = Gauge(
             "mlops_build_info",
@@ -46,6 +47,7 @@ class Metrics:
         self.batch: dict[str, Any] = {}
         self.predict: dict[str, Any] = {}
         self.queued: dict[str, Any] = {}
+        self.stuck: dict[str, Any] = {}
         self.refused: dict[tuple[str, str], Any] = {}
         self._statuses: dict[tuple[str, int], Any] = {}
         for loaded in serving.models:
@@ -54,6 +56,7 @@ class Metrics:
             info.labels(serving.service, name, version, loaded.digest or "", serving.image or "", __version__).set(1)
             self.seconds[name], self.running[name] = seconds.labels(name), running.labels(name)
             self.batch[name], self.predict[name], self.queued[name] = batch.labels(name), predict.labels(name), queued.labels(name)
+            self.stuck[name] = stuck.labels(name)
             for why in REFUSED:
                 self.refused[name, why] = refused.labels(name, why)
             self.count(name, 200, 0)

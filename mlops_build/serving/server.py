@@ -70,7 +70,7 @@ def url(host: str, bound: socket.socket) -> str:
 def run(app: "Service", bound: socket.socket, ready: Callable[[], None], settings: Settings) -> int:
     """Serve on a bound socket until SIGTERM or Ctrl-C. ready: called once the service accepts requests. Raises PortInUse.
 
-    Returns the exit code: 0, or 1 if CUDA became unusable in this process; a new process may be able to use the card.
+    Returns the exit code: 0, or 1 if CUDA became unusable in this process, or a prediction is stuck: a new process may be able to predict.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     connections = Connections(app, settings.read, _allowed_connections(settings.connections))
@@ -85,7 +85,12 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
         backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config, connections, ready)
+
+    def started() -> None:
+        app.liveness.watch()
+        ready()
+
+    server = _Server(config, connections, started)
     code = 0
 
     def fatal() -> None:
@@ -104,7 +109,9 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
             host, port = bound.getsockname()[:2]
             raise _port_in_use(host, port) from None
         raise
-    return code
+    finally:
+        app.liveness.end()
+    return 1 if app.liveness.why() else code
 
 
 def _allowed_connections(wanted: int) -> int:

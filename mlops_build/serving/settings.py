@@ -17,9 +17,10 @@ class Settings:
     """The settings of a service.
 
     max_batch, max_queue: rows. max_delay_ms: how long a batch may wait for more requests under load, in ms. deadline: from the last byte of
-    a request to its response, in seconds. body_limit: bytes, also after decompression. read: how long a request may take to arrive, in
-    seconds. connections: the limit at one time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's
-    networks (network.py). tokens: the path of the file with hashes of tokens (tokens.py); empty for none.
+    a request to its response, in seconds. stuck: a prediction that has not ended so many seconds after the deadline makes the probes fail.
+    body_limit: bytes, also after decompression. read: how long a request may take to arrive, in seconds. connections: the limit at one
+    time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's networks (network.py). tokens: the path of
+    the file with hashes of tokens (tokens.py); empty for none.
     """
 
     max_batch: int = 128
@@ -35,6 +36,7 @@ class Settings:
     compile: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     tokens: str = ""
+    stuck: float = 30.0
 
 
 CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}

@@ -7,16 +7,22 @@ import json
 import os
 import re
 import select
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mlops_build.model import files
+from mlops_build.packaging.context import Source, write_context
+from mlops_build.packaging.recipe import Recipe
+from tests.packaging.world import World
 from tests.serving import models
 from tests.serving.conftest import Server, free_port, serving
 from tests.serving.test_http import RUNNING, address, alive, ask, body, metric, wait_for_metric
@@ -181,3 +187,140 @@ def wait_until_ready(server: Any) -> None:
             return
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+# -- predictions that hang --
+
+# Longer than a prediction's limit, to show that the watchdog ignores the start. With -1 in the first column, the model keeps Python's lock.
+HANGING = """
+    def load_context(self, context):
+        import os
+        import time
+
+        time.sleep(2.5 if "HOLD" in os.environ else 0)
+
+    def predict(self, context, data, params=None):
+        import ctypes
+        import os
+        import time
+
+        if (data["a"] == -1).any():
+            ctypes.PyDLL(None).sleep(120)
+        while (data["a"] == -20).any() and os.path.exists(os.environ["HOLD"]):
+            time.sleep(0.005)
+        return [float(value) for value in data["a"]]
+"""
+KEEPS_LOCK = -1
+LIMITS = ("--port", "0", "--device", "cpu", "--deadline", "0.3", "--stuck", "1.2")
+GENERAL = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
+
+
+def of_model(name: str) -> list[str]:
+    return [f"/models/{name}/health", f"/models/{name}/ping", f"/v2/models/{name}/ready", f"/v2/models/{name}/versions/1/ready"]
+
+
+@pytest.fixture(scope="module")
+def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build context with the models hanging and echo."""
+    base = tmp_path_factory.mktemp("two")
+    sources = []
+    for name, code in (("hanging", HANGING), ("echo", models.ECHO)):
+        models.save(base / name, models.FLOATS, code)
+        folder = base / name / "model"
+        shutil.copytree(world.folder / "one/environment", folder / "environment")
+        sources.append(Source(name, 1, files.digest(folder), partial(shutil.copytree, folder)))
+    write_context(Recipe("hanging", "python:3.11-slim"), "registry.example.com/hanging:v1-0123456789ab", sources, base / "context")
+    return base / "context"
+
+
+def get(server: Server, path: str) -> tuple[int, bytes]:
+    status, _, text = ask(server, b"", "GET", path)
+    return status, text
+
+
+def wait_until(server: Server, path: str, status: int) -> None:
+    end = time.monotonic() + 60
+    while get(server, path)[0] != status:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_stuck_prediction_turns_the_probes_off_until_it_ends(two: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(two), *LIMITS) as server:
+        assert server.url
+        with server.holding():
+            assert ask(server, body(HELD))[0] == 504
+            wait_until(server, "/health", 503)
+            for path in (*GENERAL, *of_model("hanging")):
+                status, text = get(server, path)
+                assert status == 503, path
+                assert b"a prediction of hanging has not ended within 1.5 s" in text
+            for padding in (0, 100_000):
+                status, headers, text = ask(server, body(1.0) + b" " * padding)
+                assert (status, headers["retry-after"]) == (503, "10")
+                assert json.loads(text)["error_code"] == "TEMPORARILY_UNAVAILABLE"
+            assert ask(server, b"{}", path="/v2/models/hanging/infer")[0] == 503
+            assert {get(server, path)[0] for path in of_model("echo")} == {200}
+            assert ask(server, body(1.0), path="/models/echo/invocations")[0] == 200
+            assert metric(server, 'mlops_build_stuck{model="hanging"}') == 1
+            assert metric(server, 'mlops_build_stuck{model="echo"}') == 0
+            assert metric(server, 'mlops_build_refused_total{model="hanging",why="stuck"}') == 3
+            server.wait_for(r"(?s)a prediction of hanging has not ended .*?in predict\n\s+time.sleep\(0.005\)")
+            server.wait_for("Thread MainThread:")
+        wait_until(server, "/health", 200)
+        server.wait_for("the stuck prediction of hanging has ended: the service is healthy again")
+        assert {get(server, path)[0] for path in (*GENERAL, *of_model("hanging"))} == {200}
+        alive(server)
+        with server.holding():
+            assert ask(server, body(HELD))[0] == 504
+            wait_until(server, "/health", 503)
+            assert server.stop() == 1
+        assert server.log.read_text().count("has not ended within 1.5 s; until") == 2
+
+
+def test_the_probes_of_our_manifests_and_images_are_among_those(two: Path) -> None:
+    root = Path(__file__).parents[2]
+    manifest = (root / "template/deploy/base/deployment.yaml.jinja").read_text()
+    assert set(re.findall(r"httpGet:\s+path: (\S+)", manifest)) <= set(GENERAL)
+    assert set(re.findall(r"127\.0\.0\.1:8080(/\w+)'", (two / "Dockerfile").read_text())) == {"/health"}
+
+
+def test_a_model_that_hangs_with_pythons_lock_ends_the_process(two: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(two), *LIMITS) as server:
+        assert server.url
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            ask(server, body(KEEPS_LOCK))
+        assert server.process.wait(timeout=30) == 1
+        assert re.search(r"Timeout \(.*\)!\n(?s:.*)in predict\n", server.log.read_text())
+
+
+def test_the_deadline_includes_parsing(folder: Path, tmp_path: Path) -> None:
+    rows = ",".join('{"a": 1, "b": "2", "c": 3}' for _ in range(20_000))
+    content = f'{{"dataframe_records": [{rows}]}}'.encode()
+    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--deadline", "0.02") as server:
+        assert server.url
+        statuses = []
+        threads = [threading.Thread(target=lambda: statuses.append(ask(server, content)[0])) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) == {504}
+
+
+@pytest.mark.slow
+def test_a_thread_of_the_model_does_not_prevent_the_exit(tmp_path: Path) -> None:
+    code = """
+        def load_context(self, context):
+            import os, threading, time
+            if "HOLD" in os.environ:
+                threading.Thread(target=time.sleep, args=(600,)).start()
+
+        def predict(self, context, data, params=None):
+            return data
+    """
+    models.save(tmp_path / "saved", models.FLOATS, code)
+    with serving(tmp_path, str(tmp_path / "saved/model"), "--port", "0", "--device", "cpu") as server:
+        assert server.url
+        assert server.stop() == 1
+        assert "Timeout (0:00:05)!" in server.log.read_text()
