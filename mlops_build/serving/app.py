@@ -95,6 +95,8 @@ class Call:
             "bytes": len(answer.body),
             "ms": round(seconds * 1000, 2),
         }
+        if self.head.trace:
+            line["trace_id"], line["parent_id"] = (field.decode() for field in self.head.trace)
         return line if self.caller is None else {**line, "caller": self.caller}
 
 

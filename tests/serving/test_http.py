@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from schemathesis.cli import schemathesis
 
+from mlops_build.serving.head import read_head
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 
@@ -103,6 +104,46 @@ def test_the_callers_request_id_is_returned_and_logged(server: Server) -> None:
     line = json.loads(server.wait_for(r'\{.*"call-1/a".*\}')[0])
     assert (line["status"], line["rows"], line["model"]) == (200, 1, "model")
     assert set(line) == {"time", "request_id", "model", "version", "status", "rows", "bytes", "ms"}  # and nothing that was sent
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def test_the_callers_trace_is_logged(server: Server) -> None:
+    ask(server, body(1.5), X_Request_Id="traced", traceparent=f"00-{TRACE}-{SPAN}-01", tracestate="secret=1", Cookie="secret")
+    line = json.loads(server.wait_for(r'\{.*"traced".*\}')[0])
+    assert (line["trace_id"], line["parent_id"]) == (TRACE, SPAN)
+    assert "secret" not in str(line)
+    ask(server, body(1.5), X_Request_Id="untraced", traceparent=f"00-{TRACE}-{SPAN}-zz")
+    assert "trace_id" not in json.loads(server.wait_for(r'\{.*"untraced".*\}')[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "valid"),
+    [
+        ((f"00-{TRACE}-{SPAN}-00",), True),
+        ((f" 00-{TRACE}-{SPAN}-01\t",), True),
+        ((f"cc-{TRACE}-{SPAN}-01",), True),
+        ((f"cc-{TRACE}-{SPAN}-01-what-the-future-brings",), True),
+        ((f"cc-{TRACE}-{SPAN}-01.what-the-future-brings",), False),
+        ((f"00-{TRACE}-{SPAN}-01-more",), False),
+        ((f"00-{TRACE}-{SPAN}-01-",), False),
+        ((f"ff-{TRACE}-{SPAN}-01",), False),
+        ((f"0-{TRACE}-{SPAN}-01",), False),
+        ((f"00-{TRACE.upper()}-{SPAN}-01",), False),
+        ((f"00-{TRACE[1:]}-{SPAN}-01",), False),
+        ((f"00-{TRACE}-{SPAN}0-01",), False),
+        ((f"00-{'0' * 32}-{SPAN}-01",), False),
+        ((f"00-{TRACE}-{'0' * 16}-01",), False),
+        ((f"00-{TRACE}-{SPAN}-1",), False),
+        ((f"00_{TRACE}-{SPAN}-01",), False),
+        (("",), False),
+        ((f"00-{TRACE}-{SPAN}-01",) * 2, False),
+    ],
+)
+def test_only_a_valid_traceparent_counts(values: tuple[str, ...], valid: bool) -> None:
+    head = read_head([(b"traceparent", value.encode()) for value in values])
+    assert head.trace == ((TRACE.encode(), SPAN.encode()) if valid else ())
 
 
 def test_an_invalid_request_id_is_replaced(server: Server) -> None:
