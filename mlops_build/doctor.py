@@ -171,9 +171,10 @@ def service_file(root: Path) -> Check:
     except MlopsBuildError as error:
         return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "fix it")])
     held = f", held: {', '.join(settings.hold)}" if settings.hold else ""
-    return Check(
-        "service.yaml", f"{settings.name}: {', '.join(model.name for model in settings.models)}; {', '.join(settings.environments)}{held}"
-    )
+    reason = settings.serving.unsafe_pickle
+    pickles = f", pickles are accepted (serving.unsafe_pickle): {reason}" if reason else ""
+    names = ", ".join(model.name for model in settings.models)
+    return Check("service.yaml", f"{settings.name}: {names}; {', '.join(settings.environments)}{held}{pickles}")
 
 
 def versions(root: Path) -> Check:

@@ -68,6 +68,14 @@ def test_without_dvc_its_extra_is_named(with_data: Path, tmp_path: Path, monkeyp
     assert "pip install 'mlops-build[train]'" in [finding.remedy for finding in checks["extras"].findings]
 
 
+def test_accepted_pickles_are_shown_with_their_reason(with_data: Path, tmp_path: Path) -> None:
+    service = Path(shutil.copytree(with_data, tmp_path / "points"))
+    assert "pickle" not in doctor.service_file(service).seen
+    text = (service / "service.yaml").read_text()
+    (service / "service.yaml").write_text(text.replace("serving:\n", "serving:\n  unsafe_pickle: the team made it\n"))
+    assert doctor.service_file(service).seen.endswith("pickles are accepted (serving.unsafe_pickle): the team made it")
+
+
 def test_a_password_in_gits_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_output", lambda command: "https://bot:hunter2@git.example.com/x.git" if "get-url" in command else "")
     assert doctor.remote(tmp_path).seen == "https://git.example.com/x.git"

@@ -156,6 +156,18 @@ def test_a_newer_file_is_read_by_the_tolerant_door_only() -> None:
         service.parse(newer)
 
 
+def test_the_reason_for_an_exception_is_one_line_for_people() -> None:
+    def parse(reason: object) -> str | None:
+        return service.parse(VALID.replace("port: 8080", f"port: 8080, unsafe_pickle: {json.dumps(reason)}")).serving.unsafe_pickle
+
+    for reason in ("made by us, see ML-12", "für die Übergangszeit", "x" * 500, "costs $5", 'a "quoted" one: #1'):
+        assert parse(reason) == reason
+    for wrong in ("", " ", "two\nlines", "x" * 501, "a\u202eb", "a\u0000b", "$(PASSWORD)", " padded", "a\ttab", True, 1, ["x"]):
+        with pytest.raises(service.ServiceError, match=r"serving\.unsafe_pickle"):
+            parse(wrong)
+    assert service.parse(VALID).serving.unsafe_pickle is None
+
+
 def test_machines_commits_may_name_an_issue() -> None:
     assert service.parse(VALID).git.subject("Release") == "Release"
     assert service.parse(VALID + "git: {commit_prefix: ML-42}\n").git.subject("Release") == "ML-42 Release"

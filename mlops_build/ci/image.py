@@ -155,7 +155,9 @@ def _build(root: Path, service: Service, registry: Registry, chosen: Builder, im
         folder = Path(scratch) / "context"
         sources = context.from_registry(registry, image.record.models)
         wheels = os.environ.get(WHEELHOUSE)
-        context.write_context(recipe.of_service(service), image.image, sources, folder, wheels=Path(wheels) if wheels else None)
+        made = context.write_context(recipe.of_service(service), image.image, sources, folder, wheels=Path(wheels) if wheels else None)
+        if made.unsafe_pickle:
+            say(f"image: the model contains pickled files, which are accepted (serving.unsafe_pickle): {made.unsafe_pickle}")
         chosen.build(folder, image.image)
     chosen.push(image.image)
     image.built = True

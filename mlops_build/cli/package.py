@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     made = _version(args) if args.what.startswith("models:") else _environment(args)
     paths = [path for path in args.output.rglob("*") if path.is_file()]
+    if made.unsafe_pickle:
+        say(f"the model contains pickled files, which are accepted (serving.unsafe_pickle): {made.unsafe_pickle}")
     size = sum(path.stat().st_size for path in paths)
     tag = made.image or f"{made.service}:v{made.models[0].version}"
     document = {**made.as_json(), "context": str(args.output), "files": len(paths), "bytes": size}

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
     own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
     own.add_argument("--precision", choices=["float32", "bf16"], help="the precision of the networks (default: float32)")
+    own.add_argument("--unsafe-pickle", metavar="REASON", help="why pickled files are accepted; a build context has its own reason")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,9 +76,11 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         with without_garbage_collection():
             if args.what.startswith("models:"):
-                checked = load.from_registry(args.what, Path(scratch))
+                checked = load.from_registry(args.what, Path(scratch), options.unsafe_pickle)
             else:
-                checked = load.from_folder(Path(args.what), say)
+                checked = load.from_folder(Path(args.what), say, options.unsafe_pickle)
+        if checked.unsafe_pickle:
+            say(f"pickled files, which run code when they are loaded, are accepted (unsafe_pickle): {checked.unsafe_pickle}")
         with device.acquired(request, checked.service, say) as chosen:
             say(f"device: {chosen.description}")
             with chosen.loading(), without_garbage_collection():

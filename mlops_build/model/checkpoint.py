@@ -55,6 +55,10 @@ class Unreadable(ValueError):
     """The file is not one that torch.save writes, or it has more than one interpretation. The text says why."""
 
 
+class OtherPickle(Unreadable):
+    """A pickle with an operation that torch.save does not write: it can build the names of its imports while it is loaded."""
+
+
 def imports(file: IO[bytes] | Path) -> set[str]:
     """The names, as MODULE.NAME, that loading the file would import. Raises Unreadable, and what zipfile raises."""
     if isinstance(file, Path):
@@ -101,7 +105,7 @@ def _imports(pickled: bytes) -> set[str]:
     names: set[str] = set()
     for operation, _, position in pickletools.genops(pickled):
         if operation.name not in OPERATIONS or position is None:
-            raise Unreadable(f"the pickle has the operation {operation.name}, which torch.save never writes")
+            raise OtherPickle(f"the pickle has the operation {operation.name}, which torch.save never writes")
         if operation.name == "GLOBAL":
             # Not the operation's argument: pickletools decodes escapes in it, which a pickle's reader does not.
             module, name = (part.decode() for part in pickled[position + 1 :].split(b"\n", 2)[:2])

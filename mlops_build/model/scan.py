@@ -10,11 +10,12 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from pathlib import Path
-from typing import IO
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from mlops_build.finding import Finding
-from mlops_build.model import checkpoint
+from mlops_build.model import checkpoint, openapi
 
 # Names that a checkpoint may import besides those that torch allows for weights_only=True (tensors, storages, OrderedDict, …): those of
 # numpy's plain arrays and numbers, which people store beside their weights (a metric, a list of labels). Loading them runs only numpy's
@@ -28,6 +29,7 @@ ALLOWED = frozenset(
         *(f"numpy.dtypes.{kind}DType" for kind in ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64")),
     }
 )
+PICKLED_MODEL = "python_model.pkl"
 PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
 TORCH = {".pt", ".pth", ".ckpt", ".bin"}
 ZIP, SAFE_HEAD = b"PK", 2
@@ -35,8 +37,26 @@ ZIP, SAFE_HEAD = b"PK", 2
 NESTED_BYTES = 1 << 30
 PAYLOADS = ("_weights_config.json", "_constants_config.json")
 
+# Rules of files that run code when they are loaded, and are otherwise what they seem to be: serving.unsafe_pickle accepts them.
+PICKLED = frozenset({"pickled-model", "pickle", "unsafe-import"})
+# Keys of a flavor in MLmodel with a path that MLflow loads.
+PATHS = ("code", "data", "model_data", "python_model")
+
 LOG_MODEL = "log it with mlops_build.training.log_model, which stores code as code and weights as a state_dict"
+REGISTER = "register the model again, with its files in its own folder"
 STATE_DICT = "save weights only: torch.save(network.state_dict(), path)"
+
+
+def refused(findings: Iterable[Finding], unsafe_pickle: str | None) -> list[Finding]:
+    """The findings that are refused. unsafe_pickle: the reason why pickles are accepted; it accepts nothing else."""
+    return [finding for finding in findings if not (unsafe_pickle and finding.rule in PICKLED)]
+
+
+def advice(findings: Iterable[Finding]) -> str:
+    """The remedy for refused findings. For pickles only, it names the key that accepts them."""
+    if any(finding.rule not in PICKLED for finding in findings):
+        return "see each finding above"
+    return 'see each finding above; or, if you trust these pickles, write why into service.yaml: serving: {unsafe_pickle: "REASON"}'
 
 
 def scan(folder: Path) -> list[Finding]:
@@ -47,15 +67,42 @@ def scan(folder: Path) -> list[Finding]:
     """
     if folder.is_file():
         return _file(folder, folder.name)
-    findings: list[Finding] = []
+    findings = mlmodel(folder)
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_file():
             findings += _file(path, path.relative_to(folder).as_posix())
     return findings
 
 
+def mlmodel(folder: Path) -> list[Finding]:
+    """Findings for the paths in MLmodel: files outside of the folder, which no digest covers, and a pickled model under any name."""
+    if not (folder / "MLmodel").is_file():
+        return []
+    try:
+        named = list(_named(openapi.read_yaml((folder / "MLmodel").read_text(encoding="utf-8"))))
+    except (ValueError, AttributeError, TypeError):
+        return [Finding("MLmodel", "unreadable", "it is not what MLflow writes", REGISTER)]
+    findings = []
+    for key, value in named:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            findings.append(Finding("MLmodel", "outside", f"{key} is {value[:200]!r}, which is outside of the model's folder", REGISTER))
+        elif key == "python_model" and path.name != PICKLED_MODEL:
+            findings.append(
+                Finding(value, "pickled-model", "the model is a pickled Python object, which runs code when it is loaded", LOG_MODEL)
+            )
+    return findings
+
+
+def _named(document: Any) -> Iterator[tuple[str, str]]:
+    """The paths in MLmodel that MLflow loads, with their keys."""
+    for flavor in (document.get("flavors") or {}).values():
+        yield from ((key, str(flavor[key])) for key in PATHS if flavor.get(key))
+        yield from ((f"artifacts.{name}", str(entry["path"])) for name, entry in (flavor.get("artifacts") or {}).items())
+
+
 def _file(path: Path, subject: str) -> list[Finding]:
-    if path.name == "python_model.pkl":
+    if path.name == PICKLED_MODEL:
         return [Finding(subject, "pickled-model", "the model is a pickled Python object, which runs code when it is loaded", LOG_MODEL)]
     if path.suffix.lower() in PICKLES:
         return [Finding(subject, "pickle", f"a {path.suffix} file runs code when it is loaded", LOG_MODEL)]
@@ -112,6 +159,8 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
 def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
     try:
         unsafe = sorted(checkpoint.imports(path) - checkpoint.SAFE - ALLOWED)
+    except checkpoint.OtherPickle as error:
+        return [Finding(subject, "pickle", f"what it would import cannot be listed: {error}", STATE_DICT)]
     except (ValueError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         why = f"what it would import cannot be listed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return [Finding(subject, "unreadable", why, STATE_DICT)]

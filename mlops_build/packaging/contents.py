@@ -8,6 +8,7 @@ from typing import Any
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import DIGEST, NAME
+from mlops_build.reason import checked
 
 FILE = "context.json"
 SCHEMA = 1
@@ -36,13 +37,14 @@ class Model:
 @dataclass(frozen=True)
 class Contents:
     """The contents of a context. image: the name to build it as; None if there is no service.yaml with a registry. The first model answers
-    /invocations."""
+    /invocations. unsafe_pickle: the reason why pickled files were accepted, if there are any."""
 
     service: str
     image: str | None
     python: str
     torch: str
     models: tuple[Model, ...]
+    unsafe_pickle: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         models = [{**asdict(model), "path": model.path} for model in self.models]
@@ -53,6 +55,7 @@ class Contents:
             "python": self.python,
             "torch": self.torch,
             "models": models,
+            **({"unsafe_pickle": self.unsafe_pickle} if self.unsafe_pickle else {}),
         }
 
 
@@ -74,7 +77,15 @@ def read(folder: Path) -> Contents:
         )
     try:
         models = tuple(_model(entry) for entry in document["models"])
-        contents = Contents(str(document["service"]), document["image"], str(document["python"]), str(document["torch"]), models)
+        reason = document.get("unsafe_pickle")
+        contents = Contents(
+            str(document["service"]),
+            document["image"],
+            str(document["python"]),
+            str(document["torch"]),
+            models,
+            checked(str(reason)) if reason else None,
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadContents(f"{path} does not have {error}", remedy=remedy) from None
     except ValueError as error:

@@ -47,7 +47,8 @@ class UnsafeFiles(Refused):
 
     def __init__(self, model: str, findings: Sequence[Finding]) -> None:
         super().__init__(
-            f"{model} is not packaged because its files are not safe to load:\n{show(findings)}", remedy="see each finding above"
+            f"{model} is not packaged because its files are not safe to load:\n{show(findings)}",
+            remedy=scan.advice(findings),
         )
         self.findings = tuple(findings)
 
@@ -72,13 +73,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Needs:
-    """The requirements in a version's environment/. code: the service's own wheels and files, name → SHA-256 of the content."""
+    """The requirements in a version's environment/. code: the service's own wheels and files, name → SHA-256 of the content.
+
+    pickled: the version has files that run code when they are loaded, which were accepted.
+    """
 
     python: str
     torch: str
     lock: str
     wheels: tuple[str, ...]
     code: Mapping[str, str]
+    pickled: bool
 
 
 def from_registry(registry: Registry, models: Sequence[Released]) -> list[Source]:
@@ -116,11 +121,13 @@ def write_context(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
         staged = Path(scratch) / "context"
         (staged / "models").mkdir(parents=True)
-        needs = [_place(source, staged) for source in sources]
+        unsafe_pickle = recipe.unsafe_pickle if isinstance(recipe, Recipe) else None
+        needs = [_place(source, staged, unsafe_pickle) for source in sources]
         _fit(sources, needs)
         chosen = recipe if isinstance(recipe, Recipe) else recipe(needs[0])
         models = tuple(contents.Model(source.name, source.version, source.digest) for source in sources)
-        made = Contents(chosen.service, image, needs[0].python, needs[0].torch, models)
+        accepted = unsafe_pickle if any(needed.pickled for needed in needs) else None
+        made = Contents(chosen.service, image, needs[0].python, needs[0].torch, models, accepted)
         first = staged / models[0].path
         (staged / "requirements.lock").write_text(needs[0].lock)
         (staged / "wheels").mkdir()
@@ -169,7 +176,7 @@ def _registered(registry: Registry, version: ModelVersion, digest: str) -> Sourc
     return Source(grammar.model_name(version.name), version.version, digest, lambda folder: registry.fetch(version, folder))
 
 
-def _place(source: Source, staged: Path) -> Needs:
+def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:
     """Write a model's files and check them: digest, scan, environment. None of them is loaded or run."""
     name = f"{grammar.model_name(source.name)} {grammar.version(source.version)}"
     folder = staged / "models" / source.name
@@ -181,12 +188,12 @@ def _place(source: Source, staged: Path) -> Needs:
         error.args = (error.message,)
         raise
     findings = scan.scan(folder)
-    if findings:
-        raise UnsafeFiles(name, findings)
-    return _needs(folder, name)
+    if refused := scan.refused(findings, unsafe_pickle):
+        raise UnsafeFiles(name, refused)
+    return _needs(folder, name, pickled=bool(findings))
 
 
-def _needs(folder: Path, name: str) -> Needs:
+def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
     try:
         environment: Any = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         locked = (folder / LOCK).read_text(encoding="utf-8")
@@ -212,6 +219,7 @@ def _needs(folder: Path, name: str) -> Needs:
         grammar.lock(locked, f"{name}: {LOCK}"),
         tuple(wheels),
         {name: files.file_digest(path) for name, path in _code(folder, wheels)},
+        pickled,
     )
 
 

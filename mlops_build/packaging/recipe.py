@@ -13,7 +13,7 @@ class Recipe:
 
     base: with its digest, if it is known. gpu: torch has CUDA, and the container requests the NVIDIA driver. cuda: whether CUDA's libraries
     come with torch's wheels or are in the base image. platform: of the base image; None: the builder's own. secrets: ids of the secrets
-    that the builder provides during the build.
+    that the builder provides during the build. unsafe_pickle: the reason why pickled files are accepted; it is not part of the name.
     """
 
     service: str
@@ -24,6 +24,7 @@ class Recipe:
     cuda: Literal["wheels", "base"] = "wheels"
     platform: str | None = None
     secrets: tuple[str, ...] = ()
+    unsafe_pickle: str | None = None
 
     def __post_init__(self) -> None:
         grammar.model_name(self.service, "service name")
@@ -51,6 +52,7 @@ def of_service(service: Service, *, gpu: bool | None = None, platform: str | Non
         service.image.cuda,
         platform,
         tuple(sorted({*service.image.secrets, *secrets})),
+        service.serving.unsafe_pickle,
     )
 
 

@@ -200,6 +200,7 @@ def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]
         f"{PREFIX}/digests": ", ".join(released.digest for released in record.models),
         f"{PREFIX}/runs": ", ".join(released.run for released in record.models),
         f"{PREFIX}/commit": record.commit,
+        **({f"{PREFIX}/unsafe-pickle": service.serving.unsafe_pickle} if service.serving.unsafe_pickle else {}),
     }
     strategy: dict[str, Any] = {"type": "Recreate", "rollingUpdate": None}
     if not numbers.recreate:

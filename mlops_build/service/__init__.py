@@ -16,8 +16,9 @@ from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
 from mlops_build.quantity import UNITS
 from mlops_build.service import problems
-
-FILE = "service.yaml"
+from mlops_build.service.reason import Reason
+from mlops_build.service.root import FILE as FILE
+from mlops_build.service.root import find_root as find_root
 
 MEMORY = r"[1-9][0-9]{0,6}(?:KiB|MiB|GiB|TiB|Ki|Mi|Gi|Ti)"
 HOST = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
@@ -223,6 +224,9 @@ class Serving(_Section):
     access_log: Annotated[bool, Field(description="a line of JSON for each request")] | None = None
     compile: Annotated[bool, Field(description="torch.compile for the model's networks; loading then takes longer")] | None = None
     precision: Annotated[Literal["float32", "bf16"], Field(description="the precision of the networks")] | None = None
+    unsafe_pickle: Annotated[Reason, Field(description="why pickled files, which run code when they are loaded, are accepted")] | None = (
+        None
+    )
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the pod's `mlops-build serve`: only those that are set here."""
@@ -341,20 +345,6 @@ class Service(_Section):
     def alias_of(self, env: str) -> str:
         """The alias that an environment follows. Raises NotFound."""
         return self.environment(env).alias or env
-
-
-def find_root(start: Path | None = None) -> Path:
-    """The nearest folder with a service.yaml, from `start` (default: the current folder) upwards. Raises NotFound."""
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / FILE).is_file() and not _is_manifest(folder / FILE):
-            return folder
-    raise NotFound(f"no {FILE} in {start} or above it", remedy="run this inside a service (a repository made with `copier copy`)")
-
-
-def _is_manifest(path: Path) -> bool:
-    """Whether it is a Kubernetes Service in a file of this name, as in the template's deploy/base."""
-    return bool(re.search(r"^(?:apiVersion|kind):", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
 
 
 def load(root: Path, *, strict: bool = True) -> Service:

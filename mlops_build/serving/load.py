@@ -8,14 +8,14 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_build.errors import Failed, NotFound, Refused
-from mlops_build.finding import show
-from mlops_build.model import files
+from mlops_build.finding import Finding, show
+from mlops_build.model import files, scan
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
@@ -78,12 +78,16 @@ class Serving:
 
 @dataclass(frozen=True)
 class Checked:
-    """The models to serve, with their files checked and no code run. installed: the service's code is installed, as in an image."""
+    """The models to serve, with their files checked and no code run.
+
+    installed: the service's code is installed, as in an image. unsafe_pickle: the reason why pickled files are accepted; else empty.
+    """
 
     service: str
     image: str | None
     models: tuple["CheckedModel", ...]
     installed: bool = False
+    unsafe_pickle: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,24 +100,27 @@ class CheckedModel:
     digest: str | None
 
 
-def from_folder(folder: Path, say: Callable[[str], None]) -> Checked:
-    """Check a build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe."""
+def from_folder(folder: Path, say: Callable[[str], None], unsafe_pickle: str = "") -> Checked:
+    """Check a build context, or a folder with an MLmodel. Raises NotFound, DigestMismatch, Unsafe.
+
+    unsafe_pickle: the reason why pickled files are accepted; a context has its own.
+    """
     if not folder.is_dir():
         raise NotFound(f"{folder} does not exist", remedy="name a build context (mlops-build package … -o DIR) or models:/NAME/VERSION")
     if (folder / contents.FILE).is_file():
         return _context(folder)
     if (folder / "MLmodel").is_file():
         say(f"{folder} is a model without a recorded digest, so its files cannot be verified")
-        _check(folder)
+        _check(folder, scan.scan(folder), unsafe_pickle)
         name = folder.resolve().name
-        return Checked(name, None, (CheckedModel(folder, name, None, None),))
+        return Checked(name, None, (CheckedModel(folder, name, None, None),), unsafe_pickle=unsafe_pickle)
     raise NotFound(
         f"{folder} contains neither a {contents.FILE} nor an MLmodel",
         remedy="create a build context (mlops-build package MODEL_URI -o DIR), or name a version: models:/NAME/VERSION",
     )
 
 
-def from_registry(uri: str, scratch: Path) -> Checked:
+def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
     """Fetch `models:/NAME/VERSION` or `models:/NAME@ALIAS` into `scratch`, and check it.
 
     Raises the registry's errors, and those of `from_folder`.
@@ -128,9 +135,9 @@ def from_registry(uri: str, scratch: Path) -> Checked:
         )
     folder = registry.fetch(version, scratch / version.name)
     files.verify(folder, digest)
-    _check(folder)
+    _check(folder, scan.scan(folder), unsafe_pickle)
     service = version.tags.get(SERVICE, version.name)
-    return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),))
+    return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),), unsafe_pickle=unsafe_pickle)
 
 
 def _context(folder: Path) -> Checked:
@@ -139,12 +146,14 @@ def _context(folder: Path) -> Checked:
         if not (folder / model.path / "MLmodel").is_file():
             raise NotFound(f"{folder / model.path} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
         files.verify(folder / model.path, model.digest)
+        # `package` has scanned the files, but releases before 0.6 did not look at the paths in MLmodel.
+        _check(folder / model.path, scan.mlmodel(folder / model.path), context.unsafe_pickle)
     models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in context.models)
     # An image has installed these wheels, and does not contain them.
     installed = not (folder / "wheels").is_dir()
     if not installed:
         files.verify(folder / "wheels", files.digest(models[0].folder / WHEELS))
-    return Checked(context.service, context.image, models, installed)
+    return Checked(context.service, context.image, models, installed, context.unsafe_pickle or "")
 
 
 def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
@@ -166,12 +175,13 @@ def load(checked: Checked, *, compile: bool = False, precision: str = "float32")
     return Serving(checked.service, checked.image, models)
 
 
-def _check(folder: Path) -> None:
-    from mlops_build.model import scan  # not needed for a context, which was scanned when it was packaged
-
-    findings = scan.scan(folder)
-    if findings:
-        raise Unsafe(f"{folder} contains files that are not safe to load:\n{show(findings)}", remedy="fix each finding above")
+def _check(folder: Path, findings: Sequence[Finding], unsafe_pickle: str | None) -> None:
+    if refused := scan.refused(findings, unsafe_pickle):
+        only = all(finding.rule in scan.PICKLED for finding in refused)
+        raise Unsafe(
+            f"{folder} contains files that are not safe to load:\n{show(refused)}",
+            remedy="fix each finding above" + ("; if you trust these pickles, say why: --unsafe-pickle REASON" if only else ""),
+        )
 
 
 def _add_code(wheels: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlops_build import reason
 from mlops_build.errors import UsageError
 from mlops_build.quantity import parse_bytes
 
@@ -20,7 +21,7 @@ class Settings:
     a request to its response, in seconds. stuck: a prediction that has not ended so many seconds after the deadline makes the probes fail.
     body_limit: bytes, also after decompression. read: how long a request may take to arrive, in seconds. connections: the limit at one
     time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's networks (network.py). tokens: the path of
-    the file with hashes of tokens (tokens.py); empty for none.
+    the file with hashes of tokens (tokens.py); empty for none. unsafe_pickle: the reason why pickled files are accepted; else empty.
     """
 
     max_batch: int = 128
@@ -37,6 +38,7 @@ class Settings:
     precision: Literal["float32", "bf16"] = "float32"
     tokens: str = ""
     stuck: float = 30.0
+    unsafe_pickle: str = ""
 
 
 CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}
@@ -63,6 +65,11 @@ def _value(name: str, default: Any, given: Any, source: str) -> Any:
         return str(given).lower() in ("true", "1")
     if name == "tokens":
         return str(given)
+    if name == "unsafe_pickle":
+        try:
+            return reason.checked(str(given))
+        except ValueError as error:
+            raise UsageError(f"{source}: {error}", remedy="give the reason in quotes") from None
     if name in CHOICES:
         if given not in CHOICES[name]:
             raise UsageError(f"{source} is {given!r}, which is not a valid choice", remedy=f"set it to {' or '.join(CHOICES[name])}")

@@ -15,8 +15,8 @@ class UnsafeArtifact(Refused):
     """A file that could run code when it is loaded; packaging would refuse such a version."""
 
 
-def named(root: Path, weights: Path, others: Mapping[str, Path | str]) -> dict[str, Path]:
-    """Absolute paths by name, the weights first. Relative paths start at `root`.
+def named(root: Path, weights: Path, others: Mapping[str, Path | str], unsafe_pickle: str | None) -> dict[str, Path]:
+    """Absolute paths by name, the weights first. Relative paths start at `root`. unsafe_pickle: the reason why pickles are accepted.
 
     Raises UsageError for a name that is not valid or already used, and for two files with the same name, which would overwrite each other
     in the model's folder; NotFound; UnsafeArtifact.
@@ -28,7 +28,7 @@ def named(root: Path, weights: Path, others: Mapping[str, Path | str]) -> dict[s
     base_names: dict[str, str] = {}
     for name, path in paths.items():
         if name != WEIGHTS:
-            _check_content(name, path)
+            _check_content(name, path, unsafe_pickle)
         base_name = path.name.casefold()
         if base_name in base_names:
             raise UsageError(
@@ -49,7 +49,7 @@ def _check_name(name: object) -> None:
         raise UsageError(f"the artifact {WEIGHTS} is given by weights=", remedy="give the other file another name")
 
 
-def _check_content(name: str, path: Path) -> None:
+def _check_content(name: str, path: Path, unsafe_pickle: str | None) -> None:
     from mlops_build.model import scan
 
     if not path.exists():
@@ -60,10 +60,11 @@ def _check_content(name: str, path: Path) -> None:
             f"{path}, the artifact {name}, is not a file and not a folder with files",
             remedy="give a file, or a folder that contains only files and folders",
         )
-    if findings := scan.scan(path):
+    if findings := scan.refused(scan.scan(path), unsafe_pickle):
         raise UnsafeArtifact(
             f"the artifact {name} cannot be logged: {_described(path, findings[0])}",
-            remedy="save numbers and words instead of Python objects: json.dump, numpy.savez, or the tokenizer's own files",
+            remedy="save numbers and words instead of Python objects: json.dump, numpy.savez, or the tokenizer's own files"
+            " (docs/how-to/log-a-tokenizer-or-scaler.md)",
         )
 
 

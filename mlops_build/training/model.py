@@ -43,7 +43,7 @@ def log_model(
     later compared with the deployed service's answers. folder: relative to the service's root; replaced.
     artifacts: further files of the predictor (a tokenizer, a vocabulary, a scaler's numbers): name -> a file or a folder, relative to the
     service's root. `load_context` finds the copy that belongs to the version at `context.artifacts[name]`. A name has 1 to 63 lower-case
-    letters, digits and _, and starts with a letter; pickled files are refused.
+    letters, digits and _, and starts with a letter; pickled files are refused, unless service.yaml has serving.unsafe_pickle.
     Raises UsageError, NotFound or UnsafeArtifact.
     """
     import mlflow
@@ -56,7 +56,8 @@ def log_model(
         )
     if not (root / weights).is_file():
         raise NotFound(f"{weights} does not exist", remedy="torch.save(net.state_dict(), path) before log_model")
-    paths = artifact_files.named(root, weights, artifacts or {})
+    unsafe_pickle = service.load(root, strict=False).serving.unsafe_pickle if artifacts else None
+    paths = artifact_files.named(root, weights, artifacts or {}, unsafe_pickle)
     (root / folder).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=(root / folder).parent, prefix=".model-") as part:
         made = write_model(predictor, paths, example, root, Path(part))

@@ -74,7 +74,7 @@ def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str
     version = registry.version(reference.name, reference.which)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         say(f"[1/5] fetch and check {version.uri}")
-        old, lineage = _fetched(registry, version, Path(scratch) / "old")
+        old, lineage = _fetched(registry, version, Path(scratch) / "old", service.serving.unsafe_pickle)
         say("[2/5] rebuild with the current code, and check the recorded example")
         new = _rebuilt(root, old, Path(scratch) / "new")
         remarks = [*_answers(old, new, allow_changed_answers), *_contract(version, service, old, new)]
@@ -114,7 +114,7 @@ def _checkout(root: Path) -> Checkout:
     return checkout
 
 
-def _fetched(registry: Registry, version: ModelVersion, folder: Path) -> tuple[Path, dict[str, Any]]:
+def _fetched(registry: Registry, version: ModelVersion, folder: Path, unsafe_pickle: str | None) -> tuple[Path, dict[str, Any]]:
     """The version's checked files and its lineage. None of the files is run."""
     digest = version.tags.get(identity.DIGEST_TAG, "")
     if not identity.DIGEST.fullmatch(digest):
@@ -123,8 +123,8 @@ def _fetched(registry: Registry, version: ModelVersion, folder: Path) -> tuple[P
         raise NoRun(f"the run {version.run_id} of {version.uri} was deleted, and with it the version's files", remedy="train again")
     registry.fetch(version, folder)
     files.verify(folder, digest)
-    if findings := scan.scan(folder):
-        raise NotOurs(f"the files of {version.uri} are not safe to load:\n{show(findings)}", remedy="see each finding above")
+    if findings := scan.refused(scan.scan(folder), unsafe_pickle):
+        raise NotOurs(f"the files of {version.uri} are not safe to load:\n{show(findings)}", remedy=scan.advice(findings))
     try:
         lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
         recorded = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The scan finds files that would run code, and runs none of it."""
 
+import json
 import os
 import pickle
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from mlops_build.model import checkpoint
-from mlops_build.model.scan import scan
+from mlops_build.model.scan import advice, refused, scan
 
 
 class Command:
@@ -101,7 +102,7 @@ def test_a_pickled_network_is_found(folder: Path) -> None:
 def test_names_built_on_the_stack_are_refused(folder: Path, command: Command, protocol: int) -> None:
     """Newer pickle protocols build the imported names on the stack; they cannot be listed."""
     torch.save(command, folder / "weights.pt", pickle_protocol=protocol)
-    assert rules(folder) == {"weights.pt": "unreadable"}
+    assert rules(folder) == {"weights.pt": "pickle"}
 
 
 def test_a_checkpoint_under_another_name_is_scanned(folder: Path, command: Command) -> None:
@@ -219,7 +220,7 @@ def test_an_import_anywhere_in_the_pickle_is_found(folder: Path, protocol_2_name
     torch.save({"weights": torch.zeros(2)}, path)
     rewritten(path, lambda members: [(n, b[:-1] + protocol_2_name + b"0." if n.endswith("data.pkl") else b) for n, b in members])
     found = rules(folder)
-    assert found in ({"weights.pt": "unsafe-import"}, {"weights.pt": "unreadable"})
+    assert found in ({"weights.pt": "unsafe-import"}, {"weights.pt": "pickle"}, {"weights.pt": "unreadable"})
 
 
 def test_a_file_that_others_may_read_in_another_way_is_refused(folder: Path, command: Command) -> None:
@@ -243,3 +244,69 @@ def test_a_file_that_others_may_read_in_another_way_is_refused(folder: Path, com
     (folder / "before.pt").write_bytes(b"PK\x03\x04" + plain)
     names = ["twice", "case", "folders", "script", "packed", "behind", "before"]
     assert rules(folder) == {f"{name}.pt": "unreadable" for name in sorted(names)}
+
+
+# Pickles that a service accepts.
+
+
+def mlmodel(folder: Path, **flavor: object) -> None:
+    (folder / "MLmodel").write_text(json.dumps({"flavors": {"python_function": {"loader_module": "mlflow.pyfunc.model", **flavor}}}))
+
+
+def test_a_reason_accepts_pickles_and_nothing_else(folder: Path, command: Command) -> None:
+    (folder / "python_model.pkl").write_bytes(pickle.dumps(command))
+    torch.save(command, folder / "network.pt")
+    torch.save(command, folder / "newer.pt", pickle_protocol=4)
+    (folder / "scaler.joblib").write_bytes(b"anything")
+    assert len(scan(folder)) == 4
+    assert len(refused(scan(folder), None)) == 4
+    assert "unsafe_pickle" in advice(scan(folder))
+    assert refused(scan(folder), "the team made them") == []
+    rewritten(folder / "newer.pt", lambda members: [("newer/data.pkl", b""), *members])
+    (folder / "what.pth").write_bytes(b"not a checkpoint")
+    mlmodel(folder, data="../elsewhere")
+    found = refused(scan(folder), "the team made them")
+    assert {finding.subject: finding.rule for finding in found} == {
+        "MLmodel": "outside",
+        "newer.pt": "unreadable",
+        "what.pth": "not-a-checkpoint",
+    }
+    assert "unsafe_pickle" not in advice(found)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "lzma"])
+def test_a_compressed_pickled_model_is_found(tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_LOG_MODEL_COMPRESSION", compression)
+    mlflow.pyfunc.save_model(str(tmp_path / "model"), python_model=lambda model_input: model_input, pip_requirements=["mlflow"])
+    assert set(rules(tmp_path / "model").values()) == {"pickled-model"}
+
+
+@pytest.mark.parametrize(
+    "flavor",
+    [
+        {"code": "../wheels"},
+        {"data": "/srv/other"},
+        {"model_data": "data/../../other"},
+        {"python_model": "../python_model.pkl"},
+        {"artifacts": {"weights": {"path": "../../weights.pt", "uri": "weights.pt"}}},
+    ],
+)
+def test_a_model_that_loads_files_outside_of_its_folder_is_found(folder: Path, flavor: dict[str, object]) -> None:
+    """MLflow joins these paths to the folder as they are; no digest covers what is outside."""
+    mlmodel(folder, **flavor)
+    assert rules(folder) == {"MLmodel": "outside"}
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "flavors: [1]", "flavors: {python_function: 1}"])
+def test_an_mlmodel_that_cannot_be_read_is_found(folder: Path, text: str) -> None:
+    (folder / "MLmodel").write_text(text)
+    assert rules(folder) == {"MLmodel": "unreadable"}
+
+
+def test_what_mlflow_and_training_write_is_inside(folder: Path) -> None:
+    mlmodel(
+        folder, model_code_path="/home/me/predictor.py", data="data", code=None, artifacts={"weights": {"path": "artifacts/weights.pt"}}
+    )
+    assert rules(folder) == {}

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,26 @@ def test_a_pickled_model_is_not_packaged(altered: Path, tmp_path: Path) -> None:
     with pytest.raises(context.UnsafeFiles, match=r"python_model\.pkl") as caught:
         write_context(CPU, IMAGE, [source(altered)], tmp_path / "context")
     assert "log_model" in caught.value.message
+    assert "serving: {unsafe_pickle:" in str(caught.value.remedy)
     assert not (tmp_path / "context").exists()
+
+
+def test_a_pickled_model_is_packaged_for_a_reason_and_other_findings_are_refused(world: World, altered: Path, tmp_path: Path) -> None:
+    accepting = replace(CPU, unsafe_pickle="the team made it")
+    (altered / "python_model.pkl").write_bytes(pickle.dumps({}))
+    made = write_context(accepting, IMAGE, [source(altered)], tmp_path / "context")
+    assert contents.read(tmp_path / "context") == made
+    assert json.loads((tmp_path / "context/context.json").read_text())["unsafe_pickle"] == "the team made it"
+
+    write_context(accepting, IMAGE, [source(world.folder / "one")], tmp_path / "safe")
+    write_context(CPU, IMAGE, [source(world.folder / "one")], tmp_path / "plain")
+    assert tree(tmp_path / "safe") == tree(tmp_path / "plain"), "a model without pickles needs no reason"
+
+    (altered / "weights.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(context.UnsafeFiles, match=r"weights\.pth") as caught:
+        write_context(accepting, IMAGE, [source(altered)], tmp_path / "context")
+    assert "python_model.pkl" not in caught.value.message
+    assert "unsafe_pickle" not in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +270,15 @@ def test_a_recipe_holds_nothing_that_its_grammar_refuses(arguments: dict[str, ob
             "python": "3.11",
             "torch": "2",
             "models": [{"name": "a", "version": 1, "digest": f"sha256:{'0' * 64}", "path": "../a"}],
+        },
+        {
+            "schema": 1,
+            "service": "a",
+            "image": None,
+            "python": "3.11",
+            "torch": "2",
+            "models": [{"name": "a", "version": 1, "digest": f"sha256:{'0' * 64}", "path": "models/a"}],
+            "unsafe_pickle": "two\nlines",
         },
     ],
 )

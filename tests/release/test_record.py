@@ -1,5 +1,6 @@
 """The record: what is written is read back, the same record is the same bytes, and the three files render."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_serving_settings_reach_the_pod(tmp_path: Path) -> None:
     (container,) = kustomize(tmp_path / "deploy/overlays/production")["Deployment"]["spec"]["template"]["spec"]["containers"]
     variables = {one["name"]: one["value"] for one in container["env"]}
     assert variables == {"HOME": "/tmp", "MLOPS_SERVE_MAX_BATCH": "256", "MLOPS_SERVE_ACCESS_LOG": "false"}
+
+
+def test_the_reason_for_pickles_is_an_annotation_of_the_release_and_no_key_of_its_record(tmp_path: Path) -> None:
+    reason = ("für uns: 'made' by \"us\" #1 " * 20)[:500].strip()
+    service = SERVICE + f"serving: {{unsafe_pickle: {json.dumps(reason)}}}\n"
+    write(tmp_path, service_files(service))
+    release(tmp_path, service)
+    overlay = tmp_path / "deploy/overlays/production"
+    deployment = kustomize(overlay)["Deployment"]
+    pod = deployment["spec"]["template"]
+    assert pod["metadata"]["annotations"]["mlops-build/unsafe-pickle"] == reason
+    assert deployment["metadata"]["annotations"]["mlops-build/unsafe-pickle"] == reason
+    assert {"name": "MLOPS_SERVE_UNSAFE_PICKLE", "value": reason} in pod["spec"]["containers"][0]["env"]
+    assert (overlay / "release/record.yaml").read_text() == records.render(RECORD, DIGITS)["record.yaml"]
+    assert "unsafe" not in records.render(RECORD, DIGITS)["patch.yaml"]
 
 
 @pytest.mark.parametrize(("mode", "replicas"), [("shared", 1), ("shared", 2), ("exclusive", 1), ("exclusive", 3)])

@@ -292,4 +292,6 @@ def test_a_pickle_is_not_loaded_from_the_registry(
     (bad / "python_model.pkl").write_bytes(b"\x80\x04N.")
     world.register(bad, "pickled")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
-    assert "pickled-model" in refuses("models:/pickled/1", "--port", "0", "--device", "cpu", expect=4)
+    stderr = refuses("models:/pickled/1", "--port", "0", "--device", "cpu", expect=4)
+    assert "pickled-model" in stderr
+    assert "--unsafe-pickle REASON" in stderr

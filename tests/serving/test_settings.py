@@ -33,12 +33,19 @@ def test_an_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
         settings({}, {f"MLOPS_SERVE_{name}": value})
 
 
+def test_the_reason_for_pickles_is_one_line() -> None:
+    assert settings({"unsafe_pickle": "the team made it"}, {}).unsafe_pickle == "the team made it"
+    with pytest.raises(UsageError, match="MLOPS_SERVE_UNSAFE_PICKLE: ' ' is not a reason: write one line"):
+        settings({}, {"MLOPS_SERVE_UNSAFE_PICKLE": " "})
+
+
 def test_serve_reads_the_settings_of_service_yaml() -> None:
     keys = (
         "{max_batch: 256, max_delay_ms: 2.5, max_queue: 100, deadline: 5, body_limit: 1MiB, nan: literal, ragged: pad, access_log: false,"
     )
-    variables = service.parse(YAML % f"{keys} compile: true, precision: bf16}}").serving.variables()
+    variables = service.parse(YAML % f"{keys} compile: true, precision: bf16, unsafe_pickle: trusted}}").serving.variables()
     wanted = Settings(256, 2.5, 100, 5.0, 1 << 20, nan="literal", ragged="pad", access_log=False, compile=True, precision="bf16")
+    wanted = dataclasses.replace(wanted, unsafe_pickle="trusted")
     assert settings({}, variables) == wanted
     known = {field.name for field in dataclasses.fields(Settings)}
     assert set(service.Serving.model_fields) - {"port", "startup_seconds"} <= known

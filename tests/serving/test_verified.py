@@ -1,16 +1,26 @@
 """What `mlops-build serve` runs is what was registered: a changed context is refused, and its code does not run."""
 
 import importlib
+import json
 import shutil
 import sys
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 
 from mlops_build.errors import Refused
-from mlops_build.serving.load import from_folder, load
+from mlops_build.model import files
+from mlops_build.packaging.context import Source, write_context
+from mlops_build.packaging.recipe import Recipe
+from mlops_build.serving.load import Unsafe, from_folder, from_registry, load
+from tests.packaging.world import World
+from tests.serving.conftest import serving
 
 WHEEL = "points-0.1.0-py3-none-any.whl"
 OWN = f"models/points/environment/wheels/{WHEEL}"
@@ -134,3 +144,56 @@ def test_installed_code_is_used_in_an_image(copy: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     load(from_folder(copy, lambda _: None))
     assert sys.modules["points_service"].__file__ == str(tmp_path / "code/points_service/__init__.py")
+
+
+def test_a_model_of_plain_mlflow_is_served_for_a_reason(tmp_path: Path) -> None:
+    """mlflow.pytorch with serialization_format="pickle" stores the whole network as a pickle."""
+    network, rows = torch.nn.Linear(2, 1), np.array([[1.0, 2.0]], dtype="float32")
+    expected = network(torch.from_numpy(rows)).detach().numpy()
+    signature = mlflow.models.infer_signature(rows, expected)
+    saving = {"signature": signature, "serialization_format": "pickle", "pip_requirements": ["mlflow"]}
+    mlflow.pytorch.save_model(network, str(tmp_path / "net"), **saving)
+    with pytest.raises(Unsafe, match="unsafe-import") as caught:
+        from_folder(tmp_path / "net", lambda _: None)
+    assert "--unsafe-pickle" in str(caught.value.remedy)
+    reason = {"MLOPS_SERVE_UNSAFE_PICKLE": "the team made it"}
+    with serving(tmp_path / "serve", str(tmp_path / "net"), "--port", "0", "--device", "cpu", **reason) as server:
+        request = urllib.request.Request(f"{server.url}/invocations", json.dumps({"inputs": rows.tolist()}).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            np.testing.assert_allclose(json.loads(answer.read())["predictions"], expected, rtol=1e-6)
+        assert "are accepted (unsafe_pickle): the team made it" in server.log.read_text()
+
+
+def test_a_reason_accepts_pickles_of_a_version_and_no_other_finding(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
+    folder = Path(shutil.copytree(world.folder / "one", tmp_path / "version"))
+    (folder / "scaler.pkl").write_bytes(b"\x80\x04N.")
+    (folder / "broken.pt").write_bytes(b"PK and no zip file")
+    world.register(folder, "partly")
+    (folder / "broken.pt").unlink()
+    world.register(folder, "partly")
+    with pytest.raises(Unsafe, match=r"broken\.pt") as caught:
+        from_registry("models:/partly/1", tmp_path / "first", "the team made it")
+    assert "scaler.pkl" not in caught.value.message
+    assert from_registry("models:/partly/2", tmp_path / "second", "the team made it").unsafe_pickle == "the team made it"
+
+
+def test_a_context_has_the_reason_with_which_it_was_made(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.folder / "one", tmp_path / "version"))
+    (folder / "scaler.pkl").write_bytes(b"\x80\x04N.")
+    source = Source("points", 1, files.digest(folder), lambda place: shutil.copytree(folder, place))
+    write_context(Recipe("points", "python:3.11-slim", unsafe_pickle="the team made it"), None, [source], tmp_path / "context")
+    assert from_folder(tmp_path / "context", lambda _: None).unsafe_pickle == "the team made it"
+
+
+def test_a_context_of_an_earlier_release_that_loads_other_files_is_refused(copy: Path, altered: Path, ran: Path) -> None:
+    """Until 0.6 `package` did not look at the paths in MLmodel."""
+    folder = copy / "models/points"
+    text = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(text.replace("    model_code_path:", "    code: ../../../altered\n    model_code_path:"))
+    document = json.loads((copy / "context.json").read_text())
+    document["models"][0]["digest"] = files.digest(folder)
+    (copy / "context.json").write_text(json.dumps(document))
+    with pytest.raises(Unsafe, match=r"code is '../../../altered', which is outside"):
+        from_folder(copy, lambda _: None)

@@ -130,3 +130,14 @@ def test_what_cannot_be_part_of_a_model_is_refused_and_what_was_logged_stays(ser
         assert refused.value.exit_code == code
         assert says in refused.value.message
     assert files.digest(service / MODEL) == before
+
+
+def test_a_pickle_is_part_of_a_model_if_service_yaml_says_why(service: Path) -> None:
+    (service / "work/scaler.joblib").write_bytes(pickle.dumps({"mean": 1}))
+    (service / "work/broken.pt").write_bytes(b"PK and no zip file")
+    path = service / "service.yaml"
+    path.write_text(path.read_text().replace("serving:\n", "serving:\n  unsafe_pickle: the team made it\n"))
+    logged(vocabulary="work/vocabulary.json", tokenizer="work/tokenizer", scaler="work/scaler.joblib")
+    assert (service / MODEL / "artifacts/scaler.joblib").is_file()
+    with pytest.raises(MlopsBuildError, match="cannot be read"):
+        logged(vocabulary="work/vocabulary.json", tokenizer="work/tokenizer", scaler="work/broken.pt")
