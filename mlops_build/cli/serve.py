@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
     own.add_argument("--precision", choices=["float32", "bf16"], help="the precision of the networks (default: float32)")
     own.add_argument("--unsafe-pickle", metavar="REASON", help="why pickled files are accepted; a build context has its own reason")
+    own.add_argument("--rows-independent", metavar="REASON", help="why rows do not influence each other, to batch without evidence")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,7 +87,9 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
             with chosen.loading(), without_garbage_collection():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model, so that loading also stays within the budget
-                serving = load.load(checked, compile=options.compile, precision=options.precision)
+                serving = load.load(
+                    checked, compile=options.compile, precision=options.precision, rows_independent=options.rows_independent
+                )
             for loaded in serving.models:
                 load.warm_up(loaded, say)
             from mlops_build.serving.app import Service

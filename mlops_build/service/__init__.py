@@ -227,6 +227,10 @@ class Serving(_Section):
     unsafe_pickle: Annotated[Reason, Field(description="why pickled files, which run code when they are loaded, are accepted")] | None = (
         None
     )
+    rows_independent: (
+        Annotated[Reason, Field(description="why rows do not influence each other: requests are batched before there is evidence for it")]
+        | None
+    ) = None
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the pod's `mlops-build serve`: only those that are set here."""

@@ -204,13 +204,13 @@ class Service:
         self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
-        settings = self._settings
+        settings, joining = self._settings, loaded.predictor.joining
         batcher = Batcher(
             loaded.predictor.predict,
             max_rows=settings.max_batch,
             max_delay=settings.max_delay_ms / 1000,
             max_queue=settings.max_queue,
-            joins=lambda: loaded.predictor.joins,
+            joins=lambda: joining.on,
         )
         batch, predict = self._metrics.batch[loaded.name], self._metrics.predict[loaded.name]
 
@@ -219,6 +219,10 @@ class Service:
             predict.observe(seconds)
 
         batcher.on_batch = observe
+        batcher.on_idle, joining.on_difference = loaded.predictor.idle, self._metrics.differences[loaded.name].inc
+        self._metrics.batching[loaded.name].set_function(lambda: settings.max_batch > 1 and joining.on)
+        if settings.max_batch > 1:
+            loaded.predictor.chunk_rows = settings.max_batch
         self._metrics.queued[loaded.name].set_function(lambda: batcher.queued)
         self._metrics.running[loaded.name].set_function(lambda: self._running[loaded.name])
         self._metrics.stuck[loaded.name].set_function(lambda: bool(batcher.stuck))
@@ -306,7 +310,7 @@ class Service:
                         else:
                             rows, write = endpoint.read(body, call.head)
                     del body
-                    call.rows = rows.count
+                    call.rows, rows.request_id = rows.count, call.head.request_id
                     if scope.get(DISCONNECTED):  # while its body was parsed in another thread
                         raise Disconnected
                     future = endpoint.batcher.put(rows, self._settings.deadline)
@@ -326,7 +330,7 @@ class Service:
         try:
             endpoint.batcher.admit()
             rows, write = endpoint.read(body, head)
-            call.rows = rows.count
+            call.rows, rows.request_id = rows.count, head.request_id
             future = endpoint.batcher.put(rows, self._settings.deadline)
         except Exception as error:
             self._respond(call, self._failed(endpoint, error), respond)

@@ -83,6 +83,7 @@ class Batcher:
         self.stuck = ""
         self.queued = 0  # rows
         self.on_batch: Callable[[int, float], None] = lambda *_: None  # called with the rows and the seconds of each batch
+        self.on_idle: Callable[[], bool] = lambda: False  # called in the thread while the queue is empty, until it returns False
         self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
         self._thread.start()
 
@@ -167,6 +168,8 @@ class Batcher:
         while True:
             batch, rows = self._next()
             if not batch:
+                if not self._closed and self._used_idle_moment():
+                    continue
                 self._wake.acquire()
                 if self._closed:
                     return
@@ -191,6 +194,16 @@ class Batcher:
                 return
             if self._max_delay and len(batch) > 1 and self.queued < self._max_rows:
                 time.sleep(self._max_delay)
+
+    def _used_idle_moment(self) -> bool:
+        self._began = time.perf_counter()
+        try:
+            return self.on_idle()
+        except BaseException:  # of the model
+            log.exception("a check between predictions failed")
+            return False
+        finally:
+            self._began = None
 
     def _next(self) -> tuple[list[_Waiting], int]:
         batch: list[_Waiting] = []

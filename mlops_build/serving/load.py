@@ -7,6 +7,7 @@ lease would reserve memory for nothing.
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
+from mlops_build.model.independence import TOLERANCES, UNKNOWN, Tolerance, Verdict
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
@@ -156,13 +158,22 @@ def _context(folder: Path) -> Checked:
     return Checked(context.service, context.image, models, installed, context.unsafe_pickle or "")
 
 
-def load(checked: Checked, *, compile: bool = False, precision: str = "float32") -> Serving:  # noqa: A002  # the flag's name
-    """Load every model onto the device that this process sees. compile, precision: see network.prepare. Raises CannotLoad."""
+def load(
+    checked: Checked,
+    *,
+    compile: bool = False,  # noqa: A002  # the flag's name
+    precision: str = "float32",
+    rows_independent: str = "",
+) -> Serving:
+    """Load every model onto the device that this process sees. Raises CannotLoad.
+
+    compile, precision: see network.prepare. rows_independent: see Settings.
+    """
     # Python would write __pycache__ beside the model's own code; the next start would then refuse the folder, whose digest has changed.
     sys.dont_write_bytecode = True
     if not checked.installed:
         _add_code(checked.models[0].folder / WHEELS)
-    models = tuple(_load(model) for model in checked.models)
+    models = tuple(_load(model, TOLERANCES[precision], rows_independent) for model in checked.models)
     if compile or precision != "float32":
         from mlops_build.serving import network
 
@@ -191,7 +202,7 @@ def _add_code(wheels: Path) -> None:
             sys.path.insert(0, str(wheel.resolve()))
 
 
-def _load(checked: CheckedModel) -> Loaded:
+def _load(checked: CheckedModel, tolerance: Tolerance, rows_independent: str) -> Loaded:
     # MLflow warns in every environment that it did not create itself.
     warnings.filterwarnings("ignore", module="mlflow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -224,7 +235,7 @@ def _load(checked: CheckedModel) -> Loaded:
             f"{name}: its MLmodel or its recorded example cannot be read: {_first_line(error)}",
             remedy="register the model again with `mlops-build train`",
         ) from error
-    return Loaded(name, checked.version, checked.digest, model, Predictor(model), described)
+    return Loaded(name, checked.version, checked.digest, model, Predictor(model, tolerance=tolerance, declared=rows_independent), described)
 
 
 def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
@@ -233,6 +244,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     After this the first request does not have to wait, and a model that cannot predict never becomes ready.
     """
     if loaded.recorded is None:
+        _report(loaded, UNKNOWN, say)
         return
     from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import Unencodable, encode
@@ -241,6 +253,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     problem = None
     try:
         rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
+        began = time.perf_counter()
         (answer,) = loaded.predictor.predict([rows])
         if isinstance(answer, Refusal) and (cause := answer.__cause__):
             problem = f"{type(cause).__name__}: {cause}"
@@ -262,8 +275,24 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
             if "ompiler" in problem
             else "its environment differs from the one that it was registered with: package it again, or train again",
         )
-    if why := loaded.predictor.check_joining(rows):
-        say(f"{loaded}: requests are not predicted in batches, since {why}")
+    expected = (time.perf_counter() - began) / max(rows.count, 1)
+    _report(loaded, loaded.predictor.check_joining(rows, expected), say)
+
+
+def _report(loaded: Loaded, verdict: Verdict, say: Callable[[str], None]) -> None:
+    """Say whether and why requests are not predicted in batches."""
+    declared = loaded.predictor.declared
+    if loaded.predictor.joining.refuted is not None:
+        although = f", although rows_independent says: {declared}" if declared else ""
+        say(f"{loaded}: requests are not predicted in batches, since {loaded.predictor.joining.refuted}{although}")
+    elif verdict.independent is None and declared:
+        say(f"{loaded}: requests are predicted in batches, since rows_independent says: {declared}")
+    elif verdict.why:
+        say(
+            f"{loaded}: requests are not predicted in batches until the rows of requests show that they do not influence each other, since "
+            f"{verdict.why}. To batch at once, train again with two different rows as `example` of log_model, or set "
+            "serving.rows_independent in service.yaml"
+        )
 
 
 def _first_line(error: object) -> str:

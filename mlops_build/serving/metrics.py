@@ -33,6 +33,10 @@ class Metrics:
         predict = Histogram("mlops_build_predict_seconds", "Time of one prediction", ["model"], buckets=BUCKETS, registry=self.registry)
         queued = Gauge("mlops_build_queue_rows", "Rows that wait for their prediction", ["model"], registry=self.registry)
         stuck = Gauge("mlops_build_stuck", "1 while a prediction does not end", ["model"], registry=self.registry)
+        batching = Gauge("mlops_build_batching", "1 if requests are predicted in batches", ["model"], registry=self.registry)
+        differences = Counter(
+            "mlops_build_batching_differences", "Answers that changed with the other rows; batching ends", ["model"], registry=self.registry
+        )
         refused = Counter("mlops_build_refused", "Requests that were not answered", ["model", "why"], registry=self.registry)
         info = Gauge(
             "mlops_build_info",
@@ -48,6 +52,8 @@ class Metrics:
         self.predict: dict[str, Any] = {}
         self.queued: dict[str, Any] = {}
         self.stuck: dict[str, Any] = {}
+        self.batching: dict[str, Any] = {}
+        self.differences: dict[str, Any] = {}
         self.refused: dict[tuple[str, str], Any] = {}
         self._statuses: dict[tuple[str, int], Any] = {}
         for loaded in serving.models:
@@ -57,6 +63,7 @@ class Metrics:
             self.seconds[name], self.running[name] = seconds.labels(name), running.labels(name)
             self.batch[name], self.predict[name], self.queued[name] = batch.labels(name), predict.labels(name), queued.labels(name)
             self.stuck[name] = stuck.labels(name)
+            self.batching[name], self.differences[name] = batching.labels(name), differences.labels(name)
             for why in REFUSED:
                 self.refused[name, why] = refused.labels(name, why)
             self.count(name, 200, 0)

@@ -5,21 +5,22 @@ The rows have been validated and converted (decode.py), so MLflow's enforcement,
 
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance, Verdict
 from mlops_build.serving import network
 from mlops_build.serving.encode import plain
+from mlops_build.serving.joining import Joining, joined, key_of, part
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.sigterm import Terminated
 
-# Allowed difference between predictions in a batch and row by row: kernels may add numbers in another order.
-RELATIVE, ABSOLUTE = 1e-3, 1e-5
 FATAL = (
     "device-side assert",
     "illegal memory access",
@@ -28,6 +29,8 @@ FATAL = (
     "uncorrectable ECC",
     "GPU is lost",
 )
+# A larger part of a request is worth it if the seconds for a row are less than this part of those before.
+FASTER = 0.75
 
 log = logging.getLogger("mlops_build.serving")
 
@@ -43,17 +46,22 @@ class Fatal(Exception):
 class Predictor:
     """Predicts with one model. Not thread-safe.
 
-    model: mlflow.pyfunc.PyFuncModel. joins: whether requests are predicted in one batch; becomes False if the model's output is found to
-    differ from a prediction row by row.
+    model: mlflow.pyfunc.PyFuncModel. tolerance: between a row's answer alone and in a batch. declared: why service.yaml says that rows are
+    independent, or empty. joining: decides which requests are predicted in one batch. chunk_rows: a request with more rows is predicted
+    in parts, the first of which has this size, if its rows are independent.
     """
 
-    def __init__(self, model: Any, *, joins: bool = True) -> None:
-        self.joins = joins
+    def __init__(self, model: Any, *, tolerance: Tolerance = FLOAT32, declared: str = "") -> None:
+        self.declared = declared
+        self.joining = Joining(self._evidence, tolerance, declared=bool(declared))
+        self.chunk_rows = 128
         self._model = model
         self._call = _direct(model)
         self._network = network.direct(model)
         self._inference = network.inference
         schema = model.metadata.get_input_schema()
+        if schema is not None and schema.is_tensor_spec() and tuple(schema.inputs[0].shape[:1]) != (-1,):
+            self.joining.refuted = "the signature has a fixed number of rows"
         named = schema is not None and not schema.is_tensor_spec() and schema.has_input_names()
         # Created once, since pandas takes ten times as long with a list of names.
         self._names = pd.Index(schema.input_names()) if named else pd.Index([])
@@ -61,53 +69,63 @@ class Predictor:
     def predict(self, requests: Sequence[Rows]) -> list[Any]:
         """For each request, its output in the form of `encode.plain`, or its exception."""
         with self._inference():
-            return self._answers(requests)
+            self.joining.step(idle=False)
+            answers: list[Any] = [None] * len(requests)
+            groups: dict[Any, list[int]] = {}
+            for index, rows in enumerate(requests):
+                groups.setdefault(key_of(rows) or index, []).append(index)
+            for indices in groups.values():
+                for index, answer in zip(indices, self._group([requests[index] for index in indices]), strict=True):
+                    answers[index] = answer
+                    self.joining.observe(requests[index], answer)
+            return answers
+
+    def idle(self) -> bool:
+        """Called while no request waits: make one prediction of a check, if one is due. Returns whether it did."""
+        with self._inference():
+            return self.joining.step(idle=True)
+
+    def check_joining(self, rows: Rows, expected: float = 0.0) -> Verdict:
+        """Whether requests like these may be predicted in one batch. Later requests follow it.
+
+        rows: those of the recorded example. expected: seconds to predict one of them.
+        """
+        with self._inference():
+            return self.joining.check(rows, expected)
 
     def needs_gradients(self) -> None:
         """Stop using torch.inference_mode, for a model that computes gradients during prediction."""
         self._inference = contextlib.nullcontext
 
-    def _answers(self, requests: Sequence[Rows]) -> list[Any]:
-        if not self.joins or len(requests) == 1:
-            return [self._alone(rows) for rows in requests]
-        answers: list[Any] = [None] * len(requests)
-        groups: dict[Any, list[int]] = {}
-        for index, rows in enumerate(requests):
-            key = (rows.kind, repr(rows.params)) if rows.kind in ("block", "columns", "tensor") else index
-            groups.setdefault(key, []).append(index)
-        for indices in groups.values():
-            group = [requests[index] for index in indices]
-            for index, answer in zip(indices, self._batch_or_alone(group), strict=True):
-                answers[index] = answer
-        return answers
+    def _group(self, group: Sequence[Rows]) -> list[Any]:
+        """Answers of requests with the same key."""
+        if len(group) > 1 and self.joining.allows(key_of(group[0])):
+            return self._together(group)
+        return [self._alone(rows) for rows in group]
 
-    def check_joining(self, rows: Rows) -> str | None:
-        """Why requests like these cannot be predicted in one batch; None if they can. Sets `joins`.
-
-        rows: those of the recorded example; a single row is used twice.
-        """
-        if not self.joins or rows.kind not in ("block", "columns", "tensor"):
-            return None
-        parts = [_part(rows, at, at + 1) for at in range(min(rows.count, 8))]
-        parts = parts * 2 if len(parts) == 1 else parts
-        with self._inference():
-            alone = [self._alone(part) for part in parts]
-            if any(isinstance(answer, Exception) for answer in alone):
-                self.joins = False
-                return "the model fails on single rows of its example"
-            together = _split(self._output(_joined(parts)), [1] * len(parts))
-        if together is None:
-            self.joins = False
-            return "the model's output does not have one element per row"
-        if not all(_close(single, batched) for single, batched in zip(alone, together, strict=True)):
-            self.joins = False
-            return "the model's output for a row changes with the other rows of a batch"
-        return None
+    def _together(self, group: Sequence[Rows]) -> list[Any]:
+        began = time.perf_counter()
+        try:
+            answer = self._output(joined(group))
+        except BaseException as error:
+            known = _known(error)
+            if isinstance(known, Fatal):
+                return [known] * len(group)
+            half = len(group) // 2  # an error in one request must not fail the others, and smaller batches need less memory
+            return [*self._group(group[:half]), *self._group(group[half:])]
+        parts = _split(answer, [rows.count for rows in group])
+        if parts is None:
+            self.joining.doubt(key_of(group[0]))
+        elif self.joining.compare(group, parts, time.perf_counter() - began):
+            return parts
+        return [self._alone(rows) for rows in group]
 
     def _alone(self, rows: Rows) -> Any:
         try:
             if rows.kind == "unchecked":
                 return plain(self._model.predict(rows.data, params=rows.params))
+            if rows.count > self.chunk_rows and self.joining.allows(key_of(rows)):
+                return self._in_chunks(rows)
             return self._output(rows)
         except BaseException as error:
             known = _known(error)
@@ -115,24 +133,37 @@ class Predictor:
                 log.warning("a prediction failed", exc_info=error)
             return known
 
-    def _together(self, group: Sequence[Rows]) -> list[Any]:
+    def _in_chunks(self, rows: Rows) -> Any:
+        """The output for a large request, computed in parts, so that the memory for it does not grow with its rows.
+
+        The parts grow as long as this makes the prediction of a row faster.
+        """
+        chunks: list[Rows] = []
+        outputs: list[Any] = []
+        at, size, seconds = 0, self.chunk_rows, math.inf
+        while at < rows.count:
+            chunk, began = part(rows, at, min(at + size, rows.count)), time.perf_counter()
+            output = self._output(chunk)
+            if _split(output, [chunk.count]) is None:
+                self.joining.doubt(key_of(rows))
+                return self._output(rows)
+            before, seconds = seconds, (time.perf_counter() - began) / chunk.count
+            if seconds < FASTER * before:
+                size *= 2
+            at += chunk.count
+            chunks.append(chunk)
+            outputs.append(output)
+        if self.joining.compare(chunks, outputs, 0.0):
+            return [answer for output in outputs for answer in output]
+        return self._output(rows)
+
+    def _evidence(self, rows: Rows) -> Any:
+        """The output for rows of a check. Raises Inconclusive, and the exceptions of the model."""
         try:
-            answer = self._output(_joined(group))
+            return self._output(rows)
         except BaseException as error:
             known = _known(error)
-            if isinstance(known, Fatal):
-                return [known] * len(group)
-            half = len(group) // 2  # an error in one request must not fail the others, and smaller batches need less memory
-            return [*self._batch_or_alone(group[:half]), *self._batch_or_alone(group[half:])]
-        parts = _split(answer, [rows.count for rows in group])
-        if parts is None:
-            self.joins = False
-            log.warning("the model's output does not have one element per row: from now on, requests are not predicted in batches")
-            return [self._alone(rows) for rows in group]
-        return parts
-
-    def _batch_or_alone(self, group: Sequence[Rows]) -> list[Any]:
-        return self._together(group) if len(group) > 1 else [self._alone(group[0])]
+            raise (Inconclusive(str(known)) if isinstance(known, OutOfMemory | Fatal) else known) from error
 
     def _output(self, rows: Rows) -> Any:
         if self._network is not None and not rows.params:
@@ -175,25 +206,6 @@ def _direct(model: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: own(context, data)
 
 
-def _joined(group: Sequence[Rows]) -> Rows:
-    first = group[0]
-    count = sum(rows.count for rows in group)
-    if first.kind == "columns":
-        columns = [
-            np.concatenate([rows.data[position] for rows in group])
-            if isinstance(column, np.ndarray)
-            else [value for rows in group for value in rows.data[position]]
-            for position, column in enumerate(first.data)
-        ]
-        return Rows("columns", columns, count, first.params)
-    return Rows(first.kind, np.concatenate([rows.data for rows in group]), count, first.params)
-
-
-def _part(rows: Rows, begin: int, end: int) -> Rows:
-    data = [column[begin:end] for column in rows.data] if rows.kind == "columns" else rows.data[begin:end]
-    return Rows(rows.kind, data, end - begin, rows.params)
-
-
 def _split(answer: Any, counts: Sequence[int]) -> list[Any] | None:
     """The parts of an output, one per request; None if it does not have one element per row."""
     if not isinstance(answer, list) or len(answer) != sum(counts):
@@ -203,16 +215,6 @@ def _split(answer: Any, counts: Sequence[int]) -> list[Any] | None:
         parts.append(answer[at : at + count])
         at += count
     return parts
-
-
-def _close(left: Any, right: Any) -> bool:
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_close(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return len(left) == len(right) and all(_close(a, b) for a, b in zip(left, right, strict=True))
-    if isinstance(left, float | int | np.number) and isinstance(right, float | int | np.number):
-        return bool(np.isclose(left, right, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True))
-    return bool(left == right)
 
 
 def _known(error: BaseException) -> Exception:

@@ -18,3 +18,4 @@ class Rows:
     count: int
     params: dict[str, Any] | None = None
     bare: bool = False  # the response has no {"predictions": …} around it, as MLflow's for chat
+    request_id: bytes = b""

@@ -22,6 +22,7 @@ class Settings:
     body_limit: bytes, also after decompression. read: how long a request may take to arrive, in seconds. connections: the limit at one
     time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's networks (network.py). tokens: the path of
     the file with hashes of tokens (tokens.py); empty for none. unsafe_pickle: the reason why pickled files are accepted; else empty.
+    rows_independent: the reason why the rows of a batch do not influence each other, which is then not shown first (joining.py).
     """
 
     max_batch: int = 128
@@ -39,6 +40,7 @@ class Settings:
     tokens: str = ""
     stuck: float = 30.0
     unsafe_pickle: str = ""
+    rows_independent: str = ""
 
 
 CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}
@@ -65,7 +67,7 @@ def _value(name: str, default: Any, given: Any, source: str) -> Any:
         return str(given).lower() in ("true", "1")
     if name == "tokens":
         return str(given)
-    if name == "unsafe_pickle":
+    if name in ("unsafe_pickle", "rows_independent"):
         try:
             return reason.checked(str(given))
         except ValueError as error:

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(folder: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
     leases = environment["MLOPS_GPU_LEASE_DIR"]
-    options = ["--port", "0", "--device", "gpu"]
+    options = ["--port", "0", "--device", "gpu", "--rows-independent", "a function of each row"]
     with serving(tmp_path / "served", str(folder), *options, MLOPS_GPU_LEASE_DIR=leases, MLOPS_GPU_MEMORY="3GiB") as started:
         assert started.url
         yield started

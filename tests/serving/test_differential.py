@@ -34,7 +34,7 @@ class Pair:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.decoder, self.predictor = Decoder(model), Predictor(model)
+        self.decoder, self.predictor = Decoder(model), Predictor(model, declared="a function of each row")
 
     def mlflow(self, request: Request) -> Verdict:
         try:

@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a capacity of 400 rows per second."""
     options = ["--body-limit", "1MiB", "--max-queue", "16", "--max-batch", "8", "--read", str(READ_SECONDS), "--connections", "400"]
+    options += ["--rows-independent", "a function of each row"]
     with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", *options) as started:
         assert started.url
         yield started

@@ -58,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ["--body-limit", "1MiB", "--max-queue", "8", "--max-batch", "4", "--read", "2"]
+    options += ["--rows-independent", "a function of each row"]
     with serving(tmp_path_factory.mktemp("served"), str(folder), "--port", "0", "--device", "cpu", *options) as started:
         assert started.url
         yield started

@@ -54,7 +54,7 @@ def record(what: str, **figures: object) -> None:
 
 def test_ten_times_the_capacity(folder: Path, tmp_path: Path) -> None:
     """Goals: goodput of 90 % of capacity, flat memory, recovery within 2 s."""
-    options = ["--max-queue", "64", "--max-batch", "8", "--connections", "2000"]
+    options = ["--max-queue", "64", "--max-batch", "8", "--connections", "2000", "--rows-independent", "a function of each row"]
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", *options) as server:
         small_request = request(body(1.5))
         offer(address(server), small_request, ROWS_A_SECOND, 3)  # warm
