@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 import tomllib
 import warnings
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 
 from mlops_build import service
 from mlops_build.errors import NotFound, UsageError
-from mlops_build.model import files
+from mlops_build.model import files, independence
 from mlops_build.model.identity import RUN_MODEL
 from mlops_build.training import artifacts as artifact_files
 
@@ -39,8 +40,9 @@ def log_model(
 
     predictor: a subclass of `mlflow.pyfunc.PythonModel` in the service's package. It is stored as three lines that import it
     (models from code), so nothing is pickled; `load_context` finds the weights at `context.artifacts["weights"]`.
-    weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them; their predictions are recorded and
-    later compared with the deployed service's answers. folder: relative to the service's root; replaced.
+    weights: a torch state_dict, saved to a file. example: a few rows as a caller sends them, at least two different ones; their predictions
+    are recorded and later compared with the deployed service's answers, and the rows show whether requests may be predicted in one batch,
+    which is written to stderr. folder: relative to the service's root; replaced.
     artifacts: further files of the predictor (a tokenizer, a vocabulary, a scaler's numbers): name -> a file or a folder, relative to the
     service's root. `load_context` finds the copy that belongs to the version at `context.artifacts[name]`. A name has 1 to 63 lower-case
     letters, digits and _, and starts with a letter; pickled files are refused, unless service.yaml has serving.unsafe_pickle.
@@ -119,8 +121,42 @@ def _recorded(made: Path, example: "pd.DataFrame") -> dict[str, Any]:
 
     body = convert_input_example_to_serving_input(example)
     loaded = load_model(str(made), suppress_warnings=True)  # it was created in this environment
+    sys.stderr.write(f"log_model: {_batching(loaded, example)}\n")
     answer = scoring_server.invocations(body, scoring_server.CONTENT_TYPE_JSON, loaded, loaded.metadata.get_input_schema())
     return {"schema": 1, "input": json.loads(body), "predictions": json.loads(answer.response)["predictions"]}
+
+
+def _batching(model: Any, example: Any) -> str:
+    """Whether requests to the model will be predicted in batches, and why not. model: mlflow.pyfunc.PyFuncModel."""
+    import numpy as np
+    import pandas as pd
+
+    table = isinstance(example, pd.DataFrame)
+    if not table and not isinstance(example, np.ndarray):
+        return "the example is neither a table nor an array, so it does not show whether its rows influence each other"
+    rows: dict[str, Any] = {}
+    for at in range(len(example)):
+        row = example.iloc[at : at + 1] if table else example[at : at + 1]
+        if len(rows) < independence.ROWS:
+            rows.setdefault(repr((row.to_numpy() if table else row).tolist()), row)
+    if len(rows) < 2:
+        return (
+            "the example has only one different row, so requests are not predicted in batches until the service has seen other rows: "
+            "pass two or three different rows, such as example=rows.head(3)"
+        )
+
+    def join(parts: Any) -> Any:
+        return pd.concat(parts, ignore_index=True) if table else np.concatenate(parts)
+
+    def predict(data: Any) -> Any:
+        output = model.predict(data)
+        return output.to_dict(orient="records") if isinstance(output, pd.DataFrame) else getattr(output, "tolist", lambda: output)()
+
+    verdict = independence.check(list(rows.values()), join, predict)
+    if verdict.independent:
+        return f"requests are predicted in batches, since {len(rows)} rows of the example do not influence each other"
+    until = "" if verdict.independent is False else " until the service has seen other rows"
+    return f"requests are not predicted in batches{until}, since {verdict.why}"
 
 
 def _strip(mlmodel: Path) -> None:

@@ -43,12 +43,20 @@ def test_serve_reads_the_settings_of_service_yaml() -> None:
     keys = (
         "{max_batch: 256, max_delay_ms: 2.5, max_queue: 100, deadline: 5, body_limit: 1MiB, nan: literal, ragged: pad, access_log: false,"
     )
-    variables = service.parse(YAML % f"{keys} compile: true, precision: bf16, unsafe_pickle: trusted}}").serving.variables()
+    more = "compile: true, precision: bf16, unsafe_pickle: trusted, rows_independent: 'no layer: across rows'}"
+    variables = service.parse(YAML % f"{keys} {more}").serving.variables()
     wanted = Settings(256, 2.5, 100, 5.0, 1 << 20, nan="literal", ragged="pad", access_log=False, compile=True, precision="bf16")
-    wanted = dataclasses.replace(wanted, unsafe_pickle="trusted")
+    wanted = dataclasses.replace(wanted, unsafe_pickle="trusted", rows_independent="no layer: across rows")
     assert settings({}, variables) == wanted
     known = {field.name for field in dataclasses.fields(Settings)}
     assert set(service.Serving.model_fields) - {"port", "startup_seconds"} <= known
+
+
+def test_the_reason_for_independent_rows_is_not_empty() -> None:
+    with pytest.raises(UsageError, match="--rows-independent is empty"):
+        settings({"rows_independent": " "}, {})
+    with pytest.raises(UsageError, match="rows_independent"):
+        service.parse(YAML % "{rows_independent: ' '}")
 
 
 def test_without_settings_no_variables_are_set() -> None:

@@ -66,9 +66,12 @@ def logged(**artifacts: Path | str) -> str:
         return training.log_model(Predictor, weights=Path("work/weights.pt"), artifacts=artifacts, example=EXAMPLE, folder=MODEL)
 
 
-def test_files_and_folders_come_by_name_and_are_part_of_the_version(service: Path, tmp_path: Path) -> None:
+def test_files_and_folders_come_by_name_and_are_part_of_the_version(
+    service: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given: dict[str, Any] = {"vocabulary": Path("work/vocabulary.json"), "tokenizer": "work/tokenizer"}
     digest = logged(**given)
+    assert "log_model: requests are predicted in batches, since 2 rows of the example" in capsys.readouterr().err
     assert json.loads((service / MODEL / "examples/recorded.json").read_text())["predictions"] == [{"score": 6.0}, {"score": 4.5}]
     assert (service / MODEL / "artifacts/tokenizer/bpe/merges.txt").read_text() == "s p\na m\n"
     assert str(service) not in (service / MODEL / "MLmodel").read_text()
