@@ -10,6 +10,6 @@ class Answer:
     """A response. kind: the content type. headers: all except Content-Type and Content-Length."""
 
     status: int
-    body: bytes
+    body: bytes | bytearray
     kind: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()

@@ -31,6 +31,7 @@ from mlops_build.serving.liveness import Liveness
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
+from mlops_build.serving.pieces import is_large
 from mlops_build.serving.predictor import Fatal
 from mlops_build.serving.protocol import SMALL_BYTES
 from mlops_build.serving.refusal import inflated
@@ -128,6 +129,7 @@ class Service:
             output.on_drop = self._metrics.dropped.inc
         self._running: Counter[str] = Counter()  # requests by model
         self._refused: Counter[str] = Counter()  # requests by model that are not in the metrics yet
+        self._writing: set[asyncio.Task[None]] = set()  # the event loop keeps no reference to a task
         self._endpoints: dict[str, Endpoint] = {}
         self._static: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._static["/v2"] = _json(v2.SERVER)
@@ -315,7 +317,8 @@ class Service:
                         raise Disconnected
                     future = endpoint.batcher.put(rows, self._settings.deadline)
                     scope[ON_DISCONNECT] = partial(_disconnect, future)
-                    answer = write(await future)
+                    output = await future
+                    answer = await asyncio.to_thread(write, output) if is_large(output) else write(output)
             except Exception as error:
                 answer = self._failed(endpoint, error)
             self._count(call, answer)
@@ -340,8 +343,23 @@ class Service:
 
     def _predicted(self, call: Call, write: Write, respond: Respond, future: "asyncio.Future[Any]") -> None:
         try:
-            answer = write(future.result())
+            output = future.result()
+            if is_large(output):
+                task = asyncio.ensure_future(self._written(call, write, respond, output))
+                self._writing.add(task)
+                task.add_done_callback(self._writing.discard)
+                return
+            answer = write(output)
         except BaseException as error:  # otherwise the request would never be answered
+            answer = self._failed(call.endpoint, error)
+        self._respond(call, answer, respond)
+
+    async def _written(self, call: Call, write: Write, respond: Respond, output: Any) -> None:
+        """Write a large response in a thread, and send it."""
+        try:
+            async with asyncio.timeout(call.began + self._settings.deadline - time.perf_counter()):
+                answer = await asyncio.to_thread(write, output)
+        except BaseException as error:
             answer = self._failed(call.endpoint, error)
         self._respond(call, answer, respond)
 

@@ -9,10 +9,13 @@ import base64
 import datetime
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import orjson
+
+from mlops_build.serving import pieces
 
 
 class Unencodable(Exception):
@@ -34,28 +37,52 @@ def plain(answer: Any) -> Any:
             return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")
     if isinstance(answer, np.ndarray):
-        return answer.tolist()
+        return pieces.as_list(answer)
+    if isinstance(answer, dict):
+        return {key: plain(value) for key, value in answer.items()}
     if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):
         if getattr(answer, "is_nested", False):
-            return [tensor.detach().cpu().tolist() for tensor in answer.unbind()]
-        return answer.detach().cpu().tolist()
+            return [plain(tensor) for tensor in answer.unbind()]
+        tensor = answer.detach().cpu()
+        if tensor.numel() <= pieces.PIECE or tensor.is_quantized or tensor.is_complex():
+            return tensor.tolist()
+        return pieces.as_list((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
     return answer
 
 
-def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes:
-    """The body of the response for an output of `plain`. bare: without {"predictions": …} around it. Raises Unencodable."""
+def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes | bytearray:
+    """The body of the response for an output of `plain`. bare: without {"predictions": …} around it. Raises Unencodable.
+
+    For an output that `pieces.is_large`, call it in a thread.
+    """
     document = answer if bare else {"predictions": answer}
-    if nan == "null":
-        try:
-            return orjson.dumps(document, default=_default, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME)
-        except orjson.JSONEncodeError as error:
-            if isinstance(error.__cause__, Unencodable):
-                raise error.__cause__ from None
-            # Integers beyond 64 bits and lone surrogates: valid JSON that orjson does not write.
     try:
-        return json.dumps(document if nan == "literal" else _without_nan(document), default=_default, allow_nan=nan == "literal").encode()
+        if nan == "null":
+            try:
+                return _whole(document, _fast, b",")
+            except orjson.JSONEncodeError as error:
+                if isinstance(error.__cause__, Unencodable):
+                    raise error.__cause__ from None
+                # Integers beyond 64 bits and lone surrogates: valid JSON that orjson does not write.
+        return _whole(document, _literal if nan == "literal" else _slow, b", ")
     except (TypeError, ValueError, RecursionError) as error:
         raise Unencodable(str(error)) from None
+
+
+def _whole(document: Any, dumps: Callable[[Any], bytes], comma: bytes) -> bytes | bytearray:
+    return pieces.together(pieces.pieces(document, dumps, comma)) if pieces.is_large(document) else dumps(document)
+
+
+def _fast(value: Any) -> bytes:
+    return orjson.dumps(value, default=_default, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME)
+
+
+def _literal(value: Any) -> bytes:
+    return json.dumps(value, default=_default).encode()
+
+
+def _slow(value: Any) -> bytes:
+    return json.dumps(_without_nan(value), default=_default, allow_nan=False).encode()
 
 
 def _default(value: Any) -> Any:

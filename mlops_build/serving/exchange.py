@@ -27,6 +27,8 @@ Submit = Callable[[bytes, Respond], Callable[[], None] | None]
 # Handles a request in a task. The first two arguments are those of an ASGI application.
 App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Respond], Awaitable[None]]
 
+# A larger body is written separately from the head of its response.
+LARGE_BYTES = 64 * 1024
 CLOSE = b"connection: close"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in http.HTTPStatus}
@@ -111,7 +113,9 @@ class Exchange:
         if not self.keep_alive:
             headers.append(CLOSE)
         self.end()
-        self._connection.respond(http_response(answer, *headers, body=self.method != b"HEAD"))
+        small = len(answer.body) <= LARGE_BYTES
+        parts = [] if small or self.method == b"HEAD" else [answer.body]  # a copy of a large body would take long
+        self._connection.respond(http_response(answer, *headers, body=small and self.method != b"HEAD"), *parts)
 
     def end(self) -> None:
         """Drop the rest of the request."""

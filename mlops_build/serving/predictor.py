@@ -168,7 +168,7 @@ class Predictor:
     def _output(self, rows: Rows) -> Any:
         if self._network is not None and not rows.params:
             if rows.kind == "tensor":
-                return self._network(rows.data).tolist()
+                return plain(self._network(rows.data))
             if rows.kind == "block" and (answer := self._network(rows.data.astype("float32", copy=False))).ndim == 2:
                 names = [str(position) for position in range(answer.shape[1])]
                 return [dict(zip(names, row, strict=True)) for row in answer.tolist()]
@@ -208,7 +208,7 @@ def _direct(model: Any) -> Callable[[Any, Any], Any]:
 
 def _split(answer: Any, counts: Sequence[int]) -> list[Any] | None:
     """The parts of an output, one per request; None if it does not have one element per row."""
-    if not isinstance(answer, list) or len(answer) != sum(counts):
+    if not isinstance(answer, list | np.ndarray) or len(answer) != sum(counts):
         return None
     parts, at = [], 0
     for count in counts:

@@ -241,12 +241,13 @@ class Connection(asyncio.Protocol):
             exchange.submit = decision
             exchange.submit_if_complete()
 
-    def respond(self, response: bytes) -> None:
+    def respond(self, *response: bytes | bytearray) -> None:
         """Send the response to the first request of the queue, and start the next."""
         exchange = self._queue.popleft()
         if self.transport.is_closing():
             return
-        self.transport.write(response)
+        for part in response:
+            self.transport.write(part)
         if not exchange.keep_alive:
             self._end(linger=self._refused or not exchange.complete)
         elif self._queue:

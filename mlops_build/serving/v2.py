@@ -16,6 +16,7 @@ from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.head import INFERENCE_LENGTH
+from mlops_build.serving.pieces import together
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.v2_output import as_tensor
@@ -193,7 +194,7 @@ class V2:
         head = encode({**document, "outputs": described}, nan=self._nan, bare=True)
         if not binary:
             return Answer(200, head)
-        return Answer(200, b"".join([head, *binary]), OCTETS, ((INFERENCE_LENGTH, str(len(head)).encode()),))
+        return Answer(200, together([head, *binary]), OCTETS, ((INFERENCE_LENGTH, str(len(head)).encode()),))
 
     def _named_outputs(self, output: Any) -> dict[str, Any]:
         if (

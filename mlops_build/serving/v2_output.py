@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlops_build.serving.encode import encode
+from mlops_build.serving.pieces import as_list
 from mlops_build.serving.v2_tensors import BYTES, DTYPES, NAMES, RANK
 
 # The group of each of numpy's kinds: an output has the declared type if its values are of the same group.
@@ -21,7 +22,7 @@ def as_tensor(name: str, value: Any, declared: "np.dtype[Any] | None", *, binary
         datatype = NAMES[array.dtype.newbyteorder("<")]
         described: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if not binary:
-            return {**described, "data": array.ravel().tolist()}, None
+            return {**described, "data": as_list(array.ravel())}, None
         octets = array.astype(DTYPES[datatype]).tobytes()
         return {**described, "parameters": {"binary_data_size": len(octets)}}, octets
     shape, leaves, content = _byte_elements(value)
@@ -45,10 +46,11 @@ def _numbers(value: Any, declared: "np.dtype[Any] | None") -> "np.ndarray[Any, A
     leaf = value
     while isinstance(leaf, list) and leaf:
         leaf = leaf[0]
+    python = leaf.flat[:1].tolist() if isinstance(leaf, np.ndarray) and leaf.dtype != "uint64" else []
     if isinstance(leaf, str | bytes | dict):
         return None  # numpy would convert numbers next to strings into strings
     try:
-        array = np.array(value)
+        array = np.array(value, dtype=np.array(python).dtype if python else None)  # the type of its values as a list
         if array.dtype == object:
             if not all(type(element) in (int, float, type(None)) for element in array.flat):
                 return None
