@@ -17,190 +17,22 @@ import importlib.metadata
 import itertools
 import json
 import os
-import shutil
-import signal
-import socket
 import statistics
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
+import serving_servers as servers
+from serving_servers import BARE, BENTOML, CACHE, LITSERVE, MLFLOW, OURS, SERVERS, Running
 
-ROOT = Path(__file__).resolve().parent.parent
-BESIDE = ROOT / "benchmarks/serving_beside"
+ROOT = servers.ROOT
 RESULT = Path(__file__).with_suffix(".json")
 PICTURE = ROOT / "docs/reference/serving.svg"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlops-build/benchmark-serving"
-UV = str(Path(sys.executable).with_name("uv"))  # also where .venv is not activated
-RIVALS = ["litserve==0.2.19", "bentoml==1.4.40"]
 CLIENTS = (1, 8, 64)
 # tab: 32 named columns. tabt: the same network, one tensor. img: a conv net on 3×64×64.
 CELLS = {"row": ("tab", 1), "rows32": ("tab", 32), "tensor row": ("tabt", 1), "tensor rows32": ("tabt", 32), "image": ("img", 1)}
-READY_SECONDS = 180
-
-
-@dataclass(frozen=True)
-class Server:
-    """command: of a model and a port. models: what it is asked for. payload: another model's form of request that it takes for `tab`."""
-
-    command: Callable[[str, int], Sequence[str]]
-    models: tuple[str, ...]
-    ready: str = "/ping"
-    payload: str = "tab"
-
-
-def python(environment: str) -> str:
-    return str(CACHE / environment / "bin/python")
-
-
-def model(name: str) -> str:
-    return str(CACHE / "models" / name)
-
-
-OURS, MLFLOW, LITSERVE, BENTOML, BARE = "mlops-build", "MLflow", "LitServe", "BentoML", "bare"
-SERVERS = {
-    OURS: Server(
-        lambda name, port: [python("ours"), "-m", "mlops_build", "serve", model(name), "--port", str(port), "--device", "cpu"],
-        ("tab", "tabt", "img"),
-    ),
-    MLFLOW: Server(
-        lambda name, port: [
-            *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model(name), "--env-manager", "local"),
-            *("--workers", "1", "--port", str(port)),
-        ],
-        ("tab", "tabt", "img"),
-    ),
-    LITSERVE: Server(lambda name, port: [python("rivals"), str(BESIDE / "lit.py"), name, str(port)], ("tab", "img"), "/health"),
-    BENTOML: Server(
-        lambda _, port: [
-            str(CACHE / "rivals/bin/bentoml"), "serve", "--working-dir", str(BESIDE), "--port", str(port), "bento:Scores"
-        ],
-        ("tab", "img"), "/readyz", payload="tabt",
-    ),
-    BARE: Server(lambda name, port: [python("ours"), str(BESIDE / "bare.py"), name, str(port)], ("tab", "img")),
-}  # fmt: skip
-
-
-# ── what is needed: environments, models, bodies, the clients ──
-
-
-def prepare() -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    torch = "torch==" + importlib.metadata.version("torch")
-    lock = ["--constraint", str(ROOT / "requirements.lock")]
-    environment("ours", [*lock, torch, "--requirement", str(ROOT / "pyproject.toml"), "--extra", "serve"])
-    environment("rivals", [torch, "numpy", "uvloop", "httptools", *RIVALS])
-    subprocess.run([sys.executable, "-m", "compileall", "-q", str(ROOT / "mlops_build")], check=True)  # as installing does
-    clients_and_models()
-
-
-def clients_and_models() -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cc", "-O2", "-o", str(CACHE / "load"), str(BESIDE / "load.c")], check=True)
-    shutil.rmtree(CACHE / "models", ignore_errors=True)
-    saved = subprocess.run([sys.executable, str(BESIDE / "save.py"), str(CACHE / "models")], capture_output=True, text=True, check=False)
-    if saved.returncode:
-        raise SystemExit(saved.stderr)
-
-
-def environment(name: str, packages: Sequence[str]) -> None:
-    folder, stamp = CACHE / name, CACHE / f"{name}.installed"
-    wanted = " ".join(packages) + (ROOT / "requirements.lock").read_text() * (name == "ours")
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    print(f"making {folder}", flush=True)
-    settings = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
-    # uv ignores pip's settings.
-    for ours, theirs in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_FIND_LINKS", "PIP_FIND_LINKS")):
-        if theirs in settings:
-            settings.setdefault(ours, settings[theirs].replace(" ", ",") if ours == "UV_FIND_LINKS" else settings[theirs])
-    backend = [] if "UV_FIND_LINKS" in settings else ["--torch-backend=cpu"]
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(folder)], env=settings, check=True)
-    install = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", python(name), *backend]
-    subprocess.run([*install, *packages], env=settings, cwd=ROOT, check=True)
-    stamp.write_text(wanted)
-
-
-# ── one server, one model, one round ──
-
-
-class Running:
-    """A started server. Guards its processes: `with` ends them all."""
-
-    def __init__(self, server: Server, name: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("MLOPS_") and key != "MLFLOW_TRACKING_URI"}
-        path = os.pathsep.join([str(ROOT), str(BESIDE)]) if server in (SERVERS[OURS], SERVERS[BENTOML]) else ""
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        own = {"MODEL": name, "PYTHONPATH": path, "BENTOML_DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        began = time.perf_counter()
-        with (CACHE / "server.log").open("w") as log:
-            self.process = subprocess.Popen(
-                server.command(name, self.port), env={**kept, **threads, **own}, cwd=CACHE, stdout=subprocess.DEVNULL, stderr=log
-            )
-        while not self._answers(server.ready):
-            if self.process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
-                self.end()
-                raise SystemExit(f"{server.command(name, self.port)} does not start:\n{(CACHE / 'server.log').read_text()[-2000:]}")
-            time.sleep(0.02)
-        self.seconds = time.perf_counter() - began
-
-    def __enter__(self) -> "Running":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def _answers(self, path: str) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def processes(self) -> list[psutil.Process]:
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
-
-    def cpu(self) -> float:
-        return sum(sum(one.cpu_times()[:2]) for one in self.processes())
-
-    def memory(self) -> dict[str, int]:
-        """MiB of all its processes. rss counts what they share several times, pss once."""
-        found = [one.memory_full_info() for one in self.processes()]
-        return {"rss": round(sum(one.rss for one in found) / 2**20), "pss": round(sum(one.pss for one in found) / 2**20)}
-
-    def load(self, name: str, rows: int, clients: int, seconds: float) -> dict[str, float]:
-        before = self.cpu()
-        body = CACHE / f"models/{name}-{rows}.json"
-        command = [str(CACHE / "load"), str(self.port), "/invocations", str(body), str(clients), str(seconds), "200"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        found: dict[str, float] = json.loads(done.stdout)
-        if found["not_200"]:
-            raise SystemExit(f"{found['not_200']} answers were not 200:\n{(CACHE / 'server.log').read_text()[-2000:]}")
-        found["cpu_ms"] = round((self.cpu() - before) * 1000 / (found["answers"] + found["before"]), 3)
-        return found
-
-    def end(self) -> None:
-        try:
-            everyone = self.processes()
-        except psutil.NoSuchProcess:
-            everyone = []
-        self.process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(everyone, timeout=10)
-        for one in alive:
-            one.kill()
-        self.process.wait()
 
 
 def measure(server: str, name: str, seconds: float) -> dict[str, Any]:
@@ -264,31 +96,33 @@ def median(values: Iterator[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def goals(servers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was aimed at with 64 clients, and what came of it."""
+def goals(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was aimed at, and what came of it."""
 
-    def rate(server: str, cell: str) -> float:
-        return float(servers[server]["cells"][f"{cell}, 64"]["rps"])
+    def rate(server: str, cell: str, clients: int) -> float:
+        return float(found[server]["cells"][f"{cell}, {clients}"]["rps"])
 
-    for text, cell, other, their, least in (
-        ("one row ÷ MLflow", "row", MLFLOW, "row", 80),
-        ("one row ÷ MLflow with a tensor signature", "row", MLFLOW, "tensor row", 12),
-        ("one row ÷ LitServe", "row", LITSERVE, "row", 8),
-        ("one row ÷ BentoML", "row", BENTOML, "row", 8),
-        ("one row ÷ bare, batched", "row", BARE, "row", 0.6),
-        ("one image ÷ MLflow", "image", MLFLOW, "image", 12),
-        ("one image ÷ BentoML", "image", BENTOML, "image", 2.5),
+    for text, cell, clients, other, their, least in (
+        ("one row ÷ MLflow", "row", 64, MLFLOW, "row", 80),
+        ("one row ÷ MLflow with a tensor signature", "row", 64, MLFLOW, "tensor row", 12),
+        ("one row ÷ LitServe", "row", 64, LITSERVE, "row", 8),
+        ("one row ÷ BentoML", "row", 64, BENTOML, "row", 8),
+        ("one row ÷ bare, batched", "row", 64, BARE, "row", 0.6),
+        ("one image ÷ MLflow", "image", 64, MLFLOW, "image", 12),
+        ("one image ÷ BentoML", "image", 64, BENTOML, "image", 2.5),
+        ("one tensor row ÷ bare, one client", "tensor row", 1, BARE, "tensor row", 0.6),
+        ("one tensor row ÷ MLflow, one client", "tensor row", 1, MLFLOW, "tensor row", 2.5),
     ):
-        if other in servers:
-            value = rate(OURS, cell) / rate(other, their)
+        if other in found:
+            value = rate(OURS, cell, clients) / rate(other, their, clients)
             yield {"goal": text, "at least": least, "is": round(value, 2), "met": value >= least}
     for cell in ("row", "image"):
-        figures = servers[OURS]["cells"][f"{cell}, 64"]
+        figures = found[OURS]["cells"][f"{cell}, 64"]
         value = figures["p99"] / figures["p50"]
         yield {"goal": f"one {cell}, p99 ÷ p50", "at most": 3, "is": round(value, 2), "met": value <= 3}
-    if MLFLOW in servers:
+    if MLFLOW in found:
         for text, what, most in (("RSS under load ÷ MLflow's", "rss_mib_loaded", 0.5), ("start to ready ÷ MLflow's", "start_s", 1 / 3)):
-            value = servers[OURS][what] / servers[MLFLOW][what]
+            value = found[OURS][what] / found[MLFLOW][what]
             yield {"goal": text, "at most": round(most, 2), "is": round(value, 2), "met": value <= most}
 
 
@@ -304,11 +138,21 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
             shown.append(f"{figures['rps']:,.0f} ({figures['p50']:.3g}; {figures['p99']:.3g})" if figures else "–")
         yield f"| {server} | {' | '.join(shown)} | {one['start_s']:.1f} | {one['rss_mib_loaded']:.0f} ({one['pss_mib_loaded']:.0f}) |"
     yield ""
-    yield "| with 64 clients | goal | measured | |"
+    yield "| with 64 clients, unless stated | goal | measured | |"
     yield "| --- | --- | --- | --- |"
     for goal in document["goals"]:
         bound = f"≥ {goal['at least']:g}" if "at least" in goal else f"≤ {goal['at most']:g}"
         yield f"| {goal['goal']} | {bound} | {goal['is']:g} | {'met' if goal['met'] else '**not met**'} |"
+
+
+def memory_table(document: Mapping[str, Any]) -> Iterator[str]:
+    limit = f"limit of {servers.LIMIT_MIB} MiB" if all(row["limit"] for row in document["memory"].values()) else "without a limit"
+    yield ""
+    yield f"| memory, {limit} | RSS at start, MiB | RSS after {servers.BODIES} bodies of 7 MiB, {servers.AT_ONCE} at one time | answers |"
+    yield "| --- | --- | --- | --- |"
+    for server, row in document["memory"].items():
+        answers = ", ".join(f"{number} × {status}" for status, number in sorted(row["answers"].items()))
+        yield f"| {server} | {row['started']} | {'killed' if row['after'] is None else row['after']} | {answers} |"
 
 
 def write_docs(document: Mapping[str, Any]) -> None:
@@ -320,13 +164,13 @@ def write_docs(document: Mapping[str, Any]) -> None:
         "([serving.json](../../benchmarks/serving.json)):",
         "",
     )
-    between(ROOT / "docs/reference/benchmarks.md", "\n".join([*head, *table(document)]))
-    servers = document["servers"]
+    between(ROOT / "docs/reference/benchmarks.md", "\n".join([*head, *table(document), *memory_table(document)]))
+    measured = document["servers"]
     row, image = (
-        {name: servers[OURS]["cells"][f"{cell}, 64"]["rps"] / one["cells"][f"{cell}, 64"]["rps"] for name, one in servers.items()}
+        {name: measured[OURS]["cells"][f"{cell}, 64"]["rps"] / one["cells"][f"{cell}, 64"]["rps"] for name, one in measured.items()}
         for cell in ("row", "image")
     )
-    figures = servers[OURS]["cells"]["row, 64"]
+    figures = measured[OURS]["cells"]["row, 64"]
     lines = (
         "![Requests per second of mlops-build serve, MLflow's server, LitServe, BentoML and a bare server](docs/reference/serving.svg)",
         "",
@@ -360,12 +204,12 @@ def draw(document: Mapping[str, Any]) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "serving", "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
-    servers = document["servers"]
+    measured = document["servers"]
     titles = {"row": "one row of 32 columns", "rows32": "32 rows of 32 columns", "image": "one image, 3×64×64"}
     figure, axes = pyplot.subplots(1, len(titles), figsize=(11, 2.6), sharey=True)
-    names = [name for name in (BARE, OURS, BENTOML, LITSERVE, MLFLOW) if name in servers][::-1]
+    names = [name for name in (BARE, OURS, BENTOML, LITSERVE, MLFLOW) if name in measured][::-1]
     for axis, (cell, title) in zip(axes, titles.items(), strict=True):
-        rates = [servers[name]["cells"][f"{cell}, 64"]["rps"] for name in names]
+        rates = [measured[name]["cells"][f"{cell}, 64"]["rps"] for name in names]
         colours = ["#3f7fd9" if name == OURS else "#c8c8c8" if name == BARE else "#d98c3f" for name in names]
         axis.barh(["bare, checks nothing" if name == BARE else name for name in names], rates, color=colours)
         for place, rate in enumerate(rates):
@@ -390,12 +234,12 @@ def main() -> None:
         document = json.loads(RESULT.read_text())
     else:
         began, busy = time.monotonic(), os.getloadavg()[0]
-        prepare()
+        servers.prepare()
         runs = rounds(arguments, CACHE / "runs.json")
         commit = subprocess.run(
             ["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
-        servers = {name: found for name, found in medians(runs).items() if not arguments.server or name in arguments.server}
+        found = {name: figures for name, figures in medians(runs).items() if not arguments.server or name in arguments.server}
         document = {
             "commit": commit,
             "rounds": arguments.rounds,
@@ -403,13 +247,14 @@ def main() -> None:
             "cores": os.cpu_count(),
             "load_before": round(busy, 2),
             "minutes": round((time.monotonic() - began) / 60, 1),
-            "versions": {name: importlib.metadata.version(name) for name in ("mlflow", "torch")} | {"rivals": RIVALS},
-            "servers": servers,
-            "goals": list(goals(servers)) if OURS in servers else [],
+            "versions": {name: importlib.metadata.version(name) for name in ("mlflow", "torch")} | {"rivals": servers.RIVALS},
+            "servers": found,
+            "goals": list(goals(found)) if OURS in found else [],
+            "memory": {name: servers.small_memory(name) for name in found},
         }
         if not arguments.server:
             RESULT.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    print("\n".join(table(document)))
+    print("\n".join([*table(document), *memory_table(document)]))
     if not arguments.server:
         write_docs(document)
         draw(document)

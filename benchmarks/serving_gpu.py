@@ -16,7 +16,7 @@ import urllib.request
 from collections import defaultdict
 from typing import Any
 
-import serving
+import serving_servers as serving
 
 SIZES = (1, 4, 16, 64)
 CLIENTS = 64

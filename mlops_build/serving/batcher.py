@@ -8,6 +8,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Batcher:
         )  # in order; a disconnected request is removed from any position
         self._lock = threading.Lock()
         self._idle = True
-        self._wake = threading.Semaphore(0)
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # threading's classes are in Python, and take ten times as long
         self._closed = False
         self._rate = 0.0  # rows per second, moving average
         self._expected = 0  # requests admitted by `expect` in this iteration of the loop
@@ -103,7 +104,7 @@ class Batcher:
             self.queued += rows.count
             was_idle, self._idle = self._idle, False
         if was_idle:
-            loop.call_soon(self._wake.release)  # after the other sockets of this iteration, so that their requests join the batch
+            loop.call_soon(self._wake.put, None)  # after the other sockets of this iteration, so that their requests join the batch
         return future
 
     def admit(self, rows: int = 1) -> None:
@@ -143,7 +144,7 @@ class Batcher:
     def close(self) -> None:
         """End the thread after its current prediction. Waiting requests are not answered."""
         self._closed = True
-        self._wake.release()
+        self._wake.put(None)
         self._thread.join(timeout=60)
 
     def _end(self, entry: _Waiting, _: object) -> None:
@@ -170,7 +171,7 @@ class Batcher:
             if not batch:
                 if not self._closed and self._used_idle_moment():
                     continue
-                self._wake.acquire()
+                self._wake.get()
                 if self._closed:
                     return
                 continue
