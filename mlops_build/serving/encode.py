@@ -35,7 +35,12 @@ def plain(answer: Any) -> Any:
         if len(set(names)) == len(names):
             dtypes = set(answer.dtypes)
             # A Series for each column would take a tenth of the time of a small request.
-            numbers = len(dtypes) == 1 and isinstance(dtype := dtypes.pop(), np.dtype) and dtype.kind in "biuf"
+            numbers = (
+                answer.size <= pieces.PIECE
+                and len(dtypes) == 1
+                and isinstance(dtype := dtypes.pop(), np.dtype)
+                and dtype.kind in pieces.NUMBERS
+            )
             rows = answer.to_numpy().tolist() if numbers else zip(*(column.tolist() for _, column in answer.items()), strict=True)
             return [dict(zip(names, row, strict=True)) for row in rows] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance, Verdict
