@@ -318,6 +318,7 @@ def test_vocabularies_tokenizers_and_scalers_are_given_to_the_model(template: Pa
         (["full", "--from", "work/train.py"], 4, "full is not empty"),
         (["file", "--from", "work/train.py"], 4, "file is not empty"),
         (["a/b", "--from", "work/train.py"], 3, "mkdir --parents"),
+        (["n" * 300, "--from", "work/train.py"], 1, "choose a folder with a shorter name"),
         (["new", "--from", "work/none.py"], 3, "none.py does not exist"),
         (["new", "--from", "work/labels.txt"], 2, "not a Python file"),
         (["new", "--from", "work/train.py", "--data", "work/none"], 3, "the data work/none does not exist"),
@@ -350,7 +351,7 @@ def test_a_refusal_says_why_and_leaves_nothing_behind(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["прогноз", "123model", "v2.1", "my_service.v2", "json", "x" * 41])
+@pytest.mark.parametrize("name", ["прогноз", "123model", "v2.1", "my_service.v2", "json", "x" * 41, "n" * 255, "MLOps_Build"])
 def test_a_folder_whose_name_is_not_valid_for_a_service_is_refused_with_a_name_that_is(
     template: Path, work: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ stage runs the script with its own arguments, and DVC tracks the data. What cann
 is built in a folder next to the destination and moved there when it is complete.
 """
 
+import errno
 import re
 import shlex
 import shutil
@@ -86,7 +87,10 @@ def scaffold(
 ) -> Made:
     """Generate the service. Raises NotEmpty, BadName, BadScript, NotFound, UsageError, ScaffoldError, and the errors of Git and DVC."""
     destination = destination.absolute()
-    _check_destination(destination)
+    try:
+        _check_destination(destination)
+    except OSError as error:
+        raise _unwritable(destination, error) from None
     if "example" in answers:
         raise UsageError("--answer example=… cannot be used with --from: your script replaces the example", remedy="remove this answer")
     modules, outside = modules_of.collect(scripts.read(script.absolute()))
@@ -97,8 +101,10 @@ def scaffold(
         "description": "Serves the model of a training script",
         **answers,
     }
-    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    folder: Path | None = None
     try:
+        # The whole name might be too long with what mkdtemp appends.
+        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name[:NAME_LENGTH]}-", dir=destination.parent))
         root = folder / destination.name
         try:
             render.copy(template, root, given, version=version)
@@ -123,12 +129,17 @@ def scaffold(
         )
         _place(root, destination)
     except OSError as error:
-        raise Failed(
-            f"{destination} cannot be written: {error.strerror or error}", remedy="check the free disk space and your permissions"
-        ) from None
+        raise _unwritable(destination, error) from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+def _unwritable(destination: Path, error: OSError) -> Failed:
+    too_long = error.errno == errno.ENAMETOOLONG
+    remedy = "choose a folder with a shorter name" if too_long else "check the free disk space and your permissions"
+    return Failed(f"{destination} cannot be written: {error.strerror or error}", remedy=remedy)
 
 
 def _named_by_folder(name: str, error: render.ScaffoldError) -> render.ScaffoldError | BadName:
@@ -138,8 +149,8 @@ def _named_by_folder(name: str, error: render.ScaffoldError) -> render.ScaffoldE
         return error
     words = re.findall(r"[a-z0-9]+", name.lower())
     valid = re.sub(r"^[0-9-]+", "", "-".join(words)) or "fraud-score"
-    # A single word could be the name of a Python package.
-    valid = (valid if "-" in valid else f"{valid}-service")[:NAME_LENGTH].rstrip("-")
+    # A single word could be the name of a Python package, and mlops-build is one.
+    valid = (f"{valid}-service" if "-" not in valid or valid == "mlops-build" else valid)[:NAME_LENGTH].rstrip("-")
     return BadName(
         f"the service would be named after its folder, but {name!r} is not a valid name: {why}",
         remedy=f"give it a name: add --answer project_name={valid} to the command, or choose another folder",
