@@ -16,7 +16,7 @@ from typing import Any
 
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.finding import Finding, show
-from mlops_build.model import files, scan
+from mlops_build.model import files, openapi, scan
 from mlops_build.model.identity import DIGEST_TAG, SERVICE
 from mlops_build.packaging import contents, grammar, sbom, wheelhouse
 from mlops_build.packaging.contents import Contents
@@ -38,6 +38,8 @@ DOCKERIGNORE = """\
 # Files of a version that its image needs (docs/explanation/order-of-training.md).
 ENVIRONMENT, LOCK, WHEELS = "environment/environment.json", "environment/requirements.lock", "environment/wheels"
 FILES = "environment/files"
+# Other files that are read later, where nobody could report a mistake. Versions of early releases do not have all of them.
+DOCUMENTS = ("lineage.json", openapi.FILE, openapi.EXAMPLES)
 # The time of folders. A file's time is derived from its content (_time), so that the image's layers do not depend on when it was packaged.
 TIME = 315532800
 
@@ -207,6 +209,9 @@ def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
         raise BadVersion(
             f"{name}: {ENVIRONMENT} does not have schema 1", remedy="it may be written by a newer mlops-build: update this installation"
         )
+    for document in DOCUMENTS:
+        if (folder / document).is_file() and not _is_object(folder / document):
+            raise BadVersion(f"{name}: {document} cannot be read", remedy="train and register the model again")
     if not (folder / "MLmodel").is_file():
         raise BadVersion(f"{name} has no MLmodel", remedy="train and register the model again")
     for wheel in wheels:
@@ -221,6 +226,13 @@ def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
         {name: files.file_digest(path) for name, path in _code(folder, wheels)},
         pickled,
     )
+
+
+def _is_object(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _code(folder: Path, wheels: Sequence[str]) -> Iterator[tuple[str, Path]]:

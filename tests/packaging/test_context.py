@@ -191,6 +191,15 @@ def test_a_version_without_its_parts_says_which_are_missing(altered: Path, tmp_p
         write_context(CPU, IMAGE, [source(altered)], tmp_path / "context")
 
 
+@pytest.mark.parametrize("path", ["lineage.json", "openapi.json", "examples/recorded.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_version_with_a_damaged_document_is_refused(altered: Path, tmp_path: Path, path: str, content: bytes) -> None:
+    """Without this, labels would be missing, a new contract would pass as the old one, or the pod would fail at its start."""
+    (altered / path).write_bytes(content)
+    with pytest.raises(context.BadVersion, match=f"points 1: {path} cannot be read"):
+        write_context(CPU, IMAGE, [source(altered)], tmp_path / "context")
+
+
 def test_models_of_one_image_share_one_environment(world: World, altered: Path, tmp_path: Path) -> None:
     one = source(world.folder / "one")
     made = write_context(CPU, IMAGE, [one, source(world.folder / "two", "lines", 7)], tmp_path / "context")
