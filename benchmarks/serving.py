@@ -7,9 +7,10 @@ One worker and one torch thread each, the same payloads, access logs as each ser
 each round, and each round begins with another one; a figure is the median of the rounds. The clients are a C program
 (serving_beside/load.c; a C compiler is needed). MLflow runs in this environment. Ours runs as in an image, with what
 mlops-build[serve] installs and no more; LitServe and BentoML have an environment too. Both are made on the first run, in the user's
-cache (uv, a package index).
+cache (uv, a package index). Memory is measured once per server, under the limit of a control group (only as root on Linux; otherwise
+without a limit).
 
-About 11 minutes. Each server's figures are kept as they come; --resume continues a run that was interrupted.
+About 15 minutes. Each server's figures are kept as they come; --resume continues a run that was interrupted.
 """
 
 import argparse
