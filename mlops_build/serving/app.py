@@ -365,8 +365,8 @@ class Service:
 
     def _respond(self, call: Call, answer: Answer, respond: Respond) -> None:
         self._running[call.endpoint.loaded.name] -= 1
-        self._count(call, answer)
         respond(answer, call.head.request_id)
+        self._count(call, answer)  # while the caller prepares its next request
 
     def _count(self, call: Call, answer: Answer) -> None:
         name, seconds = call.endpoint.loaded.name, time.perf_counter() - call.began

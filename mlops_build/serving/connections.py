@@ -87,10 +87,10 @@ class Connections:
             connection.refuse(response)
 
     def _check(self) -> None:
+        self.loop.call_later(CHECK_SECONDS, self._check)
         now = self.now()
         for connection in tuple(self.connections):
             if connection.abort_at <= now:
                 connection.transport.abort()
             elif connection.close_at <= now:
                 connection.expire()
-        self.loop.call_later(CHECK_SECONDS, self._check)
