@@ -199,7 +199,9 @@ class Joining:
 
 def key_of(rows: Rows) -> Key | None:
     """Requests with the same key can be joined, if that is allowed; those with None never."""
-    return (rows.kind, repr(rows.params)) if rows.kind in ("block", "columns", "tensor") else None
+    if rows.kind not in ("block", "columns", "tensor"):
+        return None
+    return rows.kind, repr(rows.params), rows.data.shape[1:] if rows.kind == "tensor" else None
 
 
 def joined(group: Sequence[Rows]) -> Rows:

@@ -361,6 +361,17 @@ def test_the_tolerance_follows_the_precision(saved: dict[str, Path]) -> None:
         assert model.on == on
 
 
+def test_tensors_of_different_shapes_are_neither_joined_nor_compared(tmp_path: Path) -> None:
+    models.save(tmp_path / "free", models.tensor("float32", (-1, -1)), SET)
+    model = Model(tmp_path / "free/model", lambda data: data.sum(axis=1))
+    requests = [Rows("tensor", np.full((1, 1 + number % 3), number, "float32"), 1) for number in range(100)]
+    for request in requests:
+        (answer,) = model.predictor.predict([request])
+        assert answer == [request.data.sum()]
+    answers = model.predictor.predict(requests)
+    assert [list(answer) for answer in answers] == [[request.data.sum()] for request in requests]
+
+
 def test_a_signature_with_a_fixed_number_of_rows_is_not_batched(tmp_path: Path) -> None:
     model = models.save(tmp_path / "fixed", models.tensor("float32", (2, 3)))
     predictor = Predictor(model, declared="they are")
