@@ -9,7 +9,6 @@ import base64
 import datetime
 import json
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -63,22 +62,19 @@ def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool 
 
     For an output that `pieces.is_large`, call it in a thread.
     """
-    document = answer if bare else {"predictions": answer}
+    document, large = answer if bare else {"predictions": answer}, pieces.is_large(answer)
     try:
         if nan == "null":
             try:
-                return _whole(document, _fast, b",")
+                return pieces.together(pieces.pieces(document, _fast, b",")) if large else _fast(document)
             except orjson.JSONEncodeError as error:
                 if isinstance(error.__cause__, Unencodable):
                     raise error.__cause__ from None
                 # Integers beyond 64 bits and lone surrogates: valid JSON that orjson does not write.
-        return _whole(document, _literal if nan == "literal" else _slow, b", ")
+        dumps = _literal if nan == "literal" else _slow
+        return pieces.together(pieces.pieces(document, dumps, b", ")) if large else dumps(document)
     except (TypeError, ValueError, RecursionError) as error:
         raise Unencodable(str(error)) from None
-
-
-def _whole(document: Any, dumps: Callable[[Any], bytes], comma: bytes) -> bytes | bytearray:
-    return pieces.together(pieces.pieces(document, dumps, comma)) if pieces.is_large(document) else dumps(document)
 
 
 def _fast(value: Any) -> bytes:

@@ -72,7 +72,7 @@ def in_one(output: Any, nan: str) -> bytes:
 
 @pytest.mark.parametrize("nan", ["null", "literal"])
 @pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize("size", [1, 2, 7, 100, 1024])
+@pytest.mark.parametrize("size", [7, 1024])
 def test_the_pieces_are_the_bytes_of_the_whole(monkeypatch: pytest.MonkeyPatch, name: str, size: int, nan: Any) -> None:
     expected = in_one(OUTPUTS[name], nan)
     monkeypatch.setattr(pieces, "PIECE", size)
