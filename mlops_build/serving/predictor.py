@@ -75,24 +75,25 @@ class Predictor:
             groups: dict[Any, list[int]] = {}
             for index, rows in enumerate(requests):
                 groups.setdefault(key_of(rows) or index, []).append(index)
-            for indices in groups.values():
-                for index, answer in zip(indices, self._group([requests[index] for index in indices]), strict=True):
+            for key, indices in groups.items():
+                group = [requests[index] for index in indices]
+                for index, answer in zip(indices, self._group(group), strict=True):
                     answers[index] = answer
-                    self.joining.observe(requests[index], answer)
+                if not self.joining.allows(key):
+                    for rows, index in zip(group, indices, strict=True):
+                        self.joining.observe(rows, answers[index])
             return answers
 
     def idle(self) -> bool:
         """Called while no request waits: make one prediction of a check, if one is due. Returns whether it did."""
-        with self._inference():
-            return self.joining.step(idle=True)
+        return self.joining.step(idle=True)
 
     def check_joining(self, rows: Rows, expected: float = 0.0) -> Verdict:
         """Whether requests like these may be predicted in one batch. Later requests follow it.
 
         rows: those of the recorded example. expected: seconds to predict one of them.
         """
-        with self._inference():
-            return self.joining.check(rows, expected)
+        return self.joining.check(rows, expected)
 
     def needs_gradients(self) -> None:
         """Stop using torch.inference_mode, for a model that computes gradients during prediction."""
@@ -161,7 +162,8 @@ class Predictor:
     def _evidence(self, rows: Rows) -> Any:
         """The output for rows of a check. Raises Inconclusive, and the exceptions of the model."""
         try:
-            return self._output(rows)
+            with self._inference():
+                return self._output(rows)
         except BaseException as error:
             known = _known(error)
             raise (Inconclusive(str(known)) if isinstance(known, OutOfMemory | Fatal) else known) from error
