@@ -78,8 +78,8 @@ def steps(
 ) -> Generator[float, None, Verdict]:
     """Predict each row alone, twice; then the rows together, in other orders, twice each, and in pairs. Compare the answers.
 
-    rows: at least two, each different from the others. join: several rows as one input. predict: the output for an input, a list with one
-    element per row; may raise Inconclusive. expected: the seconds of the first prediction, if known.
+    rows: at least two, each different from the others. join: several rows as one input. predict: the output for an input, with one element
+    per row; may raise Inconclusive. expected: the seconds of the first prediction, if known.
     Yields before each prediction: the seconds that it is expected to take.
     """
     alone: list[Any] = []
@@ -136,8 +136,8 @@ def _answers(predict: Callable[[T], Any], rows: T, count: int) -> "list[Any] | V
     except Exception as error:
         name = type(error.__cause__ or error).__name__
         return Verdict(False, f"the model fails on {'a single row' if count == 1 else 'several rows together'} ({name})")
-    if isinstance(output, list) and len(output) == count:
-        return output
+    if isinstance(output, list | np.ndarray) and len(output) == count:
+        return list(output)
     return Verdict(False, "the model's output does not have one element per row")
 
 
@@ -157,6 +157,14 @@ def _flat(value: Any) -> tuple["np.ndarray[Any, Any]", list[Any]]:
 
 
 def _collect(value: Any, arrays: "list[np.ndarray[Any, Any]]", others: list[Any]) -> None:
+    array = _array(value)
+    if array is not None:
+        others.append(array.shape)
+        if array.dtype.kind == "f":
+            arrays.append(array.ravel())
+        else:
+            others.append((array if array.dtype.kind == "b" else array.astype("int64")).tobytes())
+        return
     if hasattr(value, "tolist"):  # of numpy, pandas or torch
         value = value.tolist()
     if isinstance(value, dict):
@@ -164,15 +172,9 @@ def _collect(value: Any, arrays: "list[np.ndarray[Any, Any]]", others: list[Any]
         for element in value.values():
             _collect(element, arrays, others)
     elif isinstance(value, list | tuple):
-        array = _array(value)
-        others.append(len(value) if array is None else array.shape)
-        if array is None:
-            for element in value:
-                _collect(element, arrays, others)
-        elif array.dtype.kind == "f":
-            arrays.append(array.ravel())
-        else:
-            others.append(array.tobytes())
+        others.append(len(value))
+        for element in value:
+            _collect(element, arrays, others)
     elif isinstance(value, float):
         others.append(float)
         arrays.append(np.array([value]))
@@ -180,12 +182,11 @@ def _collect(value: Any, arrays: "list[np.ndarray[Any, Any]]", others: list[Any]
         others.append(value)
 
 
-def _array(value: Sequence[Any]) -> "np.ndarray[Any, Any] | None":
-    """A list of nothing but numbers as an array, since an answer may have thousands."""
-    if not value or not isinstance(value[0], float | int | list):
-        return None
-    try:
-        array = np.array(value)
-    except ValueError:  # rows of different lengths
-        return None
-    return array if array.dtype.kind in "fiub" else None
+def _array(value: Any) -> "np.ndarray[Any, Any] | None":
+    """An array, or a list of nothing but numbers, as an array: an answer may have millions of numbers."""
+    if isinstance(value, list | tuple) and value and isinstance(value[0], float | int | list | np.ndarray | np.generic):
+        try:
+            value = np.array(value)
+        except (ValueError, OverflowError):  # rows of different lengths
+            return None
+    return value if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "fiub" else None

@@ -95,7 +95,7 @@ class Joining:
     def observe(self, rows: Rows, answer: Any) -> None:
         """Collect rows of an answered request that `allows` does not allow, as evidence."""
         key = key_of(rows)
-        if self.refuted is not None or not isinstance(answer, list) or len(answer) != rows.count:
+        if self.refuted is not None or not isinstance(answer, list | np.ndarray) or len(answer) != rows.count:
             return
         evidence = self._evidence(key)
         if evidence is not None and not evidence.ready:

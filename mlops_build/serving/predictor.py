@@ -156,6 +156,8 @@ class Predictor:
             chunks.append(chunk)
             outputs.append(output)
         if self.joining.compare(chunks, outputs, 0.0):
+            if any(isinstance(output, np.ndarray) for output in outputs):
+                return np.concatenate(outputs)
             return [answer for output in outputs for answer in output]
         return self._output(rows)
 

@@ -76,6 +76,15 @@ def test_a_model_with_random_answers_is_never_batched() -> None:
         assert verdict == Verdict(False, "the model's output for the same row changes from one prediction to the next")
 
 
+def test_arrays_and_lists_of_the_same_numbers_are_equal() -> None:
+    for values in ([1.5, 2.5], [[1, 2], [3, 4]], [True, False], [[0.5], [1.5]]):
+        array = np.array(values)
+        for other in (array, list(array), [values[0], array[1]], array.astype("float32") if array.dtype.kind == "f" else array):
+            assert independence.close(values, other, independence.FLOAT32, 1.0)
+            assert not independence.close(values, array[::-1], independence.FLOAT32, 1.0)
+    assert not independence.close([1], [1.0], independence.FLOAT32, 1.0), "the JSON differs"
+
+
 def test_models_that_fail_or_answer_another_number_of_rows() -> None:
     def single(rows: Array) -> Any:
         return [float(rows[:, 0].item())]
@@ -91,7 +100,7 @@ def test_models_that_fail_or_answer_another_number_of_rows() -> None:
     assert outcome(single) == Verdict(False, "the model fails on several rows together (ValueError)")
     assert outcome(several) == Verdict(False, "the model fails on a single row (ValueError)")
     assert outcome(full) == Verdict(None, "no memory")
-    for output in ([1.0, 2.0, 3.0], {"a": 1.0}, np.ones(1)):
+    for output in ([1.0, 2.0, 3.0], {"a": 1.0}, np.ones(3), 1.0):
         assert outcome(lambda _, output=output: output) == Verdict(False, "the model's output does not have one element per row")
 
 

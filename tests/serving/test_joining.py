@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlops_build.model.independence import TOLERANCES
-from mlops_build.serving import joining
+from mlops_build.serving import joining, pieces
 from mlops_build.serving import predictor as predictor_module
 from mlops_build.serving.batcher import Batcher
 from mlops_build.serving.load import from_folder, load, warm_up
@@ -349,6 +349,27 @@ def test_a_large_request_is_predicted_in_parts_if_its_rows_are_independent(saved
     dependent = Model(saved["numbers"], minus_mean, declared="they are")
     (answer,) = dependent.answers(whole)
     assert answer == [row - 499.5 for row in range(1000)]
+
+
+def test_large_outputs_are_compared_and_joined_too(saved: dict[str, Path]) -> None:
+    """They stay arrays, and those of a single row may be lists."""
+
+    def large(data: Any) -> Any:
+        return np.repeat(data.to_numpy("float32"), pieces.PIECE // 16, axis=1)
+
+    model = Model(saved["numbers"], large)
+    requests = [numbers(float(row)) for row in range(8)]
+    expected = [np.asarray(answer).tolist() for answer in model.answers(*requests)]
+    model.idle()
+    assert model.on
+    del model.python.sizes[:]
+    for _ in range(2):
+        assert [np.asarray(answer).tolist() for answer in model.answers(*requests)] == expected
+    assert model.python.sizes[0] == 8
+    (whole,) = model.answers(numbers(*map(float, range(300))))
+    assert len(whole) == 300
+    assert [np.asarray(row).tolist() for row in whole[:8]] == [rows[0] for rows in expected]
+    assert model.on
 
 
 def test_the_tolerance_follows_the_precision(saved: dict[str, Path]) -> None:
