@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -285,13 +286,17 @@ def test_a_model_that_fails_on_its_own_example_never_becomes_ready(world: World,
     assert "Traceback" not in stderr
 
 
-def test_a_pickle_is_not_loaded_from_the_registry(
+def test_a_pickle_is_not_loaded_from_the_registry_without_a_reason(
     refuses: Callable[..., str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = Path(shutil.copytree(world.folder / "one", tmp_path / "bad"))
     (bad / "python_model.pkl").write_bytes(b"\x80\x04N.")
+    (bad / "predictor.py").unlink()  # so that an accepted one fails, and the process does not stay in this test
     world.register(bad, "pickled")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
     stderr = refuses("models:/pickled/1", "--port", "0", "--device", "cpu", expect=4)
     assert "pickled-model" in stderr
     assert "--unsafe-pickle REASON" in stderr
+    monkeypatch.setattr(sys, "path", [*sys.path])  # loading adds the service's wheel
+    accepted = refuses("models:/pickled/1", "--port", "0", "--device", "cpu", "--unsafe-pickle", "the team made it", expect=1)
+    assert "pickled cannot be loaded" in accepted

@@ -146,6 +146,7 @@ def test_installed_code_is_used_in_an_image(copy: Path, monkeypatch: pytest.Monk
     assert sys.modules["points_service"].__file__ == str(tmp_path / "code/points_service/__init__.py")
 
 
+@pytest.mark.slow
 def test_a_model_of_plain_mlflow_is_served_for_a_reason(tmp_path: Path) -> None:
     """mlflow.pytorch with serialization_format="pickle" stores the whole network as a pickle."""
     network, rows = torch.nn.Linear(2, 1), np.array([[1.0, 2.0]], dtype="float32")
