@@ -103,7 +103,7 @@ def steps(
     for indices in _batches(number):
         yield cost * len(indices)
         began = time.perf_counter()
-        together = _answers(predict, join([rows[index] for index in indices]), len(indices))
+        together = _answers(lambda parts: predict(join(parts)), [rows[index] for index in indices], len(indices))
         cost = min(cost, (time.perf_counter() - began) / len(indices))
         if isinstance(together, Verdict):
             return together
@@ -128,7 +128,7 @@ def scale(answers: Any) -> float:
     return float(np.max(numbers, initial=1.0, where=np.isfinite(numbers)))
 
 
-def _answers(predict: Callable[[T], Any], rows: T, count: int) -> "list[Any] | Verdict":
+def _answers(predict: Callable[[Any], Any], rows: Any, count: int) -> "list[Any] | Verdict":
     try:
         output = predict(rows)
     except Inconclusive as error:
