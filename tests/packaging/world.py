@@ -3,6 +3,7 @@
 import json
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,21 +109,21 @@ class World:
         return self.registry.create_version(name, source, run.info.run_id, tags)
 
 
-def make(folder: Path) -> World:
-    """A new world in an empty folder."""
+def make(folder: Path, *dependencies: str) -> World:
+    """A new world in an empty folder. dependencies: of the service; pandas and torch by default."""
     wheels = folder / "wheels"
-    environment.project_wheel(_project(folder / "project"), wheels)
+    environment.project_wheel(_project(folder / "project", dependencies or ("pandas>=2.2", "torch>=2.6")), wheels)
     environment.mlops_build_wheel(wheels)
     return World(folder, Registry(f"sqlite:///{folder / 'mlflow.db'}", create=True), wheels)
 
 
-def _project(folder: Path) -> Path:
+def _project(folder: Path, dependencies: Sequence[str]) -> Path:
     package = folder / "points_service"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "model.py").write_text(MODEL)
     (folder / "pyproject.toml").write_text(
-        textwrap.dedent("""\
+        textwrap.dedent(f"""\
         [build-system]
         requires = ["hatchling"]
         build-backend = "hatchling.build"
@@ -131,7 +132,7 @@ def _project(folder: Path) -> Path:
         name = "points"
         version = "0.1.0"
         requires-python = ">=3.11"
-        dependencies = ["pandas>=2.2", "torch>=2.6"]
+        dependencies = {list(dependencies)}
 
         [tool.hatch.build.targets.wheel]
         packages = ["points_service"]

@@ -1,16 +1,13 @@
-"""The long forms of test_hard.py, with numeric goals (`make soak`): SOAK_SECONDS of overload (60) and SOAK_MINUTES of mixed traffic (30).
+"""The long forms of test_hard.py, with numeric goals (`make soak`): SOAK_SECONDS of overload (60). soak/ has the mixed traffic.
 Measurements are printed, and appended to the file SOAK_RECORD as a line of JSON. docs/reference/benchmarks.md has the latest figures."""
 
 import contextlib
 import importlib.util
 import json
 import os
-import random
 import resource
-import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,13 +18,12 @@ import pytest
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 from tests.serving.openloop import offer
-from tests.serving.test_hard import MODEL, connect, everything, request, statuses
+from tests.serving.test_hard import MODEL, connect, request, statuses
 from tests.serving.test_http import address, alive, ask, body
 
 pytestmark = [pytest.mark.soak, pytest.mark.real_python]
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
-MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 # The capacity of test_hard.MODEL in batches of 8.
 ROWS_A_SECOND = 400
 FUZZ = Path(__file__).with_name("fuzz_decoder.py")
@@ -86,74 +82,6 @@ def test_ten_times_the_capacity(folder: Path, tmp_path: Path) -> None:
         assert outcome.lost == 0
         assert memory(server) < 1.1 * before
         assert server.stop() == 0
-
-
-def test_mixed_traffic(folder: Path, tmp_path: Path) -> None:
-    """Goal: the process grows by less than 2 %."""
-    end = time.monotonic() + MINUTES * 60
-    answered: Counter[str] = Counter()
-    with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--max-queue", "64", "--read", "2") as server:
-        _ = server.url
-        callers = [threading.Thread(target=_mixed, args=(server, number, end, answered)) for number in range(12)]
-        for caller in callers:
-            caller.start()
-        sizes: list[tuple[float, int]] = []
-        while (now := time.monotonic()) < end:
-            sizes.append((now, memory(server)))
-            time.sleep(1)
-        for caller in callers:
-            caller.join()
-        alive(server)
-        # The first fifth is the warm-up: pools of threads and memory grow.
-        kept = [size for at, size in sizes if at > end - 0.8 * MINUTES * 60]
-        tenth = max(1, len(kept) // 10)
-        first, last = statistics.median(kept[:tenth]), statistics.median(kept[-tenth:])
-        record(
-            "mixed traffic",
-            minutes=MINUTES,
-            requests=sum(answered.values()),
-            by_status=dict(sorted(answered.items())),
-            memory_mib=round(last / 2**20, 1),
-            memory_growth=round(last / first - 1, 4),
-        )
-        assert not [status for status in answered if status.startswith("5") and status != "503"], answered
-        assert MINUTES < 10 or last < 1.02 * first
-        assert server.stop() == 0
-        assert "Traceback" not in server.log.read_text()
-
-
-def _mixed(server: Server, number: int, end: float, answered: "Counter[str]") -> None:
-    dice = random.Random(number)  # noqa: S311
-    whole = request(body(1.5))
-    csv = b"a,b,c\n" + b"1.5,2,0\n" * 20
-    while time.monotonic() < end:
-        what = dice.random()
-        with contextlib.suppress(OSError):
-            if what < 0.4:
-                status, *_ = ask(server, body(*[1.5] * dice.choice([1, 1, 8, 32])))
-            elif what < 0.5:
-                status, *_ = ask(server, csv, Content_Type="text/csv")
-            elif what < 0.6:
-                status, *_ = ask(server, json.dumps({"inputs": {"a": ["x"], "b": [1], "c": [2]}}).encode())
-            elif what < 0.7:
-                status, *_ = ask(
-                    server, json.dumps({"dataframe_records": [{"a": "1.5", "b": None, "c": 0, str(dice.random()): 1}]}).encode()
-                )
-            elif what < 0.75:
-                status, *_ = ask(server, b" " * dice.randrange(2 << 20))
-            elif what < 0.8:
-                status, *_ = ask(server, b"", "GET", dice.choice(["/metrics", "/health", "/docs", "/nowhere"]))
-            else:
-                with connect(server) as connection:
-                    connection.sendall(whole[: dice.randrange(len(whole))] if what < 0.9 else whole.replace(b"1", dice.randbytes(1)))
-                    if what > 0.95:
-                        answered.update(str(status_code) for status_code in statuses(everything(connection)))
-                continue
-            answered[str(status)] += 1
-        if what < 0.01:
-            for _ in range(200):
-                with contextlib.suppress(OSError):
-                    answered[str(ask(server, body(1.5))[0])] += 1
 
 
 def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
