@@ -345,8 +345,7 @@ class Service:
         try:
             output = future.result()
             if is_large(output):
-                task = asyncio.ensure_future(self._written(call, write, respond, output))
-                self._writing.add(task)
+                self._writing.add(task := asyncio.ensure_future(self._written(call, write, respond, output)))
                 task.add_done_callback(self._writing.discard)
                 return
             answer = write(output)
@@ -375,7 +374,6 @@ class Service:
         self._log(call.line(answer, seconds))
 
     def _log(self, line: Mapping[str, Any]) -> None:
-        """Write a line of the access log, which contains nothing of the content of requests and responses."""
         if self._output:
             self._output.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
