@@ -10,23 +10,24 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from mlops_build.model.openapi import as_text, openapi
-from mlops_build.serving import decode, docs_page, v2
+from mlops_build.serving import decode, docs_page, json_text, memory, v2
 from mlops_build.serving.answer import Answer
 from mlops_build.serving.batcher import Batcher, Disconnected, QueueFull, Stuck
-from mlops_build.serving.body import BodyMemory, Receive, Reservation, read_body
+from mlops_build.serving.body import Budget, Receive, Reservation, held, read_body
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
+from mlops_build.serving.endpoint import Call, Endpoint, Write
 from mlops_build.serving.exchange import DISCONNECTED, ON_DISCONNECT, Respond, Submit, http_response
-from mlops_build.serving.failure import ErrorResponse, error_at, failed, inference_error, is_inference, mlflow_error, retry_after
+from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, mlflow_error, retry_after
 from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
+from mlops_build.serving.json_text import INLINE_BYTES, Reserve
 from mlops_build.serving.liveness import Liveness
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
@@ -49,56 +50,13 @@ Scope = MutableMapping[str, Any]
 # The last parts of the paths that Kubernetes, Prometheus and load balancers read.
 PROBES = ("health", "ping", "live", "ready", "metrics")
 HTML = b"text/html; charset=utf-8"
-# A larger body is parsed in another thread, since parsing blocks the event loop.
-INLINE_BYTES = 256 * 1024
 INLINE_FORM_BYTES = 16 * 1024  # a form may contain thousands of parts in the size of one JSON row
-# The memory for all bodies that are being read, as a multiple of the limit for one body: thousands of callers may send one at a time.
-BODIES = 8
+# The memory for the answer to a row if the model has no recorded example, in bytes.
+ANSWER_BYTES = 256
+# Free memory is returned to the system after requests that used more than LARGE_BYTES together, once the service is idle.
+LARGE_BYTES, IDLE_SECONDS = 32 << 20, 1.0
 
 log = logging.getLogger("mlops_build.serving")
-
-# Converts the model's output into the response.
-Write = Callable[[Any], Answer]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One model behind one protocol.
-
-    read: parses a body into rows, and returns the function that writes the response.
-    """
-
-    loaded: Loaded
-    batcher: Batcher
-    read: Callable[[bytes, Head], tuple[Rows, Write]]
-    error: ErrorResponse
-
-
-@dataclass(slots=True)
-class Call:
-    """One request to a model. caller: the name of its token. began: time.perf_counter()."""
-
-    endpoint: Endpoint
-    head: Head
-    caller: str | None
-    began: float
-    rows: int = 0
-
-    def line(self, answer: Answer, seconds: float) -> dict[str, Any]:
-        """Its line in the access log."""
-        line = {
-            "time": round(time.time(), 3),
-            "request_id": self.head.request_id.decode(),
-            "model": self.endpoint.loaded.name,
-            "version": self.endpoint.loaded.version,
-            "status": answer.status,
-            "rows": self.rows,
-            "bytes": len(answer.body),
-            "ms": round(seconds * 1000, 2),
-        }
-        if self.head.trace:
-            line["trace_id"], line["parent_id"] = (field.decode() for field in self.head.trace)
-        return line if self.caller is None else {**line, "caller": self.caller}
 
 
 class Service:
@@ -122,8 +80,11 @@ class Service:
         self._settings = settings or Settings()
         self._metrics = Metrics(serving, lease)
         self.on_fatal: Callable[[], None] = lambda: None
-        self._body_memory = BodyMemory(BODIES * self._settings.body_limit)
-        self._small = min(SMALL_BYTES, self._settings.body_limit)
+        memory.prepare()
+        self._budget = Budget(memory.budget(self._settings.body_limit))
+        # Without a task, a body is not counted while it arrives: together these may take an eighth of the budget.
+        self._small = min(SMALL_BYTES, self._settings.body_limit, self._budget.limit // 8 // self._settings.connections)
+        self._trimming: asyncio.TimerHandle | None = None
         self._output = output if self._settings.access_log else None
         if output:
             output.on_drop = self._metrics.dropped.inc
@@ -188,7 +149,7 @@ class Service:
             return http_response(endpoint.error(*failed(full, 0)[1]), b"x-request-id: " + head.request_id)
         except Stuck:
             return None
-        if head.length is None or head.length > self._small or head.encoding or _is_form(head.kind):
+        if head.length is None or head.length > self._small or head.encoding or _is_slow(head.kind):
             return None
         caller = None
         if self._tokens is not None:
@@ -234,13 +195,13 @@ class Service:
         def write(output: Any, *, bare: bool = False) -> Answer:
             return Answer(200, encode(output, nan=self._settings.nan, bare=bare))
 
-        def read(body: bytes, head: Head) -> tuple[Rows, Write]:
-            if head.kind and head.kind != decode.JSON and (raw_rows := raw.read(body, head.kind)) is not None:
+        def read(body: bytes, head: Head, reserve: Reserve) -> tuple[Rows, Write]:
+            if head.kind and head.kind != decode.JSON and (raw_rows := raw.read(body, head.kind, reserve)) is not None:
                 return raw_rows, write
-            rows = decoder.decode(body, head.kind)
+            rows = decoder.decode(body, head.kind, reserve)
             return rows, partial(write, bare=True) if rows.bare else write
 
-        endpoint = Endpoint(loaded, batcher, read, mlflow_error)
+        endpoint = Endpoint(loaded, batcher, read, mlflow_error, _answer_bytes(loaded.recorded))
         version = Answer(200, loaded.mlflow_version.encode())
         for at in (f"/models/{loaded.name}", *([""] if first else [])):
             self._endpoints[f"{at}/invocations"] = endpoint
@@ -248,11 +209,11 @@ class Service:
             self._open |= {f"{at}/ping", f"{at}/health"}
 
     def _inference(self, loaded: Loaded, model: V2, batcher: Batcher) -> None:
-        def read(body: bytes, head: Head) -> tuple[Rows, Write]:
-            rows, options = model.read(body, head.kind, head.json_bytes)
+        def read(body: bytes, head: Head, reserve: Reserve) -> tuple[Rows, Write]:
+            rows, options = model.read(body, head.kind, head.json_bytes, reserve)
             return rows, lambda output: model.write(output, options)
 
-        endpoint = Endpoint(loaded, batcher, read, inference_error)
+        endpoint = Endpoint(loaded, batcher, read, inference_error, _answer_bytes(loaded.recorded))
         at = f"/v2/models/{loaded.name}"
         for path in (at, *([] if loaded.version is None else [f"{at}/versions/{loaded.version}"])):
             self._endpoints[f"{path}/infer"] = endpoint
@@ -296,35 +257,50 @@ class Service:
     async def _invocation(self, endpoint: Endpoint, scope: Scope, receive: Receive, respond: Respond, caller: str | None) -> None:
         call = Call(endpoint, read_head(scope["headers"]), caller, time.perf_counter())
         self._running[endpoint.loaded.name] += 1
-        try:
+        with Reservation(self._budget) as reservation:
             try:
                 async with asyncio.timeout(None) as limit:
-                    with Reservation(self._body_memory) as reservation:
-                        body = await read_body(receive, call.head.length, self._settings.body_limit, reservation)
-                        limit.reschedule(asyncio.get_running_loop().time() + self._settings.deadline)
-                        endpoint.batcher.admit()
-                        if call.head.encoding:
-                            # In a thread, since a few bytes may become a large body.
-                            body = await asyncio.to_thread(inflated, body, call.head.encoding, self._settings.body_limit)
-                            reservation.add(len(body))
-                        if len(body) > INLINE_FORM_BYTES and (len(body) > INLINE_BYTES or _is_form(call.head.kind)):
-                            rows, write = await asyncio.to_thread(endpoint.read, body, call.head)
-                        else:
-                            rows, write = endpoint.read(body, call.head)
+                    body = await read_body(receive, call.head.length, self._settings.body_limit, reservation.add)
+                    limit.reschedule(asyncio.get_running_loop().time() + self._settings.deadline)
+                    endpoint.batcher.admit()
+                    # In a thread, if it may take long: a few compressed bytes may become a large body.
+                    large = len(body) > (INLINE_FORM_BYTES if _is_slow(call.head.kind) else INLINE_BYTES)
+                    read = partial(self._read, call, body, reservation)
                     del body
+                    in_thread = large or call.head.encoding or call.head.kind == decode.PARQUET
+                    rows, write = await reservation.in_thread(read) if in_thread else read()
+                    del read
                     call.rows, rows.request_id = rows.count, call.head.request_id
                     if scope.get(DISCONNECTED):  # while its body was parsed in another thread
                         raise Disconnected
                     future = endpoint.batcher.put(rows, self._settings.deadline)
                     scope[ON_DISCONNECT] = partial(_disconnect, future)
                     output = await future
-                    answer = await asyncio.to_thread(write, output) if is_large(output) else write(output)
+                    answer = await reservation.in_thread(partial(write, output)) if is_large(output) else write(output)
             except Exception as error:
                 answer = self._failed(endpoint, error)
+            finally:
+                self._running[endpoint.loaded.name] -= 1
+            respond(answer, call.head.request_id)
             self._count(call, answer)
-        finally:
-            self._running[endpoint.loaded.name] -= 1
-        respond(answer, call.head.request_id)
+        if self._budget.peak > LARGE_BYTES and self._trimming is None:
+            self._trimming = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._trim)
+
+    def _read(self, call: Call, body: bytes, reservation: Reservation) -> tuple[Rows, Write]:
+        if call.head.encoding:
+            body = inflated(body, call.head.encoding, self._settings.body_limit, reservation.add)
+        rows, write = call.endpoint.read(body, call.head, reservation.add)
+        reservation.keep(held(rows, len(body), reservation.size) + rows.count * call.endpoint.answer)
+        return rows, write
+
+    def _trim(self) -> None:
+        """Return free memory to the system, unless large requests are running."""
+        loop = asyncio.get_running_loop()
+        if self._budget.used > LARGE_BYTES:
+            self._trimming = loop.call_later(IDLE_SECONDS, self._trim)
+        else:
+            self._trimming, self._budget.peak = None, 0
+            loop.run_in_executor(None, memory.trim)
 
     def _submit(self, endpoint: Endpoint, head: Head, caller: str | None, body: bytes, respond: Respond) -> Callable[[], None] | None:
         """`_invocation` for a small body that has arrived. Returns the function to call if the caller disconnects."""
@@ -332,8 +308,11 @@ class Service:
         self._running[endpoint.loaded.name] += 1
         try:
             endpoint.batcher.admit()
-            rows, write = endpoint.read(body, head)
+            rows, write = endpoint.read(body, head, _inline)
             call.rows, rows.request_id = rows.count, head.request_id
+            size = held(rows, len(body)) + rows.count * endpoint.answer
+            self._budget.change(0, size)
+            call.reserved = size
             future = endpoint.batcher.put(rows, self._settings.deadline)
         except Exception as error:
             self._respond(call, self._failed(endpoint, error), respond)
@@ -365,6 +344,7 @@ class Service:
     def _respond(self, call: Call, answer: Answer, respond: Respond) -> None:
         self._running[call.endpoint.loaded.name] -= 1
         respond(answer, call.head.request_id)
+        self._budget.change(call.reserved, 0)
         self._count(call, answer)  # while the caller prepares its next request
 
     def _count(self, call: Call, answer: Answer) -> None:
@@ -396,5 +376,18 @@ def _json(document: Mapping[str, Any]) -> Answer:
     return Answer(200, orjson.dumps(document))
 
 
-def _is_form(kind: str | None) -> bool:
-    return kind is not None and kind[:10].lower() == "multipart/"
+def _is_slow(kind: str | None) -> bool:
+    """Whether even a small body of this kind may take long: a form has many parts, and Parquet is compressed."""
+    return kind is not None and kind != decode.JSON and kind.lower().startswith(("multipart/", decode.PARQUET))
+
+
+def _inline(_: int) -> None:
+    """Takes the place of a reservation while a small body is parsed."""
+
+
+def _answer_bytes(recorded: Mapping[str, Any] | None) -> int:
+    """An upper bound of the memory for the answer to a row, from the recorded example."""
+    predictions = recorded.get("predictions") if recorded else None
+    if not isinstance(predictions, list) or not predictions:
+        return ANSWER_BYTES
+    return json_text.size(orjson.dumps(predictions, default=str)) // len(predictions)

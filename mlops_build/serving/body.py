@@ -1,66 +1,125 @@
-"""Read the body of a request, with a limit for its size and for the memory of all bodies that are being read."""
+"""Read the body of a request, within a limit for its size and a budget of memory for all requests.
 
+The memory of everything that is made from callers' bodies is reserved before it is built, until the response is written: the body, the
+decompressed body, the parsed values, the rows in the queue, and the answer. The sum of the reservations never exceeds the budget. Estimates
+are upper bounds. Only a body of at most INLINE_BYTES is parsed without a reservation, one at a time, in the event loop.
+"""
+
+import asyncio
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
-from mlops_build.serving.batcher import Disconnected, QueueFull
-from mlops_build.serving.refusal import too_large
+from mlops_build.quantity import show_bytes
+from mlops_build.serving.batcher import Disconnected
+from mlops_build.serving.json_text import INLINE_BYTES
+from mlops_build.serving.refusal import Refusal, too_large
+from mlops_build.serving.rows import Rows
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+T = TypeVar("T")
 
 
-class BodyMemory:
-    """The memory of all bodies that are being read. limit: bytes."""
+class MemoryFull(Exception):
+    """The budget has no room now."""
+
+
+class Budget:
+    """The memory for all requests. limit, used: bytes. peak: the largest `used` since it was set to 0. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
+        self.limit, self.used, self.peak = limit, 0, 0
+        self._lock = threading.Lock()
+
+    def change(self, before: int, after: int) -> None:
+        """Change a reservation of `before` bytes to `after` bytes. Raises Refusal (413) if it can never fit, and MemoryFull."""
+        # Large requests leave an eighth of the budget to small ones.
+        limit = self.limit if after <= INLINE_BYTES else self.limit - self.limit // 8
+        if after > max(limit, before):
+            raise Refusal(
+                f"the request needs about {show_bytes(after)} of memory, and the service has {show_bytes(limit)} for a request: "
+                "send fewer rows per request, or raise `memory` in service.yaml",
+                status=413,
+            )
+        with self._lock:
+            used = self.used + after - before
+            if after > before and used > limit:
+                raise MemoryFull(f"the service's memory for requests ({show_bytes(self.limit)}) is in use: retry later")
+            self.used = used
+            if used > self.peak:
+                self.peak = used
 
 
 class Reservation:
-    """The part of this memory that one request uses until its body is parsed."""
+    """The part of the budget that one request uses. size: bytes."""
 
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory, self._bytes = memory, 0
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self.size = budget, 0
+        self._thread: asyncio.Future[Any] | None = None
 
     def add(self, size: int) -> None:
-        """Reserve `size` more bytes. Raises QueueFull if the limit is exceeded."""
-        self._bytes += size
-        self._memory.used += size
-        if self._memory.used > self._memory.limit:
-            raise QueueFull(1.0)
+        """Reserve `size` more bytes. Raises as `Budget.change`."""
+        self.keep(self.size + size)
+
+    def keep(self, size: int) -> None:
+        """Change the reservation to `size` bytes. Raises as `Budget.change`."""
+        self._budget.change(self.size, size)
+        self.size = size
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread. The reservation lasts until the function ends, even if the caller does not wait for it."""
+        self._thread = asyncio.get_running_loop().run_in_executor(None, function)
+        try:
+            return await asyncio.shield(self._thread)
+        finally:
+            # An exception of the thread refers to its data. With a reference from here, this would be a cycle, which is freed late.
+            if self._thread.done():
+                self._thread = None
 
     def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.used -= self._bytes
+        if self._thread is not None:
+            self._thread.add_done_callback(self._end)
+        else:
+            self.keep(0)
+
+    def _end(self, thread: "asyncio.Future[Any]") -> None:
+        thread.exception()  # nobody else asks for it
+        self.keep(0)
 
 
-async def read_body(receive: Receive, length: int | None, limit: int, reservation: Reservation) -> bytes:
-    """The body of a request. length: its Content-Length in bytes, if known. limit: bytes.
+def held(rows: Rows, body: int, reserved: int = 0) -> int:
+    """An upper bound of the memory of rows that wait in the queue, in bytes.
 
-    Raises Refusal (413) as soon as the body is known to be too large, Disconnected, and QueueFull if all bodies use too much memory.
+    body: the size of the body that they were decoded from. reserved: what was reserved to parse it; 0 for a body of at most INLINE_BYTES.
+    """
+    if rows.kind in ("block", "tensor"):
+        return int(rows.data.nbytes)
+    if rows.kind == "columns":  # text takes up to 4 bytes per character; 96: an element of a list and its header
+        return 4 * body + 96 * rows.count * len(rows.data)
+    return max(reserved, 64 * min(body, INLINE_BYTES))
+
+
+async def read_body(receive: Receive, length: int | None, limit: int, reserve: Callable[[int], None]) -> bytes:
+    """The body of a request. length: its Content-Length in bytes, if known. limit: bytes. reserve: called before memory is used.
+
+    Raises Refusal (413) as soon as the body is known to be too large, Disconnected, and what `reserve` raises.
     """
     if length is not None and length > limit:
         raise too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    reservation.add(len(body))
-    if message.get("more_body"):
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            parts.append(message.get("body", b""))
-            reservation.add(len(parts[-1]))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large(limit)
-        body = b"".join(parts)
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    if len(body) > limit:
-        raise too_large(limit)
-    return body
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        size += len(parts[-1])
+        if size > limit:
+            raise too_large(limit)
+        reserve(2 * len(parts[-1]))  # the parts are joined below
+    return b"".join(parts)

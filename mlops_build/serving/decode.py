@@ -17,14 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlops_build.serving import mismatch
-from mlops_build.serving.json_text import parse
+from mlops_build.serving import mismatch, parquet
+from mlops_build.serving.body import MemoryFull
+from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, Reserve, parse, size
 from mlops_build.serving.mismatch import SHOWN, short
 from mlops_build.serving.quick import Quick
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
 from mlops_build.serving.rows import Rows
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+# The memory to read CSV, as a multiple of `size`. tests/serving/test_memory.py measures it.
+CSV_CONVERSION = 3
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 UNREADABLE = "the body cannot be read; the service's log has the traceback"
@@ -76,18 +79,18 @@ class Decoder:
         if schema.is_tensor_spec():
             self._expected = max([1, *schema.inputs[0].shape[1:2]]) if not schema.has_input_names() else len(schema.inputs)
 
-    def decode(self, body: bytes, content_type: str | None) -> Rows:
-        """Decode a body. Raises Refusal, and no other exception for any body."""
+    def decode(self, body: bytes, content_type: str | None, reserve: Reserve = lambda _: None) -> Rows:
+        """Decode a body. Raises Refusal and what `reserve` raises, and no other exception for any body."""
         kind = media_type(content_type)
         try:
             if kind == JSON:
-                return self._json(body)
-            return self._csv(body) if kind == CSV else self._parquet(body)
+                return self._json(body, reserve)
+            return self._csv(body, reserve) if kind == CSV else self._parquet(body, reserve)
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise Refusal("the body needs too much memory once it is parsed", status=413) from None
-        except Refusal:
+        except (Refusal, MemoryFull):
             raise
         except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
             log.warning("a body cannot be read", exc_info=True)
@@ -134,16 +137,15 @@ class Decoder:
 
     # -- JSON --
 
-    def _json(self, body: bytes) -> Rows:
-        document = _parsed(body, exact=self._exact)
+    def _json(self, body: bytes, reserve: Reserve) -> Rows:
+        document = _parsed(body, reserve, exact=self._exact)
         forms = [key for key in document if key in FORMS]
-        if len(forms) != 1 or self._hinted or self._schema is None:
-            return self._rest(document, forms)
-        rows = self._quick.rows(forms[0], document[forms[0]])
-        if rows is None:
-            return self._rest(document, forms)
-        rows.params = self.params(document.get("params"))
-        return rows
+        if len(forms) == 1 and (rows := self._quick.rows(forms[0], document[forms[0]])) is not None:
+            rows.params = self.params(document.get("params"))
+            return rows
+        if len(body) > INLINE_BYTES:
+            reserve(CONVERSION * size(body))
+        return self._rest(document, forms)
 
     def params(self, params: Any) -> dict[str, Any] | None:
         """Validate params and fill in defaults. Raises Refusal."""
@@ -238,9 +240,11 @@ class Decoder:
             raise Refusal(why or f"the input does not match the model's signature: {short(error)}", code=INVALID) from None
         return Rows("whole", checked, _count(checked), params, bare)
 
-    def _csv(self, body: bytes) -> Rows:
+    def _csv(self, body: bytes, reserve: Reserve) -> Rows:
         import pandas as pd
 
+        if len(body) > INLINE_BYTES:
+            reserve(CSV_CONVERSION * size(body))
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -257,8 +261,7 @@ class Decoder:
                         f"column {name!r} contains {'dates' if kind else column.type}, which CSV cannot contain: send JSON or Parquet"
                     )
             types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False))
-        if self._ragged == "refuse":
-            _refuse(_ragged_csv(text))
+        _refuse(self._csv_problem(text))
         try:
             frame = pd.read_csv(io.StringIO(text), dtype=types or None)
         except Exception as error:
@@ -268,13 +271,16 @@ class Decoder:
             raise Refusal(why or f"the body cannot be read as CSV with a header line: {short(error)}") from None
         return self._framed(frame, None, form="frame", sent=frame)
 
-    def _parquet(self, body: bytes) -> Rows:
+    def _parquet(self, body: bytes, reserve: Reserve) -> Rows:
         import pandas as pd
 
         try:
+            parquet.reserve_for(body, reserve)
             frame = pd.read_parquet(io.BytesIO(body))
         except ImportError:
             raise Refusal("this image cannot read Parquet: add pyarrow to the service's dependencies", status=415) from None
+        except (Refusal, MemoryFull):
+            raise
         except Exception as error:
             raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
         if self._schema is not None and self._schema.is_tensor_spec():
@@ -282,6 +288,25 @@ class Decoder:
         return self._framed(frame, None, form="frame", sent=frame)
 
     # -- error messages --
+
+    def _csv_problem(self, text: str) -> str | None:
+        """Too many columns, or the first row with another number of values than the header.
+
+        pandas pads short rows and reads the start of long rows as an index.
+        """
+        width = None
+        with contextlib.suppress(csv.Error):  # pandas reports the error
+            for row, values in enumerate((values for values in csv.reader(io.StringIO(text)) if values), start=-1):
+                if width is None:
+                    width = len(values)
+                    most = 10 * mismatch.WIDE if self._expected is None else 2 * self._expected + mismatch.WIDE
+                    if width > most:
+                        return f"{width} columns were sent; this service reads at most {most}"
+                    if self._ragged == "pad":
+                        return None
+                if len(values) != width:
+                    return f"row {row} has {len(values)} {'value' if len(values) == 1 else 'values'}; expected {width}, one for each column"
+        return None
 
     def _look_for_ragged(self, form: str, data: Any) -> None:
         if self._ragged != "refuse":
@@ -324,19 +349,8 @@ def _refuse(why: str | None) -> None:
         raise Refusal(why)
 
 
-def _ragged_csv(text: str) -> str | None:
-    """The first row with another number of values than the header. pandas pads short rows and reads the start of long rows as an index."""
-    width = None
-    with contextlib.suppress(csv.Error):  # pandas reports the error
-        for row, values in enumerate((values for values in csv.reader(io.StringIO(text)) if values), start=-1):
-            width = len(values) if width is None else width
-            if len(values) != width:
-                return f"row {row} has {len(values)} {'value' if len(values) == 1 else 'values'}; expected {width}, one for each column"
-    return None
-
-
-def _parsed(body: bytes, *, exact: bool) -> dict[str, Any]:
-    document = parse(body, exact=exact)
+def _parsed(body: bytes, reserve: Reserve, *, exact: bool) -> dict[str, Any]:
+    document = parse(body, reserve, exact=exact)
     if not isinstance(document, dict):
         kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
         raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}; got {kinds.get(type(document), 'a number')}")

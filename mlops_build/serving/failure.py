@@ -8,6 +8,7 @@ import orjson
 from mlops_build.serving import v2
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.batcher import Disconnected, QueueFull, Stuck
+from mlops_build.serving.body import MemoryFull
 from mlops_build.serving.encode import Unencodable
 from mlops_build.serving.predictor import Fatal, OutOfMemory
 from mlops_build.serving.refusal import Refusal
@@ -27,6 +28,8 @@ def failed(failure: BaseException, deadline: float) -> tuple[str, tuple[int, str
         case QueueFull():
             message = "too many requests are waiting: retry later"
             return "queue full", (429, "REQUEST_LIMIT_EXCEEDED", message, retry_after(max(1, round(failure.seconds))))
+        case MemoryFull():
+            return "memory of requests", (503, "RESOURCE_EXHAUSTED", str(failure), retry_after(1))
         case TimeoutError():
             return "deadline", (504, "DEADLINE_EXCEEDED", f"not answered within {deadline:g} s", retry_after(1))
         case OutOfMemory():

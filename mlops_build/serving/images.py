@@ -4,7 +4,6 @@ Only for models whose columns have names and plain types. docs/reference/http-co
 """
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mlops_build.serving.decode import Decoder
+from mlops_build.serving.json_text import INLINE_BYTES, Reserve, parse
 from mlops_build.serving.mismatch import INTEGERS
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.rows import Rows
@@ -41,7 +41,7 @@ class Raw:
         alone = {"binary": ["image/*"], "string": ["text/plain"]}.get(self._only_type or "", [])
         return [*alone, *([FORM] if self.columns else [])]
 
-    def read(self, body: bytes, content_type: str) -> Rows | None:
+    def read(self, body: bytes, content_type: str, reserve: Reserve = lambda _: None) -> Rows | None:
         """Decode a body. Returns None for another Content-Type. Raises Refusal."""
         kind = content_type.partition(";")[0].strip().lower()
         if kind.startswith("image/") and self._only_type == "binary":
@@ -57,13 +57,15 @@ class Raw:
             boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
             if not 1 <= len(boundary) <= 70:
                 raise Refusal(f"Content-Type {FORM} needs a boundary of 1 to 70 characters", status=415)
-            return self._form(_parts(body, boundary))
+            if len(body) > INLINE_BYTES:  # each line may be a header; a value is collected, copied and converted
+                reserve(4 * len(body) + 300 * body.count(b"\n"))
+            return self._form(_parts(body, boundary), reserve)
         if kind == FORM or kind.startswith("image/"):
             takes = "a model whose columns have names and plain types" if kind == FORM else "a model with one binary column"
             raise Refusal(f"Content-Type is {kind[:80]!r}, which only {takes} accepts", status=415)
         return None
 
-    def _form(self, parts: Sequence[tuple[str, bool, bytes]]) -> Rows:
+    def _form(self, parts: Sequence[tuple[str, bool, bytes]], reserve: Reserve) -> Rows:
         columns: dict[str, list[bytes]] = {}
         params = None
         for name, is_file, value in parts:
@@ -72,7 +74,7 @@ class Raw:
             if name in self.columns:
                 columns.setdefault(name, []).append(value)
             elif name == "params":
-                params = _params(value)
+                params = _params(value, reserve)
         for name in self.required:
             if name not in columns:
                 raise Refusal(f"the form has no field {name!r}; the model takes {', '.join(self.columns)[:200]}")
@@ -183,8 +185,8 @@ def _text(value: bytes, what: str) -> str:
         raise Refusal(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _params(value: bytes) -> Any:
+def _params(value: bytes, reserve: Reserve) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse(value, reserve)
+    except RecursionError:
         raise Refusal("the field 'params' must be a JSON object") from None

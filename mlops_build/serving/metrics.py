@@ -15,7 +15,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 # Seconds: from a small network on the CPU to an image that waits in the queue.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-REFUSED = ("queue full", "deadline", "out of memory", "caller gone", "no valid token", "stuck")
+REFUSED = ("queue full", "deadline", "out of memory", "memory of requests", "caller gone", "no valid token", "stuck")
 
 
 class Metrics:

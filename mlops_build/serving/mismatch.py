@@ -127,6 +127,10 @@ def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
     if form == "dataframe_split":
         if not isinstance(sent, dict):
             return None
+        for key in ("columns", "index"):
+            labels = sent.get(key)
+            if isinstance(labels, list) and any(isinstance(label, list | dict) for label in labels):
+                return f"{key!r} must be a list of names or numbers"  # for lists, pandas takes seconds per KiB
         rows = sent.get("data")
         width = len(sent["columns"]) if isinstance(sent.get("columns"), list) else 0
     if isinstance(rows, dict):
@@ -135,8 +139,8 @@ def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
         width = max(width, len({key for row in rows for key in row}))
     elif isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows):
         width = max(width, *(len(row) for row in rows))
-    if expected is not None and width > 2 * expected + WIDE and form.startswith("dataframe"):
-        return f"{width} columns were sent; expected {expected}"
+    if form.startswith("dataframe") and width > (10 * WIDE if expected is None else 2 * expected + WIDE):
+        return f"{width} columns were sent; expected {expected or f'at most {10 * WIDE}'}"
     cells = sum(len(row) for row in rows if isinstance(row, list | dict)) if isinstance(rows, list) else 0
     if isinstance(rows, list) and len(rows) * width > 10 * cells + SPARSE:
         return f"{len(rows)} rows of {width} different columns, nearly all of them empty, are too many"

@@ -81,6 +81,10 @@ class Quick:
             if all(type(cells) in NUMBERS for cells in lists):
                 rows = [lists]
             elif all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
+                if self.block is not None:  # without a tuple for each row, which takes more memory than all else
+                    by_column = packed(lists, self.block, (-1, -1))
+                    if by_column is not None and _is_exact(by_column):
+                        return Rows("block", np.ascontiguousarray(by_column.T), len(lists[0]))
                 rows = list(zip(*lists, strict=True))
             else:
                 return None

@@ -16,6 +16,7 @@ from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.head import INFERENCE_LENGTH
+from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.pieces import together
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.rows import Rows
@@ -92,15 +93,17 @@ class V2:
 
     # -- requests --
 
-    def read(self, body: bytes, kind: str | None, json_bytes: bytes | None) -> tuple[Rows, ResponseOptions]:
-        """Decode a body into rows and the options for the response. Raises Refusal, and no other exception for any body.
+    def read(
+        self, body: bytes, kind: str | None, json_bytes: bytes | None, reserve: Reserve = lambda _: None
+    ) -> tuple[Rows, ResponseOptions]:
+        """Decode a body into rows and the options for the response. Raises Refusal and what `reserve` raises.
 
         kind: Content-Type, which Triton's clients do not send. json_bytes: Inference-Header-Content-Length.
         """
         if kind is not None and kind.partition(";")[0].strip().lower() not in READ:
             raise Refusal(f"Content-Type must be {READ[1]}, or {READ[2]} with binary tensors", status=415)
         try:
-            tensors, parameters, options = parse(body, json_bytes)
+            tensors, parameters, options = parse(body, json_bytes, reserve)
             self._refuse_unknown_outputs(options.outputs)
             return self._rows(tensors, {name: parameters[name] for name in self._decoder.parameters if name in parameters} or None), options
         except RecursionError:

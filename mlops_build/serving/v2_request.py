@@ -1,12 +1,17 @@
 """Requests of the Open Inference Protocol: their JSON, and the binary data behind it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.json_text import parse as parse_json
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.v2_tensors import BYTES, DTYPES, RANK, Tensor, from_json, from_octets, short
+
+# The memory for an element of BYTES, without its content.
+BYTES_ELEMENT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +26,22 @@ class ResponseOptions:
     binary: bool
 
 
-def parse(body: bytes, json_bytes: bytes | None) -> tuple[list[Tensor], dict[str, Any], ResponseOptions]:
+def parse(body: bytes, json_bytes: bytes | None, reserve: Reserve) -> tuple[list[Tensor], dict[str, Any], ResponseOptions]:
     """The tensors, the parameters and the options for the response. json_bytes: Inference-Header-Content-Length. Raises Refusal."""
     length = len(body)
     if json_bytes is not None:
         if not json_bytes.isdigit() or len(json_bytes) > 18 or int(json_bytes) > length:
             raise Refusal(f"Inference-Header-Content-Length must be a number of bytes, at most the body's {length}")
         length = int(json_bytes)
-    document = _parsed(body[:length] if length < len(body) else body)
+    document = _parsed(body[:length] if length < len(body) else body, reserve)
     parameters = _parameters(document, "the request")
-    tensors = _tensors(document.get("inputs"), memoryview(body)[length:])
+    tensors = _tensors(document.get("inputs"), memoryview(body)[length:], reserve)
     request_id, outputs = _id(document.get("id")), _wanted(document.get("outputs"))
     return tensors, parameters, ResponseOptions(request_id, outputs, _flag(parameters, "binary_data_output") or False)
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    document = parse_json(text, exact=False)  # `from_json` refuses floats for integers
+def _parsed(text: bytes, reserve: Reserve) -> dict[str, Any]:
+    document = parse_json(text, reserve, exact=False)  # `from_json` refuses floats for integers
     if not isinstance(document, dict):
         raise Refusal("the request must be a JSON object with 'inputs'")
     return document
@@ -81,7 +86,7 @@ def _wanted(outputs: Any) -> dict[str, bool | None] | None:
     return wanted
 
 
-def _tensors(inputs: Any, tail: memoryview) -> list[Tensor]:
+def _tensors(inputs: Any, tail: memoryview, reserve: Reserve) -> list[Tensor]:
     if not isinstance(inputs, list) or not inputs:
         raise Refusal("'inputs' must be a list of at least one tensor")
     tensors: list[Tensor] = []
@@ -109,6 +114,8 @@ def _tensors(inputs: Any, tail: memoryview) -> list[Tensor]:
             raise Refusal(f"input {short(name)} has both 'data' and 'binary_data_size'")
         if type(size) is not int or not 0 <= size <= len(tail) - at:
             raise Refusal(f"input {short(name)}: binary_data_size is {short(size)}; {len(tail) - at} bytes are left after the JSON")
+        # Numbers are converted to at most 8 bytes; an element of BYTES is text or JSON in a list.
+        reserve(4 * size if datatype != BYTES else 10 * size + BYTES_ELEMENT * min(size // 4, math.prod(shape)))
         tensors.append(Tensor(name, datatype, tuple(shape), from_octets(name, datatype, tuple(shape), tail[at : at + size])))
         at += size
     if at != len(tail):

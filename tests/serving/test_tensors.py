@@ -1,4 +1,4 @@
-"""Tensor signatures of all ranks and types, with and without names: the same verdicts and values as MLflow's own parsing and enforcement."""
+"""Tensor signatures of all ranks and types, with and without names: the same verdicts and values as MLflow."""
 
 import copy
 import itertools

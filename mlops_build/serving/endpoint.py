@@ -1,0 +1,59 @@
+"""A model behind one protocol, and a request to it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_build.serving.answer import Answer
+from mlops_build.serving.batcher import Batcher
+from mlops_build.serving.failure import ErrorResponse
+from mlops_build.serving.head import Head
+from mlops_build.serving.json_text import Reserve
+from mlops_build.serving.load import Loaded
+from mlops_build.serving.rows import Rows
+
+# Converts the model's output into the response.
+Write = Callable[[Any], Answer]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One model behind one protocol.
+
+    read: parses a body into rows, and returns the function that writes the response. answer: memory for the answer to a row, in bytes.
+    """
+
+    loaded: Loaded
+    batcher: Batcher
+    read: Callable[[bytes, Head, Reserve], tuple[Rows, Write]]
+    error: ErrorResponse
+    answer: int
+
+
+@dataclass(slots=True)
+class Call:
+    """One request to a model. caller: the name of its token. began: time.perf_counter()."""
+
+    endpoint: Endpoint
+    head: Head
+    caller: str | None
+    began: float
+    rows: int = 0
+    reserved: int = 0  # bytes, without a task
+
+    def line(self, answer: Answer, seconds: float) -> dict[str, Any]:
+        """Its line in the access log."""
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": self.head.request_id.decode(),
+            "model": self.endpoint.loaded.name,
+            "version": self.endpoint.loaded.version,
+            "status": answer.status,
+            "rows": self.rows,
+            "bytes": len(answer.body),
+            "ms": round(seconds * 1000, 2),
+        }
+        if self.head.trace:
+            line["trace_id"], line["parent_id"] = (field.decode() for field in self.head.trace)
+        return line if self.caller is None else {**line, "caller": self.caller}

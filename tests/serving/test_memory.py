@@ -1,0 +1,163 @@
+"""The memory that is reserved for a body is an upper bound of what is used, and the budget follows the limit of the process."""
+
+import gc
+import gzip
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlops_build.serving import memory
+from mlops_build.serving.body import Budget, MemoryFull, Reservation, held
+from mlops_build.serving.decode import Decoder
+from mlops_build.serving.refusal import PIECE, Refusal, inflated
+from tests.serving import models
+from tests.serving.bodies import CSV, JSON, PARQUET
+
+# Constant amounts: modules and caches of pandas and MLflow, and the values of one batch of Parquet.
+SLACK = 2 << 20
+UNITS = [
+    "[]", "{}", "[1]", "[1.5]", "1.5", '{"a":1}', '{"a":{}}', '"\u0100"', f'"{"x" * 200}"', f'"{"x" * 200}\U0001f600"',
+    '["x"]', "[1.5,2.5,3.5]",
+    '{"a":1.5,"b":2.5,"c":3.5}', '{"a":"x"}', "null", "[[[1]]]",
+]  # fmt: skip
+FORMS = [
+    '{"inputs":[%s]}', '{"instances":[%s]}', '{"dataframe_records":[%s]}', '{"dataframe_split":{"columns":["a"],"data":[%s]}}',
+    '{"dataframe_split":{"columns":["a","b","c"],"data":[%s]}}', '{"dataframe_split":{"data":[%s]}}', '{"inputs":{"a":[%s]}}',
+    '{"x":[%s],"inputs":[[1]]}', '{"messages":[%s]}', '{"dataframe_split":{"index":[%s],"columns":["a"],"data":[[1]]}}',
+    '{"dataframe_split":{"columns":[%s],"data":[[1]]}}',
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> list[Decoder]:
+    folder = tmp_path_factory.mktemp("memory")
+    signatures = [models.FLOATS, models.columns(("a", "string")), models.tensor("float32", (-1, 1)), None]
+    return [Decoder(models.save(folder / str(number), signature)) for number, signature in enumerate(signatures)]
+
+
+def used(decoder: Decoder, body: bytes, kind: str) -> tuple[int, int]:
+    """The peak of the memory to decode a body, and what was reserved for it."""
+    reserved: list[int] = []
+    gc.collect()
+    tracemalloc.start(1)
+    try:
+        decoder.decode(body, kind, reserved.append)
+    except Refusal:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak, sum(reserved)
+
+
+def repeated(form: str, unit: str, size: int) -> bytes:
+    return form.replace("%s", ",".join([unit] * (size // (len(unit.encode()) + 1)))).encode()
+
+
+def check(decoder: Decoder, body: bytes, kind: str) -> None:
+    peak, reserved = used(decoder, body, kind)
+    assert peak <= reserved + SLACK, (body[:100], kind, peak / len(body), reserved / len(body))
+
+
+@pytest.mark.slow
+def test_reservations_for_json_are_upper_bounds(decoders: list[Decoder]) -> None:
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(decoders), st.sampled_from(FORMS), st.sampled_from(UNITS), st.integers(70_000, 150_000))
+    def sent(decoder: Decoder, form: str, unit: str, size: int) -> None:
+        check(decoder, repeated(form, unit, size), JSON)
+
+    sent()
+
+
+@pytest.mark.slow
+def test_reservations_for_csv_and_parquet_are_upper_bounds(decoders: list[Decoder]) -> None:
+    for text in (
+        b"a,b,c\n" + b"1,2,3\n" * 20_000,
+        b"a,b,c\n" + b",,\n" * 40_000,
+        b"a\n" + b"x\n" * 60_000,
+        b"," * 120_000,
+        b"a\n" + b"\xf0\x9f\x98\x80\n" * 30_000,
+    ):
+        for decoder in decoders:
+            check(decoder, text, CSV)
+    frames: list[Any] = [
+        {"a": ["x" * 1000] * 20_000}, {"a": [1.0] * 200_000}, {"a": [[1.0] * 1000] * 200}, {"a": [b"x" * 100] * 10_000, "b": range(10_000)},
+    ]  # fmt: skip
+    for frame in frames:
+        for decoder in decoders:
+            check(decoder, pd.DataFrame(frame).to_parquet(), PARQUET)
+
+
+def test_reservations(decoders: list[Decoder]) -> None:
+    for form, unit in ((FORMS[0], "[]"), (FORMS[2], '{"a":1.5,"b":2.5,"c":3.5}'), (FORMS[4], "[1.5,2.5,3.5]")):
+        check(decoders[0], repeated(form, unit, 70_000), JSON)
+
+
+def test_a_row_reserves_little(decoders: list[Decoder]) -> None:
+    body = b'{"dataframe_split":{"columns":["a","b","c"],"data":[[1,2,3]]}}'
+    reserved: list[int] = []
+    rows = decoders[0].decode(body, JSON, reserved.append)
+    assert reserved == []
+    assert held(rows, len(body)) == 12
+
+
+def test_a_budget_is_never_exceeded() -> None:
+    budget = Budget(8 << 20)
+    with Reservation(budget) as first, Reservation(budget) as second:
+        first.add(4 << 20)
+        second.add(2 << 20)
+        with pytest.raises(MemoryFull, match=r"8\.0 MiB"):
+            second.add(2 << 20)
+        assert budget.used == 6 << 20
+        with pytest.raises(Refusal, match=r"needs about 13\.0 MiB of memory, and the service has 7\.0 MiB for a request") as refused:
+            first.keep(13 << 20)
+        assert refused.value.status == 413
+        second.keep(3 << 20)
+        budget.change(0, 1000)  # an eighth is left for small requests
+        budget.change(1000, 0)
+    assert (budget.used, budget.peak >= 7 << 20) == (0, True)
+
+
+def test_the_limit_of_the_cgroup(tmp_path: Path) -> None:
+    own, nested = tmp_path / "own", tmp_path / "pods" / "one"
+    own.write_text("0::/pods/one/inner\n")
+    (nested / "inner").mkdir(parents=True)
+    assert memory.cgroup_limit(tmp_path, own) is None
+    (nested / "inner" / "memory.max").write_text("max\n")
+    (nested / "memory.max").write_text("1000\n")
+    (nested.parent / "memory.max").write_text("2000\n")
+    assert memory.cgroup_limit(tmp_path, own) == 1000
+    own.write_text("4:memory:/docker/of/the/host\n0::/\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("500\n")
+    assert memory.cgroup_limit(tmp_path, own) == 500
+    assert memory.cgroup_limit(tmp_path, tmp_path / "missing") is None
+
+
+def test_memory_is_reserved_before_a_piece_is_decompressed() -> None:
+    taken = 0
+
+    def reserve(size: int) -> None:
+        nonlocal taken
+        taken += size
+        if taken > 1 << 20:
+            raise MemoryFull
+
+    bomb = gzip.compress(bytes(64 << 20))
+    tracemalloc.start(1)
+    with pytest.raises(MemoryFull):
+        inflated(bomb, b"gzip", 1 << 30, reserve)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1 << 20) + 4 * PIECE
+
+
+def test_trimming_is_safe_everywhere() -> None:
+    memory.trim()
+    assert memory.resident() > 1 << 20
+    assert memory.budget(1 << 20) >= memory.LEAST
