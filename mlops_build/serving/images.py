@@ -187,6 +187,6 @@ def _text(value: bytes, what: str) -> str:
 
 def _params(value: bytes, reserve: Reserve) -> Any:
     try:
-        return parse(value, reserve)
+        return parse(value, reserve, what="the field 'params'")
     except RecursionError:
         raise Refusal("the field 'params' must be a JSON object") from None

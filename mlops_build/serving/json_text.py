@@ -30,10 +30,11 @@ def size(text: bytes) -> int:
     return 2 * characters + 41 * values + 96 * lists + 240 * objects + 110 * text.count(b":") + 40 * text.count(b'"')
 
 
-def parse(text: bytes, reserve: Reserve, *, exact: bool = True) -> Any:
+def parse(text: bytes, reserve: Reserve, *, exact: bool = True, what: str = "the body") -> Any:
     """The value of a JSON text. Raises Refusal, and RecursionError for deep nesting.
 
-    exact: integers beyond 64 bits are integers. Otherwise they may be floats, as orjson reads them, which is faster.
+    exact: integers beyond 64 bits are integers. Otherwise they may be floats, as orjson reads them, which is faster. what: the name of the
+    text in messages.
     """
     if len(text) > INLINE_BYTES:
         reserve(3 * size(text) // 2)  # also for the arrays of the fast path
@@ -45,7 +46,7 @@ def parse(text: bytes, reserve: Reserve, *, exact: bool = True) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise Refusal(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
     except ValueError as error:
         why = f"{error.msg} at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise Refusal(f"the body is not valid JSON: {why}") from None
+        raise Refusal(f"{what} is not valid JSON: {why}") from None

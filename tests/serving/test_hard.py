@@ -158,7 +158,8 @@ def test_large_bodies_share_a_limit(server: Server) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert set(answered) == {503}
+        assert set(answered) <= {429, 503}
+        assert 503 in answered
         assert memory(server) - before < 80 * MIB
     finally:
         for connection in connections:

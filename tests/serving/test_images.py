@@ -114,7 +114,7 @@ def test_the_fields_of_a_form_are_columns(mixed: httpx.Client) -> None:
         ({"keep": "1"}, "expected boolean"),
         ({"title": b"\xff"}, "row 0, field 'title' is not UTF-8"),
         ({"title": None}, "no field 'title'"),
-        ({"params": "{"}, "'params' must be a JSON object"),
+        ({"params": "{"}, "'params' is not valid JSON"),
         ({"params": '{"depth": "x"}'}, "depth"),
     ],
 )
