@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes: int | None = None  # size so far of the headers that are being received
         self._piece = 0  # size of the data that is being parsed
         self._head_piece = 0  # the same, and 0 after the end of a request in it
+        self._has_payload = False  # the data that is being parsed contains a head or a part of a body
+        self._framing = 0  # size of the data after those: of a trailer, or of the header of a chunk
         self._timed = True  # close_at is the time limit for a request
         self._refused = False  # further data is ignored
         self._reading, self._writable, self._retry_paused = True, True, False
@@ -92,6 +94,7 @@ class Connection(asyncio.Protocol):
         if self._refused:
             return
         self._piece = self._head_piece = len(data)
+        self._has_payload = False
         try:
             self._parse(data)
         except httptools.HttpParserError:
@@ -99,6 +102,10 @@ class Connection(asyncio.Protocol):
         if self._head_bytes is not None:
             self._head_bytes += self._head_piece
             if self._head_bytes > HEAD_BYTES:
+                self.reject(HEAD_TOO_LARGE)
+        elif self._arriving is not None:
+            self._framing = 0 if self._has_payload else self._framing + len(data)
+            if self._framing > HEAD_BYTES:
                 self.reject(HEAD_TOO_LARGE)
         # A request that arrives in one piece needs no time limit.
         if not self._timed and not self._is_between_requests() and not self._refused:
@@ -189,7 +196,7 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
+        parser, self._has_payload = self._parser, True
         bound, self._head_bytes = (self._head_bytes or 0) + self._piece, None  # the piece may contain other data too
         if parser.should_upgrade():
             return
@@ -208,6 +215,7 @@ class Connection(asyncio.Protocol):
             self.pause_or_read()
 
     def on_body(self, part: bytes) -> None:
+        self._has_payload = True
         if self._arriving is not None:
             self._arriving.add(part)
             if self._arriving.unread > SMALL_BYTES:
