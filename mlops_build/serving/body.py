@@ -7,17 +7,14 @@ are upper bounds. Only a body of at most INLINE_BYTES is parsed without a reserv
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from mlops_build.quantity import show_bytes
-from mlops_build.serving.batcher import Disconnected
 from mlops_build.serving.json_text import INLINE_BYTES
 from mlops_build.serving.refusal import Refusal, too_large
 from mlops_build.serving.rows import Rows
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 T = TypeVar("T")
 
 
@@ -77,10 +74,8 @@ class Reservation:
             if self._thread.done():
                 self._thread = None
 
-    def __enter__(self) -> "Reservation":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the reservation, or let it end with its thread."""
         if self._thread is not None:
             self._thread.add_done_callback(self._end)
         else:
@@ -103,23 +98,20 @@ def held(rows: Rows, body: int, reserved: int = 0) -> int:
     return max(reserved, 64 * min(body, INLINE_BYTES))
 
 
-async def read_body(receive: Receive, length: int | None, limit: int, reserve: Callable[[int], None]) -> bytes:
-    """The body of a request. length: its Content-Length in bytes, if known. limit: bytes. reserve: called before memory is used.
+async def read_body(receive: Callable[[], Awaitable[bytes]], length: int | None, limit: int, reserve: Callable[[int], None]) -> bytes:
+    """The body of a request. receive: returns its next part, b"" after the last. length: its Content-Length in bytes, if known. limit:
+    bytes. reserve: called before memory is used.
 
-    Raises Refusal (413) as soon as the body is known to be too large, Disconnected, and what `reserve` raises.
+    Raises Refusal (413) as soon as the body is known to be too large, and what `receive` and `reserve` raise.
     """
     if length is not None and length > limit:
         raise too_large(limit)
     parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-        size += len(parts[-1])
+    size = 0
+    while part := await receive():
+        size += len(part)
         if size > limit:
             raise too_large(limit)
-        reserve(2 * len(parts[-1]))  # the parts are joined below
+        reserve(2 * len(part))  # the parts are joined below
+        parts.append(part)
     return b"".join(parts)

@@ -1,5 +1,6 @@
 """A model behind one protocol, and a request to it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any
 
 from mlops_build.serving.answer import Answer
 from mlops_build.serving.batcher import Batcher
+from mlops_build.serving.body import Reservation
+from mlops_build.serving.exchange import Exchange
 from mlops_build.serving.failure import ErrorResponse
 from mlops_build.serving.head import Head
 from mlops_build.serving.json_text import Reserve
@@ -33,14 +36,21 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Call:
-    """One request to a model. caller: the name of its token. began: time.perf_counter()."""
+    """One request to a model. caller: the name of its token. began, ends: its start and its deadline, of time.perf_counter()."""
 
     endpoint: Endpoint
+    exchange: Exchange
     head: Head
     caller: str | None
+    reservation: Reservation
     began: float
+    ends: float = math.inf
     rows: int = 0
-    reserved: int = 0  # bytes, without a task
+
+    @property
+    def left(self) -> float:
+        """The time until its deadline, in seconds."""
+        return self.ends - time.perf_counter()
 
     def line(self, answer: Answer, seconds: float) -> dict[str, Any]:
         """Its line in the access log."""

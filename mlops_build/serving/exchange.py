@@ -4,28 +4,20 @@ import asyncio
 import http
 import logging
 import urllib.parse
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httptools
 
 from mlops_build.serving.answer import Answer
+from mlops_build.serving.batcher import Disconnected
 
 if TYPE_CHECKING:
     from mlops_build.serving.protocol import Connection
 
-# Keys of a request's scope. When the connection is lost, DISCONNECTED is set, and the function that the app stored under ON_DISCONNECT is
-# called. Waiting with `receive` would cost a task per request.
-DISCONNECTED = "mlops_build.disconnected"
-ON_DISCONNECT = "mlops_build.on_disconnect"
-
 Headers = Sequence[tuple[bytes, bytes]]
-# Sends the response to a request; takes the response and the request's id (b"" for none).
-Respond = Callable[[Answer, bytes], None]
-# Submits a request by its body; returns the function to call if the caller disconnects.
-Submit = Callable[[bytes, Respond], Callable[[], None] | None]
-# Handles a request in a task. The first two arguments are those of an ASGI application.
-App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], Respond], Awaitable[None]]
+# Submits a request with this body.
+Submit = Callable[["Exchange", bytes], None]
 
 # A larger body is written separately from the head of its response.
 LARGE_BYTES = 64 * 1024
@@ -33,9 +25,6 @@ CLOSE = b"connection: close"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in http.HTTPStatus}
 PLAIN = b"text/plain; charset=utf-8"
-
-# Of the requests without a task, where nothing waits for it.
-_CHANGED = asyncio.Event()
 
 log = logging.getLogger("mlops_build.serving")
 
@@ -57,7 +46,8 @@ class Exchange:
 
     keep_alive: whether the connection stays open afterwards. expects: the caller waits for "100 Continue" before it sends the body.
     complete: the whole request has arrived. submit: called with the body of a small request; any other runs in a task. unread: bytes of
-    the body that have arrived, but have not been read by the app.
+    the body that have arrived, but have not been read by the app. path: without escapes; only in a task. answer: the future that the app
+    waits for; it receives the exception Disconnected if the caller disconnects.
     """
 
     def __init__(self, connection: "Connection", method: bytes, target: bytes, headers: Headers, keep_alive: bool, expects: bool) -> None:
@@ -67,9 +57,10 @@ class Exchange:
         self.started = self.complete = self.answered = False
         self.submit: Submit | None = None
         self.unread = 0
-        self._scope: dict[str, Any] = {}
+        self.path = ""
+        self.answer: asyncio.Future[Any] | None = None
         self._parts: list[bytes] = []
-        self._changed = _CHANGED
+        self._changed = asyncio.Event()
 
     def add(self, body: bytes) -> None:
         """Add a part of the body."""
@@ -86,27 +77,23 @@ class Exchange:
 
     def submit_if_complete(self) -> None:
         if self.complete and self.submit is not None:
-            self._scope[ON_DISCONNECT] = self.submit(self._take(), self.respond)
+            self.submit(self, self._take())
 
-    async def run(self, app: App) -> None:
+    async def run(self, app: "Callable[[Exchange], Awaitable[None]]") -> None:
         """Handle the request in a task."""
-        self._changed = asyncio.Event()
         try:
-            path = (httptools.parse_url(self.target).path or b"").decode("ascii")
+            self.path = urllib.parse.unquote((httptools.parse_url(self.target).path or b"").decode("ascii"))
         except (httptools.HttpParserError, UnicodeError):
-            self.respond(Answer(400, b"invalid target", PLAIN), b"")
+            self.respond(Answer(400, b"invalid target", PLAIN))
             return
-        self._scope |= {"method": self.method.decode("ascii"), "path": urllib.parse.unquote(path), "headers": self.headers}
         try:
-            await app(self._scope, self._receive, self.respond)
+            await app(self)
         except Exception:
             log.exception("a request failed")
-        finally:
-            if not self.answered:
-                self.keep_alive = False
-                self.respond(Answer(500, b"internal error: the service's log has the traceback", PLAIN), b"")
+            self.keep_alive = False
+            self.respond(Answer(500, b"internal error: the service's log has the traceback", PLAIN))
 
-    def respond(self, answer: Answer, request_id: bytes) -> None:
+    def respond(self, answer: Answer, request_id: bytes = b"") -> None:
         if self.answered:  # the caller has disconnected
             return
         headers = [b"x-request-id: " + request_id] if request_id else []
@@ -127,11 +114,11 @@ class Exchange:
         """Cancel the request, since its caller has disconnected."""
         if not self.answered:
             self.end()
-            self._scope[DISCONNECTED] = True
-            if on_disconnect := self._scope.get(ON_DISCONNECT):
-                on_disconnect()
+            if self.answer and not self.answer.done():
+                self.answer.set_exception(Disconnected())
 
-    async def _receive(self) -> dict[str, Any]:
+    async def receive(self) -> bytes:
+        """The next part of the body; b"" after the last. Raises Disconnected."""
         if self.expects and not self._parts:
             self._connection.transport.write(CONTINUE)
         self.expects = False
@@ -139,10 +126,10 @@ class Exchange:
             self._changed.clear()
             await self._changed.wait()
         if self.answered:
-            return {"type": "http.disconnect"}
+            raise Disconnected
         body = self._take()
         self._connection.pause_or_read()
-        return {"type": "http.request", "body": body, "more_body": not self.complete}
+        return body
 
     def _take(self) -> bytes:
         body = b"".join(self._parts)

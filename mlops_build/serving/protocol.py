@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._queue[0]
         exchange.started = True
-        decision = self._shared.app.begin(exchange.method, exchange.target, exchange.headers)
+        decision = self._shared.app.begin(exchange)
         if isinstance(decision, bytes):
             self._shared.refuse_later(self, decision)
         elif decision is None or exchange.expects:

@@ -87,7 +87,7 @@ def run(app: "Service", bound: socket.socket, ready: Callable[[], None], setting
     )
 
     def started() -> None:
-        app.liveness.watch()
+        app.check()
         ready()
 
     server = _Server(config, connections, started)

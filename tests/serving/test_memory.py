@@ -3,6 +3,7 @@
 import gc
 import gzip
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_row_reserves_little(decoders: list[Decoder]) -> None:
 
 def test_a_budget_is_never_exceeded() -> None:
     budget = Budget(8 << 20)
-    with Reservation(budget) as first, Reservation(budget) as second:
+    with closing(Reservation(budget)) as first, closing(Reservation(budget)) as second:
         first.add(4 << 20)
         second.add(2 << 20)
         with pytest.raises(MemoryFull, match=r"8\.0 MiB"):
