@@ -6,13 +6,14 @@ All other bodies (CSV, Parquet, dates, nested types, text in columns of numbers,
 enforcement, so that MLflow decides. docs/reference/http-contract.md lists the deliberate differences.
 """
 
+import base64
 import contextlib
 import csv
 import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -37,8 +38,6 @@ log = logging.getLogger("mlops_build.serving")
 
 def media_type(header: str | None) -> str:
     """JSON, CSV or PARQUET, from a Content-Type header. Raises Refusal (415)."""
-    if header == JSON:
-        return JSON
     kind, *parameters = (part.strip() for part in (header or "").split(";"))
     kind = kind.lower()
     values = {name.lower(): value for name, _, value in (parameter.partition("=") for parameter in parameters)}
@@ -56,6 +55,7 @@ class Decoder:
     """Decodes bodies for one model, by its signature.
 
     model: mlflow.pyfunc.PyFuncModel. ragged: `pad` fills short rows with NaN, as MLflow does; `refuse` refuses them and names the row.
+    hinted: whether the model validates its input itself, by type hints.
     """
 
     def __init__(self, model: Any, ragged: Literal["refuse", "pad"] = "refuse") -> None:
@@ -63,17 +63,17 @@ class Decoder:
         self._flavor = model.loader_module
         self._schema = model.metadata.get_input_schema()
         self._params_schema = model.metadata.get_params_schema()
-        self._hinted = (
+        self.hinted = (
             bool(model.metadata._is_signature_from_type_hint()) if hasattr(model.metadata, "_is_signature_from_type_hint") else False
         )
         self._ragged = ragged
         self._expected: int | None = None  # columns
-        self._quick = Quick(None if self._hinted else self._schema)
+        self.quick = Quick(None if self.hinted else self._schema)
         # Floats represent integers beyond 64 bits as well as MLflow's conversion of them.
-        of_floats = self._quick.block is not None or (self._quick.tensor is not None and self._quick.tensor[0].kind == "f")
+        of_floats = self.quick.block is not None or (self.quick.tensor is not None and self.quick.tensor[0].kind == "f")
         self._exact = not of_floats or self._params_schema is not None
         schema = self._schema
-        if schema is None or self._hinted:
+        if schema is None or self.hinted:
             return
         self._expected = len(schema.inputs)
         if schema.is_tensor_spec():
@@ -81,11 +81,9 @@ class Decoder:
 
     def decode(self, body: bytes, content_type: str | None, reserve: Reserve = lambda _: None) -> Rows:
         """Decode a body. Raises Refusal and what `reserve` raises, and no other exception for any body."""
-        kind = media_type(content_type)
+        read = {JSON: self._json, CSV: self._csv, PARQUET: self._parquet}[media_type(content_type)]
         try:
-            if kind == JSON:
-                return self._json(body, reserve)
-            return self._csv(body, reserve) if kind == CSV else self._parquet(body, reserve)
+            return read(body, reserve)
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
@@ -99,26 +97,6 @@ class Decoder:
     # -- for modules that parse bodies of other kinds (v2.py, images.py) --
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Name and MLflow type of each column; empty unless all have names and plain types."""
-        return dict(zip(self._quick.names, self._quick.types, strict=True))
-
-    @property
-    def block(self) -> "np.dtype[Any] | None":
-        """The type of the columns, if all have the same float type."""
-        return self._quick.block
-
-    @property
-    def tensor(self) -> "tuple[np.dtype[Any], tuple[int, ...]] | None":
-        """Type and shape, if the model takes one tensor without a name."""
-        return self._quick.tensor
-
-    @property
-    def hinted(self) -> bool:
-        """Whether the model validates its input itself, by type hints."""
-        return self._hinted
-
-    @property
     def required(self) -> list[str]:
         return list(self._schema.required_input_names()) if self._schema is not None else []
 
@@ -127,25 +105,29 @@ class Decoder:
         """The names of the model's params."""
         return [param.name for param in self._params_schema.params] if self._params_schema is not None else []
 
-    def document(self, document: dict[str, Any]) -> Rows:
-        """Decode a parsed JSON body with MLflow. Raises Refusal."""
-        return self._rest(document, [key for key in document if key in FORMS])
-
-    def enforced(self, data: Any, params: Any) -> Rows:
-        """Validate a table, or arrays by name, with MLflow. Raises Refusal."""
-        return self._framed(data, params)
+    def typed(self, columns: Mapping[str, Any], count: int, params: Any) -> Rows:
+        """Rows from columns by name: arrays of the signature's types, lists otherwise. MLflow adds missing ones. Raises Refusal."""
+        names = self.quick.names
+        if names and count and set(names) <= set(columns):
+            ordered = [columns[name] for name in names]
+            if self.quick.block is not None:
+                return Rows("block", np.column_stack(ordered), count, self.params(params))
+            return Rows("columns", ordered, count, self.params(params))
+        cells = [values.tolist() if isinstance(values, np.ndarray) else map(_as_json, values) for values in columns.values()]
+        rows = [list(row) for row in zip(*cells, strict=True)]
+        return self.document({"dataframe_split": {"columns": list(columns), "data": rows}, "params": params})
 
     # -- JSON --
 
     def _json(self, body: bytes, reserve: Reserve) -> Rows:
         document = _parsed(body, reserve, exact=self._exact)
         forms = [key for key in document if key in FORMS]
-        if len(forms) == 1 and (rows := self._quick.rows(forms[0], document[forms[0]])) is not None:
+        if len(forms) == 1 and (rows := self.quick.rows(forms[0], document[forms[0]])) is not None:
             rows.params = self.params(document.get("params"))
             return rows
         if len(body) > INLINE_BYTES:
             reserve(CONVERSION * size(body))
-        return self._rest(document, forms)
+        return self.document(document)
 
     def params(self, params: Any) -> dict[str, Any] | None:
         """Validate params and fill in defaults. Raises Refusal."""
@@ -162,22 +144,24 @@ class Decoder:
 
     # -- the path through MLflow --
 
-    def _rest(self, document: dict[str, Any], forms: Sequence[str]) -> Rows:
+    def document(self, document: dict[str, Any]) -> Rows:
+        """Decode a parsed JSON body with MLflow. Raises Refusal."""
         from mlflow.exceptions import MlflowException
+        from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
         from mlflow.utils.proto_json_utils import (
             cast_df_types_according_to_schema,
             dataframe_from_parsed_json,
             parse_tf_serving_input,
         )
 
-        if _is_chat(document):
-            known = {param.name for param in self._params_schema.params} if self._params_schema else set()
-            params = {key: value for key, value in document.items() if key in known}
-            return self._framed({key: value for key, value in document.items() if key not in known}, params, bare=True)
-        if self._hinted:
+        if is_unified_llm_input(document):
+            params = {key: document.pop(key) for key in self.parameters if key in document}
+            return self.enforced(document, params, bare=True)
+        if self.hinted:
             if "inputs" not in document:
                 raise Refusal("this model reads the key 'inputs' only", code=INVALID)
             return Rows("unchecked", document["inputs"], _count(document["inputs"]), document.get("params"))
+        forms = [key for key in document if key in FORMS]
         if len(forms) != 1:
             keys = ", ".join(repr(key) for key in list(document)[:5]) or "nothing"
             raise Refusal(f"the object must contain exactly one of {', '.join(FORMS)}; it contains {keys[:SHOWN]}")
@@ -203,7 +187,7 @@ class Decoder:
             raise self._refusal(error, form, sent) from None
         except Exception as error:
             raise Refusal(mismatch.explain(form, sent, self._schema) or f"{form} cannot be read: {short(error)}") from None
-        return self._framed(data, document.get("params"), form=form, sent=sent)
+        return self.enforced(data, document.get("params"), form=form, sent=sent)
 
     def _known_only(self, form: str, sent: Any) -> Any:
         """Drop the columns that are not in the signature. MLflow drops them too, but only after it has created a table with them."""
@@ -223,11 +207,12 @@ class Decoder:
             return {**sent, "columns": kept, "data": [[row[position] for position in positions] for row in data]}
         return {**sent, "columns": kept, "data": _only(data, known)} if isinstance(data, dict) or _are_records(data) else sent
 
-    def _framed(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
+    def enforced(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
+        """Validate a table, or arrays by name, with MLflow. form, sent: the body for messages. Raises Refusal."""
         from mlflow.exceptions import MlflowException
         from mlflow.pyfunc import _validate_prediction_input
 
-        if self._hinted:
+        if self.hinted:
             return Rows("unchecked", data, _count(data), params, bare)
         try:
             checked, params = _validate_prediction_input(data, params, self._schema, self._params_schema, self._flavor)
@@ -269,7 +254,7 @@ class Decoder:
             with contextlib.suppress(Exception):
                 why = mismatch.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
             raise Refusal(why or f"the body cannot be read as CSV with a header line: {short(error)}") from None
-        return self._framed(frame, None, form="frame", sent=frame)
+        return self.enforced(frame, None, form="frame", sent=frame)
 
     def _parquet(self, body: bytes, reserve: Reserve) -> Rows:
         import pandas as pd
@@ -285,7 +270,7 @@ class Decoder:
             raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
         if self._schema is not None and self._schema.is_tensor_spec():
             _refuse(mismatch.overflow_of_frame(frame, self._schema))  # MLflow refuses such values in columns itself
-        return self._framed(frame, None, form="frame", sent=frame)
+        return self.enforced(frame, None, form="frame", sent=frame)
 
     # -- error messages --
 
@@ -357,10 +342,10 @@ def _parsed(body: bytes, reserve: Reserve, *, exact: bool) -> dict[str, Any]:
     return document
 
 
-def _is_chat(document: Mapping[str, Any]) -> bool:
-    from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
-
-    return bool(is_unified_llm_input(document))
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _count(data: Any) -> int:

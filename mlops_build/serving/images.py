@@ -3,25 +3,25 @@
 Only for models whose columns have names and plain types. docs/reference/http-contract.md says which models take which bodies.
 """
 
-import base64
+import io
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
-import numpy as np
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import FormParser, parse_options_header
 
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.json_text import INLINE_BYTES, Reserve, parse
 from mlops_build.serving.mismatch import INTEGERS
+from mlops_build.serving.quick import typed
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.rows import Rows
 
 PARTS = 10_000  # parsing a part takes microseconds, and a part may be only 60 bytes long
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
-DTYPES = {"float": "float32", "double": "float64", "integer": "int32", "long": "int64", "boolean": "bool"}
 FORM = "multipart/form-data"
 
 
@@ -30,15 +30,15 @@ class Raw:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self.columns = decoder.columns
+        self.columns = decoder.quick.columns
         self.required = decoder.required
         kinds = list(self.columns.values())
-        self._only_type = kinds[0] if len(kinds) == 1 else None
+        self._only_type = kinds[0] if len(kinds) == 1 else ""
 
     @property
     def kinds(self) -> list[str]:
         """The media types that `read` accepts, in OpenAPI's form."""
-        alone = {"binary": ["image/*"], "string": ["text/plain"]}.get(self._only_type or "", [])
+        alone = {"binary": ["image/*"], "string": ["text/plain"]}.get(self._only_type, [])
         return [*alone, *([FORM] if self.columns else [])]
 
     def read(self, body: bytes, content_type: str, reserve: Reserve = lambda _: None) -> Rows | None:
@@ -82,63 +82,30 @@ class Raw:
         if len(counts) != 1:
             sent = ", ".join(f"{len(values)} of {name!r}" for name, values in list(columns.items())[:5])
             raise Refusal(f"each field must occur once per row; sent were {sent or 'no fields'}")
-        typed = {name: [_value(value, kind, name, row) for row, value in enumerate(columns[name])] for name, kind in self._known(columns)}
-        return self._rows(typed, counts.pop(), params)
-
-    def _known(self, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [(name, kind) for name, kind in self.columns.items() if name in columns]
-
-    def _rows(self, typed: Mapping[str, list[Any]], count: int, params: Any) -> Rows:
-        if len(typed) < len(self.columns):  # optional columns are missing: MLflow fills them
-            cells = [[base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell for cell in values] for values in typed.values()]
-            split = {"columns": list(typed), "data": [list(row) for row in zip(*cells, strict=True)]}
-            return self._decoder.document({"dataframe_split": split, **({} if params is None else {"params": params})})
-        checked = self._decoder.params(params)
-        with np.errstate(over="ignore"):
-            if self._decoder.block is not None:
-                return Rows("block", np.array(list(typed.values()), dtype=self._decoder.block).T.copy(), count, checked)
-            arrays = [
-                np.array(values, dtype=DTYPES[kind]) if (kind := self.columns[name]) in DTYPES else values for name, values in typed.items()
-            ]
-        return Rows("columns", arrays, count, checked)
+        converted = {
+            name: typed([_value(value, self.columns[name], name, row) for row, value in enumerate(values)], self.columns[name])
+            for name, values in columns.items()
+        }
+        return self._decoder.typed(converted, counts.pop(), params)
 
 
 def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
     """The parts of a form: name, whether it is a file, and content. Raises Refusal."""
     parts: list[tuple[str, bool, bytes]] = []
-    headers: dict[bytes, bytes] = {}
-    field, value, content = bytearray(), bytearray(), bytearray()
-    ended = False
+    ended: list[bool] = []
 
-    def begin() -> None:
-        headers.clear()
-        content.clear()
+    def add(name: bytes | None, is_file: bool, content: bytes | None) -> None:
         if len(parts) >= PARTS:
             raise Refusal(f"the form has more than {PARTS} parts", status=413)
+        parts.append(((name or b"").decode("utf-8", "replace"), is_file, content or b""))
 
-    def header_end() -> None:
-        headers[bytes(field).lower()] = bytes(value)
-        field.clear()
-        value.clear()
-
-    def end() -> None:
-        parts.append((*_disposition(headers), bytes(content)))
-
-    def done() -> None:
-        nonlocal ended
-        ended = True
-
-    parser = MultipartParser(
+    parser = FormParser(
+        FORM,
+        lambda field: add(field.field_name, False, field.value),
+        lambda file: add(file.field_name, True, cast(io.BytesIO, file.file_object).getvalue()),
+        lambda: ended.append(True),
         boundary,
-        {
-            "on_part_begin": begin,
-            "on_header_field": lambda data, at, to: field.extend(data[at:to]),
-            "on_header_value": lambda data, at, to: value.extend(data[at:to]),
-            "on_header_end": header_end,
-            "on_part_data": lambda data, at, to: content.extend(data[at:to]),
-            "on_part_end": end,
-            "on_end": done,
-        },
+        config={"MAX_MEMORY_FILE_SIZE": math.inf, "UPLOAD_ERROR_ON_BAD_CTE": True},
     )
     try:
         parser.write(body)
@@ -148,15 +115,6 @@ def _parts(body: bytes, boundary: bytes) -> list[tuple[str, bool, bytes]]:
     if not ended:
         raise Refusal("the form ends before its last boundary")
     return parts
-
-
-def _disposition(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-    kind, options = parse_options_header(headers.get(b"content-disposition"))
-    if kind != b"form-data" or b"name" not in options:
-        raise Refusal("each part of the form must have the header Content-Disposition: form-data; name=…")
-    if headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in (b"binary", b"8bit", b"7bit"):
-        raise Refusal("parts of a form are not decoded: Content-Transfer-Encoding must be binary")
-    return options[b"name"].decode("utf-8", "replace"), b"filename" in options
 
 
 def _value(value: bytes, kind: str, name: str, row: int) -> Any:

@@ -16,21 +16,28 @@ from mlops_build.serving.rows import Rows
 # Integers below this are exact in a float64.
 EXACT = 2.0**53
 NUMBERS = frozenset((float, int, bool, type(None)))
-PLAIN = frozenset(("float", "double", "integer", "long", "boolean", "string", "binary"))
-FLOATS: dict[str, "np.dtype[Any]"] = {"float": np.dtype("float32"), "double": np.dtype("float64")}
+# MLflow's types of columns that are arrays.
+DTYPES: dict[str, "np.dtype[Any]"] = {
+    "float": np.dtype("float32"),
+    "double": np.dtype("float64"),
+    "integer": np.dtype("int32"),
+    "long": np.dtype("int64"),
+    "boolean": np.dtype("bool"),
+}
+PLAIN = {*DTYPES, "string", "binary"}
 
 
 class Quick:
     """The fast path for one signature.
 
-    names, types: of the columns; empty unless all have names and plain types. block: the type of the columns, if all have the same float
-    type. tensor: type and shape, if the model takes one tensor without a name.
+    columns: MLflow's type by name; empty unless all have names and plain types. names: of the columns. block: the type of the columns, if
+    all have the same float type. tensor: type and shape, if the model takes one tensor without a name.
     """
 
     def __init__(self, schema: Any) -> None:
         """schema: mlflow.types.Schema; None if MLflow must decide for every body."""
+        self.columns: dict[str, str] = {}
         self.names: list[str] = []
-        self.types: list[str] = []
         self.block: np.dtype[Any] | None = None
         self.tensor: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._row: Callable[[Any], Any] = tuple
@@ -40,10 +47,11 @@ class Quick:
             if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
                 self.tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
         elif schema.has_input_names() and all(getattr(column.type, "name", "") in PLAIN for column in schema.inputs):
-            self.names = list(schema.input_names())
-            self.types = [column.type.name for column in schema.inputs]
+            self.columns = {column.name: column.type.name for column in schema.inputs}
+            self.names = list(self.columns)
             self._row = itemgetter(*self.names) if len(self.names) > 1 else lambda record: (record[self.names[0]],)
-            self.block = FLOATS.get(self.types[0]) if len(set(self.types)) == 1 else None
+            kinds = set(self.columns.values())
+            self.block = DTYPES[min(kinds)] if kinds in ({"float"}, {"double"}) else None
 
     def rows(self, form: str, data: Any) -> Rows | None:
         """The data of a form without params; None if MLflow must decide. Raises Refusal."""
@@ -139,27 +147,30 @@ class Quick:
         if not rows:
             return None
         columns: list[Any] = []
-        for position, (name, kind) in enumerate(zip(self.names, self.types, strict=True)):
+        for position, (name, kind) in enumerate(self.columns.items()):
             values = [row[position] for row in rows]
             types = set(map(type, values))
             if kind in INTEGERS:
                 if types != {int} or max(values) > INTEGERS[kind][1] or min(values) < INTEGERS[kind][0]:
                     return None
-                columns.append(np.array(values, dtype="int32" if kind == "integer" else "int64"))
             elif kind in ("float", "double"):
                 if not types <= {float, int} or any(type(value) is int and abs(value) >= EXACT for value in values):
                     return None
-                with np.errstate(over="ignore"):
-                    columns.append(np.array(values, dtype="float32" if kind == "float" else "float64"))
             elif kind == "boolean":
                 if types != {bool}:
                     return None
-                columns.append(np.array(values))
             elif numbers_only or types != {str}:
                 return None
-            else:
-                columns.append(values if kind == "string" else [_base64(value, name, row) for row, value in enumerate(values)])
+            elif kind == "binary":
+                values = [_base64(value, name, row) for row, value in enumerate(values)]
+            columns.append(typed(values, kind))
         return Rows("columns", columns, len(rows))
+
+
+def typed(values: list[Any], kind: str) -> Any:
+    """The values of a column of this type: an array, or the list itself for text and bytes."""
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=DTYPES[kind]) if kind in DTYPES else values
 
 
 def _is_exact(numbers: "np.ndarray[Any, Any]") -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 
 from mlops_build import __version__
+from mlops_build.serving import quick
 from mlops_build.serving.answer import JSON, Answer
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
@@ -24,7 +25,6 @@ from mlops_build.serving.v2_output import as_tensor
 from mlops_build.serving.v2_request import ResponseOptions, parse
 from mlops_build.serving.v2_tensors import (
     BYTES,
-    COLUMNS,
     DTYPES,
     NAMES,
     Tensor,
@@ -34,7 +34,6 @@ from mlops_build.serving.v2_tensors import (
     fitting,
     listed,
     nested,
-    plain_column,
     short,
 )
 
@@ -62,7 +61,6 @@ class V2:
         self._arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         if self._tensors and self._named:
             self._arrays = {tensor.name: (np.dtype(tensor.type), tuple(tensor.shape)) for tensor in inputs.inputs}
-        self._quick = bool(decoder.columns)
         self._columns: dict[str, str] = {}  # name → MLflow's type, "" for nested types
         if self._named and not self._tensors:
             self._columns = {column.name: getattr(column.type, "name", "") for column in inputs.inputs}
@@ -80,13 +78,13 @@ class V2:
             return None
         split, tensor = sent.get("dataframe_split"), sent.get("inputs", sent.get("instances"))
         datatypes = {tensor["name"]: tensor["datatype"] for tensor in self._inputs}
-        if isinstance(split, dict) and set(self._columns) <= set(split.get("columns", [])) and self._quick:
+        if isinstance(split, dict) and set(self._columns) <= set(split.get("columns", [])) and self._decoder.quick.names:
             rows = split["data"]
             positions = {name: split["columns"].index(name) for name in self._columns}
             named = {name: [row[position] for row in rows] for name, position in positions.items()}
             inputs = [{"name": name, "datatype": datatypes[name], "shape": [len(rows)], "data": data} for name, data in named.items()]
             return {"inputs": inputs}
-        if isinstance(tensor, list) and self._decoder.tensor is not None:
+        if isinstance(tensor, list) and self._decoder.quick.tensor is not None:
             array = np.array(tensor)
             return {"inputs": [{"name": INPUT, "datatype": datatypes[INPUT], "shape": list(array.shape), "data": tensor}]}
         return None
@@ -119,25 +117,24 @@ class V2:
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
         decoder = self._decoder
-        if decoder.tensor is not None:
+        if decoder.quick.tensor is not None:
             (tensor,) = exactly_one(tensors)
-            array = fitting(tensor, *decoder.tensor)
+            array = fitting(tensor, *decoder.quick.tensor)
             return Rows("tensor", array, len(array), decoder.params(params))
         if self._arrays:
             named = self._by_name(tensors, self._arrays)
             arrays = {name: as_array(tensor, *self._arrays[name]) for name, tensor in named.items()}
             return decoder.enforced(arrays, params)
         if self._columns:
-            if decoder.block is not None and len(tensors) == 1 < len(self._columns) and tensors[0].name not in self._columns:
-                block = fitting(tensors[0], decoder.block, (-1, len(self._columns)))
+            if decoder.quick.block is not None and len(tensors) == 1 < len(self._columns) and tensors[0].name not in self._columns:
+                block = fitting(tensors[0], decoder.quick.block, (-1, len(self._columns)))
                 return Rows("block", block, len(block), decoder.params(params))
             return self._of_columns(self._by_name(tensors, self._columns), params)
-        document: dict[str, Any] = {} if params is None else {"params": params}
         if self._inputs and not self._tensors:  # columns without names
             (tensor,) = exactly_one(tensors)
-            return decoder.document({**document, "dataframe_split": {"data": nested(tensor)}})
+            return decoder.document({"dataframe_split": {"data": nested(tensor)}, "params": params})
         inputs = nested(tensors[0]) if len(tensors) == 1 else {tensor.name: nested(tensor) for tensor in tensors}
-        return decoder.document({**document, "inputs": inputs})
+        return decoder.document({"inputs": inputs, "params": params})
 
     def _by_name(self, tensors: Sequence[Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
         if len(tensors) == len(known) == 1:
@@ -161,16 +158,7 @@ class V2:
         if len(counts) > 1:
             raise Refusal(f"the inputs have different numbers of rows: {', '.join(map(str, sorted(counts)[:5]))}")
         (count,) = counts
-        columns = {name: column(named[name], kind) for name, kind in kinds.items()}
-        decoder = self._decoder
-        if self._quick and count and len(columns) == len(self._columns):
-            ordered = [columns[name] for name in self._columns]
-            if decoder.block is not None:
-                return Rows("block", np.column_stack(ordered), count, decoder.params(params))
-            return Rows("columns", ordered, count, decoder.params(params))
-        data = [plain_column(column) for column in columns.values()]
-        split = {"columns": list(columns), "data": [list(row) for row in zip(*data, strict=True)]}
-        return decoder.document({"dataframe_split": split, **({} if params is None else {"params": params})})
+        return self._decoder.typed({name: column(named[name], kind) for name, kind in kinds.items()}, count, params)
 
     # -- responses --
 
@@ -240,7 +228,5 @@ def _of_type(kind: Any) -> tuple[str, list[int]]:
     depth, inner = 1, kind
     while type(inner).__name__ == "Array":
         depth, inner = depth + 1, inner.dtype
-    datatype = COLUMNS.get(getattr(inner, "name", ""))
-    if datatype is None:
-        return BYTES, [-1]
-    return datatype, [-1] * depth
+    dtype = quick.DTYPES.get(getattr(inner, "name", ""))
+    return (BYTES, [-1]) if dtype is None else (NAMES[dtype], [-1] * depth)

@@ -1,9 +1,11 @@
 """Requests of the Open Inference Protocol: their JSON, and the binary data behind it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, FailFast, Field, NonNegativeInt, ValidationError
 
 from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.json_text import parse as parse_json
@@ -26,6 +28,34 @@ class ResponseOptions:
     binary: bool
 
 
+class _Parameters(BaseModel, strict=True, extra="allow"):
+    """The parameters of a request, a tensor or an output that this service reads."""
+
+    binary_data_size: NonNegativeInt | None = None
+    binary_data_output: bool | None = None
+    binary_data: bool | None = None
+
+
+class _Tensor(BaseModel, strict=True):
+    name: str
+    datatype: Literal[(*DTYPES, BYTES)]  # type: ignore[valid-type]
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=RANK)
+    parameters: _Parameters | None = None
+    data: Any = None
+
+
+class _Output(BaseModel, strict=True):
+    name: str
+    parameters: _Parameters | None = None
+
+
+class _Request(BaseModel, strict=True):
+    inputs: Annotated[list[_Tensor], FailFast(), Field(min_length=1)]
+    id: str | None = None
+    parameters: _Parameters | None = None
+    outputs: Annotated[list[_Output], FailFast()] | None = None
+
+
 def parse(body: bytes, json_bytes: bytes | None, reserve: Reserve) -> tuple[list[Tensor], dict[str, Any], ResponseOptions]:
     """The tensors, the parameters and the options for the response. json_bytes: Inference-Header-Content-Length. Raises Refusal."""
     length = len(body)
@@ -33,91 +63,50 @@ def parse(body: bytes, json_bytes: bytes | None, reserve: Reserve) -> tuple[list
         if not json_bytes.isdigit() or len(json_bytes) > 18 or int(json_bytes) > length:
             raise Refusal(f"Inference-Header-Content-Length must be a number of bytes, at most the body's {length}")
         length = int(json_bytes)
-    document = _parsed(body[:length] if length < len(body) else body, reserve)
-    parameters = _parameters(document, "the request")
-    tensors = _tensors(document.get("inputs"), memoryview(body)[length:], reserve)
-    request_id, outputs = _id(document.get("id")), _wanted(document.get("outputs"))
-    return tensors, parameters, ResponseOptions(request_id, outputs, _flag(parameters, "binary_data_output") or False)
+    document = parse_json(body[:length] if length < len(body) else body, reserve, exact=False)  # `from_json` refuses floats for integers
+    try:
+        request = _Request.model_validate(document)
+    except ValidationError as invalid:
+        error = invalid.errors(include_url=False)[0]
+        where = ".".join(map(str, error["loc"])) or "the request"
+        got = "" if isinstance(error["input"], list | dict) else f"; got {short(error['input'])}"
+        raise Refusal(f"{where}: {error['msg'].partition(' or instance of ')[0]}{got}") from None
+    tensors = _tensors(request.inputs, memoryview(body)[length:], reserve)
+    binary = (request.parameters is not None and request.parameters.binary_data_output) or False
+    return tensors, document.get("parameters") or {}, ResponseOptions(request.id, _wanted(request.outputs), binary)
 
 
-def _parsed(text: bytes, reserve: Reserve) -> dict[str, Any]:
-    document = parse_json(text, reserve, exact=False)  # `from_json` refuses floats for integers
-    if not isinstance(document, dict):
-        raise Refusal("the request must be a JSON object with 'inputs'")
-    return document
-
-
-def _id(request_id: Any) -> str | None:
-    if request_id is not None and not isinstance(request_id, str):
-        raise Refusal("'id' must be a string")
-    return request_id
-
-
-def _parameters(element: Mapping[str, Any], what: str) -> dict[str, Any]:
-    parameters = element.get("parameters")
-    if parameters is not None and not isinstance(parameters, dict):
-        raise Refusal(f"'parameters' of {what} must be an object")
-    return parameters or {}
-
-
-def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
-    value = parameters.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise Refusal(f"the parameter {name!r} must be true or false")
-    return value
-
-
-def _wanted(outputs: Any) -> dict[str, bool | None] | None:
-    if outputs is None or outputs == []:
-        return None
-    if not isinstance(outputs, list):
-        raise Refusal("'outputs' must be a list of objects, each with a 'name'")
+def _wanted(outputs: Sequence[_Output] | None) -> dict[str, bool | None] | None:
     wanted: dict[str, bool | None] = {}
-    for output in outputs:
-        if not isinstance(output, dict) or not isinstance(output.get("name"), str):
-            raise Refusal("'outputs' must be a list of objects, each with a 'name'")
-        name = output["name"]
-        if name in wanted:
-            raise Refusal(f"the output {short(name)} is requested twice")
-        parameters = _parameters(output, f"the output {short(name)}")
-        if unknown := sorted(set(parameters) & {"classification", "shared_memory_region"}):
-            raise Refusal(f"the parameter {unknown[0]!r} of the output {short(name)} is an extension that is not supported")
-        wanted[name] = _flag(parameters, "binary_data")
-    return wanted
+    for output in outputs or ():
+        if output.name in wanted:
+            raise Refusal(f"the output {short(output.name)} is requested twice")
+        parameters = output.parameters or _Parameters()
+        if unknown := sorted({"classification", "shared_memory_region"} & set(parameters.model_extra or ())):
+            raise Refusal(f"the parameter {unknown[0]!r} of the output {short(output.name)} is an extension that is not supported")
+        wanted[output.name] = parameters.binary_data
+    return wanted or None
 
 
-def _tensors(inputs: Any, tail: memoryview, reserve: Reserve) -> list[Tensor]:
-    if not isinstance(inputs, list) or not inputs:
-        raise Refusal("'inputs' must be a list of at least one tensor")
-    tensors: list[Tensor] = []
-    seen: set[str] = set()
+def _tensors(inputs: Sequence[_Tensor], tail: memoryview, reserve: Reserve) -> list[Tensor]:
+    tensors: dict[str, Tensor] = {}
     at = 0
-    for position, element in enumerate(inputs):
-        if not isinstance(element, dict) or not isinstance(element.get("name"), str):
-            raise Refusal(f"inputs[{position}] must be an object with a 'name'")
-        name = element["name"]
-        if name in seen:
+    for sent in inputs:
+        name, datatype, shape = sent.name, sent.datatype, tuple(sent.shape)
+        if name in tensors:
             raise Refusal(f"the input {short(name)} occurs twice")
-        seen.add(name)
-        datatype, shape = element.get("datatype"), element.get("shape")
-        if not isinstance(datatype, str) or (datatype not in DTYPES and datatype != BYTES):
-            raise Refusal(f"input {short(name)}: the datatype must be one of {', '.join(DTYPES)} and BYTES; got {short(datatype)}")
-        if not isinstance(shape, list) or len(shape) > RANK or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
-            raise Refusal(f"input {short(name)}: the shape must be a list of at most {RANK} whole numbers; got {short(shape)}")
-        size = _parameters(element, f"the input {short(name)}").get("binary_data_size")
+        size = sent.parameters.binary_data_size if sent.parameters else None
+        if (size is None) != ("data" in sent.model_fields_set):
+            raise Refusal(f"input {short(name)} must have either 'data' or the parameter 'binary_data_size'")
         if size is None:
-            if "data" not in element:
-                raise Refusal(f"input {short(name)} has no 'data', and no parameter 'binary_data_size'")
-            tensors.append(Tensor(name, datatype, tuple(shape), from_json(name, datatype, tuple(shape), element["data"])))
+            tensors[name] = Tensor(name, datatype, shape, from_json(name, datatype, shape, sent.data))
             continue
-        if "data" in element:
-            raise Refusal(f"input {short(name)} has both 'data' and 'binary_data_size'")
-        if type(size) is not int or not 0 <= size <= len(tail) - at:
-            raise Refusal(f"input {short(name)}: binary_data_size is {short(size)}; {len(tail) - at} bytes are left after the JSON")
+        if size > len(tail) - at:
+            raise Refusal(f"input {short(name)}: binary_data_size is {size}; {len(tail) - at} bytes are left after the JSON")
         # Numbers are converted to at most 8 bytes; an element of BYTES is text or JSON in a list.
         reserve(4 * size if datatype != BYTES else 10 * size + BYTES_ELEMENT * min(size // 4, math.prod(shape)))
-        tensors.append(Tensor(name, datatype, tuple(shape), from_octets(name, datatype, tuple(shape), tail[at : at + size])))
+        tensors[name] = Tensor(name, datatype, shape, from_octets(name, datatype, shape, tail[at : at + size]))
         at += size
     if at != len(tail):
         raise Refusal(f"{len(tail) - at} bytes follow the last tensor: does Inference-Header-Content-Length say the length of the JSON?")
-    return tensors
+    return list(tensors.values())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlops_build.serving import quick
 from mlops_build.serving.refusal import Refusal
 
 BYTES = "BYTES"
@@ -22,8 +23,6 @@ DTYPES = {
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# MLflow's column types.
-COLUMNS = {"boolean": "BOOL", "integer": "INT32", "long": "INT64", "float": "FP32", "double": "FP64"}
 # The Python types that JSON may have for an element of each numpy kind; null is NaN, as in responses.
 ELEMENTS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float, type(None)}}
 # By numpy's kind: the kinds of numbers that convert to it.
@@ -164,8 +163,8 @@ def _cast(tensor: Tensor, dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
 
 def column(tensor: Tensor, kind: str) -> Any:
     """The values of a column: a flat array for numbers, otherwise a list with one element per row."""
-    if kind in COLUMNS:
-        return _cast(tensor, DTYPES[COLUMNS[kind]].newbyteorder("=")).reshape(-1)
+    if kind in quick.DTYPES:
+        return _cast(tensor, quick.DTYPES[kind]).reshape(-1)
     if not kind and tensor.datatype != BYTES:  # a list of numbers for each row
         return list(tensor.data)
     if tensor.datatype != BYTES:
@@ -174,16 +173,6 @@ def column(tensor: Tensor, kind: str) -> Any:
         return [value if isinstance(value, bytes) else _decoded(tensor, row, value) for row, value in enumerate(tensor.data)]
     texts = _texts(tensor)
     return texts if kind else [_json_element(tensor, row, text) for row, text in enumerate(texts)]
-
-
-def plain_column(column: Any) -> list[Any]:
-    """The values of a column for a JSON body: bytes as base64."""
-    if isinstance(column, np.ndarray):
-        return list(column.tolist())
-    return [
-        base64.b64encode(value).decode() if isinstance(value, bytes) else value.tolist() if isinstance(value, np.ndarray) else value
-        for value in column
-    ]
 
 
 def _texts(tensor: Tensor) -> list[str]:
