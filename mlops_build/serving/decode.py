@@ -13,7 +13,7 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -67,7 +67,7 @@ class Decoder:
             bool(model.metadata._is_signature_from_type_hint()) if hasattr(model.metadata, "_is_signature_from_type_hint") else False
         )
         self._ragged = ragged
-        self._expected: int | None = None  # columns
+        self._most = 10 * mismatch.WIDE  # columns of a table
         self.quick = Quick(None if self.hinted else self._schema)
         # Floats represent integers beyond 64 bits as well as MLflow's conversion of them.
         of_floats = self.quick.block is not None or (self.quick.tensor is not None and self.quick.tensor[0].kind == "f")
@@ -75,9 +75,10 @@ class Decoder:
         schema = self._schema
         if schema is None or self.hinted:
             return
-        self._expected = len(schema.inputs)
-        if schema.is_tensor_spec():
-            self._expected = max([1, *schema.inputs[0].shape[1:2]]) if not schema.has_input_names() else len(schema.inputs)
+        expected = len(schema.inputs)
+        if schema.is_tensor_spec() and not schema.has_input_names():
+            expected = max([1, *schema.inputs[0].shape[1:2]])
+        self._most = 2 * expected + mismatch.WIDE
 
     def decode(self, body: bytes, content_type: str | None, reserve: Reserve = lambda _: None) -> Rows:
         """Decode a body. Raises Refusal and what `reserve` raises, and no other exception for any body."""
@@ -120,7 +121,9 @@ class Decoder:
     # -- JSON --
 
     def _json(self, body: bytes, reserve: Reserve) -> Rows:
-        document = _parsed(body, reserve, exact=self._exact)
+        document = parse(body, reserve, exact=self._exact)
+        if not isinstance(document, dict):
+            raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}")
         forms = [key for key in document if key in FORMS]
         if len(forms) == 1 and (rows := self.quick.rows(forms[0], document[forms[0]])) is not None:
             rows.params = self.params(document.get("params"))
@@ -169,7 +172,7 @@ class Decoder:
         sent = document[form]
         self._look_for_ragged(form, sent)
         known = self._known_only(form, sent)
-        _refuse(mismatch.too_wide(form, known, self._expected))
+        _refuse(mismatch.too_wide(form, known, self._most))
         try:
             if form in ("dataframe_split", "dataframe_records"):
                 data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
@@ -195,17 +198,19 @@ class Decoder:
             return sent
         known = frozenset(self._schema.input_names())
         if form != "dataframe_split" or not isinstance(sent, dict):
-            return _only(sent, known)
+            if isinstance(sent, dict):
+                return {name: value for name, value in sent.items() if name in known}
+            return [{name: value for name, value in row.items() if name in known} for row in sent] if _are_records(sent) else sent
         names, data = sent.get("columns"), sent.get("data")
         if not isinstance(names, list):
-            return {**sent, "data": _only(data, known)} if "data" in sent else sent
+            return sent
         positions = [position for position, name in enumerate(names) if isinstance(name, str) and name in known]
         kept = [names[position] for position in positions]
         if duplicates := [name for name, count in Counter(kept).items() if count > 1]:
             raise Refusal(f"column {short(duplicates[0])} was sent twice", code=INVALID)
         if isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
             return {**sent, "columns": kept, "data": [[row[position] for position in positions] for row in data]}
-        return {**sent, "columns": kept, "data": _only(data, known)} if isinstance(data, dict) or _are_records(data) else sent
+        return sent
 
     def enforced(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
         """Validate a table, or arrays by name, with MLflow. form, sent: the body for messages. Raises Refusal."""
@@ -279,33 +284,25 @@ class Decoder:
 
         pandas pads short rows and reads the start of long rows as an index.
         """
-        width = None
         with contextlib.suppress(csv.Error):  # pandas reports the error
-            for row, values in enumerate((values for values in csv.reader(io.StringIO(text)) if values), start=-1):
-                if width is None:
-                    width = len(values)
-                    most = 10 * mismatch.WIDE if self._expected is None else 2 * self._expected + mismatch.WIDE
-                    if width > most:
-                        return f"{width} columns were sent; this service reads at most {most}"
-                    if self._ragged == "pad":
-                        return None
-                if len(values) != width:
-                    return f"row {row} has {len(values)} {'value' if len(values) == 1 else 'values'}; expected {width}, one for each column"
+            rows = (values for values in csv.reader(io.StringIO(text)) if values)
+            width = len(next(rows, ()))
+            if width > self._most:
+                return f"{width} columns were sent; this service reads at most {self._most}"
+            if self._ragged == "refuse":
+                return mismatch.uneven(map(len, rows), width)
         return None
 
     def _look_for_ragged(self, form: str, data: Any) -> None:
-        if self._ragged != "refuse":
+        split = form == "dataframe_split" and isinstance(data, dict)
+        rows = data.get("data") if split else data
+        if self._ragged != "refuse" or not isinstance(rows, list):
             return
-        rows, width = data, None
-        if form == "dataframe_split":
-            if not isinstance(data, dict):
-                return
-            rows, names = data.get("data"), data.get("columns")
-            width = len(names) if isinstance(names, list) else None
-            _refuse(mismatch.unlike_widths(rows, width))
-        if self._schema is not None:
-            named = self._schema.has_input_names()
-            _refuse(mismatch.ragged(rows, self._schema.required_input_names() if named else None))
+        if split and all(isinstance(row, list) for row in rows):
+            names = data.get("columns")
+            _refuse(mismatch.uneven(map(len, rows), len(names) if isinstance(names, list) else None))
+        if self._schema is not None and _are_records(rows):
+            _refuse(mismatch.ragged(rows, self._schema.required_input_names() if self._schema.has_input_names() else None))
 
     def _refusal(self, error: Any, form: str, sent: Any) -> Refusal:
         """A refusal with MLflow's status and code. Its message is used if `explain` has none, without the data and the traceback in it."""
@@ -318,12 +315,6 @@ class Decoder:
         return Refusal(short(Exception(message), 500), status=status, code=code)
 
 
-def _only(data: Any, known: Collection[str]) -> Any:
-    if isinstance(data, dict):
-        return {name: value for name, value in data.items() if name in known}
-    return [{name: value for name, value in row.items() if name in known} for row in data] if _are_records(data) else data
-
-
 def _are_records(data: Any) -> bool:
     return isinstance(data, list) and all(isinstance(row, dict) for row in data)
 
@@ -332,14 +323,6 @@ def _refuse(why: str | None) -> None:
     """Raise Refusal if there is a reason."""
     if why:
         raise Refusal(why)
-
-
-def _parsed(body: bytes, reserve: Reserve, *, exact: bool) -> dict[str, Any]:
-    document = parse(body, reserve, exact=exact)
-    if not isinstance(document, dict):
-        kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-        raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}; got {kinds.get(type(document), 'a number')}")
-    return document
 
 
 def _as_json(value: Any) -> Any:

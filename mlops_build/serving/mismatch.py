@@ -8,7 +8,7 @@ refused before MLflow converts the body, since it would wrap them silently.
 import base64
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,37 +91,31 @@ def lost_dates(form: str, sent: Any, schema: Any) -> str | None:
 # -- reasons of MLflow's refusals --
 
 
-def ragged(rows: Any, required: Sequence[Any] | None) -> str | None:
+def ragged(rows: Sequence[Mapping[str, Any]], required: Sequence[Any] | None) -> str | None:
     """The message for the first row that lacks a column which other rows have. required: the columns to check; None: all."""
-    if not isinstance(rows, list) or not rows:
-        return None
-    if all(isinstance(row, dict) for row in rows):
-        for name in list(dict.fromkeys(key for row in rows for key in row)) if required is None else required:
-            present = [name in row for row in rows]
-            if any(present) and not all(present):
-                return f"row {present.index(False)} has no column {short(name)}, which other rows have"
+    for name in dict.fromkeys(key for row in rows for key in row) if required is None else required:
+        present = [name in row for row in rows]
+        if any(present) and not all(present):
+            return f"row {present.index(False)} has no column {short(name)}, which other rows have"
     return None
 
 
-def unlike_widths(rows: Any, width: int | None) -> str | None:
+def uneven(widths: Iterable[int], width: int | None) -> str | None:
     """The message for the first row with another number of values than there are columns.
 
-    None if all rows have the same length: that is another mistake. width: the number of columns; None: the length of the first row.
+    widths: values per row. width: the number of columns; None: the length of the first row.
     """
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        return None
-    widths = [len(row) for row in rows]
-    if len(set(widths)) <= 1:
-        return None
-    width = widths[0] if width is None else width
-    wrong = next((number for number, row_width in enumerate(widths) if row_width != width), 0)
-    return f"row {wrong} has {widths[wrong]} {'value' if widths[wrong] == 1 else 'values'}; expected {width}, one for each column"
+    for row, actual in enumerate(widths):
+        width = actual if width is None else width
+        if actual != width:
+            return f"row {row} has {_values(actual)}; expected {width}, one for each column"
+    return None
 
 
-def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
+def too_wide(form: str, sent: Any, most: int) -> str | None:
     """The message for a table that would be too large: rows may have different columns, and pandas creates a cell for every row and column.
 
-    expected: the number of columns in the signature; None without a signature.
+    most: the limit for the number of columns.
     """
     rows, width = sent, 0
     if form == "dataframe_split":
@@ -135,14 +129,13 @@ def too_wide(form: str, sent: Any, expected: int | None) -> str | None:
         width = len(sent["columns"]) if isinstance(sent.get("columns"), list) else 0
     if isinstance(rows, dict):
         width = max(width, len(rows))
-    elif isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-        width = max(width, len({key for row in rows for key in row}))
-    elif isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows):
-        width = max(width, *(len(row) for row in rows))
-    if form.startswith("dataframe") and width > (10 * WIDE if expected is None else 2 * expected + WIDE):
-        return f"{width} columns were sent; expected {expected or f'at most {10 * WIDE}'}"
-    cells = sum(len(row) for row in rows if isinstance(row, list | dict)) if isinstance(rows, list) else 0
-    if isinstance(rows, list) and len(rows) * width > 10 * cells + SPARSE:
+    rows = rows if isinstance(rows, list) else []
+    sizes = [len(row) for row in rows if isinstance(row, list | dict)]
+    names = {key for row in rows if isinstance(row, dict) for key in row}
+    width = max(width, len(names), *sizes)
+    if form.startswith("dataframe") and width > most:
+        return f"{width} columns were sent; this service reads at most {most}"
+    if len(rows) * width > 10 * sum(sizes) + SPARSE:
         return f"{len(rows)} rows of {width} different columns, nearly all of them empty, are too many"
     return None
 
@@ -159,7 +152,7 @@ def explain(form: str, sent: Any, schema: Any) -> str | None:
         if message := _missing(sent_columns, schema):
             return message
     elif not schema.is_tensor_spec() and (width := len(sent_columns)) < len(schema.inputs):
-        return f"the rows have {width} {'value' if width == 1 else 'values'}; expected {len(schema.inputs)}, one for each column"
+        return f"the rows have {_values(width)}; expected {len(schema.inputs)}, one for each column"
     if schema.is_tensor_spec():
         return _tensors(form, sent_columns, schema)
     specs = list(schema.input_dict().items() if schema.has_input_names() else zip(sent_columns, schema.inputs, strict=False))
@@ -238,6 +231,10 @@ def _missing(sent: Columns, schema: Any) -> str | None:
     if not missing:
         return None
     return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {_listed(missing)}; sent were: {_listed(list(sent))}"
+
+
+def _values(number: int) -> str:
+    return "1 value" if number == 1 else f"{number} values"
 
 
 def _listed(names: Sequence[Any]) -> str:

@@ -260,7 +260,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ("floats", {"dataframe_records": [{"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 3}]}, "row 1 has no column 'b', which other rows have"),
     ("floats", {"dataframe_split": {"columns": ["a", "z"], "data": [[1, 2]]}}, "missing columns: 'b', 'c'; sent were: 'a', 'z'"),
     ("floats", {"dataframe_records": []}, "missing columns: 'a', 'b', 'c'; sent were: none"),
-    ("floats", [1], "the body must be a JSON object with exactly one of {}; got a list"),
+    ("floats", [1], "the body must be a JSON object with exactly one of {}"),
     ("floats", {"a": 1}, "the object must contain exactly one of {}; it contains 'a'"),
     ("mixed", {"dataframe_records": [{"d": 1, "i": 2**40, "l": 3, "o": True, "s": "x"}]},
      "row 0, column 'i': 1099511627776 does not fit into integer (-2147483648 to 2147483647)"),
