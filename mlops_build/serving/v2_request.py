@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, FailFast, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.json_text import parse as parse_json
@@ -50,10 +50,10 @@ class _Output(BaseModel, strict=True):
 
 
 class _Request(BaseModel, strict=True):
-    inputs: Annotated[list[_Tensor], FailFast(), Field(min_length=1)]
+    inputs: list[_Tensor] = Field(min_length=1, fail_fast=True)
     id: str | None = None
     parameters: _Parameters | None = None
-    outputs: Annotated[list[_Output], FailFast()] | None = None
+    outputs: list[_Output] | None = Field(None, fail_fast=True)
 
 
 def parse(body: bytes, json_bytes: bytes | None, reserve: Reserve) -> tuple[list[Tensor], dict[str, Any], ResponseOptions]:
