@@ -63,9 +63,7 @@ class Decoder:
         self._flavor = model.loader_module
         self._schema = model.metadata.get_input_schema()
         self._params_schema = model.metadata.get_params_schema()
-        self.hinted = (
-            bool(model.metadata._is_signature_from_type_hint()) if hasattr(model.metadata, "_is_signature_from_type_hint") else False
-        )
+        self.hinted = bool(model.metadata._is_signature_from_type_hint())
         self._ragged = ragged
         self._most = 10 * mismatch.WIDE  # columns of a table
         self.quick = Quick(None if self.hinted else self._schema)

@@ -18,7 +18,9 @@ LISTED = 12
 SPARSE = 1_000_000  # cells
 # Limits for columns that are not in the signature, and for rows that MLflow validates one by one.
 WIDE, SLOW_ROWS = 1000, 1000
-INTEGERS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
+# Least and largest integer, by the name of a numpy type or MLflow's.
+INTEGERS = {np.dtype(code).name: (int(np.iinfo(code).min), int(np.iinfo(code).max)) for code in np.typecodes["AllInteger"]}
+INTEGERS.update(integer=INTEGERS["int32"], long=INTEGERS["int64"])
 EXPECTED = {
     "binary": "base64 text",
     "datetime": "a date and time (ISO 8601, without a time zone, in the years 1678 to 2261)",
@@ -38,11 +40,17 @@ def shape(sizes: Sequence[int]) -> str:
     return f"({', '.join('any' if size == -1 else str(size) for size in sizes)})"
 
 
+def fits(actual: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether a tensor has the expected shape, in which -1 is any size."""
+    return len(actual) == len(sizes) and all(size in (-1, actual_size) for size, actual_size in zip(sizes, actual, strict=True))
+
+
 # -- values that would wrap silently --
 
 
-def overflow(name: Any, kind: str, least: int, most: int, values: Sequence[Any]) -> str | None:
+def overflow(name: Any, kind: str, values: Sequence[Any]) -> str | None:
     """The message for the first number of a column, also inside lists, that is out of range. None if there is none."""
+    least, most = INTEGERS[kind]
     for row, value in enumerate(values):
         if (number := _outside(value, least, most)) is not None:
             return f"row {row}, column {name!r}: {short(number)} does not fit into {kind} ({least} to {most})"
@@ -57,10 +65,10 @@ def overflow_of_frame(frame: Any, schema: Any) -> str | None:
             spec = named.get(label) if isinstance(label, str) else None
         else:
             spec = schema.inputs[0] if schema.is_tensor_spec() else schema.inputs[position] if position < len(schema.inputs) else None
-        bounds = _bounds(spec)
-        if bounds is None:
+        kind = getattr(getattr(spec, "type", None), "name", "")
+        if kind not in INTEGERS:
             continue
-        kind, least, most = bounds
+        least, most = INTEGERS[kind]
         column = frame.iloc[:, position].to_numpy()
         if column.dtype.kind in "iuf":
             # A float64 cannot represent `most`, but it can represent most + 1.
@@ -69,7 +77,7 @@ def overflow_of_frame(frame: Any, schema: Any) -> str | None:
                 continue
         elif column.dtype.kind != "O":
             continue
-        if message := overflow(label, kind, least, most, column.tolist()):
+        if message := overflow(label, kind, column.tolist()):
             return message
     return None
 
@@ -190,9 +198,9 @@ def first_bad(data: Any, dtype: "np.dtype[Any]", sizes: Sequence[int]) -> str | 
         else:
             return None
     if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if _outside(part, limits.min, limits.max) is not None:
-            return f"element {_at(path)}: {short(part)} does not fit into {dtype} ({limits.min} to {limits.max})"
+        least, most = INTEGERS[dtype.name]
+        if _outside(part, least, most) is not None:
+            return f"element {_at(path)}: {short(part)} does not fit into {dtype} ({least} to {most})"
     return f"element {_at(path)}: expected {dtype}, got {short(part)}"
 
 
@@ -230,14 +238,15 @@ def _missing(sent: Columns, schema: Any) -> str | None:
     missing = [name for name in schema.required_input_names() if name not in sent]
     if not missing:
         return None
-    return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {_listed(missing)}; sent were: {_listed(list(sent))}"
+    return f"missing {'inputs' if schema.is_tensor_spec() else 'columns'}: {listed(missing)}; sent were: {listed(list(sent))}"
 
 
 def _values(number: int) -> str:
     return "1 value" if number == 1 else f"{number} values"
 
 
-def _listed(names: Sequence[Any]) -> str:
+def listed(names: Sequence[Any]) -> str:
+    """The first names for a message, and the number of others."""
     more = len(names) - LISTED
     return ", ".join(short(name, 40) for name in names[:LISTED]) + (f" and {more} more" if more > 0 else "") or "none"
 
@@ -283,7 +292,7 @@ def _tensors(form: str, sent: Columns, schema: Any) -> str | None:
                     actual = np.array(cells, dtype=dtype).shape
             except (ValueError, TypeError, OverflowError):
                 return f"input {name!r}: {first_bad(cells, dtype, sizes) or f'cannot be read as {dtype}'}"
-            if len(actual) != len(sizes) or any(size not in (-1, actual_size) for size, actual_size in zip(sizes, actual, strict=True)):
+            if not fits(actual, sizes):
                 return f"input {name!r}: the tensor has the shape {shape(actual)}; expected {shape(sizes)}"
             continue
         for row, cell in enumerate(cells):
@@ -294,14 +303,6 @@ def _tensors(form: str, sent: Columns, schema: Any) -> str | None:
             if -1 not in sizes[1:] and len(values) != math.prod(sizes[1:]):
                 return f"row {row}, column {name!r}: {len(values)} values; expected {math.prod(sizes[1:])}"
     return None
-
-
-def _bounds(spec: Any) -> tuple[str, int, int] | None:
-    kind = getattr(spec, "type", None)
-    if isinstance(kind, np.dtype):
-        return (str(kind), int(np.iinfo(kind).min), int(np.iinfo(kind).max)) if kind.kind in "iu" else None
-    name = getattr(kind, "name", "")
-    return (name, *INTEGERS[name]) if name in INTEGERS else None
 
 
 def _outside(value: Any, least: int, most: int) -> Any:

@@ -71,7 +71,7 @@ class Quick:
                 array = np.array(data, dtype=dtype)
         except (ValueError, TypeError, OverflowError) as error:
             raise Refusal(mismatch.first_bad(data, dtype, sizes) or f"the tensor cannot be read as {dtype}: {error}") from None
-        if len(array.shape) != len(sizes) or any(want not in (-1, got) for want, got in zip(sizes, array.shape, strict=True)):
+        if not mismatch.fits(array.shape, sizes):
             raise Refusal(f"the tensor has the shape {shape(array.shape)}; expected {shape(sizes)}", code=INVALID)
         return Rows("tensor", array, len(array)) if array.ndim else None
 

@@ -18,6 +18,7 @@ from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.head import INFERENCE_LENGTH
 from mlops_build.serving.json_text import Reserve
+from mlops_build.serving.mismatch import listed, short
 from mlops_build.serving.pieces import together
 from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.rows import Rows
@@ -32,9 +33,7 @@ from mlops_build.serving.v2_tensors import (
     column,
     exactly_one,
     fitting,
-    listed,
     nested,
-    short,
 )
 
 READ = ("", "application/json", "application/octet-stream")  # media types
@@ -113,7 +112,7 @@ class V2:
         if wanted is not None and self._declared:
             for name in wanted:
                 if name not in self._declared:
-                    raise Refusal(f"{self._name} has no output {short(name)}; it has {', '.join(self._declared)}")
+                    raise Refusal(f"{self._name} has no output {short(name)}; it has {listed(list(self._declared))}")
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
         decoder = self._decoder
@@ -142,7 +141,7 @@ class V2:
         named = {tensor.name: tensor for tensor in tensors}
         for name in named:
             if name not in known:
-                raise Refusal(f"{self._name} has no input {short(name)}; it takes {listed(known)}")
+                raise Refusal(f"{self._name} has no input {short(name)}; it takes {listed(list(known))}")
         for name in self._decoder.required:
             if name not in named:
                 raise Refusal(f"the input {short(name)} is missing")
@@ -168,7 +167,7 @@ class V2:
         if options.outputs is not None:
             for name in options.outputs:
                 if name not in outputs:
-                    raise Refusal(f"{self._name} returned no output {short(name)}; it has {listed(outputs)}")
+                    raise Refusal(f"{self._name} returned no output {short(name)}; it has {listed(list(outputs))}")
             outputs = {name: outputs[name] for name in options.outputs}
         described, binary = [], []
         for name, value in outputs.items():

@@ -78,14 +78,10 @@ def _byte_elements(value: Any) -> tuple[list[int], list[str | bytes], str | None
     while level and len(shape) < RANK and all(type(part) is list and len(part) == len(level[0]) for part in level):
         shape.append(len(level[0]))
         level = list(chain.from_iterable(level))
-    return _elements(shape, level, rows)
-
-
-def _elements(shape: list[int], leaves: list[Any], rows: list[Any]) -> tuple[list[int], list[str | bytes], str | None]:
-    if all(isinstance(leaf, str) for leaf in leaves):
-        return shape, leaves, None
-    if all(isinstance(leaf, bytes | bytearray) for leaf in leaves):
-        return shape, [bytes(leaf) for leaf in leaves], "base64"
-    if all(isinstance(leaf, datetime.date | datetime.time) and leaf == leaf for leaf in leaves):  # NaT does not equal itself
-        return shape, [leaf.isoformat() for leaf in leaves], None
+    if all(isinstance(leaf, str) for leaf in level):
+        return shape, level, None
+    if all(isinstance(leaf, bytes | bytearray) for leaf in level):
+        return shape, [bytes(leaf) for leaf in level], "base64"
+    if all(isinstance(leaf, datetime.date | datetime.time) and leaf == leaf for leaf in level):  # NaT does not equal itself
+        return shape, [leaf.isoformat() for leaf in level], None
     return [len(rows)], [encode(row, bare=True).decode() for row in rows], "json"

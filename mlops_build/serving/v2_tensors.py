@@ -5,7 +5,7 @@ import binascii
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlops_build.serving import quick
+from mlops_build.serving.mismatch import first_bad, fits, short
 from mlops_build.serving.refusal import Refusal
 
 BYTES = "BYTES"
@@ -64,17 +65,8 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> An
         with np.errstate(over="ignore"):
             return np.array(flat, dtype=dtype).reshape(shape)
     except (OverflowError, ValueError, TypeError):
-        first_wrong = next((index for index, value in enumerate(flat) if not _holds(dtype, value)), 0)
-        value = short(flat[first_wrong] if flat else None)
-        raise Refusal(f"input {short(name)}, element {first_wrong}: {value} is not a valid {datatype}") from None
-
-
-def _holds(dtype: "np.dtype[Any]", value: Any) -> bool:
-    try:
-        np.array(value, dtype=dtype)
-    except (OverflowError, ValueError, TypeError):
-        return False
-    return True
+        why = first_bad(flat, dtype, shape) or f"{datatype} of the shape {list(shape)} cannot be created"
+        raise Refusal(f"input {short(name)}: {why}") from None
 
 
 def from_octets(name: str, datatype: str, shape: tuple[int, ...], octets: memoryview) -> Any:
@@ -125,11 +117,7 @@ def exactly_one(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def fitting(tensor: Tensor, dtype: "np.dtype[Any]", shape: Sequence[int]) -> "np.ndarray[Any, Any]":
     """The tensor as an array of this type. Its shape must be `shape`, where -1 is any size. Raises Refusal."""
-    if (
-        len(tensor.shape) != len(shape)
-        or not shape
-        or any(expected not in (-1, actual) for expected, actual in zip(shape, tensor.shape, strict=True))
-    ):
+    if not shape or not fits(tensor.shape, shape):
         raise Refusal(f"input {short(tensor.name)} has the shape {list(tensor.shape)}; expected {list(shape)}, where -1 is any size")
     return _cast(tensor, dtype)
 
@@ -149,15 +137,10 @@ def _cast(tensor: Tensor, dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
     wanted = NAMES.get(dtype.newbyteorder("<"), str(dtype))
     if sent is None or sent.kind not in TAKES[dtype.kind]:
         raise Refusal(f"input {short(tensor.name)}: expected {wanted}, got {tensor.datatype}")
-    if dtype.kind in "iu" and array.size:
-        least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        if int(array.min()) < least or int(array.max()) > most:
-            wrong = next(index for index, value in enumerate(array.flat) if not least <= int(value) <= most)
-            raise Refusal(
-                f"input {short(tensor.name)}, element {wrong}: {array.flat[wrong]} does not fit into {wanted} ({least} to {most})"
-            )
     with np.errstate(over="ignore"):
         converted: np.ndarray[Any, Any] = array.astype(dtype)
+    if dtype.kind in "iu" and (wrong := np.flatnonzero(converted != array)).size:
+        raise Refusal(f"input {short(tensor.name)}, element {wrong[0]}: {array.flat[wrong[0]]} does not fit into {wanted}")
     return converted
 
 
@@ -206,17 +189,3 @@ def nested(tensor: Tensor) -> Any:
     if tensor.datatype == BYTES:
         return np.array(_texts(tensor), dtype=object).reshape(tensor.shape).tolist()
     return tensor.data.tolist()
-
-
-# -- messages --
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names, shortened."""
-    return short(", ".join(names), 200)
-
-
-def short(value: object, limit: int = 80) -> str:
-    """The value for a message, shortened."""
-    text = repr(value) if limit == 80 else str(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
