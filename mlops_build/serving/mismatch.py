@@ -8,7 +8,7 @@ refused before MLflow converts the body, since it would wrap them silently.
 import base64
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -257,23 +257,25 @@ def _mismatch(form: str, value: Any, spec: Any) -> str | None:
         return None
     if kind in INTEGERS:
         least, most = INTEGERS[kind]
-        number = _as_number(value, int)
-        if number is not None and not least <= number <= most:
+        valid = _accepts(int, value)
+        if valid and not least <= int(value) <= most:
             return f"{short(value)} does not fit into {kind} ({least} to {most})"
-        fits = number is not None and (form != "text" or not isinstance(value, float))
+        valid &= form != "text" or not isinstance(value, float)
     elif kind in ("float", "double"):
-        fits = value is None or _as_number(value, float) is not None
+        valid = value is None or _accepts(float, value)
     elif kind == "boolean":
-        fits = str(value).lower() in ("true", "false") if form == "text" else not isinstance(value, list | dict)
+        valid = str(value).lower() in ("true", "false") if form == "text" else not isinstance(value, list | dict)
     elif kind == "binary":
-        fits = _is_base64(value)
+        valid = _accepts(lambda text: base64.decodebytes(bytes(text, "utf8")), value)
     elif kind == "datetime":
-        fits = value is None or _is_date(form, value)
+        valid = value is None or _accepts(_numpy_date if form in ("inputs", "instances") else _pandas_date, value)
     elif kind == "string":
-        fits = True
+        valid = True
     else:
-        fits = _is_nested(value, spec)
-    if fits:
+        from mlflow.models.utils import _enforce_type
+
+        valid = _accepts(lambda nested: _enforce_type(nested, spec.type, spec.required), value)
+    if valid:
         return None
     got = "nothing" if isinstance(value, float) and math.isnan(value) and form == "text" else short(value)
     return f"expected {EXPECTED.get(kind) or kind or spec.type}, got {got}"
@@ -297,7 +299,7 @@ def _tensors(form: str, sent: Columns, schema: Any) -> str | None:
             continue
         for row, cell in enumerate(cells):
             values = np.ravel(np.array(cell, dtype=object)).tolist()
-            wrong = next((value for value in values if _as_number(value, float) is None), values)
+            wrong = next((value for value in values if not _accepts(float, value)), values)
             if wrong is not values:
                 return f"row {row}, column {name!r}: expected {dtype}, got {short(wrong)}"
             if -1 not in sizes[1:] and len(values) != math.prod(sizes[1:]):
@@ -314,17 +316,12 @@ def _outside(value: Any, least: int, most: int) -> Any:
     return value if value > most or value < least else None
 
 
-def _as_number(value: Any, kind: type[int] | type[float]) -> int | float | None:
-    try:
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+def _accepts(convert: Callable[[Any], Any], value: Any) -> bool:
+    from mlflow.exceptions import MlflowException
 
-
-def _is_base64(value: Any) -> bool:
     try:
-        base64.decodebytes(bytes(value, "utf8"))
-    except (TypeError, ValueError):
+        convert(value)
+    except (MlflowException, TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -338,27 +335,15 @@ def _is_lost(value: str) -> bool:
     return bool(not np.isnat(date) and not 1678 <= int(date.astype("datetime64[Y]").astype(int)) + 1970 <= 2261)
 
 
-def _is_date(form: str, value: Any) -> bool:
+def _numpy_date(value: Any) -> None:
+    np.array([value], dtype="datetime64[ns]")
+
+
+def _pandas_date(value: Any) -> None:
     import pandas as pd
 
-    try:
-        if form in ("inputs", "instances"):
-            np.array([value], dtype="datetime64[ns]")
-            return True
-        return getattr(pd.to_datetime(value), "tzinfo", None) is None
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _is_nested(value: Any, spec: Any) -> bool:
-    from mlflow.exceptions import MlflowException
-    from mlflow.models.utils import _enforce_type
-
-    try:
-        _enforce_type(value, spec.type, spec.required)
-    except (MlflowException, TypeError, ValueError, OverflowError):
-        return False
-    return True
+    if getattr(pd.to_datetime(value), "tzinfo", None) is not None:
+        raise ValueError("MLflow refuses dates with a time zone")
 
 
 def _at(path: Sequence[int]) -> str:
