@@ -47,7 +47,6 @@ class Disconnected(Exception):
 class _Waiting:
     rows: Rows
     future: "asyncio.Future[Any]"
-    loop: asyncio.AbstractEventLoop
     timer: asyncio.TimerHandle
     queued: bool = True
 
@@ -97,7 +96,7 @@ class Batcher:
         self.admit(rows.count)
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        entry = _Waiting(rows, future, loop, loop.call_later(seconds, _expire, future))
+        entry = _Waiting(rows, future, loop.call_later(seconds, _expire, future))
         future.add_done_callback(partial(self._end, entry))
         with self._lock:
             self._waiting[entry] = None
@@ -190,7 +189,7 @@ class Batcher:
             except Exception:
                 log.exception("counting a batch failed")
             with contextlib.suppress(RuntimeError):  # the loop is closed: no request waits for these answers
-                batch[0].loop.call_soon_threadsafe(_settle, answered)
+                batch[0].future.get_loop().call_soon_threadsafe(_settle, answered)
             if self._closed:
                 return
             if self._max_delay and len(batch) > 1 and self.queued < self._max_rows:
@@ -212,7 +211,7 @@ class Batcher:
         with self._lock:
             while self._waiting:
                 entry = next(iter(self._waiting))
-                if batch and (not self._joins() or rows + entry.rows.count > self._max_rows or entry.loop is not batch[0].loop):
+                if batch and (not self._joins() or rows + entry.rows.count > self._max_rows):
                     break
                 self._take(entry)
                 if entry.future.done():  # its caller disconnected, or its deadline passed

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from mlops_build import reason
 from mlops_build.errors import UsageError
@@ -43,7 +43,7 @@ class Settings:
     rows_independent: str = ""
 
 
-CHOICES = {"nan": ("null", "literal"), "ragged": ("refuse", "pad"), "precision": ("float32", "bf16")}
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Settings).items() if get_args(kind)}
 
 
 def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
