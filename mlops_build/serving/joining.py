@@ -5,6 +5,7 @@ predicted again one by one.
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from mlops_build.serving.rows import Rows
 REQUESTS = 64
 # One prediction of a check with rows of requests may take this many seconds, since requests wait for it.
 LONGEST = 2.0
-# Batches that are compared before they are answered; then rows of a batch that are compared, and the part of the time for it.
+# Batches that are compared before they are answered; rows of a batch that are compared, and the part of the time for it.
 FIRST, SAMPLE, SHARE = 8, 4, 0.01
+# After so many seconds without an idle moment, rows are compared while requests wait: a busy service would never be checked.
+BUSY_SECONDS = 1.0
 # The params for which evidence is kept, and the bytes of all its rows. Requests with other params are not batched.
 PARAMS, MEMORY = 16, 64 << 20
 
@@ -60,6 +63,7 @@ class Joining:
         self._room = MEMORY
         self._work: Generator[float, None, None] | None = None
         self._urgent = False  # the work is the first check of rows, which is short and does not wait for an idle moment
+        self._patient_until = 0.0  # when other work does not wait for one any more
         self._allowance, self._at = 0.0, time.perf_counter()
 
     def allows(self, key: Key) -> bool:
@@ -111,11 +115,15 @@ class Joining:
         evidence = self._evidence(key_of(group[0]))
         if evidence is None or (evidence.compared >= FIRST and (self._work is not None or self._grant() <= 0)):
             return True
-        chosen = range(0, len(group), -(-len(group) // SAMPLE))
-        sample = [(part(group[index], 0, 1), parts[index][0], group[index].request_id) for index in chosen if group[index].count]
+        sample = []
+        for number in random.sample(range(rows := sum(request.count for request in group)), min(rows, SAMPLE)):
+            index, at = 0, number
+            while at >= group[index].count:
+                index, at = index + 1, at - group[index].count
+            sample.append((part(group[index], at, at + 1), parts[index][at], group[index].request_id))
         work = self._compare(sample)
         if evidence.compared >= FIRST:
-            self._work, self._urgent = work, False
+            self._begin(work)
             return True
         evidence.compared += 1
         end = time.perf_counter() + seconds + 0.1
@@ -128,23 +136,29 @@ class Joining:
         """Check the evidence again in an idle moment, since the model's output for a batch did not have one element per row."""
         evidence = self._known.get(key)
         if evidence is not None and len(evidence.rows) > 1 and self._work is None:
-            self._work, self._urgent = self._check(evidence), False
+            self._begin(self._check(evidence))
 
     def step(self, *, idle: bool) -> bool:
         """Make one prediction of a check, if one is due. Returns whether it did. idle: no request waits."""
-        if self._work is None:
+        work = self._work
+        if work is None:
             evidence = next((evidence for evidence in self._known.values() if not evidence.shown and evidence.ready), None)
             if evidence is None:
                 return False
-            self._work, self._urgent = self._check(evidence), True
-        if not self._urgent and (not idle or self._grant() <= 0):
+            work = self._begin(self._check(evidence), urgent=True)
+        idle |= self._urgent or time.perf_counter() > self._patient_until
+        if not idle or (not self._urgent and self._grant() <= 0):
             return False
-        work, began = self._work, time.perf_counter()
+        began = time.perf_counter()
         if next(work, None) is None and self._work is work:
             self._work = None
         if not self._urgent:
             self._allowance -= time.perf_counter() - began
         return True
+
+    def _begin(self, work: Generator[float, None, None], *, urgent: bool = False) -> Generator[float, None, None]:
+        self._work, self._urgent, self._patient_until = work, urgent, time.perf_counter() + BUSY_SECONDS
+        return work
 
     def _evidence(self, key: Key) -> _Evidence | None:
         if key not in self._known and len(self._known) < PARAMS and key is not None:

@@ -291,14 +291,41 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
     model.predictor.predict(batch)
     model.predictor.predict([numbers(1.0)])
     assert model.python.sizes == [8, 8, 1], "a request comes first"
+    monkeypatch.setattr(joining.random, "sample", lambda rows, number: list(rows)[::2][:number])
+    model.predictor.joining._work = None
+    model.predictor.predict(batch)
     model.idle()
-    assert model.python.sizes[3:] == [1] * joining.SAMPLE
+    assert model.python.sizes[4:] == [1] * joining.SAMPLE
     assert model.on, "the sample has every second row"
     model.predictor.predict([batch[1], *batch[2:]])
     model.idle()
     assert not model.on
     assert model.differences == 1
     assert "(request call-8): from now on, requests are not predicted in batches" in caplog.text
+
+
+def test_every_row_of_a_request_may_be_compared(saved: dict[str, Path]) -> None:
+    """Only the second row of each request is wrong."""
+    model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
+    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    for _ in range(joining.FIRST):
+        answers = model.answers(*(numbers(1.0, 1000.0) for _ in range(4)))
+        if not model.on:
+            break
+    assert not model.on
+    assert answers == [[1.0, 1200.0]] * 4
+
+
+def test_a_sample_is_compared_under_constant_load_too(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "SHARE", 1.0)
+    monkeypatch.setattr(joining, "BUSY_SECONDS", -1.0)
+    model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
+    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    for _ in range(joining.FIRST):
+        model.predictor.predict([numbers(1.0), numbers(2.0)])
+    for _ in range(joining.SAMPLE + 2):
+        model.predictor.predict([numbers(1000.0), numbers(1001.0)])
+    assert not model.on
 
 
 def test_requests_with_other_params_need_their_own_evidence(saved: dict[str, Path]) -> None:
