@@ -6,6 +6,7 @@ runs, which needs no lock: it logs the stacks and ends the process.
 
 import faulthandler
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -24,17 +25,18 @@ class Liveness:
 
     def __init__(self, batchers: Mapping[str, Batcher], limit: float) -> None:
         self._batchers, self._limit = batchers, limit
+        self._stderr = _nonblocking_stderr()
 
     def check(self) -> None:
         """Call this regularly in the event loop, more often than the limit."""
-        faulthandler.dump_traceback_later(self._limit, exit=True)
+        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._stderr)
         for name, batcher in self._batchers.items():
             if (batcher.busy_seconds > self._limit) != bool(batcher.stuck):
                 self._changed(name, batcher)
 
     def end(self) -> None:
         """End the process within EXIT_SECONDS: later, the stacks are logged, and the exit code is 1."""
-        faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=self._stderr)
 
     def why(self, model: str | None = None) -> str:
         """Why a model, or any model, does not answer; "" if it does."""
@@ -54,3 +56,11 @@ def _stacks() -> str:
     return "\n".join(
         f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in sys._current_frames().items()
     )
+
+
+def _nonblocking_stderr() -> int:
+    """A descriptor of stderr for faulthandler, which would wait for ever for the reader of a full pipe."""
+    try:
+        return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    except OSError:  # a socket, or a pipe of another user
+        return 2

@@ -294,6 +294,21 @@ def test_a_model_that_hangs_with_pythons_lock_ends_the_process(two: Path, tmp_pa
         assert re.search(r"Timeout \(.*\)!\n(?s:.*)in predict\n", server.log.read_text())
 
 
+@pytest.mark.slow
+def test_a_full_pipe_does_not_keep_a_hanging_process_alive(two: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "serve.log")
+    pipe = os.open(tmp_path / "serve.log", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    running: Any = SimpleNamespace(url=f"http://127.0.0.1:{(port := free_port())}")
+    with serving(tmp_path, str(two), *LIMITS, "--port", str(port)) as server:
+        wait_until_ready(running)
+        requests(running, 100)
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            ask(running, body(KEEPS_LOCK))
+        assert server.process.wait(timeout=30) == 1
+    os.close(pipe)
+
+
 def test_the_deadline_includes_parsing(folder: Path, tmp_path: Path) -> None:
     rows = ",".join('{"a": 1, "b": "2", "c": 3}' for _ in range(20_000))
     content = f'{{"dataframe_records": [{rows}]}}'.encode()
