@@ -38,6 +38,11 @@ def test_a_valid_file_is_read() -> None:
     assert found.gpu.memory_bytes == 4 * 2**30
 
 
+def test_a_character_that_yaml_forbids_is_named() -> None:
+    with pytest.raises(service.ServiceError, match=r"service.yaml: not valid YAML: .*#x0007"):
+        service.parse(VALID + "# \a\n")
+
+
 def test_an_environment_may_follow_another_alias() -> None:
     assert service.parse(VALID.replace("namespace: ml,", "namespace: ml, alias: champion,")).alias_of("production") == "champion"
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
@@ -370,6 +370,9 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="fix the line; indentation is two spaces") from None
+    except YAMLError as error:  # such as a control character
+        why = " ".join(str(error).split())
+        raise ServiceError(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None
     if not isinstance(document, dict):
         raise ServiceError(f"{where}: not a mapping", remedy="the file starts with `schema: 1`; see docs/reference/service-yaml.md")
     plain = problems.plain(document)

@@ -96,6 +96,8 @@ class Exchange:
     def respond(self, answer: Answer, request_id: bytes = b"") -> None:
         if self.answered:  # the caller has disconnected
             return
+        if self.expects and not self.complete:
+            self.keep_alive = False  # the caller may send the body, or the next request (RFC 9110, 10.1.1)
         headers = [b"x-request-id: " + request_id] if request_id else []
         if not self.keep_alive:
             headers.append(CLOSE)

@@ -79,10 +79,12 @@ class Joining:
     def refute(self, why: str, request: str = "") -> None:
         """Turn batching off for the rest of the process."""
         if self.refuted is None:
+            batched = self.on
             self.refuted, self._work = why, None
             self._known.clear()
             log.warning("%s%s: from now on, requests are not predicted in batches", why, f" (request {request})" if request else "")
-            self.on_difference()
+            if batched:
+                self.on_difference()
 
     def check(self, rows: Rows, expected: float) -> Verdict:
         """Check the rows of the recorded example before the service is ready. expected: seconds to predict one."""

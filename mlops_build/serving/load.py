@@ -290,8 +290,8 @@ def _report(loaded: Loaded, verdict: Verdict, say: Callable[[str], None]) -> Non
     elif verdict.why:
         say(
             f"{loaded}: requests are not predicted in batches until the rows of requests show that they do not influence each other, since "
-            f"{verdict.why}. To batch at once, train again with two different rows as `example` of log_model, or set "
-            "serving.rows_independent in service.yaml"
+            f"{verdict.why}. To batch at once, train again with two different rows as `example` of training.log_model, or give a reason: "
+            "--rows-independent (in service.yaml: serving.rows_independent, for pods after the next release)"
         )
 
 

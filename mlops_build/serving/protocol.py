@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # The largest body that is collected without pausing the caller.
 SMALL_BYTES = 64 * 1024
 HEAD_BYTES = 64 * 1024
+# Lines of a head: each is an object of 200 bytes, and may be 5 bytes long.
+HEADERS = 200
 PIPELINED = 64
 # Longer than the 60 s of nginx and most ingresses: if this side closed first, a request sent at that moment would be lost.
 KEEP_ALIVE_SECONDS = 75
@@ -50,7 +52,7 @@ def _closing(status: int, message: bytes, *headers: bytes) -> bytes:
 
 
 TOO_MANY = _closing(503, b"too many connections: retry later", b"retry-after: 1")
-HEAD_TOO_LARGE = _closing(431, b"the headers of the request are larger than %d bytes" % HEAD_BYTES)
+HEAD_TOO_LARGE = _closing(431, b"the request has more than %d headers, or they are larger than %d bytes" % (HEADERS, HEAD_BYTES))
 INVALID = _closing(400, b"invalid HTTP, or too many pipelined requests on one connection")
 
 
@@ -139,8 +141,10 @@ class Connection(asyncio.Protocol):
         """The time of close_at has come."""
         if self.reserved and not self._refused:
             self.reject(TOO_MANY)
-        else:
+        elif self._reading:
             self.close()
+        else:  # the server does not read what the caller has sent
+            self.close_at = self._shared.now() + self._shared.seconds
 
     def pause_or_read(self) -> None:
         """Read from the socket only if there is room for what may arrive."""
@@ -194,6 +198,9 @@ class Connection(asyncio.Protocol):
         if name == b"expect":
             self._expects = value.lower() == b"100-continue"
         self._headers.append((name, value))
+        if len(self._headers) > HEADERS:
+            self.reject(HEAD_TOO_LARGE)
+            raise ValueError("too many headers")  # which ends the parsing
 
     def on_headers_complete(self) -> None:
         parser, self._has_payload = self._parser, True
@@ -240,10 +247,10 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._queue[0]
         exchange.started = True
-        decision = self._shared.app.begin(exchange)
+        decision = None if exchange.expects else self._shared.app.begin(exchange)
         if isinstance(decision, bytes):
             self._shared.refuse_later(self, decision)
-        elif decision is None or exchange.expects:
+        elif decision is None:
             self._shared.run(exchange)
         else:
             exchange.submit = decision

@@ -85,6 +85,7 @@ def _value(name: str, default: Any, given: Any, source: str) -> Any:
     minimum = 0 if name == "max_delay_ms" else 1 if isinstance(default, int) else 0.001
     if not minimum <= value < 1e9:
         raise UsageError(
-            f"{source} is {given!r}, which is not a valid number", remedy=f"set a number of at least {minimum}; the default is {default}"
+            f"{source} is {given!r}, which is not a valid number",
+            remedy=f"set a number from {minimum} to below 1e9; the default is {default}",
         )
     return value

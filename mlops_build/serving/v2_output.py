@@ -44,8 +44,8 @@ def _numbers(value: Any, declared: "np.dtype[Any] | None") -> "np.ndarray[Any, A
     declared: the signature's type, which is used if the values are of that kind.
     """
     leaf = value
-    while isinstance(leaf, list) and leaf:
-        leaf = leaf[0]
+    for _ in range(RANK):  # a list may contain itself
+        leaf = leaf[0] if isinstance(leaf, list) and leaf else leaf
     python = leaf.flat[:1].tolist() if isinstance(leaf, np.ndarray) and leaf.dtype != "uint64" else []
     if isinstance(leaf, str | bytes | dict):
         return None  # numpy would convert numbers next to strings into strings

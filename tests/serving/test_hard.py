@@ -401,6 +401,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "a huge header": (lambda: HEAD + b"X: " + b"a" * 300_000, {431}),
     "very many headers": (lambda: HEAD + b"A: b\r\n" * 20_000, {431}),
     "very many complete headers": (lambda: HEAD + b"A: b\r\n" * 20_000 + b"Content-Length: 0\r\n\r\n", {431}),
+    "a thousand headers": (lambda: HEAD + b"A: b\r\n" * 1000 + b"Content-Length: 0\r\n\r\n", {431}),
     "a long target": (lambda: b"GET /" + b"a" * 300_000, {400, 431}),
     "a target beyond ASCII": (lambda: b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
     "a header with a line break": (lambda: HEAD + b"X: a\nB\r\n: c\r\n\r\n", {400}),
@@ -425,6 +426,16 @@ def test_large_headers_of_a_later_request_are_refused(server: Server) -> None:
     with connect(server) as connection:
         connection.sendall(get("/ping") + large)
         assert statuses(everything(connection)) == [200]  # the first; the second is not answered
+
+
+def test_a_refused_request_that_expects_100_continue_ends_its_connection(server: Server) -> None:
+    """Otherwise the next request would be read as its body."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nExpect: 100-continue\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(head)
+        answer = everything(connection)
+    assert statuses(answer) == [404]
+    assert b"connection: close" in answer
 
 
 def test_headers_that_are_too_large_in_sum_are_refused(server: Server) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from mlops_build.serving import encode as encoding
 from mlops_build.serving import pieces
-from mlops_build.serving.encode import encode, plain
+from mlops_build.serving.encode import Unencodable, encode, plain
 from mlops_build.serving.v2_output import as_tensor
 from tests.serving import models
 from tests.serving.conftest import serving
@@ -157,3 +157,10 @@ def test_health_is_answered_while_a_large_response_is_written(tmp_path: Path, pa
         thread.join()
         assert sizes[0][:2] == (200, True)
         assert health >= 30
+
+
+def test_a_list_that_contains_itself_is_an_error_of_the_model() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(Unencodable):
+        as_tensor("output", endless, None, binary=False)
