@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mlops_build.model.openapi import as_text, openapi
-from mlops_build.serving import decode, docs_page, json_text, memory, v2
+from mlops_build.serving import decode, docs_page, memory, v2
 from mlops_build.serving.answer import Answer
 from mlops_build.serving.batcher import Batcher, Disconnected, QueueFull, Stuck
 from mlops_build.serving.body import Budget, Reservation, held, read_body
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
-from mlops_build.serving.endpoint import Call, Endpoint, Write
+from mlops_build.serving.endpoint import Call, Endpoint, Write, answer_bytes
 from mlops_build.serving.exchange import Exchange, Submit, http_response
 from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, mlflow_error, retry_after
 from mlops_build.serving.head import Head, read_head
@@ -32,7 +32,6 @@ from mlops_build.serving.liveness import Liveness
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
-from mlops_build.serving.pieces import is_large
 from mlops_build.serving.predictor import Fatal
 from mlops_build.serving.protocol import SMALL_BYTES
 from mlops_build.serving.refusal import inflated
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from mlops_build.gpu import Lease
 
 HTML = b"text/html; charset=utf-8"
-# The memory for the answer to a row if the model has no recorded example, in bytes.
-ANSWER_BYTES = 256
 # Free memory is returned to the system after requests that used more than LARGE_BYTES together, once the service is idle.
 LARGE_BYTES = 32 << 20
 CHECK_SECONDS = 1.0
@@ -199,7 +196,7 @@ class Service:
             rows = decoder.decode(body, head.kind, reserve)
             return rows, partial(write, bare=True) if rows.bare else write
 
-        endpoint = Endpoint(loaded, batcher, read, mlflow_error, _answer_bytes(loaded.recorded))
+        endpoint = Endpoint(loaded, batcher, read, mlflow_error, answer_bytes(loaded.recorded))
         version = Answer(200, loaded.mlflow_version.encode())
         for at in (f"/models/{loaded.name}", *([""] if first else [])):
             self._endpoints[f"{at}/invocations"] = endpoint
@@ -213,7 +210,7 @@ class Service:
             rows, options = model.read(body, head.kind, head.json_bytes, reserve)
             return rows, lambda output: model.write(output, options)
 
-        endpoint = Endpoint(loaded, batcher, read, inference_error, _answer_bytes(loaded.recorded))
+        endpoint = Endpoint(loaded, batcher, read, inference_error, answer_bytes(loaded.recorded))
         at = f"/v2/models/{loaded.name}"
         for path in (at, *([] if loaded.version is None else [f"{at}/versions/{loaded.version}"])):
             self._endpoints[f"{path}/infer"] = endpoint
@@ -300,12 +297,13 @@ class Service:
     def _put(self, call: Call, rows: Rows, write: Write) -> None:
         call.rows, rows.request_id = rows.count, call.head.request_id
         call.exchange.answer = future = call.endpoint.batcher.put(rows, call.left)
-        future.add_done_callback(partial(self._predicted, call, write))
+        future.add_done_callback(partial(self._predicted, call, rows, write))
 
-    def _predicted(self, call: Call, write: Write, future: "asyncio.Future[Any]") -> None:
+    def _predicted(self, call: Call, rows: Rows, write: Write, future: "asyncio.Future[Any]") -> None:
         try:
             output = future.result()
-            if is_large(output):
+            if rows.output_bytes:  # instead of the estimate
+                call.reservation.add(rows.output_bytes - rows.count * call.endpoint.answer)
                 self._writing.add(task := asyncio.ensure_future(self._written(call, write, output)))
                 task.add_done_callback(self._writing.discard)
                 return
@@ -338,7 +336,7 @@ class Service:
                 self.on_fatal()
         self._running[name] -= 1
         call.exchange.respond(answer, call.head.request_id)
-        call.reservation.close()
+        call.exchange.when_sent(call.reservation.close)
         seconds = time.perf_counter() - call.began
         self._metrics.seconds[name].observe(seconds)  # while the caller prepares its next request
         self._metrics.count(name, answer.status)
@@ -357,11 +355,3 @@ def _is_quick(head: Head, size: int) -> bool:
     """Whether a body may be parsed in the event loop. A form may have thousands of parts, and a few compressed bytes may become many."""
     slow = (head.kind or "").lower().startswith(("multipart/", decode.PARQUET))
     return size <= INLINE_BYTES and not head.encoding and not slow
-
-
-def _answer_bytes(recorded: Mapping[str, Any] | None) -> int:
-    """An upper bound of the memory for the answer to a row, from the recorded example."""
-    predictions = recorded.get("predictions") if recorded else None
-    if not isinstance(predictions, list) or not predictions:
-        return ANSWER_BYTES
-    return json_text.size(orjson.dumps(predictions, default=str)) // len(predictions)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ from mlops_build.serving.failure import ErrorResponse
 from mlops_build.serving.head import Head
 from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.load import Loaded
+from mlops_build.serving.pieces import memory
 from mlops_build.serving.rows import Rows
 
 # Converts the model's output into the response.
 Write = Callable[[Any], Answer]
+# The memory for the answer to a row if the model has no recorded example, in bytes.
+ANSWER_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,11 @@ class Call:
         if self.head.trace:
             line["trace_id"], line["parent_id"] = (field.decode() for field in self.head.trace)
         return line if self.caller is None else {**line, "caller": self.caller}
+
+
+def answer_bytes(recorded: Mapping[str, Any] | None) -> int:
+    """The memory for the answer to a row, from the recorded example, in bytes."""
+    predictions = recorded.get("predictions") if recorded else None
+    if not isinstance(predictions, list) or not predictions:
+        return ANSWER_BYTES
+    return memory(predictions) // len(predictions)

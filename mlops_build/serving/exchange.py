@@ -106,6 +106,10 @@ class Exchange:
         parts = [] if small or self.method == b"HEAD" else [answer.body]  # a copy of a large body would take long
         self._connection.respond(http_response(answer, *headers, body=small and self.method != b"HEAD"), *parts)
 
+    def when_sent(self, function: Callable[[], None]) -> None:
+        """Call a function once the response is sent, except for the last few KiB, or the connection is lost."""
+        self._connection.when_sent(function)
+
     def end(self) -> None:
         """Drop the rest of the request."""
         self.answered = True

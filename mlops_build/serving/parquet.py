@@ -8,6 +8,8 @@ from mlops_build.serving.json_text import Reserve
 COPIES = 3
 # A value as a Python object, with the reference to it.
 OBJECT_BYTES = 96
+# The metadata, readers and table of a column.
+COLUMN_BYTES = 8 << 10
 BATCH_ROWS = 4096
 
 
@@ -18,6 +20,7 @@ def reserve_for(body: bytes, reserve: Reserve) -> None:
     import pyarrow.parquet as pq
 
     # Read as dictionaries: equal texts take no memory of their own.
+    reserve(2 * len(body))
     metadata = pq.read_metadata(io.BytesIO(body))
     texts = [
         metadata.schema.column(at).path for at in range(metadata.num_columns) if metadata.schema.column(at).physical_type == "BYTE_ARRAY"
@@ -28,7 +31,7 @@ def reserve_for(body: bytes, reserve: Reserve) -> None:
             chunk, column = metadata.row_group(group).column(at), metadata.schema.column(at)
             width = OBJECT_BYTES + (column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0)
             values += chunk.total_uncompressed_size + chunk.num_values * width
-    reserve(COPIES * values)
+    reserve(COPIES * values + COLUMN_BYTES * metadata.num_columns)
     file = pq.ParquetFile(io.BytesIO(body), read_dictionary=texts)
     for batch in file.iter_batches(BATCH_ROWS) if texts else ():
         for column in batch.columns:

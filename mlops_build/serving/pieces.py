@@ -4,7 +4,9 @@
 which the event loop answers nothing. A piece takes less than a millisecond.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import numpy as np
 PIECE = 8192
 CHARACTERS = 64
 COPIED_BYTES = 1 << 20
+# A number with its reference, and in JSON.
+NUMBER_BYTES = 64
 SCALARS = frozenset((float, int, bool, type(None)))
 # Kinds of numbers that Python has too.
 NUMBERS = "fiub"
@@ -52,6 +56,34 @@ def size(value: Any, limit: int = PIECE) -> int:
         if total > limit:
             break
     return total
+
+
+def memory(output: Any) -> int:
+    """An upper bound of the memory of an output, in the form of `encode.plain`, and of its JSON, in bytes."""
+    total, level = 0, [output]
+    while level:
+        total += sum(map(sys.getsizeof, level))
+        dicts = [value for value in level if isinstance(value, dict)]
+        inner = list(chain.from_iterable(map(dict.values, dicts)))
+        total += sum(map(_text, map(str, chain.from_iterable(dicts))))
+        for value in level:
+            if isinstance(value, str):
+                total += _text(value)
+            elif isinstance(value, np.ndarray):
+                total += NUMBER_BYTES * value.size
+            elif not isinstance(value, list | tuple):
+                total += 0 if isinstance(value, dict) else NUMBER_BYTES // 2 + 2 * sys.getsizeof(value)
+            elif SCALARS.issuperset(map(type, value)):
+                total += NUMBER_BYTES * len(value)
+            else:
+                inner.extend(value)
+        level = inner
+    return total
+
+
+def _text(text: str) -> int:
+    """An upper bound of the size of a text in JSON."""
+    return 8 + (2 if text.isascii() and text.isprintable() else 14) * len(text)
 
 
 def as_list(array: "np.ndarray[Any, Any]") -> Any:

@@ -18,6 +18,7 @@ from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance, Ver
 from mlops_build.serving import network
 from mlops_build.serving.encode import plain
 from mlops_build.serving.joining import Joining, joined, key_of, part
+from mlops_build.serving.pieces import is_large, memory
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.sigterm import Terminated
@@ -82,6 +83,8 @@ class Predictor:
                 if not self.joining.allows(key):
                     for rows, index in zip(group, indices, strict=True):
                         self.joining.observe(rows, answers[index])
+            for rows, answer in zip(requests, answers, strict=True):
+                rows.output_bytes = memory(answer) if is_large(answer) else 0
             return answers
 
     def idle(self) -> bool:

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, shared: "Connections") -> None:
         self._shared = shared
+        self._unsent: list[Callable[[], None]] = []
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # the requests without a response, of which the first has been started
         self._arriving: Exchange | None = None  # the request whose body is being received
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._shared.remove(self)
+        self._set_writable()
         self._refused = True
         if self._queue:
             self._queue[0].disconnect()
@@ -119,10 +122,21 @@ class Connection(asyncio.Protocol):
         self.abort_at = self._shared.now() + self._shared.seconds
 
     def resume_writing(self) -> None:
-        self._writable = True
+        self._set_writable()
         if not self.transport.is_closing():
             self.abort_at = math.inf
             self._start()
+
+    def when_sent(self, function: Callable[[], None]) -> None:
+        """Call a function once the responses are sent, except for what the transport buffers, or the connection is lost."""
+        self._unsent.append(function)
+        if self._writable:
+            self._set_writable()
+
+    def _set_writable(self) -> None:
+        self._writable = True
+        while self._unsent:
+            self._unsent.pop()()
 
     def shutdown(self) -> None:
         """Close the connection after the response to the last request. uvicorn calls this when the server stops."""

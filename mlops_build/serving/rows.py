@@ -19,3 +19,4 @@ class Rows:
     params: dict[str, Any] | None = None
     bare: bool = False  # the response has no {"predictions": …} around it, as MLflow's for chat
     request_id: bytes = b""
+    output_bytes: int = 0  # of a large output and its JSON, once it is predicted; 0 for a small one

@@ -3,18 +3,21 @@
 import gc
 import gzip
 import tracemalloc
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_build.serving import memory
+from mlops_build.serving import memory, pieces
 from mlops_build.serving.body import Budget, MemoryFull, Reservation, held
 from mlops_build.serving.decode import Decoder
+from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.refusal import PIECE, Refusal, inflated
 from tests.serving import models
 from tests.serving.bodies import CSV, JSON, PARQUET
@@ -162,3 +165,36 @@ def test_trimming_is_safe_everywhere() -> None:
     memory.trim()
     assert memory.resident() > 1 << 20
     assert memory.budget(1 << 20) >= memory.LEAST
+
+
+OUTPUTS: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.arange(300_000) / 7,
+    "rows": lambda: np.arange(300_000, dtype="float32").reshape(-1, 3) / 7,
+    "long rows": lambda: np.arange(300_000, dtype="float32").reshape(3, -1) / 7,
+    "numbers": lambda: (np.arange(300_000) / 7).tolist(),
+    "integers": lambda: [2**62 + number for number in range(300_000)],
+    "text": lambda: ["x" * 1000 + str(number) for number in range(3_000)],
+    "control characters": lambda: ["\x01" * 1000 + str(number) for number in range(3_000)],
+    "unicode": lambda: ["é😀" * 500 + str(number) for number in range(3_000)],
+    "lone surrogates": lambda: ["\ud800" + "é" * 1000 for number in range(1_000)],
+    "bytes": lambda: [b"x" * 1000 + str(number).encode() for number in range(3_000)],
+    "table": lambda: pd.DataFrame({"total": np.arange(30_000) / 7, "sign": [str(number) for number in range(30_000)]}),
+    "dates": lambda: pd.DataFrame({"at": pd.date_range("2026-01-01", periods=30_000)}),
+    "objects": lambda: [{"a": [number / 7], "b": None, str(number): (number,)} for number in range(30_000)],
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_the_size_of_an_output_is_an_upper_bound_with_its_json(output: str) -> None:
+    encode(pd.Timestamp(0).to_pydatetime())
+    gc.collect()
+    tracemalloc.start(1)
+    answer = plain(OUTPUTS[output]())
+    gc.collect()
+    tracemalloc.reset_peak()
+    encode(answer)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    bound = pieces.memory(answer)
+    assert peak <= bound + SLACK
+    assert bound <= 8 * peak, bound / peak

@@ -121,7 +121,7 @@ MODEL = """
         count = int(data["a"].iloc[0])
         return np.arange(count, dtype="float32").reshape(1, count) if count > 0 else [list(range(-count))]
 """
-VALUES = 16_000_000
+VALUES = 14_000_000
 
 
 @pytest.mark.slow
