@@ -5,7 +5,6 @@ import ctypes
 import gc
 import os
 import resource
-import sys
 from pathlib import Path
 
 # The share of the free memory for requests. The rest is for the model's predictions, and for the fragments of freed memory.
@@ -14,6 +13,8 @@ SHARE = 0.5
 BODIES = 64
 LEAST = 8 << 20
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 4 << 20
+# Each thread would keep the memory that it has freed, for itself.
+M_ARENA_MAX, ARENAS = -8, 2
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -59,7 +60,8 @@ def cgroup_limit(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) ->
 def prepare() -> None:
     """Let the C library return the memory of large objects when they are freed. Otherwise it keeps up to 32 MiB for each thread."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        for option, value in ((M_MMAP_THRESHOLD, MAPPED_BYTES), (M_ARENA_MAX, ARENAS)):
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def trim() -> None:
@@ -67,5 +69,3 @@ def trim() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    if "pyarrow" in sys.modules:
-        sys.modules["pyarrow"].default_memory_pool().release_unused()

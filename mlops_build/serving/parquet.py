@@ -19,6 +19,7 @@ def reserve_for(body: bytes, reserve: Reserve) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    pa.set_memory_pool(pa.system_memory_pool())  # arrow's own pool keeps what is freed
     # Read as dictionaries: equal texts take no memory of their own.
     reserve(2 * len(body))
     metadata = pq.read_metadata(io.BytesIO(body))
