@@ -6,10 +6,12 @@ from mlops_build.serving.json_text import Reserve
 
 # The table, its conversion to pandas, and the model's input.
 COPIES = 3
+# Of texts, also those in messages about invalid values.
+TEXT_COPIES = 4
 # A value as a Python object, with the reference to it.
 OBJECT_BYTES = 96
 # The metadata, readers and table of a column.
-COLUMN_BYTES = 8 << 10
+COLUMN_BYTES = 16 << 10
 BATCH_ROWS = 4096
 
 
@@ -38,4 +40,4 @@ def reserve_for(body: bytes, reserve: Reserve) -> None:
         for column in batch.columns:
             if pa.types.is_dictionary(column.type) and len(column.dictionary):
                 lengths = pc.binary_length(column.dictionary).take(column.indices.drop_null())
-                reserve(COPIES * (pc.sum(lengths).as_py() or 0))
+                reserve(TEXT_COPIES * (pc.sum(lengths).as_py() or 0))
