@@ -113,7 +113,7 @@ def from_folder(folder: Path, say: Callable[[str], None], unsafe_pickle: str = "
         return _context(folder)
     if (folder / "MLmodel").is_file():
         say(f"{folder} is a model without a recorded digest, so its files cannot be verified")
-        _check(folder, scan.scan(folder), unsafe_pickle)
+        _check(str(folder), scan.scan(folder), unsafe_pickle)
         name = folder.resolve().name
         return Checked(name, None, (CheckedModel(folder, name, None, None),), unsafe_pickle=unsafe_pickle)
     raise NotFound(
@@ -137,7 +137,7 @@ def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
         )
     folder = registry.fetch(version, scratch / version.name)
     files.verify(folder, digest)
-    _check(folder, scan.scan(folder), unsafe_pickle)
+    _check(version.uri, scan.scan(folder), unsafe_pickle)
     service = version.tags.get(SERVICE, version.name)
     return Checked(service, None, (CheckedModel(folder, version.name, version.version, digest),), unsafe_pickle=unsafe_pickle)
 
@@ -149,7 +149,7 @@ def _context(folder: Path) -> Checked:
             raise NotFound(f"{folder / model.path} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
         files.verify(folder / model.path, model.digest)
         # `package` has scanned the files, but releases before 0.6 did not look at the paths in MLmodel.
-        _check(folder / model.path, scan.mlmodel(folder / model.path), context.unsafe_pickle)
+        _check(str(folder / model.path), scan.mlmodel(folder / model.path), context.unsafe_pickle)
     models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in context.models)
     # An image has installed these wheels, and does not contain them.
     installed = not (folder / "wheels").is_dir()
@@ -186,11 +186,11 @@ def load(
     return Serving(checked.service, checked.image, models)
 
 
-def _check(folder: Path, findings: Sequence[Finding], unsafe_pickle: str | None) -> None:
+def _check(model: str, findings: Sequence[Finding], unsafe_pickle: str | None) -> None:
     if refused := scan.refused(findings, unsafe_pickle):
         only = all(finding.rule in scan.PICKLED for finding in refused)
         raise Unsafe(
-            f"{folder} contains files that are not safe to load:\n{show(refused)}",
+            f"{model} contains files that are not safe to load:\n{show(refused)}",
             remedy="fix each finding above" + ("; if you trust these pickles, say why: --unsafe-pickle REASON" if only else ""),
         )
 

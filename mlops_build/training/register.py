@@ -45,8 +45,9 @@ def run_of(registry: Registry, service: str, folder: Path) -> Run:
     run = registry.find_run(service, identity.RUN_MODEL, files.digest(folder))
     if not run:
         raise NoRun(
-            f"the pipeline has nothing to do, but MLflow at this address has no run that created {folder.name}",
-            remedy="run `mlops-build train --force` to train it here, or set MLFLOW_TRACKING_URI to the server where it was trained",
+            f"MLflow at this address has no run that created {folder.name}: it was trained elsewhere, or not written by training.log_model",
+            remedy="run `mlops-build train --force` to train it here, or set MLFLOW_TRACKING_URI to the server where it was trained; "
+            "train.py must call training.log_model inside training.start_run",
         )
     return run
 
