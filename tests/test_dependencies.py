@@ -23,7 +23,8 @@ WITHOUT = {
     "gpu": {"torch"},  # limit_torch, in a process that has torch
     "watch": {"torch"},
     "stub": {"yaml"},  # only for a folder with MLmodel and without openapi.json
-    "serve": {"boto3", "botocore"},  # only for models:/… on S3, where the message names boto3
+    # boto3 only for models:/… on S3, where the message names it; pyarrow for bodies in Parquet, if the service depends on it
+    "serve": {"boto3", "botocore", "pyarrow"},
     "package": {"psutil"},  # only where DVC runs
 }
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r"Programming Language :: Python :: (3\.[0-9]+)", line))]
