@@ -59,7 +59,7 @@ def _stacks() -> str:
 
 
 def _nonblocking_stderr() -> int:
-    """A descriptor of stderr for faulthandler, which would wait for ever for the reader of a full pipe."""
+    """A descriptor of stderr for faulthandler, which would wait indefinitely for the reader of a full pipe."""
     try:
         return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
     except OSError:  # a socket, or a pipe of another user

@@ -449,7 +449,7 @@ def test_headers_that_are_too_large_in_sum_are_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("start", [b"2\r\n{}\r\n0\r\nX-T: ", b"2;x="], ids=["trailer", "chunk extension"])
 def test_data_beside_the_body_is_limited(server: Server, start: bytes) -> None:
-    """Otherwise the parser collects it for ever: a trailer of 90 MB kept the event loop busy for 20 s."""
+    """Otherwise the parser collects it without a limit: a trailer of 90 MB kept the event loop busy for 20 s."""
     with connect(server) as connection:
         connection.sendall(CHUNKED + start)
         sent = 0
