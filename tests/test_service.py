@@ -53,7 +53,7 @@ def test_an_environment_may_follow_another_alias() -> None:
         (("replicas: 2", "replcas: 2"), 9, "unknown key 'environments.production.replcas'; did you mean 'replicas'?"),
         (("serving:", "servin:"), 12, "unknown key 'servin'; did you mean 'serving'?"),
         (("memory: 4GiB", "memory: 4GB"), 10, "gpu.memory: '4GB' is not an amount of memory with a binary unit, such as 4GiB"),
-        (("memory: 4GiB", "memory: 4"), 10, "gpu.memory: Input should be a valid string (found 4)"),
+        (("memory: 4GiB", "memory: 4"), 10, "gpu.memory: 4 is not text: write it in quotes (an amount of"),
         (("schema: 1", "schema: 2"), 1, "schema: Input should be 1 (found 2)"),
         (("mode: none", "mode: exclusiv"), 10, "gpu.mode: Input should be 'none', 'shared' or 'exclusive' (found 'exclusiv')"),
         (("  - name: digits", "  - nam: digits"), 6, "models.0.name is missing"),
@@ -97,7 +97,7 @@ def test_an_environment_may_follow_another_alias() -> None:
             10,
             "gpu.tolerations.0.value: operator Exists (the default) takes",
         ),
-        (("mode: none", "mode: shared, node_selector: {a: true}"), 10, "gpu.node_selector.a: Input should be a valid string (found True)"),
+        (("mode: none", "mode: shared, node_selector: {a: true}"), 10, "gpu.node_selector.a: True is not text: write it in quotes (lab"),
         (
             ("mode: none", 'mode: shared, node_selector: {"a b": x}'),
             10,
@@ -153,6 +153,14 @@ def test_what_is_no_service_file_is_refused(text: str) -> None:
         service.parse(text)
 
 
+def test_text_that_needs_quotes_is_explained() -> None:
+    with pytest.raises(service.ServiceError, match=r"team: 42 is not text: write it in quotes \(letters, digits, space and"):
+        service.parse(VALID.replace("team: ml-platform", "team: 42"))
+    with pytest.raises(service.ServiceError, match="not valid YAML") as caught:
+        service.parse(VALID + "hold: {staging: see: ML-12}\n")
+    assert "quotes" in str(caught.value.remedy)
+
+
 def test_a_newer_file_is_read_by_the_tolerant_door_only() -> None:
     newer = VALID + "future: {a: 1}\n"
     newer = newer.replace("mode: none,", "mode: none, slices: 2,").replace("replicas: 2,", "replicas: 2, zone: a,")
@@ -168,7 +176,7 @@ def test_the_reason_for_an_exception_is_one_line_for_people() -> None:
     for reason in ("made by us, see ML-12", "für die Übergangszeit", "x" * 500, "costs $5", 'a "quoted" one: #1'):
         assert parse(reason) == reason
     for wrong in ("", " ", "two\nlines", "x" * 501, "a\u202eb", "a\u0000b", "$(PASSWORD)", " padded", "a\ttab", True, 1, ["x"]):
-        with pytest.raises(service.ServiceError, match=r"serving\.unsafe_pickle"):
+        with pytest.raises(service.ServiceError, match=r"line \d+: serving\.unsafe_pickle: .* is not a reason: write .* in quotes"):
             parse(wrong)
     assert service.parse(VALID).serving.unsafe_pickle is None
 

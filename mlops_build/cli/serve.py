@@ -1,7 +1,8 @@
 """Serve a model over HTTP: MLflow's /invocations, /ping, /health and /version, and /metrics for Prometheus.
 
 DIR is a build context (`mlops-build package`): its files are checked against their digests, and no registry is needed. A version of the
-registry is fetched first. The first model answers at /invocations, each also at /models/NAME/invocations.
+registry is fetched first. The first model answers at /invocations, each also at /models/NAME/invocations. In a service's folder, `serving`
+of service.yaml applies to its models.
 
 On a machine with GPUs it leases one (`mlops-build gpu list` shows all leases), and only this one is visible to the model. With --device gpu
 or a memory budget it never falls back to the CPU: it exits with 6 and gives the reason for every GPU.
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, default=8080, help="the port; 0 for a free one (default: 8080)")
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], help="auto: a GPU if there is one (default: MLOPS_DEVICE, else auto)")
     parser.add_argument("--gpu-memory", metavar="AMOUNT", help="its budget of GPU memory, such as 4GiB (default: MLOPS_GPU_MEMORY)")
-    parser.add_argument(
-        "--wait", metavar="SECONDS", type=float, help="how long to wait for free GPU memory (default: MLOPS_GPU_WAIT, else 60)"
-    )
+    parser.add_argument("--wait", metavar="SECONDS", help="how long to wait for free GPU memory (default: MLOPS_GPU_WAIT, else 60)")
     own = parser.add_argument_group("requests", "each can also be set as MLOPS_SERVE_MAX_BATCH and so on")
     own.add_argument("--max-batch", metavar="ROWS", help="the most rows in a batch (default: 128; 1: no batching)")
     own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for more rows (default: 0)")
@@ -65,12 +64,16 @@ def run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace, output: "Output") -> int:
     import tempfile
 
+    from mlops_build.service.owner import owner
     from mlops_build.serving import device, load, server
     from mlops_build.serving.light import without_garbage_collection
-    from mlops_build.serving.settings import settings
+    from mlops_build.serving.settings import PREFIX, settings
     from mlops_build.serving.tokens import Tokens
 
-    options = settings(vars(args))
+    own = service.serving.variables() if (service := owner(args.what)) else {}
+    if own:
+        say(f"settings of service.yaml: {', '.join(name.removeprefix(PREFIX).lower() for name in own)}")
+    options = settings(vars(args), own=own)
     callers = Tokens(Path(options.tokens)) if options.tokens else None
     bound = server.bind_port(args.host, args.port)
     request = device.requested(args.device, args.gpu_memory, args.wait)

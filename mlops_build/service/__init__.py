@@ -208,7 +208,7 @@ class Image(_Section):
 
 class Serving(_Section):
     """How the model is served. The keys from max_batch on are the flags of `mlops-build serve` (docs/how-to/tune-batching.md) with the same
-    defaults; the release passes them to the pod."""
+    defaults; the release passes them to the pod, and a local `serve` reads them."""
 
     port: Annotated[int, Field(ge=1024, le=65535, description="the container's port")] = 8080
     startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
@@ -369,7 +369,10 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ServiceError(f"{where}{line}: not valid YAML: {error.problem}", remedy="fix the line; indentation is two spaces") from None
+        raise ServiceError(
+            f"{where}{line}: not valid YAML: {error.problem}",
+            remedy='fix the line: indentation is two spaces, and text with ": " is in quotes',
+        ) from None
     except YAMLError as error:  # such as a control character
         why = " ".join(str(error).split())
         raise ServiceError(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None

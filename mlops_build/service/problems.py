@@ -70,6 +70,8 @@ def text(document: Any, problem: Any, root: type[BaseModel]) -> str:
         return f"line {line}: {key} is missing"
     if kind == "string_pattern_mismatch":
         return f"line {line}: {key}: {value!r} is not {_wanted(path, root)}"
+    if kind == "string_type":
+        return f"line {line}: {key}: {value!r} is not text: write it in quotes ({_wanted(path, root)})"
     if kind == "value_error":
         return f"line {line}: {key}: {problem['msg'].removeprefix('Value error, ')}"
     return f"line {line}: {key}: {problem['msg']} (found {value!r})"

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import BeforeValidator, StringConstraints
 
 from mlops_build import reason
 
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=reason.LENGTH), AfterValidator(reason.checked)]
+# The constraints are for the JSON schema; `checked` comes first, so that the message is ours.
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=reason.LENGTH), BeforeValidator(reason.checked)]

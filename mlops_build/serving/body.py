@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mlops_build.quantity import show_bytes
 from mlops_build.serving.json_text import INLINE_BYTES
-from mlops_build.serving.refusal import Refusal, too_large
+from mlops_build.serving.refusal import MORE_MEMORY, Refusal, too_large
 from mlops_build.serving.rows import Rows
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Budget:
         if after > max(limit, before):
             raise Refusal(
                 f"the request needs about {show_bytes(after)} of memory, and the service has {show_bytes(limit)} for a request: "
-                "send fewer rows per request, or raise `memory` in service.yaml",
+                + MORE_MEMORY,
                 status=413,
             )
         with self._lock:

@@ -23,7 +23,7 @@ from mlops_build.serving.body import MemoryFull
 from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, Reserve, parse, size
 from mlops_build.serving.mismatch import SHOWN, short
 from mlops_build.serving.quick import Quick
-from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
+from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, no_memory
 from mlops_build.serving.rows import Rows
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
@@ -86,7 +86,7 @@ class Decoder:
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
-            raise Refusal("the body needs too much memory once it is parsed", status=413) from None
+            raise no_memory(body) from None
         except (Refusal, MemoryFull):
             raise
         except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller

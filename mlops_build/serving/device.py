@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_build.errors import NoRoom, UsageError
-from mlops_build.quantity import parse_bytes, show_bytes
+from mlops_build.quantity import parse_setting, show_bytes
 from mlops_build.serving import no_gpu
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ class Device:
         return {"cards": list(self.lease.uuids), "memory_bytes": self.lease.memory_bytes, "lease": self.lease.id}
 
 
-def requested(device: str | None = None, gpu_memory: str | None = None, wait: float | None = None) -> DeviceRequest:
+def requested(device: str | None = None, gpu_memory: str | None = None, wait: str | None = None) -> DeviceRequest:
     """The requested device, from arguments or the environment, if this machine can have it. No card is chosen yet.
 
     device: auto, cpu or gpu; default MLOPS_DEVICE, otherwise auto. gpu_memory: the budget on the card, such as "4GiB"; default
     MLOPS_GPU_MEMORY. wait: seconds to wait for room; default MLOPS_GPU_WAIT, otherwise 60. Raises NoDriver, NoRoom and UsageError.
     """
-    wanted = device or os.environ.get(DEVICE_VARIABLE) or "auto"
+    wanted, source = _given(device, "--device", DEVICE_VARIABLE, "auto")
     if wanted not in DEVICES:
-        raise UsageError(f"{wanted!r} is not a valid device", remedy=f"use one of {', '.join(DEVICES)}")
-    budget = gpu_memory or os.environ.get(MEMORY_VARIABLE)
-    memory = parse_bytes(budget) if budget else None
+        raise UsageError(f"{source} is {wanted!r}, which is not a valid device", remedy=f"set it to one of {', '.join(DEVICES)}")
+    budget, source = _given(gpu_memory, "--gpu-memory", MEMORY_VARIABLE, "")
+    memory = parse_setting(source, budget, "1MiB", "4GiB") if budget else None
     seconds = _seconds(wait)
     if wanted == "cpu":
         return DeviceRequest("cpu")
@@ -105,15 +105,21 @@ def requested(device: str | None = None, gpu_memory: str | None = None, wait: fl
     return DeviceRequest("exclusive" if _is_exclusive(visible, memory, gpu_memory) else "shared", memory, seconds, needed)
 
 
-def _seconds(wait: float | None) -> float:
-    variable = os.environ.get(WAIT_VARIABLE)
+def _given(argument: str | None, flag: str, variable: str, default: str) -> tuple[str, str]:
+    """The value of a setting, and the flag or variable that it comes from."""
+    return (argument, flag) if argument else (os.environ.get(variable) or default, variable)
+
+
+def _seconds(wait: str | None) -> float:
+    given, source = _given(wait, "--wait", WAIT_VARIABLE, str(WAIT_SECONDS))
     try:
-        seconds = float(variable) if wait is None and variable else WAIT_SECONDS if wait is None else wait
+        seconds = float(given)
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        given = variable if wait is None else wait
-        raise UsageError(f"{given} is not a valid number of seconds", remedy=f"set {WAIT_VARIABLE} or --wait to a number, such as 60")
+        raise UsageError(
+            f"{source} is {given!r}, which is not a valid number of seconds", remedy=f"set it to a number, such as {WAIT_SECONDS}"
+        )
     return seconds
 
 

@@ -56,6 +56,7 @@ class Joining:
     """
 
     def __init__(self, predict: Callable[[Rows], Any], tolerance: Tolerance, *, declared: bool) -> None:
+        self.name = "the model"  # for the log
         self.refuted: str | None = None
         self.on_difference: Callable[[], None] = lambda: None
         self._predict, self._tolerance, self._declared = predict, tolerance, declared
@@ -82,7 +83,7 @@ class Joining:
             batched = self.on
             self.refuted, self._work = why, None
             self._known.clear()
-            log.warning("%s%s: from now on, requests are not predicted in batches", why, f" (request {request})" if request else "")
+            log.warning("%s: %s%s: its requests are no longer predicted in batches", self.name, why, request and f" (request {request})")
             if batched:
                 self.on_difference()
 
@@ -194,7 +195,7 @@ class Joining:
             self.refute(verdict.why)
         elif verdict.independent and not evidence.shown:
             evidence.shown = True
-            log.warning("rows of requests have shown that they do not influence each other: requests are predicted in batches")
+            log.warning("%s: its requests are predicted in batches from now on, since rows do not influence each other", self.name)
         elif not evidence.shown:  # try again with more rows, or in another order, and more seldom each time
             first = next(iter(evidence.rows))
             evidence.rows[first] = evidence.rows.pop(first)

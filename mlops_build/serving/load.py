@@ -18,7 +18,7 @@ from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
 from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
-from mlops_build.model.independence import TOLERANCES, UNKNOWN, Tolerance, Verdict
+from mlops_build.model.independence import TOLERANCES, Tolerance, Verdict
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
 from mlops_build.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
@@ -191,7 +191,8 @@ def _check(model: str, findings: Sequence[Finding], unsafe_pickle: str | None) -
         only = all(finding.rule in scan.PICKLED for finding in refused)
         raise Unsafe(
             f"{model} contains files that are not safe to load:\n{show(refused)}",
-            remedy="fix each finding above" + ("; if you trust these pickles, say why: --unsafe-pickle REASON" if only else ""),
+            remedy="fix each finding above"
+            + ('; if you trust these pickles, say why: serving.unsafe_pickle in service.yaml, or --unsafe-pickle="REASON"' if only else ""),
         )
 
 
@@ -235,7 +236,11 @@ def _load(checked: CheckedModel, tolerance: Tolerance, rows_independent: str) ->
             f"{name}: its MLmodel or its recorded example cannot be read: {_first_line(error)}",
             remedy="register the model again with `mlops-build train`",
         ) from error
-    return Loaded(name, checked.version, checked.digest, model, Predictor(model, tolerance=tolerance, declared=rows_independent), described)
+    loaded = Loaded(
+        name, checked.version, checked.digest, model, Predictor(model, tolerance=tolerance, declared=rows_independent), described
+    )
+    loaded.predictor.joining.name = str(loaded)
+    return loaded
 
 
 def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
@@ -244,7 +249,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     After this the first request does not have to wait, and a model that cannot predict never becomes ready.
     """
     if loaded.recorded is None:
-        _report(loaded, UNKNOWN, say)
+        _report(loaded, Verdict(None, "no example is recorded with the model"), say)
         return
     from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import Unencodable, encode
@@ -290,8 +295,8 @@ def _report(loaded: Loaded, verdict: Verdict, say: Callable[[str], None]) -> Non
     elif verdict.why:
         say(
             f"{loaded}: requests are not predicted in batches until the rows of requests show that they do not influence each other, since "
-            f"{verdict.why}. To batch at once, train again with two different rows as `example` of training.log_model, or give a reason: "
-            "--rows-independent (in service.yaml: serving.rows_independent, for pods after the next release)"
+            f"{verdict.why}. To batch at once, log the model with training.log_model and two different rows as `example`, or say why rows "
+            'are independent: serving.rows_independent in service.yaml, or --rows-independent="REASON"'
         )
 
 

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 
 BAD_REQUEST, INVALID = "BAD_REQUEST", "INVALID_PARAMETER_VALUE"
+MORE_MEMORY = "send fewer rows per request, or raise environments.NAME.memory in service.yaml"
 # Compressed bodies are read and decompressed in pieces of at most this size.
 PIECE = 64 * 1024
 MEMBERS = 10_000  # of a gzip file: each takes a microsecond, and may be only 20 bytes long
@@ -20,6 +21,11 @@ class Refusal(Exception):
 def too_large(limit: int) -> Refusal:
     """The refusal of a body that is larger than `limit` bytes."""
     return Refusal(f"the body is larger than {limit} bytes: send fewer rows per request", status=413)
+
+
+def no_memory(body: bytes) -> Refusal:
+    """The refusal of a body for which the system has no memory."""
+    return Refusal(f"the service has no memory to parse this body of {len(body)} bytes: {MORE_MEMORY}", status=413)
 
 
 def inflated(body: bytes, encoding: bytes, limit: int, reserve: Callable[[int], None] = lambda _: None) -> bytes:

@@ -1,4 +1,4 @@
-"""The settings for requests: batches, queue and limits, from the environment or the flags of `mlops-build serve`."""
+"""The settings for requests: batches, queue and limits, from the flags of `mlops-build serve`, the environment or service.yaml."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from mlops_build import reason
 from mlops_build.errors import UsageError
-from mlops_build.quantity import parse_bytes
+from mlops_build.quantity import parse_setting
 
 PREFIX = "MLOPS_SERVE_"
 
@@ -46,14 +46,17 @@ class Settings:
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Settings).items() if get_args(kind)}
 
 
-def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
-    """The settings from the flags (None: not given), then from MLOPS_SERVE_<NAME>, then the defaults. Raises UsageError."""
+def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, own: Mapping[str, str] = {}) -> Settings:
+    """The settings from the flags (None: not given), then from MLOPS_SERVE_<NAME> of the environment or of `own`, then the defaults.
+
+    own: of the service. Raises UsageError.
+    """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         variable = PREFIX + field.name.upper()
         given, source = flags.get(field.name), f"--{field.name.replace('_', '-')}"
-        if given is None and environment.get(variable):
-            given, source = environment[variable], variable
+        if given is None:
+            given, source = environment.get(variable) or own.get(variable), variable
         if given is not None:
             values[field.name] = _value(field.name, field.default, given, source)
     return Settings(**values)
@@ -71,13 +74,13 @@ def _value(name: str, default: Any, given: Any, source: str) -> Any:
         try:
             return reason.checked(str(given))
         except ValueError as error:
-            raise UsageError(f"{source}: {error}", remedy="give the reason in quotes") from None
+            raise UsageError(f"{source}: {error}", remedy=f'give the reason in quotes: {source}="REASON"') from None
     if name in CHOICES:
         if given not in CHOICES[name]:
             raise UsageError(f"{source} is {given!r}, which is not a valid choice", remedy=f"set it to {' or '.join(CHOICES[name])}")
         return given
     if name == "body_limit":
-        return parse_bytes(str(given))
+        return parse_setting(source, str(given), "1KiB", "16MiB")
     try:
         value = type(default)(given)
     except ValueError:
@@ -86,6 +89,6 @@ def _value(name: str, default: Any, given: Any, source: str) -> Any:
     if not minimum <= value < 1e9:
         raise UsageError(
             f"{source} is {given!r}, which is not a valid number",
-            remedy=f"set a number from {minimum} to below 1e9; the default is {default}",
+            remedy=f"set a {'whole ' * isinstance(default, int)}number from {minimum} to below 1e9; the default is {default}",
         )
     return value

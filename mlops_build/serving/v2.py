@@ -20,7 +20,7 @@ from mlops_build.serving.head import INFERENCE_LENGTH
 from mlops_build.serving.json_text import Reserve
 from mlops_build.serving.mismatch import listed, short
 from mlops_build.serving.pieces import together
-from mlops_build.serving.refusal import Refusal
+from mlops_build.serving.refusal import Refusal, no_memory
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.v2_output import as_tensor
 from mlops_build.serving.v2_request import ResponseOptions, parse
@@ -106,7 +106,7 @@ class V2:
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
-            raise Refusal("the body needs too much memory once it is parsed", status=413) from None
+            raise no_memory(body) from None
 
     def _refuse_unknown_outputs(self, wanted: Iterable[str] | None) -> None:
         if wanted is not None and self._declared:

@@ -155,7 +155,7 @@ def test_a_model_is_batched_after_evidence_from_live_rows(saved: dict[str, Path]
     model.answers(*(numbers(7.0, 1.0) for _ in range(9)))
     model.idle()
     assert model.on
-    assert "rows of requests have shown" in caplog.text
+    assert "the model: its requests are predicted in batches from now on" in caplog.text
     del model.python.sizes[:]
     assert model.answers(*(numbers(float(row)) for row in range(8))) == [[row / 3] for row in map(float, range(8))]
     assert model.python.sizes[0] == 8
@@ -301,7 +301,7 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
     model.idle()
     assert not model.on
     assert model.differences == 1
-    assert "(request call-8): from now on, requests are not predicted in batches" in caplog.text
+    assert "(request call-8): its requests are no longer predicted in batches" in caplog.text
 
 
 def test_every_row_of_a_request_may_be_compared(saved: dict[str, Path]) -> None:
@@ -472,11 +472,15 @@ def test_eight_callers_of_a_model_that_subtracts_the_mean(tmp_path: Path, rows: 
 def test_the_metrics_and_the_log_show_when_batching_begins(tmp_path: Path) -> None:
     models.save(tmp_path / "plain", models.FLOATS, PLAIN)
     with serving(tmp_path / "served", str(tmp_path / "plain/model"), "--port", "0", "--device", "cpu") as server:
-        server.wait_for("not predicted in batches until the rows of requests show that they do not influence each other")
+        server.wait_for("serving.rows_independent in service.yaml")
+        assert (
+            "since no example is recorded with the model. To batch at once, log the model with training.log_model" in server.log.read_text()
+        )
         assert server.url
         assert metric(server, 'mlops_build_batching{model="model"}') == 0
         assert concurrently(server, range(20)) == [2.0 * number for number in range(20)]
         wait_for_metric(server, 'mlops_build_batching{model="model"}', 1)
+        server.wait_for("model: its requests are predicted in batches from now on")
         assert concurrently(server, range(20)) == [2.0 * number for number in range(20)]
         assert metric(server, 'mlops_build_batching_differences_total{model="model"}') == 0
 

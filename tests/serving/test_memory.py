@@ -110,6 +110,16 @@ def test_a_row_reserves_little(decoders: list[Decoder]) -> None:
     assert held(rows, len(body)) == 12
 
 
+def test_a_body_for_which_the_system_has_no_memory_is_refused(decoders: list[Decoder]) -> None:
+    def nothing_left(_: int) -> None:
+        raise MemoryError
+
+    body = b'{"inputs":[' + b"[]," * 70_000 + b"[]]}"
+    with pytest.raises(Refusal, match=rf"this body of {len(body)} bytes: send fewer rows .* environments\.NAME\.memory") as refused:
+        decoders[0].decode(body, JSON, nothing_left)
+    assert refused.value.status == 413
+
+
 def test_a_budget_is_never_exceeded() -> None:
     budget = Budget(8 << 20)
     with closing(Reservation(budget)) as first, closing(Reservation(budget)) as second:
@@ -121,6 +131,7 @@ def test_a_budget_is_never_exceeded() -> None:
         with pytest.raises(Refusal, match=r"needs about 13\.0 MiB of memory, and the service has 7\.0 MiB for a request") as refused:
             first.keep(13 << 20)
         assert refused.value.status == 413
+        assert "send fewer rows per request, or raise environments.NAME.memory in service.yaml" in refused.value.message
         second.keep(3 << 20)
         budget.change(0, 1000)  # an eighth is left for small requests
         budget.change(1000, 0)

@@ -296,7 +296,53 @@ def test_a_pickle_is_not_loaded_from_the_registry_without_a_reason(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", world.uri)
     stderr = refuses("models:/pickled/1", "--port", "0", "--device", "cpu", expect=4)
     assert "pickled-model" in stderr
-    assert "--unsafe-pickle REASON" in stderr
+    assert 'serving.unsafe_pickle in service.yaml, or --unsafe-pickle="REASON"' in stderr
     monkeypatch.setattr(sys, "path", [*sys.path])  # loading adds the service's wheel
     accepted = refuses("models:/pickled/1", "--port", "0", "--device", "cpu", "--unsafe-pickle", "the team made it", expect=1)
     assert "pickled cannot be loaded" in accepted
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "value"),
+    [
+        ("--device", "MLOPS_DEVICE", "tpu"), ("--gpu-memory", "MLOPS_GPU_MEMORY", "4GB"), ("--gpu-memory", "MLOPS_GPU_MEMORY", "0"),
+        ("--wait", "MLOPS_GPU_WAIT", "-1"), ("--wait", "MLOPS_GPU_WAIT", "soon"), ("--body-limit", "MLOPS_SERVE_BODY_LIMIT", "0"),
+    ],
+)  # fmt: skip
+def test_an_invalid_value_is_named_with_its_flag_or_variable(
+    refuses: Callable[..., str], monkeypatch: pytest.MonkeyPatch, flag: str, variable: str, value: str
+) -> None:
+    if flag != "--device":  # argparse names the choices
+        assert f"{flag} is '{value}', which is not a valid" in refuses("nothing", "--port", "0", flag, value, expect=2)
+    monkeypatch.setenv(variable, value)
+    assert f"{variable} is '{value}', which is not a valid" in refuses("nothing", "--port", "0", expect=2)
+
+
+SERVICE = """schema: 1
+name: digits
+team: Vision
+tracking: {uri: %s}
+models: [{name: digits}]
+environments: {staging: {namespace: ml, host: digits.example.com}}
+serving: {unsafe_pickle: the team made it}
+"""
+
+
+def test_serve_reads_service_yaml_for_what_belongs_to_the_service(
+    refuses: Callable[..., str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its registered models and the folders in it have its settings; another service's model has not."""
+    own = tmp_path / "digits"
+    bad = Path(shutil.copytree(world.folder / "one", own / "work/model"))
+    (bad / "python_model.pkl").write_bytes(b"\x80\x04N.")
+    (bad / "predictor.py").unlink()  # so that an accepted one fails, and the process does not stay in this test
+    world.register(bad, "digits")
+    world.register(bad, "other")
+    elsewhere = Path(shutil.copytree(bad, tmp_path / "elsewhere"))
+    (own / "service.yaml").write_text(SERVICE % world.uri)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # loading adds the service's wheel
+    monkeypatch.chdir(own / "work")
+    for what in ("models:/digits/1", "model", str(bad)):
+        assert "cannot be loaded" in refuses(what, "--port", "0", "--device", "cpu", expect=1)
+    for what in ("models:/other/1", str(elsewhere)):
+        assert "pickled-model" in refuses(what, "--port", "0", "--device", "cpu", expect=4)

@@ -26,7 +26,11 @@ def test_flags_come_before_the_environment_and_the_environment_before_defaults()
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe")],
+    [
+        ("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe"),
+        ("BODY_LIMIT", "0"), ("BODY_LIMIT", "16"), ("BODY_LIMIT", "16MB"), ("BODY_LIMIT", "-1"), ("DEADLINE", "1e9"), ("STUCK", "nan"),
+        ("MAX_DELAY_MS", "-1"), ("CONNECTIONS", "1.5"),
+    ],
 )  # fmt: skip
 def test_an_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"MLOPS_SERVE_{name} is '{value}'"):
@@ -35,8 +39,9 @@ def test_an_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
 
 def test_the_reason_for_pickles_is_one_line() -> None:
     assert settings({"unsafe_pickle": "the team made it"}, {}).unsafe_pickle == "the team made it"
-    with pytest.raises(UsageError, match="MLOPS_SERVE_UNSAFE_PICKLE: ' ' is not a reason: write one line"):
+    with pytest.raises(UsageError, match="MLOPS_SERVE_UNSAFE_PICKLE: ' ' is not a reason") as caught:
         settings({}, {"MLOPS_SERVE_UNSAFE_PICKLE": " "})
+    assert "in quotes" in str(caught.value.remedy)
 
 
 def test_serve_reads_the_settings_of_service_yaml() -> None:
