@@ -224,9 +224,10 @@ class Serving(_Section):
     access_log: Annotated[bool, Field(description="a line of JSON for each request")] | None = None
     compile: Annotated[bool, Field(description="torch.compile for the model's networks; loading then takes longer")] | None = None
     precision: Annotated[Literal["float32", "bf16"], Field(description="the precision of the networks")] | None = None
-    unsafe_pickle: Annotated[Reason, Field(description="why pickled files, which run code when they are loaded, are accepted")] | None = (
-        None
-    )
+    unsafe_pickle: (
+        Annotated[Reason, Field(description="why pickled files are accepted; doctor and the annotation mlops-build/unsafe-pickle show it")]
+        | None
+    ) = None
     rows_independent: (
         Annotated[Reason, Field(description="why rows do not influence each other: requests are batched before there is evidence for it")]
         | None

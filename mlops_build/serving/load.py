@@ -295,8 +295,8 @@ def _report(loaded: Loaded, verdict: Verdict, say: Callable[[str], None]) -> Non
     elif verdict.why:
         say(
             f"{loaded}: requests are not predicted in batches until the rows of requests show that they do not influence each other, since "
-            f"{verdict.why}. To batch at once, log the model with training.log_model and two different rows as `example`, or say why rows "
-            'are independent: serving.rows_independent in service.yaml, or --rows-independent="REASON"'
+            f"{verdict.why}. To batch at once, log the model with training.log_model and rows with different answers as `example`, or say "
+            'why rows are independent: serving.rows_independent in service.yaml, or --rows-independent="REASON"'
         )
 
 
