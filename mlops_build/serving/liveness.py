@@ -28,8 +28,8 @@ class Liveness:
         self._batchers, self._limit = batchers, limit
         self._stderr = _nonblocking_stderr()
         _explain_stacks(
-            f"mlops-build ended this process: code of a model (see the other stacks) held Python's lock (GIL) for {limit:g} s, or did not end "
-            f"{EXIT_SECONDS:g} s after the last response. If it only needs more time, raise --deadline or --stuck "
+            f"mlops-build ended this process: code of a model (see the other stacks) held the lock of Python (GIL) for {limit:g} s, or "
+            f"did not end {EXIT_SECONDS:g} s after the last response. If it only needs more time, raise --deadline or --stuck "
             "(serving.deadline in service.yaml, MLOPS_SERVE_STUCK)"
         )
 

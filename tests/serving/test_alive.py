@@ -294,7 +294,9 @@ def test_a_model_that_hangs_with_pythons_lock_ends_the_process(two: Path, tmp_pa
         assert server.process.wait(timeout=30) == 1
         log = server.log.read_text()
         assert re.search(r"Timeout \(.*\)!\n(?s:.*)in predict\n", log)
-        assert re.search(r"mlops-build ended this process: .* held Python's lock \(GIL\) for 1.5 s, .*, raise --deadline or --stuck", log)
+        assert re.search(
+            r"mlops-build ended this process: .* held the lock of Python \(GIL\) for 1.5 s, .*, raise --deadline or --stuck", log
+        )
 
 
 @pytest.mark.slow
