@@ -1,4 +1,4 @@
-"""The torch networks inside a loaded model: their precision, compilation, and prediction without pandas.
+"""The torch networks inside a loaded model: their precision and compilation.
 
 The functions change the networks in place, inside the result of `load_model`, so that the model's own `predict` uses them. torch is
 imported only if a model has already loaded it.
@@ -11,11 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
-
-# The class that wraps a network in MLflow's PyTorch flavor. A service's own predictor may have any number of networks, under any names.
-FLAVOR = "_PyTorchWrapper"
 
 
 def networks(model: Any) -> list[tuple[str, Any]]:
@@ -65,28 +60,6 @@ def inference() -> "contextlib.AbstractContextManager[Any]":
     import torch
 
     return torch.inference_mode()
-
-
-def direct(model: Any) -> "Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None":
-    """A model of MLflow's PyTorch flavor as a function of an array; None for other models, and for forecasting models.
-
-    Does the same as `_PyTorchWrapper.predict`, without DataFrames. The function raises TypeError if the output is not a single tensor.
-    """
-    wrapper: Any = getattr(model._predict_fn, "__self__", None)
-    if type(wrapper).__name__ != FLAVOR or getattr(wrapper, "_is_forecasting_model", True):
-        return None
-    import torch
-
-    network, device = wrapper.pytorch_model, wrapper.device
-
-    def predict(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        output = network(torch.from_numpy(rows).to(device))
-        if not isinstance(output, torch.Tensor):
-            raise TypeError(f"expected the network to return one tensor, got {type(output).__name__}")
-        array: np.ndarray[Any, Any] = output.detach().cpu().numpy()
-        return array
-
-    return predict
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -59,7 +59,6 @@ class Predictor:
         self.chunk_rows = 128
         self._model = model
         self._call = _direct(model)
-        self._network = network.direct(model)
         self._inference = network.inference
         schema = model.metadata.get_input_schema()
         if schema is not None and schema.is_tensor_spec() and tuple(schema.inputs[0].shape[:1]) != (-1,):
@@ -174,12 +173,6 @@ class Predictor:
             raise (Inconclusive(str(known)) if isinstance(known, OutOfMemory | Fatal) else known) from error
 
     def _output(self, rows: Rows) -> Any:
-        if self._network is not None and not rows.params:
-            if rows.kind == "tensor":
-                return plain(self._network(rows.data))
-            if rows.kind == "block" and (answer := self._network(rows.data.astype("float32", copy=False))).ndim == 2:
-                names = [str(position) for position in range(answer.shape[1])]
-                return [dict(zip(names, row, strict=True)) for row in answer.tolist()]
         return plain(self._call(self._input(rows), rows.params))
 
     def _input(self, rows: Rows) -> Any:

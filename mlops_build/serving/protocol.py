@@ -68,11 +68,10 @@ class Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # the requests without a response, of which the first has been started
         self._arriving: Exchange | None = None  # the request whose body is being received
-        self._head_bytes: int | None = None  # size so far of the headers that are being received
-        self._piece = 0  # size of the data that is being parsed
-        self._head_piece = 0  # the same, and 0 after the end of a request in it
-        self._has_payload = False  # the data that is being parsed contains a head or a part of a body
-        self._framing = 0  # size of the data after those: of a trailer, or of the header of a chunk
+        self._in_head = False  # a head is being received
+        self._head_bytes = 0  # size of its complete headers
+        self._progress = False  # the data that is being parsed contains the end of a head or of a request, or a part of a body
+        self._overhead = 0  # size of the data since those: of an incomplete head, a trailer, or the header of a chunk
         self._timed = True  # close_at is the time limit for a request
         self._refused = False  # further data is ignored
         self._reading, self._writable, self._retry_paused = True, True, False
@@ -98,20 +97,14 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._piece = self._head_piece = len(data)
-        self._has_payload = False
+        self._progress = False
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self.reject(INVALID)
-        if self._head_bytes is not None:
-            self._head_bytes += self._head_piece
-            if self._head_bytes > HEAD_BYTES:
-                self.reject(HEAD_TOO_LARGE)
-        elif self._arriving is not None:
-            self._framing = 0 if self._has_payload else self._framing + len(data)
-            if self._framing > HEAD_BYTES:
-                self.reject(HEAD_TOO_LARGE)
+        self._overhead = 0 if self._progress else self._overhead + len(data)
+        if self._overhead > HEAD_BYTES:
+            self.reject(HEAD_TOO_LARGE)
         # A request that arrives in one piece needs no time limit.
         if not self._timed and not self._is_between_requests() and not self._refused:
             self._timed = True
@@ -200,15 +193,16 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects = False
-        self._head_bytes = 0
+        self._in_head, self._head_bytes = True, 0
 
     def on_url(self, part: bytes) -> None:
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_bytes is None:  # a trailer, which is ignored
+        if not self._in_head:  # a trailer, which is ignored
             return
         name = name.lower()
+        self._head_bytes += len(name) + len(value) + 4
         if name == b"expect":
             self._expects = value.lower() == b"100-continue"
         self._headers.append((name, value))
@@ -217,11 +211,10 @@ class Connection(asyncio.Protocol):
             raise ValueError("too many headers")  # which ends the parsing
 
     def on_headers_complete(self) -> None:
-        parser, self._has_payload = self._parser, True
-        bound, self._head_bytes = (self._head_bytes or 0) + self._piece, None  # the piece may contain other data too
+        parser, self._progress, self._in_head = self._parser, True, False
         if parser.should_upgrade():
             return
-        if bound > HEAD_BYTES and len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_BYTES:
+        if len(self._target) + self._head_bytes > HEAD_BYTES:
             self.reject(HEAD_TOO_LARGE)
         if self.reserved and self._target.partition(b"?")[0] not in self._shared.probes:
             self.reject(TOO_MANY)
@@ -236,7 +229,7 @@ class Connection(asyncio.Protocol):
             self.pause_or_read()
 
     def on_body(self, part: bytes) -> None:
-        self._has_payload = True
+        self._progress = True
         if self._arriving is not None:
             self._arriving.add(part)
             if self._arriving.unread > SMALL_BYTES:
@@ -244,7 +237,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange, self._arriving = self._arriving, None
-        self._head_piece = 0
+        self._progress = True
         if exchange is None:  # a request to upgrade, which is parsed again
             return
         self._timed = False
@@ -329,7 +322,7 @@ class Connection(asyncio.Protocol):
             self.close_at = self._shared.now() + KEEP_ALIVE_SECONDS
 
     def _is_between_requests(self) -> bool:
-        return self._arriving is None and self._head_bytes is None
+        return self._arriving is None and not self._in_head
 
     def _end_retry_pause(self) -> None:
         self._retry_paused = False

@@ -9,7 +9,6 @@ import numpy as np
 
 from mlops_build.serving import mismatch
 from mlops_build.serving.mismatch import INTEGERS, shape
-from mlops_build.serving.pack import packed
 from mlops_build.serving.refusal import INVALID, Refusal
 from mlops_build.serving.rows import Rows
 
@@ -63,9 +62,6 @@ class Quick:
         if not isinstance(data, list) or not data or isinstance(data[0], dict) or self.tensor is None:
             return None
         dtype, sizes = self.tensor
-        quick = packed(data, dtype, sizes)
-        if quick is not None:
-            return Rows("tensor", quick, len(quick))
         try:
             with np.errstate(over="ignore"):
                 array = np.array(data, dtype=dtype)
@@ -90,9 +86,7 @@ class Quick:
                 rows = [lists]
             elif all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
                 if self.block is not None:  # without a tuple for each row, which takes more memory than all else
-                    by_column = packed(lists, self.block, (-1, -1))
-                    if by_column is not None and _is_exact(by_column):
-                        return Rows("block", np.ascontiguousarray(by_column.T), len(lists[0]))
+                    return self._as_block(lists, self.block, by_column=True)
                 rows = list(zip(*lists, strict=True))
             else:
                 return None
@@ -124,24 +118,22 @@ class Quick:
         order = [positions[name] for name in self.names]
         return [[row[position] for position in order] for row in rows]
 
-    def _as_block(self, rows: Sequence[Sequence[Any]], dtype: "np.dtype[Any]") -> Rows | None:
-        quick = packed(rows, dtype, (-1, len(self.names)))
-        if quick is not None and _is_exact(quick):
-            return Rows("block", quick, len(rows))
+    def _as_block(self, lists: Sequence[Sequence[Any]], dtype: "np.dtype[Any]", *, by_column: bool = False) -> Rows | None:
         kinds: set[type] = set()
-        for row in rows:
-            kinds.update(map(type, row))
+        for part in lists:
+            kinds.update(map(type, part))
         # pandas converts null to NaN among numbers, and refuses it among booleans.
         if not kinds <= NUMBERS or {bool, type(None)} <= kinds:
             return None
         try:
             with np.errstate(over="ignore"):
-                block = np.array(rows, dtype=dtype).reshape(len(rows), len(self.names))
+                block = np.array(lists, dtype=dtype)
         except OverflowError:
             return None
         if int in kinds and not _is_exact(block):
             return None  # MLflow converts int64 to float32 in one step, which rounds differently
-        return Rows("block", block, len(rows))
+        block = np.ascontiguousarray(block.T) if by_column else block.reshape(len(lists), len(self.names))
+        return Rows("block", block, len(block))
 
     def _as_columns(self, rows: Sequence[Sequence[Any]], *, numbers_only: bool) -> Rows | None:
         if not rows:
