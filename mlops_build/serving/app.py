@@ -177,7 +177,7 @@ class Service:
             predict.observe(seconds)
 
         batcher.on_batch = observe
-        batcher.on_idle, joining.on_difference = loaded.predictor.idle, self._metrics.differences[loaded.name].inc
+        batcher.on_idle, joining.on_difference = partial(joining.step, idle=True), self._metrics.differences[loaded.name].inc
         self._metrics.batching[loaded.name].set_function(lambda: settings.max_batch > 1 and joining.on)
         if settings.max_batch > 1:
             loaded.predictor.chunk_rows = settings.max_batch

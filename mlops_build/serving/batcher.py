@@ -76,7 +76,6 @@ class Batcher:
         self._lock = threading.Lock()
         self._idle = True
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # threading's classes are in Python, and take ten times as long
-        self._closed = False
         self._rate = 0.0  # rows per second, moving average
         self._expected = 0  # requests admitted by `expect` in this iteration of the loop
         self._began: float | None = None  # when the running prediction began
@@ -140,12 +139,6 @@ class Batcher:
             if not entry.future.done():
                 entry.future.set_exception(Stuck(why))
 
-    def close(self) -> None:
-        """End the thread after its current prediction. Waiting requests are not answered."""
-        self._closed = True
-        self._wake.put(None)
-        self._thread.join(timeout=60)
-
     def _end(self, entry: _Waiting, _: object) -> None:
         entry.timer.cancel()
         if entry.queued:
@@ -168,11 +161,8 @@ class Batcher:
         while True:
             batch, rows = self._next()
             if not batch:
-                if not self._closed and self._used_idle_moment():
-                    continue
-                self._wake.get()
-                if self._closed:
-                    return
+                if not self._used_idle_moment():
+                    self._wake.get()
                 continue
             began = self._began = time.perf_counter()
             try:
@@ -190,8 +180,6 @@ class Batcher:
                 log.exception("counting a batch failed")
             with contextlib.suppress(RuntimeError):  # the loop is closed: no request waits for these answers
                 batch[0].future.get_loop().call_soon_threadsafe(_settle, answered)
-            if self._closed:
-                return
             if self._max_delay and len(batch) > 1 and self.queued < self._max_rows:
                 time.sleep(self._max_delay)
 

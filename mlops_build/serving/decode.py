@@ -12,7 +12,6 @@ import csv
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -169,11 +168,10 @@ class Decoder:
         form = forms[0]
         sent = document[form]
         self._look_for_ragged(form, sent)
-        known = self._known_only(form, sent)
-        _refuse(mismatch.too_wide(form, known, self._most))
+        _refuse(mismatch.too_wide(form, sent, self._most))
         try:
             if form in ("dataframe_split", "dataframe_records"):
-                data = dataframe_from_parsed_json(known, pandas_orient=form.removeprefix("dataframe_"))
+                data = dataframe_from_parsed_json(sent, pandas_orient=form.removeprefix("dataframe_"))
                 if self._schema is not None:
                     # MLflow's conversion wraps silently.
                     _refuse(mismatch.overflow_of_frame(data, self._schema))
@@ -181,7 +179,7 @@ class Decoder:
             else:
                 if self._schema is not None:
                     _refuse(mismatch.lost_dates(form, sent, self._schema))
-                data = parse_tf_serving_input({form: known}, schema=self._schema)
+                data = parse_tf_serving_input({form: sent}, schema=self._schema)
         except (RecursionError, Refusal):
             raise
         except MlflowException as error:
@@ -189,26 +187,6 @@ class Decoder:
         except Exception as error:
             raise Refusal(mismatch.explain(form, sent, self._schema) or f"{form} cannot be read: {short(error)}") from None
         return self.enforced(data, document.get("params"), form=form, sent=sent)
-
-    def _known_only(self, form: str, sent: Any) -> Any:
-        """Drop the columns that are not in the signature. MLflow drops them too, but only after it has created a table with them."""
-        if self._schema is None or not self._schema.has_input_names():
-            return sent
-        known = frozenset(self._schema.input_names())
-        if form != "dataframe_split" or not isinstance(sent, dict):
-            if isinstance(sent, dict):
-                return {name: value for name, value in sent.items() if name in known}
-            return [{name: value for name, value in row.items() if name in known} for row in sent] if _are_records(sent) else sent
-        names, data = sent.get("columns"), sent.get("data")
-        if not isinstance(names, list):
-            return sent
-        positions = [position for position, name in enumerate(names) if isinstance(name, str) and name in known]
-        kept = [names[position] for position in positions]
-        if duplicates := [name for name, count in Counter(kept).items() if count > 1]:
-            raise Refusal(f"column {short(duplicates[0])} was sent twice", code=INVALID)
-        if isinstance(data, list) and all(isinstance(row, list) and len(row) == len(names) for row in data):
-            return {**sent, "columns": kept, "data": [[row[position] for position in positions] for row in data]}
-        return sent
 
     def enforced(self, data: Any, params: Any, *, bare: bool = False, form: str = "", sent: Any = None) -> Rows:
         """Validate a table, or arrays by name, with MLflow. form, sent: the body for messages. Raises Refusal."""

@@ -32,15 +32,7 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, pd.DataFrame):
         names = [name if isinstance(name, str) else json.dumps(_key(name)) for name in answer.columns]
         if len(set(names)) == len(names):
-            dtypes = set(answer.dtypes)
-            # A Series for each column would take a tenth of the time of a small request.
-            numbers = (
-                answer.size <= pieces.PIECE
-                and len(dtypes) == 1
-                and isinstance(dtype := dtypes.pop(), np.dtype)
-                and dtype.kind in pieces.NUMBERS
-            )
-            rows = answer.to_numpy().tolist() if numbers else zip(*(column.tolist() for _, column in answer.items()), strict=True)
+            rows = zip(*(column.tolist() for _, column in answer.items()), strict=True)
             return [dict(zip(names, row, strict=True)) for row in rows] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")
     if isinstance(answer, np.ndarray):

@@ -87,7 +87,7 @@ class Joining:
             if batched:
                 self.on_difference()
 
-    def check(self, rows: Rows, expected: float) -> Verdict:
+    def check(self, rows: Rows, expected: float = 0.0) -> Verdict:
         """Check the rows of the recorded example before the service is ready. expected: seconds to predict one."""
         evidence = self._evidence(key_of(rows))
         if evidence is None:

@@ -252,44 +252,40 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
         _report(loaded, Verdict(None, "no example is recorded with the model"), say)
         return
     from mlops_build.serving.decode import JSON, Decoder
-    from mlops_build.serving.encode import Unencodable, encode
+    from mlops_build.serving.encode import encode
     from mlops_build.serving.refusal import Refusal
 
-    problem = None
+    predictor = loaded.predictor
     try:
         rows = Decoder(loaded.model).decode(json.dumps(loaded.recorded["input"]).encode(), JSON)
         began = time.perf_counter()
-        (answer,) = loaded.predictor.predict([rows])
-        if isinstance(answer, Refusal) and (cause := answer.__cause__):
-            problem = f"{type(cause).__name__}: {cause}"
-            loaded.predictor.needs_gradients()
-            (answer,) = loaded.predictor.predict([rows])
+        (answer,) = predictor.predict([rows])
+        if isinstance(answer, Refusal) and answer.__cause__:
+            predictor.needs_gradients()
+            (answer,) = predictor.predict([rows])
             if not isinstance(answer, Exception):
-                problem = None
                 say(f"{loaded}: it fails with torch.inference_mode, so the service does not use it")
-        if not isinstance(answer, Exception):
-            encode(answer)
-        elif problem is None:
-            problem = str(answer)
-    except (Refusal, Unencodable) as error:
-        problem = str(error)
-    if problem is not None:
+        if isinstance(answer, Exception):
+            raise answer
+        encode(answer)
+    except Exception as error:
+        problem = f"{type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else str(error)
         raise CannotLoad(
             f"{loaded} fails on its own recorded example: {' '.join(problem.split())[:500]}",
             remedy=COMPILER
             if "ompiler" in problem
             else "its environment differs from the one that it was registered with: package it again, or train again",
-        )
+        ) from None
     expected = (time.perf_counter() - began) / max(rows.count, 1)
-    _report(loaded, loaded.predictor.check_joining(rows, expected), say)
+    _report(loaded, predictor.joining.check(rows, expected), say)
 
 
 def _report(loaded: Loaded, verdict: Verdict, say: Callable[[str], None]) -> None:
     """Say whether and why requests are not predicted in batches."""
-    declared = loaded.predictor.declared
-    if loaded.predictor.joining.refuted is not None:
+    declared, refuted = loaded.predictor.declared, loaded.predictor.joining.refuted
+    if refuted is not None:
         although = f", although rows_independent says: {declared}" if declared else ""
-        say(f"{loaded}: requests are not predicted in batches, since {loaded.predictor.joining.refuted}{although}")
+        say(f"{loaded}: requests are not predicted in batches, since {refuted}{although}")
     elif verdict.independent is None and declared:
         say(f"{loaded}: requests are predicted in batches, since rows_independent says: {declared}")
     elif verdict.why:

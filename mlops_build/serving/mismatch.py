@@ -8,6 +8,7 @@ refused before MLflow converts the body, since it would wrap them silently.
 import base64
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,9 @@ def explain(form: str, sent: Any, schema: Any) -> str | None:
     if schema.has_input_names():
         if message := _missing(sent_columns, schema):
             return message
+        labels = Counter(sent["columns"]) if form == "dataframe_split" and isinstance(sent.get("columns"), list) else {}
+        if twice := [name for name in schema.input_names() if labels.get(name, 0) > 1]:
+            return f"column {short(twice[0])} was sent twice"
     elif not schema.is_tensor_spec() and (width := len(sent_columns)) < len(schema.inputs):
         return f"the rows have {_values(width)}; expected {len(schema.inputs)}, one for each column"
     if schema.is_tensor_spec():

@@ -23,15 +23,7 @@ NUMBERS = "fiub"
 
 
 def is_large(output: Any) -> bool:
-    """Whether an output, in the form of `encode.plain`, has more values than a piece.
-
-    Called for each response. Therefore rows are counted one by one only if their longest, or one like the first, could be too many.
-    """
-    try:
-        if isinstance(output, list | tuple) and output and len(output) * max(*map(len, output), size(output[0])) <= PIECE:
-            return False
-    except (TypeError, RecursionError):  # not rows, or nested too deeply
-        pass
+    """Whether an output, in the form of `encode.plain`, has more values than a piece."""
     try:
         return size(output) > PIECE
     except RecursionError:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance, Verdict
+from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance
 from mlops_build.serving import network
 from mlops_build.serving.encode import plain
 from mlops_build.serving.joining import Joining, joined, key_of, part
@@ -85,17 +85,6 @@ class Predictor:
             for rows, answer in zip(requests, answers, strict=True):
                 rows.output_bytes = memory(answer) if is_large(answer) else 0
             return answers
-
-    def idle(self) -> bool:
-        """Called while no request waits: make one prediction of a check, if one is due. Returns whether it did."""
-        return self.joining.step(idle=True)
-
-    def check_joining(self, rows: Rows, expected: float = 0.0) -> Verdict:
-        """Whether requests like these may be predicted in one batch. Later requests follow it.
-
-        rows: those of the recorded example. expected: seconds to predict one of them.
-        """
-        return self.joining.check(rows, expected)
 
     def needs_gradients(self) -> None:
         """Stop using torch.inference_mode, for a model that computes gradients during prediction."""

@@ -56,6 +56,5 @@ def test_a_disconnected_request_leaves_the_queue_and_the_running_batch_continues
         assert await asyncio.gather(futures["second"], futures["fourth"], fifth) == ["second", "fourth", "fifth"]
         assert prediction.batches == [["first"], ["second", "fourth", "fifth"]]
         assert batcher.queued == 0
-        batcher.close()
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,17 +68,24 @@ class Model:
 
         async def main() -> list[Any]:
             batcher = Batcher(self.predictor.predict)
-            batcher.on_idle = self.predictor.idle
+            lock, ended = threading.Lock(), False
+
+            def idle() -> bool:
+                with lock:
+                    return not ended and self.predictor.joining.step(idle=True)
+
+            batcher.on_idle = idle
             try:
                 return await asyncio.gather(*(batcher.put(rows, 30) for rows in requests), return_exceptions=True)
             finally:
-                await asyncio.to_thread(batcher.close)
+                with lock:  # the test uses the predictor now
+                    ended = True
 
         return asyncio.run(main())
 
     def idle(self) -> None:
         """Let the idle moments pass that the queue's thread would have had."""
-        while self.predictor.idle():
+        while self.predictor.joining.step(idle=True):
             pass
 
 
@@ -135,7 +143,7 @@ def test_concurrent_callers_receive_the_answers_of_single_requests(saved: dict[s
     kind, answer = ALONE[name]
     model = Model(saved[kind], answer)
     if recorded:
-        model.predictor.check_joining(example(kind, recorded))
+        model.predictor.joining.check(example(kind, recorded))
     requests = [numbers(10.0**power) if kind == "numbers" else texts("x" * (power + 1)) for power in range(9)]
     expected = [model.predictor.predict([rows])[0] for rows in requests]
     for _ in range(3):
@@ -183,7 +191,7 @@ def test_few_different_rows_are_enough_after_many_requests(saved: dict[str, Path
 
 def test_rows_with_equal_answers_are_no_evidence_until_there_are_many(saved: dict[str, Path]) -> None:
     model = Model(saved["numbers"], lambda data: ["spam"] * len(data))
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent is None
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent is None
     assert not model.on
     model.answers(*(numbers(float(row)) for row in range(8)))
     model.idle()
@@ -216,7 +224,7 @@ def test_a_model_with_random_answers_is_not_batched(saved: dict[str, Path]) -> N
 
     for options in ({}, {"declared": "they are"}):
         model = Model(saved["numbers"], noisy, **options)
-        verdict = model.predictor.check_joining(numbers(1.0, 2.0))
+        verdict = model.predictor.joining.check(numbers(1.0, 2.0))
         assert "for the same row changes" in verdict.why
         assert not model.on
     live = Model(saved["numbers"], noisy)
@@ -227,7 +235,7 @@ def test_a_model_with_random_answers_is_not_batched(saved: dict[str, Path]) -> N
 
 def test_a_wrong_shape_does_not_end_batching(saved: dict[str, Path]) -> None:
     model = Model(saved["numbers"], without_nan)
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     for _ in range(3):
         assert model.answers(numbers(1.0), numbers(math.nan), numbers(3.0)) == [[2.0], [], [6.0]]
     assert model.on
@@ -244,7 +252,7 @@ def test_a_wrong_shape_is_followed_by_a_check_of_the_evidence(saved: dict[str, P
 
     model = Model(saved["numbers"], answer)
     monkeypatch.setattr(joining, "SHARE", 1.0)
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     state["broken"] = True
     assert model.answers(numbers(3.0), numbers(6.0)) == [[1.0], [2.0]]
     model.idle()
@@ -261,7 +269,7 @@ def test_a_difference_in_the_first_batches_is_never_answered(saved: dict[str, Pa
     for options in ({}, {"declared": "they are"}):
         model = Model(saved["numbers"], large, **options)
         if not options:
-            assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+            assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
         assert model.on
         assert model.answers(numbers(1.0), numbers(1000.0, request_id=b"call-7")) == [[1.0], [1100.0]]
         assert not model.on
@@ -277,7 +285,7 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
         return [value if value < 1000 else value + len(data) * 100.0 for value in data["a"].tolist()]
 
     model = Model(saved["numbers"], large)
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     for _ in range(joining.FIRST):
         model.predictor.predict([numbers(1.0), numbers(2.0)])
     monkeypatch.setattr(joining, "SHARE", 0.0)
@@ -307,7 +315,7 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
 def test_every_row_of_a_request_may_be_compared(saved: dict[str, Path]) -> None:
     """Only the second row of each request is wrong."""
     model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     for _ in range(joining.FIRST):
         answers = model.answers(*(numbers(1.0, 1000.0) for _ in range(4)))
         if not model.on:
@@ -320,7 +328,7 @@ def test_a_sample_is_compared_under_constant_load_too(saved: dict[str, Path], mo
     monkeypatch.setattr(joining, "SHARE", 1.0)
     monkeypatch.setattr(joining, "BUSY_SECONDS", -1.0)
     model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     for _ in range(joining.FIRST):
         model.predictor.predict([numbers(1.0), numbers(2.0)])
     for _ in range(joining.SAMPLE + 2):
@@ -330,7 +338,7 @@ def test_a_sample_is_compared_under_constant_load_too(saved: dict[str, Path], mo
 
 def test_requests_with_other_params_need_their_own_evidence(saved: dict[str, Path]) -> None:
     model = Model(saved["numbers"], scores)
-    assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     other = [Rows("block", numbers(row).data, 1, {"scale": 2}) for row in range(8)]
     del model.python.sizes[:]
     model.answers(*other)
@@ -362,14 +370,14 @@ def test_a_large_request_is_predicted_in_parts_if_its_rows_are_independent(saved
     for checked in (True, False):
         model = Model(saved["numbers"], scores)
         if checked:
-            assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+            assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
         del model.python.sizes[:]
         assert model.answers(whole) == [[row / 3 for row in range(1000)]]
         assert model.python.sizes[0] == (128 if checked else 1000)
     monkeypatch.setattr(predictor_module, "time", clock := Clock())
     for per_call, per_row, expected in ((1.0, 0.0, [128, 256, 512, 104]), (0.0, 1.0, [128, 256, 256, 256, 104])):
         model = Model(saved["numbers"], clock.taking(per_call, per_row, scores))
-        assert model.predictor.check_joining(numbers(1.0, 2.0)).independent
+        assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
         del model.python.sizes[:]
         model.predictor.predict([whole])
         assert model.python.sizes[: len(expected)] == expected, "larger parts only if they make it faster"
@@ -405,7 +413,7 @@ def test_the_tolerance_follows_the_precision(saved: dict[str, Path]) -> None:
 
     for precision, on in (("float32", False), ("bf16", True)):
         model = Model(saved["numbers"], half, tolerance=TOLERANCES[precision])
-        model.predictor.check_joining(numbers(1.0, 2.0))
+        model.predictor.joining.check(numbers(1.0, 2.0))
         assert model.on == on
 
 
