@@ -23,7 +23,7 @@ from mlops_build.serving.body import Budget, Reservation, held, read_body
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
 from mlops_build.serving.endpoint import Call, Endpoint, Write, answer_bytes
-from mlops_build.serving.exchange import Exchange, Submit, http_response
+from mlops_build.serving.exchange import Exchange, Submit
 from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, mlflow_error, retry_after
 from mlops_build.serving.head import Head, read_head
 from mlops_build.serving.images import Raw
@@ -82,7 +82,6 @@ class Service:
             output.on_drop = self._metrics.dropped.inc
         self._running: Counter[str] = Counter()  # requests by model
         self._stuck = self._settings.deadline + self._settings.stuck
-        self._refused: Counter[str] = Counter()  # requests by model that are not in the metrics yet
         self._writing: set[asyncio.Task[None]] = set()  # the event loop keeps no reference to a task
         self._endpoints: dict[str, Endpoint] = {}
         self._static: dict[str, Answer] = {"/metrics": Answer(200, b"")}
@@ -116,22 +115,22 @@ class Service:
         else:
             exchange.respond(self._other(exchange))
 
-    def begin(self, exchange: Exchange) -> bytes | Submit | None:
+    def begin(self, exchange: Exchange) -> Submit | None:
         """Decide how to handle a request once only its headers have arrived, before a task exists for it.
 
-        Returns the whole HTTP response if the queue is full: under overload, most of the work would be refusals. Returns a function that
-        submits the body if the request is small and has no encoding: a task would be a fifth of the work for it. Returns
-        None for all other requests, which go through `__call__`.
+        Responds at once if the queue is full: under overload, most of the work would be refusals. Returns a function that submits the body
+        if the request is small and has no encoding: a task would be a fifth of the work for it. Returns None for all other requests, which
+        go through `__call__`.
         """
         endpoint = self._endpoints.get(exchange.target.decode("latin-1"))
         if endpoint is None or exchange.method != b"POST":
             return None
         head = read_head(exchange.headers)
         try:
-            endpoint.batcher.expect()
+            endpoint.batcher.admit()
         except QueueFull as full:
-            self._refused[endpoint.loaded.name] += 1
-            return http_response(endpoint.error(*failed(full, 0)[1]), b"x-request-id: " + head.request_id)
+            self._refuse(endpoint, exchange, head, endpoint.error(*failed(full, 0)[1]), full.why)
+            return None
         except Stuck:
             return None
         if head.length is None or head.length > self._small or not _is_quick(head, head.length):
@@ -147,19 +146,10 @@ class Service:
         """Do what needs not be done for each request, now and from now on regularly. Call this in the event loop."""
         loop = asyncio.get_running_loop()
         self.liveness.check()
-        self._count_refused()
         if self._budget.peak > LARGE_BYTES >= self._budget.used:
             self._budget.peak = 0
             loop.run_in_executor(None, memory.trim)
         loop.call_later(min(CHECK_SECONDS, self._stuck / 4), self.check)
-
-    def _count_refused(self) -> None:
-        """Count and log the requests that were refused unread: an overloaded service has no time to do it for each."""
-        for name, requests in self._refused.items():
-            self._metrics.refused[name, "queue full"].inc(requests)
-            self._metrics.count(name, 429, requests)
-            self._log({"time": round(time.time(), 3), "model": name, "status": 429, "requests": requests})
-        self._refused.clear()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
         settings, joining = self._settings, loaded.predictor.joining
@@ -225,9 +215,13 @@ class Service:
         challenge = b'Bearer error="invalid_token"' if has_token else b"Bearer"
         message = "the token is not valid" if has_token else "this service requires a token: send Authorization: Bearer …"
         answer = error(401, "UNAUTHENTICATED", message, ((b"www-authenticate", challenge),))
+        self._refuse(endpoint, exchange, head, answer, "no valid token")
+
+    def _refuse(self, endpoint: Endpoint | None, exchange: Exchange, head: Head, answer: Answer, why: str) -> None:
+        """Respond before the body is read. why: for the metrics."""
         if endpoint is not None:
-            self._metrics.refused[endpoint.loaded.name, "no valid token"].inc()
-            self._metrics.count(endpoint.loaded.name, 401)
+            self._metrics.refused[endpoint.loaded.name, why].inc()
+            self._metrics.count(endpoint.loaded.name, answer.status)
             self._log(self._call(endpoint, exchange, head, None).line(answer, 0.0))
         exchange.respond(answer, head.request_id)
 
@@ -236,7 +230,6 @@ class Service:
         answer = self._static.get(path)
         if answer is not None and exchange.method == b"GET":
             if path == "/metrics":
-                self._count_refused()
                 return Answer(200, self._metrics.text(), CONTENT_TYPE.encode())
             if path in self._probes and (why := self.liveness.why(self._probes[path])):
                 return error_at(path)(503, "TEMPORARILY_UNAVAILABLE", why, retry_after(10))

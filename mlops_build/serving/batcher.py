@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mlops_build.serving.refusal import Unanswered
 from mlops_build.serving.rows import Rows
 
 Predict = Callable[[Sequence[Rows]], Sequence[Any]]
@@ -23,24 +24,30 @@ Predict = Callable[[Sequence[Rows]], Sequence[Any]]
 log = logging.getLogger("mlops_build.serving")
 
 
-class QueueFull(Exception):
+class QueueFull(Unanswered):
     """The queue is full. seconds: when to retry, estimated from the recent rate of predictions."""
 
+    status, code, why = 429, "REQUEST_LIMIT_EXCEEDED", "queue full"
+
     def __init__(self, seconds: float) -> None:
-        super().__init__("the queue is full")
-        self.seconds = seconds
+        super().__init__("too many requests are waiting: retry later")
+        self.retry = max(1, round(seconds))
 
 
 class DeadlinePassed(TimeoutError):
     """The request was not answered within its deadline."""
 
 
-class Stuck(Exception):
+class Stuck(Unanswered):
     """The prediction that runs does not end."""
 
+    code, why, retry = "TEMPORARILY_UNAVAILABLE", "stuck", 10
 
-class Disconnected(Exception):
+
+class Disconnected(Unanswered):
     """The caller closed its connection."""
+
+    status, code, why, retry = 499, "CANCELLED", "caller gone", 0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +84,6 @@ class Batcher:
         self._idle = True
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # threading's classes are in Python, and take ten times as long
         self._rate = 0.0  # rows per second, moving average
-        self._expected = 0  # requests admitted by `expect` in this iteration of the loop
         self._began: float | None = None  # when the running prediction began
         self.stuck = ""
         self.queued = 0  # rows
@@ -112,19 +118,8 @@ class Batcher:
         """
         if self.stuck:
             raise Stuck(self.stuck)
-        if (self._waiting or self._expected) and self.queued + rows > self._max_queue:
-            raise QueueFull(min(60.0, max(1.0, self.queued / self._rate)) if self._rate else 1.0)
-
-    def expect(self) -> None:
-        """Admit a request of which only the headers have arrived. Raises Stuck, QueueFull.
-
-        The requests of other sockets in the same iteration of the loop are not in the queue yet, and all of them would be admitted to its
-        last place. Therefore they are counted until the iteration ends.
-        """
-        self.admit(1 + self._expected)
-        if not self._expected:
-            asyncio.get_running_loop().call_soon(self._iteration_ends)
-        self._expected += 1
+        if self._waiting and self.queued + rows > self._max_queue:
+            raise QueueFull(min(60.0, self.queued / self._rate) if self._rate else 1.0)
 
     @property
     def busy_seconds(self) -> float:
@@ -150,9 +145,6 @@ class Batcher:
         del self._waiting[entry]
         entry.queued = False
         self.queued -= entry.rows.count
-
-    def _iteration_ends(self) -> None:
-        self._expected = 0
 
     # -- in the thread --
 

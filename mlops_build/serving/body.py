@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 from mlops_build.quantity import show_bytes
 from mlops_build.serving.json_text import INLINE_BYTES
-from mlops_build.serving.refusal import MORE_MEMORY, Refusal, too_large
+from mlops_build.serving.refusal import MORE_MEMORY, Refusal, Unanswered, too_large
 from mlops_build.serving.rows import Rows
 
 T = TypeVar("T")
 
 
-class MemoryFull(Exception):
+class MemoryFull(Unanswered):
     """The budget has no room now."""
+
+    why = "memory of requests"
 
 
 class Budget:

@@ -16,9 +16,6 @@ RESERVED = 64
 RESERVED_SECONDS = 1.0
 # The limit of refused connections that are still open (protocol.py, LINGER_SECONDS); further ones are reset.
 LINGERING = 512
-# Refusals for a full queue are sent together at this interval. Sent one by one, each would wake a caller, which retries before the next is
-# sent.
-REFUSAL_INTERVAL_SECONDS = 0.002
 # How often the time limits are checked. A timer for each request would cost more.
 CHECK_SECONDS = 0.25
 
@@ -38,7 +35,6 @@ class Connections:
         self.connections: MutableSet[Connection] = set()
         self.tasks: MutableSet[asyncio.Task[None]] = set()
         self._reserved: dict[Connection, None] = {}  # in order
-        self._refusals: list[tuple[Connection, bytes]] = []
 
     def start(self, connections: MutableSet[Connection], tasks: MutableSet[asyncio.Task[None]]) -> None:
         """Use these sets, and begin to check the time limits. Call this in the event loop."""
@@ -74,17 +70,6 @@ class Connections:
         task = self.loop.create_task(exchange.run(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-
-    def refuse_later(self, connection: Connection, response: bytes) -> None:
-        """Send a refusal for a full queue, together with others."""
-        if not self._refusals:
-            self.loop.call_later(REFUSAL_INTERVAL_SECONDS, self._send_refusals)
-        self._refusals.append((connection, response))
-
-    def _send_refusals(self) -> None:
-        refusals, self._refusals = self._refusals, []
-        for connection, response in refusals:
-            connection.refuse(response)
 
     def _check(self) -> None:
         self.loop.call_later(CHECK_SECONDS, self._check)

@@ -18,11 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mlops_build.serving import mismatch, parquet
-from mlops_build.serving.body import MemoryFull
 from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, Reserve, parse, size
 from mlops_build.serving.mismatch import SHOWN, short
 from mlops_build.serving.quick import Quick
-from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, no_memory
+from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, Unanswered, no_memory
 from mlops_build.serving.rows import Rows
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
@@ -86,7 +85,7 @@ class Decoder:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise no_memory(body) from None
-        except (Refusal, MemoryFull):
+        except Unanswered:
             raise
         except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
             log.warning("a body cannot be read", exc_info=True)
@@ -245,7 +244,7 @@ class Decoder:
             frame = pd.read_parquet(io.BytesIO(body))
         except ImportError:
             raise Refusal("this image cannot read Parquet: add pyarrow to the service's dependencies", status=415) from None
-        except (Refusal, MemoryFull):
+        except Unanswered:
             raise
         except Exception as error:
             raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None

@@ -15,10 +15,13 @@ import numpy as np
 import orjson
 
 from mlops_build.serving import pieces
+from mlops_build.serving.refusal import Unanswered
 
 
-class Unencodable(Exception):
+class Unencodable(Unanswered):
     """The model's output has no JSON representation."""
+
+    status, code, retry = 500, "INTERNAL_ERROR", 0
 
 
 def plain(answer: Any) -> Any:

@@ -19,7 +19,7 @@ from mlops_build.serving import network
 from mlops_build.serving.encode import plain
 from mlops_build.serving.joining import Joining, joined, key_of, part
 from mlops_build.serving.pieces import is_large, memory
-from mlops_build.serving.refusal import BAD_REQUEST, Refusal
+from mlops_build.serving.refusal import BAD_REQUEST, Refusal, Unanswered
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.sigterm import Terminated
 
@@ -37,12 +37,16 @@ FASTER = 0.75
 log = logging.getLogger("mlops_build.serving")
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(Unanswered):
     """The card has no memory for this prediction. The process continues."""
 
+    why = "out of memory"
 
-class Fatal(Exception):
+
+class Fatal(Unanswered):
     """CUDA is unusable in this process. A new process is needed."""
+
+    code, retry = "TEMPORARILY_UNAVAILABLE", 10
 
 
 class Predictor:
@@ -220,7 +224,8 @@ def _known(error: BaseException) -> Exception:
         torch.cuda.empty_cache()
         return OutOfMemory("the card has no memory left for this request: send fewer rows, or retry later")
     if name == "AcceleratorError" or ("CUDA" in text and any(word in text for word in FATAL)):
-        return Fatal(text.splitlines()[0][:200])
+        log.error("this process can no longer use its card, and stops: %s", text.splitlines()[0][:200])
+        return Fatal("the service is restarting")
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return Refusal(str(error.message)[:500], status=status if 400 <= status < 500 else 400, code=str(error.error_code))

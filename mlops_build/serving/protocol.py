@@ -254,13 +254,14 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._queue[0]
         exchange.started = True
-        decision = None if exchange.expects else self._shared.app.begin(exchange)
-        if isinstance(decision, bytes):
-            self._shared.refuse_later(self, decision)
-        elif decision is None:
+        exchange.submit = None if exchange.expects else self._shared.app.begin(exchange)
+        if exchange.answered:  # the queue is full
+            self._retry_paused = True
+            self.pause_or_read()
+            self._shared.loop.call_later(RETRY_PAUSE_SECONDS, self._end_retry_pause)
+        elif exchange.submit is None:
             self._shared.run(exchange)
         else:
-            exchange.submit = decision
             exchange.submit_if_complete()
 
     def respond(self, *response: bytes | bytearray) -> None:
@@ -277,17 +278,6 @@ class Connection(asyncio.Protocol):
         else:
             self._wait_if_idle()
         self.pause_or_read()
-
-    def refuse(self, response: bytes) -> None:
-        """Send a refusal for a full queue."""
-        if self._queue:
-            kept = self._queue[0].keep_alive
-            self._queue[0].end()
-            self.respond(response)
-            if kept:
-                self._retry_paused = True
-                self.pause_or_read()
-                self._shared.loop.call_later(RETRY_PAUSE_SECONDS, self._end_retry_pause)
 
     def reject(self, response: bytes) -> None:
         """Send a response to what is arriving, and ignore everything after it. A complete request before it is still answered."""

@@ -1,4 +1,4 @@
-"""Errors in a request, for 4xx responses. Needs only the standard library, since the stub uses it too."""
+"""Errors of requests, for responses. Needs only the standard library, since the stub uses it too."""
 
 import zlib
 from collections.abc import Callable
@@ -10,8 +10,20 @@ PIECE = 64 * 1024
 MEMBERS = 10_000  # of a gzip file: each takes a microsecond, and may be only 20 bytes long
 
 
-class Refusal(Exception):
-    """An error in the request. status: 400, 413 or 415. code: MLflow's error_code."""
+class Unanswered(Exception):
+    """Why a request receives an error; its text is the message.
+
+    status, code: of the response; code is MLflow's error_code. why: for the metric of refused requests, empty for none. retry: seconds,
+    for Retry-After; 0 for none.
+    """
+
+    status, code, why, retry = 503, "RESOURCE_EXHAUSTED", "", 1
+
+
+class Refusal(Unanswered):
+    """An error in the request. status: 400, 413 or 415."""
+
+    retry = 0
 
     def __init__(self, message: str, *, status: int = 400, code: str = BAD_REQUEST) -> None:
         super().__init__(message)

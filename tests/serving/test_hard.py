@@ -101,7 +101,7 @@ def test_at_ten_times_the_capacity_excess_requests_are_refused_at_once(server: S
     alive(server)
 
 
-def test_refusals_are_counted_and_logged_together(folder: Path, tmp_path: Path) -> None:
+def test_refusals_are_counted_and_logged(folder: Path, tmp_path: Path) -> None:
     with serving(tmp_path, str(folder), "--port", "0", "--device", "cpu", "--max-queue", "1", "--max-batch", "1") as server:
         assert server.url
         with contextlib.ExitStack() as stack:
@@ -123,7 +123,6 @@ def test_refusals_are_counted_and_logged_together(folder: Path, tmp_path: Path) 
             assert statuses(answer) == [429]
             assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
             assert metric(server, 'mlops_build_refused_total{model="model",why="queue full"}') == 2
-            server.wait_for('"requests"')
             server.hold.unlink()
             wait_for_metric(server, RUNNING, 0)
             # The connection stays open.
@@ -135,9 +134,9 @@ def test_refusals_are_counted_and_logged_together(folder: Path, tmp_path: Path) 
             while b"}" not in answer:
                 answer += refused.recv(4096)
             assert b"2.5" in answer
-        lines = [json.loads(line) for line in server.log.read_text().splitlines() if '"requests"' in line]
-        assert sum(line["requests"] for line in lines) == 2
-        assert {(line["model"], line["status"]) for line in lines} == {("model", 429)}
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if '"status":429' in line]
+        assert [line["model"] for line in lines] == ["model", "model"]
+        assert lines[0]["request_id"] == "me-1"
 
 
 def test_large_bodies_share_a_limit(server: Server) -> None:
