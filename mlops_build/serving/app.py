@@ -18,7 +18,7 @@ import orjson
 from mlops_build.model.openapi import as_text, openapi
 from mlops_build.serving import decode, docs_page, memory, v2
 from mlops_build.serving.answer import Answer
-from mlops_build.serving.batcher import Batcher, Disconnected, QueueFull, Stuck
+from mlops_build.serving.batcher import Batcher, Disconnected
 from mlops_build.serving.body import Budget, Reservation, held, read_body
 from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
@@ -34,7 +34,7 @@ from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
 from mlops_build.serving.predictor import Fatal
 from mlops_build.serving.protocol import SMALL_BYTES
-from mlops_build.serving.refusal import inflated
+from mlops_build.serving.refusal import Unanswered, inflated
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
@@ -118,9 +118,9 @@ class Service:
     def begin(self, exchange: Exchange) -> Submit | None:
         """Decide how to handle a request once only its headers have arrived, before a task exists for it.
 
-        Responds at once if the queue is full: under overload, most of the work would be refusals. Returns a function that submits the body
-        if the request is small and has no encoding: a task would be a fifth of the work for it. Returns None for all other requests, which
-        go through `__call__`.
+        Responds at once if the batcher does not admit it: under overload, most of the work would be refusals. Returns a function that
+        submits the body if the request is small and has no encoding: a task would be a fifth of the work for it. Returns None for all other
+        requests, which go through `__call__`.
         """
         endpoint = self._endpoints.get(exchange.target.decode("latin-1"))
         if endpoint is None or exchange.method != b"POST":
@@ -128,10 +128,8 @@ class Service:
         head = read_head(exchange.headers)
         try:
             endpoint.batcher.admit()
-        except QueueFull as full:
-            self._refuse(endpoint, exchange, head, endpoint.error(*failed(full, 0)[1]), full.why)
-            return None
-        except Stuck:
+        except Unanswered as refused:
+            self._refuse(endpoint, exchange, head, endpoint.error(*failed(refused, 0)[1]), refused.why)
             return None
         if head.length is None or head.length > self._small or not _is_quick(head, head.length):
             return None

@@ -19,8 +19,6 @@ Headers = Sequence[tuple[bytes, bytes]]
 # Submits a request with this body.
 Submit = Callable[["Exchange", bytes], None]
 
-# A larger body is written separately from the head of its response.
-LARGE_BYTES = 64 * 1024
 CLOSE = b"connection: close"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in http.HTTPStatus}
@@ -29,8 +27,8 @@ PLAIN = b"text/plain; charset=utf-8"
 log = logging.getLogger("mlops_build.serving")
 
 
-def http_response(answer: Answer, *headers: bytes, body: bool = True) -> bytes:
-    """An answer as an HTTP/1.1 response. headers: additional header lines. body: False in the response to HEAD."""
+def http_head(answer: Answer, *headers: bytes) -> bytes:
+    """The head of an HTTP/1.1 response. headers: additional header lines."""
     head = [
         STATUS_LINE[answer.status],
         b"content-type: " + answer.kind,
@@ -38,7 +36,7 @@ def http_response(answer: Answer, *headers: bytes, body: bool = True) -> bytes:
         *(name + b": " + value for name, value in answer.headers),
         *headers,
     ]
-    return b"\r\n".join([*head, b"", answer.body if body else b""])
+    return b"\r\n".join([*head, b"", b""])
 
 
 class Exchange:
@@ -102,9 +100,7 @@ class Exchange:
         if not self.keep_alive:
             headers.append(CLOSE)
         self.end()
-        small = len(answer.body) <= LARGE_BYTES
-        parts = [] if small or self.method == b"HEAD" else [answer.body]  # a copy of a large body would take long
-        self._connection.respond(http_response(answer, *headers, body=small and self.method != b"HEAD"), *parts)
+        self._connection.respond(http_head(answer, *headers), b"" if self.method == b"HEAD" else answer.body)
 
     def when_sent(self, function: Callable[[], None]) -> None:
         """Call a function once the response is sent, except for the last few KiB, or the connection is lost."""

@@ -168,10 +168,6 @@ def explain(form: str, sent: Any, schema: Any) -> str | None:
     if schema.is_tensor_spec():
         return _tensors(form, sent_columns, schema)
     specs = list(schema.input_dict().items() if schema.has_input_names() else zip(sent_columns, schema.inputs, strict=False))
-    lengths = {name: len(sent_columns[name]) for name, _ in specs if name in sent_columns}
-    if len(set(lengths.values())) > 1 and form == "inputs":
-        first, other = next(iter(lengths)), next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
-        return f"column {other!r} has {lengths[other]} values, and column {first!r} has {lengths[first]}"
     for name, spec in specs:
         cells = sent_columns.get(name, ())
         for row, value in enumerate(cells if hasattr(spec.type, "name") else cells[:SLOW_ROWS]):

@@ -8,10 +8,10 @@ import contextlib
 import io
 import logging
 import os
+import queue
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,10 +32,9 @@ class Output(io.RawIOBase):
         self.on_drop: Callable[[int], None] = lambda _: None
         self._missing = 0  # dropped lines that have not been reported
         self._descriptor = os.dup(descriptor)
-        self._queue: deque[bytes] = deque()
+        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         threading.Thread(target=self._work, name=f"output {descriptor}", daemon=True).start()
 
     def write(self, data: Any) -> int:
@@ -43,9 +42,7 @@ class Output(io.RawIOBase):
             if fits := self._bytes + len(data) <= QUEUE_BYTES:
                 self._bytes += len(data)
         if fits:
-            self._queue.append(bytes(data))
-            if not self._wake.is_set():
-                self._wake.set()
+            self._queue.put(bytes(data))
         else:
             self._drop(bytes(data))
         return len(data)
@@ -76,17 +73,15 @@ class Output(io.RawIOBase):
 
     def _work(self) -> None:
         while True:
-            self._wake.wait()
-            time.sleep(COLLECT_SECONDS)
-            self._wake.clear()
-            while self._queue:
-                data = self._queue.popleft()
-                while self._queue and len(data) < WRITE_BYTES:
-                    data += self._queue.popleft()
-                self._write(data)
-                with self._lock:
-                    self._bytes -= len(data)
-            if missing := self._missing:
+            data = self._queue.get()
+            if self._queue.empty():
+                time.sleep(COLLECT_SECONDS)
+            while not self._queue.empty() and len(data) < WRITE_BYTES:
+                data += self._queue.get()
+            self._write(data)
+            with self._lock:
+                self._bytes -= len(data)
+            if self._queue.empty() and (missing := self._missing):
                 self._missing = 0
                 self._write(b"%d lines of this log are missing: its reader was too slow\n" % missing)
 

@@ -4,6 +4,7 @@
 which the event loop answers nothing. A piece takes less than a millisecond.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -11,39 +12,38 @@ from typing import Any
 
 import numpy as np
 
-# Values in a piece. A string counts as one value for each 64 characters.
-PIECE = 8192
-CHARACTERS = 64
+# Units in a piece, and the memory of a unit and its JSON, in bytes. A number is one unit.
+PIECE, UNIT = 8192, 80
 COPIED_BYTES = 1 << 20
-# A number with its reference, and in JSON.
-NUMBER_BYTES = 64
 SCALARS = frozenset((float, int, bool, type(None)))
 # Kinds of numbers that Python has too.
 NUMBERS = "fiub"
 
 
 def is_large(output: Any) -> bool:
-    """Whether an output, in the form of `encode.plain`, has more values than a piece."""
+    """Whether an output, in the form of `encode.plain`, is larger than a piece."""
     try:
         return size(output) > PIECE
     except RecursionError:
         return False  # `encode` says what is wrong
 
 
-def size(value: Any, limit: int = PIECE) -> int:
-    """The number of values, counted until it exceeds the limit."""
+def size(value: Any, limit: float = PIECE) -> int:
+    """An upper bound of the units of an output in the form of `encode.plain`, counted until it exceeds the limit."""
     if isinstance(value, np.ndarray):
         return value.size
-    if isinstance(value, str | bytes | bytearray):
-        return 1 + len(value) // CHARACTERS
+    if isinstance(value, str):  # in JSON, a character may become six, or twelve
+        return 2 + len(value) // (24 if value.isascii() and value.isprintable() else 4)
+    inner: Iterable[Any]
     if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list | tuple):
-        return 1
-    if len(value) > limit or SCALARS.issuperset(map(type, value)):
-        return len(value)
-    total = 0
-    for element in value:
+        total, inner = 4, chain(value, value.values())
+    elif isinstance(value, list | tuple):
+        total, inner = 2 + len(value) // 8, value
+        if len(value) > limit or SCALARS.issuperset(map(type, value)):
+            return 2 + len(value)
+    else:
+        return 1 + sys.getsizeof(value) // 32
+    for element in inner:
         total += size(element, limit - total)
         if total > limit:
             break
@@ -51,31 +51,8 @@ def size(value: Any, limit: int = PIECE) -> int:
 
 
 def memory(output: Any) -> int:
-    """An upper bound of the memory of an output, in the form of `encode.plain`, and of its JSON, in bytes."""
-    total, level = 0, [output]
-    while level:
-        total += sum(map(sys.getsizeof, level))
-        dicts = [value for value in level if isinstance(value, dict)]
-        inner = list(chain.from_iterable(map(dict.values, dicts)))
-        total += sum(map(_text, map(str, chain.from_iterable(dicts))))
-        for value in level:
-            if isinstance(value, str):
-                total += _text(value)
-            elif isinstance(value, np.ndarray):
-                total += NUMBER_BYTES * value.size
-            elif not isinstance(value, list | tuple):
-                total += 0 if isinstance(value, dict) else NUMBER_BYTES // 2 + 2 * sys.getsizeof(value)
-            elif SCALARS.issuperset(map(type, value)):
-                total += NUMBER_BYTES * len(value)
-            else:
-                inner.extend(value)
-        level = inner
-    return total
-
-
-def _text(text: str) -> int:
-    """An upper bound of the size of a text in JSON."""
-    return 8 + (2 if text.isascii() and text.isprintable() else 14) * len(text)
+    """An upper bound of the memory of an output and its JSON, in bytes."""
+    return UNIT * size(output, math.inf)
 
 
 def as_list(array: "np.ndarray[Any, Any]") -> Any:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from mlops_build.serving.answer import Answer
-from mlops_build.serving.exchange import CLOSE, PLAIN, Exchange, http_response
+from mlops_build.serving.exchange import CLOSE, PLAIN, Exchange, http_head
 
 if TYPE_CHECKING:
     from mlops_build.serving.connections import Connections
@@ -49,7 +49,7 @@ UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 def _closing(status: int, message: bytes, *headers: bytes) -> bytes:
     """A plain-text response after which the connection is closed."""
-    return http_response(Answer(status, message, PLAIN), CLOSE, *headers)
+    return http_head(Answer(status, message, PLAIN), CLOSE, *headers) + message
 
 
 TOO_MANY = _closing(503, b"too many connections: retry later", b"retry-after: 1")
@@ -72,7 +72,6 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0  # size of its complete headers
         self._progress = False  # the data that is being parsed contains the end of a head or of a request, or a part of a body
         self._overhead = 0  # size of the data since those: of an incomplete head, a trailer, or the header of a chunk
-        self._timed = True  # close_at is the time limit for a request
         self._refused = False  # further data is ignored
         self._reading, self._writable, self._retry_paused = True, True, False
         self.reserved = False
@@ -105,10 +104,6 @@ class Connection(asyncio.Protocol):
         self._overhead = 0 if self._progress else self._overhead + len(data)
         if self._overhead > HEAD_BYTES:
             self.reject(HEAD_TOO_LARGE)
-        # A request that arrives in one piece needs no time limit.
-        if not self._timed and not self._is_between_requests() and not self._refused:
-            self._timed = True
-            self.close_at = self._shared.now() + self._shared.seconds
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -194,6 +189,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects = False
         self._in_head, self._head_bytes = True, 0
+        if not self.reserved:
+            self.close_at = self._shared.now() + self._shared.seconds
 
     def on_url(self, part: bytes) -> None:
         self._target += part
@@ -240,7 +237,6 @@ class Connection(asyncio.Protocol):
         self._progress = True
         if exchange is None:  # a request to upgrade, which is parsed again
             return
-        self._timed = False
         self.close_at = math.inf
         exchange.finish()
         self._wait_if_idle()
@@ -269,8 +265,7 @@ class Connection(asyncio.Protocol):
         exchange = self._queue.popleft()
         if self.transport.is_closing():
             return
-        for part in response:
-            self.transport.write(part)
+        self.transport.writelines(response)
         if not exchange.keep_alive:
             self._end(linger=self._refused or not exchange.complete)
         elif self._queue:

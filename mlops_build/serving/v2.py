@@ -5,7 +5,7 @@ columns nor plain tensors is converted to MLflow's JSON forms and enforced by ML
 with callers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -72,21 +72,19 @@ class V2:
 
     def example(self, recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """A recorded example of /invocations as a request of this protocol; None if it is neither a table nor a tensor."""
-        sent = recorded.get("input") if recorded is not None else None
-        if not isinstance(sent, dict):
+        try:
+            rows = self._decoder.decode(orjson.dumps(recorded["input"]), READ[1]) if recorded is not None else None
+        except Refusal:
+            rows = None
+        if rows is None or rows.kind not in ("tensor", "block", "columns"):
             return None
-        split, tensor = sent.get("dataframe_split"), sent.get("inputs", sent.get("instances"))
-        datatypes = {tensor["name"]: tensor["datatype"] for tensor in self._inputs}
-        if isinstance(split, dict) and set(self._columns) <= set(split.get("columns", [])) and self._decoder.quick.names:
-            rows = split["data"]
-            positions = {name: split["columns"].index(name) for name in self._columns}
-            named = {name: [row[position] for row in rows] for name, position in positions.items()}
-            inputs = [{"name": name, "datatype": datatypes[name], "shape": [len(rows)], "data": data} for name, data in named.items()]
-            return {"inputs": inputs}
-        if isinstance(tensor, list) and self._decoder.quick.tensor is not None:
-            array = np.array(tensor)
-            return {"inputs": [{"name": INPUT, "datatype": datatypes[INPUT], "shape": list(array.shape), "data": tensor}]}
-        return None
+        columns = {"tensor": [rows.data], "columns": rows.data}.get(rows.kind, rows.data.T)
+        described = zip(self._inputs, columns, strict=True)
+        return {
+            "inputs": [
+                as_tensor(known["name"], plain(values), DTYPES.get(known["datatype"]), binary=False)[0] for known, values in described
+            ]
+        }
 
     # -- requests --
 
@@ -101,18 +99,11 @@ class V2:
             raise Refusal(f"Content-Type must be {READ[1]}, or {READ[2]} with binary tensors", status=415)
         try:
             tensors, parameters, options = parse(body, json_bytes, reserve)
-            self._refuse_unknown_outputs(options.outputs)
             return self._rows(tensors, {name: parameters[name] for name in self._decoder.parameters if name in parameters} or None), options
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise no_memory(body) from None
-
-    def _refuse_unknown_outputs(self, wanted: Iterable[str] | None) -> None:
-        if wanted is not None and self._declared:
-            for name in wanted:
-                if name not in self._declared:
-                    raise Refusal(f"{self._name} has no output {short(name)}; it has {listed(list(self._declared))}")
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
         decoder = self._decoder

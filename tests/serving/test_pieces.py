@@ -109,7 +109,7 @@ def test_a_piece_has_few_values() -> None:
     for output in ([FLOATS.tolist()] * 30, RANDOM.normal(size=(2, 3, 100, 100)), [{"a": 1.0, "b": "x" * 640}] * 9000):
         counted.clear()
         pieces.together(pieces.pieces({"predictions": output}, dumps, b","))
-        assert max(counted) <= pieces.PIECE
+        assert max(counted) <= 1.1 * pieces.PIECE
         assert len(counted) < 100
 
 
