@@ -1,4 +1,4 @@
-"""A reason that a person gives for an exception. It goes on into manifests, the environment of a pod and its log."""
+"""A reason that a person gives for an exception. It is copied into manifests, the environment of the pods and their log."""
 
 LENGTH = 500
 

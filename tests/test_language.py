@@ -34,7 +34,12 @@ PARTS = [
     "verify",
     "watch",
 ]
-PHRASES = re.compile(r"\bmend(?:s|ed|ing)?\b|(?<!there )(?<!There )\bis no (?!longer\b)|\bwhole road\b|\bare told\b", re.IGNORECASE)
+PHRASES = re.compile(
+    r"\bmend(?:s|ed|ing)?\b|(?<!there )(?<!There )\bis no (?!longer\b)|\bwhole road\b|\bare told\b"
+    # Write: no longer, rarely, at the same time, does not need, have passed, make Kubernetes restart it.
+    r"|\bany more\b|\bseldom\b|\bat one time\b|\bneeds not\b|\b(?:time|has) come\b|\blet Kubernetes\b",
+    re.IGNORECASE,
+)
 PACKAGE_AS_HOUSE = re.compile(r"\b(?:map of the house|rooms? that|room of the package|house)\b", re.IGNORECASE)
 NAMES = {"one", "found"}
 

@@ -90,7 +90,7 @@ def remove_unwanted(name: str, namespace: str, objects: Sequence[Any], say: Call
         if kind in REPORTED:
             say(f"deploy: {kind} {object_name} in {namespace} is left over from an earlier release and empty: delete it and its volume")
             continue
-        say(f"deploy: removing {kind} {object_name}, which this release does not have any more")
+        say(f"deploy: removing {kind} {object_name}, which this release no longer has")
         try:
             _call(["delete", f"{REMOVED[kind]}/{object_name}", "--namespace", namespace, "--ignore-not-found"], APPLY_SECONDS)
         except Failed as error:

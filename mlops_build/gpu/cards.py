@@ -102,7 +102,7 @@ def look(
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Readings, processes and settings at one time: the slow part of `look`. taken: time.monotonic, s."""
+    """Readings, processes and settings of one moment: the slow part of `look`. taken: time.monotonic, s."""
 
     readings: Sequence[Reading]
     promises: Mapping[str, Promise]

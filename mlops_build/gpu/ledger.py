@@ -106,7 +106,7 @@ class Ledger(SharedDirectory):
                 if queued.wait(deadline):
                     result: T = queued.result()
                     return result
-            # Otherwise the lock file was removed in the meantime, and the locked file is not the lock any more.
+            # Otherwise the lock file was removed in the meantime, and the locked file is no longer the lock.
             if time.monotonic() > deadline:
                 raise LockHeld(
                     f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder()}",

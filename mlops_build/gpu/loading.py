@@ -166,7 +166,7 @@ class Reporter(threading.Thread):
                         self._reported = sizes
                         self._ledger.report(self._promise.id, sizes, loaded=self._loaded)
         except (NoDriver, NoLedger) as error:
-            log.warning("the lease's memory is not reported any more: %s", error)
+            log.warning("the lease's memory is no longer reported: %s", error)
 
 
 def _changed(sizes: Mapping[str, int], reported: Mapping[str, int]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 # Rows that are compared, and the seconds for it. A slow model is checked with fewer rows, at least two.
 ROWS = 8
 SECONDS = 10.0
-# The number of predictions of a single row that the check costs for each row, if a batch takes as long as its rows one by one.
+# The cost of the check for each row, in predictions of a single row, if a batch takes as long as its rows one by one.
 COST = 9
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def steps(
         if not close([alone[index] for index in indices], together, tolerance, magnitude):
             return Verdict(False, "the model's output for a row changes with the other rows of a batch")
     if number < ROWS and all(close(alone[0], answer, tolerance, magnitude) for answer in alone):
-        return Verdict(None, "the answers to the rows are equal, so they cannot show an influence")
+        return Verdict(None, "the answers to the rows are equal, so an influence could not be seen")
     return Verdict(True)
 
 

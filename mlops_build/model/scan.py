@@ -37,7 +37,7 @@ ZIP, SAFE_HEAD = b"PK", 2
 NESTED_BYTES = 1 << 30
 PAYLOADS = ("_weights_config.json", "_constants_config.json")
 
-# Rules of files that run code when they are loaded, and are otherwise what they seem to be: serving.unsafe_pickle accepts them.
+# Rules for pickles, which run code when they are loaded. serving.unsafe_pickle accepts these findings and no others.
 PICKLED = frozenset({"pickled-model", "pickle", "unsafe-import"})
 # Keys of a flavor in MLmodel with a path that MLflow loads.
 PATHS = ("code", "data", "model_data", "python_model")
@@ -81,7 +81,7 @@ def mlmodel(folder: Path) -> list[Finding]:
     try:
         named = list(_named(openapi.read_yaml((folder / "MLmodel").read_text(encoding="utf-8"))))
     except (ValueError, AttributeError, TypeError):
-        return [Finding("MLmodel", "unreadable", "it is not what MLflow writes", REGISTER)]
+        return [Finding("MLmodel", "unreadable", "it is not in MLflow's format", REGISTER)]
     findings = []
     for key, value in named:
         path = PurePosixPath(value)
@@ -160,7 +160,7 @@ def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
     try:
         unsafe = sorted(checkpoint.imports(path) - checkpoint.SAFE - ALLOWED)
     except checkpoint.OtherPickle as error:
-        return [Finding(subject, "pickle", f"what it would import cannot be listed: {error}", STATE_DICT)]
+        return [Finding(subject, "pickle", f"its imports cannot be listed: {error}", STATE_DICT)]
     except (ValueError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         why = f"what it would import cannot be listed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return [Finding(subject, "unreadable", why, STATE_DICT)]

@@ -38,7 +38,7 @@ DOCKERIGNORE = """\
 # Files of a version that its image needs (docs/explanation/order-of-training.md).
 ENVIRONMENT, LOCK, WHEELS = "environment/environment.json", "environment/requirements.lock", "environment/wheels"
 FILES = "environment/files"
-# Other files that are read later, where nobody could report a mistake. Versions of early releases do not have all of them.
+# Other files that are read after the build, where a mistake would be reported too late. Versions of early releases do not have all of them.
 DOCUMENTS = ("lineage.json", openapi.FILE, openapi.EXAMPLES)
 # The time of folders. A file's time is derived from its content (_time), so that the image's layers do not depend on when it was packaged.
 TIME = 315532800

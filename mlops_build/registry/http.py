@@ -107,7 +107,7 @@ class Http:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            why = "the response is not JSON: this is not an MLflow server, or a login page answers in its place"
+            why = "the response is not JSON: this is not an MLflow server, or it is a login page"
             raise Rejected("", response.status_code, why)
         return document
 

@@ -12,7 +12,7 @@ from typing import Any
 from mlops_build.release.rollout import Rollout, rollout
 from mlops_build.service import Autoscale, Service
 
-# Labels of these objects. `ci deploy` removes objects with both labels that the release does not have any more.
+# Labels of these objects. `ci deploy` removes objects with both labels that the release no longer has.
 NAME_LABEL, MANAGER_LABEL, MANAGER = "app.kubernetes.io/name", "app.kubernetes.io/managed-by", "mlops-build"
 # The gauge of the server (mlops_build.serving.app): requests that are being answered.
 IN_PROGRESS = "mlops_build_requests_in_progress"

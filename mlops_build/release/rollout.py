@@ -2,7 +2,7 @@
 
 Where the arithmetic comes from: a rolling update needs spare memory. Kubernetes' default (a surge of 25 %) starts a new pod beside the
 old one. On a node whose cards are full that pod never becomes ready, or it takes memory from a neighbour and kills it (LLMKube#192,
-airunway#400, kserve#4618). Main memory is the scheduler's: a pod that does not fit waits, without harm to others. Hence:
+airunway#400, kserve#4618). The scheduler manages main memory: a pod that does not fit waits, and others are not affected. Therefore:
 
 | GPU, room for one more | replicas          | strategy                     | while updating                                      |
 | ---------------------- | ----------------- | ---------------------------- | --------------------------------------------------- |

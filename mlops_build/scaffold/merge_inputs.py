@@ -69,7 +69,7 @@ class Inputs:
         return merged | {"_exclude": [pattern for part in parts for pattern in part.get("_exclude", [])]}
 
     def notes(self, record: Answers, data: Mapping[str, str]) -> list[str]:
-        """Notes about answers that have no effect, or are not asked any more."""
+        """Notes about answers that have no effect, or are no longer asked."""
         otherwise = self.otherwise({**record.values, **data})
         unused = [
             f"service.yaml has {name}: {value}; change it there if you want the new answer"
@@ -77,7 +77,7 @@ class Inputs:
             if name in data
         ]
         dropped = [name for name in record.values if self.asked and name not in self.asked]
-        return unused + [f"{name}: not asked any more; the answer {record.values[name]!r} is dropped" for name in dropped]
+        return unused + [f"{name}: no longer asked; the answer {record.values[name]!r} is dropped" for name in dropped]
 
     def otherwise(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The answers that have another value in service.yaml, with that value."""

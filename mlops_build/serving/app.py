@@ -82,7 +82,7 @@ class Service:
             output.on_drop = self._metrics.dropped.inc
         self._running: Counter[str] = Counter()  # requests by model
         self._stuck = self._settings.deadline + self._settings.stuck
-        self._writing: set[asyncio.Task[None]] = set()  # the event loop keeps no reference to a task
+        self._writing: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
         self._endpoints: dict[str, Endpoint] = {}
         self._static: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._probes: dict[str, str | None] = {"/v2/health/live": None, "/v2/health/ready": None}  # the model of each; None: all
@@ -141,7 +141,7 @@ class Service:
         return partial(self._submit, endpoint, head, caller)
 
     def check(self) -> None:
-        """Do what needs not be done for each request, now and from now on regularly. Call this in the event loop."""
+        """Start the regular work: probes, free memory. Call this in the event loop."""
         loop = asyncio.get_running_loop()
         self.liveness.check()
         if self._budget.peak > LARGE_BYTES >= self._budget.used:

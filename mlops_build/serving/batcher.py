@@ -39,7 +39,7 @@ class DeadlinePassed(TimeoutError):
 
 
 class Stuck(Unanswered):
-    """The prediction that runs does not end."""
+    """The current prediction does not end."""
 
     code, why, retry = "TEMPORARILY_UNAVAILABLE", "stuck", 10
 
@@ -123,12 +123,12 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """For how long the prediction that runs has been running; 0 if none runs."""
+        """The seconds since the current prediction began; 0 without one."""
         began = self._began
         return 0.0 if began is None else time.perf_counter() - began
 
     def set_stuck(self, why: str) -> None:
-        """Refuse requests, also those that wait, because the prediction that runs does not end; "": accept them again."""
+        """Refuse all requests, including waiting ones, because the current prediction does not end. "": accept them again."""
         self.stuck = why
         for entry in list(self._waiting) if why else []:
             if not entry.future.done():
@@ -160,7 +160,7 @@ class Batcher:
             try:
                 answered = list(zip(batch, self._predict([entry.rows for entry in batch]), strict=True))
             except BaseException as error:
-                failure = RuntimeError("the predictor failed")  # a future accepts not every exception, and a caller awaits not every one
+                failure = RuntimeError("the predictor failed")  # futures do not accept every exception
                 failure.__cause__ = error
                 answered = [(entry, failure) for entry in batch]
             self._began = None

@@ -1,6 +1,6 @@
 """Read the body of a request, within a limit for its size and a budget of memory for all requests.
 
-The memory of everything that is made from callers' bodies is reserved before it is built, until the response is written: the body, the
+Memory for everything that is built from a body is reserved before it is used, until the response is written: the body, the
 decompressed body, the parsed values, the rows in the queue, and the answer. The sum of the reservations never exceeds the budget. Estimates
 are upper bounds. Only a body of at most INLINE_BYTES is parsed without a reservation, one at a time, in the event loop.
 """
@@ -84,7 +84,7 @@ class Reservation:
             self.keep(0)
 
     def _end(self, thread: "asyncio.Future[Any]") -> None:
-        thread.exception()  # nobody else asks for it
+        thread.exception()  # marks it as retrieved, otherwise asyncio logs it
         self.keep(0)
 
 

@@ -1,4 +1,4 @@
-"""What the connections of a server share: the limit of their number, a reserve for probes, and the clock."""
+"""The state that all connections of a server share: their limit, the reserve for probes, and the timer."""
 
 import asyncio
 from collections.abc import MutableSet
@@ -10,8 +10,8 @@ from mlops_build.serving.protocol import TOO_MANY, Connection
 if TYPE_CHECKING:
     from mlops_build.serving.app import Service
 
-# Connections above the limit that are accepted for probes: otherwise idle connections would let Kubernetes restart the pod. Each must send
-# the request at once. If all are in use, a new one replaces the oldest, so that silent connections cannot hold the reserve.
+# Connections above the limit that are accepted for probes: otherwise idle connections would make Kubernetes restart the pod. Each must send
+# the request at once. If all are in use, a new one replaces the oldest, so that idle ones cannot occupy the reserve.
 RESERVED = 64
 RESERVED_SECONDS = 1.0
 # The limit of refused connections that are still open (protocol.py, LINGER_SECONDS); further ones are reset.
@@ -23,7 +23,7 @@ CHECK_SECONDS = 0.25
 class Connections:
     """The open connections.
 
-    seconds: time limit for a request to arrive, and for its response to be read. limit: connections at one time. connections, tasks: the
+    seconds: time limit for a request to arrive, and for its response to be read. limit: of open connections. connections, tasks: the
     sets of uvicorn's server, which waits for both when it stops.
     """
 

@@ -1,4 +1,4 @@
-"""Decide whether requests to a model may be predicted in one batch: only once its rows are shown not to influence each other.
+"""Decide whether requests to a model may be predicted in one batch: only if there is evidence that its rows do not influence each other.
 
 The evidence comes from the recorded example at load, or from the first requests. While the service runs, a few rows of some batches are
 predicted again one by one.
@@ -64,7 +64,7 @@ class Joining:
         self._room = MEMORY
         self._work: Generator[float, None, None] | None = None
         self._urgent = False  # the work is the first check of rows, which is short and does not wait for an idle moment
-        self._patient_until = 0.0  # when other work does not wait for one any more
+        self._patient_until = 0.0  # after this, other work no longer waits for one
         self._allowance, self._at = 0.0, time.perf_counter()
 
     def allows(self, key: Key) -> bool:
@@ -100,7 +100,7 @@ class Joining:
         return verdict
 
     def observe(self, rows: Rows, answer: Any) -> None:
-        """Collect rows of an answered request that `allows` does not allow, as evidence."""
+        """Collect rows of an answered request as evidence, while `allows` is False for it."""
         key = key_of(rows)
         if self.refuted is not None or not isinstance(answer, list | np.ndarray) or len(answer) != rows.count:
             return
@@ -196,7 +196,7 @@ class Joining:
         elif verdict.independent and not evidence.shown:
             evidence.shown = True
             log.warning("%s: its requests are predicted in batches from now on, since rows do not influence each other", self.name)
-        elif not evidence.shown:  # try again with more rows, or in another order, and more seldom each time
+        elif not evidence.shown:  # try again with more rows, or in another order, and less often each time
             first = next(iter(evidence.rows))
             evidence.rows[first] = evidence.rows.pop(first)
             evidence.requests, evidence.needed = 0, 2 * evidence.needed

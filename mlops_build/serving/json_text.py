@@ -8,7 +8,7 @@ import orjson
 
 from mlops_build.serving.refusal import Refusal
 
-# Called with a number of bytes before so much memory is used. Raises if there is not enough.
+# Called with a number of bytes before that much memory is used. Raises if there is not enough.
 Reserve = Callable[[int], None]
 
 # A larger body is parsed in a thread, since parsing blocks the event loop, and with a reservation of memory.

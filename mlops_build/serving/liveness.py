@@ -1,4 +1,4 @@
-"""Notice a prediction that does not end, and tell the probes, so that the cluster starts a new pod.
+"""Detect a prediction that does not end, and let the probes fail, so that the cluster restarts the pod.
 
 A model may also hang without releasing Python's lock (the GIL), in code in C. Then the event loop stops too, and only faulthandler's thread
 runs, which needs no lock: it logs the stacks and ends the process.

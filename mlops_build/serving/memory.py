@@ -36,7 +36,7 @@ def resident() -> int:
 
 
 def cgroup_limit(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The smallest limit of the process's cgroup and of those around it, in bytes; None without a limit. Reads versions 1 and 2."""
+    """The smallest limit of the process's cgroup and its ancestors, in bytes; None without a limit. Reads versions 1 and 2."""
     limits: list[int] = []
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text().splitlines():

@@ -42,9 +42,11 @@ class Metrics:
         self.batch = by_model(Histogram, "batch_rows", "Rows predicted together", buckets=BATCH_BUCKETS)
         self.predict = by_model(Histogram, "predict_seconds", "Time of one prediction", buckets=BUCKETS)
         self.queued = by_model(Gauge, "queue_rows", "Rows that wait for their prediction")
-        self.stuck = by_model(Gauge, "stuck", "1 while a prediction does not end")
+        self.stuck = by_model(Gauge, "stuck", "1 while a prediction is stuck")
         self.batching = by_model(Gauge, "batching", "1 if requests are predicted in batches")
-        self.differences = by_model(Counter, "batching_differences", "Answers that changed with the other rows; batching ends")
+        self.differences = by_model(
+            Counter, "batching_differences", "How often batching was turned off because an answer depended on other rows"
+        )
         refused = Counter("mlops_build_refused", "Requests that were not answered", ["model", "why"], registry=self.registry)
         self.refused = {(name, why): refused.labels(name, why) for name in names for why in REFUSED}
         labels = ["service", "model", "version", "digest", "image", "mlops_build"]
@@ -52,7 +54,9 @@ class Metrics:
         for loaded in serving.models:
             version = "" if loaded.version is None else loaded.version
             info.labels(serving.service, loaded.name, version, loaded.digest or "", serving.image or "", __version__).set(1)
-        self.dropped = Counter("mlops_build_log_lines_dropped", "Lines that stderr's reader was too slow for", registry=self.registry)
+        self.dropped = Counter(
+            "mlops_build_log_lines_dropped", "Log lines that were dropped because the reader of stderr was too slow", registry=self.registry
+        )
         if lease:
             promised = Gauge("mlops_build_gpu_promised_bytes", "Budget on a leased card", ["card"], registry=self.registry)
             for uuid in lease.uuids:

@@ -83,7 +83,7 @@ class Output(io.RawIOBase):
                 self._bytes -= len(data)
             if self._queue.empty() and (missing := self._missing):
                 self._missing = 0
-                self._write(b"%d lines of this log are missing: its reader was too slow\n" % missing)
+                self._write(b"%d lines of this log were dropped: its reader was too slow\n" % missing)
 
     def _write(self, data: bytes) -> None:
         while data:

@@ -21,8 +21,8 @@ def reserve_for(body: bytes, reserve: Reserve) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    pa.set_memory_pool(pa.system_memory_pool())  # arrow's own pool keeps what is freed
-    # Read as dictionaries: equal texts take no memory of their own.
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool keeps freed memory
+    # Read as dictionaries: equal texts are stored once.
     reserve(2 * len(body))
     metadata = pq.read_metadata(io.BytesIO(body))
     texts = [

@@ -1,6 +1,6 @@
 """Convert large outputs piece by piece.
 
-`tolist`, orjson and json hold Python's lock from their first value to the last: a second for 16 million numbers, also in another thread, in
+`tolist`, orjson and json hold Python's lock (the GIL) until they end: a second for 16 million numbers, also in another thread, in
 which the event loop answers nothing. A piece takes less than a millisecond.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 PIECE, UNIT = 8192, 80
 COPIED_BYTES = 1 << 20
 SCALARS = frozenset((float, int, bool, type(None)))
-# Kinds of numbers that Python has too.
+# Kinds of numbers that Python can represent.
 NUMBERS = "fiub"
 
 

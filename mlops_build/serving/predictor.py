@@ -31,7 +31,7 @@ FATAL = (
     "uncorrectable ECC",
     "GPU is lost",
 )
-# A larger part of a request is worth it if the seconds for a row are less than this part of those before.
+# The parts of a request grow while this reduces the seconds for a row to less than this fraction.
 FASTER = 0.75
 
 log = logging.getLogger("mlops_build.serving")

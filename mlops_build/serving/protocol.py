@@ -11,7 +11,7 @@ slowly. At their limit of connections they refuse requests on existing connectio
 * a small request goes to the app without a task, and its response to the socket in one write;
 * if a caller disconnects, its request is cancelled.
 
-connections.py has what the connections share: their number, the reserve for probes, and time.
+connections.py has the state that all connections share.
 """
 
 import asyncio
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
     def expire(self) -> None:
-        """The time of close_at has come."""
+        """close_at has passed."""
         if self.reserved and not self._refused:
             self.reject(TOO_MANY)
         elif self._reading:

@@ -55,7 +55,7 @@ def inflated(body: bytes, encoding: bytes, limit: int, reserve: Callable[[int], 
     while not members or body[at : at + 1].strip(b"\0"):
         members += 1
         if members > MEMBERS:
-            raise Refusal(f"the body has more than {MEMBERS} members: compress it at once", status=413)
+            raise Refusal(f"the body has more than {MEMBERS} members: compress it as one", status=413)
         inflate, fed, piece = zlib.decompressobj(wbits=47), b"", b""  # detects gzip or zlib from the first bytes
         while not inflate.eof:
             if not fed and len(piece) < PIECE:  # after a full piece, more output may follow without more input

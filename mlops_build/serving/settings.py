@@ -22,7 +22,7 @@ class Settings:
     body_limit: bytes, also after decompression. read: how long a request may take to arrive, in seconds. connections: the limit at one
     time. nan, ragged: see docs/reference/http-contract.md. compile, precision: of the model's networks (network.py). tokens: the path of
     the file with hashes of tokens (tokens.py); empty for none. unsafe_pickle: the reason why pickled files are accepted; else empty.
-    rows_independent: the reason why the rows of a batch do not influence each other, which is then not shown first (joining.py).
+    rows_independent: the reason why the rows of a batch do not influence each other, so that no evidence is needed (joining.py).
     """
 
     max_batch: int = 128

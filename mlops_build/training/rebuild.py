@@ -24,7 +24,7 @@ CODE = "predictor.py"
 
 
 class NotRebuildable(Refused):
-    """A version that `training.log_model` did not write, or whose predictor the code does not have any more."""
+    """A version that `training.log_model` did not write, or whose predictor the code no longer has."""
 
 
 def rebuild(version: Path, root: Path, scratch: Path) -> Path:
@@ -56,7 +56,7 @@ def _predictor(version: Path, root: Path) -> type[Any]:
     try:
         return getattr(import_module(module), name)  # type: ignore[no-any-return]
     except (ModuleNotFoundError, AttributeError) as error:
-        raise NotRebuildable(f"the version's predictor is {module}.{name}, which is not in src/ any more: {error}", remedy=remedy) from None
+        raise NotRebuildable(f"the version's predictor is {module}.{name}, which is no longer in src/: {error}", remedy=remedy) from None
 
 
 def _artifacts(flavors: dict[str, Any], version: Path) -> dict[str, Path]:

@@ -32,7 +32,7 @@ PLACEHOLDER = re.compile(r"\$[{(]|[<>{}]|^ko://")
 
 def check(world: World) -> Iterator[Fault]:
     for fault in _all(world):
-        # In a rendered overlay nothing is replaced any more.
+        # In a rendered overlay everything is replaced already.
         value = at(fault.about.data, fault.path)
         if world.closed or not (isinstance(value, str) and PLACEHOLDER.search(value)):
             yield fault

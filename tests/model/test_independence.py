@@ -64,7 +64,7 @@ def test_a_model_whose_rows_do_not_influence_each_other_is_shown_to_be_so(name: 
 
 def test_rows_that_cannot_show_an_influence_are_no_evidence() -> None:
     first = outcome(lambda rows: (rows - rows.mean(0))[:, 2].tolist())  # equal in all rows
-    assert (first.independent, first.why) == (None, "the answers to the rows are equal, so they cannot show an influence")
+    assert (first.independent, first.why) == (None, "the answers to the rows are equal, so an influence could not be seen")
     assert outcome(lambda rows: [0.0] * len(rows), ROWS[:1]) == independence.UNKNOWN
     assert outcome(lambda rows: [0.0] * len(rows), ROWS).independent, "many different rows are enough for a constant answer"
 

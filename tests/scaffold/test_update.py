@@ -225,7 +225,7 @@ def test_a_question_that_is_gone_is_told(make_template: MakeTemplate, make_servi
     second = {**SECOND, "copier.yml": COPIER_YML.replace("kind: ", "other: "), "template/named.txt.jinja": "{{ name }}\n"}
     service = make_service(make_template({"0.1.0": FIRST, "0.2.0": second}), kind="two")
     done = mlops_build(service, "update")
-    assert "note: kind: not asked any more; the answer 'two' is dropped\n" in done.stderr
+    assert "note: kind: no longer asked; the answer 'two' is dropped\n" in done.stderr
     assert "kind" not in (service / ".copier-answers.yml").read_text()
 
 

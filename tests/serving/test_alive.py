@@ -168,7 +168,7 @@ def test_output_that_nobody_reads_blocks_neither_requests_nor_the_exit(folder: P
         alive(running)
         assert metric(running, "mlops_build_log_lines_dropped_total") >= 1
         text = b""
-        while b"lines of this log are missing" not in text:  # which is written once there is room
+        while b"lines of this log were dropped" not in text:  # which is written once there is room
             select.select(pipes[:1], [], [], 20)
             text += os.read(pipes[0], 1 << 20)
         assert text.count(b'"status":200') >= 100

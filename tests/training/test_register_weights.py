@@ -122,7 +122,7 @@ def test_what_is_refused_before_anything_is_made(service: Path) -> None:
     assert "no version is registered: uncommitted changes in notes.txt" in register(service, expect=4)
     (service / "notes.txt").unlink()
     edit(service, MODEL, "class Predictor", "class Oracle")
-    assert "points.model.Predictor, which is not in src/ any more" in register(service, expect=1)
+    assert "points.model.Predictor, which is no longer in src/" in register(service, expect=1)
     edit(service, MODEL, "class Oracle", "raise RuntimeError('half done')\n\n\nclass Predictor")
     assert "RuntimeError: half done" in register(service, expect=1)
     assert len(registry(service).versions("points")) == 1
