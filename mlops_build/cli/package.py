@@ -88,28 +88,23 @@ def _environment(args: argparse.Namespace) -> "Contents":
 
 
 def _version(args: argparse.Namespace) -> "Contents":
-    from mlops_build import service
-    from mlops_build.errors import NotFound
     from mlops_build.model.identity import parse_uri
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.contents import Model
     from mlops_build.packaging.name import image_name
     from mlops_build.registry import Registry
+    from mlops_build.service.owner import owner
 
     reference = parse_uri(args.what)
     registry = Registry()
     version = registry.version(reference.name, reference.which)
-    try:
-        settings = service.load(service.find_root())
-    except NotFound:
-        settings = None
-    names = [model.name for model in settings.models] if settings else []
-    if settings is None or version.name not in names:
+    settings = owner(args.what)
+    if settings is None:
         return context.write_version(registry, version, args.output, wheels=args.wheelhouse, **_options(args))
     model = Model(version.name, version.version, context.registered_digest(version))
     # A single one of several models is not the service's image, so it does not get its name.
     chosen = recipe.of_service(settings, **_options(args))
-    image = image_name(settings, [model], chosen) if names == [model.name] else None
+    image = image_name(settings, [model], chosen) if len(settings.models) == 1 else None
     return context.write_context(chosen, image, context.from_registry(registry, [model]), args.output, wheels=args.wheelhouse)
 
 
