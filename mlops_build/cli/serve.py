@@ -64,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace, output: "Output") -> int:
     import tempfile
 
+    from mlops_build.gpu import device
     from mlops_build.service.owner import owner
-    from mlops_build.serving import device, load, server
+    from mlops_build.serving import load, server
     from mlops_build.serving.light import without_garbage_collection
     from mlops_build.serving.settings import PREFIX, settings
     from mlops_build.serving.tokens import Tokens

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.gpu import device, no_gpu
 from mlops_build.gpu.cards import NoDriver
 from mlops_build.gpu.nvml import DriverTrouble
-from mlops_build.serving import device, no_gpu
 
 OURS = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_build.errors import NoRoom, UsageError
+from mlops_build.gpu import no_gpu
 from mlops_build.quantity import parse_setting, show_bytes
-from mlops_build.serving import no_gpu
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Card, Lease
