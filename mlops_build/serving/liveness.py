@@ -16,7 +16,6 @@ from mlops_build.serving.batcher import Batcher
 
 # How long the process may need to end after its last response: a thread of the model, or a C library, could prevent it.
 EXIT_SECONDS = 5.0
-EXPLAINS = "explains the stacks"
 
 log = logging.getLogger("mlops_build.serving")
 
@@ -27,11 +26,6 @@ class Liveness:
     def __init__(self, batchers: Mapping[str, Batcher], limit: float) -> None:
         self._batchers, self._limit = batchers, limit
         self._stderr = _nonblocking_stderr()
-        _explain_stacks(
-            f"mlops-build ended this process: code of a model (see the other stacks) held the lock of Python (GIL) for {limit:g} s, or "
-            f"did not end {EXIT_SECONDS:g} s after the last response. If it only needs more time, raise --deadline or --stuck "
-            "(serving.deadline in service.yaml, MLOPS_SERVE_STUCK)"
-        )
 
     def check(self) -> None:
         """Call this regularly in the event loop, more often than the limit."""
@@ -57,19 +51,10 @@ class Liveness:
             log.error("%s; until it ends, probes and requests to %s receive 503\n%s", batcher.stuck, name, _stacks())
 
 
-def _explain_stacks(text: str) -> None:
-    """Add a sentence to what faulthandler writes: only stacks, without Python's lock. It is the name of the file of a waiting thread."""
-    wait = threading.Lock()
-    wait.acquire()
-    threading.Thread(target=exec, args=(compile("wait()", text, "exec"), {"wait": wait.acquire}), name=EXPLAINS, daemon=True).start()
-
-
 def _stacks() -> str:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
-        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in sys._current_frames().items()
-        if names.get(ident) != EXPLAINS
+        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in sys._current_frames().items()
     )
 
 

@@ -276,7 +276,6 @@ def test_a_stuck_prediction_turns_the_probes_off_until_it_ends(two: Path, tmp_pa
             wait_until(server, "/health", 503)
             assert server.stop() == 1
         assert server.log.read_text().count("has not ended within 1.5 s; until") == 2
-        assert "ended this process" not in server.log.read_text()
 
 
 def test_the_probes_of_our_manifests_and_images_are_among_those(two: Path) -> None:
@@ -292,11 +291,7 @@ def test_a_model_that_hangs_with_pythons_lock_ends_the_process(two: Path, tmp_pa
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             ask(server, body(KEEPS_LOCK))
         assert server.process.wait(timeout=30) == 1
-        log = server.log.read_text()
-        assert re.search(r"Timeout \(.*\)!\n(?s:.*)in predict\n", log)
-        assert re.search(
-            r"mlops-build ended this process: .* held the lock of Python \(GIL\) for 1.5 s, .*, raise --deadline or --stuck", log
-        )
+        assert re.search(r"Timeout \(.*\)!\n(?s:.*)in predict\n", server.log.read_text())
 
 
 @pytest.mark.slow
@@ -344,4 +339,3 @@ def test_a_thread_of_the_model_does_not_prevent_the_exit(tmp_path: Path) -> None
         assert server.url
         assert server.stop() == 1
         assert "Timeout (0:00:05)!" in server.log.read_text()
-        assert re.search(r"mlops-build ended this process: .* end 5 s after the last response", server.log.read_text())
