@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mlops_build.gpu import Lease
 
 HTML = b"text/html; charset=utf-8"
-# Free memory is returned to the system after requests that used more than LARGE_BYTES together, once the service is idle.
+# Free memory is returned to the system once the process has grown by LARGE_BYTES, and requests use less than that.
 LARGE_BYTES = 32 << 20
 CHECK_SECONDS = 1.0
 
@@ -75,6 +75,7 @@ class Service:
         self.on_fatal: Callable[[], None] = lambda: None
         memory.prepare()
         self._budget = Budget(memory.budget(self._settings.body_limit))
+        self._resident = memory.resident()
         # Without a task, a body is not counted while it arrives: together these may take an eighth of the budget.
         self._small = min(SMALL_BYTES, self._settings.body_limit, self._budget.limit // 8 // self._settings.connections)
         self._output = output if self._settings.access_log else None
@@ -144,10 +145,13 @@ class Service:
         """Start the regular work: probes, free memory. Call this in the event loop."""
         loop = asyncio.get_running_loop()
         self.liveness.check()
-        if self._budget.peak > LARGE_BYTES >= self._budget.used:
-            self._budget.peak = 0
-            loop.run_in_executor(None, memory.trim)
+        if memory.resident() > self._resident + LARGE_BYTES >= self._resident + self._budget.used:
+            loop.run_in_executor(None, self._trim)
         loop.call_later(min(CHECK_SECONDS, self._stuck / 4), self.check)
+
+    def _trim(self) -> None:
+        memory.trim()
+        self._resident = memory.resident()
 
     def _batcher(self, loaded: Loaded) -> Batcher:
         settings, joining = self._settings, loaded.predictor.joining

@@ -8,6 +8,7 @@ are upper bounds. Only a body of at most INLINE_BYTES is parsed without a reserv
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mlops_build.quantity import show_bytes
@@ -16,6 +17,9 @@ from mlops_build.serving.refusal import MORE_MEMORY, Refusal, Unanswered, too_la
 from mlops_build.serving.rows import Rows
 
 T = TypeVar("T")
+# Python's lock lets one thread work at a time. More threads would only use more memory.
+THREADS = 4
+_threads = ThreadPoolExecutor(THREADS, "bodies")
 
 
 class MemoryFull(Unanswered):
@@ -25,10 +29,10 @@ class MemoryFull(Unanswered):
 
 
 class Budget:
-    """The memory for all requests. limit, used: bytes. peak: the largest `used` since it was set to 0. Thread-safe."""
+    """The memory for all requests. limit, used: bytes. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.used, self.peak = limit, 0, 0
+        self.limit, self.used = limit, 0
         self._lock = threading.Lock()
 
     def change(self, before: int, after: int) -> None:
@@ -46,8 +50,6 @@ class Budget:
             if after > before and used > limit:
                 raise MemoryFull(f"the service's memory for requests ({show_bytes(self.limit)}) is in use: retry later")
             self.used = used
-            if used > self.peak:
-                self.peak = used
 
 
 class Reservation:
@@ -68,7 +70,7 @@ class Reservation:
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Call a function in a thread. The reservation lasts until the function ends, even if the caller does not wait for it."""
-        self._thread = asyncio.get_running_loop().run_in_executor(None, function)
+        self._thread = asyncio.get_running_loop().run_in_executor(_threads, function)
         try:
             return await asyncio.shield(self._thread)
         finally:

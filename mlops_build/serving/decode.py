@@ -237,11 +237,8 @@ class Decoder:
         return self.enforced(frame, None, form="frame", sent=frame)
 
     def _parquet(self, body: bytes, reserve: Reserve) -> Rows:
-        import pandas as pd
-
         try:
-            parquet.reserve_for(body, reserve)
-            frame = pd.read_parquet(io.BytesIO(body))
+            frame = parquet.read(body, reserve, self._most)
         except ImportError:
             raise Refusal("this image cannot read Parquet: add pyarrow to the service's dependencies", status=415) from None
         except Unanswered:

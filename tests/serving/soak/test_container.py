@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from mlops_build.quantity import parse_bytes
+from mlops_build.serving import body
 from tests.ci.test_image import answer, client, container, engine
 from tests.serving.conftest import free_port
 from tests.serving.soak import hostile, served
@@ -38,8 +39,11 @@ CALLERS, ENEMIES = 4, 4
 MORE_BYTES = 32 << 20
 # In the first round, the process may keep this part of the memory limit.
 KEPT_PART = 0.65
-# Threads that parse large bodies, and connections that the kernel has not closed yet.
-MORE_THREADS, MORE_FILES = 8, 20
+# Threads that start with their first work: those for bodies, one that returns memory, three of pyarrow (for columns, for files, of its
+# allocator), and PyTorch's for the cores of this machine.
+MORE_THREADS = body.THREADS + 1 + 3 + (os.cpu_count() or 1)
+# Connections that the kernel has not closed yet.
+MORE_FILES = 20
 # Open files of the container, and of this process. No more than this machine allows.
 _, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 FILES = 65_536 if HARD == resource.RLIM_INFINITY else min(65_536, HARD)
