@@ -18,15 +18,15 @@ from typing import Any, Literal
 import numpy as np
 
 from mlops_build.serving import mismatch, parquet
-from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, Reserve, parse, size
+from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, TABLE_CONVERSION, Reserve, parse, size
 from mlops_build.serving.mismatch import SHOWN, short
 from mlops_build.serving.quick import Quick
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, Unanswered, no_memory
 from mlops_build.serving.rows import Rows
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
-# The memory to read CSV, as a multiple of `size`. tests/serving/test_memory.py measures it.
-CSV_CONVERSION = 3
+# The memory to read CSV: for a character, and for a value. tests/serving/test_memory.py measures it.
+CSV_CHARACTER, CSV_VALUE = 5, 24
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 UNREADABLE = "the body cannot be read; the service's log has the traceback"
@@ -125,7 +125,7 @@ class Decoder:
             rows.params = self.params(document.get("params"))
             return rows
         if len(body) > INLINE_BYTES:
-            reserve(CONVERSION * size(body))
+            reserve(int((TABLE_CONVERSION if forms and forms[0].startswith("dataframe") else CONVERSION) * size(body)))
         return self.document(document)
 
     def params(self, params: Any) -> dict[str, Any] | None:
@@ -209,9 +209,9 @@ class Decoder:
         import pandas as pd
 
         if len(body) > INLINE_BYTES:
-            reserve(CSV_CONVERSION * size(body))
+            reserve(CSV_CHARACTER * len(body) + CSV_VALUE * (body.count(b",") + body.count(b"\n")))
         try:
-            text = body.decode("utf-8")
+            body.decode("utf-8")
         except UnicodeDecodeError as error:
             raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
         types: dict[str, Any] = {}
@@ -226,13 +226,13 @@ class Decoder:
                         f"column {name!r} contains {'dates' if kind else column.type}, which CSV cannot contain: send JSON or Parquet"
                     )
             types = dict(zip(self._schema.input_names(), self._schema.pandas_types(), strict=False))
-        _refuse(self._csv_problem(text))
+        _refuse(self._csv_problem(body))
         try:
-            frame = pd.read_csv(io.StringIO(text), dtype=types or None)
+            frame = pd.read_csv(io.BytesIO(body), dtype=types or None)
         except Exception as error:
             why = None
             with contextlib.suppress(Exception):
-                why = mismatch.explain("text", pd.read_csv(io.StringIO(text), dtype=str), self._schema)
+                why = mismatch.explain("text", pd.read_csv(io.BytesIO(body), dtype=str, nrows=mismatch.FRAME_ROWS), self._schema)
             raise Refusal(why or f"the body cannot be read as CSV with a header line: {short(error)}") from None
         return self.enforced(frame, None, form="frame", sent=frame)
 
@@ -251,13 +251,13 @@ class Decoder:
 
     # -- error messages --
 
-    def _csv_problem(self, text: str) -> str | None:
+    def _csv_problem(self, body: bytes) -> str | None:
         """Too many columns, or the first row with another number of values than the header.
 
         pandas pads short rows and reads the start of long rows as an index.
         """
         with contextlib.suppress(csv.Error):  # pandas reports the error
-            rows = (values for values in csv.reader(io.StringIO(text)) if values)
+            rows = (values for values in csv.reader(io.TextIOWrapper(io.BytesIO(body), "utf-8", newline="")) if values)
             width = len(next(rows, ()))
             if width > self._most:
                 return f"{width} columns were sent; this service reads at most {self._most}"

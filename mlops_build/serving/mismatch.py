@@ -19,7 +19,7 @@ LISTED = 12
 SPARSE = 1_000_000  # cells
 # Limits for columns that are not in the signature, and for rows that MLflow validates one by one.
 WIDE, SLOW_ROWS = 1000, 1000
-# The rows of a table from Parquet that are looked at for a message: as Python objects, all would take much more memory and time.
+# The rows of a table from CSV or Parquet that are looked at for a message: as Python objects, all would take much more memory and time.
 FRAME_ROWS = 10_000
 # Least and largest integer, by the name of a numpy type or MLflow's.
 INTEGERS = {np.dtype(code).name: (int(np.iinfo(code).min), int(np.iinfo(code).max)) for code in np.typecodes["AllInteger"]}
@@ -212,8 +212,7 @@ def columns(form: str, sent: Any, wanted: Collection[Any] | None = None) -> Colu
     wanted: the names or positions of the columns whose cells are needed. Other columns have no cells, since a body may contain very many.
     """
     if form in ("frame", "text"):
-        rows = len(sent) if form == "text" else FRAME_ROWS
-        return {label: sent.iloc[:rows, position].tolist() for position, label in enumerate(sent.columns)}
+        return {label: sent.iloc[:FRAME_ROWS, position].tolist() for position, label in enumerate(sent.columns)}
     names: Any = None
     if form == "dataframe_split":
         if not isinstance(sent, dict):

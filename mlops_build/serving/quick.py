@@ -72,34 +72,29 @@ class Quick:
         return Rows("tensor", array, len(array)) if array.ndim else None
 
     def _of_columns(self, form: str, data: Any) -> Rows | None:
-        rows: Sequence[Sequence[Any]]
+        lists: Sequence[Sequence[Any]] | None  # of rows; of columns for `inputs`
         if form == "dataframe_split":
-            split = self._split(data)
-            if split is None:
-                return None
-            rows = split
+            lists = self._split(data)
         elif form == "inputs":
             if not isinstance(data, dict) or not all(name in data for name in self.names):
                 return None
             lists = [data[name] for name in self.names]
             if all(type(cells) in NUMBERS for cells in lists):
-                rows = [lists]
-            elif all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
-                if self.block is not None:  # without a tuple for each row, which takes more memory than all else
-                    return self._as_block(lists, self.block, by_column=True)
-                rows = list(zip(*lists, strict=True))
-            else:
+                lists = [[cell] for cell in lists]
+            elif not all(type(cells) is list and len(cells) == len(lists[0]) for cells in lists):
                 return None
-        else:
-            if not isinstance(data, list) or not data or not all(type(record) is dict for record in data):
-                return None
+        elif isinstance(data, list) and data and all(type(record) is dict for record in data):
             try:
-                rows = list(map(self._row, data))
+                lists = list(map(self._row, data))
             except KeyError:
                 return None
+        else:
+            return None
+        if lists is None:
+            return None
         if self.block is not None:
-            return self._as_block(rows, self.block)
-        return self._as_columns(rows, numbers_only=form in ("inputs", "instances"))
+            return self._as_block(lists, self.block, by_column=form == "inputs")
+        return self._as_columns(lists, by_column=form == "inputs", numbers_only=form in ("inputs", "instances"))
 
     def _split(self, data: Any) -> Sequence[Sequence[Any]] | None:
         if type(data) is not dict or set(data) != {"columns", "data"}:
@@ -118,7 +113,7 @@ class Quick:
         order = [positions[name] for name in self.names]
         return [[row[position] for position in order] for row in rows]
 
-    def _as_block(self, lists: Sequence[Sequence[Any]], dtype: "np.dtype[Any]", *, by_column: bool = False) -> Rows | None:
+    def _as_block(self, lists: Sequence[Sequence[Any]], dtype: "np.dtype[Any]", *, by_column: bool) -> Rows | None:
         kinds: set[type] = set()
         for part in lists:
             kinds.update(map(type, part))
@@ -135,12 +130,13 @@ class Quick:
         block = np.ascontiguousarray(block.T) if by_column else block.reshape(len(lists), len(self.names))
         return Rows("block", block, len(block))
 
-    def _as_columns(self, rows: Sequence[Sequence[Any]], *, numbers_only: bool) -> Rows | None:
-        if not rows:
+    def _as_columns(self, lists: Sequence[Sequence[Any]], *, by_column: bool, numbers_only: bool) -> Rows | None:
+        count = len(lists[0]) if by_column else len(lists)
+        if not count:
             return None
         columns: list[Any] = []
         for position, (name, kind) in enumerate(self.columns.items()):
-            values = [row[position] for row in rows]
+            values = lists[position] if by_column else [row[position] for row in lists]
             types = set(map(type, values))
             if kind in INTEGERS:
                 if types != {int} or max(values) > INTEGERS[kind][1] or min(values) < INTEGERS[kind][0]:
@@ -156,10 +152,10 @@ class Quick:
             elif kind == "binary":
                 values = [_base64(value, name, row) for row, value in enumerate(values)]
             columns.append(typed(values, kind))
-        return Rows("columns", columns, len(rows))
+        return Rows("columns", columns, count)
 
 
-def typed(values: list[Any], kind: str) -> Any:
+def typed(values: Sequence[Any], kind: str) -> Any:
     """The values of a column of this type: an array, or the list itself for text and bytes."""
     with np.errstate(over="ignore"):
         return np.array(values, dtype=DTYPES[kind]) if kind in DTYPES else values

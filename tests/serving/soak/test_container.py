@@ -22,6 +22,7 @@ import pytest
 
 from mlops_build.quantity import parse_bytes
 from mlops_build.serving import body
+from mlops_build.serving.app import CHECK_SECONDS
 from tests.ci.test_image import answer, client, container, engine
 from tests.serving.conftest import free_port
 from tests.serving.soak import hostile, served
@@ -171,7 +172,7 @@ class Soak:
         end = time.monotonic() + 75
         while self.watched.files() > most and time.monotonic() < end:
             time.sleep(0.5)
-        time.sleep(1)
+        time.sleep(3 * CHECK_SECONDS)  # for the memory that the service returns
 
     def finish(self) -> None:
         self.stop.set()
