@@ -104,7 +104,7 @@ def held(rows: Rows, body: int, reserved: int = 0) -> int:
 
 async def read_body(receive: Callable[[], Awaitable[bytes]], length: int | None, limit: int, reserve: Callable[[int], None]) -> bytes:
     """The body of a request. receive: returns its next part, b"" after the last. length: its Content-Length in bytes, if known. limit:
-    bytes. reserve: called before memory is used.
+    bytes. reserve: called before memory is used, and with a negative size when it is free.
 
     Raises Refusal (413) as soon as the body is known to be too large, and what `receive` and `reserve` raise.
     """
@@ -116,6 +116,8 @@ async def read_body(receive: Callable[[], Awaitable[bytes]], length: int | None,
         size += len(part)
         if size > limit:
             raise too_large(limit)
-        reserve(2 * len(part))  # the parts are joined below
+        reserve(2 * len(part))
         parts.append(part)
-    return b"".join(parts)
+    body = b"".join(parts)
+    reserve(-size)  # of the parts
+    return body

@@ -15,7 +15,7 @@ Reserve = Callable[[int], None]
 INLINE_BYTES = 64 * 1024
 # The memory to convert a table, and other values, with MLflow and pandas, as a multiple of `size`.
 # tests/serving/test_memory.py measures it.
-TABLE_CONVERSION, CONVERSION = 1.4, 2.2
+TABLE_CONVERSION, CONVERSION = 1.5, 2.2
 # Digits become 0, and the characters before a number a space.
 CLASSES = bytes.maketrans(b"123456789,[-:\t\r\n", b"0" * 9 + b" " * 7)
 # The start of an integer beyond 64 bits, which has at least 19 digits. Digits of a fraction follow a point.

@@ -44,7 +44,7 @@ def inflated(body: bytes, encoding: bytes, limit: int, reserve: Callable[[int], 
     """Decompress a body: all members of a gzip file, which zeros may follow. Raises Refusal, and what `reserve` raises.
 
     encoding: its Content-Encoding, in lower case. limit: for the decompressed body, in bytes. reserve: called before that many more bytes
-    of memory are used.
+    of memory are used, and with a negative number when they are free.
     """
     name = encoding.decode("latin-1")[:40]
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -77,4 +77,6 @@ def inflated(body: bytes, encoding: bytes, limit: int, reserve: Callable[[int], 
     if body[at:].strip(b"\0"):
         raise Refusal(f"other data follows the {name} stream")
     reserve(size)
-    return b"".join(pieces)
+    whole = b"".join(pieces)
+    reserve(-size)  # of the pieces
+    return whole
