@@ -78,7 +78,7 @@ class V2:
             rows = None
         if rows is None or rows.kind not in ("tensor", "block", "columns"):
             return None
-        columns = {"tensor": [rows.data], "columns": rows.data}.get(rows.kind, rows.data.T)
+        columns = rows.data if rows.kind == "columns" else rows.data.T if rows.kind == "block" else [rows.data]
         described = zip(self._inputs, columns, strict=True)
         return {
             "inputs": [

@@ -489,3 +489,18 @@ def test_requests_are_counted_and_logged_like_those_of_invocations(server: Serve
     assert answered() == before + 1
     line = json.loads(wait_for_log(Path(server.log), r'\{.*"v2-call".*\}')[0])
     assert (line["model"], line["status"]) == ("lines", 400)
+
+
+@pytest.mark.parametrize(
+    ("signature", "sent", "tensors"),
+    [
+        (models.FLOATS, {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3]]}}, 3),
+        (models.columns(("a", "long"), ("b", "string")), {"dataframe_split": {"columns": ["a", "b"], "data": [[1, "x"]]}}, 2),
+        (models.tensor("float32", (-1, 2)), {"inputs": [[1, 2]]}, 1),
+    ],
+)
+def test_the_recorded_example_in_this_protocol(tmp_path: Path, signature: ModelSignature, sent: Any, tensors: int) -> None:
+    model = V2("m", 1, Decoder(models.save(tmp_path / "saved", signature)), signature)
+    example = model.example({"input": sent})
+    assert example is not None
+    assert len(example["inputs"]) == tensors
