@@ -32,7 +32,7 @@ os.environ.update(
     DVC_NO_ANALYTICS="1",
     OMP_NUM_THREADS="1",  # several tests run at once, each with processes of its own
 )
-for name in ("MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` sets the last three
+for name in ("MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ADDOPTS"):  # `make test` sets the three of make
     os.environ.pop(name, None)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users do not set it: what Python writes beside a model's code must not change its digest
 

@@ -46,8 +46,13 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-DISTRIBUTIONS = {package: {normal(name) for name in names} for package, names in metadata.packages_distributions().items()}
-DISTRIBUTIONS["botocore"] = {"boto3"}  # released together
+@cache  # it reads the files of every installed package: a second
+def distributions() -> dict[str, set[str]]:
+    """The distributions of each package that can be imported."""
+    installed = {package: {normal(name) for name in names} for package, names in metadata.packages_distributions().items()}
+    return {**installed, "botocore": {"boto3"}}  # released together
+
+
 NAMED = {name: (module, extra) for name, (module, _, extra) in COMMANDS.items()} | {"training": ("mlops_build.training", "train")}
 
 
@@ -60,7 +65,7 @@ def test_the_extra_of_a_command_declares_what_the_command_imports(command: str) 
     missing = {
         package
         for package in closure(module).packages - WITHOUT.get(command, set())
-        if not DISTRIBUTIONS.get(package, {package}) & packages
+        if not distributions().get(package, {package}) & packages
     }
     assert not missing, f"{command}: extra {extra} does not declare them"
 
