@@ -392,12 +392,13 @@ def test_batches_grow_with_the_load(server: Server) -> None:
     assert batches() == (rows + 5, count + 2)
 
 
-def test_openapi_json_is_served_and_generated_requests_find_no_error(server: Server) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_openapi_json_is_served_and_generated_requests_find_no_error(server: Server, examples: int) -> None:
     status, headers, text = ask(server, b"", "GET", "/openapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     kept, added = {"Error", "model.request", "model.response"}, {"inference.Error", "model.inference", "model.inferred"}
     assert set(json.loads(text)["components"]["schemas"]) == kept | added
-    arguments = ["run", f"{server.url}/openapi.json", "--phases", "fuzzing", "--max-examples", "40", "--seed", "1", "--no-color"]
+    arguments = ["run", f"{server.url}/openapi.json", "--phases", "fuzzing", "--max-examples", str(examples), "--seed", "1", "--no-color"]
     arguments += ["--checks", "not_a_server_error,status_code_conformance", "--generation-database", "none"]
     done = CliRunner().invoke(schemathesis, arguments)
     assert done.exit_code == 0, done.output[-3000:]

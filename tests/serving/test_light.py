@@ -23,7 +23,8 @@ def run(code: str, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_server_imports_mlflow_without_unused_parts_and_a_model_can_use_them() -> None:
+@pytest.mark.parametrize("forms", [FORMS[:2], pytest.param(FORMS[2:], marks=pytest.mark.slow)], ids=["usual", "others"])
+def test_the_server_imports_mlflow_without_unused_parts_and_a_model_can_use_them(forms: list[str]) -> None:
     code = """
 light.import_mlflow()
 print([name for name in ("mlflow.genai", "mlflow.gateway", "fastapi", "mlflow.pyfunc") if name in sys.modules], flush=True)
@@ -34,7 +35,7 @@ for form in sys.argv[1:]:
         os._exit(0)
     assert os.wait()[1] == 0
 """
-    assert run(code, *FORMS) == ["['mlflow.pyfunc']", *["evaluate"] * len(FORMS)]
+    assert run(code, *forms) == ["['mlflow.pyfunc']", *["evaluate"] * len(forms)]
 
 
 def test_an_mlflow_that_needs_them_is_imported_completely() -> None:

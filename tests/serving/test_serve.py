@@ -157,7 +157,6 @@ def test_concurrent_requests_are_all_answered(server: Server) -> None:
     assert statuses == [200] * 16
 
 
-@pytest.mark.real_python
 def test_sigterm_ends_it_gracefully_and_it_writes_nothing_into_its_context(context: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in context.rglob("*")}
     with serving(tmp_path, str(context), "--port", "0", "--device", "cpu") as server:
