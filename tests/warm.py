@@ -70,6 +70,7 @@ PRELOADED = (
     "hatchling.version.core",
     "jinja2.sandbox",
     "jinja2_ansible_filters",
+    "cookiecutter.cli",
     "dunamai",
     "pydantic.dataclasses",
     "ruamel.yaml",
