@@ -89,6 +89,7 @@ def test_doctor_names_the_extras_that_are_complete(monkeypatch: pytest.MonkeyPat
     assert doctor.extras().seen == "operate, template, train, watch"
 
 
+@pytest.mark.real_python  # the shared process has imported the package that is replaced here
 @pytest.mark.parametrize("command", [["doctor", "--ci", "--checklist"], ["serve", "models:/digits/1"]])
 def test_a_command_without_its_packages_names_an_extra_that_has_them(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "service.yaml").write_text("schema: 1\n")
