@@ -32,7 +32,7 @@ SUM = """
     def predict(self, context, data, params=None):
         return data.sum(axis=1).to_numpy()
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.real_python]  # a process of its own in the cgroup
 
 
 @pytest.fixture
