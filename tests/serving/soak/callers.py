@@ -130,6 +130,7 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     probes: Counter[str] = field(default_factory=Counter)
     slowest_probe: float = 0.0
+    failed_in_a_row: int = 0  # the most
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, call: Call, status: int, headers: Any, body: bytes) -> None:
@@ -177,7 +178,7 @@ class Caller(threading.Thread):
 
 
 class Prober(threading.Thread):
-    """Asks /health as the kubelet does, each time on a new connection."""
+    """Asks /health as the kubelet does, each time on a new connection, but every half second."""
 
     def __init__(self, address: Address, stop: threading.Event, tally: Tally) -> None:
         super().__init__(daemon=True)
@@ -186,14 +187,20 @@ class Prober(threading.Thread):
     def run(self) -> None:
         import time
 
+        failed = 0
         while not self._stop_event.wait(0.5):
             began = time.monotonic()
             connection = http.client.HTTPConnection(*self._address, timeout=PROBE_SECONDS)
             outcome = "no answer"
             with suppress(OSError, http.client.HTTPException):
                 connection.request("GET", "/health")
-                outcome = str(connection.getresponse().status)
+                response = connection.getresponse()
+                outcome = str(response.status)
+                if outcome != "200":
+                    outcome += f" {response.read()[:100]!r}"
             connection.close()
+            failed = 0 if outcome == "200" else failed + 1
             with self._tally.lock:
                 self._tally.probes[outcome] += 1
+                self._tally.failed_in_a_row = max(self._tally.failed_in_a_row, failed)
                 self._tally.slowest_probe = max(self._tally.slowest_probe, time.monotonic() - began)
