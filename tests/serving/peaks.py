@@ -87,7 +87,7 @@ def main() -> None:
             os.waitpid(process, 0)
             continue
         needed, reserved = peak(decoders[signature], body, small, kind)
-        line = {"valid": valid, "body": body[:60].decode(), "needed": needed / len(body), "reserved": reserved / len(body)}
+        line = {"valid": valid, "body": body[:60].decode(errors="replace"), "needed": needed / len(body), "reserved": reserved / len(body)}
         os.write(1, json.dumps(line).encode() + b"\n")
         os._exit(0)
 
