@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Units in a piece, and the memory of a unit and its JSON, in bytes. A number is one unit.
+# Units in a piece, and the memory of a unit and its JSON, in bytes. A number is one unit, or half of one in an array.
 PIECE, UNIT = 8192, 80
 COPIED_BYTES = 1 << 20
 SCALARS = frozenset((float, int, bool, type(None)))
@@ -31,7 +31,7 @@ def is_large(output: Any) -> bool:
 def size(value: Any, limit: float = PIECE) -> int:
     """An upper bound of the units of an output in the form of `encode.plain`, counted until it exceeds the limit."""
     if isinstance(value, np.ndarray):
-        return value.size
+        return 1 + value.size // 2
     if isinstance(value, str):  # in JSON, a character may become six, or twelve
         return 2 + len(value) // (24 if value.isascii() and value.isprintable() else 4)
     inner: Iterable[Any]
@@ -52,7 +52,10 @@ def size(value: Any, limit: float = PIECE) -> int:
 
 def memory(output: Any) -> int:
     """An upper bound of the memory of an output and its JSON, in bytes."""
-    return UNIT * size(output, math.inf)
+    try:
+        return UNIT * size(output, math.inf)
+    except RecursionError:
+        return 0  # `encode` says what is wrong
 
 
 def as_list(array: "np.ndarray[Any, Any]") -> Any:

@@ -164,3 +164,7 @@ def test_a_list_that_contains_itself_is_an_error_of_the_model() -> None:
     endless.append(endless)
     with pytest.raises(Unencodable):
         as_tensor("output", endless, None, binary=False)
+    endless += FLOATS.tolist()
+    assert pieces.memory(endless) == 0
+    with pytest.raises(Unencodable):
+        encode(endless)
