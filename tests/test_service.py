@@ -110,7 +110,7 @@ def test_a_mistake_is_named_with_its_line_and_what_is_allowed(change: tuple[str,
         service.parse(VALID.replace(*change))
     assert f"service.yaml line {line}: {said}" in str(caught.value)
     assert caught.value.exit_code == 4
-    assert caught.value.remedy
+    assert caught.value.remedy == "see docs/reference/service-yaml.md in the repository of mlops-build"
 
 
 @pytest.mark.parametrize("mode", ["shared", "exclusive"])

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, output: "Output") -> int:
+    import os
     import tempfile
 
     from mlops_build.gpu import device
@@ -72,8 +73,9 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
     from mlops_build.serving.tokens import Tokens
 
     own = service.serving.variables() if (service := owner(args.what)) else {}
-    if own:
-        say(f"settings of service.yaml: {', '.join(name.removeprefix(PREFIX).lower() for name in own)}")
+    keys = [variable.removeprefix(PREFIX).lower() for variable in own if not os.environ.get(variable)]
+    if applied := [key for key in keys if vars(args)[key] is None]:
+        say(f"settings of service.yaml: {', '.join(applied)}")
     options = settings(vars(args), own=own)
     callers = Tokens(Path(options.tokens)) if options.tokens else None
     bound = server.bind_port(args.host, args.port)

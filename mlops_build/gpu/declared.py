@@ -78,7 +78,8 @@ def parse(content: bytes, path: str = FILE) -> Settings:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadConfig(
-            f"{path} is not valid TOML: {error}", remedy="fix it; docs/how-to/live-with-services-that-hold-no-lease.md has an example"
+            f"{path} is not valid TOML: {error}",
+            remedy="fix it; docs/how-to/live-with-services-that-hold-no-lease.md in the repository of mlops-build has an example",
         ) from None
     _check_keys(document, ("loading", "reserve", "neighbour"), path)
     tables = document.get("neighbour", [])

@@ -71,7 +71,7 @@ def fill(source: Path, destination: Path, wanted: Wanted) -> list[Path]:
     if missing:
         raise Incomplete(
             f"{source} lacks {len(missing)} wheels for Python {wanted.python} on {machine}:\n  " + "\n  ".join(missing),
-            remedy="download them on a machine with an index: docs/how-to/build-the-image-in-your-ci.md",
+            remedy="download them on a machine with an index: docs/how-to/build-the-image-in-your-ci.md in the repository of mlops-build",
         )
     if wanted.cuda:
         needed += [wheel for wheel in wheels if CUDA.match(wheel.name) and wheel not in needed]

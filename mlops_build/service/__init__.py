@@ -20,6 +20,7 @@ from mlops_build.service.reason import Reason
 from mlops_build.service.root import FILE as FILE
 from mlops_build.service.root import find_root as find_root
 
+REFERENCE = "docs/reference/service-yaml.md in the repository of mlops-build"
 MEMORY = r"[1-9][0-9]{0,6}(?:KiB|MiB|GiB|TiB|Ki|Mi|Gi|Ti)"
 HOST = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
 # A registry host with an optional port, then path components: the grammar of the OCI distribution specification.
@@ -378,7 +379,7 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
         why = " ".join(str(error).split())
         raise ServiceError(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None
     if not isinstance(document, dict):
-        raise ServiceError(f"{where}: not a mapping", remedy="the file starts with `schema: 1`; see docs/reference/service-yaml.md")
+        raise ServiceError(f"{where}: not a mapping", remedy=f"the file starts with `schema: 1`; see {REFERENCE}")
     plain = problems.plain(document)
     if not strict:
         plain = problems.known(plain, Service)
@@ -386,7 +387,7 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
         return Service.model_validate(plain)
     except ValidationError as error:
         lines = [problems.text(document, problem, Service) for problem in error.errors(include_url=False)]
-        raise ServiceError("\n".join(f"{where} {line}" for line in lines), remedy="see docs/reference/service-yaml.md") from None
+        raise ServiceError("\n".join(f"{where} {line}" for line in lines), remedy=f"see {REFERENCE}") from None
 
 
 def json_schema() -> dict[str, Any]:

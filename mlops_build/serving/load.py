@@ -179,9 +179,11 @@ def load(
 
         for loaded in models:
             if not network.prepare(loaded.model, compile=compile, precision=precision):
+                given = [name for name, changed in (("compile", compile), ("precision", precision != "float32")) if changed]
+                settings = " and ".join(f"--{name} (serving.{name} in service.yaml)" for name in given)
                 raise CannotLoad(
-                    f"{loaded} contains no torch network, so compile and precision ({precision}) have no effect",
-                    remedy="keep the network as an attribute of the predictor, or remove compile and precision from service.yaml",
+                    f"{loaded} contains no torch network for {settings}",
+                    remedy=f"keep the network as an attribute of the predictor, or remove {settings}",
                 )
     return Serving(checked.service, checked.image, models)
 
@@ -220,7 +222,8 @@ def _load(checked: CheckedModel, tolerance: Tolerance, rows_independent: str) ->
         missing = "No module named" in str(error)
         raise CannotLoad(
             f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
-            remedy=f"install its environment: {folder}/environment/requirements.lock"
+            remedy="add the package to `dependencies` in pyproject.toml (an own module: to `packages`), and train again; "
+            "on this machine only: install it"
             if missing
             else "run the model's tests at the commit in its lineage.json; MLFLOW_LOGGING_LEVEL=DEBUG gives more details",
         ) from error
@@ -249,7 +252,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     After this the first request does not have to wait, and a model that cannot predict never becomes ready.
     """
     if loaded.recorded is None:
-        _report(loaded, Verdict(None, "no example is recorded with the model"), say)
+        _report(loaded, Verdict(None, "training.log_model has recorded no example"), say)
         return
     from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import encode

@@ -32,7 +32,11 @@ class Refusal(Unanswered):
 
 def too_large(limit: int) -> Refusal:
     """The refusal of a body that is larger than `limit` bytes."""
-    return Refusal(f"the body is larger than {limit} bytes: send fewer rows per request", status=413)
+    return Refusal(
+        f"the body is larger than {limit} bytes: send fewer rows per request, or raise --body-limit of `mlops-build serve` "
+        "(serving.body_limit in service.yaml)",
+        status=413,
+    )
 
 
 def no_memory(body: bytes) -> Refusal:

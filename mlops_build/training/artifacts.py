@@ -64,7 +64,7 @@ def _check_content(name: str, path: Path, unsafe_pickle: str | None) -> None:
         raise UnsafeArtifact(
             f"the artifact {name} cannot be logged: {_described(path, findings[0])}",
             remedy="save numbers and words instead of Python objects: json.dump, numpy.savez, or the tokenizer's own files"
-            " (docs/how-to/log-a-tokenizer-or-scaler.md)"
+            " (docs/how-to/log-a-tokenizer-or-scaler.md in the repository of mlops-build)"
             + ("; if you trust the pickle, set serving.unsafe_pickle: REASON in service.yaml" if findings[0].rule in scan.PICKLED else ""),
         )
 

@@ -159,8 +159,24 @@ def test_a_model_that_needs_gradients_gets_them_and_a_message(tmp_path: Path) ->
 
 def test_a_model_without_a_network_to_compile_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), NOTHING)
-    with pytest.raises(CannotLoad, match="contains no torch network"):
-        load(from_folder(tmp_path / "made/model", lambda _: None), precision="bf16")
+    checked = from_folder(tmp_path / "made/model", lambda _: None)
+    with pytest.raises(CannotLoad, match="contains no torch network") as refused:
+        load(checked, precision="bf16")
+    assert "remove --precision (serving.precision in service.yaml)" in str(refused.value.remedy)
+    assert "compile" not in f"{refused.value} {refused.value.remedy}"
+    with pytest.raises(CannotLoad, match="contains no torch network") as refused:
+        load(checked, compile=True)
+    assert "remove --compile (serving.compile in service.yaml)" in str(refused.value.remedy)
+    assert "precision" not in f"{refused.value} {refused.value.remedy}"
+
+
+def test_a_model_that_imports_a_missing_module_says_where_to_name_it(tmp_path: Path) -> None:
+    save(tmp_path / "made", columns(("a", "float")), NOTHING)
+    with (tmp_path / "made/model/code.py").open("a") as code:
+        code.write("import oldnet\n")
+    with pytest.raises(CannotLoad, match="No module named 'oldnet'") as refused:
+        load(from_folder(tmp_path / "made/model", lambda _: None))
+    assert "`dependencies` in pyproject.toml (an own module: to `packages`), and train again" in str(refused.value.remedy)
 
 
 COMPILED = """

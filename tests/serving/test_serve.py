@@ -323,7 +323,7 @@ team: Vision
 tracking: {uri: %s}
 models: [{name: digits}]
 environments: {staging: {namespace: ml, host: digits.example.com}}
-serving: {unsafe_pickle: the team made it}
+serving: {max_batch: 7, nan: literal, unsafe_pickle: the team made it}
 """
 
 
@@ -345,3 +345,9 @@ def test_serve_reads_service_yaml_for_what_belongs_to_the_service(
         assert "cannot be loaded" in refuses(what, "--port", "0", "--device", "cpu", expect=1)
     for what in ("models:/other/1", str(elsewhere)):
         assert "pickled-model" in refuses(what, "--port", "0", "--device", "cpu", expect=4)
+
+
+def test_serve_names_the_settings_of_service_yaml_that_nothing_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "service.yaml").write_text(SERVICE % "https://mlflow.example.com")
+    monkeypatch.setenv("MLOPS_SERVE_MAX_BATCH", "8")
+    assert "settings of service.yaml: unsafe_pickle\n" in fails(tmp_path, "missing", "--port", "0", "--nan", "null", expect=3)
