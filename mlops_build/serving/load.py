@@ -133,7 +133,9 @@ def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
     digest = version.tags.get(DIGEST_TAG)
     if digest is None:
         raise Refused(
-            f"{version.uri} has no tag {DIGEST_TAG}: it was not registered by mlops-build", remedy="register it with `mlops-build train`"
+            f"{version.uri} has no tag {DIGEST_TAG}: it was not registered by mlops-build",
+            remedy=f"download it (`mlflow artifacts download --artifact-uri {version.uri} --dst-path old`), and serve the folder `old`; "
+            "or register it with `mlops-build train`",
         )
     folder = registry.fetch(version, scratch / version.name)
     files.verify(folder, digest)
