@@ -5,8 +5,8 @@ The same check runs when a version is registered, when it is loaded, and while i
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Tolerance:
     """The allowed difference between the answers to a row alone and in a batch: kernels add numbers in another order.
 
-    relative: of a number. absolute: of the largest number among the compared answers, or of 1 if it is larger.
+    relative: of a number. absolute: of the largest number at the same position of the answers to other rows.
     """
 
     relative: float
@@ -32,6 +32,8 @@ class Tolerance:
 
 TOLERANCES = {"float32": Tolerance(1e-3, 1e-5), "bf16": Tolerance(5e-2, 2e-2)}
 FLOAT32 = TOLERANCES["float32"]
+# The largest finite number at each position of an answer; one for all if answers have different lengths.
+Magnitude: TypeAlias = "np.ndarray[Any, Any]"
 # Two predictions of the same row alone run the same kernels, so they may differ by a hundredth of the tolerance only.
 REPEATED = 0.01
 
@@ -42,10 +44,14 @@ class Inconclusive(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """independent: whether rows do not influence each other; None if it is not known. why: the reason if it is not True."""
+    """independent: whether rows do not influence each other; None if it is not known. why: the reason if it is not True.
+
+    magnitude: of the compared answers, see `scale`.
+    """
 
     independent: bool | None
     why: str = ""
+    magnitude: "Magnitude | None" = field(default=None, compare=False)
 
 
 UNKNOWN = Verdict(None, "fewer than two different rows are known")
@@ -90,14 +96,14 @@ def steps(
         for _ in range(2):
             yield cost
             began = time.perf_counter()
-            answer = _answers(predict, rows[len(alone)], 1)
+            answer = _answers(lambda row: predict(join([row])), rows[len(alone)], 1)  # a copy, since a model may change its input
             cost = time.perf_counter() - began
             if isinstance(answer, Verdict):
                 return answer
-            answers.append(answer)
-        if not close(answers[0], answers[1], exact, scale(answers)):
+            answers += answer
+        if not close(answers[:1], answers[1:], exact, scale(answers)):
             return Verdict(False, "the model's output for the same row changes from one prediction to the next")
-        alone += answers[0]
+        alone.append(answers[0])
         number = max(2, min(number, int(SECONDS / (COST * cost + 1e-9))))
     magnitude = scale(alone)
     for indices in _batches(number):
@@ -109,23 +115,35 @@ def steps(
             return together
         if not close([alone[index] for index in indices], together, tolerance, magnitude):
             return Verdict(False, "the model's output for a row changes with the other rows of a batch")
-    if number < ROWS and all(close(alone[0], answer, tolerance, magnitude) for answer in alone):
+    if number < ROWS and all(close(alone[:1], [answer], tolerance, magnitude) for answer in alone):
         return Verdict(None, "the answers to the rows are equal, so an influence could not be seen")
-    return Verdict(True)
+    return Verdict(True, magnitude=magnitude)
 
 
-def close(left: Any, right: Any, tolerance: Tolerance, magnitude: float) -> bool:
-    """Whether two answers differ by rounding only. Everything but floats must be equal. magnitude: see `scale`."""
+def close(left: Sequence[Any], right: Sequence[Any], tolerance: Tolerance, magnitude: Magnitude) -> bool:
+    """Whether the answers to rows differ by rounding only. Everything but floats must be equal. magnitude: see `scale`."""
+    return len(left) == len(right) and all(_close(one, other, tolerance, magnitude) for one, other in zip(left, right, strict=True))
+
+
+def scale(answers: Sequence[Any], before: "Magnitude | None" = None) -> Magnitude:
+    """The magnitude of the answers to rows, and of those that `before` was computed from.
+
+    A sum's rounding error follows its largest terms, not its result, which may be 0. Each position of an answer has its own magnitude: a
+    time stamp beside a score says nothing about the score.
+    """
+    found = [np.nan_to_num(np.abs(_flat(answer)[0]), nan=0.0, posinf=0.0) for answer in answers]
+    found += [] if before is None else [before]
+    if len({numbers.size for numbers in found}) == 1:
+        return np.array(np.max(found, axis=0))
+    return np.array([max((float(numbers.max(initial=0.0)) for numbers in found), default=0.0)])
+
+
+def _close(left: Any, right: Any, tolerance: Tolerance, magnitude: Magnitude) -> bool:
     (numbers, others), (other_numbers, other_others) = _flat(left), _flat(right)
     if len(numbers) != len(other_numbers) or repr(others) != repr(other_others):
         return False
+    magnitude = magnitude if magnitude.size == numbers.size else magnitude.max(initial=0.0)
     return bool(np.allclose(numbers, other_numbers, rtol=tolerance.relative, atol=tolerance.absolute * magnitude, equal_nan=True))
-
-
-def scale(answers: Any) -> float:
-    """The largest finite float in the answers, at least 1. A sum's rounding error follows its largest terms, not its result."""
-    numbers = np.abs(_flat(answers)[0])
-    return float(np.max(numbers, initial=1.0, where=np.isfinite(numbers)))
 
 
 def _answers(predict: Callable[[Any], Any], rows: Any, count: int) -> "list[Any] | Verdict":
@@ -185,6 +203,8 @@ def _collect(value: Any, arrays: "list[np.ndarray[Any, Any]]", others: list[Any]
 def _array(value: Any) -> "np.ndarray[Any, Any] | None":
     """An array, or a list of nothing but numbers, as an array: an answer may have millions of numbers."""
     if isinstance(value, list | tuple) and value and isinstance(value[0], float | int | list | np.ndarray | np.generic):
+        if {int, float} <= set(map(type, value)):  # integers must be equal
+            return None
         try:
             value = np.array(value)
         except (ValueError, OverflowError):  # rows of different lengths

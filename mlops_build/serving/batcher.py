@@ -89,8 +89,7 @@ class Batcher:
         self.queued = 0  # rows
         self.on_batch: Callable[[int, float], None] = lambda *_: None  # called with the rows and the seconds of each batch
         self.on_idle: Callable[[], bool] = lambda: False  # called in the thread while the queue is empty, until it returns False
-        self._thread = threading.Thread(target=self._work, name="predict", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="predict", daemon=True).start()
 
     def put(self, rows: Rows, seconds: float) -> "asyncio.Future[Any]":
         """Queue these rows. Returns the future of their answer: the result or exception of the prediction, or DeadlinePassed.
@@ -147,6 +146,14 @@ class Batcher:
         self.queued -= entry.rows.count
 
     # -- in the thread --
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._work()
+            except BaseException:  # which a timeout of the model may raise in this thread after the prediction
+                log.exception("the thread that predicts was interrupted, and continues")
+                self._began = None
 
     def _work(self) -> None:
         # The thread fetches the next batch itself. If the event loop handed batches over, a loop busy with refusals would keep it idle.

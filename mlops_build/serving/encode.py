@@ -17,6 +17,8 @@ import orjson
 from mlops_build.serving import pieces
 from mlops_build.serving.refusal import Unanswered
 
+IMMUTABLE = frozenset((float, int, bool, type(None), str, bytes))
+
 
 class Unencodable(Unanswered):
     """The model's output has no JSON representation."""
@@ -35,11 +37,11 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, pd.DataFrame):
         names = [name if isinstance(name, str) else json.dumps(_key(name)) for name in answer.columns]
         if len(set(names)) == len(names):
-            rows = zip(*(column.tolist() for _, column in answer.items()), strict=True)
+            rows = zip(*(_copied(column.tolist()) for _, column in answer.items()), strict=True)
             return [dict(zip(names, row, strict=True)) for row in rows] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")
     if isinstance(answer, np.ndarray):
-        return pieces.as_list(answer)
+        return _copied(answer.tolist()) if answer.dtype == object and answer.ndim else pieces.as_list(answer)
     if isinstance(answer, dict):
         return {key: plain(value) for key, value in answer.items()}
     if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):
@@ -49,7 +51,16 @@ def plain(answer: Any) -> Any:
         if tensor.numel() <= pieces.PIECE or tensor.is_quantized or tensor.is_complex():
             return tensor.tolist()
         return pieces.as_list((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
-    return answer
+    return _copied(answer) if isinstance(answer, list | tuple) else answer
+
+
+def _copied(values: "list[Any] | tuple[Any, ...]") -> list[Any]:
+    """A copy: it is written later, and the model may change its lists and arrays in the next prediction."""
+    copy: list[Any] = []
+    for at in range(0, len(values), pieces.PIECE):
+        block = values[at : at + pieces.PIECE]
+        copy += block if IMMUTABLE.issuperset(map(type, block)) else map(plain, block)
+    return copy
 
 
 def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes | bytearray:

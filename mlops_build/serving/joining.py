@@ -20,7 +20,7 @@ from mlops_build.serving.rows import Rows
 # Rows are collected until there are independence.ROWS of them, or until there are two after this many requests.
 REQUESTS = 64
 # One prediction of a check with rows of requests may take this many seconds, since requests wait for it.
-LONGEST = 2.0
+LONGEST = 4.0
 # Batches that are compared before they are answered; rows of a batch that are compared, and the part of the time for it.
 FIRST, SAMPLE, SHARE = 8, 4, 0.01
 # After so many seconds without an idle moment, rows are compared while requests wait: a busy service would never be checked.
@@ -40,7 +40,9 @@ class _Evidence:
     rows: dict[int, Rows] = field(default_factory=dict)
     requests: int = 0
     needed: int = REQUESTS
+    magnitude: "independence.Magnitude | None" = None  # of its answers
     compared: int = 0  # batches
+    largest: int = 0  # rows of the largest of them
 
     @property
     def ready(self) -> bool:
@@ -83,7 +85,8 @@ class Joining:
             batched = self.on
             self.refuted, self._work = why, None
             self._known.clear()
-            log.warning("%s: %s%s: its requests are no longer predicted in batches", self.name, why, request and f" (request {request})")
+            not_batched = "its requests are no longer predicted in batches" if batched else "its requests are not predicted in batches"
+            log.warning("%s: %s%s: %s", self.name, why, request and f" (request {request})", not_batched)
             if batched:
                 self.on_difference()
 
@@ -97,6 +100,7 @@ class Joining:
         if verdict.independent is False:
             self.refuted = verdict.why
         evidence.shown |= verdict.independent is True
+        evidence.magnitude = verdict.magnitude
         return verdict
 
     def observe(self, rows: Rows, answer: Any) -> None:
@@ -112,23 +116,26 @@ class Joining:
     def compare(self, group: Sequence[Rows], parts: Sequence[Any], seconds: float) -> bool:
         """Compare the answers of a batch with those of some of its rows alone. Returns False if they differ.
 
-        The first batches are compared before they are answered, for about `seconds`; of later ones, a sample is kept for an idle
-        moment.
+        The first batches, and those with more rows than any before, are compared before they are answered, for about `seconds`; of
+        others, a sample is kept for an idle moment.
         """
-        evidence = self._evidence(key_of(group[0]))
-        if evidence is None or (evidence.compared >= FIRST and (self._work is not None or self._grant() <= 0)):
+        evidence, rows = self._evidence(key_of(group[0])), sum(request.count for request in group)
+        if evidence is None:
+            return True
+        later = evidence.compared >= FIRST and rows <= evidence.largest
+        if later and (self._work is not None or self._grant() <= 0):
             return True
         sample = []
-        for number in random.sample(range(rows := sum(request.count for request in group)), min(rows, SAMPLE)):
+        for number in random.sample(range(rows), min(rows, SAMPLE)):
             index, at = 0, number
             while at >= group[index].count:
                 index, at = index + 1, at - group[index].count
             sample.append((part(group[index], at, at + 1), parts[index][at], group[index].request_id))
-        work = self._compare(sample)
-        if evidence.compared >= FIRST:
+        work = self._compare(sample, evidence)
+        if later:
             self._begin(work)
             return True
-        evidence.compared += 1
+        evidence.compared, evidence.largest = evidence.compared + 1, max(rows, evidence.largest)
         end = time.perf_counter() + seconds + 0.1
         for _ in work:
             if time.perf_counter() > end:
@@ -194,15 +201,15 @@ class Joining:
         if verdict.independent is False:
             self.refute(verdict.why)
         elif verdict.independent and not evidence.shown:
-            evidence.shown = True
+            evidence.shown, evidence.magnitude = True, verdict.magnitude
             log.warning("%s: its requests are predicted in batches from now on, since rows do not influence each other", self.name)
         elif not evidence.shown:  # try again with more rows, or in another order, and less often each time
             first = next(iter(evidence.rows))
             evidence.rows[first] = evidence.rows.pop(first)
             evidence.requests, evidence.needed = 0, 2 * evidence.needed
 
-    def _compare(self, sample: Sequence[tuple[Rows, Any, bytes]]) -> Generator[float, None, None]:
-        magnitude = independence.scale([answer for _, answer, _ in sample])
+    def _compare(self, sample: Sequence[tuple[Rows, Any, bytes]], evidence: _Evidence) -> Generator[float, None, None]:
+        magnitude = evidence.magnitude = independence.scale([answer for _, answer, _ in sample], evidence.magnitude)
         for rows, answer, request in sample:
             yield 0.0
             try:

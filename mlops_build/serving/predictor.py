@@ -103,14 +103,13 @@ class Predictor:
     def _together(self, group: Sequence[Rows]) -> list[Any]:
         began = time.perf_counter()
         try:
-            answer = self._output(joined(group))
+            parts = _split(self._output(joined(group)), [rows.count for rows in group])
         except BaseException as error:
             known = _known(error)
             if isinstance(known, Fatal):
                 return [known] * len(group)
             half = len(group) // 2  # an error in one request must not fail the others, and smaller batches need less memory
             return [*self._group(group[:half]), *self._group(group[half:])]
-        parts = _split(answer, [rows.count for rows in group])
         if parts is None:
             self.joining.doubt(key_of(group[0]))
         elif self.joining.compare(group, parts, time.perf_counter() - began):
@@ -127,7 +126,7 @@ class Predictor:
         except BaseException as error:
             known = _known(error)
             if isinstance(known, Refusal) and known.__cause__:
-                log.warning("a prediction failed", exc_info=error)
+                log.warning("a prediction failed (request %s)", rows.request_id.decode(), exc_info=error)
             return known
 
     def _in_chunks(self, rows: Rows) -> Any:
@@ -140,7 +139,7 @@ class Predictor:
         at, size, seconds = 0, self.chunk_rows, math.inf
         while at < rows.count:
             chunk, began = part(rows, at, min(at + size, rows.count)), time.perf_counter()
-            output = self._output(chunk)
+            output = self._output(joined([chunk]))
             if _split(output, [chunk.count]) is None:
                 self.joining.doubt(key_of(rows))
                 return self._output(rows)
@@ -160,7 +159,7 @@ class Predictor:
         """The output for rows of a check. Raises Inconclusive, and the exceptions of the model."""
         try:
             with self._inference():
-                return self._output(rows)
+                return self._output(joined([rows]))  # a copy, since a model may change its input
         except BaseException as error:
             known = _known(error)
             raise (Inconclusive(str(known)) if isinstance(known, OutOfMemory | Fatal) else known) from error
@@ -217,7 +216,11 @@ def _known(error: BaseException) -> Exception:
 
     if isinstance(error, Terminated | KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error  # from a signal during the start, and not from the model
-    name, text = type(error).__name__, str(error)
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
     if name == "OutOfMemoryError" or "CUDA out of memory" in text:
         import torch
 

@@ -250,7 +250,8 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._queue[0]
         exchange.started = True
-        exchange.submit = None if exchange.expects else self._shared.app.begin(exchange)
+        submit = self._shared.app.begin(exchange)
+        exchange.submit = None if exchange.expects else submit
         if exchange.answered:  # the queue is full
             self._retry_paused = True
             self.pause_or_read()
@@ -288,7 +289,8 @@ class Connection(asyncio.Protocol):
             return
         if first is not None:
             first.disconnect()
-        self.transport.write(response)
+        if self._arriving is None or not self._arriving.answered or self._arriving is first:
+            self.transport.write(response)
         self._end(linger=True)
 
     def _end(self, *, linger: bool) -> None:

@@ -33,6 +33,9 @@ DEPENDENT: dict[str, Callable[[Array], Any]] = {
     "sorted": lambda rows: sorted(rows[:, 0].tolist()),
     "labels": lambda rows: [{"label": "high" if value > rows.mean() else "low"} for value in rows[:, 0]],
     "integers": lambda rows: [10_000_000 + len(rows)] * len(rows),
+    "a time beside a score": lambda rows: [{"at": 1.7e9, "score": float(value - rows.mean())} for value in rows[:, 0]],
+    "an id beside a score": lambda rows: [[float(value - rows.mean()), 123_456_789_012] for value in rows[:, 0]],
+    "small numbers": lambda rows: (1e-7 * (rows - rows.mean())).tolist(),
     "random seed for each call": lambda rows: np.random.default_rng(1).permutation(np.arange(8.0) * rows[0, 0])[: len(rows)].tolist(),
 }
 
@@ -52,7 +55,7 @@ INDEPENDENT: dict[str, Callable[[Array], Any]] = {
     "lists of different lengths": lambda rows: [list(range(int(row[0]))) for row in rows],
     "not a number": lambda rows: [[float("nan"), float("inf"), row[0]] for row in rows],
     "rounding": lambda rows: (rows.sum(1) * (1 + 1e-5 * len(rows))).tolist(),
-    "a small difference of large terms": lambda rows: [[1e4 * row[0], 1e-3 + 1e-4 * len(rows)] for row in rows],
+    "a small difference of large terms": lambda rows: [[1e4 * (row[0] - 1) + 1e-3 * len(rows)] for row in rows],
 }  # fmt: skip
 
 
@@ -80,9 +83,9 @@ def test_arrays_and_lists_of_the_same_numbers_are_equal() -> None:
     for values in ([1.5, 2.5], [[1, 2], [3, 4]], [True, False], [[0.5], [1.5]]):
         array = np.array(values)
         for other in (array, list(array), [values[0], array[1]], array.astype("float32") if array.dtype.kind == "f" else array):
-            assert independence.close(values, other, independence.FLOAT32, 1.0)
-            assert not independence.close(values, array[::-1], independence.FLOAT32, 1.0)
-    assert not independence.close([1], [1.0], independence.FLOAT32, 1.0), "the JSON differs"
+            assert independence.close(values, other, independence.FLOAT32, np.ones(1))
+            assert not independence.close(values, array[::-1], independence.FLOAT32, np.ones(1))
+    assert not independence.close([1], [1.0], independence.FLOAT32, np.ones(1)), "the JSON differs"
 
 
 def test_models_that_fail_or_answer_another_number_of_rows() -> None:

@@ -287,7 +287,7 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
     model = Model(saved["numbers"], large)
     assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
     for _ in range(joining.FIRST):
-        model.predictor.predict([numbers(1.0), numbers(2.0)])
+        model.predictor.predict([numbers(float(row)) for row in range(8)])
     monkeypatch.setattr(joining, "SHARE", 0.0)
     model.predictor.joining._allowance = 0.0
     batch = [numbers(1.0), numbers(1000.0, request_id=b"call-8"), *(numbers(float(row)) for row in range(6))]
@@ -506,3 +506,64 @@ def test_rows_independent_is_declared_and_a_failed_check_overrides_it(tmp_path: 
         "model: requests are predicted in batches, since rows_independent says: no layer across rows",
         f"model: requests are not predicted in batches, since {why}, although rows_independent says: no layer across rows",
     ]
+
+
+def test_a_batch_that_is_larger_than_any_before_is_compared_before_it_is_answered(saved: dict[str, Path]) -> None:
+    def above(data: Any) -> Any:
+        values = data["a"]
+        return (values - values.mean() * (len(values) > 16)).tolist()
+
+    model = Model(saved["numbers"], above)
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    for _ in range(2 * joining.FIRST):
+        assert model.predictor.predict([numbers(1.0), numbers(2.0)]) == [[1.0], [2.0]]
+    batch = [numbers(float(row)) for row in range(17)]
+    assert model.predictor.predict(batch) == [[float(row)] for row in range(17)]
+    assert not model.on
+
+
+def test_a_model_may_use_the_memory_of_its_answer_again(saved: dict[str, Path]) -> None:
+    row: dict[str, Any] = {}
+    lists: list[Any] = []
+
+    def last(data: Any) -> Any:
+        row["y"] = data["a"].iloc[-1]
+        return [row] * len(data)
+
+    model = Model(saved["numbers"], last)
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent is False
+
+    def refilled(data: Any) -> Any:
+        lists[:] = [[value] for value in data["a"].tolist()]
+        return lists
+
+    model = Model(saved["numbers"], refilled)
+    first = model.predictor.predict([numbers(1.0)])
+    assert model.predictor.predict([numbers(2.0)]) == [[[2.0]]]
+    assert first == [[[1.0]]]
+
+
+def test_a_model_may_change_its_input(saved: dict[str, Path]) -> None:
+    def in_place(data: Any) -> Any:
+        data.loc[:, "a"] = data["a"] / 2
+        return data["a"].tolist()
+
+    model = Model(saved["numbers"], in_place)
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+
+
+def test_requests_beside_one_whose_error_has_no_text_are_answered(saved: dict[str, Path]) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def fails(data: Any) -> Any:
+        if 9.0 in data["a"].tolist():
+            raise Silent
+        return data["a"].tolist()
+
+    model = Model(saved["numbers"], fails)
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    good, bad, other = model.predictor.predict([numbers(1.0), numbers(9.0), numbers(2.0)])
+    assert (good, other) == ([1.0], [2.0])
+    assert isinstance(bad, Exception)

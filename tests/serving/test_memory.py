@@ -24,7 +24,7 @@ from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.refusal import PIECE, Refusal, inflated
 from tests.serving import models, peaks
-from tests.serving.bodies import JSON, PARQUET
+from tests.serving.bodies import CSV, JSON, PARQUET
 
 # Constant amounts: modules and caches of pandas and MLflow, and the values of one batch of Parquet.
 SLACK = 2 << 20
@@ -95,6 +95,13 @@ def test_reservations_for_parquet_are_upper_bounds(decoders: list[Decoder]) -> N
 def test_reservations(decoders: list[Decoder]) -> None:
     for form, unit in ((peaks.INPUTS, "[]"), (peaks.RECORDS, '{"a":1.5,"b":2.5,"c":3.5}'), (peaks.ROWS, "[1.5,2.5,3.5]")):
         check(decoders[0], repeated(form, unit, 70_000), JSON)
+
+
+@pytest.mark.parametrize("body", [b"a," * 1_000_000, b"x" * 4_000_000 + b"\n1", b"a,b,c\n" + b"1," * 2_000_000])
+def test_a_wide_line_of_csv_is_refused_before_it_is_read(decoders: list[Decoder], body: bytes) -> None:
+    check(decoders[0], body, CSV)
+    with pytest.raises(Refusal, match="a line has more than 1006 columns, or the first has more than 1048576 bytes"):
+        decoders[0].decode(body, CSV)
 
 
 def test_a_wide_parquet_body_is_refused_before_it_is_read(decoders: list[Decoder]) -> None:
