@@ -1,6 +1,7 @@
 """The queue of one model, with a prediction that runs until the test ends it."""
 
 import asyncio
+import ctypes
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -56,5 +57,23 @@ def test_a_disconnected_request_leaves_the_queue_and_the_running_batch_continues
         assert await asyncio.gather(futures["second"], futures["fourth"], fifth) == ["second", "fourth", "fifth"]
         assert prediction.batches == [["first"], ["second", "fourth", "fifth"]]
         assert batcher.queued == 0
+
+    asyncio.run(main())
+
+
+def test_the_thread_continues_after_an_exception_between_predictions(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        batcher = Batcher(lambda requests: [rows.data for rows in requests])
+        idle = iter((1, 2))
+
+        def interrupted() -> bool:
+            thread = threading.current_thread().ident
+            if next(idle, None) is not None:  # as packages for timeouts do
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread or 0), ctypes.py_object(SystemExit))
+            return False
+
+        batcher.on_idle = interrupted
+        for number in range(4):
+            assert await batcher.put(Rows("tensor", number, 1), 30) == number
 
     asyncio.run(main())

@@ -123,6 +123,14 @@ def test_refusals_are_counted_and_logged(folder: Path, tmp_path: Path) -> None:
             assert statuses(answer) == [429]
             assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
             assert metric(server, 'mlops_build_refused_total{model="model",why="queue full"}') == 2
+            asking = stack.enter_context(connect(server))
+            asking.sendall(request(body(1.0), b"Expect: 100-continue")[:-10])
+            assert statuses(asking.recv(4096)) == [429], "and not 100, so that the body is not sent"
+            chunked = stack.enter_context(connect(server))
+            chunked.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert statuses(chunked.recv(4096)) == [429]
+            chunked.sendall(b"no size\r\n")
+            assert chunked.recv(4096) == b"", "one response for one request"
             server.hold.unlink()
             wait_for_metric(server, RUNNING, 0)
             # The connection stays open.
@@ -135,7 +143,7 @@ def test_refusals_are_counted_and_logged(folder: Path, tmp_path: Path) -> None:
                 answer += refused.recv(4096)
             assert b"2.5" in answer
         lines = [json.loads(line) for line in server.log.read_text().splitlines() if '"status":429' in line]
-        assert [line["model"] for line in lines] == ["model", "model"]
+        assert [line["model"] for line in lines] == 4 * ["model"]
         assert lines[0]["request_id"] == "me-1"
 
 
