@@ -17,7 +17,7 @@ import orjson
 from mlops_build.serving import pieces
 from mlops_build.serving.refusal import Unanswered
 
-IMMUTABLE = frozenset((float, int, bool, type(None), str, bytes))
+IMMUTABLE = pieces.SCALARS | {str, bytes}
 
 
 class Unencodable(Unanswered):
