@@ -122,7 +122,7 @@ def steps(
 
 def close(left: Sequence[Any], right: Sequence[Any], tolerance: Tolerance, magnitude: Magnitude) -> bool:
     """Whether the answers to rows differ by rounding only. Everything but floats must be equal. magnitude: see `scale`."""
-    return len(left) == len(right) and all(_close(one, other, tolerance, magnitude) for one, other in zip(left, right, strict=True))
+    return len(left) == len(right) and all(_close(*pair, tolerance, magnitude) for pair in zip(left, right, strict=True))
 
 
 def scale(answers: Sequence[Any], before: "Magnitude | None" = None) -> Magnitude:
@@ -131,11 +131,11 @@ def scale(answers: Sequence[Any], before: "Magnitude | None" = None) -> Magnitud
     A sum's rounding error follows its largest terms, not its result, which may be 0. Each position of an answer has its own magnitude: a
     time stamp beside a score says nothing about the score.
     """
-    found = [np.nan_to_num(np.abs(_flat(answer)[0]), nan=0.0, posinf=0.0) for answer in answers]
-    found += [] if before is None else [before]
-    if len({numbers.size for numbers in found}) == 1:
-        return np.array(np.max(found, axis=0))
-    return np.array([max((float(numbers.max(initial=0.0)) for numbers in found), default=0.0)])
+    sizes = [np.nan_to_num(np.abs(_flat(answer)[0]), nan=0.0, posinf=0.0) for answer in answers]
+    sizes += [] if before is None else [before]
+    if len({numbers.size for numbers in sizes}) == 1:
+        return np.array(np.max(sizes, axis=0))
+    return np.array([max((float(numbers.max(initial=0.0)) for numbers in sizes), default=0.0)])
 
 
 def _close(left: Any, right: Any, tolerance: Tolerance, magnitude: Magnitude) -> bool:
