@@ -173,10 +173,7 @@ class Batcher:
             self._began = None
             seconds = max(time.perf_counter() - began, 1e-6)
             self._rate = 0.8 * self._rate + 0.2 * rows / seconds if self._rate else rows / seconds
-            try:
-                self.on_batch(rows, seconds)
-            except Exception:
-                log.exception("counting a batch failed")
+            self.on_batch(rows, seconds)
             with contextlib.suppress(RuntimeError):  # the loop is closed: no request waits for these answers
                 batch[0].future.get_loop().call_soon_threadsafe(_settle, answered)
             if self._max_delay and len(batch) > 1 and self.queued < self._max_rows:

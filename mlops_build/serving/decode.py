@@ -27,7 +27,6 @@ from mlops_build.serving.rows import Rows
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 # The memory to read CSV: for a character, and for a value. tests/serving/test_memory.py measures it.
 CSV_CHARACTER, CSV_VALUE = 5, 24
-HEADER_BYTES = 1 << 20  # of CSV
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 UNREADABLE = "the body cannot be read; the service's log has the traceback"
@@ -259,8 +258,8 @@ class Decoder:
         """
         # csv and pandas would first make an object of each of millions of columns.
         lines = io.BytesIO(body)
-        if len(next(lines, b"")) > HEADER_BYTES or any(line.count(b",") > 4 * self._most for line in lines):
-            return f"a line has more than {self._most} columns, or the first has more than {HEADER_BYTES} bytes"
+        if len(next(lines, b"")) > 1 << 20 or any(line.count(b",") > 4 * self._most for line in lines):
+            return f"a line has more than {self._most} columns, or the first has more than 1 MiB"
         with contextlib.suppress(csv.Error):  # pandas reports the error
             rows = (values for values in csv.reader(io.TextIOWrapper(io.BytesIO(body), "utf-8", newline="")) if values)
             width = len(next(rows, ()))

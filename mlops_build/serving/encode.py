@@ -41,7 +41,7 @@ def plain(answer: Any) -> Any:
             return [dict(zip(names, row, strict=True)) for row in rows] if names else [{} for _ in range(len(answer))]
         return answer.to_dict(orient="records")
     if isinstance(answer, np.ndarray):
-        return _copied(answer.tolist()) if answer.dtype == object and answer.ndim else pieces.as_list(answer)
+        return plain(answer.tolist()) if answer.dtype == object else pieces.as_list(answer)
     if isinstance(answer, dict):
         return {key: plain(value) for key, value in answer.items()}
     if type(answer).__module__.partition(".")[0] == "torch" and hasattr(answer, "detach"):

@@ -85,8 +85,8 @@ class Joining:
             batched = self.on
             self.refuted, self._work = why, None
             self._known.clear()
-            not_batched = "its requests are no longer predicted in batches" if batched else "its requests are not predicted in batches"
-            log.warning("%s: %s%s: %s", self.name, why, request and f" (request {request})", not_batched)
+            request = request and f" (request {request})"
+            log.warning("%s: %s%s: its requests are %s predicted in batches", self.name, why, request, "no longer" if batched else "not")
             if batched:
                 self.on_difference()
 

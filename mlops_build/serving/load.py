@@ -283,7 +283,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
             else "its environment differs from the one that it was registered with: package it again, or train again",
         ) from None
     expected = (time.perf_counter() - began) / max(rows.count, 1)
-    if key_of(rows) and rows.count:  # torch.compile compiles again for one row, and for another number of them
+    if key_of(rows):  # torch.compile compiles again for one row, and for another number of them
         predictor.predict([joined([part(rows, 0, 1)])])
         predictor.predict([joined([rows, rows])])
     _report(loaded, predictor.joining.check(rows, expected), say)

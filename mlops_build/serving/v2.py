@@ -5,6 +5,7 @@ columns nor plain tensors is converted to MLflow's JSON forms and enforced by ML
 with callers.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -72,19 +73,18 @@ class V2:
 
     def example(self, recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """A recorded example of /invocations as a request of this protocol; None if it is neither a table nor a tensor."""
+        if recorded is None:
+            return None
         try:
-            rows = self._decoder.decode(orjson.dumps(recorded["input"]), READ[1]) if recorded is not None else None
+            rows = self._decoder.decode(json.dumps(recorded["input"]).encode(), READ[1])
         except Refusal:
-            rows = None
-        if rows is None or rows.kind not in ("tensor", "block", "columns"):
+            return None
+        if rows.kind not in ("tensor", "block", "columns"):
             return None
         columns = rows.data if rows.kind == "columns" else rows.data.T if rows.kind == "block" else [rows.data]
         described = zip(self._inputs, columns, strict=True)
-        return {
-            "inputs": [
-                as_tensor(known["name"], plain(values), DTYPES.get(known["datatype"]), binary=False)[0] for known, values in described
-            ]
-        }
+        tensors = [as_tensor(known["name"], plain(values), DTYPES.get(known["datatype"]), binary=False)[0] for known, values in described]
+        return dict(orjson.loads(encode({"inputs": tensors}, bare=True)))  # without arrays
 
     # -- requests --
 

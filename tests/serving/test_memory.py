@@ -100,7 +100,7 @@ def test_reservations(decoders: list[Decoder]) -> None:
 @pytest.mark.parametrize("body", [b"a," * 1_000_000, b"x" * 4_000_000 + b"\n1", b"a,b,c\n" + b"1," * 2_000_000])
 def test_a_wide_line_of_csv_is_refused_before_it_is_read(decoders: list[Decoder], body: bytes) -> None:
     check(decoders[0], body, CSV)
-    with pytest.raises(Refusal, match="a line has more than 1006 columns, or the first has more than 1048576 bytes"):
+    with pytest.raises(Refusal, match="a line has more than 1006 columns, or the first has more than 1 MiB"):
         decoders[0].decode(body, CSV)
 
 

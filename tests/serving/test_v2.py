@@ -468,6 +468,15 @@ def test_inference_over_http(server: Server) -> None:
         assert (status, list(json.loads(text))) == (expect, ["error"])
 
 
+def test_an_example_may_be_a_large_tensor(tmp_path: Path) -> None:
+    model = models.save(tmp_path / "model", models.tensor("float32", (-1, 3, 64, 64)))
+    sent = {"inputs": np.zeros((1, 3, 64, 64)).tolist()}
+    example = V2("model", 1, Decoder(model), model.metadata.signature).example({"input": sent})
+    assert example is not None
+    assert json.dumps(example["inputs"][0]["data"]).count("0.0") == 3 * 64 * 64
+    assert V2("model", 1, Decoder(model), model.metadata.signature).example({"input": {"inputs": [2**70]}}) is None
+
+
 def test_the_example_in_openapi_json_is_answered(server: Server) -> None:
     document = json.loads(ask(server, "GET", "/openapi.json")[2])
     for name in ("points", "lines"):
