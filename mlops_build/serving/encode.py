@@ -66,10 +66,11 @@ def _copied(values: "list[Any] | tuple[Any, ...]") -> list[Any]:
 def encode(answer: Any, *, nan: Literal["null", "literal"] = "null", bare: bool = False) -> bytes | bytearray:
     """The body of the response for an output of `plain`. bare: without {"predictions": …} around it. Raises Unencodable.
 
-    For an output that `pieces.is_large`, call it in a thread.
+    For an output of more than `pieces.PIECE`, call it in a thread.
     """
-    document, large = answer if bare else {"predictions": answer}, pieces.is_large(answer)
+    document = answer if bare else {"predictions": answer}
     try:
+        large = pieces.size(answer) > pieces.PIECE
         if nan == "null":
             try:
                 return pieces.together(pieces.pieces(document, _fast, b",")) if large else _fast(document)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import orjson
 
 from mlops_build.serving.refusal import Refusal
@@ -24,12 +25,17 @@ LARGE = b" " + b"0" * 19
 
 def size(text: bytes) -> int:
     """An upper bound of the memory to parse a JSON text and to keep its value, in bytes, without parsing it."""
-    lists, objects = text.count(b"["), text.count(b"{")
-    values = text.count(b",") + lists + objects
+    characters = np.frombuffer(text, np.uint8)
+
+    def count(character: str) -> int:  # in a tenth of the time of bytes.count
+        return int(np.count_nonzero(characters == ord(character)))
+
+    lists, objects = count("["), count("{")
+    values = count(",") + lists + objects
     # A copy, and text: a character that is not in ASCII makes all of its text larger.
-    characters = (2 if text.isascii() and b"\\u" not in text else 6) * len(text)
+    copies = 2 if text.isascii() and not (count("\\") and b"\\u" in text) else 6
     # 60: a number, the reference to it, and orjson's copy of it.
-    return characters + 60 * values + 72 * lists + 90 * objects + 62 * text.count(b":") + 20 * text.count(b'"')
+    return copies * len(text) + 60 * values + 72 * lists + 90 * objects + 62 * count(":") + 20 * count('"')
 
 
 def parse(text: bytes, reserve: Reserve, *, exact: bool = True, what: str = "the body") -> Any:

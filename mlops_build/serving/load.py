@@ -284,8 +284,7 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
         ) from None
     expected = (time.perf_counter() - began) / max(rows.count, 1)
     if key_of(rows):  # torch.compile compiles again for one row, and for another number of them
-        predictor.predict([joined([part(rows, 0, 1)])])
-        predictor.predict([joined([rows, rows])])
+        predictor.predict([joined([rows, rows]), part(rows, 0, 1)])
     _report(loaded, predictor.joining.check(rows, expected), say)
 
 

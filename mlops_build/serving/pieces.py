@@ -20,14 +20,6 @@ SCALARS = frozenset((float, int, bool, type(None)))
 NUMBERS = "fiub"
 
 
-def is_large(output: Any) -> bool:
-    """Whether an output, in the form of `encode.plain`, is larger than a piece."""
-    try:
-        return size(output) > PIECE
-    except RecursionError:
-        return False  # `encode` says what is wrong
-
-
 def size(value: Any, limit: float = PIECE) -> int:
     """An upper bound of the units of an output in the form of `encode.plain`, counted until it exceeds the limit."""
     if isinstance(value, np.ndarray):
@@ -52,10 +44,7 @@ def size(value: Any, limit: float = PIECE) -> int:
 
 def memory(output: Any) -> int:
     """An upper bound of the memory of an output and its JSON, in bytes."""
-    try:
-        return UNIT * size(output, math.inf)
-    except RecursionError:
-        return 0  # `encode` says what is wrong
+    return UNIT * size(output, math.inf)
 
 
 def as_list(array: "np.ndarray[Any, Any]") -> Any:

@@ -18,7 +18,7 @@ from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance
 from mlops_build.serving import network
 from mlops_build.serving.encode import plain
 from mlops_build.serving.joining import Joining, joined, key_of, part
-from mlops_build.serving.pieces import is_large, memory
+from mlops_build.serving.pieces import PIECE, memory, size
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal, Unanswered
 from mlops_build.serving.rows import Rows
 from mlops_build.serving.sigterm import Terminated
@@ -87,7 +87,7 @@ class Predictor:
                     for rows, index in zip(group, indices, strict=True):
                         self.joining.observe(rows, answers[index])
             for rows, answer in zip(requests, answers, strict=True):
-                rows.output_bytes = memory(answer) if is_large(answer) else 0
+                rows.output_bytes = memory(answer) if size(answer) > PIECE else 0
             return answers
 
     def needs_gradients(self) -> None:

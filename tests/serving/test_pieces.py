@@ -165,6 +165,5 @@ def test_a_list_that_contains_itself_is_an_error_of_the_model() -> None:
     with pytest.raises(Unencodable):
         as_tensor("output", endless, None, binary=False)
     endless += FLOATS.tolist()
-    assert pieces.memory(endless) == 0
     with pytest.raises(Unencodable):
         encode(endless)
