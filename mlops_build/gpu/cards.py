@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading

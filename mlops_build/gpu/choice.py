@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.quantity import show_bytes
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from random import Random
 

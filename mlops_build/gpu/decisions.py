@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.gpu.cards import Card
@@ -17,7 +18,6 @@ from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.gpu.promise import Promise, printable
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import UsageError
-from mlops_build.gpu.frozen import dataclass
 from mlops_build.quantity import NotAnAmount, parse_bytes
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 

@@ -12,13 +12,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
 from mlops_build.gpu.lock import locks
 from mlops_build.gpu.promise import printable
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Self

@@ -17,20 +17,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import Refused, UsageError
 from mlops_build.gpu import log
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.choice import Request, Strategy, named
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.frozen import replace
 from mlops_build.gpu.nvml import NoDriver, read
 from mlops_build.gpu.promise import pid_namespace, printable
 from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Nested, Search
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started
 from mlops_build.quantity import parse_bytes, show_bytes
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, Self

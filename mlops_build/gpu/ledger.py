@@ -20,14 +20,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from mlops_build.gpu.directory import FILE_LIMIT, FILES, FILES_PER_UID, NoLedger, SharedDirectory, json_object, reason, write_all
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.lock import QueuedWork, locks, unlock
 from mlops_build.gpu.promise import MAX_BYTES, Promise, parse, pid_namespace, printable
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, TypeVar

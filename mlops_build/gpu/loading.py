@@ -15,19 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlops_build.gpu import log
 from mlops_build.gpu.budget import LEAST_CONTEXT_BYTES
 from mlops_build.gpu.cards import account
 from mlops_build.gpu.declared import BadConfig, settings
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.neighbours import known
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
 from mlops_build.gpu.promise import Promise, pid_namespace
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 

@@ -7,8 +7,8 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 

@@ -10,14 +10,14 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from mlops_build.gpu.declared import Declared
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.promise import printable
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Literal
 

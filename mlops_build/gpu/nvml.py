@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import NoRoom
 from mlops_build.gpu import libnvml as nvml
 from mlops_build.gpu.calls import Call, Worker, start_thread
-from mlops_build.gpu.frozen import dataclass, replace
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any, Self
 

@@ -6,11 +6,9 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from mlops_build.gpu.frozen import dataclass
-
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 
@@ -37,7 +35,7 @@ class Promise:
     pid_namespace: int
     uid: int
     created: float
-    seen: Mapping[str, int] = MappingProxyType({})
+    seen: Mapping[str, int] = field(default_factory=dict)
     loaded: bool = False
 
 

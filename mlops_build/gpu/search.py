@@ -11,13 +11,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import NoRoom, Refused
 from mlops_build.gpu import decisions, log
 from mlops_build.gpu.cards import Card, Snapshot, remember, remembered, snapshot
 from mlops_build.gpu.choice import Choice, Request, choose, could_ever, why_not
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.frozen import dataclass, replace
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld
 from mlops_build.gpu.nvml import NoDriver, Nvml, Trouble
 from mlops_build.gpu.peaks import Peaks
@@ -25,7 +26,6 @@ from mlops_build.gpu.promise import Promise, pid_namespace, printable
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import Any
 

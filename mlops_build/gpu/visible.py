@@ -12,11 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.nvml import Reading, Trouble
 
-TYPE_CHECKING = False  # without typing's import
 if TYPE_CHECKING:
     from typing import TypeVar
 
