@@ -1,11 +1,11 @@
 """Many services choose cards on a simulated node: how many fail to start, how many old services fail because of it, how even the use is.
 
-    .venv/bin/python benchmarks/gpu_placement.py [SEEDS] [--scenario NAME] [--policy NAME] [--scale 20] [--draw]
+    .venv/bin/python benchmarks/gpu_placement.py [SEEDS] [--scenario NAME] [--policy NAME] [--scale 20] [--hide-pids] [--draw]
 
 Every service is a process: it chooses a card (with our policy through `gpu.lease`), waits as long as imports and reading weights take, and
 allocates through libcuda. NVML and libcuda are the simulated ones of mlops_build.gpu.testing; locks, leases, signals and out-of-memory
-errors are real. Time runs SCALE times faster than on a real node, where 2 to 20 s pass between the choice and the allocation. Processes are
-forked from one that has imported everything, because 40 Python starts at once would measure Python.
+errors are real. Time runs SCALE times faster than on a real node, where 2 to 20 s pass between the choice and the allocation. --hide-pids
+shows no processes in NVML, as in containers; it and a choice of scenarios or policies write no result.
 
 Compared policies: hardcoded cuda:0; RANDOM, WORST_FIT and BEST_FIT of gpu-utilities, written from its description (cards with more free
 memory than requested; any, the emptiest, the fullest of them); nvitop's select_devices. Their results are used as UUIDs, which favours
@@ -13,13 +13,10 @@ gpu-utilities, whose indices mean other cards in a container.
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import random
 import select
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,177 +26,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from gpu_placement_services import POLICIES, ROOT, Service
+
+if TYPE_CHECKING:
+    from mlops_build.gpu import testing
+
 RESULT = Path(__file__).with_suffix(".json")
+SERVICES = Path(__file__).with_name("gpu_placement_services.py")
 PICTURE = ROOT / "docs/reference/gpu-placement.svg"
 GIB = 1 << 30
-CONTEXT = 300 << 20  # what the simulated CUDA context takes on a card, as a real one does; a service's need includes it
 LOOK = [sys.executable, "-m", "mlops_build", "gpu", "list"]
-POLICIES = ("cuda:0", "RANDOM", "WORST_FIT", "BEST_FIT", "nvitop", "ours without a directory", "ours")
-
-
-# ── a service: runs in a process of its own, forked from the zygote below ──
-
-
-@dataclass(frozen=True)
-class Service:
-    """need: its budget, which it never exceeds. It starts with `share` of that, `seconds` after its choice."""
-
-    number: int
-    need: int
-    seconds: float
-    share: float = 1.0
-    card: str = ""  # a UUID: where an old service already lives; "" chooses
-    leased: bool = True  # with our policy only
-    uid: int = 0
-
-
-class OutOfMemory(Exception):
-    pass
-
-
-class Cuda:
-    """libcuda, as far as a service needs it, on ordinal 0: the mask has made that the chosen card."""
-
-    def __init__(self) -> None:
-        self.library = ctypes.CDLL("libcuda.so.1")
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        for code in (
-            self.library.cuInit(0),
-            self.library.cuDeviceGet(ctypes.byref(device), 0),
-            self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
-            self.library.cuCtxSetCurrent(context),
-        ):
-            if code:
-                raise OutOfMemory(f"CUDA error {code}")
-
-    def allocate(self, size: int) -> ctypes.c_uint64:
-        pointer = ctypes.c_uint64()
-        if code := self.library.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size)):
-            raise OutOfMemory(f"CUDA error {code} for {size} bytes")
-        return pointer
-
-    def free(self, pointer: ctypes.c_uint64) -> None:
-        self.library.cuMemFree_v2(pointer)
-
-
-def free_memory() -> list[tuple[int, str]]:
-    """As gpu-utilities looks: one card that cannot be read takes all of them along."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    cards = [(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free), str(pynvml.nvmlDeviceGetUUID(handle))) for handle in handles]
-    pynvml.nvmlShutdown()
-    return cards
-
-
-def nvitop_choice(need: int) -> str:
-    from nvitop import select_devices
-
-    return str(select_devices(format="uuid", max_count=1, min_free_memory=need)[0])
-
-
-BASELINES: dict[str, Callable[[int], str]] = {
-    "RANDOM": lambda need: random.choice([card for card in free_memory() if card[0] > need])[1],  # noqa: S311
-    "WORST_FIT": lambda need: max((card for card in free_memory() if card[0] > need), key=lambda card: card[0])[1],
-    "BEST_FIT": lambda need: min((card for card in free_memory() if card[0] > need), key=lambda card: card[0])[1],
-    "nvitop": nvitop_choice,
-}
-
-
-@contextlib.contextmanager
-def chosen(policy: str, service: Service) -> Iterator[Callable[[], contextlib.AbstractContextManager[object]]]:
-    """The card is chosen and the mask set; gives what stands around loading."""
-    if policy.startswith("ours") and service.leased:
-        from mlops_build import gpu
-
-        with gpu.lease(service.need, uuids=(service.card,) if service.card else (), service=f"service-{service.number}") as lease:
-            yield lease.loading
-        return
-    uuid = service.card or ("" if policy == "cuda:0" else BASELINES[policy](service.need))
-    if uuid:
-        os.environ["CUDA_VISIBLE_DEVICES"] = uuid
-    yield contextlib.nullcontext
-
-
-def serve(policy: str, service: Service, orders: int) -> None:
-    """Says chosen or refused; loaded or failed; then, as ordered, grown or crashed, shrunk. Ends when the orders end."""
-
-    def say(event: str, why: object = "") -> None:
-        os.write(1, (json.dumps({"number": service.number, "event": event, "why": str(why)[:300]}) + "\n").encode())
-
-    if service.uid:
-        os.setuid(service.uid)
-    random.seed()
-    with contextlib.ExitStack() as stack:
-        try:
-            loading = stack.enter_context(chosen(policy, service))
-        except Exception as error:  # whatever keeps a service from choosing, it does not start
-            say("refused", f"{type(error).__name__}: {error}")
-            return
-        say("chosen", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        time.sleep(service.seconds / 2)  # imports, which need no card
-        try:
-            with loading():
-                cuda = Cuda()
-                first = int(service.need * service.share) - CONTEXT
-                for _ in range(4):
-                    time.sleep(service.seconds / 8)
-                    cuda.allocate(first // 4)
-        except (OutOfMemory, OSError) as error:
-            say("failed", error)
-            return
-        say("loaded")
-        grown: list[ctypes.c_uint64] = []
-        while order := os.read(orders, 1):
-            try:
-                if order == b"g" and not grown:
-                    grown.append(cuda.allocate(int(service.need * (1 - service.share))))
-                if order == b"s" and grown:
-                    cuda.free(grown.pop())
-            except OutOfMemory as error:
-                say("crashed", error)
-                return
-            say("shrunk" if order == b"s" else "grown")
-
-
-def zygote(policy: str) -> None:
-    """Forks a service for each order to start one, and passes orders on. What it imports, nobody imports again."""
-    import pynvml
-
-    assert pynvml
-    for library in ("libnvidia-ml.so.1", "libcuda.so.1"):  # for services of other users, who may not read this one's cache
-        ctypes.CDLL(library)
-    if policy == "nvitop":
-        import nvitop  # noqa: F401
-    if policy.startswith("ours"):
-        from mlops_build import gpu
-
-        assert gpu.lease
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    orders: dict[int, int] = {}
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "tell" in order:
-            with contextlib.suppress(BrokenPipeError):  # it has crashed, and has said so
-                os.write(orders[order["number"]], order["tell"].encode())
-            continue
-        service = Service(**order)
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            try:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                for other in (*orders.values(), writer):  # or no service would notice the end of its orders
-                    os.close(other)
-                serve(policy, service, reader)
-            finally:
-                os._exit(0)
-        os.close(reader)
-        orders[service.number] = writer
 
 
 # ── a run: one scenario, one policy, one seed, one node ──
@@ -209,13 +47,15 @@ def zygote(policy: str) -> None:
 class Run:
     """What happened to every service, and the orders to them."""
 
-    node: "testing.Node"  # noqa: F821
+    node: "testing.Node"
     policy: str
     environment: dict[str, str]
     zygote: "subprocess.Popen[bytes]"
     services: dict[int, Service] = field(default_factory=dict)
     state: dict[int, str] = field(default_factory=dict)
     why: dict[int, str] = field(default_factory=dict)
+    began: dict[int, float] = field(default_factory=dict)  # monotonic s
+    waited: list[float] = field(default_factory=list)  # s from the start of a service until it has loaded, without its own seconds
     lost: int | None = None  # a card
     rest: bytes = b""
 
@@ -223,6 +63,7 @@ class Run:
         """All of them at once; returns when each has loaded, or has not."""
         for service in services:
             self.services[service.number] = service
+            self.began[service.number] = time.monotonic()
             self._order(vars(service))
         self._wait([service.number for service in services], {"loaded", "failed", "refused"})
 
@@ -257,7 +98,10 @@ class Run:
             *lines, self.rest = (self.rest + read).split(b"\n")
             for line in lines:
                 said = json.loads(line)
-                self.state[said["number"]], self.why[said["number"]] = said["event"], said["why"]
+                number = said["number"]
+                self.state[number], self.why[number] = said["event"], said["why"]
+                if said["event"] == "loaded":
+                    self.waited.append(said["time"] - self.began[number] - self.services[number].seconds)
 
 
 # ── the scenarios of a node with eight cards ──
@@ -352,16 +196,16 @@ SCENARIOS = (
 )
 
 
-def once(scenario: Scenario, policy: str, seed: int, scale: float) -> dict[str, object]:
+def once(scenario: Scenario, policy: str, seed: int, scale: float, hide_pids: bool = False) -> dict[str, object]:
     from mlops_build.gpu import testing
 
     with tempfile.TemporaryDirectory() as scratch:
         cards = [testing.SimulatedCard(total=total, name=name, compute_capability=capability) for name, total, capability in scenario.cards]
         with testing.Node(cards, directory=Path(scratch)) as node, (Path(scratch) / "stderr").open("wb") as log:
-            environment = {**os.environ, **node.environment, "PYTHONPATH": str(ROOT)}
-            if policy == "ours without a directory":
+            environment = {**os.environ, **node.view(hide_pids=hide_pids), "PYTHONPATH": str(ROOT)}
+            if policy.startswith("ours without a directory"):
                 environment["MLOPS_GPU_LEASE_DIR"] = f"{scratch}/nowhere"
-            command = [sys.executable, __file__, "--zygote", policy]
+            command = [sys.executable, str(SERVICES), policy]
             Path(scratch).chmod(0o755)  # for the old services, each of a user of its own
             (Path(scratch) / "node.state").chmod(0o666)
             with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process:
@@ -379,6 +223,8 @@ def once(scenario: Scenario, policy: str, seed: int, scale: float) -> dict[str, 
         "crashed": run.count("crashed"),
         "alive": len(run.alive()),
         "max_mean": max(filled) / statistics.mean(filled) if any(filled) else 0.0,
+        "waited_p50": statistics.median(run.waited or [0.0]),
+        "waited_p90": sorted(run.waited or [0.0])[int(len(run.waited) * 0.9)],
         "why": sorted({why for number, why in run.why.items() if run.state[number] in ("failed", "refused", "crashed")})[:3],
     }
 
@@ -389,11 +235,11 @@ def once(scenario: Scenario, policy: str, seed: int, scale: float) -> dict[str, 
 def table(document: dict[str, object]) -> Iterator[str]:
     for scenario, policies in document["scenarios"].items():  # type: ignore[attr-defined]
         yield f"\n{scenario}"
-        yield f"{'':<28}{'failed starts':>14}{'crashed old':>13}{'refused':>9}{'alive':>7}{'max/mean':>10}"
+        yield f"{'':<28}{'failed starts':>14}{'crashed old':>13}{'refused':>9}{'alive':>7}{'max/mean':>10}{'wait p50, p90':>15}"
         for policy, one in policies.items():
             yield (
                 f"{policy:<28}{one['failed']:>14.1f}{one['crashed']:>13.1f}{one['refused']:>9.1f}{one['alive']:>7.1f}"
-                f"{one['max_mean']:>10.2f}"
+                f"{one['max_mean']:>10.2f}{one['waited_p50']:>8.2f}{one['waited_p90']:>7.2f}"
             )
 
 
@@ -430,12 +276,9 @@ def main() -> None:
     parser.add_argument("--policy", action="append", choices=POLICIES)
     parser.add_argument("--scale", type=float, default=20.0, help="how many times faster than on a node")
     parser.add_argument("--jobs", type=int, default=3, help="nodes at once; they mostly wait")
+    parser.add_argument("--hide-pids", action="store_true", help="NVML shows no processes, as in containers")
     parser.add_argument("--draw", action="store_true", help="only the picture, from the last result")
-    parser.add_argument("--zygote", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.zygote:
-        zygote(arguments.zygote)
-        return
     if arguments.draw:
         draw(json.loads(RESULT.read_text()))
         return
@@ -449,7 +292,9 @@ def main() -> None:
     document: dict[str, object] = {"seeds": arguments.seeds, "scale": arguments.scale, "python": sys.version.split()[0], "scenarios": {}}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         waiting = {
-            (scenario.name, policy): [pool.submit(once, scenario, policy, seed, arguments.scale) for seed in range(arguments.seeds)]
+            (scenario.name, policy): [
+                pool.submit(once, scenario, policy, seed, arguments.scale, arguments.hide_pids) for seed in range(arguments.seeds)
+            ]
             for scenario, policy in asked
         }
         for (scenario, policy), futures in waiting.items():
@@ -458,7 +303,7 @@ def main() -> None:
             document["scenarios"].setdefault(scenario, {})[policy] = {**means, "why": runs[0]["why"]}  # type: ignore[attr-defined]
             print(f"{scenario}: {policy}: {means}", file=sys.stderr)
     print("\n".join(table(document)))
-    if not arguments.scenario and not arguments.policy:
+    if not arguments.scenario and not arguments.policy and not arguments.hide_pids:
         RESULT.write_text(json.dumps(document, indent=2) + "\n")
         draw(document)
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
