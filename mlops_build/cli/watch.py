@@ -68,9 +68,7 @@ def _exporter(args: argparse.Namespace) -> int:
 
 
 def _graphite(args: argparse.Namespace) -> int:
-    import os
     import signal
-    import socket
     import threading
 
     from mlops_build.errors import Unreachable, UsageError
@@ -82,7 +80,7 @@ def _graphite(args: argparse.Namespace) -> int:
             f"{args.prefix!r} is not a valid path of Graphite", remedy="use words of letters, digits, _ and -, separated by dots"
         )
     sender = graphite.Sender(*graphite.address(args.address))
-    prefix = f"{args.prefix}.{graphite.component(args.node or os.environ.get('NODE_NAME') or socket.gethostname())}"
+    prefix = f"{args.prefix}.{graphite.node_component(args.node)}"
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())

@@ -52,6 +52,11 @@ class Neighbour:
     processes: int = 0
     largest_bytes: int = 0
 
+    @property
+    def stable_name(self) -> str:
+        """The name without pod or container, which change with a restart, for the labels of metrics."""
+        return self.name if self.why == "declared" else self.key.partition(":")[2] or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -136,22 +141,24 @@ def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None
 
 def name_of(process: Known) -> str:
     """A name for people: the systemd unit, or the program with its pod or container."""
-    cgroup = process.cgroup.rpartition("/")[2]
-    if cgroup.endswith(".service") and not cgroup.startswith("user@"):
-        return printable(cgroup, 80)
-    program = program_of(process.command.split())
-    pod = re.search(r"pod([0-9a-f]{8})[-_0-9a-f]{20,}", process.cgroup)
-    if pod:
-        return f"{program} (pod {pod[1]})"
+    name = _unit_or_program(process)
+    if pod := re.search(r"pod([0-9a-f]{8})[-_0-9a-f]{20,}", process.cgroup):
+        return f"{name} (pod {pod[1]})"
     container = re.search(r"([0-9a-f]{12})[0-9a-f]{52}(?:\.scope)?$", process.cgroup)
-    return f"{program} (container {container[1]})" if container else program
+    return f"{name} (container {container[1]})" if container else name
 
 
 def key_of(process: Known) -> str:
     """A key that is the same after a restart: uid and systemd unit or program. Without arguments, which may be secret."""
+    return f"{process.uid}:{_unit_or_program(process)}"[:60]
+
+
+def _unit_or_program(process: Known) -> str:
+    """Without user@1000.service, which is all of a user's processes, and units of systemd-run, which have another name each time."""
     unit = process.cgroup.rpartition("/")[2]
-    is_unit = unit.endswith(".service") and not unit.startswith("user@")
-    return f"{process.uid}:{unit if is_unit else program_of(process.command.split())}"[:60]
+    if unit.endswith(".service") and not re.match(r"user@|run-(u[0-9]|r[0-9a-f]{32}|p[0-9]+-i)", unit):
+        return printable(unit, 80)
+    return program_of(process.command.split())
 
 
 def program_of(words: Sequence[str]) -> str:

@@ -1,12 +1,13 @@
 """Sends the metrics to Graphite: plaintext protocol (one `PATH VALUE TIME` per line) over TCP.
 
-    PREFIX.HOST.imbalance_ratio
+    PREFIX.HOST.cards_ready
     PREFIX.HOST.card.UUID.memory_used_bytes
     PREFIX.HOST.card.UUID.service.NAME.promised_bytes
 
 https://graphite.readthedocs.io/en/latest/feeding-carbon.html
 """
 
+import os
 import re
 import socket
 from collections import deque
@@ -31,6 +32,24 @@ def lines(snapshot: Snapshot, prefix: str) -> Iterator[str]:
 def component(text: str) -> str:
     """Text as one component of a path: dots and spaces, which are separators, are replaced."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:100] or "_"
+
+
+def node_component(given: str | None) -> str:
+    """The node's component: the given name, else NODE_NAME, else the name of the host.
+
+    Raises UsageError if the host has the name of a container or pod: each restart would begin other paths.
+    """
+    name = given or os.environ.get("NODE_NAME")
+    if not name:
+        name = socket.gethostname()
+        # Docker uses the start of the container's id. Pods of a Deployment or DaemonSet end with five of these letters and digits.
+        pod = "KUBERNETES_SERVICE_HOST" in os.environ and re.search(r"-[bcdfghjklmnpqrstvwxz2456789]{5}$", name)
+        if pod or re.fullmatch(r"[0-9a-f]{12}", name):
+            raise UsageError(
+                f"the host's name {name} is that of a {'pod' if pod else 'container'}, which changes with each restart",
+                remedy="name the node: --node NAME, or the variable NODE_NAME (in a pod, from spec.nodeName)",
+            )
+    return component(name)
 
 
 def _path(sample: Sample) -> str:

@@ -4,14 +4,16 @@ Names and units follow https://prometheus.io/docs/practices/naming/: base units 
 An unknown value has no sample; it is never 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mlops_build.gpu.cards import Card
+from mlops_build.watch.balance import movable_leases, movable_processes
 from mlops_build.watch.node import Snapshot
 
 CARD = ("index", "uuid", "name")
+SERVICE = ("index", "uuid", "service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,30 @@ COMMITTED = Metric(
     CARD,
 )
 LEFT = Metric("mlops_gpu_memory_left_bytes", "Memory that can still be leased.", CARD)
+MOVABLE_LEASE = Metric(
+    "mlops_gpu_movable_lease_bytes", "Largest lease that another card has room for if the card is near its limit, else 0.", CARD
+)
+MOVABLE_EXTERNAL = Metric(
+    "mlops_gpu_movable_external_bytes",
+    "Largest process without a lease that another card has room for if such processes fill the card, else 0.",
+    CARD,
+)
 UTILISATION = Metric("mlops_gpu_utilisation_ratio", "Share of the last sample period in which the card was busy, 0 to 1.", CARD)
 TEMPERATURE = Metric("mlops_gpu_temperature_celsius", "Temperature of the card.", CARD)
 POWER = Metric("mlops_gpu_power_watts", "Power draw of the card.", CARD)
 ECC = Metric("mlops_gpu_ecc_uncorrected_errors_total", "Uncorrected memory errors since the driver was loaded.", CARD, "counter")
 TROUBLE = Metric("mlops_gpu_trouble", "1 with the reason why services cannot use the card; no sample if they can.", (*CARD, "reason"))
-LEASES = Metric("mlops_gpu_service_leases", "Number of leases that a service holds on a card.", ("index", "uuid", "service"))
-PROMISED = Metric("mlops_gpu_service_promised_bytes", "Memory budget of a service's leases on a card.", ("index", "uuid", "service"))
-SERVICE_SEEN = Metric(
-    "mlops_gpu_service_seen_bytes", "Memory that a service's leases on a card use, as measured.", ("index", "uuid", "service")
+LEASES = Metric("mlops_gpu_service_leases", "Number of leases that a service holds on a card.", SERVICE)
+PROMISED = Metric("mlops_gpu_service_promised_bytes", "Memory budget of a service's leases on a card.", SERVICE)
+SERVICE_SEEN = Metric("mlops_gpu_service_seen_bytes", "Memory that a service's leases on a card use, as measured.", SERVICE)
+SERVICE_MOVABLE = Metric(
+    "mlops_gpu_service_movable_bytes",
+    "Largest lease of a service that another card has room for if the card is near its limit, else 0.",
+    SERVICE,
 )
-NEIGHBOUR = Metric("mlops_gpu_neighbour_used_bytes", "Memory used by processes without a lease, by name.", ("index", "uuid", "neighbour"))
+NEIGHBOUR = Metric(
+    "mlops_gpu_neighbour_used_bytes", "Memory used by processes without a lease, by unit or program.", ("index", "uuid", "neighbour")
+)
 DECISIONS = Metric("mlops_gpu_decisions_total", "Lease decisions since the exporter started, by outcome.", ("outcome",), "counter")
 REFUSALS = Metric(
     "mlops_gpu_refusals_total", "Lease requests without enough free memory that failed or fell back to the CPU.", kind="counter"
@@ -81,27 +96,26 @@ METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) 
 
 def samples(snapshot: Snapshot) -> Iterator[Sample]:
     """The samples of a snapshot: the node, then each card with its services and neighbours."""
-    yield Sample(DRIVER_UP, 0 if snapshot.driver else 1)
+    cards, counts, shares = snapshot.cards, snapshot.counts, used_shares(snapshot)
+    node: list[tuple[Metric, float | None]] = [
+        (DRIVER_UP, int(not snapshot.driver)),
+        (LEASE_DIRECTORY, int(snapshot.ledger)),
+        (LOOK_SECONDS, snapshot.seconds),
+        (CARDS, None if snapshot.driver else len(cards)),
+        (CARDS_READY, None if snapshot.driver else sum(card.trouble is None for card in cards)),
+        (USED_MOST, max(shares, default=None)),
+        (IMBALANCE, imbalance_of(shares)),
+        (REFUSALS, counts.refused + counts.cpu),
+        (WAITS, counts.waiting),
+        (WAITED, counts.waited_seconds),
+    ]
+    yield from _known(node, {})
     if snapshot.driver:
         yield Sample(DRIVER_TROUBLE, 1, {"reason": snapshot.driver.value})
-    yield Sample(LEASE_DIRECTORY, 1 if snapshot.ledger else 0)
-    yield Sample(LOOK_SECONDS, snapshot.seconds)
-    if not snapshot.driver:
-        yield Sample(CARDS, len(snapshot.cards))
-        yield Sample(CARDS_READY, sum(card.trouble is None for card in snapshot.cards))
-    shares = used_shares(snapshot)
-    if shares:
-        yield Sample(USED_MOST, max(shares))
-    if (imbalance := imbalance_of(shares)) is not None:
-        yield Sample(IMBALANCE, imbalance)
     for outcome in ("granted", "refused", "cpu"):
-        yield Sample(DECISIONS, getattr(snapshot.counts, outcome), {"outcome": outcome})
-    yield Sample(REFUSALS, snapshot.counts.refused + snapshot.counts.cpu)
-    yield Sample(WAITS, snapshot.counts.waiting)
-    yield Sample(WAITED, snapshot.counts.waited_seconds)
-    for card in snapshot.cards:
-        yield from _card(card)
-        yield from _services(card)
+        yield Sample(DECISIONS, getattr(counts, outcome), {"outcome": outcome})
+    for card in cards:
+        yield from _card(card, cards)
         yield from _neighbours(card)
 
 
@@ -125,7 +139,11 @@ def imbalance_of(shares: Sequence[float]) -> float | None:
     return max(shares) / mean if mean else 1.0
 
 
-def _card(card: Card) -> Iterator[Sample]:
+def _known(values: Iterable[tuple[Metric, float | None]], labels: dict[str, str]) -> Iterator[Sample]:
+    return (Sample(metric, value, labels) for metric, value in values if value is not None)
+
+
+def _card(card: Card, cards: Sequence[Card]) -> Iterator[Sample]:
     labels = {"index": str(card.index), "uuid": card.uuid, "name": card.name}
     if card.trouble is not None:
         yield Sample(TROUBLE, 1, {**labels, "reason": card.trouble.value})
@@ -137,30 +155,36 @@ def _card(card: Card) -> Iterator[Sample]:
         (POWER, card.power_watts),
         (ECC, card.ecc_errors),
     ]
+    movable = movable_leases(card, cards)
     if card.total_bytes is not None and card.used_bytes is not None and card.trouble is None:
         values += [
             (EXTERNAL, card.external_bytes),
             (EXTERNAL_COUNTED, card.external_counted_bytes),
             (COMMITTED, card.committed_bytes),
             (LEFT, card.left_bytes),
+            (MOVABLE_LEASE, max(movable.values(), default=0)),
+            (MOVABLE_EXTERNAL, max(movable_processes(card, cards).values(), default=0)),
         ]
-    yield from (Sample(metric, value, labels) for metric, value in values if value is not None)
+    yield from _known(values, labels)
+    yield from _services(card, movable)
 
 
-def _services(card: Card) -> Iterator[Sample]:
+def _services(card: Card, movable: dict[str, int]) -> Iterator[Sample]:
     """Sums of the leases of a service on a card, so that the labels do not change with each lease."""
     for service in dict.fromkeys(lease.service for lease in card.leases):
         leases = [lease for lease in card.leases if lease.service == service]
-        labels = {"index": str(card.index), "uuid": card.uuid, "service": service}
-        yield Sample(LEASES, len(leases), labels)
-        yield Sample(PROMISED, sum(lease.bytes for lease in leases), labels)
-        if any(card.uuid in lease.seen for lease in leases):
-            yield Sample(SERVICE_SEEN, sum(lease.seen.get(card.uuid, 0) for lease in leases), labels)
+        seen = [lease.seen[card.uuid] for lease in leases if card.uuid in lease.seen]
+        values: list[tuple[Metric, float | None]] = [
+            (LEASES, len(leases)),
+            (PROMISED, sum(lease.bytes for lease in leases)),
+            (SERVICE_SEEN, sum(seen) if seen else None),
+            (SERVICE_MOVABLE, movable.get(service, 0)),
+        ]
+        yield from _known(values, {"index": str(card.index), "uuid": card.uuid, "service": service})
 
 
 def _neighbours(card: Card) -> Iterator[Sample]:
-    used: dict[str, int] = {}
-    for neighbour in card.neighbours:
-        used[neighbour.name] = used.get(neighbour.name, 0) + neighbour.used_bytes
-    for name, size in used.items():
-        yield Sample(NEIGHBOUR, size, {"index": str(card.index), "uuid": card.uuid, "neighbour": name})
+    """Sums of the processes of a name, which has no container, pod or pid: each restart would begin another time series."""
+    for name in dict.fromkeys(neighbour.stable_name for neighbour in card.neighbours):
+        used = sum(neighbour.used_bytes for neighbour in card.neighbours if neighbour.stable_name == name)
+        yield Sample(NEIGHBOUR, used, {"index": str(card.index), "uuid": card.uuid, "neighbour": name})

@@ -1,6 +1,6 @@
 """Values for Zabbix's agent: the cards (low-level discovery), and values by key.
 
-    NAME            of the node: cards, ready, imbalance, refusals …; `node` is everything as one JSON document, for dependent items
+    NAME            of the node: cards, ready, movable.lease, refusals …; `node` is everything as one JSON document, for dependent items
     NAME[UUID]      of one card: memory.used[GPU-…], temperature[GPU-…] …
 
 The names are the keys of NODE and CARD below. Each call is a new process, so refusals and waits are numbers of the last ten minutes, not
@@ -8,13 +8,16 @@ counters.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlops_build.errors import NotFound, UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
-from mlops_build.watch.metrics import imbalance_of, used_share, used_shares
+from mlops_build.quantity import show_bytes
+from mlops_build.watch import metrics
+from mlops_build.watch.balance import movable_leases, movable_processes
+from mlops_build.watch.metrics import Metric, samples, used_share, used_shares
 from mlops_build.watch.node import Snapshot
 
 Value = int | float | str | None
@@ -31,39 +34,51 @@ def failed(card: Card) -> bool:
     return card.trouble is not None and card.trouble not in BY_DESIGN
 
 
-NODE: Mapping[str, Callable[[Snapshot], Value]] = {
-    "driver": lambda snapshot: 0 if snapshot.driver else 1,
+def _movable(name: str, find: Callable[[Card, Sequence[Card]], Mapping[str, int]]) -> dict[str, Callable[[Snapshot], Value]]:
+    """The largest value of all cards, and a list of all values."""
+
+    def sizes(snapshot: Snapshot) -> dict[str, int]:
+        cards = snapshot.cards
+        return {f"{holder} on card {card.index}": size for card in cards for holder, size in find(card, cards).items()}
+
+    return {
+        name: lambda snapshot: max(sizes(snapshot).values(), default=None if snapshot.driver else 0),
+        f"{name}.why": lambda snapshot: ", ".join(f"{holder} ({show_bytes(size)})" for holder, size in sizes(snapshot).items()),
+    }
+
+
+# By key: a metric without labels, or a value that only Zabbix has.
+NODE: Mapping[str, Metric | Callable[[Snapshot], Value]] = {
+    "driver": metrics.DRIVER_UP,
     "driver.why": lambda snapshot: f"{snapshot.driver.value}: {snapshot.why}" if snapshot.driver else "",
-    "leases.directory": lambda snapshot: int(snapshot.ledger),
-    "cards": lambda snapshot: None if snapshot.driver else len(snapshot.cards),
-    "ready": lambda snapshot: None if snapshot.driver else sum(card.trouble is None for card in snapshot.cards),
+    "leases.directory": metrics.LEASE_DIRECTORY,
+    "cards": metrics.CARDS,
+    "ready": metrics.CARDS_READY,
     "failed": lambda snapshot: None if snapshot.driver else sum(map(failed, snapshot.cards)),
     "failed.why": lambda snapshot: (
         None if snapshot.driver else "; ".join(f"card {card.index}: {card.trouble}: {card.why}" for card in snapshot.cards if failed(card))
     ),
-    "imbalance": lambda snapshot: imbalance_of(used_shares(snapshot)),
+    "imbalance": metrics.IMBALANCE,
+    **_movable("movable.lease", movable_leases),
+    **_movable("movable.external", movable_processes),
     "memory.percent.most": lambda snapshot: max((100 * share for share in used_shares(snapshot)), default=None),
     "refusals": lambda snapshot: snapshot.recent.refused + snapshot.recent.cpu if snapshot.ledger else None,
     "waits": lambda snapshot: snapshot.recent.waiting if snapshot.ledger else None,
 }
-
-
-def _sum(card: Card, size: int) -> int | None:
-    """A value computed from a card's memory; None if its memory is not known."""
-    return size if card.trouble is None and card.total_bytes is not None and card.used_bytes is not None else None
-
-
-CARD: Mapping[str, Callable[[Card], Value]] = {
-    "memory.total": lambda card: card.total_bytes,
-    "memory.used": lambda card: card.used_bytes,
+# By key: a metric of each card, or a value that only Zabbix has.
+CARD: Mapping[str, Metric | Callable[[Card], Value]] = {
+    "memory.total": metrics.TOTAL,
+    "memory.used": metrics.USED,
     "memory.percent": lambda card: None if (share := used_share(card)) is None else 100 * share,
-    "memory.committed": lambda card: _sum(card, card.committed_bytes),
-    "memory.external": lambda card: _sum(card, card.external_bytes),
-    "memory.left": lambda card: _sum(card, card.left_bytes),
+    "memory.committed": metrics.COMMITTED,
+    "memory.external": metrics.EXTERNAL,
+    "memory.left": metrics.LEFT,
+    "movable.lease": metrics.MOVABLE_LEASE,
+    "movable.external": metrics.MOVABLE_EXTERNAL,
     "utilisation": lambda card: card.utilisation,
-    "temperature": lambda card: card.temperature,
-    "power": lambda card: card.power_watts,
-    "ecc": lambda card: card.ecc_errors,
+    "temperature": metrics.TEMPERATURE,
+    "power": metrics.POWER,
+    "ecc": metrics.ECC,
     "leases": lambda card: len(card.leases),
     "failed": lambda card: int(failed(card)),
     "trouble": lambda card: f"{card.trouble}: {card.why}" if card.trouble else "",
@@ -107,33 +122,35 @@ def parse_key(key: str) -> tuple[str, str]:
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
     """All values as one document. Unknown values are left out."""
-    return {
-        **{name.replace(".", "_"): _rounded(value) for name, read in NODE.items() if (value := read(snapshot)) is not None},
-        "cards_by_uuid": {
-            card.uuid: {name.replace(".", "_"): _rounded(value) for name, read in CARD.items() if (value := read(card)) is not None}
-            for card in named(snapshot)
-        },
-    }
+    exported: dict[str, dict[Metric, float]] = {}
+    for sample in samples(snapshot):
+        exported.setdefault(sample.labels.get("uuid", ""), {})[sample.metric] = sample.value
+    cards = {card.uuid: _values(CARD, card, exported.get(card.uuid, {})) for card in named(snapshot)}
+    return {**_values(NODE, snapshot, exported[""]), "cards_by_uuid": cards}
 
 
 def get(snapshot: Snapshot, key: str) -> str:
     """The value of a key, as text. Raises UsageError, and NoValue if there is none."""
     name, uuid = parse_key(key)
-    if name == "node" and not uuid:
+    values = document(snapshot)
+    if name == "node":
         import json
 
-        return json.dumps(document(snapshot), ensure_ascii=False, separators=(",", ":"))
-    if uuid:
-        card = next((card for card in snapshot.cards if card.uuid == uuid), None)
-        if card is None:
-            raise NoValue(f"there is no card {uuid}", remedy="run mlops-build watch zabbix discovery to list the cards")
-        value = CARD[name](card)
-    else:
-        value = NODE[name](snapshot)
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    if uuid and uuid not in values["cards_by_uuid"]:
+        raise NoValue(f"there is no card {uuid}", remedy="run mlops-build watch zabbix discovery to list the cards")
+    value = (values["cards_by_uuid"][uuid] if uuid else values).get(name.replace(".", "_"))
     if value is None:
         raise NoValue(f"{key} has no value at the moment", remedy="run mlops-build gpu list to see the reason")
-    return str(_rounded(value))
+    return str(value)
 
 
-def _rounded(value: Value) -> Value:
-    return round(value, 4) if isinstance(value, float) else value
+def _values(
+    table: Mapping[str, Metric | Callable[[Any], Value]], subject: Card | Snapshot, exported: Mapping[Metric, float]
+) -> dict[str, Value]:
+    values = {name: exported.get(read) if isinstance(read, Metric) else read(subject) for name, read in table.items()}
+    return {
+        name.replace(".", "_"): round(value, 4) if isinstance(value, float) else value
+        for name, value in values.items()
+        if value is not None
+    }

@@ -195,6 +195,10 @@ POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123abcd_8
         (process("/opt/tritonserver --x"), "tritonserver", "1000:tritonserver"),
         (process("tritonserver", "/system.slice/triton.service", 0), "triton.service", "0:triton.service"),
         (process("python a.py", "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope"), "a.py", "1000:a.py"),
+        (process("python a.py", "/system.slice/run-u1234.service"), "a.py", "1000:a.py"),
+        (process("python a.py", f"/system.slice/run-r{'c' * 32}.service"), "a.py", "1000:a.py"),
+        (process("python a.py", "/system.slice/run-p12-i34.service"), "a.py", "1000:a.py"),
+        (process("python a.py", "/system.slice/run-report.service"), "run-report.service", "1000:run-report.service"),
         (process("python a.py", POD + ".scope"), "a.py (pod 0123abcd)", "1000:a.py"),
         (
             process("python a.py", "/kubepods/burstable/pod0123abcd-89ab-4cde-8f01-23456789abcd/" + "e" * 64),

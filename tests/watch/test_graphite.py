@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlops_build.errors import Unreachable
+from mlops_build.errors import Unreachable, UsageError
 from mlops_build.gpu.testing import SimulatedCard
-from mlops_build.watch.graphite import MAX_QUEUED, Sender, component
+from mlops_build.watch.graphite import MAX_QUEUED, Sender, component, node_component
 from tests.gpu.conftest import MakeNode
 
 LINE = re.compile(r"([A-Za-z0-9_.-]+) (-?[0-9]+(?:\.[0-9]+)?) ([0-9]{10})")
@@ -31,7 +31,8 @@ def carbon() -> Iterator[socket.socket]:
 
 
 def command(listener: socket.socket, *options: str) -> list[str]:
-    return [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{listener.getsockname()[1]}", *options]
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    return [sys.executable, "-m", "mlops_build", "watch", "graphite", address, "--node", "gpu-1.rack", *options]
 
 
 def received(connection: socket.socket, *, snapshots: int | None = None) -> dict[str, str]:
@@ -55,9 +56,7 @@ def received(connection: socket.socket, *, snapshots: int | None = None) -> dict
 def test_a_snapshot_is_sent_as_plaintext(node: MakeNode, carbon: socket.socket) -> None:
     gpus = node(SimulatedCard(total="24GiB", temperature=61, power_watts=None), "24GiB")
     gpus.lose(1)
-    with subprocess.Popen(
-        [*command(carbon), "--once", "--node", "gpu-1.rack", "--json"], env=gpus.environment, stdout=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([*command(carbon), "--once", "--json"], env=gpus.environment, stdout=subprocess.PIPE) as process:
         connection, _ = carbon.accept()
         values = received(connection)
         output, _ = process.communicate(timeout=60)
@@ -139,7 +138,7 @@ def test_an_unreachable_server_is_exit_code_5(node: MakeNode, carbon: socket.soc
     address = carbon.getsockname()[1]
     carbon.close()
     done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{address}", "--once"],
+        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{address}", "--once", "--node", "gpu-1"],
         env=node("24GiB").environment,
         capture_output=True,
         text=True,
@@ -165,3 +164,31 @@ def test_invalid_arguments_are_exit_code_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(("text", "expected"), [("a.b", "a_b"), ("x y\n1", "x_y_1"), ("", "_"), ("GPU-1", "GPU-1"), ("é", "_")])
 def test_a_component_of_a_path_has_no_separator(text: str, expected: str) -> None:
     assert component(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "environment", "expected"),
+    [
+        ("gpu-1.example.com", {}, "gpu-1_example_com"),
+        ("0123456789ab", {}, None),
+        ("0123456789ab", {"NODE_NAME": "gpu-1"}, "gpu-1"),
+        ("graphite-7c9d8b6f5-x2x4z", {}, "graphite-7c9d8b6f5-x2x4z"),
+        ("graphite-7c9d8b6f5-x2x4z", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ("gpu-1", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "gpu-1"),
+    ],
+)
+def test_the_name_of_a_container_is_in_no_path(
+    monkeypatch: pytest.MonkeyPatch, host: str, environment: dict[str, str], expected: str | None
+) -> None:
+    for name in ("NODE_NAME", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    if expected is None:
+        with pytest.raises(UsageError, match=host) as refused:
+            node_component(None)
+        assert "--node NAME" in str(refused.value.remedy)
+    else:
+        assert node_component(None) == expected
+    assert node_component("given") == "given"

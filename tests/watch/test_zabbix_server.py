@@ -13,12 +13,14 @@ from mlops_build.watch import shipped
 from tests.gpu.conftest import MakeNode
 from tests.watch.agent import running
 from tests.watch.conftest import program
+from tests.watch.test_exporter import leasing
 from tests.watch.zabbix_server import Zabbix, until, zabbix
 
 BOTH = {"createMissing": True, "updateExisting": True}
 RULES = dict.fromkeys(("groups", "templates", "items", "triggers", "discoveryRules", "valueMaps", "graphs"), BOTH)
 # Shorter intervals than the defaults, set with the macros of the template.
 QUICK = {"INTERVAL": "2s", "DISCOVERY": "3s", "FOR": "2s", "IMBALANCE.FOR": "2s"}
+MOVABLE = "GPU: could move to a card with more room"
 
 
 @pytest.mark.soak
@@ -45,19 +47,25 @@ def test_the_template_discovers_cards_and_triggers_when_one_is_full_or_lost(
         assert _problems(server, host) == set()
         discovered = time.monotonic()
 
-        filling = gpus.start("22GiB", name="notebook")
-        filling.wait_for("loaded")
-        expected = {"GPU 0: memory is at least 90 % full", "GPU 0: memory used without a lease grows", "GPU: memory use is unbalanced"}
-        until(lambda: expected <= _problems(server, host) or None, f"the triggers {expected}")
-        # Only the trigger of the higher threshold fires.
-        assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
-        rang = time.monotonic()
-
-        filling.terminate()
-        filling.wait(20)
+        # Without a lease on the first card, beside a lease; the other cards have room.
+        with leasing("1GiB", "digits", gpus.environment) as leased:
+            assert leased == gpus.cards[0].uuid
+            notebooks = [gpus.start("11GiB", name=f"notebook{number}") for number in range(2)]
+            for notebook in notebooks:
+                notebook.wait_for("loaded")
+            filled = "GPU: processes without a lease fill a card while another has room"
+            expected = {"GPU 0: memory is at least 90 % full", "GPU 0: memory used without a lease grows", filled, MOVABLE}
+            until(lambda: expected <= _names(server, host) or None, f"the triggers {expected}")
+            assert f"{MOVABLE}: digits on card 0 (1 GiB)" in _problems(server, host)
+            # Only the trigger of the higher threshold fires.
+            assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
+            rang = time.monotonic()
+            for notebook in notebooks:
+                notebook.terminate()
+                notebook.wait(20)
         gpus.lose(2)
         lost = "GPU: card 2: lost: has fallen off the bus: reset the card or reboot the node"
-        until(lambda: (lost in (problems := _problems(server, host)) and "GPU: memory use is unbalanced" not in problems) or None, lost)
+        until(lambda: (lost in _problems(server, host) and not {filled, MOVABLE} & _names(server, host)) or None, lost)
         gpus.restore()
         until(lambda: lost not in _problems(server, host) or None, "the end of the problem")
         gpus.fail_init(9)
@@ -100,6 +108,12 @@ def _items(server: Zabbix, host: str, cards: int) -> dict[str, dict[str, str]] |
 
 def _problems(server: Zabbix, host: str) -> set[str]:
     return {problem["name"] for problem in server.api("problem.get", hostids=[host], output=["name"], suppressed=None)}
+
+
+def _names(server: Zabbix, host: str) -> set[str]:
+    """The problems; those of services and programs without their list."""
+    problems = _problems(server, host)
+    return problems | {problem.rpartition(": ")[0] for problem in problems if " on card " in problem}
 
 
 def _version(server: Zabbix) -> str:
