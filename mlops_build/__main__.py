@@ -5,6 +5,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
+from mlops_build.cli.output import result
 from mlops_build.cli.parser import command_parser, top_parser
 from mlops_build.cli.table import COMMANDS
 from mlops_build.errors import MlopsBuildError
@@ -28,10 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = top_parser().parse_args(arguments[:1]).command
     command = COMMANDS[name]
     extra = command[2]
+    args = None
     try:
         args = command_parser(name, command).parse_args(arguments[1:])
         return int(args.run(args))
     except MlopsBuildError as error:
+        if args is not None:
+            document = {"error": error.message, "remedy": error.remedy, "exit_code": error.exit_code, **error.details}
+            result(args, document, "")
         return show_error(name, error)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mlops_build"):

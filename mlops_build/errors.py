@@ -3,19 +3,22 @@
 A specific error (such as `git.command.PushRejected`) is a subclass in the module that raises it.
 """
 
+from collections.abc import Mapping
+
 
 class MlopsBuildError(Exception):
     """An error that a user can understand and fix.
 
-    message: what is wrong and where. remedy: what to do about it.
+    message: what is wrong and where. remedy: what to do about it. details: more keys of the document that --json prints.
     """
 
     exit_code: int = 1
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+    def __init__(self, message: str, *, remedy: str | None = None, details: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.details = {**(details or {})}
 
 
 class Failed(MlopsBuildError):

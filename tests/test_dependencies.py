@@ -38,8 +38,12 @@ def declared(extra: str) -> frozenset[str]:
         if included := re.match(r"mlops-build\[([a-z,]+)\]", line):
             names.update(*(declared(other) for other in included[1].split(",")))
         else:
-            names.add(normal(re.split(r"[^A-Za-z0-9._-]", line)[0]))
+            names |= named([line])
     return frozenset(names)
+
+
+def named(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in requirements}
 
 
 def normal(name: str) -> str:
@@ -61,7 +65,7 @@ def test_the_extra_of_a_command_declares_what_the_command_imports(command: str) 
     module, extra = NAMED[command]
     # What `doctor` looks at, it names `operate` for.
     extras = extra.split(",") if extra else ["operate", "train"] if command == "doctor" else []
-    packages = {name for each in extras for name in declared(each)}
+    packages = {name for each in extras for name in declared(each)} | named(PROJECT["dependencies"])
     missing = {
         package
         for package in closure(module).packages - WITHOUT.get(command, set())

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
-from mlops_build.errors import UsageError
+from mlops_build.errors import NoRoom, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,12 +32,13 @@ EXAMPLES = {
   mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
 
 The program sees one card (with --count several), as cuda:0. It replaces this process, so it receives signals and sets the exit code.
-Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room.""",
+Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room; 5: no working driver.""",
     "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
   mlops-build gpu pick --memory 20GiB --count 2 --name '*H100*' --format json
 
-If there is no room, nothing is printed on stdout, and the exit code is 6. Check the exit code before you use the output: an empty
-CUDA_VISIBLE_DEVICES means no card, and many programs then use the CPU without a message. `gpu run` avoids this.""",
+Without room the exit code is 6, without a working driver 5, and no mask is printed (with JSON, a document with `error` and the reason for
+each card). Check the exit code before you use the output: an empty CUDA_VISIBLE_DEVICES means no card, and many programs then use the CPU
+without a message. `gpu run` avoids this.""",
     "explain": """  mlops-build gpu explain -n 3
   mlops-build gpu explain -n 100 --json --replay""",
 }
@@ -87,7 +88,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     add("--count", type=_positive, default=1, metavar="N", help="the number of cards (default: 1)")
     add("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for room (default: 0)")
-    add("--otherwise", choices=["fail", "cpu"], default="fail", help="without room or driver: exit code 6, or the CPU (default: fail)")
+    add("--otherwise", choices=["fail", "cpu"], default="fail", help="without room or driver: exit code 6 or 5, or the CPU (default: fail)")
     add("--exclusive", action="store_true", help="only a card without other leases and users")
     add("--strategy", choices=STRATEGIES, default="spread", metavar="NAME", help=f"{', '.join(STRATEGIES)} (default: spread)")
     add("--name", action="append", default=[], metavar="GLOB", help="only cards whose name matches, such as '*L4*' (repeatable)")
@@ -147,14 +148,19 @@ def _lease(args: argparse.Namespace, service: str) -> "Lease":
 
 
 def _pick(args: argparse.Namespace) -> int:
+    args.json = args.json or args.format == "json"
     started = time.perf_counter()
-    chosen = _lease(args, "gpu pick")
+    try:
+        chosen = _lease(args, "gpu pick")
+    except NoRoom as error:
+        error.details = {"uuids": [], **error.details}
+        raise
     seconds = time.perf_counter() - started
     chosen.release()
-    if args.json or args.format == "json":
+    if args.json:
         cards = [{"uuid": card.uuid, "index": card.index, "name": card.name} for card in chosen.cards]
         document = {"uuids": chosen.uuids, "cards": cards, "memory_bytes": chosen.memory_bytes, "cpu": chosen.cpu, "seconds": seconds}
-        result(argparse.Namespace(json=True), document, "")
+        result(args, document, "")
     else:
         mask = ",".join(chosen.uuids)
         print(f"CUDA_VISIBLE_DEVICES={mask}" if args.format == "env" else mask)

@@ -9,7 +9,9 @@ from mlops_build import __version__
 from mlops_build.cli.table import COMMANDS, Command
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
-EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service does not answer, 6 no GPU memory"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused (a check failed), 5 a service or driver does not answer, 6 no GPU memory"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +68,9 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
         epilog=f"example:\n{module.EXAMPLE}",
     )
     module.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document on stdout and nothing else there; after an error, with its message"
+    )
     parser.set_defaults(run=module.run)
     return parser
 

@@ -5,7 +5,7 @@ registry is fetched first. The first model answers at /invocations, each also at
 of service.yaml applies to its models.
 
 On a machine with GPUs it leases one (`mlops-build gpu list` shows all leases), and only this one is visible to the model. With --device gpu
-or a memory budget it never falls back to the CPU: it exits with 6 and gives the reason for every GPU.
+or a memory budget it never falls back to the CPU: it exits with 6 (5 without a working driver) and gives the reason for every GPU.
 """
 
 import argparse

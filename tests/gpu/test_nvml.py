@@ -1,10 +1,12 @@
 """NVML readings in a separate process for each test: values, faults of a card, faults of the driver, calls that hang."""
 
+import _ctypes
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +101,31 @@ def test_a_card_with_a_prohibited_compute_mode(node: MakeNode, read: Callable[..
     assert "46" in service.communicate()[1]
 
 
+@pytest.mark.parametrize("code", [3, 13, 25, 999])
+def test_an_older_call_replaces_a_call_that_fails(node: MakeNode, read: Callable[..., Any], code: int) -> None:
+    """25: the driver knows another version of the structure. Then it still answers the older call."""
+    nodes = node(testing.SimulatedCard(total="24GiB", reserved="1GiB"), "16GiB")
+    service = nodes.start("3GiB")
+    service.wait_for("loaded")
+    nodes.fault(0, "nvmlDeviceGetMemoryInfo_v2", code=code, times=1)
+    nodes.fault(0, "nvmlDeviceGetComputeRunningProcesses_v3", code=code, times=1)
+    first, second = read(nodes.environment)
+    assert (first["trouble"], first["total_bytes"], first["used_bytes"]) == (None, 24 * GIB, 4 * GIB)
+    assert first["processes"] == [{"pid": service.pid, "used_bytes": 3 * GIB}]
+    assert second["trouble"] is None
+
+
+def test_no_optional_value_hides_a_card(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node("24GiB")
+    optional = ("Name", "CudaComputeCapability", "PciInfo", "MigMode", "ComputeMode", "UtilizationRates", "Temperature", "PowerUsage")
+    lists = ("ComputeRunningProcesses", "GraphicsRunningProcesses", "MPSComputeRunningProcesses")
+    for name in (*optional, *lists, "TotalEccErrors"):
+        nodes.fault(0, f"nvmlDeviceGet{name}", code=25)
+    [card] = read(nodes.environment, "full")
+    assert (card["trouble"], card["uuid"], card["total_bytes"], card["used_bytes"]) == (None, nodes.cards[0].uuid, 24 * GIB, 0)
+    assert (card["name"], card["processes"], card["bus_id"], card["temperature"]) == ("unknown", None, None, None)
+
+
 def test_missing_optional_values_are_not_a_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node(testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
     [card] = read(nodes.environment, "full")
@@ -162,7 +189,7 @@ def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callab
     assert [look[0] for look in output["looks"]] == [[None, "does not answer"], [None, "does not answer"], [None, None]]
     assert output["looks"][0][1] == [card.uuid for card in nodes.cards]
     assert output["looks"][0][2] >= 0.5 > output["looks"][1][2]
-    assert output["threads"] == 2, "one thread waits for the next read"
+    assert output["threads"] == 1
     assert process.returncode == 0
 
 
@@ -200,7 +227,7 @@ def test_faults_of_the_driver(node: MakeNode, run_python: RunPython, code: int, 
     error = json.loads(run_python(DRIVER, nodes.environment))
     assert error[0] == reason
     assert remedy in error[2]
-    assert error[3] == 6
+    assert error[3] == 5
 
 
 def test_a_driver_that_hangs(node: MakeNode, run_python: RunPython) -> None:
@@ -221,11 +248,43 @@ def test_no_library(run_python: RunPython) -> None:
     assert "libnvidia-ml.so.1" in error[1]
 
 
+@pytest.mark.parametrize("library", ["a text file", "an empty file", "another library"])
+def test_a_corrupt_library_is_not_reported_as_a_missing_one(tmp_path: Path, run_python: RunPython, library: str) -> None:
+    path = tmp_path / "libnvidia-ml.so.1"
+    other = Path(_ctypes.__file__).read_bytes()
+    path.write_bytes(
+        {"a text file": b"version https://git-lfs.github.com/spec/v1\n" * 9, "an empty file": b"", "another library": other}[library]
+    )
+    reason, message, remedy, code = json.loads(run_python(DRIVER, {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}))
+    assert (reason, code) == ("library is corrupt", 5)
+    why = {"a text file": "invalid ELF header", "an empty file": "file too short", "another library": "Function Not Found"}
+    assert why[library] in message
+    assert "not found:" not in message
+    assert "install the NVIDIA driver again" in remedy
+
+
 def test_a_container_s_view(node: MakeNode, read: Callable[..., Any]) -> None:
     """NVML counts from 0, independent of the node's numbers; the UUID is the same."""
     nodes = node("24GiB", "40GiB", "80GiB")
     readings = read(nodes.view(cards=[2]))
     assert [(reading["index"], reading["uuid"], reading["total_bytes"]) for reading in readings] == [(0, nodes.cards[2].uuid, 80 * GIB)]
+
+
+def test_only_some_cards_are_read(node: MakeNode, run_python: RunPython) -> None:
+    """A watching process reads the cards of its lease only. An instance is read with its parent."""
+    nodes = node("24GiB", testing.SimulatedCard(total="40GiB", name="NVIDIA A100-SXM4-40GB"), "24GiB")
+    small, large = nodes.mig(1, ["10GiB", "20GiB"])
+    script = """
+import sys
+from mlops_build.gpu.nvml import Nvml
+with Nvml() as nvml:
+    for only in (None, [sys.argv[1]], [sys.argv[2]], ["GPU-absent"], None):
+        print(*(reading.uuid for reading in nvml.read(only=only)))
+"""
+    first, parent, last = (str(card.uuid) for card in nodes.cards[:3])
+    printed = run_python(script, nodes.environment, last, large).splitlines()
+    every = " ".join([first, parent, small, large, last])
+    assert printed == [every, last, f"{parent} {small} {large}", "", every]
 
 
 def test_a_card_that_is_lost_between_reads_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:

@@ -248,7 +248,7 @@ def test_changed_files_are_not_served(refuses: Callable[..., str], context: Path
 def test_a_requested_gpu_is_not_replaced_by_the_cpu(
     refuses: Callable[..., str], no_card: None, context: Path, arguments: list[str]
 ) -> None:
-    stderr = refuses(str(context), "--port", "0", *arguments, expect=6)
+    stderr = refuses(str(context), "--port", "0", *arguments, expect=5)
     assert "a GPU is requested" in stderr
     assert "--device cpu" in stderr
 
@@ -259,7 +259,7 @@ def test_the_gpu_of_a_pod_is_replaced_by_the_cpu_only_on_request(
     environment = {"MLOPS_DEVICE": "gpu", "MLOPS_GPU_MEMORY": "4GiB"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert "4GiB" in refuses(str(context), "--port", "0", expect=6)
+    assert "4GiB" in refuses(str(context), "--port", "0", expect=5)
     with serving(tmp_path, str(context), "--port", "0", "--device", "cpu", **environment) as server:
         assert ask(f"{server.url}/ping")[0] == 200
 

@@ -214,8 +214,11 @@ static int strikes(struct node *node, struct fault *fault, const char *call, int
         if (length != length_without_version(fault->call) || strncmp(call, fault->call, length) != 0) return 0;
         if (fault->device != ANY_DEVICE && fault->device != device) return 0;
     }
-    if (fault->times < 0) return 1;
-    return __atomic_fetch_sub(&fault->times, 1, __ATOMIC_ACQ_REL) > 0;
+    int left = __atomic_load_n(&fault->times, __ATOMIC_ACQUIRE);
+    if (left < 0) return 1;
+    while (left > 0) /* never below 0, which means for ever */
+        if (__atomic_compare_exchange_n(&fault->times, &left, left - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return 1;
+    return 0;
 }
 
 int node_fault(struct node *node, const char *call, int device) {
