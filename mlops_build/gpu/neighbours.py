@@ -55,7 +55,7 @@ class Neighbour:
     @property
     def stable_name(self) -> str:
         """The name without pod or container, which change with a restart, for the labels of metrics."""
-        return self.name if self.why == "declared" else self.key.partition(":")[2] or self.name
+        return re.sub(r" \((pod|container) [0-9a-f]+\)$", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_build.gpu import testing
-from mlops_build.gpu.neighbours import Known, key_of, known, name_of
+from mlops_build.gpu.cards import REST_NAME
+from mlops_build.gpu.neighbours import Known, Neighbour, key_of, known, name_of
 from mlops_build.gpu.promise import pid_namespace
 from tests.gpu.conftest import MakeNode
 from tests.gpu.nodes import backdate
@@ -251,3 +252,16 @@ def test_cards_without_a_lease_directory(node: MakeNode, cards: Callable[..., An
     nodes = node(testing.SimulatedCard(used="2GiB"))
     [card] = cards(nodes.environment | {"MLOPS_GPU_LEASE_DIR": "/nonexistent/leases"})
     assert (card["external"], card["leases"]) == (2 * GIB, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "stable"),
+    [
+        ("a.py (pod 0123abcd)", "a.py"),
+        ("a.py (container aaaaaaaaaaaa)", "a.py"),
+        ("digits (its lease is for another card)", "digits (its lease is for another card)"),
+        (REST_NAME, REST_NAME),
+    ],
+)
+def test_a_stable_name_has_no_container(name: str, stable: str) -> None:
+    assert Neighbour(name, None, None, None, None, 0, 0, "used").stable_name == stable

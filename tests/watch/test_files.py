@@ -229,6 +229,12 @@ def test_uuids_of_the_template_are_of_version_4_and_unique() -> None:
         assert uuid.UUID(text).version == 4
 
 
+def test_an_import_replaces_the_trigger_of_earlier_releases() -> None:
+    """Without "delete missing", an import leaves triggers that the template no longer has: this one fired on well placed nodes."""
+    triggers = {part["uuid"]: part["expression"] for part in below(load("zabbix-template.yaml")) if "expression" in part and "uuid" in part}
+    assert "movable.lease" in triggers["4260ce86ca964d78ba569ee452a5d423"]
+
+
 def test_references_of_the_template_resolve() -> None:
     export = load("zabbix-template.yaml")["zabbix_export"]
     assert export["version"] == "6.0"

@@ -56,7 +56,7 @@ def test_the_template_discovers_cards_and_triggers_when_one_is_full_or_lost(
             filled = "GPU: processes without a lease fill a card while another has room"
             expected = {"GPU 0: memory is at least 90 % full", "GPU 0: memory used without a lease grows", filled, MOVABLE}
             until(lambda: expected <= _names(server, host) or None, f"the triggers {expected}")
-            assert f"{MOVABLE}: digits on card 0 (1 GiB)" in _problems(server, host)
+            assert f"{MOVABLE}: digits on card 0 (1.0 GiB)" in _problems(server, host)
             # Only the trigger of the higher threshold fires.
             assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
             rang = time.monotonic()
