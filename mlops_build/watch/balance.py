@@ -24,10 +24,11 @@ def near_limit(card: Card) -> bool:
 def movable_leases(card: Card, cards: Sequence[Card]) -> dict[str, int]:
     """Largest lease of each service, in bytes, that another of these cards has room for; empty unless the card is near its limit."""
     movable: dict[str, int] = {}
-    for lease in card.leases if near_limit(card) else ():
+    others = _others(card, cards)
+    for lease in card.leases if others else ():
         size = max(lease.bytes, lease.seen.get(card.uuid, 0))
         request = Request(size, len(lease.uuids), lease.exclusive)
-        if size and any(_has_room(other, request) for other in _others(card, cards) if other.uuid not in lease.uuids):
+        if size and any(_has_room(other, request) for other in others if other.uuid not in lease.uuids):
             movable[lease.service] = max(size, movable.get(lease.service, 0))
     return movable
 
@@ -38,13 +39,12 @@ def movable_processes(card: Card, cards: Sequence[Card]) -> dict[str, int]:
     Empty unless the card is near its limit and such processes use LIMIT_SHARE of it. Declared ones are not included: the administrator
     knows about them. If the processes are not visible, their common use is returned if any other card has room.
     """
+    others = _others(card, cards)
     neighbours = [neighbour for neighbour in card.neighbours if neighbour.why != "declared" and neighbour.used_bytes]
-    if not near_limit(card) or sum(neighbour.used_bytes for neighbour in neighbours) < _margin(card):
-        return {}
     movable: dict[str, int] = {}
-    for neighbour in neighbours:
+    for neighbour in neighbours if sum(neighbour.used_bytes for neighbour in neighbours) >= _margin(card) else ():
         name, size = neighbour.stable_name, neighbour.largest_bytes
-        if any(_has_room(other, Request(size)) for other in _others(card, cards)):
+        if any(_has_room(other, Request(size)) for other in others):
             movable[name] = max(size or neighbour.used_bytes, movable.get(name, 0))
     return movable
 
@@ -54,8 +54,13 @@ def _margin(card: Card) -> int:
 
 
 def _others(card: Card, cards: Sequence[Card]) -> list[Card]:
-    """The cards with other memory: compute instances of the same GPU instance share theirs."""
-    return [other for other in cards if _memory(other) != _memory(card)]
+    """The cards that may relieve this one; none unless it is near its limit. The mask of this process does not matter.
+
+    Compute instances of the same GPU instance share their memory, so they cannot relieve each other.
+    """
+    if not near_limit(card):
+        return []
+    return [replace(other, visible=True) for other in cards if _memory(other) != _memory(card) and not near_limit(other)]
 
 
 def _memory(card: Card) -> object:
@@ -63,5 +68,5 @@ def _memory(card: Card) -> object:
 
 
 def _has_room(card: Card, request: Request) -> bool:
-    """Whether the card can take the request without being near its limit afterwards. The mask of this process does not matter."""
-    return why_not(replace(card, visible=True), replace(request, bytes=request.bytes + _margin(card))) is None
+    """Whether the card can take the request without being near its limit afterwards."""
+    return why_not(card, replace(request, bytes=request.bytes + _margin(card))) is None

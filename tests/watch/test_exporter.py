@@ -139,6 +139,8 @@ def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Star
     assert value_of(samples, "mlops_gpu_service_leases", uuid=large, service="digits") == 1
     assert value_of(samples, "mlops_gpu_memory_committed_bytes", uuid=large) == 10 * GIB
     assert value_of(samples, "mlops_gpu_memory_left_bytes", uuid=large) == 70 * GIB
+    assert value_of(samples, "mlops_gpu_movable_lease_bytes", uuid=large) == 0
+    assert value_of(samples, "mlops_gpu_service_movable_bytes", uuid=large, service="digits") == 0
     assert value_of(samples, "mlops_gpu_decisions_total", outcome="granted") == 1
     # An unknown value is absent, not 0.
     for name in ("utilisation_ratio", "temperature_celsius", "power_watts", "ecc_uncorrected_errors_total"):
