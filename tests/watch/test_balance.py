@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.choice import Request, choose
 from mlops_build.gpu.declared import Declared
 from mlops_build.gpu.neighbours import Known
 from mlops_build.gpu.nvml import DriverTrouble, Process, Reading, Trouble
 from mlops_build.gpu.promise import Promise
 from mlops_build.watch import graphite, shipped, zabbix
-from mlops_build.watch.balance import movable_leases, movable_processes
+from mlops_build.watch.balance import LIMIT_SHARE, movable_leases, movable_processes
 from mlops_build.watch.metrics import samples
 from mlops_build.watch.node import Snapshot
 from tests.watch.test_files import promtool
@@ -187,6 +190,27 @@ def test_what_could_move_is_the_same_everywhere(
         why = document[f"movable_{kind}_why"]
         assert all(f"{holder} on card {index} (" in why for index, of_card in expected.items() for holder in of_card)
         assert bool(why) == bool(expected)
+
+
+@given(st.lists(st.lists(st.integers(1, 23), max_size=6), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_who_follows_the_alert_makes_it_end(sizes: list[list[int]]) -> None:
+    """Each restarted service chooses another card, which is not near its limit then."""
+    placed = [[size for number, size in enumerate(card) if sum(card[: number + 1]) <= 24] for card in sizes]
+    for _ in range(sum(map(len, placed)) + 1):
+        cards = node(*[On([(f"{size}", size) for size in card]) for card in placed])
+        moves = [(index, size) for index, card in enumerate(cards) for size in map(int, movable_leases(card, cards))]
+        if not moves:
+            return
+        index, size = moves[0]
+        placed[index].remove(size)
+        cards = node(*[On([(f"{size}", size) for size in card]) for card in placed])
+        [chosen] = choose(cards, Request(size * GIB), 0).uuids
+        target = next(number for number, card in enumerate(cards) if card.uuid == chosen)
+        assert target != index
+        placed[target].append(size)
+        assert sum(placed[target]) <= 24 * (1 - LIMIT_SHARE)
+    raise AssertionError(f"services move for ever: {sizes}")
 
 
 def test_the_mask_of_the_exporter_hides_no_room() -> None:
