@@ -78,6 +78,11 @@ def plan(order: Order, dice: random.Random) -> Plan:
         return Plan(0.0, order.whole, 1, 0.0, False, False, 0.0, "release", (0.0, 0.0), None, 0)
     allocates = dice.random() < 0.2
     delays = [(0.0, 0.0), (0.0, 0.0), (0.2, 0.005), *([(0.05, 0.05), (0.01, 0.5)] if order.stalls else [])]
+    stalls = [
+        ("", dice.randrange(5, 120)),
+        (dice.choice(CRITICAL), dice.choice([1, 2, dice.randrange(3, 40)])),
+        (dice.choice(CRITICAL[:2]), 1),
+    ]
     return Plan(
         starts_after=dice.choice([0.0, 0.0, dice.uniform(0, 0.3), dice.uniform(0, 1.0)]),
         budget=dice.choice(BUDGETS) * GIB,
@@ -88,16 +93,7 @@ def plan(order: Order, dice: random.Random) -> Plan:
         holds=dice.choice([dice.uniform(0, 0.1), dice.uniform(0.1, 1.0)]),
         ends=dice.choice(["exit", "kill"] if allocates else ["release", "release", "exit", "kill"]),
         delay=dice.choice(delays),
-        stall_at=dice.choice(
-            [
-                ("", dice.randrange(5, 120)),
-                (dice.choice(CRITICAL), dice.choice([1, 2, dice.randrange(3, 40)])),
-                (dice.choice(CRITICAL[:2]), 1),
-            ]
-            + [None] * 17
-            if order.stalls
-            else [None]
-        ),
+        stall_at=dice.choice([*stalls, *[None] * 17]) if order.stalls else None,
         seed=dice.getrandbits(32),
     )
 

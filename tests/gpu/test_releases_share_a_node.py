@@ -111,6 +111,7 @@ def test_a_lease_is_respected_until_its_process_is_killed(services: Services, fi
     small.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), BOTH_WAYS)
 def test_a_released_lease_is_room_for_the_other(services: Services, first: str, second: str) -> None:
     holder = services.lease(first, "20GiB")
