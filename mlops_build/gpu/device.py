@@ -15,14 +15,16 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from mlops_build.errors import NoRoom, UsageError
+from mlops_build.errors import NoRoom
 from mlops_build.gpu import no_gpu
+from mlops_build.gpu.cards import Card, cards
+from mlops_build.gpu.lease import Lease, lease
+from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE
+from mlops_build.gpu.nvml import NoDriver, Trouble
 from mlops_build.quantity import parse_setting, show_bytes
-
-if TYPE_CHECKING:
-    from mlops_build.gpu import Card, Lease
+from mlops_build.setting import choice, given, number
 
 DEVICES = ("auto", "cpu", "gpu")
 # Set in the image and the Deployment of a service whose service.yaml requests a GPU.
@@ -55,7 +57,7 @@ class Device:
     """The device of this process. description: for people. lease: None on the CPU and on exclusive cards."""
 
     description: str
-    lease: "Lease | None" = None
+    lease: Lease | None = None
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
         """A context to load the model in: services that load onto the same card do so one after the other."""
@@ -73,27 +75,20 @@ def requested(device: str | None = None, gpu_memory: str | None = None, wait: st
     device: auto, cpu or gpu; default MLOPS_DEVICE, otherwise auto. gpu_memory: the budget on the card, such as "4GiB"; default
     MLOPS_GPU_MEMORY. wait: seconds to wait for room; default MLOPS_GPU_WAIT, otherwise 60. Raises NoDriver, NoRoom and UsageError.
     """
-    wanted, source = _given(device, "--device", DEVICE_VARIABLE, "auto")
-    if wanted not in DEVICES:
-        raise UsageError(f"{source} is {wanted!r}, which is not a valid device", remedy=f"set it to one of {', '.join(DEVICES)}")
-    budget, source = _given(gpu_memory, "--gpu-memory", MEMORY_VARIABLE, "")
+    wanted = choice(given("--device", device, DEVICE_VARIABLE, "auto"), DEVICES)
+    budget, source = given("--gpu-memory", gpu_memory, MEMORY_VARIABLE)
     memory = parse_setting(source, budget, "1MiB", "4GiB") if budget else None
-    seconds = _seconds(wait)
+    seconds = number(given("--wait", wait, WAIT_VARIABLE, WAIT_SECONDS), float, 0)
     if wanted == "cpu":
         return DeviceRequest("cpu")
     needed = wanted == "gpu" or memory is not None
-    from mlops_build.gpu.cards import NoDriver, cards
-    from mlops_build.gpu.nvml import DriverTrouble
-
     try:
         visible = [card for card in cards() if card.visible is not False]
     except NoDriver as error:
-        reason = no_gpu.no_driver() if error.reason is DriverTrouble.NO_LIBRARY else error.message
         if needed:
             why = f"a GPU is requested{f' ({budget})' if budget else ''}, but {error.message}"
-            why += f": {reason}" if reason != error.message else ""
             raise NoDriver(why, reason=error.reason, remedy=f"{error.remedy}; or use the CPU: --device cpu") from None
-        return DeviceRequest("cpu", why=f"the CPU ({reason})")
+        return DeviceRequest("cpu", why=f"the CPU ({error.message})")
     import torch
 
     if torch.version.cuda is None:
@@ -105,37 +100,15 @@ def requested(device: str | None = None, gpu_memory: str | None = None, wait: st
     return DeviceRequest("exclusive" if _is_exclusive(visible, memory, gpu_memory) else "shared", memory, seconds, needed)
 
 
-def _given(argument: str | None, flag: str, variable: str, default: str) -> tuple[str, str]:
-    """The value of a setting, and the flag or variable that it comes from."""
-    return (argument, flag) if argument else (os.environ.get(variable) or default, variable)
-
-
-def _seconds(wait: str | None) -> float:
-    given, source = _given(wait, "--wait", WAIT_VARIABLE, str(WAIT_SECONDS))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(
-            f"{source} is {given!r}, which is not a valid number of seconds", remedy=f"set it to a number, such as {WAIT_SECONDS}"
-        )
-    return seconds
-
-
-def _is_exclusive(visible: "list[Card]", memory: int | None, gpu_memory: str | None) -> bool:
+def _is_exclusive(visible: list[Card], memory: int | None, gpu_memory: str | None) -> bool:
     """Whether this process has the visible cards for itself, because the device plugin assigned them to its container."""
     mode = os.environ.get(MODE_VARIABLE)
-    if mode not in (None, "", "shared", "exclusive"):
-        raise UsageError(
-            f"{MODE_VARIABLE} is {mode!r}, which is not a valid mode", remedy="set it to shared or exclusive, as in service.yaml"
-        )
+    if mode:
+        choice((mode, MODE_VARIABLE), ("shared", "exclusive"))
     if gpu_memory or mode == "shared":
         return False
     if mode == "exclusive":
         return True
-    from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE
-
     # Releases of an older mlops-build do not set the mode.
     no_leases = DIRECTORY_VARIABLE not in os.environ and not Path(DIRECTORY).is_dir()
     return memory is None and no_leases and len([card for card in visible if card.mig_parent is None]) == 1
@@ -166,9 +139,7 @@ def acquired(request: DeviceRequest, service: str, say: Say) -> Iterator[Device]
             yield Device(str(held), held)
 
 
-def _leased(request: DeviceRequest, service: str, say: Say) -> "Lease":
-    from mlops_build.gpu import NoDriver, lease
-
+def _leased(request: DeviceRequest, service: str, say: Say) -> Lease:
     name = os.environ.get("MLOPS_SERVICE") or service
     try:
         return lease(request.memory, wait=request.wait, otherwise="fail" if request.needed else "cpu", service=name, progress=say)
@@ -179,11 +150,8 @@ def _leased(request: DeviceRequest, service: str, say: Say) -> "Lease":
         raise NoRoom(error.message, remedy=remedy) from None
 
 
-def _healthy() -> "list[Card]":
+def _healthy() -> list[Card]:
     """The visible cards. Raises NoRoom if there is none, or if one of them cannot be used."""
-    from mlops_build.gpu.cards import cards
-    from mlops_build.gpu.nvml import Trouble
-
     visible = [card for card in cards() if card.visible is not False]
     parents = {card.mig_parent for card in visible}
     visible = [card for card in visible if not (card.trouble is Trouble.MIG_PARENT and card.uuid in parents)]

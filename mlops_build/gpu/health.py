@@ -10,7 +10,6 @@ from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.declared import BadConfig
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger, LockHeld
-from mlops_build.gpu.no_gpu import no_driver
 from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
 
 # A file in the lease directory whose time is this far in the future was written with another clock, or before the clock was set back.
@@ -28,7 +27,7 @@ def look() -> tuple[str, list[Finding]]:
         observed = cards()
     except NoDriver as error:
         if error.reason is DriverTrouble.NO_LIBRARY:
-            return f"{no_driver()}: everything runs on the CPU", []
+            return f"{error.message}: everything runs on the CPU", []
         return error.message, [Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")]
     except BadConfig as error:
         return error.message, [Finding("gpu", "gpu-config", error.message, error.remedy or "fix the file")]

@@ -5,14 +5,13 @@ A container sees a card only if the container runtime adds the devices and the d
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 VISIBLE, CAPABILITIES, CUDA = "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "CUDA_VISIBLE_DEVICES"
 # Without NVIDIA_DRIVER_CAPABILITIES the runtime adds `utility` only: NVML, but not CUDA.
 NEEDED = ("compute", "utility")
 
 
-def no_driver(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> str:
+def no_driver(environment: Mapping[str, str] = os.environ, root: str = "/") -> str:
     """Why the driver's library is missing."""
     if not _in_container(environment, root):
         return "no NVIDIA driver is installed on this machine"
@@ -23,7 +22,7 @@ def no_driver(environment: Mapping[str, str] = os.environ, root: Path = Path("/"
         return f"{VISIBLE} is {visible.strip()!r}, which requests no card from the container runtime"
     if missing := _missing_capabilities(environment):
         return f"{CAPABILITIES} is {environment.get(CAPABILITIES, '')!r} and lacks {missing}, so the runtime does not add all libraries"
-    if (root / "dev/nvidiactl").exists():
+    if os.path.exists(f"{root}/dev/nvidiactl"):  # noqa: PTH110 -- pathlib's import costs more
         return "the devices /dev/nvidia* exist, but the driver's libraries are missing: the NVIDIA container runtime adds both"
     return "this container was not started with the NVIDIA runtime (docker run --gpus all; in a pod: runtimeClassName, or nvidia.com/gpu)"
 
@@ -50,5 +49,8 @@ def _missing_capabilities(environment: Mapping[str, str]) -> str:
     return "" if "all" in given else " and ".join(f"`{capability}`" for capability in NEEDED if capability not in given)
 
 
-def _in_container(environment: Mapping[str, str], root: Path) -> bool:
-    return "KUBERNETES_SERVICE_HOST" in environment or any((root / path).exists() for path in (".dockerenv", "run/.containerenv"))
+def _in_container(environment: Mapping[str, str], root: str) -> bool:
+    return "KUBERNETES_SERVICE_HOST" in environment or any(
+        os.path.exists(f"{root}/{path}")  # noqa: PTH110
+        for path in (".dockerenv", "run/.containerenv")
+    )

@@ -21,6 +21,7 @@ from typing import Any, Self
 import pynvml
 
 from mlops_build.errors import NoRoom
+from mlops_build.gpu.no_gpu import no_driver
 
 SECONDS = 2.0  # time limit for starting NVML, and for reading a card
 QUICK_SECONDS = 0.2  # a working card answers in a millisecond, and on an overloaded node more threads do not help
@@ -76,7 +77,7 @@ OF_A_CARD = {
     None: (Trouble.FAULT, "NVML: {0} ({1})"),
 }
 OF_THE_DRIVER = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (DriverTrouble.NO_LIBRARY, f"there is no NVIDIA driver here: {LIBRARY} is not found"),
+    "FileNotFoundError": (DriverTrouble.NO_LIBRARY, "{0}"),
     "OSError": (DriverTrouble.CORRUPT, "the NVIDIA driver's library is corrupt: {0}"),
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: (DriverTrouble.CORRUPT, f"the NVIDIA driver's library is corrupt: {LIBRARY}: {{0}}"),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (DriverTrouble.NOT_LOADED, "the NVIDIA driver's kernel module is not loaded"),
@@ -151,8 +152,7 @@ class Nvml:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._count = 0
-        self._known: dict[int, list[Reading]] = {}  # by index; the card without its values, and its instances
+        self._known: dict[int, list[Reading]] = {}  # by index: the card without its values, then its instances
         self._running: set[int] = set()  # keys of calls that have not ended
 
     def __enter__(self) -> Self:
@@ -160,7 +160,7 @@ class Nvml:
         if isinstance(count, Exception):
             reason, why = _explained(count, OF_THE_DRIVER)
             raise NoDriver(why, reason=reason)
-        self._count = count
+        self._known = {index: [Reading(f"{UNKNOWN}-{index}", index, UNKNOWN)] for index in range(count)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,14 +176,13 @@ class Nvml:
         """
         calls = {
             index: partial(self._card, index, full)
-            for index in range(self._count)
-            if only is None or index not in self._known or any(reading.uuid in only for reading in self._known[index])
+            for index, known in self._known.items()
+            if only is None or any(reading.uuid in only or reading.name == UNKNOWN for reading in known)
         }
         readings: list[Reading] = []
         for index, result in self._results(calls).items():
             if isinstance(result, Exception):
-                card, *_ = self._known.get(index) or [Reading(f"unknown-{index}", index, UNKNOWN)]
-                result = [_troubled(card, result)]
+                result = [_troubled(self._known[index][0], result)]
             readings += result
         return readings
 
@@ -220,14 +219,13 @@ class Nvml:
     def _card(self, index: int, full: bool) -> list[Reading]:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         pci = _value(handle, "PciInfo")
-        card = Reading(
+        card = self._known[index][0] = Reading(
             pynvml.nvmlDeviceGetUUID(handle),
             index,
             _value(handle, "Name") or UNKNOWN,
             compute_capability=_value(handle, "CudaComputeCapability"),
             bus_id=pci and pci.busId,
         )
-        self._known.setdefault(index, [card])  # before a call that may hang
         instances: list[Reading] = []
         if (_value(handle, "MigMode") or [0])[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
             instances = list(_instances(handle, card))
@@ -236,7 +234,7 @@ class Nvml:
         elif _value(handle, "ComputeMode") == pynvml.NVML_COMPUTEMODE_PROHIBITED:
             why = "its compute mode is PROHIBITED: an administrator has disabled it for processes (nvidia-smi --compute-mode)"
             card = replace(card, trouble=Trouble.DENIED, why=why)
-        self._known[index] = [card, *instances]
+        self._known[index][1:] = instances
         return [_sized(handle, card, full), *instances]
 
 
@@ -244,10 +242,12 @@ def _start() -> int:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        cause = error.__context__  # nvidia-ml-py reports any error of dlopen as LIBRARY_NOT_FOUND
-        if isinstance(cause, OSError) and not (LIBRARY in str(cause) and "No such file" in str(cause)):
-            raise cause from None
-        raise
+        cause = error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        # nvidia-ml-py reports any error of dlopen as LIBRARY_NOT_FOUND.
+        missing = LIBRARY in str(cause) and "No such file" in str(cause)
+        raise FileNotFoundError(f"{LIBRARY} is not found: {no_driver()}") if missing else cause from None
     return int(pynvml.nvmlDeviceGetCount())
 
 
@@ -259,10 +259,10 @@ def _instances(parent: Any, card: Reading) -> Iterator[Reading]:
             ids = (_value(handle, "GpuInstanceId"), _value(handle, "ComputeInstanceId"))
             name = _value(handle, "Name") or card.name
             instance = replace(card, uuid=uuid, name=name, mig_parent=card.uuid, mig_instance=None if None in ids else ids)
-            yield _sized(handle, instance, full=False)
+            yield _sized(handle, instance)
 
 
-def _sized(handle: Any, card: Reading, full: bool) -> Reading:
+def _sized(handle: Any, card: Reading, full: bool = False) -> Reading:
     """The card with its memory, its processes and, with `full`, the other values."""
     try:
         # Version 2 reports the driver's reserved memory separately; version 1 counts it as used.

@@ -12,16 +12,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.nvml import Reading, Trouble
 
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    Seen = TypeVar("Seen", bound=Reading)
-
+Seen = TypeVar("Seen", bound=Reading)
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 

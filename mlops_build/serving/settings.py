@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from mlops_build import reason
 from mlops_build.errors import UsageError
 from mlops_build.quantity import parse_setting
+from mlops_build.setting import Given, choice, given, number
 
 PREFIX = "MLOPS_SERVE_"
 
@@ -54,41 +55,27 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str] = os.envir
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         variable = PREFIX + field.name.upper()
-        given, source = flags.get(field.name), f"--{field.name.replace('_', '-')}"
-        if given is None:
-            given, source = environment.get(variable) or own.get(variable), variable
-        if given is not None:
-            values[field.name] = _value(field.name, field.default, given, source)
+        setting = given(f"--{field.name.replace('_', '-')}", flags.get(field.name), variable, own.get(variable), environment)
+        if setting[0] is not None:
+            values[field.name] = _value(field.name, field.default, setting)
     return Settings(**values)
 
 
-def _value(name: str, default: Any, given: Any, source: str) -> Any:
-    """The value of a setting. source: the flag or variable that it comes from."""
+def _value(name: str, default: Any, setting: Given) -> Any:
+    value, source = setting
     if isinstance(default, bool):
-        if str(given).lower() not in ("true", "false", "1", "0"):
-            raise UsageError(f"{source} is {given!r}, which is not a boolean", remedy="set it to true or false")
-        return str(given).lower() in ("true", "1")
+        if str(value).lower() not in ("true", "false", "1", "0"):
+            raise UsageError(f"{source} is {value!r}, which is not a boolean", remedy="set it to true or false")
+        return str(value).lower() in ("true", "1")
     if name == "tokens":
-        return str(given)
+        return str(value)
     if name in ("unsafe_pickle", "rows_independent"):
         try:
-            return reason.checked(str(given))
+            return reason.checked(str(value))
         except ValueError as error:
             raise UsageError(f"{source}: {error}", remedy=f'give the reason in quotes: {source}="REASON"') from None
     if name in CHOICES:
-        if given not in CHOICES[name]:
-            raise UsageError(f"{source} is {given!r}, which is not a valid choice", remedy=f"set it to {' or '.join(CHOICES[name])}")
-        return given
+        return choice(setting, CHOICES[name])
     if name == "body_limit":
-        return parse_setting(source, str(given), "1KiB", "16MiB")
-    try:
-        value = type(default)(given)
-    except ValueError:
-        value = -1
-    minimum = 0 if name == "max_delay_ms" else 1 if isinstance(default, int) else 0.001
-    if not minimum <= value < 1e9:
-        raise UsageError(
-            f"{source} is {given!r}, which is not a valid number",
-            remedy=f"set a {'whole ' * isinstance(default, int)}number from {minimum} to below 1e9; the default is {default}",
-        )
-    return value
+        return parse_setting(source, str(value), "1KiB", "16MiB")
+    return number(setting, type(default), 0 if name == "max_delay_ms" else 1 if isinstance(default, int) else 0.001)

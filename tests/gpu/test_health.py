@@ -71,7 +71,7 @@ def test_a_missing_driver_is_not_a_finding() -> None:
     if "NVIDIA" in look(os.environ)[0] and not look(os.environ)[0].endswith(": everything runs on the CPU"):
         pytest.skip("this machine has a card")
     summary, findings = look(os.environ)
-    assert summary == f"{no_gpu.no_driver()}: everything runs on the CPU"
+    assert summary == f"libnvidia-ml.so.1 is not found: {no_gpu.no_driver()}: everything runs on the CPU"
     assert findings == []
 
 

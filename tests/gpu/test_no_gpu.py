@@ -1,13 +1,12 @@
 """Why no card is visible: each cause that can be found from inside a container, in one line."""
 
-import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from mlops_build.gpu import device, no_gpu
 from mlops_build.gpu.cards import NoDriver
-from mlops_build.gpu.nvml import DriverTrouble
 
 OURS = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
@@ -56,14 +55,16 @@ def test_the_reason_for_a_driver_without_a_card_and_a_card_without_cuda() -> Non
 def test_the_service_reports_the_reason_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the device line for the CPU, and in the error if a GPU is requested."""
 
-    def missing() -> list[object]:
-        raise NoDriver("there is no NVIDIA driver here", reason=DriverTrouble.NO_LIBRARY)
+    def missing(name: str) -> object:
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
 
-    # By the module's full name: in the package, `cards` is the function.
-    monkeypatch.setattr(sys.modules["mlops_build.gpu.cards"], "cards", missing)
+    monkeypatch.setattr(pynvml, "CDLL", missing)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.delenv("MLOPS_GPU_MEMORY", raising=False)
     monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "void")
-    assert device.requested("auto").why == "the CPU (NVIDIA_VISIBLE_DEVICES is 'void', which requests no card from the container runtime)"
-    with pytest.raises(NoDriver, match="but there is no NVIDIA driver here: NVIDIA_VISIBLE_DEVICES is 'void'"):
+    assert (
+        device.requested("auto").why
+        == "the CPU (libnvidia-ml.so.1 is not found: NVIDIA_VISIBLE_DEVICES is 'void', which requests no card from the container runtime)"
+    )
+    with pytest.raises(NoDriver, match=r"but libnvidia-ml\.so\.1 is not found: NVIDIA_VISIBLE_DEVICES is 'void'"):
         device.requested("gpu")

@@ -1,6 +1,5 @@
 """`mlops-build serve` as a caller and an operator meet it: a real process, real HTTP."""
 
-import importlib
 import json
 import shutil
 import signal
@@ -17,6 +16,7 @@ import mlflow.version
 import pytest
 
 from mlops_build.__main__ import main
+from mlops_build.gpu import device
 from tests.conftest import mlops_build
 from tests.packaging.world import World, answered
 from tests.serving.conftest import Server, serving
@@ -28,12 +28,11 @@ SPLIT = {"dataframe_split": {"columns": ["x", "y"], "data": [[1.0, 0.5], [-2.0, 
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulates a machine without an NVIDIA driver."""
-    cards = importlib.import_module("mlops_build.gpu.cards")  # `from mlops_build.gpu import cards` imports the function of that name
 
     def none() -> None:
-        raise cards.NoDriver("no NVIDIA driver answers")
+        raise device.NoDriver("no NVIDIA driver answers")
 
-    monkeypatch.setattr(cards, "cards", none)
+    monkeypatch.setattr(device, "cards", none)
 
 
 def ask(
