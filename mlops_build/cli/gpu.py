@@ -8,7 +8,6 @@ Only `run` (and mlops_build.gpu.lease in Python) reserves memory: two services t
 
 import argparse
 import os
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -31,7 +30,8 @@ EXAMPLES = {
     "run": """  mlops-build gpu run --memory 4GiB --wait 120 -- python train.py
   mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
 
-The program sees one card (with --count several), as cuda:0. It replaces this process, so it receives signals and sets the exit code.
+The program sees one card (with --count several), as cuda:0. This process stays as its parent, forwards signals, and ends as the program
+ends. The program and all processes that it starts share the lease. It ends with them, even if this process is killed.
 Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room; 5: no working driver.""",
     "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
   mlops-build gpu pick --memory 20GiB --count 2 --name '*H100*' --format json
@@ -144,6 +144,7 @@ def _lease(args: argparse.Namespace, service: str) -> "Lease":
         min_compute_capability=args.min_compute_capability,
         service=service,
         progress=lambda text: say(f"mlops-build gpu {args.action}: {text}"),
+        report=False,
     )
 
 
@@ -178,18 +179,17 @@ def _run(args: argparse.Namespace) -> int:
     if not _exists(command[0]):  # checked before waiting for a card
         return _cannot_run(command[0], FileNotFoundError())
     from mlops_build.gpu.neighbours import program_of
+    from mlops_build.gpu.run import run as run_program
 
-    leased = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
-    say(f"mlops-build gpu run: {leased}")
-    leased.before_exec()
-    sys.stdout.flush()
-    # Python ignores these two signals; programs expect the default, so that `CMD | head` ends CMD.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    def take() -> "Lease":
+        lease = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
+        say(f"mlops-build gpu run: {lease}")
+        sys.stdout.flush()
+        return lease
+
     try:
-        os.execvp(command[0], command)  # noqa: S606 -- no shell, on purpose
+        return run_program(command, take)
     except OSError as error:
-        leased.release()
         return _cannot_run(command[0], error)
 
 

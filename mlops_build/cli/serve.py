@@ -90,7 +90,7 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
             say(f"pickled files, which run code when they are loaded, are accepted (unsafe_pickle): {checked.unsafe_pickle}")
         with device.acquired(request, checked.service, say) as chosen:
             say(f"device: {chosen.description}")
-            with chosen.loading(), without_garbage_collection():
+            with without_garbage_collection():
                 if chosen.lease:
                     chosen.lease.limit_torch()  # before the model, so that loading also stays within the budget
                 serving = load.load(

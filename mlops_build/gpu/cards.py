@@ -10,6 +10,7 @@ counted twice rather than not at all: a lease whose memory has not been observed
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,12 +153,17 @@ def snapshot(
     return Snapshot(
         readings,
         {promise.id: promise for promise in promises},
-        known((process.pid for reading in readings for process in reading.processes or ()), _created_by_place(promises)),
+        processes_of(readings, promises),
         peaks,
         node or settings(),
         now,
         taken,
     )
+
+
+def processes_of(readings: Iterable[Reading], promises: Iterable[Promise]) -> Mapping[int, Known] | None:
+    """Data from /proc for the processes on these cards; None if their pids are not valid in this pid namespace."""
+    return known((process.pid for reading in readings for process in reading.processes or ()), _created_by_place(promises))
 
 
 def account(
@@ -269,11 +275,11 @@ def _users(pool: Sequence[Reading]) -> list[Process] | None:
 
 
 def _created_by_place(leases: Iterable[Promise]) -> dict[Place, float]:
-    """The newest lease's time of creation (unix s), by the owner's place."""
+    """When the newest lease was created, by its owner's place: seconds since the machine was started; infinite if that is not known."""
     created: dict[Place, float] = {}
     for lease in leases:
         place = (lease.pid_namespace, lease.pid)
-        created[place] = max(created.get(place, 0.0), lease.created)
+        created[place] = max(created.get(place, 0.0), math.inf if lease.boot is None else lease.boot)
     return created
 
 

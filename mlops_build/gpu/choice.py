@@ -134,10 +134,12 @@ def why_not(card: Card, request: Request) -> str | None:
     return _crowded(card, request)
 
 
-def could_ever(cards: Sequence[Card], request: Request) -> bool:
-    """Whether the request would fit if all other processes ended. If not, waiting does not help."""
-    empty = [_emptied(card, request) for card in cards]
-    return bool(choose(empty, replace(request, strategy="spread"), 0).uuids)
+def could_ever(cards: Sequence[Card], request: Request) -> list[str]:
+    """The UUIDs of the cards that could take the request if all other processes ended, the card with most memory left first. Empty if these
+    are too few, so that waiting does not help."""
+    could = [card for card in cards if why_not(_emptied(card, request), request) is None]
+    could.sort(key=lambda card: (-card.left_bytes, card.index))
+    return [card.uuid for card in could] if len(could) >= request.count else []
 
 
 def _emptied(card: Card, request: Request) -> Card:

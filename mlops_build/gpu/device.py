@@ -59,10 +59,6 @@ class Device:
     description: str
     lease: Lease | None = None
 
-    def loading(self) -> contextlib.AbstractContextManager[None]:
-        """A context to load the model in: services that load onto the same card do so one after the other."""
-        return self.lease.loading() if self.lease else contextlib.nullcontext()
-
     def as_json(self) -> dict[str, Any] | None:
         if self.lease is None:
             return None

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from mlops_build.errors import Failed
 from mlops_build.gpu import log
-from mlops_build.gpu.lock import locks
 from mlops_build.gpu.promise import printable
 
 if TYPE_CHECKING:
@@ -26,6 +25,15 @@ if TYPE_CHECKING:
 FILE_LIMIT = 64 * 1024  # a lease is about 300 bytes
 # Limits for the files of one uid and of all: many files of one user must not hide or delay other users' leases.
 FILES_PER_UID, FILES = 1024, 16384
+
+
+def locks(descriptor: int, kind: int) -> bool:
+    """Try to take the file's lock (LOCK_SH or LOCK_EX) without waiting; whether it was taken."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class NoLedger(Failed):

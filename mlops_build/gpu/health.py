@@ -9,7 +9,7 @@ from mlops_build.finding import Finding
 from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.declared import BadConfig
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger, LockHeld
+from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger
 from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
 
 # A file in the lease directory whose time is this far in the future was written with another clock, or before the clock was set back.
@@ -87,8 +87,9 @@ def of_directory(path: Path) -> list[Finding]:
 
 
 def _lock(ledger: Ledger) -> list[Finding]:
-    try:
-        return ledger.decide(list, LOCK_SECONDS)
-    except LockHeld:
-        why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s, which delays each decision by 2 s (normal: milliseconds)"
-        return [Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {ledger.path}/lock`, and end it")]
+    with ledger.turn(LOCK_SECONDS) as locked:
+        if locked:
+            return []
+    holders = "".join(f", by pid {pid}" for pid in ledger.lock_holders()[:1])
+    why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s{holders}, which delays each decision by 4 s (normal: milliseconds)"
+    return [Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {ledger.path}/lock`, and end it")]

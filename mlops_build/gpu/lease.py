@@ -1,9 +1,8 @@
 """Reserve memory on a card for the lifetime of a process, before anything is loaded.
 
     with gpu.lease("4GiB", wait=120) as lease:
-        with lease.loading():                 # one service at a time loads onto a card
-            lease.limit_torch()               # a service that exceeds its budget fails alone
-            model.to(lease.device)            # cuda:0 under the mask
+        lease.limit_torch()                   # a service that exceeds its budget fails alone
+        model.to(lease.device)                # cuda:0 under the mask
 
 Only `device`, `devices` and `limit_torch` import torch, and only `limit_torch` starts CUDA.
 """
@@ -15,33 +14,30 @@ import math
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from mlops_build.errors import Refused, UsageError
 from mlops_build.gpu import log
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.choice import Request, Strategy, named
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.nvml import NoDriver, read
-from mlops_build.gpu.promise import pid_namespace, printable
-from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Nested, Search
+from mlops_build.gpu.nvml import NoDriver, Nvml, read
+from mlops_build.gpu.promise import boot_time, pid_namespace, printable
+from mlops_build.gpu.report import Reporter, shown, unexplained
+from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Search
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started
 from mlops_build.quantity import parse_bytes, show_bytes
-
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, Literal, Self
-
-    from mlops_build.gpu.loading import Reporter
 
 # The default budget: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with a default of 3-4 GiB, and 1.6 with 1 GiB.
 ASSUMED = 4 << 30
 SERVICE_VARIABLE = "MLOPS_SERVICE"
 
-_own: list[Lease] = []  # at most one, since the process has one CUDA_VISIBLE_DEVICES
+# At most one, since the process has one CUDA_VISIBLE_DEVICES. A weak reference, so that `del lease` releases it.
+_own: Callable[[], Lease | None] = lambda: None  # noqa: E731
 _granting = threading.Lock()
 
 
@@ -63,16 +59,18 @@ def lease(
     min_compute_capability: tuple[int, int] | None = None,
     service: str | None = None,
     progress: Callable[[str], None] | None = None,
+    report: bool = True,
 ) -> Lease:
     """Choose one or more cards, reserve memory on them for this process, and set CUDA_VISIBLE_DEVICES to them.
 
-    Call it before anything starts CUDA. Use it as a context manager, or call `release()`. The lease belongs to the process and to those
-    that it forks or execs. The kernel ends it when the last of them ends, in any way.
+    Call it before anything starts CUDA. Use it as a context manager, or keep it in a variable and call `release()`. The lease belongs to
+    the process and its descendants: if one of these calls gpu.lease, it shares the lease. The kernel ends it when the last of them ends, in
+    any way. A second call in the same process releases the first lease (a cell of a notebook that runs again).
 
     memory: the budget on each card, such as "4GiB", or bytes. It includes the CUDA context (300-500 MiB). None: 4 GiB, with a warning.
     count: the number of cards, with `memory` on each. Several MIG instances are not possible: CUDA gives a process only one.
-    wait: the longest time to wait for room, in seconds. Tries about once a second and reports progress. There is no queue: small requests
-        can overtake a large one repeatedly.
+    wait: the longest time to wait for room, in seconds. Tries about once a second and reports progress. The request that has waited longest
+        keeps later ones off the card on which it may have room first, and off one more card every ten seconds.
     otherwise: if there is no room or no driver, "fail" raises NoRoom or NoDriver; "cpu" returns a lease of the CPU, with a warning.
     exclusive: no other lease on the card, and next to no use without a lease.
     strategy: "spread" (the largest share of the card left, the default), "pack" (the fewest bytes left), "random" (weighted by the memory
@@ -82,11 +80,12 @@ def lease(
     max_utilisation: only cards with at most this utilisation, in percent.  min_compute_capability: for example (8, 0).
     service: the name shown to others; None uses MLOPS_SERVICE, else the program's name.
     progress: called with a line of text while it waits; None logs a warning to the logger "mlops_build.gpu".
+    report: write the memory that the process uses into the lease every few seconds, from a thread. False: another process does (`gpu run`).
 
-    Raises NoRoom (with the reason for each card), NoDriver, CudaStarted, Nested (this process already holds a lease) and UsageError.
+    Raises NoRoom (with the reason for each card), NoDriver, CudaStarted, Nested (the inherited lease is too small) and UsageError.
 
     If the lease directory (MLOPS_GPU_LEASE_DIR, else /run/mlops-gpu) is missing or not writable, a card is chosen at random, weighted by
-    free memory, and a child process holds the memory until loading begins. A warning says that other services' leases are not known.
+    free memory. A warning says that other services' leases are not known.
     """
     request = _request(memory, count, exclusive, strategy, names, uuids, max_utilisation, min_compute_capability)
     if otherwise not in ("fail", "cpu"):
@@ -94,44 +93,46 @@ def lease(
     if not (isinstance(wait, int | float) and 0 <= wait < math.inf):
         raise UsageError(f"cannot wait {wait!r} seconds", remedy="use a finite number of seconds, 0 or more")
     name = printable(service or os.environ.get(SERVICE_VARIABLE) or _program())
+    global _own
     with _granting:
-        if _own:
-            raise Nested(
-                f"this process already holds a lease ({_own[0]})",
-                remedy="release it first, or request all memory at once (several cards: count=2)",
-            )
         started = cuda_started()
         if started is not None:
             raise CudaStarted(
                 f"{started}: it would not see the chosen card",
-                remedy="call gpu.lease before anything asks torch for a device, or start the program with `mlops-build gpu run`",
+                remedy="call gpu.lease before anything asks torch for a device, or start the program with `mlops-build gpu run`; in a "
+                "notebook, restart the kernel",
             )
-        granted = Lease(Search(request, name, progress).run(float(wait), otherwise))
-        _own.append(granted)
+        earlier = _own()
+        if earlier is not None and earlier.held_here():
+            log.warning("the earlier lease of this process is released (%s): a process has one lease (several cards: count=2)", earlier)
+            earlier.release()
+        granted = Lease(Search(request, name, progress).run(float(wait), otherwise), report=report)
+        _own = weakref.ref(granted)
     return granted
 
 
 class Lease:
-    """Reserved memory on one or more cards. A context manager; `release()` ends it.
+    """Reserved memory on one or more cards. A context manager; `release()` ends it, and so does the end of the last reference to it.
 
-    uuids, cards: the chosen cards (empty: the CPU). memory_bytes: the budget on each. Owns the lease file, the mask in the environment and,
-    without a lease directory, the child process that holds the memory.
+    uuids, cards: the chosen cards (empty: the CPU). memory_bytes: the budget on each. Owns the lease file and the mask in the environment.
     """
 
-    def __init__(self, grant: Grant) -> None:
+    def __init__(self, grant: Grant, *, report: bool) -> None:
         self.cards: tuple[Card, ...] = tuple(grant.cards)
         self.uuids: tuple[str, ...] = grant.promise.uuids
         self.memory_bytes: int = grant.promise.bytes
-        self._promise, self._ledger, self._held, self._placeholder = grant.promise, grant.ledger, grant.held, grant.placeholder
-        self._reporter: Reporter | None = None
-        self._reported: dict[str, int] = {}  # bytes, by UUID
-        self._loaded = self._released = False
+        self._promise, self._ledger, self._held = grant.promise, grant.ledger, grant.held
+        self._released = False
         self._process = os.getpid()
         mask = {VARIABLE: ",".join(self.uuids), ORDER: "PCI_BUS_ID"}
         if self._promise.id:
             mask[LEASE_VARIABLE] = self._promise.id
         self._before = {variable: os.environ.get(variable) for variable in mask}
         os.environ.update(mask)
+        self._reporter: Reporter | None = None
+        if report and self._held is not None and self._ledger is not None:
+            self._reporter = Reporter(self._ledger, self._promise, unexplained(self.cards))
+            self._reporter.start()
 
     def __str__(self) -> str:
         if self.cpu:
@@ -148,6 +149,15 @@ class Lease:
         """The lease's id in the lease directory; None if it was not written there."""
         return self._promise.id or None
 
+    def held_here(self) -> bool:
+        """Whether this process took the lease, and has not released it."""
+        return not self._released and self._process == os.getpid()
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process took the lease, and did not receive it from the process that started it."""
+        return self._held is not None
+
     @property
     def device(self) -> Any:
         """The first of `devices`: torch.device("cuda:0") or torch.device("cpu"). Imports torch."""
@@ -155,45 +165,32 @@ class Lease:
 
     @property
     def devices(self) -> tuple[Any, ...]:
-        """A torch.device for each card of the lease. Imports torch.
-
-        If a child process holds the memory (no lease directory), it frees the memory now: load at once.
-        """
+        """A torch.device for each card of the lease. Imports torch."""
         import torch
 
         if self.cpu:
             return (torch.device("cpu"),)
-        self.let_go()
-        self._start_reporter()
         return tuple(torch.device(f"cuda:{ordinal}") for ordinal in range(len(self.uuids)))
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Load the model inside this block. `loading` in /etc/mlops-gpu.toml says how many services may load onto a card at once (1).
+        """Load the model inside this block, if it uses more than the budget while it loads. Other services do not need it.
 
-        Waits at most two minutes for a load slot, with a warning, and then continues without one. On exit the observed memory is written
-        into the lease, which confirms it: others no longer count that memory in addition to the budget.
+        `loading` in /etc/mlops-gpu.toml says how many services may load onto a card at once (1). Waits at most two minutes for a load slot,
+        with a warning, and then continues without one.
         """
-        if self.cpu:
+        if self.cpu or self._ledger is None:
             yield
             return
         from mlops_build.gpu import loading
 
-        # Under `gpu run` the watching process already holds the load slots for this process.
-        gated = self._ledger is not None and self._held is not None
-        slots = loading.enter(self._ledger, self.uuids) if gated and self._ledger else loading.Slots((), alone=False)
+        slots = loading.enter(self._ledger, self.uuids)
         try:
-            before = self._used() if slots.alone else None
-            self.let_go()
             yield
-            # A pending report could overwrite this one and say that the service is still loading.
-            if self._reporter is not None:
-                self._reporter.stop()
-                self._reporter = None
-            self._report(loaded=True, before=before)
+            self._report(loaded=True)
         finally:
-            slots.release()
-        self._start_reporter()
+            for descriptor in slots:
+                os.close(descriptor)
 
     def limit_torch(self) -> None:
         """Limit torch in this process to the budget on each card, so that a service that exceeds it fails alone.
@@ -203,44 +200,19 @@ class Lease:
         """
         if self.cpu:
             return
-        from mlops_build.gpu import budget, loading
+        from mlops_build.gpu import budget
 
-        self.let_go()
-        this_process = replace(self._promise, pid=os.getpid(), pid_namespace=pid_namespace(), created=time.time())
+        this_process = replace(self._promise, pid=os.getpid(), pid_namespace=pid_namespace(), boot=boot_time())
 
         def used() -> dict[int, int]:
-            by_uuid = loading.shown(read(), this_process) or {}
+            by_uuid, _ = shown(read(), [this_process], this_process)
             return {ordinal: by_uuid[uuid] for ordinal, uuid in enumerate(self.uuids) if uuid in by_uuid}
 
         budget.limit(self.memory_bytes, len(self.uuids), used)
-        self._start_reporter()
 
     def report(self) -> None:
-        """Write the service's observed memory into the lease now. After `device` was read, a thread does so every few seconds."""
-        self._report(loaded=self._loaded, before=None)
-
-    def let_go(self) -> None:
-        """End the child process that holds the memory, if there is one. Until the model is loaded, others may take the memory."""
-        if self._placeholder is not None and self._process == os.getpid():
-            self._placeholder.release()
-            self._placeholder = None
-
-    def before_exec(self) -> None:
-        """Call it right before the exec of a program that does not use leases (`gpu run`). The program inherits lease and mask.
-
-        Waits for the cards' load slots, and starts a small process that holds them until the program's memory has appeared and stopped
-        growing, writes it into the lease, and exits.
-        """
-        if self.cpu:
-            return
-        from mlops_build.gpu import loading
-
-        if self._reporter is not None:
-            self._reporter.stop()
-        if self._ledger is not None and self._promise.id:
-            slots = loading.enter(self._ledger, self.uuids)
-            loading.watch(self._ledger, self._promise, slots, self._used() or {})
-        self.let_go()
+        """Write the service's observed memory into the lease now. A thread does so every few seconds."""
+        self._report(loaded=False)
 
     def release(self) -> None:
         """End the lease, also for forked processes, and restore the environment. A second call does nothing.
@@ -250,8 +222,6 @@ class Lease:
         if self._released:
             return
         self._released = True
-        if self in _own:
-            _own.remove(self)
         for variable, value in self._before.items():
             if value is None:
                 os.environ.pop(variable, None)
@@ -263,7 +233,6 @@ class Lease:
             return
         if self._reporter is not None:
             self._reporter.stop()
-        self.let_go()
         if self._ledger is not None:
             if self._held is not None:
                 self._ledger.withdraw(self._held)
@@ -275,37 +244,21 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.release()
 
-    def _used(self) -> dict[str, int] | None:
-        from mlops_build.gpu import loading
+    def __del__(self) -> None:
+        # Without a reference, `gpu.lease("4GiB")` alone on a line must not end a lease whose memory is in use.
+        if not getattr(self, "_released", True) and not sys.is_finalizing() and cuda_started() is None:
+            if not self.cpu:
+                log.warning("%s is released, since no variable refers to the lease", self)
+            self.release()
 
-        try:
-            return loading.used(read(), self.uuids)
-        except NoDriver as error:  # a service that has its card can still load
-            log.warning("the lease's memory is not reported: %s", error)
-            return None
-
-    def _report(self, *, loaded: bool, before: Mapping[str, int] | None) -> None:
-        if self._ledger is None or not self._promise.id:
+    def _report(self, *, loaded: bool) -> None:
+        if self._reporter is None or self._process != os.getpid():
             return
-        from mlops_build.gpu import loading
-
         try:
-            observed = loading.seen(read(), self._promise, before)
-            if observed is None and self._held is None:
-                return  # the watching process (`gpu run`) may know more
-            self._reported, self._loaded = observed or self._reported, loaded
-            self._ledger.report(self._promise.id, self._reported, loaded=loaded)
+            with Nvml() as nvml:
+                self._reporter.report(nvml, loaded=loaded)
         except (NoDriver, NoLedger) as error:
             log.warning("the lease's memory is not reported: %s", error)
-        if self._reporter is not None:
-            self._reporter.reported(self._reported, loaded=loaded)
-
-    def _start_reporter(self) -> None:
-        if self._reporter is None and self._ledger is not None and self._promise.id and self._process == os.getpid():
-            from mlops_build.gpu import loading
-
-            self._reporter = loading.Reporter(self._ledger, self._promise, self._reported, loaded=self._loaded)
-            self._reporter.start()
 
 
 def _request(

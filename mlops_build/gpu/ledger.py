@@ -1,12 +1,16 @@
 """Leases on disk: a directory that all services of a node share (a hostPath for containers), with file locks.
 
-    lock                   locked during a decision, for a millisecond or two
-    <id>.lease             a promise, written once. Its owner keeps the file locked: a lease is alive if the file cannot be locked. Pids
+    lock                   locked during a decision, for some milliseconds
+    <id>.lease             a promise, written once. Its owner keeps the file locked, and a lease is alive while the file is locked. Pids
                            (containers hide them), heartbeats and timers are not used: the kernel unlocks it when the last process ends
+    <id>.ticket            a request that waits for room, in the same format (search.py)
     <id>.seen              the owner's report of its own memory, replaced by each report
     peaks-<uid>.json       peak memory of processes without a lease, by observer
     decisions-<uid>.jsonl  decisions and their reasons (decisions.py)
     load-<card>-<n>        load slots (loading.py)
+
+A lease has two locks. Releases before 0.7 look for the lock of flock(2), which any user can take who can read the file. Later releases look
+for an open file description lock for writing (fcntl(2)), which only the file's owner can take. Fork and exec pass both on.
 
 The owner of a lease is the owner of its file. All users can write here (directory.py).
 """
@@ -18,45 +22,41 @@ import fcntl
 import json
 import os
 import re
+import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mlops_build.gpu.directory import FILE_LIMIT, FILES, FILES_PER_UID, NoLedger, SharedDirectory, json_object, reason, write_all
-from mlops_build.gpu.lock import QueuedWork, locks, unlock
-from mlops_build.gpu.promise import MAX_BYTES, Promise, parse, pid_namespace, printable
+from mlops_build.gpu.directory import FILE_LIMIT, FILES, FILES_PER_UID, NoLedger, SharedDirectory, json_object, locks, reason, write_all
+from mlops_build.gpu.promise import MAX_BYTES, Promise, boot_time, parse, pid_namespace, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any, TypeVar
-
-    T = TypeVar("T")
+    from typing import Any
 
 DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
 LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
+LOCK_POLL_SECONDS = 0.1
 PEAKS_LIMIT = 1024 * 1024
 # An older temporary file was left by a process that ended between creating and renaming it.
 TEMPORARY_SECONDS = 60.0
 
-_NAME = re.compile(r"[0-9a-f]{16}\.lease")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|seen|json|jsonl)\.new")
-
-
-class LockHeld(NoLedger):
-    """Another process held the directory's lock for longer than a decision may wait."""
+_NAME = re.compile(r"[0-9a-f]{16}\.(lease|ticket)")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|ticket|seen|json|jsonl)\.new")
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A promise of this process, and the descriptor whose lock keeps it alive. Fork and exec pass both on."""
+    """A promise of this process, and the descriptor whose locks keep it alive. Fork and exec pass it on."""
 
     promise: Promise
     descriptor: int
+    kind: str = "lease"
 
 
 class Ledger(SharedDirectory):
@@ -87,57 +87,71 @@ class Ledger(SharedDirectory):
 
     # -- decisions, one at a time --
 
-    def decide(self, work: Callable[[], T], timeout: float = LOCK_SECONDS) -> T:
-        """Run `work` under the directory's lock, possibly in another thread; returns or raises what it returns or raises.
+    @contextlib.contextmanager
+    def turn(self, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
+        """Hold the directory's lock, if it is free within `seconds`; whether it is held. Raises NoLedger."""
+        descriptor = self._take_lock(time.monotonic() + seconds)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                # Closing alone is not enough, since a child process may have inherited the descriptor.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
-        Raises LockHeld if the lock is not available within `timeout` seconds, and NoLedger.
-        """
-        deadline = time.monotonic() + timeout
+    def _take_lock(self, deadline: float) -> int | None:
+        pause = 0.001
         while True:
             descriptor = self._open_or_create(LOCK)
-            if locks(descriptor, fcntl.LOCK_EX):
-                try:
-                    if self.is_lock(descriptor):
-                        return work()
-                finally:
-                    unlock(descriptor)
-            else:
-                queued = QueuedWork(self.is_lock, descriptor, work)
-                if queued.wait(deadline):
-                    result: T = queued.result()
-                    return result
-            # Otherwise the lock file was removed in the meantime, and the locked file is no longer the lock.
-            if time.monotonic() > deadline:
-                raise LockHeld(
-                    f"the lock of {self._path} has been held for more than {timeout:g} s{self._holder()}",
-                    remedy="find the process with fuser or lslocks; a decision takes milliseconds, so it is stopped or hostile",
-                )
+            while not locks(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    return None
+                time.sleep(pause * (0.5 + os.urandom(1)[0] / 255))  # random, so that waiting processes do not try at the same time
+                pause = min(LOCK_POLL_SECONDS, pause * 1.5)
+            if self._is(LOCK, descriptor):
+                return descriptor
+            os.close(descriptor)  # the lock file was removed in the meantime, and this one is no longer the lock
 
-    def is_lock(self, descriptor: int) -> bool:
-        """Whether this descriptor's file is still the directory's lock."""
-        return self._is(LOCK, descriptor)
+    def lock_holders(self) -> list[int]:
+        """The pids that hold the directory's lock, as far as /proc/locks shows them."""
+        try:
+            inode = f":{os.stat(LOCK, dir_fd=self._directory, follow_symlinks=False).st_ino}"
+            with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
+                lines = file.read().splitlines()
+        except OSError:
+            return []
+        return [int(words[4]) for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(inode)]
 
     # -- leases --
 
-    def promises(self) -> list[Promise]:
+    def promises(self, *, reports: bool = True) -> list[Promise]:
         """Every live lease, oldest first. Removes files of ended processes, if this uid has the permission.
 
-        Does not need the directory's lock, but without it another decision may be about to add a lease.
+        Does not need the directory's lock, but without it another decision may be about to add a lease. reports: also read what the owners
+        report of their memory.
         """
-        names, reports = self._names()
+        names, seen = self._names("lease")
         promises = []
         for name in names:
             promise = self._promise(name)
             if promise is not None:
                 report = f"{promise.id}.seen"
-                promises.append(self._with_report(promise, report) if report in reports else promise)
+                promises.append(self._with_report(promise, report) if reports and report in seen else promise)
         self._parsed = {name: self._parsed[name] for name in names if name in self._parsed}
-        return sorted(promises, key=lambda promise: (promise.created, promise.id))
+        return sorted(promises, key=lambda promise: promise.order)
 
-    def promise(self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str) -> Held:
+    def tickets(self) -> list[Promise]:
+        """The requests that wait for room, the longest waiting first."""
+        tickets = map(self._promise, self._names("ticket")[0])
+        return sorted((ticket for ticket in tickets if ticket is not None), key=lambda ticket: ticket.order)
+
+    def promise(
+        self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str, kind: str = "lease", boot: float | None = None
+    ) -> Held:
         """Promise `size` bytes on each card until the last process that holds the descriptor ends. Raises NoLedger (a full disk).
 
-        The file is locked before it gets its name, so that no process sees it unlocked and removes it.
+        kind: lease, or ticket (a request that waits). boot: when the request began; None: now.
         """
         promise = Promise(
             id=os.urandom(8).hex(),
@@ -149,25 +163,33 @@ class Ledger(SharedDirectory):
             pid_namespace=pid_namespace(),
             uid=os.geteuid(),
             created=time.time(),
+            boot=boot_time() if boot is None else boot,
         )
-        fields = {name: getattr(promise, name) for name in ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created")}
-        temporary = f".{promise.id}.lease.new"
+        return self.write_promise(promise, kind)
+
+    def write_promise(self, promise: Promise, kind: str = "lease") -> Held:
+        """Write the file of a lease. It is locked before it gets its name, so that no process sees it unlocked and removes it."""
+        names = ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created", "boot")
+        content = json.dumps({"schema": 1, **{name: getattr(promise, name) for name in names}}).encode()
+        temporary = f".{promise.id}.{kind}.new"
         with self._writing(temporary):
             descriptor = self._create(temporary)
             try:
-                write_all(descriptor, json.dumps({"schema": 1, **fields}).encode())
+                write_all(descriptor, content)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.rename(temporary, f"{promise.id}.lease", src_dir_fd=self._directory, dst_dir_fd=self._directory)
-                os.set_inheritable(descriptor, True)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+                os.rename(temporary, f"{promise.id}.{kind}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+                os.set_inheritable(descriptor, kind == "lease")
             except BaseException:
                 os.close(descriptor)
                 raise
-        return Held(promise, descriptor)
+        return Held(promise, descriptor, kind)
 
     def withdraw(self, held: Held) -> None:
         """End a lease, also for processes that inherited its descriptor."""
-        for name in (f"{held.promise.id}.lease", f"{held.promise.id}.seen"):
+        for name in (f"{held.promise.id}.{held.kind}", f"{held.promise.id}.seen"):
             self._remove(name)
+        fcntl.fcntl(held.descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
         fcntl.flock(held.descriptor, fcntl.LOCK_UN)
         os.close(held.descriptor)
 
@@ -202,25 +224,25 @@ class Ledger(SharedDirectory):
 
     # -- internal --
 
-    def _names(self) -> tuple[list[str], set[str]]:
-        """The names of lease files, at most FILES_PER_UID of each uid, and of reports."""
-        leases, reports, unfinished = [], set(), []
+    def _names(self, kind: str) -> tuple[list[str], set[str]]:
+        """The names of leases or tickets, at most FILES_PER_UID of each uid, and of reports."""
+        names, reports, unfinished = [], set(), []
         with self._scan() as entries:
             for number, entry in enumerate(entries):
                 if number >= FILES:
                     self._warn("", -1, f"more than {FILES} files; the rest is not read")
                     break
-                if _NAME.fullmatch(entry.name):
-                    leases.append(entry.name)
+                if entry.name.endswith(kind) and _NAME.fullmatch(entry.name):
+                    names.append(entry.name)
                 elif entry.name.endswith(".seen"):
                     reports.add(entry.name)
                 elif entry.name.endswith(".new"):
                     unfinished.append(entry.name)
-        if not self._tidied:
+        if not self._tidied and kind == "lease":
             self._tidied = True
-            alive = {name.removesuffix(".lease") for name in leases}
+            alive = {name.removesuffix(".lease") for name in names}
             self._tidy([*unfinished, *(name for name in reports if name.removesuffix(".seen") not in alive)])
-        return self._fair(leases) if len(leases) > FILES_PER_UID else leases, reports
+        return self._fair(names) if len(names) > FILES_PER_UID else names, reports
 
     def _fair(self, names: Sequence[str]) -> list[str]:
         count: dict[int, int] = {}
@@ -250,27 +272,26 @@ class Ledger(SharedDirectory):
         descriptor = self._open(name)
         if descriptor is None:
             return None
+        lease_id, status, wrong = name.partition(".")[0], os.fstat(descriptor), ""
         try:
-            if locks(descriptor, fcntl.LOCK_SH):  # shared, so that two readers do not take each other for the owner
-                self._remove(name)
-                self._remove(f"{name.removesuffix('.lease')}.seen")
-                return None
-            status = os.fstat(descriptor)
             inode, promise = self._parsed.get(name, (-1, None))
-            if inode == status.st_ino:
-                return promise
-            content = os.read(descriptor, FILE_LIMIT + 1)
+            if inode != status.st_ino:
+                try:
+                    promise = parse(lease_id, status.st_uid, json_object(os.read(descriptor, FILE_LIMIT + 1)))
+                except ValueError as error:
+                    promise, wrong = None, str(error)
+            if not _is_held(descriptor, promise):
+                self._remove(name)
+                self._remove(f"{lease_id}.seen")
+                return None
         except OSError as error:
-            self._warn(name, -1, reason(error))
-            return None
+            promise, wrong = None, reason(error)
         finally:
             os.close(descriptor)
-        try:
-            promise = parse(name.removesuffix(".lease"), status.st_uid, json_object(content))
-        except ValueError as error:
-            self._warn(name, status.st_uid, str(error))
-            return None
-        self._parsed[name] = (status.st_ino, promise)
+        if promise is None:
+            self._warn(name, status.st_uid, wrong)
+        else:
+            self._parsed[name] = (status.st_ino, promise)
         return promise
 
     def _with_report(self, promise: Promise, name: str) -> Promise:
@@ -285,15 +306,14 @@ class Ledger(SharedDirectory):
             self._warn(name, writer, "it is not a valid report of the lease's owner")
             return promise
         valid = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
-        return replace(promise, seen=MappingProxyType(valid), loaded=report.get("loaded") is True)
+        return replace(promise, seen=valid, loaded=report.get("loaded") is True)
 
-    def _holder(self) -> str:
-        """The pids that hold the directory's lock, for a message; empty if /proc/locks does not show them."""
-        try:
-            inode = f":{os.stat(LOCK, dir_fd=self._directory, follow_symlinks=False).st_ino}"
-            with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
-                lines = file.read().splitlines()
-        except OSError:
-            return ""
-        pids = [words[4] for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(inode)]
-        return f" (by pid {', '.join(pids)})" if pids else ""
+
+def _is_held(descriptor: int, promise: Promise | None) -> bool:
+    """Whether a process holds the locks of a lease."""
+    if promise is None or promise.boot is None:
+        return not locks(descriptor, fcntl.LOCK_SH)  # shared, so that two readers do not take each other for the owner
+    # A lock for reading conflicts only with one for writing.
+    query = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    held: int = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, query))[0]
+    return held != fcntl.F_UNLCK

@@ -6,13 +6,12 @@ pid can be another process, so pids are looked up only if that is impossible.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlops_build.gpu.declared import Declared
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 FIRST_NAMESPACE = 0xEFFFFFFC
 MOST_ANCESTORS = 64
 MOST_READ = 4096
-# Tolerance for a clock that was set after a lease was created.
-CLOCK_SECONDS = 2.0
+TICK_SECONDS = 0.02  # the resolution of a process's start time in /proc
 
 Place = tuple[int, int]  # a pid namespace's inode, and a pid there
 
@@ -62,8 +60,8 @@ class Neighbour:
 class Known:
     """A process as /proc shows it.
 
-    namespace: the inode of its pid namespace, None if this user may not read it. inner_pid: its pid there. started: unix s; 0 if no lease
-    has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
+    namespace: the inode of its pid namespace, None if this user may not read it. inner_pid: its pid there. started: seconds since the
+    machine was started; 0 if no lease has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
     """
 
     pid: int
@@ -76,20 +74,19 @@ class Known:
     cgroup: str = ""
 
 
-def known(pids: Iterable[int], created: Mapping[Place, float] = MappingProxyType({})) -> dict[int, Known] | None:
+def known(pids: Iterable[int], created: Mapping[Place, float]) -> dict[int, Known] | None:
     """Read the processes that NVML reports, and their ancestors, from /proc. None if NVML's pids are not valid here.
 
     They are pids of the first pid namespace. In another one (a container) they count as its own only if all of them exist there, since a
-    pid of the host may be another process here. created: when each lease was created (unix s), by its owner's place. Only processes without
-    a lease get a command and a cgroup, because reading those takes longer than the rest.
+    pid of the host may be another process here. created: when each lease was created (seconds since the machine was started), by its
+    owner's place. Only processes without a lease get a command and a cgroup, because reading those takes longer than the rest.
     """
     reported = set(pids)
     own, depth = _namespace("self"), _read("/proc/self/status").partition("\nNSpid:\t")[2].partition("\n")[0].count("\t") + 1
     single = own if depth == 1 else None  # the namespace of processes with only one pid
-    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     processes: dict[int, Known] = {}
     for pid in reported:
-        process = _process(pid, single, boot, created)
+        process = _process(pid, single, created)
         if process is not None:
             processes[pid] = process
     if not (own == FIRST_NAMESPACE and depth == 1) and (not reported or processes.keys() != reported):
@@ -98,7 +95,7 @@ def known(pids: Iterable[int], created: Mapping[Place, float] = MappingProxyType
         for _ in range(MOST_ANCESTORS):
             if process.parent in processes or process.parent <= 1:
                 break
-            parent = _process(process.parent, single, boot, created)
+            parent = _process(process.parent, single, created)
             if parent is None:
                 break
             processes[parent.pid] = process = parent
@@ -120,7 +117,7 @@ def owner(pid: int, processes: Mapping[int, Known], created: Mapping[Place, floa
             break
         if process.namespace is not None:
             place = (process.namespace, process.inner_pid)
-            if place in created and process.started <= created[place] + CLOCK_SECONDS:
+            if place in created and process.started <= created[place] + TICK_SECONDS:
                 return place
         pid = process.parent
     return None
@@ -174,7 +171,7 @@ def program_of(words: Sequence[str]) -> str:
     return printable(program, 50) if program else "process"
 
 
-def _process(pid: int, single: int | None, boot: float, created: Mapping[Place, float]) -> Known | None:
+def _process(pid: int, single: int | None, created: Mapping[Place, float]) -> Known | None:
     """A process without command and cgroup, with `started` only if it may have a lease. None if it has ended or is hidden (hidepid)."""
     status = _read(f"/proc/{pid}/status")
     # The program's name comes first, with escaped line breaks: it cannot look like another field.
@@ -187,7 +184,7 @@ def _process(pid: int, single: int | None, boot: float, created: Mapping[Place, 
     if (namespace, inner_pid) in created:
         # Field 22 of proc(5), counted after the program's name, which may contain any character.
         numbers = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        started = boot + int(numbers[19]) / os.sysconf("SC_CLK_TCK") if len(numbers) > 19 else time.time()
+        started = int(numbers[19]) / os.sysconf("SC_CLK_TCK") if len(numbers) > 19 else math.inf
     return Known(pid, int(parent[0]), int(uids[1]), namespace, inner_pid, started)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any, TypeGuard
 
 MAX_BYTES = 1 << 50  # no card has a pebibyte
 MAX_CARDS = 64
@@ -22,8 +20,9 @@ _UUID = re.compile(r"[!-~]{1,128}")
 class Promise:
     """A lease as other processes see it: `bytes` on each card of `uuids`.
 
-    uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. seen: the owner's last report of
-    its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
+    uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. boot: the same time as seconds
+    since the machine was started, which a change of the clock does not move; None in leases of releases before 0.7. seen: the owner's last
+    report of its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
     """
 
     id: str
@@ -35,8 +34,19 @@ class Promise:
     pid_namespace: int
     uid: int
     created: float
+    boot: float | None = None
     seen: Mapping[str, int] = field(default_factory=dict)
     loaded: bool = False
+
+    @property
+    def order(self) -> tuple[bool, float, str]:
+        """Sorts promises alike in all processes: leases of older releases first, since these do not withdraw, then the earlier."""
+        return self.boot is not None, self.boot or 0.0, self.id
+
+
+def boot_time() -> float:
+    """Seconds since the machine was started. The same in all its containers, except those with a time namespace."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def pid_namespace() -> int:
@@ -59,11 +69,11 @@ def parse(lease_id: str, uid: int, document: Mapping[str, Any] | None) -> Promis
     """The promise in a file's JSON object. uid: the owner of the file. Raises ValueError with the reason if it is invalid."""
     if document is None:
         raise ValueError("it is not a JSON object")
-    uuids, created = document.get("uuids"), document.get("created")
+    uuids, created, boot = document.get("uuids"), document.get("created"), document.get("boot")
     if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
         raise ValueError("`uuids` is not a valid list of cards")
-    if not isinstance(created, int | float) or isinstance(created, bool) or not math.isfinite(created):
-        raise ValueError("`created` is not a valid time")
+    if not _is_time(created) or not (boot is None or _is_time(boot)):
+        raise ValueError("`created` or `boot` is not a valid time")
     return Promise(
         id=lease_id,
         uuids=tuple(dict.fromkeys(uuids)),
@@ -74,7 +84,12 @@ def parse(lease_id: str, uid: int, document: Mapping[str, Any] | None) -> Promis
         pid_namespace=_whole(document, "pid_namespace"),
         uid=uid,
         created=float(created),
+        boot=None if boot is None else float(boot),
     )
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_uuid(value: object) -> bool:

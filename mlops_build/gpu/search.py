@@ -1,7 +1,11 @@
 """Search for cards with room for a request, and promise the memory on them.
 
-The choice is made under the lease directory's lock. If another process holds the lock for too long, the memory is promised first and
-checked afterwards. Without a directory, a card is chosen at random, and a child process holds the memory (placeholder.py).
+No process is granted memory while it sees a conflicting promise in a read that it began after its own promise was visible. Of two promises
+that do not fit together, at least one process sees the other's, so memory is never granted twice. This does not depend on the directory's
+lock, nor on clocks. The lock and the order of the promises only let processes decide quickly: the later promise is withdrawn.
+tests/gpu/test_protocol.py explores this exhaustively.
+
+Without a directory, a card is chosen at random, weighted by free memory.
 """
 
 from __future__ import annotations
@@ -10,65 +14,84 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from enum import Enum
 
 from mlops_build.errors import NoRoom, Refused
 from mlops_build.gpu import decisions, log
 from mlops_build.gpu.cards import Card, Snapshot, remember, remembered, snapshot
 from mlops_build.gpu.choice import Choice, Request, choose, could_ever, why_not
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger, LockHeld
-from mlops_build.gpu.nvml import NoDriver, Nvml, Trouble
+from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
+from mlops_build.gpu.nvml import NoDriver, Nvml
 from mlops_build.gpu.peaks import Peaks
-from mlops_build.gpu.promise import Promise, pid_namespace, printable
+from mlops_build.gpu.promise import Promise, boot_time, pid_namespace, printable
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
 
-if TYPE_CHECKING:
-    from typing import Any
-
-# The id of the lease that this process holds, for a program under `gpu run` that calls gpu.lease itself.
+# The id of the lease that this process and its descendants share.
 LEASE_VARIABLE = "MLOPS_GPU_LEASE"
-# Without the lock or a directory, two processes can choose the same memory. Each then chooses again, at most this often.
-TRIES = 8
-# The maximum age of a snapshot once the lock is taken. A neighbour that grew since could as well have grown after the decision.
-FRESH_SECONDS = 0.5
+# Processes that choose the same memory choose again, at most this often and this long.
+TRIES, TRY_SECONDS = 20, 15.0
+# How long an earlier promise waits until the later one is withdrawn. The later one may be granted already, and then stays.
+CONFLICT_SECONDS, CONFLICT_POLL_SECONDS = 0.5, 0.01
+# The maximum age of a snapshot in a decision. A neighbour that grew since could as well have grown after the decision.
+FRESH_SECONDS = 2.0
 CONTENDED = "others took it at the same time"
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
+# A waiting request keeps others off one card. After each further period of this length, off one more: the first card may never have room.
+TICKET_SECONDS = 10.0
 
 
 class Nested(Refused):
-    """This process already holds a lease."""
+    """The lease that this process has from its parent is smaller than what it requests."""
+
+
+class Verdict(Enum):
+    """What a process does with its promise after reading all others."""
+
+    GRANTED = "granted"
+    WAIT = "wait"
+    WITHDRAW = "withdraw"
+
+
+def verdict(mine: Promise, promises: Sequence[Promise], fits: Callable[[Sequence[Promise]], bool]) -> Verdict:
+    """promises: all, from a read that began after `mine` was visible. fits: whether `mine` has room beside these other promises.
+
+    The last two verdicts only decide who withdraws. The safety of the protocol is in the first.
+    """
+    others = [promise for promise in promises if promise.id != mine.id]
+    if len(others) < len(promises) and fits(others):
+        return Verdict.GRANTED
+    earlier = [promise for promise in others if promise.order < mine.order]
+    return Verdict.WAIT if fits(earlier) else Verdict.WITHDRAW
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The result of a search: the cards (none: the CPU), and the promise on them.
 
-    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited. placeholder: the child process that
-    holds the memory, without a directory.
+    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited.
     """
 
     cards: Sequence[Card]
     promise: Promise
     ledger: Ledger | None = None
     held: Held | None = None
-    placeholder: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """The observed cards, the choice among them, and the promise or placeholder for it."""
+    """A snapshot, its cards with the promises of that moment, the choice among them, and the promise for it."""
 
+    snapshot: Snapshot
     cards: Sequence[Card]
     choice: Choice
     request: Request
     seed: int
     held: Held | None = None
-    placeholder: Any = None
 
     @property
     def chosen(self) -> list[Card]:
@@ -82,12 +105,13 @@ class Search:
     def __init__(self, request: Request, service: str, progress: Callable[[str], None] | None) -> None:
         self._request, self._service = request, service
         self._progress = progress or log.warning
-        self._began = time.monotonic()
+        self._began, self._boot = time.monotonic(), boot_time()
         self._decided: float | None = None
         self._ledger: Ledger | None = None
         self._writable = False
         self._peaks: Peaks = {}
-        self._taken: _Attempt | None = None  # what to undo after an error
+        self._held: list[Held] = []  # what to undo after an error: the promise, the ticket
+        self._ticket: Held | None = None
         self._ledger_error: NoLedger | None = None  # reported only if there are cards to choose from
         self._warned = ""
 
@@ -98,69 +122,69 @@ class Search:
         """
         self._open_ledger()
         try:
-            inherited = self._inherited()
-            if inherited is not None:
-                return inherited
             with Nvml() as nvml:
-                return self._run(nvml, wait, otherwise)
+                return self._inherited(nvml) or self._run(nvml, wait, otherwise)
         except BaseException as error:  # an interrupt, too
-            self._give_back()
+            self._undo()
             self._close()
             if not isinstance(error, NoDriver) or otherwise != "cpu":
                 raise
             log.warning("%s; using the CPU (otherwise: cpu)", error)
-            return self._grant(None)
+            return Grant((), _unwritten((), 0, self._service))
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
         if self._ledger_error is not None:
             self._warn(self._ledger_error)
         # The first snapshot is taken before the lock, since the first calls to the driver are slow, and a card may hang.
-        self._read_peaks()
-        first = self._snapshot(nvml, self._promises())
-        visible(first.cards(tuple(first.promises.values())))  # raises AmbiguousMask
-        attempt = self._reserve(nvml, first)
+        before = self._snapshot(nvml)
+        visible(before.cards(()))  # raises AmbiguousMask
+        attempt = self._reserve(nvml, before)
         last_progress = -math.inf
         while not attempt.choice.uuids:
             left = wait - (time.monotonic() - self._began)
-            if left <= 0 or not could_ever(attempt.cards, self._request):
+            could = could_ever(attempt.cards, self._request)
+            if left <= 0 or not could:
                 break
             if last_progress < 0:
                 self._record("waiting", attempt)
             if time.monotonic() - last_progress >= PROGRESS_SECONDS:
                 last_progress = time.monotonic()
                 self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more: {_why(attempt)}")
+            self._queue(could)
             time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
-            self._read_peaks()
-            attempt = self._choose(nvml)  # without the lock, so that waiting processes do not delay the decisions of others
+            # Without the lock, so that waiting processes do not delay the decisions of others.
+            attempt = self._choose(self._snapshot(nvml), self._request)
             if attempt.choice.uuids:
-                attempt = self._reserve(nvml)
-        if attempt.choice.uuids:
-            self._record("granted", attempt)
-            return self._grant(attempt)
-        self._record("cpu" if otherwise == "cpu" else "refused", attempt)
+                attempt = self._reserve(nvml, attempt.snapshot)
+        return self._end(attempt, wait, otherwise)
+
+    def _end(self, attempt: _Attempt, wait: float, otherwise: str) -> Grant:
+        granted = bool(attempt.choice.uuids)
+        self._record("granted" if granted else "cpu" if otherwise == "cpu" else "refused", attempt)
+        self._undo(attempt.held)
+        if granted and attempt.held is not None:
+            return Grant(attempt.chosen, attempt.held.promise, self._ledger, attempt.held)
+        self._close()
+        if granted:
+            return Grant(attempt.chosen, _unwritten(attempt.choice.uuids, attempt.request.bytes, self._service))
         missing = f"no room for {self._wanted()}{f' after waiting {wait:g} s' if wait else ''}: {_why(attempt)}"
         if otherwise == "cpu":
             log.warning("%s; using the CPU (otherwise: cpu)", missing)
-            self._close()
-            return self._grant(None)
-        ever = could_ever(attempt.cards, self._request)
+            return Grant((), _unwritten((), 0, self._service))
         raise NoRoom(
             missing,
             remedy='wait for room (wait=120, --wait 120), request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
-            if ever
+            if could_ever(attempt.cards, self._request)
             else "waiting does not help: request less, or check the filters and CUDA_VISIBLE_DEVICES",
             details={"refused": dict(attempt.choice.refused)},
         )
 
-    def _inherited(self) -> Grant | None:
-        """What `gpu run` was granted, which became this process by exec; None if there is nothing. The program shares that lease."""
+    def _inherited(self, nvml: Nvml) -> Grant | None:
+        """The lease of a process that started this one, directly or through others (a shell, `gpu run`); None without one."""
         lease_id = os.environ.get(LEASE_VARIABLE)
-        if not lease_id or self._ledger is None:
-            return None
-        for promise in self._ledger.promises():
-            if (promise.id, promise.pid, promise.pid_namespace) == (lease_id, os.getpid(), pid_namespace()):
-                break
-        else:
+        promises = self._ledger.promises() if lease_id and self._ledger is not None else []
+        promise = next((promise for promise in promises if promise.id == lease_id), None)
+        if promise is None:
             return None
         request = self._request
         if request.bytes > promise.bytes or request.count > len(promise.uuids) or (request.exclusive and not promise.exclusive):
@@ -170,11 +194,9 @@ class Search:
                 remedy="request the same from `gpu run`, or start the program without `gpu run`",
             )
         uuids = promise.uuids[: request.count]
-        with Nvml() as nvml:
-            cards = {card.uuid: card for card in self._look(nvml)}
-        return Grant(
-            [cards[uuid] for uuid in uuids if uuid in cards], replace(promise, uuids=uuids, bytes=request.bytes), ledger=self._ledger
-        )
+        cards = {card.uuid: card for card in self._snapshot(nvml).cards(promises)}
+        shared = replace(promise, uuids=uuids, bytes=request.bytes)
+        return Grant([cards[uuid] for uuid in uuids if uuid in cards], shared, self._ledger)
 
     # -- reading --
 
@@ -186,136 +208,126 @@ class Search:
             with contextlib.suppress(NoLedger):
                 self._ledger = Ledger.open(reading=True)
 
-    def _look(self, nvml: Nvml, without: str = "") -> list[Card]:
-        """The cards now, without the lease `without` (an id). Promises are read before NVML: memory that appears in between counts twice,
-        which is harmless."""
-        promises = [promise for promise in self._promises() if promise.id != without]
-        return self._snapshot(nvml, promises).cards(promises)
-
-    def _promises(self) -> list[Promise]:
-        return self._ledger.promises() if self._ledger is not None else []
-
-    def _snapshot(self, nvml: Nvml, promises: Sequence[Promise]) -> Snapshot:
+    def _snapshot(self, nvml: Nvml) -> Snapshot:
+        """The cards now. Promises are read before NVML: memory that appears in between counts twice, which is harmless."""
+        promises: list[Promise] = []
+        if self._ledger is not None:
+            self._peaks, promises = remembered(self._ledger, time.time()), self._ledger.promises()
         return snapshot(nvml, promises, self._peaks, now=time.time(), utilisation=self._request.max_utilisation is not None)
 
-    def _read_peaks(self) -> None:
-        """Called outside the lock, since peaks change slowly."""
+    def _choose(self, before: Snapshot, request: Request) -> _Attempt:
+        """Choose among the cards of a snapshot with the promises as they are now, beside the request that has waited longest."""
+        promises = []
         if self._ledger is not None:
-            self._peaks = remembered(self._ledger, time.time())
-
-    def _choose(self, nvml: Nvml, request: Request | None = None, full: Collection[str] = ()) -> _Attempt:
-        """Choose among the cards as they are now. full: UUIDs of cards that have less memory than NVML reports."""
-        why = "the memory could not be allocated, although NVML reports it as free"
-        cards = [replace(card, trouble=Trouble.FAULT, why=why) if card.uuid in full else card for card in self._look(nvml)]
-        return self._choose_of(cards, request or self._request)
-
-    def _choose_of(self, cards: Sequence[Card], request: Request) -> _Attempt:
+            promises = self._ledger.promises(reports=False)
+            for ticket in self._ledger.tickets()[:1]:
+                if self._ticket is None or ticket.order < self._ticket.promise.order:
+                    promises.append(replace(ticket, service=f"{ticket.service} (waiting)"))
         seed = int.from_bytes(os.urandom(4), "big")
-        return _Attempt(cards, choose(cards, request, seed), request, seed)
+        cards = before.cards(promises)
+        return _Attempt(before, cards, choose(cards, request, seed), request, seed)
 
     # -- reserving --
 
-    def _reserve(self, nvml: Nvml, before: Snapshot | None = None) -> _Attempt:
+    def _reserve(self, nvml: Nvml, before: Snapshot) -> _Attempt:
         """Choose and promise. before: a recent snapshot."""
         if self._ledger is not None and self._writable:
             try:
-                return self._reserve_locked(nvml, self._ledger, before or self._snapshot(nvml, self._promises()))
-            except LockHeld as error:
-                self._warn(error)
-                try:
-                    return self._reserve_unlocked(nvml, self._ledger)
-                except NoLedger as full:
-                    self._warn(full)
+                return self._reserve_in(self._ledger, nvml, before)
             except NoLedger as error:
                 self._warn(error)
+                self._undo(self._ticket)
         return self._reserve_alone(nvml)
 
-    def _reserve_locked(self, nvml: Nvml, ledger: Ledger, before: Snapshot) -> _Attempt:
-        # NVML is read before the lock is taken, so that the lock is held briefly. The promises are read under the lock.
+    def _reserve_in(self, ledger: Ledger, nvml: Nvml, before: Snapshot) -> _Attempt:
         began = time.monotonic()
-        locked = 0.0
+        with contextlib.ExitStack() as turn:
+            locked = turn.enter_context(ledger.turn())
+            if not locked:
+                self._warn_of_lock(ledger)
+            # At random without the lock, so that not all processes choose the same card.
+            request = self._request if locked else replace(self._request, strategy="random")
+            for _ in range(TRIES):
+                if time.monotonic() - before.taken > FRESH_SECONDS:
+                    before = self._snapshot(nvml)
+                attempt = self._choose(before, request)
+                if not attempt.choice.uuids:  # an old snapshot counts later changes twice
+                    before = self._snapshot(nvml)
+                    attempt = self._choose(before, request)
+                if not attempt.choice.uuids:
+                    return attempt
+                held = ledger.promise(attempt.choice.uuids, request.bytes, exclusive=request.exclusive, service=self._service)
+                self._held.append(held)
+                # A release before 0.7 reads no promise again after its own. If one is deciding, its lease is on disk when the lock is free.
+                locked = locked or turn.enter_context(ledger.turn(LOCK_SECONDS))
+                if self._settled(ledger, attempt, held.promise):
+                    self._decided = time.monotonic() - began
+                    return replace(attempt, held=held)
+                self._undo(self._ticket)
+                if time.monotonic() - began > TRY_SECONDS:
+                    break
+                time.sleep(_jittered(0.01, 0.1))
+        return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
 
-        def decide() -> _Attempt:
-            nonlocal locked
-            locked = time.monotonic()
-            attempt = None
-            if locked - before.taken < FRESH_SECONDS:
-                attempt = self._choose_of(before.cards(ledger.promises()), self._request)
-            if attempt is None or not attempt.choice.uuids:  # an old snapshot counts later changes twice
-                attempt = self._choose(nvml)
-            return self._promised(attempt, ledger)
+    def _settled(self, ledger: Ledger, attempt: _Attempt, mine: Promise) -> bool:
+        """Whether the promise is granted; otherwise it must be withdrawn."""
 
-        attempt = ledger.decide(decide)
-        self._decided = time.monotonic() - began
-        # If this process was stopped while it held the lock, others have stopped waiting and decided without the lock.
-        if attempt.held is not None and time.monotonic() - locked > LOCK_SECONDS / 2 and not self._holds(nvml, attempt):
-            self._give_back()
-            return self._reserve_unlocked(nvml, ledger)
-        return attempt
+        def fits(promises: Sequence[Promise]) -> bool:
+            cards = attempt.snapshot.cards(promises)
+            return all(why_not(card, attempt.request) is None for card in cards if card.uuid in mine.uuids)
 
-    def _reserve_unlocked(self, nvml: Nvml, ledger: Ledger) -> _Attempt:
-        """Promise first, then check whether it fits beside the other promises: of two that do not fit, at least one sees the other and
-        withdraws. The card is chosen at random, so that not all processes choose the same one."""
-        request = replace(self._request, strategy="random")
-        for _ in range(TRIES):
-            attempt = self._promised(self._choose(nvml, request), ledger)
-            if attempt.held is None or self._holds(nvml, attempt):
-                return attempt
-            self._give_back()
-            time.sleep(_jittered(0.01, 0.2))
-        return replace(attempt, held=None, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
-
-    def _promised(self, attempt: _Attempt, ledger: Ledger) -> _Attempt:
-        if not attempt.choice.uuids:
-            return attempt
-        request = attempt.request
-        held = ledger.promise(attempt.choice.uuids, request.bytes, exclusive=request.exclusive, service=self._service)
-        self._taken = replace(attempt, held=held)
-        return self._taken
-
-    def _give_back(self) -> None:
-        taken, self._taken = self._taken, None
-        if taken is not None and taken.held is not None and self._ledger is not None:
-            self._ledger.withdraw(taken.held)
-        if taken is not None and taken.placeholder is not None:
-            taken.placeholder.release()
-
-    def _holds(self, nvml: Nvml, attempt: _Attempt) -> bool:
-        """Whether the promise fits beside all other promises as they are now."""
-        cards = self._look(nvml, without=attempt.held.promise.id if attempt.held else "")
-        return all(why_not(card, attempt.request) is None for card in cards if card.uuid in attempt.choice.uuids)
+        deadline = time.monotonic() + CONFLICT_SECONDS
+        while (now := verdict(mine, ledger.promises(reports=False), fits)) is Verdict.WAIT and time.monotonic() < deadline:
+            time.sleep(CONFLICT_POLL_SECONDS)
+        return now is Verdict.GRANTED
 
     def _reserve_alone(self, nvml: Nvml) -> _Attempt:
-        """Without a directory: choose at random, weighted by free memory; hold the memory with a child process; check again."""
-        from mlops_build.gpu import placeholder
-
+        """Without a directory: choose at random, weighted by free memory, wait until others that chose at the same time may have begun to
+        load, and look again."""
         request = replace(self._request, strategy="random")
-        full: set[str] = set()
-        for _ in range(TRIES + len(self._look(nvml))):
-            attempt = self._choose(nvml, request, full)
-            if not attempt.choice.uuids:
-                return attempt
-            try:
-                holder = placeholder.hold(attempt.choice.uuids, request.bytes)
-            except placeholder.Full as error:
-                full.add(error.uuid)
-                continue
-            if holder is None:  # no libcuda: wait until others that chose at the same time have begun to load
+        for _ in range(TRIES):
+            attempt = self._choose(self._snapshot(nvml), request)
+            if attempt.choice.uuids:
                 time.sleep(_jittered(0.1, 0.5))
-                if all(why_not(card, request) is None for card in self._look(nvml) if card.uuid in attempt.choice.uuids):
-                    return attempt
-                continue
-            attempt = self._taken = replace(attempt, placeholder=holder)
-            after = [card for card in self._look(nvml) if card.uuid in attempt.choice.uuids]
-            if all(card.trouble is None and (card.used_bytes or 0) <= (card.total_bytes or 0) for card in after):
-                return attempt
-            self._give_back()
-        return replace(attempt, placeholder=None, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
+                again = self._snapshot(nvml)
+                if any(why_not(card, request) for card in again.cards(list(again.promises.values())) if card.uuid in attempt.choice.uuids):
+                    continue
+            return attempt
+        return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
+
+    def _queue(self, could: Sequence[str]) -> None:
+        """Keep others off the cards on which this request may get room first. could: UUIDs, in this order."""
+        count = min(len(could), self._request.count + int((time.monotonic() - self._began) // TICKET_SECONDS))
+        if self._ledger is None or not self._writable or (self._ticket is not None and len(self._ticket.promise.uuids) >= count):
+            return
+        request, old = self._request, self._ticket
+        try:
+            self._ticket = self._ledger.promise(
+                could[:count], request.bytes, exclusive=request.exclusive, service=self._service, kind="ticket", boot=self._boot
+            )
+        except NoLedger as error:
+            log.warning("waiting without a ticket, so others may be first: %s", error.message)
+            return
+        self._held.append(self._ticket)
+        if old is not None:
+            self._withdraw(old)
+
+    def _undo(self, *kept: Held | None) -> None:
+        """Withdraw the promise and the ticket, except those that are kept."""
+        for held in [held for held in self._held if held not in kept]:
+            self._withdraw(held)
+
+    def _withdraw(self, held: Held) -> None:
+        self._held.remove(held)
+        if held is self._ticket:
+            self._ticket = None
+        if self._ledger is not None:
+            self._ledger.withdraw(held)
 
     # -- reporting --
 
     def _warn(self, error: NoLedger) -> None:
-        """Warn, once for each reason, that the directory or its lock is missing."""
+        """Warn, once for each reason, that the directory is missing."""
         if error.message != self._warned:
             self._warned = error.message
             log.warning(
@@ -324,6 +336,12 @@ class Search:
                 error.message,
                 f". To fix it: {error.remedy}" if error.remedy else "",
             )
+
+    def _warn_of_lock(self, ledger: Ledger) -> None:
+        pids = ", ".join(map(str, ledger.lock_holders())) or "a process that is not visible"
+        log.warning(
+            "the lock of %s is held for more than %g s (pid: %s); choosing without it, which is slower", ledger.path, LOCK_SECONDS, pids
+        )
 
     def _record(self, outcome: str, attempt: _Attempt) -> None:
         if self._ledger is None or not self._writable:
@@ -350,17 +368,6 @@ class Search:
         request = self._request
         exclusively = ", exclusively" if request.exclusive else ""
         return f"{show_bytes(request.bytes)}{f' on each of {request.count} cards' if request.count > 1 else ''}{exclusively}"
-
-    def _grant(self, attempt: _Attempt | None) -> Grant:
-        self._taken = None
-        if attempt is not None and attempt.held is not None:
-            return Grant(attempt.chosen, attempt.held.promise, ledger=self._ledger, held=attempt.held)
-        if attempt is None:
-            return Grant((), _unwritten((), 0, self._service))
-        self._close()
-        return Grant(
-            attempt.chosen, _unwritten(attempt.choice.uuids, attempt.request.bytes, self._service), placeholder=attempt.placeholder
-        )
 
     def _close(self) -> None:
         if self._ledger is not None:

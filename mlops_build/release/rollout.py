@@ -20,9 +20,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mlops_build.gpu.loading import GATE_SECONDS
 from mlops_build.service import Autoscale, Gpu, Service
 
+# Images of releases before 0.7 wait this long for other services that load onto the same card.
+GATE_SECONDS = 120
 # The period of the start-up probe.
 PROBE_SECONDS = 3
 # What a pod needs besides loading its model: its image is pulled, and the pod before it may take GRACE_SECONDS to end.
@@ -78,7 +79,7 @@ class Rollout:
     @property
     def start_seconds(self) -> int:
         """The longest start: waiting for room on a shared card, then for its turn to load there, then loading."""
-        turn = math.ceil(GATE_SECONDS) if self.gpu == "shared" else 0
+        turn = GATE_SECONDS if self.gpu == "shared" else 0
         return self.wait_seconds + turn + self.startup_seconds
 
     @property

@@ -32,12 +32,20 @@ def reading(used: float, processes: Mapping[int, float | None] | None = None, to
 def lease(name: str, budget: float, pid: int = 0, seen: float | None = None, namespace: int = HERE, **more: Any) -> Promise:
     """Budget and observed memory in GiB."""
     report = {} if seen is None else {UUID: round(seen * GIB)}
-    fields = {"uuids": (UUID,), "exclusive": False, "service": name, "uid": 0, "created": NOW - 100, "loaded": seen is not None}
+    fields = {
+        "uuids": (UUID,),
+        "exclusive": False,
+        "service": name,
+        "uid": 0,
+        "created": NOW - 100,
+        "boot": 900.0,
+        "loaded": seen is not None,
+    }
     return Promise(**{"id": name, "bytes": round(budget * GIB), "pid": pid, "pid_namespace": namespace, "seen": report} | fields | more)
 
 
 def known(pid: int, parent: int = 1, command: str = "/usr/bin/old", **more: Any) -> Known:
-    fields = {"uid": 1000, "namespace": HERE, "inner_pid": pid, "started": NOW - 1000, "cgroup": "/user.slice"}
+    fields = {"uid": 1000, "namespace": HERE, "inner_pid": pid, "started": 10.0, "cgroup": "/user.slice"}
     return Known(**{"pid": pid, "parent": parent, "command": command} | fields | more)
 
 
@@ -133,8 +141,15 @@ def test_the_host_recognises_the_lease_of_a_container() -> None:
 
 
 def test_a_reused_pid_is_not_the_owner_of_the_lease() -> None:
-    accounted = card(reading(3, {10: 3}), lease("a", 4, pid=10), processes=[known(10, started=NOW - 50)])
+    accounted = card(reading(3, {10: 3}), lease("a", 4, pid=10), processes=[known(10, started=950.0)])
     assert gib(accounted.committed_bytes) == 7
+
+
+def test_a_change_of_the_wall_clock_changes_no_owner() -> None:
+    """As on a node before NTP. `created` is for releases before 0.7."""
+    for created in (NOW - 1e6, NOW + 1e6):
+        accounted = card(reading(3, {10: 3}), lease("a", 4, pid=10, created=created), processes=[known(10)])
+        assert gib(accounted.committed_bytes) == 4
 
 
 def test_a_lease_on_another_card_does_not_cover_this_one() -> None:

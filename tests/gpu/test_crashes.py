@@ -66,9 +66,9 @@ def test_a_waiting_service_gets_the_room_of_a_killed_one(shared: Shared) -> None
 
 
 def test_a_stopped_process_that_holds_the_lock_blocks_no_other(shared: Shared) -> None:
-    """A process is stopped while it holds the lock and reads slow cards."""
+    """A process is stopped while it holds the lock and reads slow cards again."""
     for card in range(2):
-        shared.node.fault(card, call="nvmlDeviceGetMemoryInfo", delay_ms=1500)
+        shared.node.fault(card, call="nvmlDeviceGetMemoryInfo", delay_ms=2500)
     decider = shared.tenant("4GiB", wait=PATIENCE, until=set())  # it reads a card again that did not answer while it was stopped
     lock = shared.leases / "lock"
     while not held(lock):

@@ -98,7 +98,8 @@ class Histories(RuleBasedStateMachine):
             held = self.ledger.promise(choice.uuids, request.bytes, exclusive=exclusive, service="ranker")
             self.owners[held.promise.id] = held
 
-        self.ledger.decide(decide)
+        with self.ledger.turn():
+            decide()
 
     @precondition(lambda self: self.owners)
     @rule(number=st.integers(0, 100), share=st.floats(0, 1), reported=st.booleans())

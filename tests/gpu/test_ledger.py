@@ -19,7 +19,7 @@ import pytest
 
 from mlops_build.gpu import ledger as leases
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.ledger import Ledger, LockHeld
+from mlops_build.gpu.ledger import Ledger
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 HOLD = """
@@ -33,10 +33,6 @@ exec(sys.argv[4])
 print("held", held.promise.id, flush=True)
 sys.stdin.read()
 """
-
-
-def nothing() -> None:
-    """An empty decision."""
 
 
 @pytest.fixture
@@ -168,13 +164,13 @@ def test_users_see_each_others_leases_with_any_umask(directory: Path, holder) ->
 
 @root
 def test_all_users_can_use_the_lock_that_any_of_them_created(directory: Path) -> None:
-    decide = "ledger.decide(lambda: print('decided'))"
+    decide = "with ledger.turn() as locked: print('decided' if locked else 'not decided')"
     assert as_user(directory, decide) == "decided", "created by 65534, umask 077"
-    with Ledger.open(directory) as ledger:
-        ledger.decide(nothing)
+    with Ledger.open(directory) as ledger, ledger.turn():
+        pass
     (directory / "lock").unlink()
-    with Ledger.open(directory) as ledger:
-        ledger.decide(nothing)
+    with Ledger.open(directory) as ledger, ledger.turn():
+        pass
     assert as_user(directory, decide) == "decided", "created by root"
 
 
@@ -217,10 +213,11 @@ def test_a_hostile_object_in_place_of_a_file_blocks_no_process(directory: Path, 
         assert [promise.service for promise in ledger.promises()] == ["a"]
         ledger.peaks()
         if name == "lock" and what not in ("sparse", "nobody"):
-            with pytest.raises(NoLedger, match="lock"):
-                ledger.decide(nothing)
+            with pytest.raises(NoLedger, match="lock"), ledger.turn():
+                pass
         else:
-            ledger.decide(nothing)
+            with ledger.turn():
+                pass
         with contextlib.suppress(NoLedger):
             ledger.append("decisions-0.jsonl", b"{}\n", 1024)
         ledger.withdraw(held)
@@ -326,8 +323,9 @@ def test_decisions_are_made_one_at_a_time(directory: Path) -> None:
             inside -= 1
 
     def decide() -> None:
-        with Ledger.open(directory) as ledger:
-            ledger.decide(work, timeout=30)
+        with Ledger.open(directory) as ledger, ledger.turn(30) as locked:
+            assert locked
+            work()
 
     threads = [threading.Thread(target=decide) for _ in range(8)]
     for thread in threads:
@@ -338,76 +336,26 @@ def test_decisions_are_made_one_at_a_time(directory: Path) -> None:
 
 
 def test_waiting_for_the_lock_of_a_stopped_process_ends(directory: Path, holder) -> None:
-    process = holder(then="ledger.decide(lambda: (print('held', flush=True), sys.stdin.read()))")
+    process = holder(then="turn = ledger.turn(); turn.__enter__()")
     process.send_signal(signal.SIGSTOP)
-    with Ledger.open(directory) as ledger, pytest.raises(LockHeld, match=r"held for more than 0.1 s.*pid"):
-        ledger.decide(nothing, timeout=0.1)
-
-
-def test_a_lock_is_not_taken_after_waiting_has_ended(directory: Path) -> None:
-    """The waiting thread gets the lock when its holder releases it, perhaps after the caller has continued without it, and forked."""
-    with Ledger.open(directory) as ledger:
-        ledger.decide(nothing)
-        old = os.open(directory / "lock", os.O_RDONLY)
-        fcntl.flock(old, fcntl.LOCK_EX)
-        with pytest.raises(LockHeld):
-            ledger.decide(nothing, timeout=0.05)
-        child = os.fork()
-        if child == 0:
-            os.close(old)
-            signal.pause()
-        try:
-            os.close(old)
-            ledger.decide(nothing, timeout=20)
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
-def test_an_interrupt_during_a_queued_decision_is_raised_after_it(directory: Path) -> None:
-    """The decision runs in the thread that waited for the lock, and can be undone only once it is complete."""
-    program = f"""
-import fcntl, os, signal, threading, time
-from mlops_build.gpu.ledger import Ledger
-ledger, finished = Ledger.open({str(directory)!r}), []
-ledger.decide(lambda: None)
-lock = os.open({str(directory / "lock")!r}, os.O_RDONLY)
-fcntl.flock(lock, fcntl.LOCK_EX)
-threading.Timer(0.2, os.close, [lock]).start()
-def work():
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.3)
-    finished.append(threading.current_thread() is not threading.main_thread())
-try:
-    ledger.decide(work, timeout=30)
-except KeyboardInterrupt:
-    print("interrupted", finished)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "interrupted [True]\n"
-
-
-def test_the_error_of_a_queued_decision_is_raised(directory: Path) -> None:
-    with Ledger.open(directory) as ledger:
-        ledger.decide(nothing)
-        lock = os.open(directory / "lock", os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        threading.Timer(0.2, os.close, [lock]).start()
-        with pytest.raises(ZeroDivisionError):
-            ledger.decide(lambda: 1 / 0, timeout=30)
-        ledger.decide(nothing, timeout=0)
+    with Ledger.open(directory) as ledger, ledger.turn(0.1) as locked:
+        assert not locked
+        assert ledger.lock_holders() == [process.pid]
 
 
 def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
     """The file is removed while a process waits for it, so the file that it then locks is not the lock any more."""
     with Ledger.open(directory) as ledger:
-        ledger.decide(nothing)
+        with ledger.turn():
+            pass
         old = os.open(directory / "lock", os.O_RDONLY)
         fcntl.flock(old, fcntl.LOCK_EX)
         entered = threading.Event()
 
         def decide() -> None:
-            ledger.decide(entered.set, timeout=30)
+            with ledger.turn(30) as locked:
+                assert locked
+                entered.set()
 
         thread = threading.Thread(target=decide)
         thread.start()
@@ -502,7 +450,8 @@ def look(event, arguments):
 for _ in range(2):
     ledger = Ledger.open({str(directory)!r})
     if _: sys.addaudithook(look)
-    held = ledger.decide(lambda: ledger.promise(["GPU-a"], 1, exclusive=False, service="a"))
+    with ledger.turn():
+        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
     ledger.report(held.promise.id, {{}}, loaded=True)
     ledger.write_peaks({{}})
     ledger.append("decisions-0.jsonl", b"{{}}\\n", 10)

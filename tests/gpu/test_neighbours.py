@@ -155,7 +155,7 @@ def test_cards_have_the_visibility_of_the_mask(node: MakeNode, cards: Callable[.
 
 def test_data_of_processes() -> None:
     """Of this process, its parent, and a missing process."""
-    processes = known([os.getpid()])
+    processes = known([os.getpid()], {})
     assert processes is not None
     me = processes[os.getpid()]
     assert (me.uid, me.parent, me.namespace) == (os.geteuid(), os.getppid(), pid_namespace())
@@ -172,7 +172,7 @@ def test_a_process_name_that_is_not_text(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        processes = known([process.pid])
+        processes = known([process.pid], {})
         assert processes is not None
         assert (processes[process.pid].parent, processes[process.pid].uid) == (os.getpid(), os.geteuid())
     finally:

@@ -18,7 +18,6 @@ from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
 from mlops_build.ci import deploy
-from mlops_build.gpu.loading import GATE_SECONDS
 from mlops_build.release import record as records
 from mlops_build.release import rollout
 from mlops_build.release.record import Record, ReleasedModel
@@ -270,7 +269,7 @@ def test_a_pod_starts_slowly_and_ends_gently(rendered: tuple[tuple[str, str, str
     budget = probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"]
     longest = service_file.load(found.root).serving.startup_seconds
     waits = {one["name"]: one["value"] for one in container["env"]}.get("MLOPS_GPU_WAIT")
-    assert budget >= longest + (int(waits) + GATE_SECONDS if waits else 0)
+    assert budget >= longest + (int(waits) + rollout.GATE_SECONDS if waits else 0)
     killed_after = probes["livenessProbe"]["periodSeconds"] * probes["livenessProbe"]["failureThreshold"]
     unready_after = probes["readinessProbe"]["periodSeconds"] * probes["readinessProbe"]["failureThreshold"]
     assert killed_after >= 120
@@ -290,7 +289,7 @@ def test_the_page_about_manifests_says_these_numbers(overlay: Any) -> None:
         assert f"every {period} s, {probe['timeoutSeconds']} s each, {failures} failures: {period * failures} s" in page
     assert f"every {rollout.PROBE_SECONDS} s, ⌈`serving.startup_seconds` ÷ {rollout.PROBE_SECONDS}⌉ failures" in page
     assert f"the start-up budget + {rollout.PULL_SECONDS} s" in page
-    assert f"at least {rollout.GRACE_SECONDS} s; then {GATE_SECONDS:.0f} s" in page
+    assert f"at least {rollout.GRACE_SECONDS} s; then {rollout.GATE_SECONDS} s" in page
     assert (rollout.GRACE_SECONDS, f"+ {grace} s), at least {deploy.LEAST_SECONDS} s" in page) == (grace, True)
     assert f"after {rollout.CALM_SECONDS} s of low load" in page
     assert f"CKV_K8S_{', '.join(sorted(check.removeprefix('CKV_K8S_') for check in BEFORE_A_RELEASE))} |" in page

@@ -1,0 +1,113 @@
+"""Reports: what a lease's owner observes of its own memory, and writes for all others.
+
+Other processes cannot always see which memory belongs to a lease (containers hide pids). The owner of a lease reports it: a service from a
+thread, and `gpu run` for its program. Observed memory is, in order of preference: what NVML shows for the lease's processes; what torch has
+reserved, plus a context; the growth since the lease was granted of the memory that no visible process and no report explains, at most the
+budget.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlops_build.gpu import log
+from mlops_build.gpu.budget import LEAST_CONTEXT_BYTES
+from mlops_build.gpu.cards import Card, account, processes_of
+from mlops_build.gpu.directory import NoLedger
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
+from mlops_build.gpu.peaks import ALL, REST
+from mlops_build.gpu.promise import Promise, pid_namespace
+
+# How often a process measures its own memory: often while it changes, since unreported memory counts in addition to the budget.
+SECONDS, QUIET_SECONDS = 0.5, 10.0
+BYTES = 1 << 20  # smaller changes are not reported
+# A program counts as loaded when its memory has appeared and has not changed for this time.
+LOADED_SECONDS = 5.0
+
+
+def unexplained(cards: Iterable[Card]) -> dict[str, int]:
+    """The memory that no visible process and no report explains, in bytes by UUID."""
+    return {card.uuid: sum(user.used_bytes for user in card.neighbours if user.key in (ALL, REST)) for card in cards}
+
+
+def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Promise) -> tuple[dict[str, int], dict[str, int]]:
+    """The memory that NVML shows for the lease's processes (without the cards where that is not visible), and `unexplained`."""
+    cards = account(
+        readings,
+        [replace(promise, seen={}), *(other for other in promises if other.id != promise.id)],
+        peaks={},
+        declared=(),
+        now=0.0,
+        processes=processes_of(readings, promises),
+        namespace=pid_namespace(),
+    )
+    cards = [card for card in cards if card.uuid in promise.uuids]
+    own = {
+        card.uuid: lease.seen[card.uuid] for card in cards for lease in card.leases if lease.id == promise.id and card.uuid in lease.seen
+    }
+    return own, unexplained(cards)
+
+
+def _of_torch(uuids: Sequence[str]) -> dict[str, int]:
+    """The memory that torch has reserved in this process, plus a context, in bytes by UUID; empty if torch has not started CUDA."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return {}
+    reserved = [int(torch.cuda.memory_reserved(ordinal)) for ordinal in range(min(len(uuids), torch.cuda.device_count()))]
+    return {uuid: size + LEAST_CONTEXT_BYTES if size else 0 for uuid, size in zip(uuids, reserved, strict=False)}
+
+
+class Reporter(threading.Thread):
+    """A thread that keeps a lease's report current, and writes the lease again if somebody has removed it.
+
+    before: `unexplained` when the lease was granted.
+    """
+
+    def __init__(self, ledger: Ledger, promise: Promise, before: Mapping[str, int]) -> None:
+        super().__init__(name="gpu-lease-report", daemon=True)
+        self._ledger, self._promise, self._before = ledger, promise, before
+        self._reported: dict[str, int] = {}
+        self._loaded, self._changed = False, time.monotonic()
+        self._stopping, self._writing = threading.Event(), threading.Lock()
+
+    def stop(self) -> None:
+        """Stop, and wait at most 5 s for a report that is being written."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(5.0)
+
+    def run(self) -> None:
+        """Report until `stop`."""
+        pause = SECONDS
+        try:
+            with Nvml() as nvml:
+                while not self._stopping.wait(pause):
+                    pause = SECONDS if self.report(nvml) else min(QUIET_SECONDS, pause * 1.5)
+        except (NoDriver, NoLedger) as error:
+            log.warning("the lease's memory is no longer reported: %s", error)
+
+    def report(self, nvml: Nvml, *, loaded: bool = False) -> bool:
+        """Write the report if it has changed; whether it has. loaded: the service says that it has loaded. Raises NoDriver and NoLedger."""
+        with self._writing:
+            if not self._ledger.is_alive(self._promise.id):
+                log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
+                self._ledger.write_promise(self._promise)  # the descriptor stays open until this process ends
+            sizes = self._measure(nvml)
+            changed = any(abs(size - self._reported.get(uuid, 0)) >= BYTES for uuid, size in sizes.items())
+            if changed:
+                self._reported, self._changed = sizes, time.monotonic()
+            quiet = any(self._reported.values()) and time.monotonic() - self._changed > LOADED_SECONDS
+            if changed or ((loaded or quiet) and not self._loaded):
+                self._loaded = self._loaded or loaded or quiet
+                self._ledger.report(self._promise.id, self._reported, loaded=self._loaded)
+                return True
+            return False
+
+    def _measure(self, nvml: Nvml) -> dict[str, int]:
+        own, now = shown(nvml.read(), self._ledger.promises(), self._promise)
+        growth = {uuid: min(self._promise.bytes, max(0, now.get(uuid, 0) - self._before.get(uuid, 0))) for uuid in self._promise.uuids}
+        return growth | _of_torch(self._promise.uuids) | own

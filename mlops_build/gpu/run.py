@@ -1,0 +1,89 @@
+"""Run a program with a lease: `gpu run` stays as the program's parent.
+
+The child takes the lease and becomes the program by exec, so the lease belongs to the program and its descendants, and ends with them. The
+parent reports the program's memory, forwards signals, and ends as the program ends. If the parent is killed, the lease stays.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from mlops_build.gpu.lease import Lease
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.report import Reporter, unexplained
+
+FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH}
+_FROM_TERMINAL = 128  # SI_KERNEL: the terminal sends such a signal to the program, too
+
+
+def run(command: list[str], take: Callable[[], Lease]) -> int:
+    """Take a lease, run a program with it, and return its exit status. Raises what `take` raises, and OSError if the program cannot be run.
+
+    These errors are raised in the child. In the parent the result is the status with which the child ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+    lease_of_child, to_parent = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(to_parent)
+        threading.Thread(target=_report, args=(lease_of_child,), daemon=True).start()
+        return _end_like(_wait(child), before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(lease_of_child)
+    lease = take()
+    if lease.owned:
+        with contextlib.suppress(BrokenPipeError):  # the parent was killed
+            os.write(to_parent, json.dumps([lease.id, unexplained(lease.cards)]).encode())
+    # Python ignores these two signals; programs expect the default, so that `CMD | head` ends CMD.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 -- no shell, on purpose
+    finally:
+        lease.release()
+
+
+def _report(lease_of_child: int) -> None:
+    """Report the memory of the lease that the child writes to the pipe."""
+    with open(lease_of_child, "rb") as pipe:
+        text = pipe.read()  # until the child runs the program, or ends
+    if not text:
+        return
+    lease_id, before = json.loads(text)
+    ledger = Ledger.open()
+    for promise in ledger.promises():
+        if promise.id == lease_id:
+            Reporter(ledger, promise, before).run()
+
+
+def _wait(child: int) -> int:
+    """Forward signals to the child until it ends; its status as os.waitpid returns it. Reaps orphans, too, as the first process of a
+    container must."""
+    while True:
+        received = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
+        if received.si_signo != signal.SIGCHLD:
+            if received.si_code != _FROM_TERMINAL:
+                os.kill(child, received.si_signo)
+            continue
+        ended = -1
+        while ended:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == child:
+                return status
+
+
+def _end_like(status: int, mask: set[signal.Signals | int]) -> int:
+    """The exit code for this status. If a signal ended the child, this process ends by the same signal."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program's core dump is enough
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.kill(os.getpid(), -code)
+    return 128 - code if code < 0 else code  # the first process of a container ignores signals that it sends to itself

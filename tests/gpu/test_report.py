@@ -1,0 +1,80 @@
+"""Leases are confirmed by memory that their owners report, with visible and with hidden pids."""
+
+import pytest
+
+from mlops_build.gpu import testing
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import Promise
+from tests.gpu.holder import wait_until
+
+MIB, GIB = 1 << 20, 1 << 30
+CONTEXT = 300 * MIB
+
+
+def promises(machine: testing.Node) -> list[Promise]:
+    with Ledger.open(machine.directory / "leases") as ledger:
+        return ledger.promises()
+
+
+def seen(machine: testing.Node) -> list[int]:
+    return [sum(promise.seen.values()) for promise in promises(machine)]
+
+
+def left(environment: dict[str, str], run_python) -> int:
+    return int(run_python("from mlops_build import gpu; print(gpu.cards()[0].left_bytes)", environment))
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["pids can be seen", "pids are hidden"])
+def test_memory_that_appears_belongs_to_the_lease(node, lease, run_python, hidden: bool) -> None:
+    machine = node("24GiB")
+    machine.set_used(0, "1GiB")
+    environment = machine.view(hide_pids=hidden)
+    holder = lease(environment, memory="6GiB")
+    assert [promise.loaded for promise in promises(machine)] == [False]
+    holder.do(f"allocate({4 * GIB})")
+    wait_until(lambda: seen(machine) == [4 * GIB + CONTEXT])
+    assert left(environment, run_python) == (24 - 1 - 6) * GIB, "not counted in addition to the budget"
+    wait_until(lambda: promises(machine)[0].loaded)
+    holder.do(f"allocate({GIB})")
+    wait_until(lambda: seen(machine) == [5 * GIB + CONTEXT])
+    holder.do("lease.release()")
+    assert promises(machine) == []
+    assert not list((machine.directory / "leases").glob("*.seen"))
+
+
+def test_two_services_that_load_side_by_side_are_counted_once(node, lease, run_python) -> None:
+    """In containers, where NVML shows no processes."""
+    machine = node("24GiB")
+    environment = machine.view(hide_pids=True)
+    holders = [lease(environment, memory="6GiB") for _ in range(2)]
+    for holder in holders:
+        holder.do(f"allocate({3 * GIB})")
+    wait_until(lambda: left(environment, run_python) == 12 * GIB)
+
+
+def test_a_lease_without_a_report_counts_twice_rather_than_not_at_all(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    holder = lease(machine.environment, memory="6GiB", report=False)
+    holder.do(f"allocate({4 * GIB})")
+    assert left(machine.view(hide_pids=True), run_python) == 24 * GIB - 6 * GIB - 4 * GIB - CONTEXT
+    assert left(machine.environment, run_python) == 18 * GIB, "with visible pids no report is needed"
+
+
+def test_memory_above_the_budget_is_not_attributed_to_a_lease_that_cannot_be_seen(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    environment = machine.view(hide_pids=True)
+    lease(environment, memory="6GiB")
+    machine.set_used(0, "8GiB")
+    wait_until(lambda: seen(machine) == [6 * GIB])
+    assert left(environment, run_python) == 16 * GIB
+
+
+def test_a_removed_lease_is_written_again(node, lease) -> None:
+    machine = node("24GiB")
+    holder = lease(machine.environment, memory="6GiB")
+    for file in (machine.directory / "leases").glob("*.lease"):
+        file.unlink()
+    wait_until(lambda: [promise.id for promise in promises(machine)] == [holder.answer["id"]])
+    assert holder.do("lease.release()") == {"done": True}
+    assert promises(machine) == []
+    assert "was removed" in holder.end()
