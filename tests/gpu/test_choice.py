@@ -185,4 +185,4 @@ def test_exclusive_tolerates_the_driver_memory_on_an_unused_card() -> None:
     ],
 )
 def test_whether_waiting_can_help(changed: dict, wanted: dict, ever: bool) -> None:
-    assert could_ever([replace(card(0, 24, 0), **changed)], replace(Request(GIB), **wanted)) is ever
+    assert bool(could_ever([replace(card(0, 24, 0), **changed)], replace(Request(GIB), **wanted))) is ever

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -63,32 +62,6 @@ def test_a_waiting_service_gets_the_room_of_a_killed_one(shared: Shared) -> None
 
 
 # ── the lock is held ──
-
-
-def test_a_stopped_process_that_holds_the_lock_blocks_no_other(shared: Shared) -> None:
-    """A process is stopped while it holds the lock and reads slow cards again."""
-    for card in range(2):
-        shared.node.fault(card, call="nvmlDeviceGetMemoryInfo", delay_ms=2500)
-    decider = shared.tenant("4GiB", wait=PATIENCE, until=set())  # it reads a card again that did not answer while it was stopped
-    lock = shared.leases / "lock"
-    while not held(lock):
-        assert decider.process.poll() is None
-        time.sleep(0.01)
-    decider.signal(signal.SIGSTOP)
-    for card in range(2):
-        shared.node.restore(card)
-    tenant = shared.tenant("4GiB", size=GIB)
-    assert "loaded" in tenant.events
-    assert "lock" in tenant.warnings().lower()
-    decider.signal(signal.SIGCONT)
-    decider.until({"leased"})
-    assert decider.events["leased"]["uuids"]
-
-
-def held(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    return subprocess.run(["flock", "--nonblock", str(lock), "true"], check=False).returncode != 0
 
 
 @needs_root

@@ -257,7 +257,6 @@ def test_filters_and_a_custom_strategy(node, lease) -> None:
     assert lease(machine.environment, memory="1GiB", expression=own).answer["uuids"] == [all_of_them[1]]
 
 
-@pytest.mark.slow  # so does test_a_stopped_process_that_holds_the_lock_blocks_no_other in test_crashes.py
 def test_a_stopped_holder_of_the_lock_blocks_no_other(node, lease, run_python) -> None:
     machine = node("8GiB")
     lease(machine.environment, script=HOLD_THE_LOCK).send_signal(signal.SIGSTOP)
