@@ -193,6 +193,32 @@ def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callab
     assert process.returncode == 0
 
 
+def test_many_cards_that_hang_do_not_hide_the_last(node: MakeNode, run_python: RunPython) -> None:
+    nodes = node(*["24GiB"] * 6)
+    for card in range(5):
+        nodes.fault(card, "nvmlDeviceGetUUID", delay_ms=60_000)
+    script = """
+from mlops_build.gpu.nvml import Nvml
+with Nvml(seconds=1) as nvml:
+    print([reading.trouble and reading.trouble.value for reading in nvml.read()])
+"""
+    assert run_python(script, nodes.environment) == f"{['does not answer'] * 5 + [None]}\n"
+
+
+def test_cards_are_read_where_no_thread_can_be_started(node: MakeNode, run_python: RunPython) -> None:
+    """A container's limit of processes counts threads."""
+    nodes = node("24GiB", "24GiB")
+    nodes.lose(0)
+    script = """
+import threading
+def refuse(self): raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+from mlops_build.gpu.nvml import read
+print([reading.trouble and reading.trouble.value for reading in read()])
+"""
+    assert run_python(script, nodes.environment) == "['lost', None]\n"
+
+
 def test_the_process_ends_although_a_call_hangs(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node("24GiB")
     nodes.fault(0, "nvmlDeviceGetHandleByIndex", delay_ms=120_000)
@@ -200,13 +226,15 @@ def test_the_process_ends_although_a_call_hangs(node: MakeNode, read: Callable[.
     assert (card["trouble"], card["uuid"]) == ("does not answer", "unknown-0")
 
 
+# Code written against 0.3 catches NoRoom.
 DRIVER = """
 import json
-from mlops_build.gpu.nvml import NoDriver, Nvml
+from mlops_build.gpu import NoRoom
+from mlops_build.gpu.nvml import Nvml
 try:
     with Nvml(seconds=0.5) as nvml:
         nvml.read()
-except NoDriver as error:
+except NoRoom as error:
     print(json.dumps([error.reason, error.message, error.remedy, error.exit_code]))
 """
 
