@@ -215,7 +215,9 @@ def once(scenario: Scenario, policy: str, seed: int, scale: float, hide_pids: bo
                     filled = [node.used(card) / total for card, (_, total, _) in enumerate(scenario.cards) if card != run.lost]
                 finally:
                     assert process.stdin
-                    process.stdin.close()  # the end of everybody
+                    assert process.stdout
+                    process.stdin.close()  # every service ends
+                    process.stdout.read()  # until the last one has ended
     refused = run.count("refused")
     return {
         "failed": run.count("failed") + (refused if scenario.fits else 0),

@@ -1,7 +1,7 @@
 """Memory is never granted twice: 100 processes at once, with delays at every file operation and driver call, kills, and a held lock.
 
 The processes write down when they have a lease and when they give it up (crowd.py). At no time may the budgets on a card, and the memory
-in use without a lease, exceed the card.
+in use without a lease, exceed the card. SOAK_ROUNDS sets the number of rounds of the long test (default 1000).
 """
 
 import json
@@ -21,6 +21,7 @@ import pytest
 from mlops_build.gpu import testing
 from tests.gpu.nodes import GIB, PATIENCE, ROOT
 
+SOAK_ROUNDS = int(os.environ.get("SOAK_ROUNDS", "1000"))
 AT_ONCE = 5  # rounds; they mostly wait
 CARD = 24 * GIB
 LAST = 10_000  # the number of the process that requests a whole card
@@ -140,3 +141,18 @@ def test_thirty_processes() -> None:
     outcomes = rounds([1], 30, stalls=False)
     assert violations(outcomes) == ""
     assert all(len(outcome.granted) > 1 for outcome in outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("simulation")
+def test_a_hundred_processes_in_twenty_rounds() -> None:
+    outcomes = rounds(range(20))
+    assert violations(outcomes) == ""
+    assert all(len(outcome.granted) > 1 for outcome in outcomes)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("simulation")
+def test_a_hundred_processes_in_many_rounds() -> None:
+    outcomes = rounds(range(1000, 1000 + SOAK_ROUNDS))
+    assert violations(outcomes) == ""
