@@ -139,11 +139,12 @@ def _leased(request: DeviceRequest, service: str, say: Say) -> Lease:
     name = os.environ.get("MLOPS_SERVICE") or service
     try:
         return lease(request.memory, wait=request.wait, otherwise="fail" if request.needed else "cpu", service=name, progress=say)
-    except NoDriver:
-        raise
     except NoRoom as error:
-        remedy = "wait longer (--wait), request less (--gpu-memory), or use the CPU (--device cpu); `mlops-build gpu list` shows the leases"
-        raise NoRoom(error.message, remedy=remedy) from None
+        if not isinstance(error, NoDriver):
+            error.remedy = (
+                "wait longer (--wait), request less (--gpu-memory), or use the CPU (--device cpu); `mlops-build gpu list` shows the leases"
+            )
+        raise
 
 
 def _healthy() -> list[Card]:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TypeVar
 
 from mlops_build.errors import UsageError
@@ -36,7 +37,7 @@ def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -
         return list(readings)
     entries = [entry.strip() for entry in mask.split(",")]
     named = [entry.startswith(("GPU-", "MIG-")) for entry in entries]
-    if any(named) and any(_index(entry) is not None for entry in entries):
+    if any(named) and any(_index(entry) >= 0 for entry in entries):
         raise AmbiguousMask(
             f"{VARIABLE}={mask} mixes indices and UUIDs, and it is not documented how CUDA reads that", remedy="use only UUIDs"
         )
@@ -70,7 +71,7 @@ def _by_uuid(entries: Sequence[str], readings: Sequence[Seen]) -> list[Seen]:
         matches = [card for card in readings if _matches(card, entry)]
         if len(matches) != 1:
             break  # an entry that matches no card or several hides itself and all that follow
-        selected.append(matches[0])
+        selected += matches
     return selected
 
 
@@ -83,30 +84,26 @@ def _matches(card: Reading, entry: str) -> bool:
 
 def _by_index(entries: Sequence[str], readings: Sequence[Seen], environ: Mapping[str, str]) -> list[Seen]:
     cards = [card for card in readings if card.mig_parent is None]
-    ordinals: list[int] = []
-    for entry in entries:
-        ordinal = _index(entry)
-        if ordinal is None:
-            break  # "", "-1" or "none" hides itself and all that follow
-        ordinals.append(ordinal)
+    # "", "-1" or "none" hides itself and all that follow.
+    ordinals = list(takewhile(lambda ordinal: ordinal >= 0, map(_index, entries)))
     if len(set(ordinals)) < len(ordinals):
         return []  # CUDA shows no card if an entry is repeated
-    known = [ordinal < len(cards) for ordinal in ordinals]
-    ordinals = ordinals[: known.index(False)] if False in known else ordinals
-    ordered = sorted(cards, key=lambda card: (card.bus_id or "", card.index)) if all(card.bus_id for card in cards) else cards
-    if environ.get(ORDER) != "PCI_BUS_ID" and not _identical(cards) and 0 < len(set(ordinals)) < len(cards):
+    ordinals = list(takewhile(lambda ordinal: ordinal < len(cards), ordinals))
+    if all(card.bus_id for card in cards):
+        cards.sort(key=lambda card: (card.bus_id or "", card.index))
+    if environ.get(ORDER) != "PCI_BUS_ID" and not _identical(cards) and 0 < len(ordinals) < len(cards):
         # CUDA puts the fastest card first, by an undocumented rule. Identical cards are in bus order.
         raise AmbiguousMask(
             f"{VARIABLE}={environ[VARIABLE]} counts cards in CUDA's order, fastest first, and this machine has different cards",
             remedy=f"set {ORDER}=PCI_BUS_ID to count them as nvidia-smi does, or use UUIDs (nvidia-smi -L)",
         )
-    return [ordered[ordinal] for ordinal in ordinals]
+    return [cards[ordinal] for ordinal in ordinals]
 
 
-def _index(entry: str) -> int | None:
-    """Parse an index like strtoul: text after the digits is ignored."""
+def _index(entry: str) -> int:
+    """Parse an index like strtoul: text after the digits is ignored. -1: not an index."""
     number = re.match(r"\+?([0-9]{1,9})", entry, re.ASCII)
-    return int(number[1]) if number else None
+    return int(number[1]) if number else -1
 
 
 def _identical(cards: Sequence[Reading]) -> bool:
