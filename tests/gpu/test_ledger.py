@@ -135,6 +135,32 @@ def wait_until(condition) -> None:
         time.sleep(0.02)
 
 
+@root
+def test_another_user_cannot_keep_a_lease_alive(directory: Path, holder) -> None:
+    process = holder()
+    (file,) = directory.glob("*.lease")
+    locks = f"""
+import fcntl, os, struct, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+file = open({str(file)!r})
+try:
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits until the owner has ended
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+finally:
+    print("locked", flush=True)
+sys.stdin.read()
+"""
+    hostile = subprocess.Popen([sys.executable, "-c", locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        process.kill()
+        process.wait()
+        assert hostile.stdout.readline() == "locked\n"
+        assert services(directory) == []
+    finally:
+        hostile.kill()
+        hostile.communicate()
+
+
 def test_a_subprocess_does_not_keep_the_lease(directory: Path, holder) -> None:
     process = holder(then="import subprocess; subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)")
     process.kill()
