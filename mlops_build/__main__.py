@@ -5,7 +5,6 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from mlops_build.cli.output import result
 from mlops_build.cli.parser import command_parser, top_parser
 from mlops_build.cli.table import COMMANDS
 from mlops_build.errors import MlopsBuildError
@@ -34,9 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = command_parser(name, command).parse_args(arguments[1:])
         return int(args.run(args))
     except MlopsBuildError as error:
-        if args is not None:
+        if args is not None and args.json:
+            from json import dumps
+
+            # In one line, since some commands print a document per line.
             document = {"error": error.message, "remedy": error.remedy, "exit_code": error.exit_code, **error.details}
-            result(args, document, "")
+            print(dumps(document, ensure_ascii=False))
         return show_error(name, error)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mlops_build"):

@@ -127,8 +127,10 @@ def test_a_json_document_is_printed_without_room_and_without_a_driver(two: testi
 
 def test_list_and_explain_print_a_json_document_after_an_error(two: testing.Node, tmp_path: Path) -> None:
     two.fail_init(9)
-    done = cli(two, "list", "--json")
-    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (5, 5)
+    for options in ([], ["--watch"]):
+        done = cli(two, "list", "--json", *options)
+        (line,) = done.stdout.splitlines()
+        assert (done.returncode, json.loads(line)["exit_code"]) == (5, 5)
     done = cli(two, "explain", "--json", MLOPS_GPU_LEASE_DIR=str(tmp_path / "absent"))
     document = json.loads(done.stdout)
     assert document["exit_code"] == done.returncode != 0
