@@ -6,6 +6,7 @@ Each uid writes its own file in the lease directory, readable for all users. It 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 LIMIT = 256 * 1024
 # granted: a lease. waiting: no room yet. refused: no room. cpu: no room, and the CPU was allowed.
+_NAME = re.compile(r"decisions-[0-9]+\.jsonl")
 OUTCOMES = ("granted", "waiting", "refused", "cpu")
 _CARD = ("index", "uuid", "name", "total_bytes", "used_bytes", "why", "utilisation", "mig_parent", "visible")
 _SUMS = ("external_bytes", "external_counted_bytes", "committed_bytes")
@@ -113,7 +115,7 @@ def record(ledger: Ledger, text: str, uid: int) -> None:
 
 def read(ledger: Ledger, count: int | None = None) -> list[dict[str, Any]]:
     """The newest `count` decisions of all uids (None: all that are kept), oldest first, as parsed JSON."""
-    documents = [document for name in ledger.files("decisions-") for document in _documents(ledger, name)]
+    documents = [document for name in ledger.files(_NAME) for document in _documents(ledger, name)]
     documents.sort(key=lambda document: document["time"])
     return documents if count is None else documents[-count:] if count > 0 else []
 
@@ -128,7 +130,7 @@ class Follower:
     def new(self) -> list[dict[str, Any]]:
         """Decisions since the last call, oldest first; the first call returns all that are kept."""
         unread = []
-        for name in self.ledger.files("decisions-"):
+        for name in self.ledger.files(_NAME):
             newest, times = self._seen.get(name, (0.0, 0))
             documents = _documents(self.ledger, name)
             # A full file is replaced by its newest half, so byte positions do not last. Times do; several decisions may share one.

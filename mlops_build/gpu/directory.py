@@ -10,8 +10,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlops_build.errors import Failed
@@ -109,25 +111,22 @@ class SharedDirectory:
             finally:
                 os.close(descriptor)
 
-    def files(self, prefix: str) -> list[str]:
-        """Sorted names in the directory that start with `prefix`, at most FILES_PER_UID."""
-        with self._scan() as entries:
-            return sorted(entry.name for entry, _ in zip(entries, range(FILES), strict=False) if entry.name.startswith(prefix))[
-                :FILES_PER_UID
-            ]
+    def files(self, pattern: re.Pattern[str]) -> list[str]:
+        """Sorted names of the directory that match, of at most FILES that are read."""
+        # A descriptor of its own, since scandir moves the position, which threads would share.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            with os.scandir(descriptor) as entries:
+                names = [entry.name for entry in islice(entries, FILES)]
+        finally:
+            os.close(descriptor)
+        if len(names) == FILES:
+            self._warn("", -1, f"{FILES} files or more; the rest is not read")
+        return sorted(filter(pattern.fullmatch, names))
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace one of this uid's own files by a JSON document. Raises NoLedger."""
         self._replace_bytes(name, json.dumps(document).encode())
-
-    def _scan(self) -> Any:
-        # A descriptor of its own, since scandir moves the position, which threads would share.
-        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
-        try:
-            return contextlib.closing(_entries(descriptor))
-        except BaseException:
-            os.close(descriptor)
-            raise
 
     def _open(self, name: str, flags: int = os.O_RDONLY) -> int | None:
         """The descriptor of a regular file; None if there is none. Without O_CREAT, with which fs.protected_regular refuses to open another
@@ -202,14 +201,6 @@ class SharedDirectory:
             self._warned.add(name)
             owner = f" of uid {uid}" if uid >= 0 else ""
             log.warning("ignored in the lease directory: %s%s: %s", printable(f"{self._path}/{name}", 300), owner, why)
-
-
-def _entries(descriptor: int) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(descriptor) as entries:
-            yield from entries
-    finally:
-        os.close(descriptor)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

@@ -90,6 +90,5 @@ def _lock(ledger: Ledger) -> list[Finding]:
     with ledger.turn(LOCK_SECONDS) as locked:
         if locked:
             return []
-    holders = "".join(f", by pid {pid}" for pid in ledger.lock_holders()[:1])
-    why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s{holders}, which delays each decision by 4 s (normal: milliseconds)"
+    why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s, which delays each decision by 4 s (normal: milliseconds)"
     return [Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {ledger.path}/lock`, and end it")]

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlops_build.gpu.directory import FILE_LIMIT, FILES, FILES_PER_UID, NoLedger, SharedDirectory, json_object, locks, reason, write_all
+from mlops_build.gpu.directory import FILE_LIMIT, FILES_PER_UID, NoLedger, SharedDirectory, json_object, locks, reason, write_all
 from mlops_build.gpu.promise import MAX_BYTES, Promise, boot_time, parse, pid_namespace, printable
 
 if TYPE_CHECKING:
@@ -42,11 +42,8 @@ LOCK = "lock"
 LOCK_SECONDS = 2.0
 LOCK_POLL_SECONDS = 0.1
 PEAKS_LIMIT = 1024 * 1024
-# An older temporary file was left by a process that ended between creating and renaming it.
-TEMPORARY_SECONDS = 60.0
 
-_NAME = re.compile(r"[0-9a-f]{16}\.(lease|ticket)")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(lease|ticket|seen|json|jsonl)\.new")
+_LEASE, _TICKET = re.compile(r"[0-9a-f]{16}\.lease"), re.compile(r"[0-9a-f]{16}\.ticket")
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
@@ -65,7 +62,6 @@ class Ledger(SharedDirectory):
     def __init__(self, path: str, descriptor: int) -> None:
         super().__init__(path, descriptor)
         self._parsed: dict[str, tuple[int, Promise]] = {}  # by file name: inode and content, since a lease is written once
-        self._tidied = False
 
     @classmethod
     def open(cls, directory: Path | str | None = None, *, reading: bool = False) -> Ledger:
@@ -113,16 +109,6 @@ class Ledger(SharedDirectory):
                 return descriptor
             os.close(descriptor)  # the lock file was removed in the meantime, and this one is no longer the lock
 
-    def lock_holders(self) -> list[int]:
-        """The pids that hold the directory's lock, as far as /proc/locks shows them."""
-        try:
-            inode = f":{os.stat(LOCK, dir_fd=self._directory, follow_symlinks=False).st_ino}"
-            with open("/proc/locks") as file:  # noqa: PTH123 -- pathlib costs its import
-                lines = file.read().splitlines()
-        except OSError:
-            return []
-        return [int(words[4]) for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(inode)]
-
     # -- leases --
 
     def promises(self, *, reports: bool = True) -> list[Promise]:
@@ -131,20 +117,12 @@ class Ledger(SharedDirectory):
         Does not need the directory's lock, but without it another decision may be about to add a lease. reports: also read what the owners
         report of their memory.
         """
-        names, seen = self._names("lease")
-        promises = []
-        for name in names:
-            promise = self._promise(name)
-            if promise is not None:
-                report = f"{promise.id}.seen"
-                promises.append(self._with_report(promise, report) if reports and report in seen else promise)
-        self._parsed = {name: self._parsed[name] for name in names if name in self._parsed}
-        return sorted(promises, key=lambda promise: promise.order)
+        promises = self._live(_LEASE)
+        return [self._with_report(promise) for promise in promises] if reports else promises
 
     def tickets(self) -> list[Promise]:
         """The requests that wait for room, the longest waiting first."""
-        tickets = map(self._promise, self._names("ticket")[0])
-        return sorted((ticket for ticket in tickets if ticket is not None), key=lambda ticket: ticket.order)
+        return self._live(_TICKET)
 
     def promise(
         self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str, kind: str = "lease", boot: float | None = None
@@ -195,7 +173,7 @@ class Ledger(SharedDirectory):
 
     def is_alive(self, lease_id: str) -> bool:
         """Whether the lease's owner, or a process that inherited it, is still running."""
-        return _NAME.fullmatch(f"{lease_id}.lease") is not None and self._promise(f"{lease_id}.lease") is not None
+        return _LEASE.fullmatch(f"{lease_id}.lease") is not None and self._promise(f"{lease_id}.lease") is not None
 
     def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool) -> None:
         """Write the memory that a lease's owner observes of itself, in bytes by UUID. Raises NoLedger (a full disk)."""
@@ -224,25 +202,12 @@ class Ledger(SharedDirectory):
 
     # -- internal --
 
-    def _names(self, kind: str) -> tuple[list[str], set[str]]:
-        """The names of leases or tickets, at most FILES_PER_UID of each uid, and of reports."""
-        names, reports, unfinished = [], set(), []
-        with self._scan() as entries:
-            for number, entry in enumerate(entries):
-                if number >= FILES:
-                    self._warn("", -1, f"more than {FILES} files; the rest is not read")
-                    break
-                if entry.name.endswith(kind) and _NAME.fullmatch(entry.name):
-                    names.append(entry.name)
-                elif entry.name.endswith(".seen"):
-                    reports.add(entry.name)
-                elif entry.name.endswith(".new"):
-                    unfinished.append(entry.name)
-        if not self._tidied and kind == "lease":
-            self._tidied = True
-            alive = {name.removesuffix(".lease") for name in names}
-            self._tidy([*unfinished, *(name for name in reports if name.removesuffix(".seen") not in alive)])
-        return self._fair(names) if len(names) > FILES_PER_UID else names, reports
+    def _live(self, pattern: re.Pattern[str]) -> list[Promise]:
+        names = self.files(pattern)
+        if len(self._parsed) > 2 * FILES_PER_UID:  # mostly of leases that have ended
+            self._parsed.clear()
+        promises = map(self._promise, self._fair(names) if len(names) > FILES_PER_UID else names)
+        return sorted((promise for promise in promises if promise is not None), key=lambda promise: promise.order)
 
     def _fair(self, names: Sequence[str]) -> list[str]:
         count: dict[int, int] = {}
@@ -257,15 +222,6 @@ class Ledger(SharedDirectory):
             if number > FILES_PER_UID:
                 self._warn(f"leases of uid {uid}", uid, f"there are {number}; only {FILES_PER_UID} are read")
         return fair
-
-    def _tidy(self, names: Sequence[str]) -> None:
-        """Remove this uid's unfinished files, and its reports whose lease has ended."""
-        for name in names:
-            with contextlib.suppress(OSError):  # removed in the meantime
-                status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-                ours = name.endswith(".seen") or _TEMPORARY.fullmatch(name)
-                if ours and status.st_uid == os.geteuid() and time.time() - status.st_mtime > TEMPORARY_SECONDS:
-                    os.unlink(name, dir_fd=self._directory)
 
     def _promise(self, name: str) -> Promise | None:
         """The lease in this file; None if its owner has ended, or if the file is invalid."""
@@ -294,8 +250,9 @@ class Ledger(SharedDirectory):
             self._parsed[name] = (status.st_ino, promise)
         return promise
 
-    def _with_report(self, promise: Promise, name: str) -> Promise:
-        """The lease with the report in this file, if the owner of the lease wrote it."""
+    def _with_report(self, promise: Promise) -> Promise:
+        """The lease with its report, if its owner wrote one."""
+        name = f"{promise.id}.seen"
         read = self.read(name)
         if read is None:
             return promise

@@ -244,7 +244,7 @@ class Search:
         with contextlib.ExitStack() as turn:
             locked = turn.enter_context(ledger.turn())
             if not locked:
-                self._warn_of_lock(ledger)
+                log.warning("the lock of %s was not free for %g s: choosing without it, which takes longer", ledger.path, LOCK_SECONDS)
             # At random without the lock, so that not all processes choose the same card.
             request = self._request if locked else replace(self._request, strategy="random")
             for _ in range(TRIES):
@@ -336,12 +336,6 @@ class Search:
                 error.message,
                 f". To fix it: {error.remedy}" if error.remedy else "",
             )
-
-    def _warn_of_lock(self, ledger: Ledger) -> None:
-        pids = ", ".join(map(str, ledger.lock_holders())) or "a process that is not visible"
-        log.warning(
-            "the lock of %s is held for more than %g s (pid: %s); choosing without it, which is slower", ledger.path, LOCK_SECONDS, pids
-        )
 
     def _record(self, outcome: str, attempt: _Attempt) -> None:
         if self._ledger is None or not self._writable:

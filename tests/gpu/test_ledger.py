@@ -366,7 +366,6 @@ def test_waiting_for_the_lock_of_a_stopped_process_ends(directory: Path, holder)
     process.send_signal(signal.SIGSTOP)
     with Ledger.open(directory) as ledger, ledger.turn(0.1) as locked:
         assert not locked
-        assert ledger.lock_holders() == [process.pid]
 
 
 def test_a_lock_file_that_was_replaced_is_not_taken_for_the_lock(directory: Path) -> None:
@@ -439,18 +438,6 @@ def test_a_full_disk_raises_no_ledger_and_leaves_no_files(directory: Path, monke
             ledger.report("0" * 16, {}, loaded=False)
         monkeypatch.undo()
         assert list(directory.iterdir()) == []
-
-
-def test_old_unfinished_files_are_removed(directory: Path) -> None:
-    (directory / ("." + "a" * 16 + ".lease.new")).touch()
-    (directory / ("b" * 16 + ".seen")).touch()
-    (directory / "theirs.new").touch()
-    assert services(directory) == []
-    assert len(list(directory.iterdir())) == 3, "another process may be writing them"
-    for path in directory.iterdir():
-        os.utime(path, (0, 0))
-    assert services(directory) == []
-    assert [path.name for path in directory.iterdir()] == ["theirs.new"]
 
 
 def test_a_log_keeps_its_newest_half(directory: Path) -> None:
