@@ -1,7 +1,8 @@
 """Choose a GPU by used and reserved memory, and reserve memory on it while a program runs.
 
 list: show the cards, their users and the memory left. run: reserve memory on a card, and run a program that sees only that card.
-pick: print the card that `run` would choose, without reserving. explain: show the last decisions, with the reason for each card.
+pick: print the card that `run` would choose, without reserving. release: end the process that has a lease. explain: show the last
+decisions, with the reason for each card.
 
 Only `run` (and mlops_build.gpu.lease in Python) reserves memory: two services that pick at the same time can pick the same card.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
 from mlops_build.errors import NoRoom, UsageError
+from mlops_build.quantity import show_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = """  mlops-build gpu list --watch
   mlops-build gpu run --memory 4GiB --wait 120 -- python -m spam.service
   mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
+  mlops-build gpu release spam
   mlops-build gpu explain -n 3"""
 EXAMPLES = {
     "list": """  mlops-build gpu list
@@ -39,6 +42,12 @@ Exit code 127: the program does not exist; 126: it cannot be executed; 6: no roo
 Without room the exit code is 6, without a working driver 5, and no mask is printed (with JSON, a document with `error` and the reason for
 each card). Check the exit code before you use the output: an empty CUDA_VISIBLE_DEVICES means no card, and many programs then use the CPU
 without a message. `gpu run` avoids this.""",
+    "release": """  mlops-build gpu release spam
+  mlops-build gpu release 1f0c5b7e --wait 120
+
+The process receives SIGTERM, and the memory is free when it has ended. A lease is never taken from a process that runs. The process must be
+visible: on the host (as root, or as its user) all are, in a container only its own. Exit code 3: there is no such lease; 2: several match;
+4: another user's, or not visible; 1: it has not ended in time.""",
     "explain": """  mlops-build gpu explain -n 3
   mlops-build gpu explain -n 100 --json --replay""",
 }
@@ -68,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_request(run)
     run.add_argument("--service", metavar="NAME", help="the name shown for the lease (default: MLOPS_SERVICE, else the program's name)")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD", help="the program and its arguments")
+    release = actions.add_parser("release", help="end the process that has a lease", epilog=f"example:\n{EXAMPLES['release']}")
+    release.add_argument("lease", metavar="LEASE", help="an id or the service, as `gpu list` shows them (of the id, four letters or more)")
+    release.add_argument("--wait", type=_seconds, default=30.0, metavar="SECONDS", help="wait at most this long for its end (default: 30)")
     explain = actions.add_parser("explain", help="show the last decisions", epilog=f"example:\n{EXAMPLES['explain']}")
     explain.add_argument("-n", "--number", type=_positive, default=10, metavar="N", help="the number of decisions (default: 10)")
     explain.add_argument("--replay", action="store_true", help="repeat each decision from its record; exit code 4 if the result differs")
@@ -125,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         return _pick(args)
     if args.action == "run":
         return _run(args)
+    if args.action == "release":
+        return _release(args)
     return _list(args) if args.action == "list" else _explain(args)
 
 
@@ -250,6 +264,23 @@ def _screen(lines: "Sequence[str]", rows: int) -> str:
     if len(shown) >= rows:
         shown[max(0, rows - 2) :] = [f"… {len(lines) - rows + 2} more lines: enlarge the window"]
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J"
+
+
+def _release(args: argparse.Namespace) -> int:
+    from mlops_build.gpu.ledger import Ledger
+    from mlops_build.gpu.release import find, release
+
+    with Ledger.open(reading=True) as ledger:
+        promise = find(ledger, args.lease)
+        pids = release(ledger, promise, args.wait)
+    document = {"lease": promise.id, "service": promise.service, "cards": promise.uuids, "memory_bytes": promise.bytes, "pids": pids}
+    received = f"pid {', '.join(map(str, pids))} received SIGTERM" if pids else "its process ended by itself"
+    result(
+        args,
+        document,
+        f"{promise.service} ({promise.id}) has released {show_bytes(promise.bytes)} on {', '.join(promise.uuids)}: {received}",
+    )
+    return 0
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ def _users(card: Card) -> Iterator[str]:
             state = "nothing seen yet"
         else:
             state = f"{show_bytes(seen)} seen" + (", MORE THAN PROMISED" if seen > lease.bytes else "" if lease.loaded else ", loading")
-        yield f"{lease.service}: {show_bytes(lease.bytes)} promised, {state}{', exclusive' if lease.exclusive else ''}"
+        yield f"{lease.service} ({lease.id[:8]}): {show_bytes(lease.bytes)} promised, {state}{', exclusive' if lease.exclusive else ''}"
     for neighbour in sorted(card.neighbours, key=lambda neighbour: -neighbour.counted_bytes):
         ids = (("uid", neighbour.uid), ("pid", neighbour.pid))
         owner = ", ".join(f"{kind} {number}" for kind, number in ids if number is not None)

@@ -338,8 +338,8 @@ def test_the_table() -> None:
     assert gpu_text.table(cards, 80).splitlines() == [
         "gpu  card                         used committed   left  total   util   temp",
         "  0  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
-        "     big: 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, exclusive",
-        "     spam: 4.0 GiB promised, nothing seen yet",
+        "     big (00000000): 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, exclus…",
+        "     spam (00000000): 4.0 GiB promised, nothing seen yet",
         "     no lease: billing (uid 1003, pid 4711): 2.0 GiB used, counted as 6.0 GiB, …",
         "     no lease: score.py (uid 1003, pid 4711): 2.0 GiB used: python score.py --x",
         "     no lease: old: 0 B used, counted as 1.0 GiB, its peak",
