@@ -144,12 +144,11 @@ def snapshot(
     *,
     now: float,
     full: bool = False,
-    utilisation: bool = False,
     node: Settings | None = None,
 ) -> Snapshot:
     """The inputs of `look`. Read the promises before you call it. Raises NoDriver, BadConfig."""
     taken = time.monotonic()
-    readings = nvml.read(full or utilisation)
+    readings = nvml.read(full)
     return Snapshot(
         readings,
         {promise.id: promise for promise in promises},

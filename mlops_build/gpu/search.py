@@ -213,7 +213,7 @@ class Search:
         promises: list[Promise] = []
         if self._ledger is not None:
             self._peaks, promises = remembered(self._ledger, time.time()), self._ledger.promises()
-        return snapshot(nvml, promises, self._peaks, now=time.time(), utilisation=self._request.max_utilisation is not None)
+        return snapshot(nvml, promises, self._peaks, now=time.time(), full=self._request.max_utilisation is not None)
 
     def _choose(self, before: Snapshot, request: Request) -> _Attempt:
         """Choose among the cards of a snapshot with the promises as they are now, beside the request that has waited longest."""
