@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
@@ -162,14 +162,21 @@ for index in range(pynvml.nvmlDeviceGetCount()):
     program(code)
 
 
-def test_a_placeholder_holds_the_memory_without_a_directory(environment: dict[str, str], program: Program) -> None:
-    environment["MLOPS_GPU_LEASE_DIR"] = str(Path(environment["MLOPS_GPU_LEASE_DIR"]) / "nowhere")
-    code = """
-from mlops_build import gpu
-def used(uuid):
-    return next(card.used_bytes for card in gpu.cards() if card.uuid == uuid)
-before = {card.uuid: card.used_bytes for card in gpu.cards()}
-with gpu.lease("2GiB") as lease:
-    print(used(lease.uuids[0]) - before[lease.uuids[0]] >= 1 << 30)
-"""
-    assert program(code) == "True"
+def test_gpu_run_reports_what_its_program_uses(environment: dict[str, str]) -> None:
+    inner = CUDA + "start(); allocate(256 << 20); print('allocated', flush=True); input()"
+    command = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "1GiB", "--", "sh", "-c", '"$@"; true', "sh", sys.executable]
+    with subprocess.Popen(
+        [*command, "-c", inner], env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "allocated\n"
+        deadline = time.monotonic() + 30
+        seen = 0
+        while seen < 256 << 20:
+            assert time.monotonic() < deadline, f"{seen} bytes are reported"
+            time.sleep(0.2)
+            leases = [lease for card in listed(environment) for lease in card["leases"]]  # type: ignore[attr-defined]
+            assert len(leases) == 1, "the shell and the program share a lease"
+            seen = leases[0]["seen_bytes"] or 0
+        process.communicate("\n")
+    assert process.returncode == 0
