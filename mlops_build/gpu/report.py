@@ -23,7 +23,7 @@ from mlops_build.gpu.peaks import ALL, REST
 from mlops_build.gpu.promise import Promise, pid_namespace
 
 # How often a process measures its own memory: often while it changes, since unreported memory counts in addition to the budget.
-SECONDS, QUIET_SECONDS = 0.5, 10.0
+SECONDS, QUIET_SECONDS = 1.0, 10.0
 BYTES = 1 << 20  # smaller changes are not reported
 # A program counts as loaded when its memory has appeared and has not changed for this time.
 LOADED_SECONDS = 5.0
@@ -108,6 +108,9 @@ class Reporter(threading.Thread):
             return False
 
     def _measure(self, nvml: Nvml) -> dict[str, int]:
-        own, now = shown(nvml.read(), self._ledger.promises(), self._promise)
+        readings = nvml.read(only=self._promise.uuids)
+        own, now = shown(readings, [self._promise], self._promise)
+        if len(own) < len(self._promise.uuids):  # what others report is needed to know what is unexplained
+            own, now = shown(readings, self._ledger.promises(), self._promise)
         growth = {uuid: min(self._promise.bytes, max(0, now.get(uuid, 0) - self._before.get(uuid, 0))) for uuid in self._promise.uuids}
         return growth | _of_torch(self._promise.uuids) | own
