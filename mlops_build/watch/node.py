@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlops_build.gpu.cards import Card, look, remember, remembered
-from mlops_build.gpu.decisions import Follower, follow, read
+from mlops_build.gpu.decisions import read
 from mlops_build.gpu.declared import BadConfig, Settings
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
@@ -73,8 +73,8 @@ class Snapshot:
 class Watcher:
     """Takes snapshots, at most one per `fresh` seconds, and returns within `patience` seconds even if NVML hangs. Thread-safe.
 
-    Keeps NVML started and the position in the decision logs between snapshots. A hanging snapshot continues in its thread; no second one is
-    started meanwhile.
+    Keeps NVML started, and knows which decisions it has counted, between snapshots. A hanging snapshot continues in its thread; no second
+    one is started meanwhile.
     """
 
     def __init__(self, *, fresh: float = 1.0, patience: float = SNAPSHOT_SECONDS, nvml_seconds: float = NVML_SECONDS) -> None:
@@ -85,8 +85,8 @@ class Watcher:
         self._last_end = 0.0
         self._nvml: Nvml | None = None
         self._ledger: Ledger | None = None
-        self._follower: Follower | None = None
         self._counts = Counts()
+        self._counted: set[str] | None = None  # the decisions that are in _counts, or were made before; None: not read yet
         self._warned = ""
 
     def snapshot(self) -> Snapshot:
@@ -124,10 +124,9 @@ class Watcher:
         peaks = remembered(ledger, now) if ledger else {}
         recent = Counts()
         if ledger:
-            if self._follower is None:
-                self._follower = follow(ledger)
-            self._counts = self._counts.plus(self._follower.new())
-            recent = Counts().plus([decision for decision in read(ledger) if now - RECENT_SECONDS < decision["time"] < now + 60])
+            decisions = read(ledger)
+            self._count(decisions)
+            recent = Counts().plus([decision for decision in decisions if now - RECENT_SECONDS < decision["time"] < now + 60])
         snapshot = Snapshot(now, ledger=ledger is not None, counts=self._counts, recent=recent)
         try:
             if self._nvml is None:
@@ -152,6 +151,14 @@ class Watcher:
             self._warn(f"{error.message}: its declarations are not counted")
             return look(nvml, promises, peaks, now=now, full=True, node=Settings())
 
+    def _count(self, decisions: Sequence[dict[str, Any]]) -> None:
+        """Count the decisions that were not in the last snapshot. In the first one, none is counted."""
+        # The seed is random. Neither times nor positions in the files are enough: clocks can be set back, and the files are shortened.
+        keys = ["{uid} {time} {seed}".format(**{"seed": None, **decision}) for decision in decisions]
+        if self._counted is not None:
+            self._counts = self._counts.plus([decision for key, decision in zip(keys, decisions, strict=True) if key not in self._counted])
+        self._counted = set(keys)
+
     def _open_ledger(self) -> Ledger | None:
         """The lease directory, opened again for each snapshot, because it may have been created or replaced."""
         if self._ledger is not None:
@@ -160,10 +167,8 @@ class Watcher:
             opened = Ledger.open(reading=True)
         except NoLedger as error:
             self._warn(f"{error.message}: leases are not shown, and peaks of other processes are not recorded")
-            self._ledger = self._follower = None
+            self._ledger = self._counted = None
             return None
-        if self._follower is not None:
-            self._follower.ledger = opened
         self._ledger = opened
         return opened
 
