@@ -22,6 +22,7 @@ def test_each_command_prints_the_output_of_the_page(page: str, node: MakeNode, t
     environment = node(*CARDS[page]).environment
     environment["COLUMNS"] = "100"  # the width of the pages' output
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])  # gpu_utilities
     folder = tmp_path / "reader"
     folder.mkdir()
     console.check((ROOT / "docs/how-to" / page).read_text(), folder, environment, at_least=2)

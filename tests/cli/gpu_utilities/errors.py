@@ -1,0 +1,2 @@
+class NoGPUAvailableError(Exception):
+    pass
