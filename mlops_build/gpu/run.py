@@ -37,6 +37,9 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
     if lease.owned:
         with contextlib.suppress(BrokenPipeError):  # the parent was killed
             os.write(to_parent, json.dumps([lease.id, unexplained(lease.cards)]).encode())
+    for variable in ("LISTEN_PID", "WATCHDOG_PID"):  # systemd's sockets and watchdog are for the program
+        if os.environ.get(variable) == str(os.getppid()):
+            os.environ[variable] = str(os.getpid())
     # Python ignores these two signals; programs expect the default, so that `CMD | head` ends CMD.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

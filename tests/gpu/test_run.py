@@ -144,6 +144,16 @@ def test_the_end_by_a_signal_is_passed_on(node, run: Run, number: signal.Signals
     assert process.wait(20) == -number
 
 
+def test_variables_that_name_the_process_name_the_program(node, run: Run) -> None:
+    """systemd's protocols for sockets and watchdogs."""
+    machine = node("24GiB")
+    program = [*GPU_RUN, "--memory", "1GiB", "--", "sh", "-c", "echo $LISTEN_PID $WATCHDOG_PID $$"]
+    command = ["sh", "-c", 'LISTEN_PID=$$ WATCHDOG_PID=1 exec "$@"', "sh", *program]
+    done = subprocess.run(command, env=machine.environment, capture_output=True, text=True, timeout=60, check=True)
+    listen, watchdog, pid = done.stdout.split()
+    assert (listen, watchdog) == (pid, "1")
+
+
 def test_the_exit_status_is_the_programs(node, run: Run) -> None:
     machine = node("24GiB")
     assert run(machine.environment, "--memory", "1GiB", "--", "sh", "-c", "exit 42").wait(20) == 42
