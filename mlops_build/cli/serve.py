@@ -98,6 +98,8 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
                 )
             for loaded in serving.models:
                 load.warm_up(loaded, say)
+            if chosen.lease:
+                chosen.lease.report(loaded=True)
             from mlops_build.serving.app import Service
 
             where = server.url(args.host, bound)

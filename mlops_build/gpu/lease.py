@@ -187,7 +187,7 @@ class Lease:
         slots = loading.enter(self._ledger, self.uuids)
         try:
             yield
-            self._report(loaded=True)
+            self.report(loaded=True)
         finally:
             for descriptor in slots:
                 os.close(descriptor)
@@ -210,9 +210,15 @@ class Lease:
 
         budget.limit(self.memory_bytes, len(self.uuids), used)
 
-    def report(self) -> None:
-        """Write the service's observed memory into the lease now. A thread does so every few seconds."""
-        self._report(loaded=False)
+    def report(self, *, loaded: bool = False) -> None:
+        """Write the service's observed memory into the lease now. A thread does so every few seconds. loaded: it has loaded its model."""
+        if self._reporter is None or self._process != os.getpid():
+            return
+        try:
+            with Nvml() as nvml:
+                self._reporter.report(nvml, loaded=loaded)
+        except (NoDriver, NoLedger) as error:
+            log.warning("the lease's memory is not reported: %s", error)
 
     def release(self) -> None:
         """End the lease, also for forked processes, and restore the environment. A second call does nothing.
@@ -250,15 +256,6 @@ class Lease:
             if not self.cpu:
                 log.warning("%s is released, since no variable refers to the lease", self)
             self.release()
-
-    def _report(self, *, loaded: bool) -> None:
-        if self._reporter is None or self._process != os.getpid():
-            return
-        try:
-            with Nvml() as nvml:
-                self._reporter.report(nvml, loaded=loaded)
-        except (NoDriver, NoLedger) as error:
-            log.warning("the lease's memory is not reported: %s", error)
 
 
 def _request(
