@@ -10,21 +10,20 @@ counted twice rather than not at all: a lease whose memory has not been observed
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.neighbours import Known, Neighbour, Place, declaration, key_of, known, name_of, owner
+from mlops_build.gpu.neighbours import Known, Neighbour, by_owner, declaration, key_of, known, name_of, owner
 from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
-from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, counted_group, from_document, merge, observe
+from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, from_documents, observe
 from mlops_build.gpu.promise import Promise, pid_namespace
 from mlops_build.gpu.visible import AmbiguousMask, visible
 
-__all__ = ["Card", "NoDriver", "Snapshot", "account", "cards", "look", "remember", "remembered", "snapshot", "unleased"]
+__all__ = ["Card", "NoDriver", "Snapshot", "cards", "processes_of", "remember", "snapshot", "unleased"]
 
 # Names of neighbours without a visible process. They are part of Graphite's metric names: do not change them.
 ALL_NAME, REST_NAME = "others (their processes cannot be seen from here)", "nobody that can be seen"
@@ -66,123 +65,41 @@ def cards() -> list[Card]:
     Raises NoDriver, BadConfig.
     """
     with Nvml() as nvml:
-        now = time.time()
         try:
             ledger = Ledger.open(reading=True)
         except NoLedger:
-            return look(nvml, (), {}, now=now, full=True)
+            return snapshot(nvml, None, full=True).cards()
         with ledger:
-            peaks = remembered(ledger, now)
-            observed = look(nvml, ledger.promises(), peaks, now=now, full=True)
+            taken = snapshot(nvml, ledger, full=True)
+            observed = taken.cards()
             with contextlib.suppress(NoLedger):  # a read-only directory
-                remember(ledger, peaks, observed, now)
+                remember(ledger, taken, observed)
             return observed
 
 
-def remembered(ledger: Ledger, now: float) -> Peaks:
-    """The peaks in the lease directory, merged from every trusted observer. now: unix s."""
-    return merge((from_document(document, now) for document in ledger.peaks()), now)
+def snapshot(nvml: Nvml, ledger: Ledger | None, *, full: bool = False, node: Settings | None = None) -> Snapshot:
+    """Read the promises and peaks of the lease directory, then the cards through an open NVML, and their processes.
 
-
-def remember(ledger: Ledger, peaks: Peaks, cards: Iterable[Card], now: float) -> None:
-    """Update the stored peaks from the use without a lease on these cards. peaks: the stored ones. Raises NoLedger."""
-    after = observe(peaks, unleased(cards), now)
-    if after is not peaks:
-        ledger.write_peaks(as_document(after))
-
-
-def look(
-    nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, *, now: float, full: bool = False, node: Settings | None = None
-) -> list[Card]:
-    """Read the cards through an open NVML, with the promises and peaks of the lease directory.
-
-    now: unix s. full: as in `Nvml.read`. node: None: the settings of the administrator's file. Raises NoDriver, BadConfig.
+    full: as in `Nvml.read`. node: None: the settings of the administrator's file. Raises NoDriver, BadConfig.
     """
-    return snapshot(nvml, promises, peaks, now=now, full=full, node=node).cards(promises)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Readings, processes and settings of one moment: the slow part of `look`. taken: time.monotonic, s."""
-
-    readings: Sequence[Reading]
-    promises: Mapping[str, Promise]
-    processes: Mapping[int, Known] | None
-    peaks: Peaks
-    settings: Settings
-    now: float
-    taken: float
-
-    def cards(self, promises: Sequence[Promise]) -> list[Card]:
-        """The cards with these promises, which may be newer than the readings.
-
-        A lease's use is taken from the time of the readings: later use is not in them, and subtracting it would hide a neighbour's use. A
-        lease that started since counts with its whole budget, and the use of one that ended since counts as a neighbour's: too much rather
-        than too little.
-        """
-        accounted = account(
-            self.readings,
-            [self.promises.get(promise.id) or replace(promise, seen={}) for promise in promises],
-            peaks=self.peaks,
-            declared=self.settings.neighbours,
-            now=self.now,
-            reserve=self.settings.reserve_bytes,
-            processes=self.processes,
-            namespace=pid_namespace(),
-        )
-        try:
-            visible_uuids = {card.uuid for card in visible(accounted)}
-        except AmbiguousMask:
-            return [replace(card, visible=None) for card in accounted]
-        return [card if card.uuid in visible_uuids else replace(card, visible=False) for card in accounted]
-
-
-def snapshot(
-    nvml: Nvml,
-    promises: Sequence[Promise],
-    peaks: Peaks,
-    *,
-    now: float,
-    full: bool = False,
-    node: Settings | None = None,
-) -> Snapshot:
-    """The inputs of `look`. Read the promises before you call it. Raises NoDriver, BadConfig."""
-    taken = time.monotonic()
+    now, taken = time.time(), time.monotonic()
+    # Promises are read before NVML: memory that appears in between counts twice, which is harmless.
+    promises = ledger.promises() if ledger is not None else []
+    peaks = from_documents(ledger.peaks() if ledger is not None else (), now)
     readings = nvml.read(full)
-    return Snapshot(
-        readings,
-        {promise.id: promise for promise in promises},
-        processes_of(readings, promises),
-        peaks,
-        node or settings(),
-        now,
-        taken,
-    )
+    return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now, taken)
 
 
 def processes_of(readings: Iterable[Reading], promises: Iterable[Promise]) -> Mapping[int, Known] | None:
     """Data from /proc for the processes on these cards; None if their pids are not valid in this pid namespace."""
-    return known((process.pid for reading in readings for process in reading.processes or ()), _created_by_place(promises))
+    return known((process.pid for reading in readings for process in reading.processes or ()), by_owner(promises))
 
 
-def account(
-    readings: Sequence[Reading],
-    promises: Sequence[Promise],
-    *,
-    peaks: Peaks,
-    declared: Sequence[Declared],
-    now: float,
-    reserve: int = 0,
-    processes: Mapping[int, Known] | None = None,
-    namespace: int | None = None,
-) -> list[Card]:
-    """Combine readings, promises, peaks and declarations into cards. A pure function.
-
-    now: unix s. reserve: bytes kept free on each card. processes: data from /proc for the pids that NVML reports; None if those pids are
-    of another namespace. namespace: the pid namespace of this process.
-    """
-    services = {(promise.pid_namespace, promise.pid): promise.service for promise in promises}
-    return [_card(reading, readings, promises, services, peaks, declared, now, reserve, processes, namespace) for reading in readings]
+def remember(ledger: Ledger, taken: Snapshot, cards: Iterable[Card]) -> None:
+    """Update the stored peaks from the use without a lease. cards: those of the snapshot. Raises NoLedger."""
+    after = observe(taken.peaks, unleased(cards), taken.now)
+    if after is not taken.peaks:
+        ledger.write_peaks(as_document(after))
 
 
 def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
@@ -198,164 +115,148 @@ def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
         by_key = observed[card.uuid] = {ALL: card.foreign_bytes}
         if all(neighbour.key != ALL for neighbour in card.neighbours):
             seen = [neighbour for neighbour in card.neighbours if neighbour.key != REST]
-            by_key |= {neighbour.key: neighbour.used_bytes for neighbour in seen if neighbour.why != "declared"}
-            by_key |= {neighbour.key + EACH: neighbour.largest_bytes for neighbour in seen if neighbour.why != "declared"}
             by_key[REST] = max(0, card.foreign_bytes - sum(neighbour.used_bytes for neighbour in seen))
+            for neighbour in seen:
+                if neighbour.why != "declared":
+                    by_key |= {neighbour.key: neighbour.used_bytes, neighbour.key + EACH: neighbour.largest_bytes}
     return observed
 
 
-def _card(
-    reading: Reading,
-    readings: Sequence[Reading],
-    promises: Sequence[Promise],
-    services: Mapping[Place, str],
-    peaks: Peaks,
-    declared: Sequence[Declared],
-    now: float,
-    reserve: int,
-    processes: Mapping[int, Known] | None,
-    namespace: int | None,
-) -> Card:
-    pool = _pool(reading, readings)
-    uuids = {card.uuid for card in pool}
-    leases = [promise for promise in promises if uuids & set(promise.uuids)]
-    used = reading.used_bytes or 0
-    users = _users(pool) if processes is not None else None
-    created = _created_by_place(leases)
-    owners = {user.pid: place for user in users or () if (place := owner(user.pid, processes or {}, created)) is not None}
-    shown = _shown(users or (), owners, leases, reading.total_bytes)
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Readings, promises, processes, peaks and settings of one moment. `cards` combines them, and reads nothing else.
 
-    held: dict[str, int] = {}  # by lease: its part of `used`
-    charged: dict[str, int] = {}  # by lease: what it counts for
-    foreign = used
-    rest = max(0, used - sum(user.used_bytes or 0 for user in users or ()))  # in use by no process that NVML shows
-    for number, lease in enumerate(leases):
-        reported = sum(lease.seen.get(uuid, 0) for uuid in uuids)
-        exact = lease.id in shown and all(user.used_bytes is not None for user in users or () if _owns(owners.get(user.pid), lease))
-        if exact:
-            held[lease.id] = shown[lease.id]
-            leases[number] = replace(lease, seen={**lease.seen, reading.uuid: held[lease.id]})
-        elif users is not None and lease.id not in shown and lease.pid_namespace == namespace:
-            # NVML would show its processes if they used the card, unless the driver hides them; then their memory is in `rest`.
-            held[lease.id] = min(reported, rest)
-            rest -= held[lease.id]
+    processes: data from /proc for the pids that NVML reports; None if those pids are of another namespace. namespace: the pid namespace of
+    this process. now: unix s. taken: time.monotonic, s.
+    """
+
+    readings: Sequence[Reading]
+    promises: Sequence[Promise] = ()
+    processes: Mapping[int, Known] | None = None
+    namespace: int | None = None
+    peaks: Peaks = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    now: float = 0.0
+    taken: float = 0.0
+
+    def cards(self, promises: Sequence[Promise] | None = None) -> list[Card]:
+        """The cards with these promises, which may be newer than the readings. None: those of the snapshot.
+
+        A lease's use is taken from the time of the readings: later use is not in them, and subtracting it would hide a neighbour's use. A
+        lease that started since counts with its whole budget, and the use of one that ended since counts as a neighbour's: too much rather
+        than too little.
+        """
+        before = {promise.id: promise for promise in self.promises}
+        leases = [before.get(promise.id) or replace(promise, seen={}) for promise in (self.promises if promises is None else promises)]
+        try:
+            usable = {reading.uuid for reading in visible(self.readings)}
+        except AmbiguousMask:
+            return [self._card(reading, leases, None) for reading in self.readings]
+        return [self._card(reading, leases, reading.uuid in usable) for reading in self.readings]
+
+    def _card(self, reading: Reading, promises: Sequence[Promise], usable: bool | None) -> Card:
+        pool = [part for part in self.readings if memory_of(part) == memory_of(reading)]
+        uuids = {part.uuid for part in pool}
+        leases = [promise for promise in promises if uuids & set(promise.uuids)]
+        used = reading.used_bytes or 0
+        processes_visible = self.processes is not None and all(part.processes is not None for part in pool)
+        users = [user for part in pool for user in part.processes or ()] if processes_visible else []
+        owners = by_owner(leases)
+        strangers: list[Process] = []
+        shown: dict[str, list[int | None]] = {}  # by lease: the memory of its processes
+        for user in users:
+            lease = owner(user.pid, self.processes or {}, owners)
+            if lease is None:
+                strangers.append(user)
+            else:
+                shown.setdefault(lease.id, []).append(user.used_bytes)
+
+        external = foreign = used
+        committed = self.settings.reserve_bytes
+        rest = max(0, used - sum(user.used_bytes or 0 for user in users))  # in use by no process that NVML shows
+        for number, lease in enumerate(leases):
+            reported = sum(lease.seen.get(uuid, 0) for uuid in uuids)
+            sizes = shown.get(lease.id, [])
+            held = sum(size or 0 for size in sizes)
+            exact = bool(sizes) and None not in sizes
+            if exact:
+                leases[number] = replace(lease, seen={**lease.seen, reading.uuid: held})
+            elif not sizes and processes_visible and lease.pid_namespace == self.namespace:
+                # NVML would show its processes if they used the card, unless the driver hides them; then their memory is in `rest`.
+                held = min(reported, rest)
+                rest -= held
+            else:
+                held = max(held, min(reported, used))
+            charged = max(_budget(lease, uuids, reading.total_bytes), held)
+            external -= held
+            foreign -= held if exact else charged
+            committed += charged
+
+        external = max(0, external)
+        if processes_visible:
+            neighbours = self._neighbours(reading.uuid, strangers, external, promises)
         else:
-            held[lease.id] = max(shown.get(lease.id, 0), min(reported, used))
-        charged[lease.id] = max(_budget(lease, uuids, reading.total_bytes), held[lease.id])
-        foreign -= held[lease.id] if exact else charged[lease.id]
+            neighbours = self._unnamed(ALL_NAME, ALL, reading.uuid, external)
+        external_counted = external + sum(neighbour.counted_bytes - neighbour.used_bytes for neighbour in neighbours)
+        return Card(
+            **{name: getattr(reading, name) for name in Reading.__slots__},
+            leases=tuple(leases),
+            neighbours=tuple(neighbours),
+            external_bytes=external,
+            external_counted_bytes=external_counted,
+            committed_bytes=committed + external_counted,
+            foreign_bytes=max(0, foreign),
+            visible=usable,
+        )
 
-    external = max(0, used - sum(held.values()))
-    without_lease = None if users is None else [user for user in users if user.pid not in owners]
-    neighbours = _neighbours(reading.uuid, external, without_lease, processes or {}, services, declared, peaks, now)
-    external_counted = external + sum(neighbour.counted_bytes - neighbour.used_bytes for neighbour in neighbours)
-    return Card(
-        **{name: getattr(reading, name) for name in Reading.__slots__},
-        leases=tuple(leases),
-        neighbours=tuple(neighbours),
-        external_bytes=external,
-        external_counted_bytes=external_counted,
-        committed_bytes=external_counted + reserve + sum(charged.values()),
-        foreign_bytes=max(0, foreign),
-    )
+    def _neighbours(self, uuid: str, strangers: Sequence[Process], external: int, promises: Sequence[Promise]) -> list[Neighbour]:
+        groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
+        for user in strangers:
+            process = (self.processes or {}).get(user.pid)
+            match = declaration(process, self.settings.neighbours) if process else None
+            key = f"declared:{self.settings.neighbours.index(match)}" if match else key_of(process) if process else "hidden"
+            groups.setdefault(key, []).append((user, process, match))
+        owners = by_owner(promises)
+        neighbours = []
+        for key, group in groups.items():
+            used = sum(user.used_bytes or 0 for user, _, _ in group)
+            user, process, match = max(group, key=lambda member: member[0].used_bytes or 0)
+            if match:
+                name, count = match.name, max(used, match.memory_bytes)
+            else:
+                lease = owners.get(process.place) if process else None
+                name = f"{lease.service} (its lease is for another card)" if lease else name_of(process) if process else "hidden processes"
+                count = counted(self.peaks, uuid, key, used, self.now, len(group))
+            neighbours.append(
+                Neighbour(
+                    name,
+                    process.uid if process else None,
+                    user.pid,
+                    process.command if process else None,
+                    process.cgroup if process else None,
+                    used,
+                    count,
+                    "declared" if match else "peak" if count > used else "used",
+                    key,
+                    len(group),
+                    user.used_bytes or 0,
+                )
+            )
+        rest = max(0, external - sum(neighbour.used_bytes for neighbour in neighbours))
+        neighbours += self._unnamed(REST_NAME, REST, uuid, rest)
+        return sorted(neighbours, key=lambda neighbour: -neighbour.counted_bytes)
+
+    def _unnamed(self, name: str, key: str, uuid: str, used: int) -> list[Neighbour]:
+        """A neighbour without a visible process; an empty list if nothing is counted."""
+        count = counted(self.peaks, uuid, key, used, self.now)
+        return [Neighbour(name, None, None, None, None, used, count, "peak" if count > used else "used", key)] if count else []
 
 
-def _pool(reading: Reading, readings: Sequence[Reading]) -> list[Reading]:
-    """The readings that share this one's memory: each compute instance of a GPU instance reports all of its memory."""
-    if reading.mig_parent is None or reading.mig_instance is None:
-        return [reading]
-    place = (reading.mig_parent, reading.mig_instance[0])
-    return [other for other in readings if other.mig_instance and (other.mig_parent, other.mig_instance[0]) == place]
-
-
-def _users(pool: Sequence[Reading]) -> list[Process] | None:
-    if any(reading.processes is None for reading in pool):
-        return None
-    return [process for reading in pool for process in reading.processes or ()]
-
-
-def _created_by_place(leases: Iterable[Promise]) -> dict[Place, float]:
-    """When the newest lease was created, by its owner's place: seconds since the machine was started; infinite if that is not known."""
-    created: dict[Place, float] = {}
-    for lease in leases:
-        place = (lease.pid_namespace, lease.pid)
-        created[place] = max(created.get(place, 0.0), math.inf if lease.boot is None else lease.boot)
-    return created
-
-
-def _owns(place: Place | None, lease: Promise) -> bool:
-    return place == (lease.pid_namespace, lease.pid)
-
-
-def _shown(users: Iterable[Process], owners: Mapping[int, Place], leases: Sequence[Promise], total: int | None) -> dict[str, int]:
-    """Memory that NVML shows for each lease's processes, by lease id. Several leases of one process are filled one after the other."""
-    sums: dict[Place, int] = {}
-    for user in users:
-        if user.pid in owners:
-            sums[owners[user.pid]] = sums.get(owners[user.pid], 0) + (user.used_bytes or 0)
-    shown: dict[str, int] = {}
-    for place, left in sums.items():
-        same = [lease for lease in leases if _owns(place, lease)]
-        for lease in same:
-            shown[lease.id] = min(left, _budget(lease, set(lease.uuids), total))
-            left -= shown[lease.id]
-        shown[same[0].id] += left
-    return shown
+def memory_of(reading: Reading) -> object:
+    """Equal for readings of the same memory: each compute instance of a GPU instance reports all of its memory."""
+    return reading.uuid if reading.mig_instance is None else (reading.mig_parent, reading.mig_instance[0])
 
 
 def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
     """The lease's budget on this card; 0 if it exceeds the card, since such a promise must not block the card for all others."""
     return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0
-
-
-def _neighbours(
-    uuid: str,
-    external: int,
-    without_lease: Sequence[Process] | None,
-    processes: Mapping[int, Known],
-    services: Mapping[Place, str],
-    declared: Sequence[Declared],
-    peaks: Peaks,
-    now: float,
-) -> list[Neighbour]:
-    if without_lease is None:
-        return _unnamed(ALL_NAME, ALL, uuid, external, peaks, now)
-    groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
-    for user in without_lease:
-        process = processes.get(user.pid)
-        match = declaration(process, declared) if process else None
-        key = f"declared:{declared.index(match)}" if match else key_of(process) if process else "hidden"
-        groups.setdefault(key, []).append((user, process, match))
-    neighbours = []
-    for key, group in groups.items():
-        used = sum(user.used_bytes or 0 for user, _, _ in group)
-        user, process, match = max(group, key=lambda member: member[0].used_bytes or 0)
-        count = max(used, match.memory_bytes) if match else counted_group(peaks, uuid, key, used, len(group), now)
-        neighbours.append(
-            Neighbour(
-                match.name if match else _name(process, services) if process else "hidden processes",
-                process.uid if process else None,
-                user.pid,
-                process.command if process else None,
-                process.cgroup if process else None,
-                used,
-                count,
-                "declared" if match else "peak" if count > used else "used",
-                key,
-                len(group),
-                user.used_bytes or 0,
-            )
-        )
-    rest = max(0, external - sum(neighbour.used_bytes for neighbour in neighbours))
-    neighbours += _unnamed(REST_NAME, REST, uuid, rest, peaks, now)
-    return sorted(neighbours, key=lambda neighbour: -neighbour.counted_bytes)
-
-
-def _name(process: Known, services: Mapping[Place, str]) -> str:
-    service = None if process.namespace is None else services.get((process.namespace, process.inner_pid))
-    return name_of(process) if service is None else f"{service} (its lease is for another card)"
-
-
-def _unnamed(name: str, key: str, uuid: str, used: int, peaks: Peaks, now: float) -> list[Neighbour]:
-    """A neighbour without a visible process; an empty list if nothing is counted."""
-    count = counted(peaks, uuid, key, used, now)
-    return [Neighbour(name, None, None, None, None, used, count, "peak" if count > used else "used", key)] if count else []

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from mlops_build.gpu.declared import Declared
-from mlops_build.gpu.promise import printable
+from mlops_build.gpu.promise import Promise, printable
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -26,7 +26,10 @@ MOST_ANCESTORS = 64
 MOST_READ = 4096
 TICK_SECONDS = 0.02  # the resolution of a process's start time in /proc
 
-Place = tuple[int, int]  # a pid namespace's inode, and a pid there
+# The order of the fields is fixed. The program's name comes first, with escaped line breaks.
+_STATUS = re.compile(r"\nPPid:\t(\d+)\n.*?\nUid:\t\d+\t(\d+)\t.*\nNSpid:\t([\d\t]+)\n", re.DOTALL)
+
+Place = tuple[int | None, int]  # a pid namespace's inode, and a pid there
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,54 +63,53 @@ class Neighbour:
 class Known:
     """A process as /proc shows it.
 
-    namespace: the inode of its pid namespace, None if this user may not read it. inner_pid: its pid there. started: seconds since the
-    machine was started; 0 if no lease has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
+    place: its pid namespace (None if this user may not read it), and its pid there. started: seconds since the machine was started; 0 if
+    no lease has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
     """
 
     pid: int
     parent: int
     uid: int
-    namespace: int | None
-    inner_pid: int
-    started: float
+    place: Place
+    started: float = 0.0
     command: str = ""
     cgroup: str = ""
 
 
-def known(pids: Iterable[int], created: Mapping[Place, float]) -> dict[int, Known] | None:
+def by_owner(leases: Iterable[Promise]) -> dict[Place, Promise]:
+    """Leases (oldest first) by their owner's place. Of several with the same place, the newest: the owner of the others has ended."""
+    return {(lease.pid_namespace, lease.pid): lease for lease in leases}
+
+
+def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Known] | None:
     """Read the processes that NVML reports, and their ancestors, from /proc. None if NVML's pids are not valid here.
 
     They are pids of the first pid namespace. In another one (a container) they count as its own only if all of them exist there, since a
-    pid of the host may be another process here. created: when each lease was created (seconds since the machine was started), by its
-    owner's place. Only processes without a lease get a command and a cgroup, because reading those takes longer than the rest.
+    pid of the host may be another process here. leases: see `by_owner`. Only processes without a lease get a command and a cgroup, because
+    reading those takes longer than the rest.
     """
     reported = set(pids)
-    own, depth = _namespace("self"), _read("/proc/self/status").partition("\nNSpid:\t")[2].partition("\n")[0].count("\t") + 1
-    single = own if depth == 1 else None  # the namespace of processes with only one pid
+    status, own = _STATUS.search(_read("/proc/self/status")), _namespace("self")
+    outermost = own if status and "\t" not in status[3] else None  # the namespace of processes with only one pid
     processes: dict[int, Known] = {}
     for pid in reported:
-        process = _process(pid, single, created)
-        if process is not None:
-            processes[pid] = process
-    if not (own == FIRST_NAMESPACE and depth == 1) and (not reported or processes.keys() != reported):
-        return None
-    for process in list(processes.values()):
         for _ in range(MOST_ANCESTORS):
-            if process.parent in processes or process.parent <= 1:
+            process = None if pid in processes else _process(pid, outermost, leases)
+            if process is None:
                 break
-            parent = _process(process.parent, single, created)
-            if parent is None:
-                break
-            processes[parent.pid] = process = parent
+            processes[pid] = process
+            pid = process.parent
+    if outermost != FIRST_NAMESPACE and not (reported and reported <= processes.keys()):
+        return None
     for pid in reported & processes.keys():
-        if owner(pid, processes, created) is None:
+        if owner(pid, processes, leases) is None:
             command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
             processes[pid] = replace(processes[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
     return processes
 
 
-def owner(pid: int, processes: Mapping[int, Known], created: Mapping[Place, float]) -> Place | None:
-    """The place of the nearest lease owner among this process and its ancestors; None if it has no lease.
+def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promise]) -> Promise | None:
+    """The lease of the nearest owner among this process and its ancestors; None if it has no lease.
 
     A process that started after the lease was created is not its owner: it has the pid of an owner that ended.
     """
@@ -115,10 +117,9 @@ def owner(pid: int, processes: Mapping[int, Known], created: Mapping[Place, floa
         process = processes.get(pid)
         if process is None:
             break
-        if process.namespace is not None:
-            place = (process.namespace, process.inner_pid)
-            if place in created and process.started <= created[place] + TICK_SECONDS:
-                return place
+        lease = leases.get(process.place)
+        if lease is not None and (lease.boot is None or process.started <= lease.boot + TICK_SECONDS):
+            return lease
         pid = process.parent
     return None
 
@@ -126,13 +127,9 @@ def owner(pid: int, processes: Mapping[int, Known], created: Mapping[Place, floa
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:
     """The first declaration that matches a process."""
     for entry in declared:
-        if entry.uid is not None and entry.uid != process.uid:
-            continue
-        if entry.cgroup is not None and not fnmatchcase(process.cgroup, entry.cgroup):
-            continue
-        if entry.command is not None and not fnmatchcase(process.command, entry.command):
-            continue
-        return entry
+        same_user = entry.uid is None or entry.uid == process.uid
+        if same_user and fnmatchcase(process.cgroup, entry.cgroup or "*") and fnmatchcase(process.command, entry.command or "*"):
+            return entry
     return None
 
 
@@ -171,36 +168,33 @@ def program_of(words: Sequence[str]) -> str:
     return printable(program, 50) if program else "process"
 
 
-def _process(pid: int, single: int | None, created: Mapping[Place, float]) -> Known | None:
+def _process(pid: int, outermost: int | None, leases: Mapping[Place, Promise]) -> Known | None:
     """A process without command and cgroup, with `started` only if it may have a lease. None if it has ended or is hidden (hidepid)."""
-    status = _read(f"/proc/{pid}/status")
-    # The program's name comes first, with escaped line breaks: it cannot look like another field.
-    parent, uids, inner = (status.partition(f"\n{field}:\t")[2].partition("\n")[0].split("\t") for field in ("PPid", "Uid", "NSpid"))
-    if not parent[0].isdecimal() or len(uids) < 4:
+    status = _STATUS.search(_read(f"/proc/{pid}/status"))
+    if status is None:
         return None
-    inner_pid = int(inner[-1]) if inner[-1].isdecimal() else pid
-    namespace = single if single is not None and len(inner) == 1 else _namespace(str(pid))
+    inner = status[3].split("\t")
+    namespace = outermost if outermost is not None and len(inner) == 1 else _namespace(str(pid))
+    place = (namespace, int(inner[-1]))
     started = 0.0
-    if (namespace, inner_pid) in created:
+    if place in leases:
         # Field 22 of proc(5), counted after the program's name, which may contain any character.
         numbers = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         started = int(numbers[19]) / os.sysconf("SC_CLK_TCK") if len(numbers) > 19 else math.inf
-    return Known(pid, int(parent[0]), int(uids[1]), namespace, inner_pid, started)
+    return Known(pid, int(status[1]), int(status[2]), place, started)
 
 
 def _cgroup(text: str) -> str:
     """The path in the only hierarchy of cgroup v2, or the longest of v1."""
-    paths = [line.split(":", 2)[2] for line in text.splitlines() if line.count(":") >= 2]
-    return max(paths, key=len, default="")
+    return max((line.split(":", 2)[-1] for line in text.splitlines()), key=len, default="")
 
 
 def _namespace(pid: str) -> int | None:
+    """The inode of a process's pid namespace; None if this user may not read it. A stat(2) of the link gives the same inode."""
     try:
-        link = os.readlink(f"/proc/{pid}/ns/pid")  # noqa: PTH115 - pathlib costs its import
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino  # noqa: PTH116 - pathlib costs its import
     except OSError:
         return None
-    number = link.removeprefix("pid:[").removesuffix("]")
-    return int(number) if number.isdecimal() else None
 
 
 def _read(path: str) -> str:

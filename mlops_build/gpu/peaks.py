@@ -7,9 +7,8 @@ the peaks for all observers, in a file for each uid (ledger.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlops_build.gpu.promise import MAX_BYTES
@@ -47,36 +46,32 @@ class Peak:
 Peaks = Mapping[str, Mapping[str, Peak]]
 
 
-def counted(peaks: Peaks, uuid: str, key: str, used: int, now: float) -> int:
-    """The bytes to count for a neighbour that uses `used` bytes now."""
-    peak = peaks.get(uuid, {}).get(key)
-    return max(used, peak.faded(now)) if peak else used
-
-
-def counted_group(peaks: Peaks, uuid: str, key: str, used: int, processes: int, now: float) -> int:
-    """The bytes to count for `processes` processes with the same name, which use `used` bytes together now.
+def counted(peaks: Peaks, uuid: str, key: str, used: int, now: float, processes: int = 1) -> int:
+    """The bytes to count for a neighbour's processes, which use `used` bytes together now.
 
     Less than their common peak if there were more processes then: if a user closes nine of ten notebooks, the tenth will hardly grow to the
     memory of ten.
     """
-    together = counted(peaks, uuid, key, used, now)
-    each = peaks.get(uuid, {}).get(key + EACH)
-    return together if each is None else max(used, min(together, processes * each.faded(now)))
+    card = peaks.get(uuid, {})
+    peak = card[key].faded(now) if key in card else 0
+    if key + EACH in card:
+        peak = min(peak, processes * card[key + EACH].faded(now))
+    return max(used, peak)
 
 
 def observe(peaks: Peaks, seen: Mapping[str, Mapping[str, int]], now: float) -> Peaks:
     """The peaks after another read. seen: bytes in use, by UUID and key. Returns the same object if nothing worth writing has changed."""
-    after = {uuid: dict(keys) for uuid, keys in peaks.items()}
-    for uuid, keys in seen.items():
-        card = after.setdefault(uuid, {})
-        for key, used in keys.items():
+    now = round(now, 1)  # less text in the file
+    after = {}
+    for uuid in peaks.keys() | seen.keys():
+        card = dict(peaks.get(uuid, {}))
+        for key, used in seen.get(uuid, {}).items():
             if used or key in card:
                 card[key] = _after(card.get(key), used, now)
-    for uuid, card in after.items():
         kept = [key for key, peak in card.items() if peak.faded(now) or (peak.last_bytes and now - peak.last_at < FADE_SECONDS)]
-        kept = sorted(kept, key=lambda key: (-card[key].faded(now), -card[key].last_at))[:MOST_KEYS]
-        after[uuid] = {key: peak for key, peak in card.items() if key in kept}
-    after = {uuid: card for uuid, card in after.items() if card}
+        kept.sort(key=lambda key: (-card[key].faded(now), -card[key].last_at))
+        if kept:
+            after[uuid] = {key: card[key] for key in kept[:MOST_KEYS]}
     return peaks if after == peaks else after
 
 
@@ -84,7 +79,7 @@ def _after(peak: Peak | None, used: int, now: float) -> Peak:
     if peak is None:
         return Peak(0, now, used, now)
     held = min(peak.last_bytes, used)  # in use at each read since last_at
-    if now - min(peak.last_at, now) < SETTLE_SECONDS:
+    if now - peak.last_at < SETTLE_SECONDS:
         return replace(peak, last_bytes=held)
     if held < peak.faded(now) or held == 0:
         return peak if used == peak.last_bytes else replace(peak, last_bytes=used, last_at=now)
@@ -93,45 +88,34 @@ def _after(peak: Peak | None, used: int, now: float) -> Peak:
     return Peak(held, now, used, now)
 
 
-def merge(several: Iterable[Peaks], now: float) -> Peaks:
-    """Merge the peaks of several observers: the greater peak of each neighbour."""
-    merged: dict[str, dict[str, Peak]] = {}
-    for peaks in several:
-        for uuid, keys in peaks.items():
-            card = merged.setdefault(uuid, {})
-            for key, peak in keys.items():
-                if key not in card or peak.faded(now) > card[key].faded(now):
-                    card[key] = peak
-    return merged
-
-
 def as_document(peaks: Peaks) -> dict[str, Any]:
     """The peaks as a JSON document."""
-    return {
-        "schema": 1,
-        "cards": {
-            uuid: {key: [peak.bytes, round(peak.at, 1), peak.last_bytes, round(peak.last_at, 1)] for key, peak in keys.items()}
-            for uuid, keys in peaks.items()
-        },
-    }
+    cards = {uuid: {key: astuple(peak) for key, peak in card.items()} for uuid, card in peaks.items()}
+    return {"schema": 1, "cards": cards}
 
 
-def from_document(document: object, now: float) -> Peaks:
-    """The peaks in a JSON document. Invalid entries are left out: the next read observes them again."""
-    cards = document.get("cards") if isinstance(document, dict) and document.get("schema") == 1 else None
+def from_documents(documents: Iterable[Mapping[str, Any]], now: float) -> Peaks:
+    """The peaks of several observers: the greater one of each neighbour. Invalid entries are left out, and observed again."""
     peaks: dict[str, dict[str, Peak]] = {}
-    for uuid, keys in cards.items() if isinstance(cards, dict) else ():
-        for key, numbers in keys.items() if isinstance(keys, dict) else ():
-            peak = _peak(numbers, now)
-            if peak is not None:
-                peaks.setdefault(uuid, {})[key] = peak
+    for document in documents:
+        for uuid, card in _items(document.get("cards") if document.get("schema") == 1 else None):
+            for key, numbers in _items(card):
+                peak = _peak(numbers, now)
+                known = peaks.get(uuid, {}).get(key)
+                if peak is not None and (known is None or peak.faded(now) > known.faded(now)):
+                    peaks.setdefault(uuid, {})[key] = peak
     return peaks
 
 
+def _items(value: object) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, dict) else ()
+
+
 def _peak(numbers: object, now: float) -> Peak | None:
-    if not isinstance(numbers, list) or len(numbers) != 4 or any(type(number) not in (int, float) for number in numbers):
+    if not isinstance(numbers, list) or len(numbers) != 4:
         return None
-    if not all(math.isfinite(number) and number >= 0 for number in numbers) or max(numbers[0], numbers[2]) > MAX_BYTES:
+    if not all(type(number) in (int, float) and 0 <= number <= MAX_BYTES for number in numbers):
         return None
+    size, at, last_size, last_at = numbers
     # A time in the future (the clock was set back) would not fade.
-    return Peak(int(numbers[0]), min(float(numbers[1]), now), int(numbers[2]), min(float(numbers[3]), now))
+    return Peak(int(size), min(at, now), int(last_size), min(last_at, now))

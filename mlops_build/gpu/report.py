@@ -15,7 +15,7 @@ from typing import Any
 
 from mlops_build.gpu import log
 from mlops_build.gpu.budget import LEAST_CONTEXT_BYTES
-from mlops_build.gpu.cards import Card, account, processes_of
+from mlops_build.gpu.cards import Card, Snapshot, processes_of
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.nvml import NoDriver, Nvml, Reading
@@ -36,16 +36,9 @@ def unexplained(cards: Iterable[Card]) -> dict[str, int]:
 
 def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Promise) -> tuple[dict[str, int], dict[str, int]]:
     """The memory that NVML shows for the lease's processes (without the cards where that is not visible), and `unexplained`."""
-    cards = account(
-        readings,
-        [replace(promise, seen={}), *(other for other in promises if other.id != promise.id)],
-        peaks={},
-        declared=(),
-        now=0.0,
-        processes=processes_of(readings, promises),
-        namespace=pid_namespace(),
-    )
-    cards = [card for card in cards if card.uuid in promise.uuids]
+    promises = [replace(other, seen={}) if other.id == promise.id else other for other in promises]
+    taken = Snapshot(readings, promises, processes_of(readings, promises), pid_namespace())
+    cards = [card for card in taken.cards() if card.uuid in promise.uuids]
     own = {
         card.uuid: lease.seen[card.uuid] for card in cards for lease in card.leases if lease.id == promise.id and card.uuid in lease.seen
     }

@@ -20,12 +20,11 @@ from enum import Enum
 
 from mlops_build.errors import NoRoom, Refused
 from mlops_build.gpu import decisions, log
-from mlops_build.gpu.cards import Card, Snapshot, remember, remembered, snapshot
+from mlops_build.gpu.cards import Card, Snapshot, remember, snapshot
 from mlops_build.gpu.choice import Choice, Request, choose, could_ever, why_not
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
 from mlops_build.gpu.nvml import NoDriver, Nvml
-from mlops_build.gpu.peaks import Peaks
 from mlops_build.gpu.promise import Promise, boot_time, pid_namespace, printable
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
@@ -109,7 +108,6 @@ class Search:
         self._decided: float | None = None
         self._ledger: Ledger | None = None
         self._writable = False
-        self._peaks: Peaks = {}
         self._held: list[Held] = []  # what to undo after an error: the promise, the ticket
         self._ticket: Held | None = None
         self._ledger_error: NoLedger | None = None  # reported only if there are cards to choose from
@@ -209,11 +207,7 @@ class Search:
                 self._ledger = Ledger.open(reading=True)
 
     def _snapshot(self, nvml: Nvml) -> Snapshot:
-        """The cards now. Promises are read before NVML: memory that appears in between counts twice, which is harmless."""
-        promises: list[Promise] = []
-        if self._ledger is not None:
-            self._peaks, promises = remembered(self._ledger, time.time()), self._ledger.promises()
-        return snapshot(nvml, promises, self._peaks, now=time.time(), full=self._request.max_utilisation is not None)
+        return snapshot(nvml, self._ledger, full=self._request.max_utilisation is not None)
 
     def _choose(self, before: Snapshot, request: Request) -> _Attempt:
         """Choose among the cards of a snapshot with the promises as they are now, beside the request that has waited longest."""
@@ -290,7 +284,7 @@ class Search:
             if attempt.choice.uuids:
                 time.sleep(_jittered(0.1, 0.5))
                 again = self._snapshot(nvml)
-                if any(why_not(card, request) for card in again.cards(list(again.promises.values())) if card.uuid in attempt.choice.uuids):
+                if any(why_not(card, request) for card in again.cards() if card.uuid in attempt.choice.uuids):
                     continue
             return attempt
         return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
@@ -354,7 +348,7 @@ class Search:
         )
         try:
             decisions.record(self._ledger, text, os.geteuid())
-            remember(self._ledger, self._peaks, attempt.cards, time.time())
+            remember(self._ledger, attempt.snapshot, attempt.cards)
         except NoLedger as error:
             log.warning("the decision is not recorded: %s", error.message)
 

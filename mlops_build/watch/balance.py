@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlops_build.gpu.cards import Card
+from mlops_build.gpu.cards import Card, memory_of
 from mlops_build.gpu.choice import Request, why_not
 
 LIMIT_SHARE = 0.1
@@ -60,11 +60,7 @@ def _others(card: Card, cards: Sequence[Card]) -> list[Card]:
     """
     if not near_limit(card):
         return []
-    return [replace(other, visible=True) for other in cards if _memory(other) != _memory(card) and not near_limit(other)]
-
-
-def _memory(card: Card) -> object:
-    return card.uuid if card.mig_instance is None else (card.mig_parent, card.mig_instance[0])
+    return [replace(other, visible=True) for other in cards if memory_of(other) != memory_of(card) and not near_limit(other)]
 
 
 def _has_room(card: Card, request: Request) -> bool:

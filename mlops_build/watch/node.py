@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlops_build.gpu.cards import Card, look, remember, remembered
+from mlops_build.gpu.cards import Card, remember
+from mlops_build.gpu.cards import Snapshot as Readings
+from mlops_build.gpu.cards import snapshot as read_node
 from mlops_build.gpu.decisions import read
 from mlops_build.gpu.declared import BadConfig, Settings
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.nvml import DriverTrouble, NoDriver, Nvml
-from mlops_build.gpu.peaks import Peaks
-from mlops_build.gpu.promise import Promise
 
 log = logging.getLogger("mlops_build.watch")
 
@@ -120,8 +120,6 @@ class Watcher:
 
     def _take(self, now: float) -> Snapshot:
         ledger = self._open_ledger()
-        promises = ledger.promises() if ledger else []
-        peaks = remembered(ledger, now) if ledger else {}
         recent = Counts()
         if ledger:
             decisions = read(ledger)
@@ -133,23 +131,24 @@ class Watcher:
                 if threading.active_count() > MAX_THREADS:
                     raise NoDriver("the NVIDIA driver has not answered for a long time", reason=DriverTrouble.SLOW)
                 self._nvml = Nvml(self._nvml_seconds).__enter__()
-            cards = self._cards(self._nvml, promises, peaks, now)
+            taken = self._read(self._nvml, ledger)
         except NoDriver as error:
             if self._nvml is not None and error.reason is not DriverTrouble.SLOW:
                 self._nvml.__exit__(None, None, None)
             self._nvml = None  # started again for the next snapshot: the driver may have been reloaded
             return replace(snapshot, driver=error.reason, why=error.message)
+        observed = taken.cards()
         if ledger:
-            self._remember(ledger, peaks, cards, now)
-        return replace(snapshot, cards=tuple(cards))
+            self._remember(ledger, taken, observed)
+        return replace(snapshot, cards=tuple(observed))
 
-    def _cards(self, nvml: Nvml, promises: Sequence[Promise], peaks: Peaks, now: float) -> list[Card]:
-        """The cards. If /etc/mlops-gpu.toml is not valid, a warning is logged and its declarations are not counted."""
+    def _read(self, nvml: Nvml, ledger: Ledger | None) -> Readings:
+        """Read the node. If /etc/mlops-gpu.toml is not valid, a warning is logged and its declarations are not counted."""
         try:
-            return look(nvml, promises, peaks, now=now, full=True)
+            return read_node(nvml, ledger, full=True)
         except BadConfig as error:
             self._warn(f"{error.message}: its declarations are not counted")
-            return look(nvml, promises, peaks, now=now, full=True, node=Settings())
+            return read_node(nvml, ledger, full=True, node=Settings())
 
     def _count(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Count the decisions that were not in the last snapshot. In the first one, none is counted."""
@@ -172,9 +171,9 @@ class Watcher:
         self._ledger = opened
         return opened
 
-    def _remember(self, ledger: Ledger, peaks: Peaks, cards: Sequence[Card], now: float) -> None:
+    def _remember(self, ledger: Ledger, taken: Readings, observed: Sequence[Card]) -> None:
         try:
-            remember(ledger, peaks, cards, now)
+            remember(ledger, taken, observed)
         except NoLedger as error:
             self._warn(f"{error.message}: peaks of other processes are not recorded")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_build.gpu.cards import Card, Snapshot, account, unleased
+from mlops_build.gpu.cards import Card, Snapshot, unleased
 from mlops_build.gpu.declared import Declared, Settings
 from mlops_build.gpu.neighbours import Known
 from mlops_build.gpu.nvml import Process, Reading, Trouble
@@ -45,7 +45,7 @@ def lease(name: str, budget: float, pid: int = 0, seen: float | None = None, nam
 
 
 def known(pid: int, parent: int = 1, command: str = "/usr/bin/old", **more: Any) -> Known:
-    fields = {"uid": 1000, "namespace": HERE, "inner_pid": pid, "started": 10.0, "cgroup": "/user.slice"}
+    fields = {"uid": 1000, "place": (HERE, pid), "started": 10.0, "cgroup": "/user.slice"}
     return Known(**{"pid": pid, "parent": parent, "command": command} | fields | more)
 
 
@@ -58,9 +58,8 @@ def card(
     reserve: int = 0,
 ) -> Card:
     table = None if processes is None else {process.pid: process for process in processes}
-    [accounted] = account(
-        [card_reading], leases, peaks=peaks or {}, declared=declared, now=NOW, reserve=reserve, processes=table, namespace=HERE
-    )
+    settings = Settings(tuple(declared), reserve_bytes=reserve)
+    [accounted] = Snapshot([card_reading], leases, table, HERE, peaks or {}, settings, NOW).cards()
     return accounted
 
 
@@ -123,16 +122,16 @@ def test_the_nearest_lease_of_several_generations() -> None:
     assert [gib(promise.seen[UUID]) for promise in accounted.leases] == [1, 3]
 
 
-def test_two_leases_of_one_process_share_what_it_uses() -> None:
-    accounted = card(reading(5, {10: 5}), lease("a", 4, pid=10), lease("b", 2, pid=10), processes=[known(10)])
-    assert [gib(promise.seen[UUID]) for promise in accounted.leases] == [4, 1]
-    assert gib(accounted.committed_bytes) == 6
-    accounted = card(reading(9, {10: 9}), lease("a", 4, pid=10), lease("b", 2, pid=10), processes=[known(10)])
-    assert (gib(accounted.committed_bytes), gib(accounted.external_bytes)) == (9, 0)
+def test_the_newest_lease_of_a_pid_owns_its_process() -> None:
+    """The owner of the older one has ended, a descendant keeps it alive, and its pid is in use again."""
+    older = lease("older", 4, pid=10, boot=100.0)
+    accounted = card(reading(2, {10: 2}), older, lease("newer", 3, pid=10), processes=[known(10, started=800.0)])
+    assert [promise.seen for promise in accounted.leases] == [{}, {UUID: 2 * GIB}]
+    assert (gib(accounted.committed_bytes), gib(accounted.external_bytes)) == (7, 0)
 
 
 def test_the_host_recognises_the_lease_of_a_container() -> None:
-    processes = [known(9000, namespace=ELSEWHERE, inner_pid=1), known(9001, 9000, namespace=ELSEWHERE, inner_pid=8)]
+    processes = [known(9000, place=(ELSEWHERE, 1)), known(9001, 9000, place=(ELSEWHERE, 8))]
     accounted = card(reading(3, {9001: 3}), lease("pod", 4, pid=1, namespace=ELSEWHERE), processes=processes)
     assert (gib(accounted.external_bytes), gib(accounted.committed_bytes), accounted.neighbours) == (0, 4, ())
     # A process with the same pid in another namespace does not belong to the lease.
@@ -264,7 +263,7 @@ def test_compute_instances_of_one_gpu_instance_share_its_memory() -> None:
         for n, place in ((0, 1), (1, 1), (2, 2))
     ]
     leases = [replace(lease("a", 5, pid=10), uuids=("MIG-0",)), replace(lease("b", 4), uuids=("MIG-1",))]
-    accounted = account(parts, leases, peaks={}, declared=(), now=NOW, processes={10: known(10)}, namespace=HERE)
+    accounted = Snapshot(parts, leases, {10: known(10)}, HERE).cards()
     assert [gib(part.committed_bytes) for part in accounted] == [9, 9, 3]
 
 
@@ -289,7 +288,7 @@ def see(truth: dict[str, Any], peaks: Peaks | None = None) -> tuple[Card, float]
         elsewhere = truth["sees"] == "processes of some namespaces" and number % 2
         leases.append(lease(str(number), budget, number, None if reported is None else used * reported, ELSEWHERE if elsewhere else HERE))
         processes[number] = used
-        table.append(known(number, namespace=None if elsewhere else HERE))
+        table.append(known(number, place=(None if elsewhere else HERE, number)))
     for number, used in enumerate(truth["strangers"], 200):
         processes[number] = used
         table.append(known(number, command=f"/usr/bin/{number}"))
@@ -346,14 +345,14 @@ def test_leases_that_fit_never_exceed_the_card(truth: dict[str, Any], wishes: li
         if wish * GIB <= accounted.left_bytes:
             made.append(lease(f"new{number}", wish))
             card_reading = Reading(**{name: getattr(accounted, name) for name in Reading.__slots__})
-            [accounted] = account([card_reading], made, peaks={}, declared=(), now=NOW, processes=None, namespace=HERE)
+            [accounted] = Snapshot([card_reading], made, namespace=HERE).cards()
         assert external + sum(lease.bytes for lease in made) / GIB <= room
 
 
 def test_promises_newer_than_the_readings_count_twice_rather_than_not_at_all() -> None:
     """Between the reading and the lock, other services lease, load, report and end."""
     old = lease("old", 4, seen=2)
-    before = Snapshot([reading(12)], {old.id: old}, None, {}, Settings(), NOW, 0.0)
+    before = Snapshot([reading(12)], [old])
 
     def committed(*promises: Promise) -> float:
         (accounted,) = before.cards(promises)

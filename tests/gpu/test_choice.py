@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu import choice as choices
-from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.cards import Card, Snapshot
 from mlops_build.gpu.choice import Request, choose, could_ever, pack, random, spread, why_not
 from mlops_build.gpu.nvml import Reading, Trouble
 from mlops_build.gpu.promise import Promise
@@ -61,7 +61,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def cards_of(node: list[Reading], leases: list[Promise]) -> list[Card]:
-    return account(node, leases, peaks={}, declared=(), now=0.0)
+    return Snapshot(node, leases).cards()
 
 
 @settings(deadline=None, max_examples=300)
@@ -110,7 +110,7 @@ def test_consecutive_choices_never_promise_more_than_a_card_has(node: list[Readi
 
 
 def card(index: int, total: int, used: int, **more: object) -> Card:
-    (made,) = account([Reading(f"GPU-{index}", index, "NVIDIA L4", total * GIB, used * GIB, **more)], [], peaks={}, declared=(), now=0.0)
+    (made,) = Snapshot([Reading(f"GPU-{index}", index, "NVIDIA L4", total * GIB, used * GIB, **more)]).cards()
     return made
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.cards import Card, Snapshot
 from mlops_build.gpu.choice import STRATEGIES, Request, choose
 from mlops_build.gpu.ledger import Held, Ledger
 from mlops_build.gpu.nvml import Reading, Trouble
@@ -66,7 +66,7 @@ class Histories(RuleBasedStateMachine):
         for reading, neighbour in zip(self.readings, self.neighbours, strict=True):
             leased = sum(self.used.get(promise.id, 0) for promise in promises if reading.uuid in promise.uuids)
             seen.append(replace(reading, used_bytes=min(reading.total_bytes or 0, leased + neighbour), processes=None))
-        return account(seen, promises, peaks={}, declared=(), now=0.0)
+        return Snapshot(seen, promises).cards()
 
     @rule(
         size=st.integers(1, 60 * 1024),

@@ -158,7 +158,7 @@ def test_data_of_processes() -> None:
     processes = known([os.getpid()], {})
     assert processes is not None
     me = processes[os.getpid()]
-    assert (me.uid, me.parent, me.namespace) == (os.geteuid(), os.getppid(), pid_namespace())
+    assert (me.uid, me.parent, me.place) == (os.geteuid(), os.getppid(), (pid_namespace(), os.getpid()))
     assert "pytest" in me.command or "python" in me.command
     assert me.started >= 0
     if os.getppid() > 1:
@@ -181,7 +181,7 @@ def test_a_process_name_that_is_not_text(tmp_path: Path) -> None:
 
 
 def process(command: str, cgroup: str = "/user.slice", uid: int = 1000) -> Known:
-    return Known(10, 1, uid, None, 10, 0.0, command, cgroup)
+    return Known(10, 1, uid, (None, 10), 0.0, command, cgroup)
 
 
 POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123abcd_89ab_4cde_8f01_23456789abcd.slice/cri-containerd-" + "f" * 64

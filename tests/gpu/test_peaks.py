@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlops_build.gpu.peaks import (
@@ -13,8 +13,7 @@ from mlops_build.gpu.peaks import (
     Peaks,
     as_document,
     counted,
-    from_document,
-    merge,
+    from_documents,
     observe,
 )
 
@@ -70,14 +69,21 @@ def test_unchanged_peaks_are_the_same_object() -> None:
 def test_a_clock_that_was_set_back() -> None:
     peaks = after((100 * DAY, 4 * GIB), (100 * DAY + 10, 4 * GIB))
     assert counts(peaks, 0, 0) == 4 * GIB
-    read = from_document(as_document(peaks), START)  # a time in the future would not fade
+    read = from_documents([json.loads(json.dumps(as_document(peaks)))], START)  # a time in the future would not fade
     assert counted(read, "GPU-a", "k", 0, START + 7 * DAY) == 0
 
 
 def test_the_greater_peak_of_several_observers_counts() -> None:
     old, new = after((0, 6 * GIB), (10, 6 * GIB)), after((3 * DAY, 5 * GIB), (3 * DAY + 10, 5 * GIB))
-    assert counts(merge([old, new], START + DAY), 0, DAY + 10) > 5.1 * GIB
-    assert counts(merge([old, new], START + 4 * DAY), 0, 4 * DAY) > 4.2 * GIB
+    documents = [json.loads(json.dumps(as_document(peaks))) for peaks in (old, new)]
+    assert counts(from_documents(documents, START + DAY), 0, DAY + 10) > 5.1 * GIB
+    assert counts(from_documents(documents, START + 4 * DAY), 0, 4 * DAY) > 4.2 * GIB
+
+
+def test_the_file_of_a_release_before_0_7_is_read() -> None:
+    document = {"schema": 1, "cards": {"GPU-a": {"k": [6 * GIB, START - 0.5, 2 * GIB, START]}}}
+    assert counts(from_documents([document], START), 0, -0.5) == 6 * GIB
+    assert json.loads(json.dumps(as_document(from_documents([document], START)))) == document
 
 
 def test_invented_names_do_not_fill_the_directory() -> None:
@@ -100,9 +106,11 @@ documents = st.recursive(
 )
 
 
-@given(st.one_of(documents, st.fixed_dictionaries({"schema": st.just(1), "cards": documents})))
-def test_arbitrary_documents_are_read(document: object) -> None:
-    peaks = from_document(document, START)
+@given(st.fixed_dictionaries({"schema": st.one_of(st.just(1), numbers), "cards": documents}))
+@example({})
+@example({"schema": 1, "cards": {"GPU-a": {"k": [10**400, 1, 10**400, 1]}}})
+def test_arbitrary_documents_are_read(document: dict[str, object]) -> None:
+    peaks = from_documents([document], START)
     assert counted(peaks, "GPU-a", "k", 0, START) >= 0
     observe(peaks, {"GPU-a": {"k": 1}}, START)
 
@@ -118,5 +126,5 @@ def test_a_peak_never_exceeds_the_observed_memory_and_survives_the_file(looks: l
         peaks = after((now, used), peaks=peaks)
         assert counts(peaks, used, now) >= used
         assert counts(peaks, 0, now) <= most
-    again = from_document(json.loads(json.dumps(as_document(peaks))), START + now)
+    again = from_documents([json.loads(json.dumps(as_document(peaks)))], START + now)
     assert abs(counts(again, 0, now) - counts(peaks, 0, now)) <= 40 * GIB * 0.2 / FADE_SECONDS + 1

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mlops_build.gpu.cards import Card, account
+from mlops_build.gpu.cards import Card
+from mlops_build.gpu.cards import Snapshot as Readings
 from mlops_build.gpu.choice import Request, choose
-from mlops_build.gpu.declared import Declared
+from mlops_build.gpu.declared import Declared, Settings
 from mlops_build.gpu.neighbours import Known
 from mlops_build.gpu.nvml import DriverTrouble, Process, Reading, Trouble
 from mlops_build.gpu.promise import Promise
@@ -49,14 +50,14 @@ def node(*places: On, declared: Sequence[Declared] = (), cgroup: str = "/user.sl
         for number, (service, size) in enumerate(place.leases):
             pid = 1000 * (index + 1) + number
             processes.append(Process(pid, round((size + place.over) * GIB)))
-            known[pid] = Known(pid, 1, 0, 1, pid, NOW - 900)
+            known[pid] = Known(pid, 1, 0, (1, pid), NOW - 900)
             names: dict[str, Any] = {"id": f"{pid}", "service": service, "pid": pid, "pid_namespace": 1, "uid": 0, "created": NOW - 800}
             cards = tuple(uuids[index : index + place.count])
             promises.append(Promise(uuids=cards, bytes=round(size * GIB), exclusive=place.exclusive, loaded=True, **names))
         for number, (command, size) in enumerate(place.processes or ()):
             pid = 1000 * (index + 1) + 500 + number
             processes.append(Process(pid, round(size * GIB)))
-            known[pid] = Known(pid, 1, 1000, 1, pid, NOW, command, cgroup.replace("ID", f"{pid:064x}"))
+            known[pid] = Known(pid, 1, 1000, (1, pid), NOW, command, cgroup.replace("ID", f"{pid:064x}"))
         used = sum(process.used_bytes or 0 for process in processes)
         parent, instance = (place.mig[0], place.mig[1:]) if place.mig else (None, None)
         readings.append(
@@ -74,9 +75,7 @@ def node(*places: On, declared: Sequence[Declared] = (), cgroup: str = "/user.sl
         )
     if not visible:
         readings = [replace(reading, processes=None) for reading in readings]
-    return tuple(
-        account(readings, promises, peaks={}, declared=declared, now=NOW, reserve=0, processes=known if visible else None, namespace=1)
-    )
+    return tuple(Readings(readings, promises, known if visible else None, 1, {}, Settings(tuple(declared)), NOW).cards())
 
 
 EMPTY = On()
