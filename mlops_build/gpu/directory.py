@@ -7,6 +7,7 @@ descriptor of the directory stays open, so a renamed directory is still the same
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -136,6 +137,8 @@ class SharedDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # a lease that is not read must not count as absent
+                raise NoLedger(f"cannot read {self._path}/{name}: {reason(error)}", remedy="raise the limit (ulimit -n)") from None
             self._warn(name, -1, reason(error))
             return None
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -293,6 +293,22 @@ def test_a_locked_corrupt_lease_is_ignored_with_a_warning(directory: Path, caplo
     assert f"uid {os.geteuid()}" in message
 
 
+def test_a_lease_that_cannot_be_opened_does_not_count_as_absent(directory: Path, holder) -> None:
+    holder()
+    (file,) = directory.glob("*.lease")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Ledger.open(directory) as ledger:
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            with pytest.raises(NoLedger, match="Too many open files"):
+                ledger.is_alive(file.stem)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert ledger.is_alive(file.stem)
+
+
 def test_text_of_other_users_is_printable(directory: Path) -> None:
     path = directory / ("f" * 16 + ".lease")
     path.write_text(json.dumps(GOOD | {"service": "evil\x1b[2J\nname\u202e" + "x" * 5000, "uuids": ["GPU-a", "GPU-a"]}))
