@@ -3,8 +3,7 @@
 from mlops_build import gpu
 gpu.cards()        # every card: memory, leases, processes without a lease
 with gpu.lease("4GiB", wait=120) as lease:        # before CUDA starts: chooses a card, reserves, sets CUDA_VISIBLE_DEVICES
-    with lease.loading():
-        model.to(lease.device)
+    model.to(lease.device)
 """
 
 # `cards` and `lease` are both functions and module names. After these imports the names mean the functions;
