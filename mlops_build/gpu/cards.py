@@ -187,7 +187,8 @@ class Snapshot:
                 rest -= held
             else:
                 held = max(held, min(reported, used))
-            charged = max(_budget(lease, uuids, reading.total_bytes), held)
+            peak = sum(lease.peak.get(uuid, 0) for uuid in uuids)
+            charged = max(_budget(lease, uuids, reading.total_bytes), held, min(peak, reading.total_bytes or peak))
             external -= held
             foreign -= held if exact else charged
             committed += charged

@@ -26,6 +26,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlops_build.gpu.directory import FILE_LIMIT, FILES_PER_UID, NoLedger, SharedDirectory, json_object, locks, reason, write_all
@@ -175,9 +176,10 @@ class Ledger(SharedDirectory):
         """Whether the lease's owner, or a process that inherited it, is still running."""
         return _LEASE.fullmatch(f"{lease_id}.lease") is not None and self._promise(f"{lease_id}.lease") is not None
 
-    def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool) -> None:
+    def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool, peak: Mapping[str, int] = MappingProxyType({})) -> None:
         """Write the memory that a lease's owner observes of itself, in bytes by UUID. Raises NoLedger (a full disk)."""
-        self.write(f"{lease_id}.seen", {"schema": 1, "seen": dict(seen), "loaded": loaded, "time": time.time()})
+        document = {"schema": 1, "seen": dict(seen), "peak": dict(peak), "loaded": loaded, "time": time.time()}
+        self.write(f"{lease_id}.seen", document)
 
     # -- the memory of processes without a lease --
 
@@ -262,8 +264,13 @@ class Ledger(SharedDirectory):
         if writer not in (promise.uid, 0) or report is None or not isinstance(seen, dict):
             self._warn(name, writer, "it is not a valid report of the lease's owner")
             return promise
-        valid = {uuid: size for uuid, size in seen.items() if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
-        return replace(promise, seen=valid, loaded=report.get("loaded") is True)
+        return replace(promise, seen=_sizes(seen, promise), peak=_sizes(report.get("peak"), promise), loaded=report.get("loaded") is True)
+
+
+def _sizes(document: object, promise: Promise) -> dict[str, int]:
+    """The valid sizes for the cards of a lease, in bytes by UUID."""
+    sizes = document.items() if isinstance(document, dict) else ()
+    return {uuid: size for uuid, size in sizes if uuid in promise.uuids and type(size) is int and 0 <= size <= MAX_BYTES}
 
 
 def _is_held(descriptor: int, promise: Promise | None) -> bool:

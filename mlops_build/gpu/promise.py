@@ -22,7 +22,8 @@ class Promise:
 
     uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. boot: the same time as seconds
     since the machine was started, which a change of the clock does not move; None in leases of releases before 0.7. seen: the owner's last
-    report of its own memory, in bytes by UUID ({}: no report yet). loaded: whether the owner has finished loading.
+    report of its own memory, in bytes by UUID ({}: no report yet). peak: the most that it has reported. loaded: whether the owner has
+    finished loading.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Promise:
     created: float
     boot: float | None = None
     seen: Mapping[str, int] = field(default_factory=dict)
+    peak: Mapping[str, int] = field(default_factory=dict)
     loaded: bool = False
 
     @property

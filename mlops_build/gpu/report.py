@@ -64,6 +64,7 @@ class Reporter(threading.Thread):
         super().__init__(name="gpu-lease-report", daemon=True)
         self._ledger, self._promise, self._before = ledger, promise, before
         self._reported: dict[str, int] = {}
+        self._peak: dict[str, int] = {}
         self._loaded, self._changed = False, time.monotonic()
         self._stopping, self._writing = threading.Event(), threading.Lock()
 
@@ -90,13 +91,14 @@ class Reporter(threading.Thread):
                 log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
                 self._ledger.write_promise(self._promise)  # the descriptor stays open until this process ends
             sizes = self._measure(nvml)
+            self._peak = {uuid: max(size, self._peak.get(uuid, 0)) for uuid, size in sizes.items()}
             changed = any(abs(size - self._reported.get(uuid, 0)) >= BYTES for uuid, size in sizes.items())
             if changed:
                 self._reported, self._changed = sizes, time.monotonic()
             quiet = any(self._reported.values()) and time.monotonic() - self._changed > LOADED_SECONDS
             if changed or ((loaded or quiet) and not self._loaded):
                 self._loaded = self._loaded or loaded or quiet
-                self._ledger.report(self._promise.id, self._reported, loaded=self._loaded)
+                self._ledger.report(self._promise.id, self._reported, loaded=self._loaded, peak=self._peak)
                 return True
             return False
 

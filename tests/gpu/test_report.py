@@ -69,6 +69,19 @@ def test_memory_above_the_budget_is_not_attributed_to_a_lease_that_cannot_be_see
     assert left(environment, run_python) == 16 * GIB
 
 
+def test_a_lease_that_exceeded_its_budget_counts_with_its_peak(node, run_python) -> None:
+    """It can take the memory again. The views of host and container agree."""
+    machine = node("24GiB")
+    with Ledger.open(machine.directory / "leases") as ledger:
+        uuid = machine.cards[0].uuid
+        held = ledger.promise([uuid], 4 * GIB, exclusive=False, service="ranker")
+        ledger.report(held.promise.id, {uuid: 3 * GIB}, loaded=True, peak={uuid: 7 * GIB, "another": 9 * GIB})
+        machine.set_used(0, "3GiB")
+        for environment in (machine.environment, machine.view(hide_pids=True)):
+            assert left(environment, run_python) == 17 * GIB
+        ledger.withdraw(held)
+
+
 def test_a_removed_lease_is_written_again(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="6GiB")
