@@ -14,7 +14,7 @@ from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import Promise
 
 LEAST_PREFIX = 4
-POLL_SECONDS, MOST_POLL_SECONDS = 0.05, 0.5
+POLL_SECONDS = 0.2
 
 
 class NoSuchLease(NotFound):
@@ -26,7 +26,7 @@ class SeveralLeases(UsageError):
 
 
 class NotPermitted(Refused):
-    """The lease belongs to another user, or its processes are not visible from here."""
+    """The lease belongs to another user, or its processes cannot be reached from here."""
 
 
 class StillHeld(Failed):
@@ -61,7 +61,7 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
             f"the lease {promise.id} of {promise.service} belongs to uid {promise.uid}, and this is uid {os.geteuid()}",
             remedy=f"run the command as uid {promise.uid} or root: sudo mlops-build gpu release {promise.id}",
         )
-    deadline, pause, signalled = time.monotonic() + wait, POLL_SECONDS, list[int]()
+    deadline, signalled = time.monotonic() + wait, list[int]()
     while ledger.is_alive(promise.id):
         holders = _holders(ledger, promise)
         for pid in [pid for pid, inner_pid in holders.items() if inner_pid == promise.pid] or holders:
@@ -69,7 +69,7 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
                 signalled.append(pid)
         if not signalled and ledger.is_alive(promise.id):
             raise NotPermitted(
-                f"no process that has the lease {promise.id} of {promise.service} is visible from here (its own pid is {promise.pid})",
+                f"no process that has the lease {promise.id} of {promise.service} can be reached from here (its own pid is {promise.pid})",
                 remedy=f"run the command as root on the host, or in that container: mlops-build gpu release {promise.id}",
             )
         if time.monotonic() >= deadline:
@@ -80,8 +80,7 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
                 remedy=f"wait longer (--wait {max(60, 2 * wait):g}), or end it at once: kill -KILL {pids}",
                 details={"lease": promise.id, "pids": signalled},
             )
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(MOST_POLL_SECONDS, 2 * pause)
+        time.sleep(POLL_SECONDS)
     return signalled
 
 
@@ -91,8 +90,8 @@ def _holders(ledger: Ledger, promise: Promise) -> dict[int, int]:
     for pid in [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]:
         with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             if pid != os.getpid() and _has(pid, ledger, promise):
-                pids = Path(f"/proc/{pid}/status").read_text().partition("\nNSpid:\t")[2].partition("\n")[0].split("\t")
-                holders[pid] = int(pids[-1] or pid)
+                pids = Path(f"/proc/{pid}/status").read_text().partition("\nNSpid:")[2].partition("\n")[0].split()
+                holders[pid] = int(pids[-1])
     return holders
 
 
@@ -107,18 +106,14 @@ def _has(pid: int, ledger: Ledger, promise: Promise) -> bool:
 
 
 def _terminate(pid: int, ledger: Ledger, promise: Promise) -> bool:
-    """Send SIGTERM to a process, if it still has the lease. Raises NotPermitted."""
-    try:
+    """Send SIGTERM to a process, if it still has the lease. False if it has ended, or if this user may not."""
+    with contextlib.suppress(OSError):
         # If the pid is used again, this descriptor does not stand for the new process.
         process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if not _has(pid, ledger, promise):
-                return False
-            signal.pidfd_send_signal(process, signal.SIGTERM)
+            if _has(pid, ledger, promise):
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+                return True
         finally:
             os.close(process)
-    except PermissionError:
-        raise NotPermitted(f"this user may not end process {pid}, which has the lease {promise.id}", remedy="run it as root") from None
-    except OSError:  # it has ended
-        return False
-    return True
+    return False
