@@ -295,7 +295,7 @@ def _explain(args: argparse.Namespace) -> int:
             say(f"mlops-build gpu explain: no decision is recorded in {ledger.path} yet")
     for record in records:
         try:
-            print(dumps(record, ensure_ascii=False) if args.json else gpu_text.decision(record))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # any user can write to the directory
+            print(dumps(record) if args.json else gpu_text.decision(record))
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # any user can write to the directory
             say(f"mlops-build gpu explain: a record of uid {record['uid']} is not valid ({type(error).__name__}), and is left out")
     return 0

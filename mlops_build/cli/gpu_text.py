@@ -15,6 +15,7 @@ GIB = 1 << 30
 # An unknown value is not 0: a card that does not report its use is not an empty card.
 UNKNOWN = "–"
 WITH_UUID = 96  # columns
+MOST_LETTERS = 1000  # of a line of a record
 LEGEND = "GiB. committed: used or promised, whichever is larger; left: available for a new lease."
 
 
@@ -139,7 +140,7 @@ def decision(record: Mapping[str, Any]) -> str:
             f"  {card['index'] if card['mig_parent'] is None else 'mig':>3}  {card['name']}, {card['uuid'][:12]}: {_figures(card)}"
         )
         lines.append(f"       {_verdict(card, record)}")
-    return "\n".join(lines)
+    return "\n".join(printable(line, MOST_LETTERS) for line in lines)  # another user may have written the record
 
 
 def _request(request: Mapping[str, Any]) -> str:

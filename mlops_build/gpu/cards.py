@@ -18,12 +18,10 @@ from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.neighbours import Known, Neighbour, by_owner, declaration, key_of, known, name_of, owner
-from mlops_build.gpu.nvml import NoDriver, Nvml, Process, Reading
+from mlops_build.gpu.nvml import Nvml, Reading
 from mlops_build.gpu.peaks import ALL, EACH, REST, Peaks, as_document, counted, from_documents, observe
-from mlops_build.gpu.promise import Promise, pid_namespace
+from mlops_build.gpu.promise import MAX_BYTES, Promise, pid_namespace
 from mlops_build.gpu.visible import AmbiguousMask, visible
-
-__all__ = ["Card", "NoDriver", "Snapshot", "cards", "processes_of", "remember", "snapshot", "unleased"]
 
 # Names of neighbours without a visible process. They are part of Graphite's metric names: do not change them.
 ALL_NAME, REST_NAME = "others (their processes cannot be seen from here)", "nobody that can be seen"
@@ -84,8 +82,8 @@ def snapshot(nvml: Nvml, ledger: Ledger | None, *, full: bool = False, node: Set
     """
     now, taken = time.time(), time.monotonic()
     # Promises are read before NVML: memory that appears in between counts twice, which is harmless.
-    promises = ledger.promises() if ledger is not None else []
-    peaks = from_documents(ledger.peaks() if ledger is not None else (), now)
+    promises = ledger.promises() if ledger else []
+    peaks = from_documents(ledger.peaks() if ledger else (), now)
     readings = nvml.read(full)
     return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now, taken)
 
@@ -158,18 +156,19 @@ class Snapshot:
         pool = [part for part in self.readings if memory_of(part) == memory_of(reading)]
         uuids = {part.uuid for part in pool}
         leases = [promise for promise in promises if uuids & set(promise.uuids)]
-        used = reading.used_bytes or 0
+        used, total = reading.used_bytes or 0, reading.total_bytes or MAX_BYTES
         processes_visible = self.processes is not None and all(part.processes is not None for part in pool)
+        processes = self.processes or {}
         users = [user for part in pool for user in part.processes or ()] if processes_visible else []
         owners = by_owner(leases)
-        strangers: list[Process] = []
+        strangers: list[tuple[int, Known]] = []  # with the memory of each
         shown: dict[str, list[int | None]] = {}  # by lease: the memory of its processes
         for user in users:
-            lease = owner(user.pid, self.processes or {}, owners)
-            if lease is None:
-                strangers.append(user)
-            else:
+            lease = owner(user.pid, processes, owners)
+            if lease is not None:
                 shown.setdefault(lease.id, []).append(user.used_bytes)
+            elif user.pid in processes:
+                strangers.append((user.used_bytes or 0, processes[user.pid]))
 
         external = foreign = used
         committed = self.settings.reserve_bytes
@@ -187,8 +186,9 @@ class Snapshot:
                 rest -= held
             else:
                 held = max(held, min(reported, used))
-            peak = sum(lease.peak.get(uuid, 0) for uuid in uuids)
-            charged = max(_budget(lease, uuids, reading.total_bytes), held, min(peak, reading.total_bytes or peak))
+            # A promise that exceeds the card must not block it for all others.
+            budget = lease.bytes if lease.bytes <= total else 0
+            charged = max(budget, held, min(total, sum(lease.peak.get(uuid, 0) for uuid in uuids)))
             external -= held
             foreign -= held if exact else charged
             committed += charged
@@ -210,37 +210,35 @@ class Snapshot:
             visible=usable,
         )
 
-    def _neighbours(self, uuid: str, strangers: Sequence[Process], external: int, promises: Sequence[Promise]) -> list[Neighbour]:
-        groups: dict[str, list[tuple[Process, Known | None, Declared | None]]] = {}
-        for user in strangers:
-            process = (self.processes or {}).get(user.pid)
-            match = declaration(process, self.settings.neighbours) if process else None
-            key = f"declared:{self.settings.neighbours.index(match)}" if match else key_of(process) if process else "hidden"
-            groups.setdefault(key, []).append((user, process, match))
+    def _neighbours(self, uuid: str, strangers: Sequence[tuple[int, Known]], external: int, promises: Sequence[Promise]) -> list[Neighbour]:
+        groups: dict[tuple[str, Declared | None], list[tuple[int, Known]]] = {}
+        for size, process in strangers:
+            match = declaration(process, self.settings.neighbours)
+            groups.setdefault(("" if match else key_of(process), match), []).append((size, process))
         owners = by_owner(promises)
         neighbours = []
-        for key, group in groups.items():
-            used = sum(user.used_bytes or 0 for user, _, _ in group)
-            user, process, match = max(group, key=lambda member: member[0].used_bytes or 0)
+        for (key, match), group in groups.items():
+            used = sum(size for size, _ in group)
+            largest, process = max(group, key=lambda member: member[0])
             if match:
                 name, count = match.name, max(used, match.memory_bytes)
             else:
-                lease = owners.get(process.place) if process else None
-                name = f"{lease.service} (its lease is for another card)" if lease else name_of(process) if process else "hidden processes"
+                lease = owners.get(process.place)
+                name = f"{lease.service} (its lease is for another card)" if lease else name_of(process)
                 count = counted(self.peaks, uuid, key, used, self.now, len(group))
             neighbours.append(
                 Neighbour(
                     name,
-                    process.uid if process else None,
-                    user.pid,
-                    process.command if process else None,
-                    process.cgroup if process else None,
+                    process.uid,
+                    process.pid,
+                    process.command,
+                    process.cgroup,
                     used,
                     count,
                     "declared" if match else "peak" if count > used else "used",
                     key,
                     len(group),
-                    user.used_bytes or 0,
+                    largest,
                 )
             )
         rest = max(0, external - sum(neighbour.used_bytes for neighbour in neighbours))
@@ -256,8 +254,3 @@ class Snapshot:
 def memory_of(reading: Reading) -> object:
     """Equal for readings of the same memory: each compute instance of a GPU instance reports all of its memory."""
     return reading.uuid if reading.mig_instance is None else (reading.mig_parent, reading.mig_instance[0])
-
-
-def _budget(lease: Promise, uuids: set[str], total: int | None) -> int:
-    """The lease's budget on this card; 0 if it exceeds the card, since such a promise must not block the card for all others."""
-    return lease.bytes * len(uuids & set(lease.uuids)) if total is None or lease.bytes <= total else 0

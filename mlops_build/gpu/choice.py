@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from random import Random
 
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.quantity import show_bytes
 
-if TYPE_CHECKING:
-    from random import Random
-
 # The driver's own daemons keep a few MiB on an unused card.
 EXCLUSIVE_SLACK = 64 << 20
+MAY_RECOVER = (None, Trouble.SLOW, Trouble.FAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +43,17 @@ class Choice:
     refused: Mapping[str, str]
 
 
-Strategy = Callable[[Sequence[Card], Request, "Random"], Sequence[Card]]
+Strategy = Callable[[Sequence[Card], Request, Random], Sequence[Card]]
 
 
 def spread(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
     """The card with the largest share left after the request comes first, so cards of all sizes fill evenly. Alias: WORST_FIT."""
-    return sorted(cards, key=lambda card: (-_left_after(card, request) / (card.total_bytes or 1), card.index, card.uuid))
+    return sorted(cards, key=lambda card: ((request.bytes - card.left_bytes) / (card.total_bytes or 1), card.index, card.uuid))
 
 
 def pack(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
     """The card with the fewest bytes left comes first, so whole cards stay free. Alias: BEST_FIT."""
-    return sorted(cards, key=lambda card: (_left_after(card, request), card.index, card.uuid))
+    return sorted(cards, key=lambda card: (card.left_bytes, card.index, card.uuid))
 
 
 def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Card]:  # noqa: ARG001 -- all strategies share a signature
@@ -67,15 +65,9 @@ def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Car
     return sorted(cards, key=lambda card: (-keys[card.uuid], card.index))
 
 
-BEST_FIT, WORST_FIT, RANDOM = pack, spread, random
-STRATEGIES: dict[str, Strategy] = {
-    "spread": spread,
-    "pack": pack,
-    "random": random,
-    "BEST_FIT": BEST_FIT,
-    "WORST_FIT": WORST_FIT,
-    "RANDOM": RANDOM,
-}
+WORST_FIT, BEST_FIT, RANDOM = spread, pack, random
+NAMES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
+STRATEGIES: dict[str, Strategy] = dict(zip(NAMES, (spread, pack, random) * 2, strict=True))
 
 
 def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
@@ -89,8 +81,7 @@ def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
     if len(free) < request.count:
         too_few = f"it has room, but {request.count} cards are requested" if request.count > 1 else ""
         return Choice((), refused | {card.uuid: too_few for card in free})
-    strategy = named(request.strategy)
-    order = strategy(free, request, _rng(strategy, seed))
+    order = named(request.strategy)(free, request, Random(seed))  # noqa: S311 -- nothing secret
     chosen = tuple(dict.fromkeys(card.uuid for card in order))[: request.count]
     if len(chosen) < request.count or not set(chosen) <= {card.uuid for card in free}:
         raise UsageError(
@@ -102,10 +93,22 @@ def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
 
 def why_not(card: Card, request: Request) -> str | None:
     """Why this card cannot take the request; None if it can."""
-    total = card.total_bytes
     if card.trouble is not None:
         return f"{card.trouble}: {card.why}" if card.why else str(card.trouble)
-    if total is None or card.used_bytes is None:
+    return _unsuitable(card, request) or _busy(card, request)
+
+
+def could_ever(cards: Sequence[Card], request: Request) -> list[str]:
+    """The UUIDs of the cards that could take the request if all other processes ended, the card with most memory left first. Empty if these
+    are too few, so that waiting does not help."""
+    could = [card for card in cards if card.trouble in MAY_RECOVER and _unsuitable(card, request) is None]
+    could.sort(key=lambda card: (-card.left_bytes, card.index))
+    return [card.uuid for card in could] if len(could) >= request.count else []
+
+
+def _unsuitable(card: Card, request: Request) -> str | None:
+    """A reason that waiting does not remove."""
+    if card.trouble is None and (card.total_bytes is None or card.used_bytes is None):
         return "it does not report its memory"
     if not card.visible:
         return (
@@ -123,38 +126,12 @@ def why_not(card: Card, request: Request) -> str | None:
         if card.compute_capability is None:
             return "it does not report its compute capability"
         if card.compute_capability < capability:
-            return f"its compute capability is {_dotted(card.compute_capability)}, below {_dotted(capability)}"
-    if request.bytes > total:
-        return f"it has only {show_bytes(total)} in total"
-    if (busiest := request.max_utilisation) is not None:
-        if card.utilisation is None:
-            return "it does not report its utilisation"
-        if card.utilisation > busiest:
-            return f"its utilisation is {card.utilisation} %, above {busiest} %"
-    return _crowded(card, request)
-
-
-def could_ever(cards: Sequence[Card], request: Request) -> list[str]:
-    """The UUIDs of the cards that could take the request if all other processes ended, the card with most memory left first. Empty if these
-    are too few, so that waiting does not help."""
-    could = [card for card in cards if why_not(_emptied(card, request), request) is None]
-    could.sort(key=lambda card: (-card.left_bytes, card.index))
-    return [card.uuid for card in could] if len(could) >= request.count else []
-
-
-def _emptied(card: Card, request: Request) -> Card:
-    if card.trouble in (Trouble.SLOW, Trouble.FAULT):  # it may recover
-        card = replace(card, trouble=None, total_bytes=card.total_bytes or request.bytes, used_bytes=0)
-    return replace(
-        card,
-        used_bytes=None if card.used_bytes is None else 0,
-        utilisation=None if card.utilisation is None else 0,
-        leases=(),
-        neighbours=(),
-        external_bytes=0,
-        external_counted_bytes=0,
-        committed_bytes=0,
-    )
+            return "its compute capability is {}.{}, below {}.{}".format(*card.compute_capability, *capability)
+    if card.total_bytes is not None and request.bytes > card.total_bytes:
+        return f"it has only {show_bytes(card.total_bytes)} in total"
+    if request.max_utilisation is not None and card.utilisation is None:
+        return "it does not report its utilisation"
+    return None
 
 
 def named(strategy: str | Strategy) -> Strategy:
@@ -170,13 +147,14 @@ def name_of(strategy: str | Strategy) -> str:
     """A strategy's name for records and messages: `module:function` for a user's own function."""
     if isinstance(strategy, str):
         return strategy
-    for name, known in STRATEGIES.items():
-        if known is strategy:
-            return name
-    return f"{getattr(strategy, '__module__', '?')}:{getattr(strategy, '__qualname__', '?')}"
+    own = f"{getattr(strategy, '__module__', '?')}:{getattr(strategy, '__qualname__', '?')}"
+    return next((name for name in NAMES if STRATEGIES[name] is strategy), own)
 
 
-def _crowded(card: Card, request: Request) -> str | None:
+def _busy(card: Card, request: Request) -> str | None:
+    """A reason that others cause by what they use."""
+    if request.max_utilisation is not None and card.utilisation is not None and card.utilisation > request.max_utilisation:
+        return f"its utilisation is {card.utilisation} %, above {request.max_utilisation} %"
     for lease in card.leases:
         if lease.exclusive:
             return f"{lease.service} has an exclusive lease"
@@ -186,8 +164,8 @@ def _crowded(card: Card, request: Request) -> str | None:
         if card.external_counted_bytes > EXCLUSIVE_SLACK:
             return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
     if card.left_bytes < request.bytes:
-        promised = card.committed_bytes - card.external_counted_bytes
-        held = f"{show_bytes(promised)} promised to {_holders(card)}" if card.leases else "nothing promised"
+        promised = show_bytes(card.committed_bytes - card.external_counted_bytes)
+        held = f"{promised} promised to {_holders(card)}" if card.leases else "nothing promised"
         return (
             f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}, "
             f"{show_bytes(card.external_counted_bytes)} counted for processes without a lease"
@@ -199,19 +177,3 @@ def _holders(card: Card) -> str:
     """The services that hold leases on the card, largest first."""
     names = list(dict.fromkeys(lease.service for lease in sorted(card.leases, key=lambda lease: -lease.bytes)))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _left_after(card: Card, request: Request) -> int:
-    return card.left_bytes - request.bytes
-
-
-def _rng(strategy: Strategy, seed: int) -> Random:
-    if strategy in (spread, pack):  # they use no random numbers, and importing random takes longer than they do
-        return None  # type: ignore[return-value]
-    from random import Random
-
-    return Random(seed)  # noqa: S311 -- nothing secret
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))

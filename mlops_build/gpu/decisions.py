@@ -9,15 +9,11 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.choice import Choice, Request, name_of
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import printable
-
-if TYPE_CHECKING:
-    from typing import Any
 
 SCHEMA = 1
 LIMIT = 256 * 1024
@@ -54,7 +50,7 @@ def line(
         "schema": SCHEMA,
         "time": round(time.time(), 3),
         "outcome": outcome,
-        "service": printable(service),
+        "service": service,
         "lease": lease,
         "waited": round(waited, 3),
         "decided": None if decided is None else round(decided, 4),
@@ -80,7 +76,10 @@ def record(ledger: Ledger, text: str, uid: int) -> None:
 
 
 def read(ledger: Ledger) -> list[dict[str, Any]]:
-    """The decisions of all uids that are kept, oldest first, as parsed JSON with the uid. Lines that cannot be parsed are left out."""
+    """The decisions of all uids that are kept, oldest first, as parsed JSON with the uid. Lines that cannot be parsed are left out.
+
+    Another user may have written any text into them: see `promise.printable`.
+    """
     documents = []
     for name in ledger.files(_NAME):
         content = ledger.read(name, 2 * LIMIT + 65536)
@@ -93,20 +92,9 @@ def read(ledger: Ledger) -> list[dict[str, Any]]:
                 continue
             is_decision = isinstance(document, dict) and document.get("outcome") in OUTCOMES
             if is_decision and type(document.get("time")) in (int, float) and 0 <= document["time"] < LATEST:
-                documents.append(_clean(document) | {"uid": content[1]})
+                documents.append(document | {"uid": content[1]})
     return sorted(documents, key=lambda document: document["time"])
 
 
 def _fields(value: object, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
-
-
-def _clean(value: Any, depth: int = 0) -> Any:
-    """A value from another uid's file, with strings that are safe to print on a terminal and in a log."""
-    if isinstance(value, str):
-        return printable(value, 300) if value else ""
-    if isinstance(value, dict):
-        return {printable(str(key)): _clean(inner, depth + 1) for key, inner in value.items()} if depth < 8 else {}
-    if isinstance(value, list):
-        return [_clean(inner, depth + 1) for inner in value] if depth < 8 else []
-    return value

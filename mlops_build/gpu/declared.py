@@ -18,13 +18,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mlops_build.errors import UsageError
 from mlops_build.quantity import NotAnAmount, parse_bytes
-
-if TYPE_CHECKING:
-    from typing import Any
 
 FILE, FILE_VARIABLE = "/etc/mlops-gpu.toml", "MLOPS_GPU_CONFIG"
 MOST_LOADING = 64

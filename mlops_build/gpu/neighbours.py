@@ -12,13 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from mlops_build.gpu.declared import Declared
 from mlops_build.gpu.promise import Promise, printable
-
-if TYPE_CHECKING:
-    from typing import Literal
 
 # The first pid namespace's inode: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 FIRST_NAMESPACE = 0xEFFFFFFC
@@ -199,12 +196,7 @@ def _namespace(pid: str) -> int | None:
 
 def _read(path: str) -> str:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib costs its import
+            return file.read(MOST_READ).decode(errors="replace")
     except OSError:
         return ""
-    try:
-        return os.read(descriptor, MOST_READ).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mlops_build.gpu.promise import MAX_BYTES
-
-if TYPE_CHECKING:
-    from typing import Any
 
 FADE_SECONDS = 7 * 86400.0
 # The driver needs a second or two to free the memory of a killed process.

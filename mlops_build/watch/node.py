@@ -86,7 +86,9 @@ class Watcher:
         self._nvml: Nvml | None = None
         self._ledger: Ledger | None = None
         self._counts = Counts()
-        self._counted: set[str] | None = None  # the decisions that are in _counts, or were made before; None: not read yet
+        self._counted: set[tuple[int, float, int]] | None = (
+            None  # the decisions that are in _counts, or were made before; None: not read yet
+        )
         self._warned = ""
 
     def snapshot(self) -> Snapshot:
@@ -153,7 +155,8 @@ class Watcher:
     def _count(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Count the decisions that were not in the last snapshot. In the first one, none is counted."""
         # The seed is random. Neither times nor positions in the files are enough: clocks can be set back, and the files are shortened.
-        keys = ["{uid} {time} {seed}".format(**{"seed": None, **decision}) for decision in decisions]
+        seeds = [decision.get("seed") for decision in decisions]
+        keys = [(made["uid"], made["time"], seed if isinstance(seed, int) else 0) for made, seed in zip(decisions, seeds, strict=True)]
         if self._counted is not None:
             self._counts = self._counts.plus([decision for key, decision in zip(keys, decisions, strict=True) if key not in self._counted])
         self._counted = set(keys)

@@ -460,3 +460,15 @@ def test_explain_leaves_out_the_invalid_record_of_a_user(two: testing.Node) -> N
         done = cli(two, "explain")
         assert (done.returncode, done.stdout.count("gpu pick requested")) == (0, 1), done.stderr
         assert f"a record of uid {os.getuid()} is not valid" in done.stderr
+
+
+def test_explain_prints_no_control_characters_of_other_users(two: testing.Node) -> None:
+    cli(two, "pick", "--memory", "4GiB")
+    file = two.directory / "leases" / f"decisions-{os.getuid()}.jsonl"
+    record = json.loads(file.read_text())
+    deep = json.loads("[" * 500 + "]" * 500)
+    file.write_text(json.dumps(record | {"service": "evil\x1b[2J\n\x9b\u202e", "deep": deep, "seed": deep}) + "\n")
+    done = cli(two, "explain")
+    assert done.stdout.splitlines()[0].split("  ")[1].startswith("evil?[2J??? requested 4.0 GiB")
+    assert json.loads(cli(two, "explain", "--json").stdout)["service"].startswith("evil")
+    assert cli(two, "explain", "--json").stdout.rstrip("\n").isprintable()

@@ -71,8 +71,8 @@ def test_a_record_has_all_inputs(node, run_python) -> None:
     assert [(card["trouble"], card["compute_capability"]) for card in record["cards"]] == [(None, [8, 9])] * 2
 
 
-def test_lines_of_other_users_are_printable_and_only_their_own(tmp_path: Path) -> None:
-    good = {"outcome": "granted", "time": 5.0, "service": "evil\x1b[2J", "deep": [[[[[[[[[[[[1]]]]]]]]]]]], "\n": "x" * 9999}
+def test_only_valid_lines_of_the_owner_of_the_file_are_read(tmp_path: Path) -> None:
+    good = {"outcome": "granted", "time": 5.0, "service": "old"}
     lines = [
         json.dumps(good),
         "{",
@@ -87,6 +87,4 @@ def test_lines_of_other_users_are_printable_and_only_their_own(tmp_path: Path) -
     (tmp_path / "decisions-x.jsonl").symlink_to("/etc/shadow")
     with Ledger.open(tmp_path) as ledger:
         (read,) = decisions.read(ledger)
-    assert read["service"] == "evil?[2J"
-    assert len(read["?"]) == 300
-    assert "[[[" in str(read["deep"])
+    assert read == good | {"uid": os.geteuid()}

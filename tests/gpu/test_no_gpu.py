@@ -6,7 +6,7 @@ import pynvml
 import pytest
 
 from mlops_build.gpu import device, no_gpu
-from mlops_build.gpu.cards import NoDriver
+from mlops_build.gpu.nvml import NoDriver
 
 OURS = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
