@@ -252,9 +252,8 @@ class Lease:
 
     def __del__(self) -> None:
         # Without a reference, `gpu.lease("4GiB")` alone on a line must not end a lease whose memory is in use.
-        if not getattr(self, "_released", True) and not sys.is_finalizing() and cuda_started() is None:
-            if not self.cpu:
-                log.warning("%s is released, since no variable refers to the lease", self)
+        if hasattr(self, "_reporter") and self.held_here() and not sys.is_finalizing() and cuda_started() is None:
+            log.warning("the lease of %s is released, since no variable refers to it", self)
             self.release()
 
 
