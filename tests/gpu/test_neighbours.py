@@ -165,6 +165,27 @@ def test_data_of_processes() -> None:
         assert processes[os.getppid()].command == ""
 
 
+WORKER = """
+import json, os, subprocess
+from mlops_build.gpu.neighbours import by_owner, known, owner
+from mlops_build.gpu.promise import Promise, boot_time, pid_namespace
+worker = subprocess.Popen(["sleep", "60"])
+lease = Promise("a", ("GPU-a",), 1, False, "mine", os.getpid(), pid_namespace(), 0, 0.0, boot=boot_time())
+processes = known([worker.pid], by_owner([lease]))
+print(os.getpid(), owner(worker.pid, processes, by_owner([lease])) == lease)
+worker.kill()
+"""
+
+
+def test_a_worker_of_a_service_with_pid_1_has_its_lease() -> None:
+    unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare cannot make a pid namespace here (needs root)")
+    script = f"import subprocess; subprocess.run({[*unshare, sys.executable, '-c', WORKER]!r}, check=True)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1", "True"]
+
+
 def test_a_process_name_that_is_not_text(tmp_path: Path) -> None:
     """A program's name can look like a line of /proc/PID/status or a bracket of /proc/PID/stat."""
     script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1\\nUid: 0\\xff', 0, 0, 0); print(flush=True); input()"
