@@ -1,4 +1,4 @@
-"""Choose a card: a pure function of the observed cards, so that a recorded decision can be repeated.
+"""Choose a card: a pure function of the observed cards, the request and a seed.
 
 A strategy is a function that sorts the cards that have room by preference. The names from gpu-utilities are aliases: WORST_FIT is
 `spread`, BEST_FIT is `pack`, RANDOM is `random` (weighted).

@@ -51,12 +51,12 @@ class Settings:
     reserve_bytes: int = 0
 
 
-def settings(path: str | None = None) -> Settings:
-    """The node's settings: from `path`, else the file that MLOPS_GPU_CONFIG names, else /etc/mlops-gpu.toml; defaults without a file.
+def settings() -> Settings:
+    """The node's settings, from the file that MLOPS_GPU_CONFIG names, else /etc/mlops-gpu.toml; defaults without a file.
 
     Raises BadConfig, also for an unknown key: an ignored budget would harm a service.
     """
-    path = path or os.environ.get(FILE_VARIABLE) or FILE
+    path = os.environ.get(FILE_VARIABLE) or FILE
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs its import
             content = file.read()

@@ -20,7 +20,8 @@ from mlops_build.gpu.promise import Promise, printable
 # The first pid namespace's inode: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 FIRST_NAMESPACE = 0xEFFFFFFC
 MOST_ANCESTORS = 64
-MOST_READ = 4096
+MOST_READ = 65536  # a user in hundreds of groups has a long /proc/PID/status
+MOST_COMMAND = 4096
 TICK_SECONDS = 0.02  # the resolution of a process's start time in /proc
 
 # The order of the fields is fixed. The program's name comes first, with escaped line breaks.
@@ -34,8 +35,8 @@ class Neighbour:
     """A service or notebook on a card, without a lease.
 
     used_bytes: now. counted_bytes: what a decision counts. why: the reason for that amount. pid, command, cgroup, largest_bytes: of its
-    largest process. processes: their number. key: identifies it after a restart (peaks.py). pid, uid, command and cgroup are None if the
-    processes are not visible.
+    largest process. processes: their number. key: identifies it after a restart (peaks.py); empty if it is declared. pid, uid, command and
+    cgroup are None if the processes are not visible.
     """
 
     name: str
@@ -100,7 +101,7 @@ def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Kno
         return None
     for pid in reported & processes.keys():
         if owner(pid, processes, leases) is None:
-            command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            command = _read(f"/proc/{pid}/cmdline")[:MOST_COMMAND].replace("\0", " ").strip()
             processes[pid] = replace(processes[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
     return processes
 

@@ -165,8 +165,20 @@ def test_data_of_processes() -> None:
         assert processes[os.getppid()].command == ""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sets groups")
+def test_a_process_in_many_groups() -> None:
+    process = subprocess.Popen(["sleep", "60"], extra_groups=range(1_000_000, 1_001_000))
+    try:
+        processes = known([process.pid], {})
+        assert processes is not None
+        assert processes[process.pid].place == (pid_namespace(), process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
 WORKER = """
-import json, os, subprocess
+import os, subprocess
 from mlops_build.gpu.neighbours import by_owner, known, owner
 from mlops_build.gpu.promise import Promise, boot_time, pid_namespace
 worker = subprocess.Popen(["sleep", "60"])
