@@ -237,7 +237,6 @@ class Snapshot:
                     count,
                     "declared" if match else "peak" if count > used else "used",
                     key,
-                    len(group),
                     largest,
                 )
             )

@@ -35,8 +35,8 @@ class Neighbour:
     """A service or notebook on a card, without a lease.
 
     used_bytes: now. counted_bytes: what a decision counts. why: the reason for that amount. pid, command, cgroup, largest_bytes: of its
-    largest process. processes: their number. key: identifies it after a restart (peaks.py); empty if it is declared. pid, uid, command and
-    cgroup are None if the processes are not visible.
+    largest process. key: identifies it after a restart (peaks.py); empty if it is declared. pid, uid, command and cgroup are None if the
+    processes are not visible.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Neighbour:
     counted_bytes: int
     why: Literal["used", "peak", "declared"]
     key: str = ""
-    processes: int = 0
     largest_bytes: int = 0
 
     @property
