@@ -70,8 +70,8 @@ NAMES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
 STRATEGIES: dict[str, Strategy] = dict(zip(NAMES, (spread, pack, random) * 2, strict=True))
 
 
-def choose(cards: Sequence[Card], request: Request, seed: int) -> Choice:
-    """Choose among these cards. The same cards, request and seed give the same choice.
+def choose(cards: Sequence[Card], request: Request, seed: int | None = None) -> Choice:
+    """Choose among these cards. With a seed, the same cards and request give the same choice.
 
     A card that cannot be read, or that has less memory left than requested, is never chosen. Raises UsageError for a strategy that does
     not exist or that returns cards which it did not receive.

@@ -32,7 +32,6 @@ _NEIGHBOUR = ("name", "uid", "used_bytes", "counted_bytes", "why")
 def line(
     outcome: str,
     request: Request,
-    seed: int,
     cards: Sequence[Card],
     choice: Choice,
     *,
@@ -55,7 +54,6 @@ def line(
         "waited": round(waited, 3),
         "decided": None if decided is None else round(decided, 4),
         "request": _fields(request, Request.__slots__) | {"strategy": name_of(request.strategy)},
-        "seed": seed,
         "cards": [
             _fields(card, _CARD)
             | {

@@ -89,7 +89,6 @@ class _Attempt:
     cards: Sequence[Card]
     choice: Choice
     request: Request
-    seed: int
     held: Held | None = None
 
     @property
@@ -217,9 +216,8 @@ class Search:
             for ticket in self._ledger.tickets()[:1]:
                 if self._ticket is None or ticket.order < self._ticket.promise.order:
                     promises.append(replace(ticket, service=f"{ticket.service} (waiting)"))
-        seed = int.from_bytes(os.urandom(4), "big")
         cards = before.cards(promises)
-        return _Attempt(before, cards, choose(cards, request, seed), request, seed)
+        return _Attempt(before, cards, choose(cards, request), request)
 
     # -- reserving --
 
@@ -338,7 +336,6 @@ class Search:
         text = decisions.line(
             outcome,
             attempt.request,
-            attempt.seed,
             attempt.cards,
             attempt.choice,
             service=self._service,
