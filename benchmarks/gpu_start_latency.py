@@ -134,17 +134,22 @@ def cpu_of_pick(environment: dict[str, str]) -> float:
 
 
 def burst(scenario: Scenario, limit: float) -> dict[str, object]:
-    """Seconds from the first start to each program's start, and the ratio to the CPU time of as many `gpu pick`."""
+    """Seconds from the first start to each program's start, and the ratio to the CPU time of as many `gpu pick`.
+
+    cpu_of_start_s: CPU time of one start, including that of the parent so far. share_of_cores: the part of the cores that the starts got;
+    with other work on the machine the seconds are longer.
+    """
     with simulated() as (node, environment, program):
         times = node.directory / "times"
         pick = cpu_of_pick(environment)
         began = time.monotonic()
         started = start(scenario, environment, program, times)
         seconds = [at - began for at in wait_for(times, scenario.services, limit)]
+        used, wall = cpu(processes(node)), time.monotonic() - began
         refused = sum(process.poll() not in (None, 77) for process in started)
         failed = sum(process.poll() == 77 for process in started)
-    seconds += [limit] * (scenario.services - len(seconds) - refused)
     cores = len(os.sched_getaffinity(0))
+    seconds += [limit] * (scenario.services - len(seconds) - refused)
     return {
         "services": scenario.services,
         "median_s": round(statistics.median(seconds), 2),
@@ -153,6 +158,8 @@ def burst(scenario: Scenario, limit: float) -> dict[str, object]:
         "refused": refused,
         "out_of_memory": failed,
         "cpu_of_pick_s": round(pick, 4),
+        "cpu_of_start_s": round(used / scenario.services, 4),
+        "share_of_cores": round(used / wall / cores, 2),
         "max_of_picks": round(seconds[-1] / (scenario.services * pick / cores), 2),
     }
 

@@ -108,7 +108,7 @@ def delay_operations(member: Plan) -> None:
         chance, longest = member.delay
         seconds = dice.uniform(0, longest) if dice.random() < chance else 0.0
         if member.stall_at in ((name, calls[name]), ("", calls[""])):
-            seconds = LOCK_SECONDS + dice.uniform(0.1, 0.6)
+            seconds = dice.choice([1, 1, 2]) * LOCK_SECONDS + dice.uniform(0.1, 0.6)
         before = dice.random() < 0.5
         if seconds and before:
             time.sleep(seconds)
