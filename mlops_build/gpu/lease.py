@@ -253,7 +253,8 @@ class Lease:
     def __del__(self) -> None:
         # Without a reference, `gpu.lease("4GiB")` alone on a line must not end a lease whose memory is in use.
         if hasattr(self, "_reporter") and self.held_here() and not sys.is_finalizing() and cuda_started() is None:
-            log.warning("the lease of %s is released, since no variable refers to it", self)
+            if self.owned or self.cpu:
+                log.warning("the lease of %s is released, since no variable refers to it", self)
             self.release()
 
 

@@ -184,16 +184,16 @@ class Search:
         if promise is None:
             return None
         request = self._request
-        if request.bytes > promise.bytes or request.count > len(promise.uuids) or (request.exclusive and not promise.exclusive):
+        cards = {card.uuid: card for card in self._snapshot(nvml).cards(promises) if card.uuid in promise.uuids}
+        uuids = [uuid for uuid in promise.uuids if uuid in could_ever(list(cards.values()), request)][: request.count]
+        if not uuids or request.bytes > promise.bytes or (request.exclusive and not promise.exclusive):
             raise Nested(
-                f"this program was started with a lease of {show_bytes(promise.bytes)} on {len(promise.uuids)} card(s), "
-                f"and requests {self._wanted()}",
+                f"this program was started with a lease of {show_bytes(promise.bytes)} on {', '.join(promise.uuids)}, and requests "
+                f"{self._wanted()}, or a card that the lease does not have",
                 remedy="request the same from `gpu run`, or start the program without `gpu run`",
             )
-        uuids = promise.uuids[: request.count]
-        cards = {card.uuid: card for card in self._snapshot(nvml).cards(promises)}
-        shared = replace(promise, uuids=uuids, bytes=request.bytes)
-        return Grant([cards[uuid] for uuid in uuids if uuid in cards], shared, self._ledger)
+        shared = replace(promise, uuids=tuple(uuids), bytes=request.bytes)
+        return Grant([cards[uuid] for uuid in uuids], shared, self._ledger)
 
     # -- reading --
 

@@ -95,9 +95,10 @@ def test_a_service_shares_the_lease_of_its_ancestor(node, run: Run, through: str
     wait_until(lambda: sum(promises(machine)[0].seen.values()) == GIB + CONTEXT)
 
 
-def test_a_program_that_requests_more_than_its_lease_is_refused(node, run: Run) -> None:
+@pytest.mark.parametrize("more", [{"memory": "5GiB"}, {"count": 2}, {"exclusive": True}, {"names": ["*H100*"]}, {"uuids": ["GPU-other"]}])
+def test_a_program_that_requests_more_than_its_lease_is_refused(node, run: Run, more: dict[str, object]) -> None:
     machine = node("24GiB")
-    process = run(machine.environment, "--memory", "4GiB", "--", sys.executable, "-c", HOLDER, repr({"memory": "5GiB"}))
+    process = run(machine.environment, "--memory", "4GiB", "--", sys.executable, "-c", HOLDER, repr({"memory": "1GiB"} | more))
     refused = json.loads(line(process))
     assert (refused["error"], refused["code"]) == ("Nested", 4)
     assert "4.0 GiB" in refused["message"]
