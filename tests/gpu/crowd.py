@@ -75,7 +75,7 @@ class Plan:
 
 def plan(order: Order, dice: random.Random) -> Plan:
     if order.whole:
-        return Plan(0.0, order.whole, 1, 0.0, False, False, 0.0, "release", (0.0, 0.0), None, 0)
+        return Plan(0.0, order.whole, 1, 10.0, False, False, 0.0, "release", (0.0, 0.0), None, 0)
     allocates = dice.random() < 0.2
     delays = [(0.0, 0.0), (0.0, 0.0), (0.2, 0.005), *([(0.05, 0.05), (0.01, 0.5)] if order.stalls else [])]
     stalls = [
