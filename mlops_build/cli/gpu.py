@@ -197,7 +197,6 @@ def _run(args: argparse.Namespace) -> int:
     def take() -> "Lease":
         lease = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
         say(f"mlops-build gpu run: {lease}")
-        sys.stdout.flush()
         return lease
 
     try:

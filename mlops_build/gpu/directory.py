@@ -14,7 +14,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlops_build.errors import Failed
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 FILE_LIMIT = 64 * 1024  # a lease is about 300 bytes
-# Limits for the files of one uid and of all: many files of one user must not hide or delay other users' leases.
-FILES_PER_UID, FILES = 1024, 16384
+# A limit for the leases of one uid: many files of one user must not delay other users.
+FILES_PER_UID = 1024
 
 
 def locks(descriptor: int, kind: int) -> bool:
@@ -113,17 +112,14 @@ class SharedDirectory:
                 os.close(descriptor)
 
     def files(self, pattern: re.Pattern[str]) -> list[str]:
-        """Sorted names of the directory that match, of at most FILES that are read."""
+        """Sorted names of the directory that match. All of it is read: other files must not hide a lease."""
         # A descriptor of its own, since scandir moves the position, which threads would share.
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             with os.scandir(descriptor) as entries:
-                names = [entry.name for entry in islice(entries, FILES)]
+                return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
         finally:
             os.close(descriptor)
-        if len(names) == FILES:
-            self._warn("", -1, f"{FILES} files or more; the rest is not read")
-        return sorted(filter(pattern.fullmatch, names))
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace one of this uid's own files by a JSON document. Raises NoLedger."""

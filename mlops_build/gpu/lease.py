@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,7 +27,7 @@ from mlops_build.gpu.choice import Request, Strategy, named
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.nvml import NoDriver, Nvml, read
 from mlops_build.gpu.promise import boot_time, pid_namespace, printable
-from mlops_build.gpu.report import Reporter, shown, unexplained
+from mlops_build.gpu.report import Reporter, shown
 from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Search
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started
 from mlops_build.quantity import parse_bytes, show_bytes
@@ -39,6 +39,14 @@ SERVICE_VARIABLE = "MLOPS_SERVICE"
 # At most one, since the process has one CUDA_VISIBLE_DEVICES. A weak reference, so that `del lease` releases it.
 _own: Callable[[], Lease | None] = lambda: None  # noqa: E731
 _granting = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _granting
+    _granting = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class CudaStarted(Refused):
@@ -69,8 +77,8 @@ def lease(
 
     memory: the budget on each card, such as "4GiB", or bytes. It includes the CUDA context (300-500 MiB). None: 4 GiB, with a warning.
     count: the number of cards, with `memory` on each. Several MIG instances are not possible: CUDA gives a process only one.
-    wait: the longest time to wait for room, in seconds. Tries about once a second and reports progress. The request that has waited longest
-        keeps later ones off the card on which it may have room first, and off one more card every ten seconds.
+    wait: the longest time to wait for room, in seconds. Tries about once a second and reports progress. A request that waits keeps later
+        ones off a card (with `count`, off as many): the one with most memory left, and another one if nothing becomes free there.
     otherwise: if there is no room or no driver, "fail" raises NoRoom or NoDriver; "cpu" returns a lease of the CPU, with a warning.
     exclusive: no other lease on the card, and next to no use without a lease.
     strategy: "spread" (the largest share of the card left, the default), "pack" (the fewest bytes left), "random" (weighted by the memory
@@ -123,6 +131,7 @@ class Lease:
         self.memory_bytes: int = grant.promise.bytes
         self._promise, self._ledger, self._held = grant.promise, grant.ledger, grant.held
         self._released = False
+        self.before: Mapping[str, int] = grant.before  # for a Reporter in another process
         self._process = os.getpid()
         mask = {VARIABLE: ",".join(self.uuids), ORDER: "PCI_BUS_ID"}
         if self._promise.id:
@@ -131,7 +140,7 @@ class Lease:
         os.environ.update(mask)
         self._reporter: Reporter | None = None
         if report and self._held is not None and self._ledger is not None:
-            self._reporter = Reporter(self._ledger, self._promise, unexplained(self.cards))
+            self._reporter = Reporter(self._ledger, self._promise, grant.before)
             self._reporter.start()
 
     def __str__(self) -> str:
@@ -154,9 +163,9 @@ class Lease:
         return not self._released and self._process == os.getpid()
 
     @property
-    def owned(self) -> bool:
-        """Whether this process took the lease, and did not receive it from the process that started it."""
-        return self._held is not None
+    def descriptor(self) -> int | None:
+        """The descriptor that keeps the lease alive; None if the process shares the lease of an ancestor, or has none in the directory."""
+        return None if self._held is None else self._held.descriptor
 
     @property
     def device(self) -> Any:
@@ -253,7 +262,7 @@ class Lease:
     def __del__(self) -> None:
         # Without a reference, `gpu.lease("4GiB")` alone on a line must not end a lease whose memory is in use.
         if hasattr(self, "_reporter") and self.held_here() and not sys.is_finalizing() and cuda_started() is None:
-            if self.owned or self.cpu:
+            if self._held is not None or self.cpu:
                 log.warning("the lease of %s is released, since no variable refers to it", self)
             self.release()
 

@@ -86,7 +86,7 @@ class Ledger(SharedDirectory):
 
     @contextlib.contextmanager
     def turn(self, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
-        """Hold the directory's lock, if it is free within `seconds`; whether it is held. Raises NoLedger."""
+        """Hold the directory's lock, if it is free within `seconds`; whether it is held. It is not if the lock cannot be used at all."""
         descriptor = self._take_lock(time.monotonic() + seconds)
         try:
             yield descriptor is not None
@@ -99,7 +99,10 @@ class Ledger(SharedDirectory):
     def _take_lock(self, deadline: float) -> int | None:
         pause = 0.001
         while True:
-            descriptor = self._open_or_create(LOCK)
+            try:
+                descriptor = self._open_or_create(LOCK)
+            except NoLedger:
+                return None
             while not locks(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     os.close(descriptor)
@@ -123,14 +126,23 @@ class Ledger(SharedDirectory):
 
     def tickets(self) -> list[Promise]:
         """The requests that wait for room, the longest waiting first."""
-        return self._live(_TICKET)
+        return [ticket for ticket in self._live(_TICKET) if (ticket.until or 0.0) > boot_time()]
 
     def promise(
-        self, uuids: Sequence[str], size: int, *, exclusive: bool, service: str, kind: str = "lease", boot: float | None = None
+        self,
+        uuids: Sequence[str],
+        size: int,
+        *,
+        exclusive: bool,
+        service: str,
+        kind: str = "lease",
+        boot: float | None = None,
+        until: float | None = None,
     ) -> Held:
         """Promise `size` bytes on each card until the last process that holds the descriptor ends. Raises NoLedger (a full disk).
 
-        kind: lease, or ticket (a request that waits). boot: when the request began; None: now.
+        kind: lease, or ticket (a request that waits). boot: when the request began; None: now. until: when the ticket ends, even if the
+        process was stopped; both in seconds since the machine was started.
         """
         promise = Promise(
             id=os.urandom(8).hex(),
@@ -143,12 +155,13 @@ class Ledger(SharedDirectory):
             uid=os.geteuid(),
             created=time.time(),
             boot=boot_time() if boot is None else boot,
+            until=until,
         )
         return self.write_promise(promise, kind)
 
     def write_promise(self, promise: Promise, kind: str = "lease") -> Held:
         """Write the file of a lease. It is locked before it gets its name, so that no process sees it unlocked and removes it."""
-        names = ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created", "boot")
+        names = ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created", "boot", "until")
         content = json.dumps({"schema": 1, **{name: getattr(promise, name) for name in names}}).encode()
         temporary = f".{promise.id}.{kind}.new"
         with self._writing(temporary):

@@ -25,6 +25,8 @@ MOST_COMMAND = 4096
 TICK_SECONDS = 0.02  # the resolution of a process's start time in /proc
 
 # The order of the fields is fixed. The program's name comes first, with escaped line breaks.
+# The variable is search.LEASE_VARIABLE. /proc shows the environment with which a process was started.
+_INHERITED = re.compile(r"(?:^|\0)MLOPS_GPU_LEASE=([0-9a-f]{16})(?:\0|$)")
 _STATUS = re.compile(r"\nPPid:\t(\d+)\n.*?\nUid:\t\d+\t(\d+)\t.*\nNSpid:\t([\d\t]+)\n", re.DOTALL)
 
 Place = tuple[int | None, int]  # a pid namespace's inode, and a pid there
@@ -61,7 +63,8 @@ class Known:
     """A process as /proc shows it.
 
     place: its pid namespace (None if this user may not read it), and its pid there. started: seconds since the machine was started; 0 if
-    no lease has its place. command, cgroup: only of a process without a lease that NVML reports, else empty.
+    no lease has its place. command, cgroup, lease: only of a process that NVML reports and none of whose ancestors has a lease, else empty.
+    lease: the id of the lease with which it was started.
     """
 
     pid: int
@@ -71,6 +74,7 @@ class Known:
     started: float = 0.0
     command: str = ""
     cgroup: str = ""
+    lease: str = ""
 
 
 def by_owner(leases: Iterable[Promise]) -> dict[Place, Promise]:
@@ -101,15 +105,23 @@ def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Kno
     for pid in reported & processes.keys():
         if owner(pid, processes, leases) is None:
             command = _read(f"/proc/{pid}/cmdline")[:MOST_COMMAND].replace("\0", " ").strip()
-            processes[pid] = replace(processes[pid], command=command, cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")))
+            inherited = _INHERITED.search(_read(f"/proc/{pid}/environ"))
+            processes[pid] = replace(
+                processes[pid],
+                command=command,
+                cgroup=_cgroup(_read(f"/proc/{pid}/cgroup")),
+                lease=inherited[1] if inherited else "",
+            )
     return processes
 
 
 def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promise]) -> Promise | None:
-    """The lease of the nearest owner among this process and its ancestors; None if it has no lease.
+    """The lease of the nearest owner among this process and its ancestors, or the one with which it was started (its ancestors may have
+    ended); None if it has no lease.
 
     A process that started after the lease was created is not its owner: it has the pid of an owner that ended.
     """
+    inherited = processes[pid].lease if pid in processes else ""
     for _ in range(MOST_ANCESTORS):
         process = processes.get(pid)
         if process is None:
@@ -118,7 +130,7 @@ def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promi
         if lease is not None and (lease.boot is None or process.started <= lease.boot + TICK_SECONDS):
             return lease
         pid = process.parent
-    return None
+    return next((lease for lease in leases.values() if lease.id == inherited), None)
 
 
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -12,6 +11,7 @@ from typing import Any, TypeGuard
 
 MAX_BYTES = 1 << 50  # no card has a pebibyte
 MAX_CARDS = 64
+MAX_SECONDS = 1e11
 
 _UUID = re.compile(r"[!-~]{1,128}")
 
@@ -21,7 +21,8 @@ class Promise:
     """A lease as other processes see it: `bytes` on each card of `uuids`.
 
     uid: the owner of the lease's file. pid, pid_namespace, service: what the owner wrote. created: unix s. boot: the same time as seconds
-    since the machine was started, which a change of the clock does not move; None in leases of releases before 0.7. seen: the owner's last
+    since the machine was started, which a change of the clock does not move; None in leases of releases before 0.7. until: the end of a
+    ticket, likewise. seen: the owner's last
     report of its own memory, in bytes by UUID ({}: no report yet). peak: the most that it has reported. loaded: whether the owner has
     finished loading.
     """
@@ -36,6 +37,7 @@ class Promise:
     uid: int
     created: float
     boot: float | None = None
+    until: float | None = None
     seen: Mapping[str, int] = field(default_factory=dict)
     peak: Mapping[str, int] = field(default_factory=dict)
     loaded: bool = False
@@ -71,11 +73,11 @@ def parse(lease_id: str, uid: int, document: Mapping[str, Any] | None) -> Promis
     """The promise in a file's JSON object. uid: the owner of the file. Raises ValueError with the reason if it is invalid."""
     if document is None:
         raise ValueError("it is not a JSON object")
-    uuids, created, boot = document.get("uuids"), document.get("created"), document.get("boot")
+    uuids, created, boot, until = (document.get(name) for name in ("uuids", "created", "boot", "until"))
     if not isinstance(uuids, list) or not 0 < len(uuids) <= MAX_CARDS or not all(_is_uuid(uuid) for uuid in uuids):
         raise ValueError("`uuids` is not a valid list of cards")
-    if not _is_time(created) or not (boot is None or _is_time(boot)):
-        raise ValueError("`created` or `boot` is not a valid time")
+    if not _is_time(created) or not (boot is None or _is_time(boot)) or not (until is None or _is_time(until)):
+        raise ValueError("`created`, `boot` or `until` is not a valid time")
     return Promise(
         id=lease_id,
         uuids=tuple(dict.fromkeys(uuids)),
@@ -87,11 +89,12 @@ def parse(lease_id: str, uid: int, document: Mapping[str, Any] | None) -> Promis
         uid=uid,
         created=float(created),
         boot=None if boot is None else float(boot),
+        until=None if until is None else float(until),
     )
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
 
 
 def _is_uuid(value: object) -> bool:

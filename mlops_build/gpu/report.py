@@ -29,9 +29,13 @@ BYTES = 1 << 20  # smaller changes are not reported
 LOADED_SECONDS = 5.0
 
 
-def unexplained(cards: Iterable[Card]) -> dict[str, int]:
-    """The memory that no visible process and no report explains, in bytes by UUID."""
-    return {card.uuid: sum(user.used_bytes for user in card.neighbours if user.key in (ALL, REST)) for card in cards}
+def unexplained(taken: Snapshot, cards: Iterable[Card]) -> dict[str, int]:
+    """The memory that no report explains, in bytes by UUID, of the cards whose processes are hidden.
+
+    Of others it is not known: NVML reads a card's memory before its processes, and what begins in between would make it too small.
+    """
+    hidden = [card for card in cards if taken.processes is None or not card.processes]
+    return {card.uuid: sum(user.used_bytes for user in card.neighbours if user.key in (ALL, REST)) for card in hidden}
 
 
 def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Promise) -> tuple[dict[str, int], dict[str, int]]:
@@ -39,10 +43,8 @@ def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Pro
     promises = [replace(other, seen={}) if other.id == promise.id else other for other in promises]
     taken = Snapshot(readings, promises, processes_of(readings, promises), pid_namespace())
     cards = [card for card in taken.cards() if card.uuid in promise.uuids]
-    own = {
-        card.uuid: lease.seen[card.uuid] for card in cards for lease in card.leases if lease.id == promise.id and card.uuid in lease.seen
-    }
-    return own, unexplained(cards)
+    mine = [(card.uuid, lease.seen) for card in cards for lease in card.leases if lease.id == promise.id]
+    return {uuid: seen[uuid] for uuid, seen in mine if uuid in seen}, unexplained(taken, cards)
 
 
 def _of_torch(uuids: Sequence[str]) -> dict[str, int]:
@@ -66,7 +68,7 @@ class Reporter(threading.Thread):
         self._reported: dict[str, int] = {}
         self._peak: dict[str, int] = {}
         self._loaded, self._changed = False, time.monotonic()
-        self._stopping, self._writing = threading.Event(), threading.Lock()
+        self._stopping, self._writing = threading.Event(), threading.RLock()
 
     def stop(self) -> None:
         """Stop, and wait at most 5 s for a report that is being written."""
@@ -76,20 +78,33 @@ class Reporter(threading.Thread):
 
     def run(self) -> None:
         """Report until `stop`."""
-        pause = SECONDS
+        pause, measured, warned = SECONDS, time.monotonic(), ""
         try:
             with Nvml() as nvml:
-                while not self._stopping.wait(pause):
-                    pause = SECONDS if self.report(nvml) else min(QUIET_SECONDS, pause * 1.5)
-        except (NoDriver, NoLedger) as error:
+                while not self._stopping.wait(SECONDS):
+                    try:
+                        self._keep()
+                        if time.monotonic() - measured >= pause:
+                            measured = time.monotonic()
+                            pause = SECONDS if self.report(nvml) else min(QUIET_SECONDS, pause * 1.5)
+                    except NoLedger as error:  # a full disk
+                        if warned != error.message:
+                            log.warning("the lease's memory is not reported: %s", error)
+                        warned = error.message
+        except NoDriver as error:
             log.warning("the lease's memory is no longer reported: %s", error)
+
+    def _keep(self) -> None:
+        """Write the lease again if somebody has removed it. The new descriptor stays open until this process ends."""
+        with self._writing:
+            if not self._ledger.is_alive(self._promise.id):
+                log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
+                self._ledger.write_promise(self._promise)
 
     def report(self, nvml: Nvml, *, loaded: bool = False) -> bool:
         """Write the report if it has changed; whether it has. loaded: the service says that it has loaded. Raises NoDriver and NoLedger."""
         with self._writing:
-            if not self._ledger.is_alive(self._promise.id):
-                log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
-                self._ledger.write_promise(self._promise)  # the descriptor stays open until this process ends
+            self._keep()
             sizes = self._measure(nvml)
             self._peak = {uuid: max(size, self._peak.get(uuid, 0)) for uuid, size in sizes.items()}
             changed = any(abs(size - self._reported.get(uuid, 0)) >= BYTES for uuid, size in sizes.items())
@@ -107,5 +122,5 @@ class Reporter(threading.Thread):
         own, now = shown(readings, [self._promise], self._promise)
         if len(own) < len(self._promise.uuids):  # what others report is needed to know what is unexplained
             own, now = shown(readings, self._ledger.promises(), self._promise)
-        growth = {uuid: min(self._promise.bytes, max(0, now.get(uuid, 0) - self._before.get(uuid, 0))) for uuid in self._promise.uuids}
+        growth = {uuid: min(self._promise.bytes, max(0, size - self._before[uuid])) for uuid, size in now.items() if uuid in self._before}
         return growth | _of_torch(self._promise.uuids) | own

@@ -8,15 +8,17 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
 from mlops_build.gpu.lease import Lease
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.report import Reporter, unexplained
+from mlops_build.gpu.report import Reporter
 
 FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH}
-_FROM_TERMINAL = 128  # SI_KERNEL: the terminal sends such a signal to the program, too
+_FROM_TERMINAL = 128  # SI_KERNEL: the terminal sends such a signal to all processes of the foreground group
+MOST_TEXT = 65536
 
 
 def run(command: list[str], take: Callable[[], Lease]) -> int:
@@ -25,18 +27,20 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
     These errors are raised in the child. In the parent the result is the status with which the child ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
-    lease_of_child, to_parent = os.pipe()
+    of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, a parent does not learn of the end of its child
+    lease_of_child, to_parent = socket.socketpair()
     child = os.fork()
     if child:
-        os.close(to_parent)
+        to_parent.close()
         threading.Thread(target=_report, args=(lease_of_child,), daemon=True).start()
         return _end_like(_wait(child), before)
+    signal.signal(signal.SIGCHLD, of_children)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    os.close(lease_of_child)
+    lease_of_child.close()
     lease = take()
-    if lease.owned:
+    if lease.descriptor is not None:
         with contextlib.suppress(BrokenPipeError):  # the parent was killed
-            os.write(to_parent, json.dumps([lease.id, unexplained(lease.cards)]).encode())
+            socket.send_fds(to_parent, [json.dumps([lease.id, dict(lease.before)]).encode()], [lease.descriptor])
     for variable in ("LISTEN_PID", "WATCHDOG_PID"):  # systemd's sockets and watchdog are for the program
         if os.environ.get(variable) == str(os.getppid()):
             os.environ[variable] = str(os.getpid())
@@ -49,11 +53,10 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
         lease.release()
 
 
-def _report(lease_of_child: int) -> None:
-    """Report the memory of the lease that the child writes to the pipe."""
-    with open(lease_of_child, "rb") as pipe:
-        text = pipe.read()  # until the child runs the program, or ends
-    if not text:
+def _report(lease_of_child: socket.socket) -> None:
+    """Report the memory of the child's lease. Holds the lease, too: the program may close all descriptors that it does not know."""
+    text, *_ = socket.recv_fds(lease_of_child, MOST_TEXT, 1)
+    if not text:  # the child has ended, or shares the lease of an ancestor
         return
     lease_id, before = json.loads(text)
     ledger = Ledger.open()
@@ -68,7 +71,7 @@ def _wait(child: int) -> int:
     while True:
         received = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
         if received.si_signo != signal.SIGCHLD:
-            if received.si_code != _FROM_TERMINAL:
+            if received.si_code != _FROM_TERMINAL or os.getpgid(child) != os.getpgrp():
                 os.kill(child, received.si_signo)
             continue
         ended = -1

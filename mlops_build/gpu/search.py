@@ -14,8 +14,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from mlops_build.errors import NoRoom, Refused
@@ -26,6 +26,7 @@ from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
 from mlops_build.gpu.nvml import NoDriver, Nvml
 from mlops_build.gpu.promise import Promise, boot_time, pid_namespace, printable
+from mlops_build.gpu.report import unexplained
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
 
@@ -40,7 +41,7 @@ FRESH_SECONDS = 2.0
 CONTENDED = "others took it at the same time"
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
-# A waiting request keeps others off one card. After each further period of this length, off one more: the first card may never have room.
+# A waiting request keeps later ones off a card. If no memory of it has become free after this time, it does so with another card.
 TICKET_SECONDS = 10.0
 
 
@@ -72,13 +73,15 @@ def verdict(mine: Promise, promises: Sequence[Promise], fits: Callable[[Sequence
 class Grant:
     """The result of a search: the cards (none: the CPU), and the promise on them.
 
-    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited.
+    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited. before: memory that nobody explained
+    (report.py).
     """
 
     cards: Sequence[Card]
     promise: Promise
     ledger: Ledger | None = None
     held: Held | None = None
+    before: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,9 @@ class Search:
         self._writable = False
         self._held: list[Held] = []  # what to undo after an error: the promise, the ticket
         self._ticket: Held | None = None
+        self._ticket_ends = 0.0
+        self._left: dict[str, int] = {}  # when the ticket was written, by UUID
+        self._tried: set[str] = set()  # cards on which nothing became free
         self._ledger_error: NoLedger | None = None  # reported only if there are cards to choose from
         self._warned = ""
 
@@ -147,7 +153,7 @@ class Search:
             if time.monotonic() - last_progress >= PROGRESS_SECONDS:
                 last_progress = time.monotonic()
                 self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more: {_why(attempt)}")
-            self._queue(could)
+            self._queue(attempt, could)
             time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
             # Without the lock, so that waiting processes do not delay the decisions of others.
             attempt = self._choose(self._snapshot(nvml), self._request)
@@ -160,7 +166,8 @@ class Search:
         self._record("granted" if granted else "cpu" if otherwise == "cpu" else "refused", attempt)
         self._undo(attempt.held)
         if granted and attempt.held is not None:
-            return Grant(attempt.chosen, attempt.held.promise, self._ledger, attempt.held)
+            before = unexplained(attempt.snapshot, attempt.chosen)
+            return Grant(attempt.chosen, attempt.held.promise, self._ledger, attempt.held, before)
         self._close()
         if granted:
             return Grant(attempt.chosen, _unwritten(attempt.choice.uuids, attempt.request.bytes, self._service))
@@ -209,15 +216,17 @@ class Search:
         return snapshot(nvml, self._ledger, full=self._request.max_utilisation is not None)
 
     def _choose(self, before: Snapshot, request: Request) -> _Attempt:
-        """Choose among the cards of a snapshot with the promises as they are now, beside the request that has waited longest."""
+        """Choose among the cards of a snapshot with the promises as they are now, beside the requests that have waited longer."""
         promises = []
         if self._ledger is not None:
-            promises = self._ledger.promises(reports=False)
-            for ticket in self._ledger.tickets()[:1]:
-                if self._ticket is None or ticket.order < self._ticket.promise.order:
-                    promises.append(replace(ticket, service=f"{ticket.service} (waiting)"))
+            waiting = [replace(ticket, service=f"{ticket.service} (waiting)") for ticket in self._earlier(self._ledger)]
+            promises = [*self._ledger.promises(reports=False), *waiting]
         cards = before.cards(promises)
         return _Attempt(before, cards, choose(cards, request), request)
+
+    def _earlier(self, ledger: Ledger) -> list[Promise]:
+        """The tickets of requests that have waited longer."""
+        return [ticket for ticket in ledger.tickets() if self._ticket is None or ticket.order < self._ticket.promise.order]
 
     # -- reserving --
 
@@ -287,18 +296,31 @@ class Search:
             return attempt
         return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
 
-    def _queue(self, could: Sequence[str]) -> None:
-        """Keep others off the cards on which this request may get room first. could: UUIDs, in this order."""
-        count = min(len(could), self._request.count + int((time.monotonic() - self._began) // TICKET_SECONDS))
-        if self._ledger is None or not self._writable or (self._ticket is not None and len(self._ticket.promise.uuids) >= count):
+    def _queue(self, attempt: _Attempt, could: Sequence[str]) -> None:
+        """Keep later requests off as many cards as this one needs. could: UUIDs of cards that may have room, the likeliest first."""
+        left = {card.uuid: card.left_bytes for card in attempt.cards}
+        now = time.monotonic()
+        if self._ledger is None or not self._writable or now < self._ticket_ends:
             return
-        request, old = self._request, self._ticket
+        old, request = self._ticket, self._request
+        chosen = old.promise.uuids if old is not None else ()
+        if old is None or all(left[uuid] <= self._left.get(uuid, 0) for uuid in chosen):  # nothing has become free there
+            taken = {uuid for ticket in self._earlier(self._ledger) for uuid in ticket.uuids}
+            self._tried = (self._tried | set(chosen)) if len(self._tried | set(chosen)) < len(could) else set()
+            chosen = tuple(sorted(could, key=lambda uuid: (uuid in self._tried, uuid in taken))[: request.count])
+        self._left, self._ticket_ends = left, now + TICKET_SECONDS
         try:
             self._ticket = self._ledger.promise(
-                could[:count], request.bytes, exclusive=request.exclusive, service=self._service, kind="ticket", boot=self._boot
+                chosen,
+                request.bytes,
+                exclusive=request.exclusive,
+                service=self._service,
+                kind="ticket",
+                boot=self._boot,
+                until=boot_time() + 2 * TICKET_SECONDS,
             )
         except NoLedger as error:
-            log.warning("waiting without a ticket, so others may be first: %s", error.message)
+            log.warning("waiting without a ticket, so later requests may be first: %s", error.message)
             return
         self._held.append(self._ticket)
         if old is not None:

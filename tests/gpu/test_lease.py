@@ -291,6 +291,27 @@ search._choose = choose_and_pause
     assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
 
 
+def test_a_lock_that_cannot_be_used_does_not_make_decisions_unsafe(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    (machine.directory / "leases" / "lock").mkdir()
+    got = [lease(machine.environment, memory="15GiB") for _ in range(2)]
+    assert ["uuids" in holder.answer for holder in got] == [True, False]
+    assert promised(machine, run_python) == {uuids(machine)[0]: 15 * GIB}
+
+
+def test_a_child_that_is_forked_while_another_thread_waits_can_lease(node, lease) -> None:
+    machine = node("24GiB")
+    holder = lease(machine.environment, memory="20GiB", otherwise="cpu")
+    waiter = lease(machine.environment, memory="1GiB", otherwise="cpu")
+    assert not holder.answer["cpu"]
+    waiter.do("lease.release()")
+    waiter.do("import threading; threading.Thread(target=gpu.lease, args=['20GiB'], kwargs={'wait': 600}, daemon=True).start()")
+    fork = (
+        "child = os.fork() or (gpu.lease('1GiB'), os._exit(7)); code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]); say(code=code)"
+    )
+    assert waiter.do(fork) == {"code": 7}
+
+
 def test_an_interrupt_leaves_no_promise(node, lease, run_python) -> None:
     machine = node("8GiB")
     interrupted = """

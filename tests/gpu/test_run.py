@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,6 +126,48 @@ def test_killing_the_parent_leaves_program_and_lease(node, run: Run) -> None:
     assert promise.pid == program, "the program has the lease, not its parent"
     os.kill(program, signal.SIGTERM)
     wait_until(lambda: promises(machine) == [])
+
+
+def test_a_program_that_closes_all_descriptors_keeps_its_lease(node, run: Run) -> None:
+    machine = node("24GiB")
+    program = "import os, time; os.closerange(3, 256); print('closed', flush=True); time.sleep(600)"
+    process = run(machine.environment, "--memory", "15GiB", "--", sys.executable, "-c", program)
+    assert line(process) == "closed"
+    assert [promise.bytes for promise in promises(machine)] == [15 * GIB]
+    process.terminate()
+    process.wait(20)
+    assert promises(machine) == []
+
+
+def test_memory_of_a_process_whose_ancestors_have_ended_belongs_to_the_lease(node, run: Run, run_python) -> None:
+    machine = node("24GiB")
+    process = run(machine.environment, "--memory", "10GiB", "--", "sh", "-c", f"{shlex.join([*SERVICE, '--memory', '9GiB'])} & read line")
+    event(process, "started")
+    loaded = event(process, "loaded")
+    try:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(20) == 0
+        script = "from mlops_build import gpu; print(gpu.cards()[0].left_bytes)"
+        assert run_python(script, machine.environment) == f"{14 * GIB}\n"
+    finally:
+        os.kill(int(str(loaded["pid"])), signal.SIGTERM)
+
+
+def test_the_end_is_noticed_if_the_starter_ignores_sigchld(node, run: Run) -> None:
+    machine = node("24GiB")
+    ignore = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [*GPU_RUN, "--memory", "1GiB", "--", "sh", "-c", "exit 7"]
+    done = subprocess.run([sys.executable, "-c", ignore, *command], env=machine.environment, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 7
+
+
+def test_a_closed_standard_output_prevents_nothing(node, tmp_path: Path) -> None:
+    machine = node("24GiB")
+    command = shlex.join([*GPU_RUN, "--memory", "1GiB", "--", "touch", str(tmp_path / "started")])
+    subprocess.run(["sh", "-c", f"{command} >&-"], env=machine.environment, capture_output=True, timeout=30, check=True)
+    assert (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

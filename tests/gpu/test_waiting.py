@@ -4,8 +4,8 @@ import json
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise
-from tests.gpu.holder import wait_until
+from mlops_build.gpu.promise import Promise, boot_time
+from tests.gpu.holder import HOLDER, wait_until
 
 GIB = 1 << 30
 
@@ -62,3 +62,48 @@ def test_the_ticket_of_a_killed_request_ends_with_it(node, lease) -> None:
     large.wait()
     assert tickets(machine) == []
     assert lease(machine.environment, memory="4GiB").answer["uuids"] == [machine.cards[0].uuid]
+
+
+def test_a_request_keeps_another_card_if_nothing_becomes_free(node, lease) -> None:
+    """Always one at a time: small requests find room on the other card."""
+    machine = node("24GiB", "24GiB")
+    for _ in range(2):
+        lease(machine.environment, memory="20GiB")
+    quick = HOLDER.replace(
+        "from mlops_build import gpu\n", "from mlops_build import gpu\nfrom mlops_build.gpu import search\nsearch.TICKET_SECONDS = 0.5\n"
+    )
+    large = lease(machine.environment, script=quick, memory="1GiB", otherwise="cpu")
+    large.do("lease.release()")
+    begin(large, "16GiB", 600)
+    kept: set[str] = set()
+
+    def both_were_kept() -> bool:
+        for ticket in tickets(machine)[-1:]:
+            assert len(ticket.uuids) == 1
+            kept.update(ticket.uuids)
+        return len(kept) == 2
+
+    wait_until(both_were_kept)
+
+
+def test_each_waiting_request_keeps_a_card_of_its_own(node, lease) -> None:
+    machine = node("24GiB", "24GiB")
+    for _ in range(2):
+        lease(machine.environment, memory="20GiB")
+    for number in (1, 2):
+        waiting = lease(machine.environment, memory="1GiB", otherwise="cpu")
+        waiting.do("lease.release()")
+        begin(waiting, "16GiB", 600)
+        wait_until(lambda number=number: len(tickets(machine)) == number)
+    assert {uuid for ticket in tickets(machine) for uuid in ticket.uuids} == {card.uuid for card in machine.cards}
+
+
+def test_the_ticket_of_a_stopped_process_ends(node, lease) -> None:
+    machine = node("24GiB")
+    with Ledger.open(machine.directory / "leases") as ledger:
+        held = ledger.promise(
+            [machine.cards[0].uuid], 20 * GIB, exclusive=False, service="a", kind="ticket", boot=boot_time() - 30, until=boot_time() - 1
+        )
+        assert ledger.tickets() == []
+        assert "uuids" in lease(machine.environment, memory="20GiB").answer
+        ledger.withdraw(held)
