@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlops_build.gpu.declared import Declared, Settings, settings
@@ -137,8 +137,8 @@ class Snapshot:
     now: float = 0.0
     taken: float = 0.0
 
-    def cards(self, promises: Sequence[Promise] | None = None) -> list[Card]:
-        """The cards with these promises, which may be newer than the readings. None: those of the snapshot.
+    def cards(self, promises: Sequence[Promise] | None = None, only: Collection[str] | None = None) -> list[Card]:
+        """The cards with these promises, which may be newer than the readings. None: those of the snapshot. only: only these UUIDs.
 
         A lease's use is taken from the time of the readings: later use is not in them, and subtracting it would hide a neighbour's use. A
         lease that started since counts with its whole budget, and the use of one that ended since counts as a neighbour's: too much rather
@@ -146,11 +146,12 @@ class Snapshot:
         """
         before = {promise.id: promise for promise in self.promises}
         leases = [before.get(promise.id) or replace(promise, seen={}) for promise in (self.promises if promises is None else promises)]
+        readings = [reading for reading in self.readings if only is None or reading.uuid in only]
         try:
             usable = {reading.uuid for reading in visible(self.readings)}
         except AmbiguousMask:
-            return [self._card(reading, leases, None) for reading in self.readings]
-        return [self._card(reading, leases, reading.uuid in usable) for reading in self.readings]
+            return [self._card(reading, leases, None) for reading in readings]
+        return [self._card(reading, leases, reading.uuid in usable) for reading in readings]
 
     def _card(self, reading: Reading, promises: Sequence[Promise], usable: bool | None) -> Card:
         pool = [part for part in self.readings if memory_of(part) == memory_of(reading)]

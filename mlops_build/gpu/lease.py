@@ -72,8 +72,9 @@ def lease(
     """Choose one or more cards, reserve memory on them for this process, and set CUDA_VISIBLE_DEVICES to them.
 
     Call it before anything starts CUDA. Use it as a context manager, or keep it in a variable and call `release()`. The lease belongs to
-    the process and its descendants: if one of these calls gpu.lease, it shares the lease. The kernel ends it when the last of them ends, in
-    any way. A second call in the same process releases the first lease (a cell of a notebook that runs again).
+    the process and its descendants: if one of these calls gpu.lease, it shares the lease. The kernel ends it when the last process that has
+    its descriptor ends, in any way. Fork and exec pass the descriptor on, Python's subprocess only with close_fds=False. A second call in
+    the same process releases the first lease (a cell of a notebook that runs again).
 
     memory: the budget on each card, such as "4GiB", or bytes. It includes the CUDA context (300-500 MiB). None: 4 GiB, with a warning.
     count: the number of cards, with `memory` on each. Several MIG instances are not possible: CUDA gives a process only one.

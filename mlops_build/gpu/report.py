@@ -42,7 +42,7 @@ def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Pro
     """The memory that NVML shows for the lease's processes (without the cards where that is not visible), and `unexplained`."""
     promises = [replace(other, seen={}) if other.id == promise.id else other for other in promises]
     taken = Snapshot(readings, promises, processes_of(readings, promises), pid_namespace())
-    cards = [card for card in taken.cards() if card.uuid in promise.uuids]
+    cards = taken.cards(only=promise.uuids)
     mine = [(card.uuid, lease.seen) for card in cards for lease in card.leases if lease.id == promise.id]
     return {uuid: seen[uuid] for uuid, seen in mine if uuid in seen}, unexplained(taken, cards)
 

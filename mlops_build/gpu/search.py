@@ -274,8 +274,7 @@ class Search:
         """Whether the promise is granted; otherwise it must be withdrawn."""
 
         def fits(promises: Sequence[Promise]) -> bool:
-            cards = attempt.snapshot.cards(promises)
-            return all(why_not(card, attempt.request) is None for card in cards if card.uuid in mine.uuids)
+            return all(why_not(card, attempt.request) is None for card in attempt.snapshot.cards(promises, mine.uuids))
 
         deadline = time.monotonic() + CONFLICT_SECONDS
         while (now := verdict(mine, ledger.promises(reports=False), fits)) is Verdict.WAIT and time.monotonic() < deadline:
@@ -291,7 +290,7 @@ class Search:
             if attempt.choice.uuids:
                 time.sleep(_jittered(0.1, 0.5))
                 again = self._snapshot(nvml)
-                if any(why_not(card, request) for card in again.cards() if card.uuid in attempt.choice.uuids):
+                if any(why_not(card, request) for card in again.cards(only=attempt.choice.uuids)):
                     continue
             return attempt
         return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
