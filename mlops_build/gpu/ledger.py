@@ -185,9 +185,10 @@ class Ledger(SharedDirectory):
         fcntl.flock(held.descriptor, fcntl.LOCK_UN)
         os.close(held.descriptor)
 
-    def is_alive(self, lease_id: str) -> bool:
-        """Whether the lease's owner, or a process that inherited it, is still running."""
-        return _LEASE.fullmatch(f"{lease_id}.lease") is not None and self._promise(f"{lease_id}.lease") is not None
+    def lease(self, lease_id: str) -> Promise | None:
+        """The live lease with this id, without its report; None if all processes that had it have ended."""
+        name = f"{lease_id}.lease"
+        return self._promise(name) if _LEASE.fullmatch(name) else None
 
     def report(self, lease_id: str, seen: Mapping[str, int], *, loaded: bool, peak: Mapping[str, int] = MappingProxyType({})) -> None:
         """Write the memory that a lease's owner observes of itself, in bytes by UUID. Raises NoLedger (a full disk)."""

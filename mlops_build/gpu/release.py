@@ -62,12 +62,12 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
             remedy=f"run the command as uid {promise.uid} or root: sudo mlops-build gpu release {promise.id}",
         )
     deadline, signalled = time.monotonic() + wait, list[int]()
-    while ledger.is_alive(promise.id):
+    while ledger.lease(promise.id):
         holders = _holders(ledger, promise)
         for pid in [pid for pid, inner_pid in holders.items() if inner_pid == promise.pid] or holders:
             if pid not in signalled and _terminate(pid, ledger, promise):
                 signalled.append(pid)
-        if not signalled and ledger.is_alive(promise.id):
+        if not signalled and ledger.lease(promise.id):
             raise NotPermitted(
                 f"no process that has the lease {promise.id} of {promise.service} can be reached from here (its own pid is {promise.pid})",
                 remedy=f"run the command as root on the host, or in that container: mlops-build gpu release {promise.id}",

@@ -86,7 +86,7 @@ class Reporter(threading.Thread):
                         self._keep()
                         if time.monotonic() - measured >= pause:
                             measured = time.monotonic()
-                            pause = SECONDS if self.report(nvml) else min(QUIET_SECONDS, pause * 1.5)
+                            pause = SECONDS if self.report(nvml) else min(QUIET_SECONDS, pause * 2)
                     except NoLedger as error:  # a full disk
                         if warned != error.message:
                             log.warning("the lease's memory is not reported: %s", error)
@@ -97,7 +97,7 @@ class Reporter(threading.Thread):
     def _keep(self) -> None:
         """Write the lease again if somebody has removed it. The new descriptor stays open until this process ends."""
         with self._writing:
-            if not self._ledger.is_alive(self._promise.id):
+            if self._ledger.lease(self._promise.id) is None:
                 log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
                 self._ledger.write_promise(self._promise)
 

@@ -60,9 +60,9 @@ def _report(lease_of_child: socket.socket) -> None:
         return
     lease_id, before = json.loads(text)
     ledger = Ledger.open()
-    for promise in ledger.promises():
-        if promise.id == lease_id:
-            Reporter(ledger, promise, before).run()
+    promise = ledger.lease(lease_id)
+    if promise is not None:
+        Reporter(ledger, promise, before).run()
 
 
 def _wait(child: int) -> int:

@@ -322,10 +322,10 @@ def test_a_lease_that_cannot_be_opened_does_not_count_as_absent(directory: Path,
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
         try:
             with pytest.raises(NoLedger, match="Too many open files"):
-                ledger.is_alive(file.stem)
+                ledger.lease(file.stem)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert ledger.is_alive(file.stem)
+        assert ledger.lease(file.stem)
 
 
 def test_text_of_other_users_is_printable(directory: Path) -> None:
