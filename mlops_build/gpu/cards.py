@@ -59,6 +59,8 @@ class Card(Reading):
 def cards() -> list[Card]:
     """Read every card, in NVML's order, with the leases of the lease directory. A MIG parent is followed by its instances.
 
+    A request that waits for room counts as a lease, since it keeps later ones off a card.
+
     Writes the observed peaks of processes without a lease to the directory, if it is writable. Without a directory there are no leases.
     Raises NoDriver, BadConfig.
     """
@@ -69,10 +71,9 @@ def cards() -> list[Card]:
             return snapshot(nvml, None, full=True).cards()
         with ledger:
             taken = snapshot(nvml, ledger, full=True)
-            observed = taken.cards()
             with contextlib.suppress(NoLedger):  # a read-only directory
-                remember(ledger, taken, observed)
-            return observed
+                remember(ledger, taken, taken.cards())
+            return taken.cards([*taken.promises, *ledger.tickets()])
 
 
 def snapshot(nvml: Nvml, ledger: Ledger | None, *, full: bool = False, node: Settings | None = None) -> Snapshot:

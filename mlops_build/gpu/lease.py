@@ -34,6 +34,7 @@ from mlops_build.quantity import parse_bytes, show_bytes
 
 # The default budget: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with a default of 3-4 GiB, and 1.6 with 1 GiB.
 ASSUMED = 4 << 30
+LEAST = 1 << 20  # less than that is a forgotten unit
 SERVICE_VARIABLE = "MLOPS_SERVICE"
 
 # At most one, since the process has one CUDA_VISIBLE_DEVICES. A weak reference, so that `del lease` releases it.
@@ -51,6 +52,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class CudaStarted(Refused):
     """CUDA is already started in this process, so a mask has no effect and the model would load onto another card."""
+
+
+class Released(Refused):
+    """The lease is released, so it has no device."""
 
 
 def lease(
@@ -149,6 +154,9 @@ class Lease:
             return "the CPU"
         return f"{show_bytes(self.memory_bytes)} on " + " and ".join(f"{card.name} ({card.uuid})" for card in self.cards)
 
+    def __repr__(self) -> str:
+        return f"<Lease of {self}>"
+
     @property
     def cpu(self) -> bool:
         """Whether this is a lease of the CPU, which `otherwise="cpu"` allowed."""
@@ -175,8 +183,11 @@ class Lease:
 
     @property
     def devices(self) -> tuple[Any, ...]:
-        """A torch.device for each card of the lease. Imports torch."""
+        """A torch.device for each card of the lease. Imports torch. Raises Released: without the mask, cuda:0 is any card."""
         import torch
+
+        if self._released:
+            raise Released(f"the lease of {self} is released", remedy="call gpu.lease again")
 
         if self.cpu:
             return (torch.device("cpu"),)
@@ -281,8 +292,8 @@ def _request(
     if memory is None:
         log.warning("no budget is given: %s are assumed; state what the service needs (memory=, --memory)", show_bytes(ASSUMED))
     size = ASSUMED if memory is None else parse_bytes(memory) if isinstance(memory, str) else memory
-    if not isinstance(size, int) or size <= 0:
-        raise UsageError(f"{memory!r} is not a valid budget", remedy='state what the service needs, such as memory="4GiB"')
+    if not isinstance(size, int) or size < LEAST:
+        raise UsageError(f"{memory!r} is not a valid budget", remedy='state what the service needs, with a unit, such as "4GiB"')
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"{count!r} is not a valid number of cards", remedy="use a count of 1 or more")
     for name, patterns in (("names", names), ("uuids", uuids)):

@@ -125,8 +125,9 @@ class Ledger(SharedDirectory):
         return [self._with_report(promise) for promise in promises] if reports else promises
 
     def tickets(self) -> list[Promise]:
-        """The requests that wait for room, the longest waiting first."""
-        return [ticket for ticket in self._live(_TICKET) if (ticket.until or 0.0) > boot_time()]
+        """The requests that wait for room, the longest waiting first. Their names say that they wait."""
+        live = [ticket for ticket in self._live(_TICKET) if (ticket.until or 0.0) > boot_time()]
+        return [replace(ticket, service=f"{ticket.service} (waiting)") for ticket in live]
 
     def promise(
         self,

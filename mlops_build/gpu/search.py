@@ -159,9 +159,9 @@ class Search:
             attempt = self._choose(self._snapshot(nvml), self._request)
             if attempt.choice.uuids:
                 attempt = self._reserve(nvml, attempt.snapshot)
-        return self._end(attempt, wait, otherwise)
+        return self._end(attempt, otherwise)
 
-    def _end(self, attempt: _Attempt, wait: float, otherwise: str) -> Grant:
+    def _end(self, attempt: _Attempt, otherwise: str) -> Grant:
         granted = bool(attempt.choice.uuids)
         self._record("granted" if granted else "cpu" if otherwise == "cpu" else "refused", attempt)
         self._undo(attempt.held)
@@ -171,7 +171,8 @@ class Search:
         self._close()
         if granted:
             return Grant(attempt.chosen, _unwritten(attempt.choice.uuids, attempt.request.bytes, self._service))
-        missing = f"no room for {self._wanted()}{f' after waiting {wait:g} s' if wait else ''}: {_why(attempt)}"
+        waited = time.monotonic() - self._began
+        missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}: {_why(attempt)}"
         if otherwise == "cpu":
             log.warning("%s; using the CPU (otherwise: cpu)", missing)
             return Grant((), _unwritten((), 0, self._service))
@@ -219,8 +220,7 @@ class Search:
         """Choose among the cards of a snapshot with the promises as they are now, beside the requests that have waited longer."""
         promises = []
         if self._ledger is not None:
-            waiting = [replace(ticket, service=f"{ticket.service} (waiting)") for ticket in self._earlier(self._ledger)]
-            promises = [*self._ledger.promises(reports=False), *waiting]
+            promises = [*self._ledger.promises(reports=False), *self._earlier(self._ledger)]
         cards = before.cards(promises)
         return _Attempt(before, cards, choose(cards, request), request)
 

@@ -92,7 +92,7 @@ def test_waiting_for_room_names_the_holder(node, lease) -> None:
 def test_waiting_is_bounded_and_skipped_if_it_cannot_help(node, lease) -> None:
     machine = node("10GiB")
     lease(machine.environment, memory="8GiB")
-    assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB after waiting 0.2 s")
+    assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB")
     never = lease(machine.environment, memory="11GiB", wait=600)  # waiting would exceed the test's timeout
     assert never.answer["error"] == "NoRoom"
     assert "waiting does not help" in never.answer["remedy"]
@@ -197,6 +197,16 @@ def test_a_lease_ends_with_its_block_and_its_last_reference(node, lease, run_pyt
     assert holder.do("say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))") == {"mask": None}
 
 
+def test_a_released_lease_has_no_device(node, lease) -> None:
+    """Without the mask, cuda:0 would be a card that is not reserved."""
+    machine = node("24GiB")
+    holder = lease(machine.environment, memory="20GiB")
+    assert holder.do("again = gpu.lease('40GiB')")["error"] == "NoRoom"
+    holder.do("from types import SimpleNamespace as Fake; sys.modules['torch'] = Fake()")
+    refused = holder.do("lease.device")
+    assert (refused["error"], refused["remedy"]) == ("Released", "call gpu.lease again")
+
+
 def test_a_lease_without_a_reference_stays_while_its_memory_is_used(node, lease, run_python) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="20GiB")
@@ -217,6 +227,8 @@ def test_invalid_arguments_are_refused_with_a_remedy(node, lease) -> None:
     for wrong in (
         {"memory": "4GB"},
         {"memory": 0},
+        {"memory": "2"},
+        {"memory": 8},
         {"memory": -5},
         {"memory": "1GiB", "count": 0},
         {"memory": "1GiB", "wait": -1},

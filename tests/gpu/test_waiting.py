@@ -38,7 +38,7 @@ def test_a_large_request_is_not_overtaken_by_small_ones_that_keep_arriving(node,
     assert tickets(machine) == []
 
 
-def test_only_one_card_is_kept_for_a_request_that_waits(node, lease) -> None:
+def test_only_one_card_is_kept_for_a_request_that_waits(node, lease, run_python) -> None:
     machine = node("24GiB", "24GiB")
     for memory in ("20GiB", "16GiB"):
         lease(machine.environment, memory=memory)
@@ -47,6 +47,10 @@ def test_only_one_card_is_kept_for_a_request_that_waits(node, lease) -> None:
     begin(large, "16GiB", 600)
     wait_until(lambda: len(tickets(machine)) == 1)
     (ticket,) = tickets(machine)
+    script = (
+        "from mlops_build import gpu; print([lease.service for card in gpu.cards() for lease in card.leases if 'waiting' in lease.service])"
+    )
+    assert "(waiting)" in run_python(script, machine.environment), "gpu list shows it"
     other = next(card.uuid for card in machine.cards if card.uuid not in ticket.uuids)
     assert lease(machine.environment, memory="4GiB").answer["uuids"] == [other]
 

@@ -289,7 +289,7 @@ def test_the_page_about_manifests_says_these_numbers(overlay: Any) -> None:
         assert f"every {period} s, {probe['timeoutSeconds']} s each, {failures} failures: {period * failures} s" in page
     assert f"every {rollout.PROBE_SECONDS} s, ⌈`serving.startup_seconds` ÷ {rollout.PROBE_SECONDS}⌉ failures" in page
     assert f"the start-up budget + {rollout.PULL_SECONDS} s" in page
-    assert f"at least {rollout.GRACE_SECONDS} s; then {rollout.GATE_SECONDS} s" in page
+    assert f"at least {rollout.GRACE_SECONDS} s; plus {rollout.GATE_SECONDS} s" in page
     assert (rollout.GRACE_SECONDS, f"+ {grace} s), at least {deploy.LEAST_SECONDS} s" in page) == (grace, True)
     assert f"after {rollout.CALM_SECONDS} s of low load" in page
     assert f"CKV_K8S_{', '.join(sorted(check.removeprefix('CKV_K8S_') for check in BEFORE_A_RELEASE))} |" in page
