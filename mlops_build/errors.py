@@ -19,6 +19,8 @@ class MlopsBuildError(Exception):
         self.message = message
         self.remedy = remedy
         self.details = {**(details or {})}
+        if remedy:
+            self.add_note(remedy)  # a traceback shows it, as in a notebook
 
 
 class Failed(MlopsBuildError):

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.lease import Lease
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.report import Reporter
@@ -59,10 +60,11 @@ def _report(lease_of_child: socket.socket) -> None:
     if not text:  # the child has ended, or shares the lease of an ancestor
         return
     lease_id, before = json.loads(text)
-    ledger = Ledger.open()
-    promise = ledger.lease(lease_id)
-    if promise is not None:
-        Reporter(ledger, promise, before).run()
+    with contextlib.suppress(NoLedger):  # the directory was removed; the child has said so
+        ledger = Ledger.open()
+        promise = ledger.lease(lease_id)
+        if promise is not None:
+            Reporter(ledger, promise, before).run()
 
 
 def _wait(child: int) -> int:

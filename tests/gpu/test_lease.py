@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -239,6 +241,14 @@ def test_invalid_arguments_are_refused_with_a_remedy(node, lease) -> None:
         refused = lease(machine.environment, **wrong).answer
         assert refused["code"] == 2, wrong
         assert refused["remedy"], wrong
+
+
+def test_a_traceback_shows_the_remedy(node) -> None:
+    machine = node("24GiB")
+    command = [sys.executable, "-c", "from mlops_build import gpu; gpu.lease('8GB')"]
+    done = subprocess.run(command, env=machine.environment, capture_output=True, text=True, check=False)
+    assert "NotAnAmount" in done.stderr
+    assert "GiB" in done.stderr.splitlines()[-1]
 
 
 def test_the_default_budget_is_four_gibibytes_with_a_warning(node, lease, run_python) -> None:
