@@ -24,6 +24,7 @@ from mlops_build.errors import NoRoom
 from mlops_build.gpu.no_gpu import no_driver
 
 SECONDS = 2.0  # time limit for starting NVML, and for reading a card
+TRIES = 4  # of reading the memory of a card, until it is the same before and after its processes are read
 QUICK_SECONDS = 0.2  # a working card answers in a millisecond, and on an overloaded node more threads do not help
 DRIVER = -1  # instead of a card's index: a call that concerns the whole driver
 LIBRARY, UNKNOWN = "libnvidia-ml.so.1", "unknown"
@@ -265,12 +266,17 @@ def _instances(parent: Any, card: Reading) -> Iterator[Reading]:
 def _sized(handle: Any, card: Reading, full: bool = False) -> Reading:
     """The card with its memory, its processes and, with `full`, the other values."""
     try:
-        # Version 2 reports the driver's reserved memory separately; version 1 counts it as used.
-        memory = _value(handle, "MemoryInfo", pynvml.nvmlMemory_v2) or pynvml.nvmlDeviceGetMemoryInfo(handle)
+        memory, used = _memory(handle), -1
+        # NVML reads them one after the other. If a process allocates or ends in between, its memory would hide that of others.
+        for _ in range(TRIES):
+            if memory.used == used:
+                break
+            used = memory.used
+            processes, memory = _processes(handle), _memory(handle)
     except pynvml.NVMLError as error:
         return card if card.trouble else _troubled(card, error)  # some drivers do not report the memory of a MIG parent
     total = memory.total - getattr(memory, "reserved", 0)
-    card = replace(card, total_bytes=total, used_bytes=memory.used, processes=_processes(handle))
+    card = replace(card, total_bytes=total, used_bytes=max(used, memory.used), processes=processes)
     if not full:
         return card
     rates, milliwatts = _value(handle, "UtilizationRates"), _value(handle, "PowerUsage")
@@ -281,6 +287,11 @@ def _sized(handle: Any, card: Reading, full: bool = False) -> Reading:
         power_watts=milliwatts and milliwatts / 1000,
         ecc_errors=_value(handle, "TotalEccErrors", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC),
     )
+
+
+def _memory(handle: Any) -> Any:
+    """Version 2 reports the driver's reserved memory separately; version 1 counts it as used. Raises NVMLError."""
+    return _value(handle, "MemoryInfo", pynvml.nvmlMemory_v2) or pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _processes(handle: Any) -> tuple[Process, ...] | None:

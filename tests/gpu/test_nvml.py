@@ -102,14 +102,23 @@ def test_a_card_with_a_prohibited_compute_mode(node: MakeNode, read: Callable[..
 
 
 @pytest.mark.parametrize("code", [3, 13, 25, 999])
-def test_an_older_call_replaces_a_call_that_fails(node: MakeNode, read: Callable[..., Any], code: int) -> None:
+def test_an_older_call_replaces_a_call_that_fails(node: MakeNode, run_python: RunPython, code: int) -> None:
     """25: the driver knows another version of the structure. Then it still answers the older call."""
     nodes = node(testing.SimulatedCard(total="24GiB", reserved="1GiB"), "16GiB")
     service = nodes.start("3GiB")
     service.wait_for("loaded")
-    nodes.fault(0, "nvmlDeviceGetMemoryInfo_v2", code=code, times=1)
     nodes.fault(0, "nvmlDeviceGetComputeRunningProcesses_v3", code=code, times=1)
-    first, second = read(nodes.environment)
+    older = """
+import sys
+import pynvml
+newest = pynvml.nvmlDeviceGetMemoryInfo
+def memory_info(handle, version=None):
+    if version is not None:
+        raise pynvml.NVMLError(int(sys.argv[1]))
+    return newest(handle)
+pynvml.nvmlDeviceGetMemoryInfo = memory_info
+"""
+    first, second = json.loads(run_python(older + READ, nodes.environment, str(code)))
     assert (first["trouble"], first["total_bytes"], first["used_bytes"]) == (None, 24 * GIB, 4 * GIB)
     assert first["processes"] == [{"pid": service.pid, "used_bytes": 3 * GIB}]
     assert second["trouble"] is None
@@ -313,6 +322,28 @@ with Nvml() as nvml:
     printed = run_python(script, nodes.environment, last, large).splitlines()
     every = " ".join([first, parent, small, large, last])
     assert printed == [every, last, f"{parent} {small} {large}", "", every]
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["a process allocates", "a process ends"])
+def test_memory_and_processes_are_of_the_same_moment(node: MakeNode, run_python: RunPython, call: int) -> None:
+    """Otherwise the memory of a process that the card's use does not include would hide what others use."""
+    machine = node("24GiB")
+    machine.set_used(0, "14GiB")
+    script = """
+import sys
+import pynvml
+from mlops_build.gpu.nvml import read
+real, calls = pynvml.nvmlDeviceGetMemoryInfo, []
+def changing(handle, *version):
+    memory = real(handle, *version)
+    calls.append(handle)
+    if len(calls) == int(sys.argv[1]):
+        memory.used -= 9 << 30
+    return memory
+pynvml.nvmlDeviceGetMemoryInfo = changing
+print(read()[0].used_bytes)
+"""
+    assert int(run_python(script, machine.environment, str(call))) == 14 * GIB
 
 
 def test_a_card_that_is_lost_between_reads_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:
