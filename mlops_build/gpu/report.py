@@ -98,8 +98,8 @@ class Reporter(threading.Thread):
         """Write the lease again if somebody has removed it. The new descriptor stays open until this process ends."""
         with self._writing:
             if self._ledger.lease(self._promise.id) is None:
-                log.warning("the lease %s was removed from %s; it is written again", self._promise.id, self._ledger.path)
                 self._ledger.write_promise(self._promise)
+                log.warning("the lease %s was removed from %s, and is written again", self._promise.id, self._ledger.path)
 
     def report(self, nvml: Nvml, *, loaded: bool = False) -> bool:
         """Write the report if it has changed; whether it has. loaded: the service says that it has loaded. Raises NoDriver and NoLedger."""
