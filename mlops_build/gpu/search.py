@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 from mlops_build.errors import NoRoom, Refused
 from mlops_build.gpu import decisions, log
@@ -27,6 +26,7 @@ from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
 from mlops_build.gpu.nvml import NoDriver, Nvml
 from mlops_build.gpu.promise import Promise, boot_time, pid_namespace, printable
 from mlops_build.gpu.report import unexplained
+from mlops_build.gpu.verdict import Verdict, verdict
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
 
@@ -47,26 +47,6 @@ TICKET_SECONDS = 10.0
 
 class Nested(Refused):
     """The lease that this process has from its parent is smaller than what it requests."""
-
-
-class Verdict(Enum):
-    """What a process does with its promise after reading all others."""
-
-    GRANTED = "granted"
-    WAIT = "wait"
-    WITHDRAW = "withdraw"
-
-
-def verdict(mine: Promise, promises: Sequence[Promise], fits: Callable[[Sequence[Promise]], bool]) -> Verdict:
-    """promises: all, from a read that began after `mine` was visible. fits: whether `mine` has room beside these other promises.
-
-    The last two verdicts only decide who withdraws. The safety of the protocol is in the first.
-    """
-    others = [promise for promise in promises if promise.id != mine.id]
-    if len(others) < len(promises) and fits(others):
-        return Verdict.GRANTED
-    earlier = [promise for promise in others if promise.order < mine.order]
-    return Verdict.WAIT if fits(earlier) else Verdict.WITHDRAW
 
 
 @dataclass(frozen=True, slots=True)

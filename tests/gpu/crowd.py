@@ -27,6 +27,7 @@ import pynvml
 
 from mlops_build import gpu
 from mlops_build.errors import NoRoom
+from tests.gpu.tenant import allocate
 
 GIB = 1 << 30
 CONTEXT = 300 << 20
@@ -122,19 +123,6 @@ def delay_operations(member: Plan) -> None:
         for module, names in DELAYED.items():
             for name in names:
                 setattr(module, name, functools.partial(delayed, name, getattr(module, name)))
-
-
-def allocate(size: int) -> int:
-    """CUDA's error code."""
-    library = ctypes.CDLL("libcuda.so.1")
-    device, context, pointer = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
-    return (
-        library.cuInit(0)
-        or library.cuDeviceGet(ctypes.byref(device), 0)
-        or library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-        or library.cuCtxSetCurrent(context)
-        or library.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
-    )
 
 
 def live(member: Plan, say: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 
 from mlops_build.gpu.promise import Promise
-from mlops_build.gpu.search import Verdict, verdict
+from mlops_build.gpu.verdict import Verdict, verdict
 
 CARDS = 2
 CAPACITY = 3
