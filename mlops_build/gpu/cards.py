@@ -81,12 +81,12 @@ def snapshot(nvml: Nvml, ledger: Ledger | None, *, full: bool = False, node: Set
 
     full: as in `Nvml.read`. node: None: the settings of the administrator's file. Raises NoDriver, BadConfig.
     """
-    now, taken = time.time(), time.monotonic()
+    now = time.time()
     # Promises are read before NVML: memory that appears in between counts twice, which is harmless.
     promises = ledger.promises() if ledger else []
     peaks = from_documents(ledger.peaks() if ledger else (), now)
     readings = nvml.read(full)
-    return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now, taken)
+    return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now)
 
 
 def processes_of(readings: Iterable[Reading], promises: Iterable[Promise]) -> Mapping[int, Known] | None:
@@ -126,7 +126,7 @@ class Snapshot:
     """Readings, promises, processes, peaks and settings of one moment. `cards` combines them, and reads nothing else.
 
     processes: data from /proc for the pids that NVML reports; None if those pids are of another namespace. namespace: the pid namespace of
-    this process. now: unix s. taken: time.monotonic, s.
+    this process. now: unix s.
     """
 
     readings: Sequence[Reading]
@@ -136,7 +136,6 @@ class Snapshot:
     peaks: Peaks = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     now: float = 0.0
-    taken: float = 0.0
 
     def cards(self, promises: Sequence[Promise] | None = None, only: Collection[str] | None = None) -> list[Card]:
         """The cards with these promises, which may be newer than the readings. None: those of the snapshot. only: only these UUIDs.

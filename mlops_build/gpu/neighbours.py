@@ -99,6 +99,8 @@ def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Kno
             if process is None:
                 break
             processes[pid] = process
+            if _lease_of(process, leases):
+                break
             pid = process.parent
     if outermost != FIRST_NAMESPACE and not (reported and reported <= processes.keys()):
         return None
@@ -117,20 +119,23 @@ def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Kno
 
 def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promise]) -> Promise | None:
     """The lease of the nearest owner among this process and its ancestors, or the one with which it was started (its ancestors may have
-    ended); None if it has no lease.
-
-    A process that started after the lease was created is not its owner: it has the pid of an owner that ended.
-    """
+    ended); None if it has no lease."""
     inherited = processes[pid].lease if pid in processes else ""
     for _ in range(MOST_ANCESTORS):
         process = processes.get(pid)
         if process is None:
             break
-        lease = leases.get(process.place)
-        if lease is not None and (lease.boot is None or process.started <= lease.boot + TICK_SECONDS):
+        lease = _lease_of(process, leases)
+        if lease is not None:
             return lease
         pid = process.parent
-    return next((lease for lease in leases.values() if lease.id == inherited), None)
+    return next((lease for lease in leases.values() if lease.id == inherited), None) if inherited else None
+
+
+def _lease_of(process: Known, leases: Mapping[Place, Promise]) -> Promise | None:
+    """The lease that this process owns. One that started after the lease was created is not its owner: it has the pid of one that ended."""
+    lease = leases.get(process.place)
+    return lease if lease is not None and (lease.boot is None or process.started <= lease.boot + TICK_SECONDS) else None
 
 
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:

@@ -120,7 +120,10 @@ class Reporter(threading.Thread):
     def _measure(self, nvml: Nvml) -> dict[str, int]:
         readings = nvml.read(only=self._promise.uuids)
         own, now = shown(readings, [self._promise], self._promise)
-        if len(own) < len(self._promise.uuids):  # what others report is needed to know what is unexplained
+        if any(self._growth(now).values()):  # less of it is unexplained with what others report, which takes longer to read
             own, now = shown(readings, self._ledger.promises(), self._promise)
-        growth = {uuid: min(self._promise.bytes, max(0, size - self._before[uuid])) for uuid, size in now.items() if uuid in self._before}
-        return growth | _of_torch(self._promise.uuids) | own
+        return self._growth(now) | _of_torch(self._promise.uuids) | own
+
+    def _growth(self, now: Mapping[str, int]) -> dict[str, int]:
+        before, budget = self._before, self._promise.bytes
+        return {uuid: min(budget, max(0, size - before[uuid])) for uuid, size in now.items() if uuid in before}

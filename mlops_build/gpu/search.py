@@ -36,8 +36,6 @@ LEASE_VARIABLE = "MLOPS_GPU_LEASE"
 TRIES, TRY_SECONDS = 20, 15.0
 # How long an earlier promise waits until the later one is withdrawn. The later one may be granted already, and then stays.
 CONFLICT_SECONDS, CONFLICT_POLL_SECONDS = 0.5, 0.01
-# The maximum age of a snapshot in a decision. A neighbour that grew since could as well have grown after the decision.
-FRESH_SECONDS = 2.0
 CONTENDED = "others took it at the same time"
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
@@ -118,10 +116,9 @@ class Search:
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
         if self._ledger_error is not None:
             self._warn(self._ledger_error)
-        # The first snapshot is taken before the lock, since the first calls to the driver are slow, and a card may hang.
-        before = self._snapshot(nvml)
-        visible(before.cards(()))  # raises AmbiguousMask
-        attempt = self._reserve(nvml, before)
+        # Before the lock, since the first calls to the driver are slow, and a card may hang. Raises AmbiguousMask.
+        visible(nvml.read())
+        attempt = self._reserve(nvml)
         last_progress = -math.inf
         while not attempt.choice.uuids:
             left = wait - (time.monotonic() - self._began)
@@ -136,9 +133,9 @@ class Search:
             self._queue(attempt, could)
             time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
             # Without the lock, so that waiting processes do not delay the decisions of others.
-            attempt = self._choose(self._snapshot(nvml), self._request)
+            attempt = self._choose(nvml, self._request)
             if attempt.choice.uuids:
-                attempt = self._reserve(nvml, attempt.snapshot)
+                attempt = self._reserve(nvml)
         return self._end(attempt, otherwise)
 
     def _end(self, attempt: _Attempt, otherwise: str) -> Grant:
@@ -196,13 +193,11 @@ class Search:
     def _snapshot(self, nvml: Nvml) -> Snapshot:
         return snapshot(nvml, self._ledger, full=self._request.max_utilisation is not None)
 
-    def _choose(self, before: Snapshot, request: Request) -> _Attempt:
-        """Choose among the cards of a snapshot with the promises as they are now, beside the requests that have waited longer."""
-        promises = []
-        if self._ledger is not None:
-            promises = [*self._ledger.promises(reports=False), *self._earlier(self._ledger)]
-        cards = before.cards(promises)
-        return _Attempt(before, cards, choose(cards, request), request)
+    def _choose(self, nvml: Nvml, request: Request) -> _Attempt:
+        """Choose among the cards as they are now, beside the requests that have waited longer."""
+        now = self._snapshot(nvml)
+        cards = now.cards([*now.promises, *(self._earlier(self._ledger) if self._ledger else ())])
+        return _Attempt(now, cards, choose(cards, request), request)
 
     def _earlier(self, ledger: Ledger) -> list[Promise]:
         """The tickets of requests that have waited longer."""
@@ -210,17 +205,17 @@ class Search:
 
     # -- reserving --
 
-    def _reserve(self, nvml: Nvml, before: Snapshot) -> _Attempt:
-        """Choose and promise. before: a recent snapshot."""
+    def _reserve(self, nvml: Nvml) -> _Attempt:
+        """Choose and promise."""
         if self._ledger is not None and self._writable:
             try:
-                return self._reserve_in(self._ledger, nvml, before)
+                return self._reserve_in(self._ledger, nvml)
             except NoLedger as error:
                 self._warn(error)
                 self._undo(self._ticket)
         return self._reserve_alone(nvml)
 
-    def _reserve_in(self, ledger: Ledger, nvml: Nvml, before: Snapshot) -> _Attempt:
+    def _reserve_in(self, ledger: Ledger, nvml: Nvml) -> _Attempt:
         began = time.monotonic()
         with contextlib.ExitStack() as turn:
             locked = turn.enter_context(ledger.turn())
@@ -229,12 +224,7 @@ class Search:
             # At random without the lock, so that not all processes choose the same card.
             request = self._request if locked else replace(self._request, strategy="random")
             for _ in range(TRIES):
-                if time.monotonic() - before.taken > FRESH_SECONDS:
-                    before = self._snapshot(nvml)
-                attempt = self._choose(before, request)
-                if not attempt.choice.uuids:  # an old snapshot counts later changes twice
-                    before = self._snapshot(nvml)
-                    attempt = self._choose(before, request)
+                attempt = self._choose(nvml, request)
                 if not attempt.choice.uuids:
                     return attempt
                 held = ledger.promise(attempt.choice.uuids, request.bytes, exclusive=request.exclusive, service=self._service)
@@ -266,7 +256,7 @@ class Search:
         load, and look again."""
         request = replace(self._request, strategy="random")
         for _ in range(TRIES):
-            attempt = self._choose(self._snapshot(nvml), request)
+            attempt = self._choose(nvml, request)
             if attempt.choice.uuids:
                 time.sleep(_jittered(0.1, 0.5))
                 again = self._snapshot(nvml)

@@ -322,7 +322,7 @@ def test_a_lock_that_cannot_be_used_does_not_make_decisions_unsafe(node, lease, 
 
 
 def test_a_child_that_is_forked_while_another_thread_waits_can_lease(node, lease) -> None:
-    machine = node("24GiB")
+    machine = node("24GiB", "2GiB")  # the waiting request keeps the larger card
     holder = lease(machine.environment, memory="20GiB", otherwise="cpu")
     waiter = lease(machine.environment, memory="1GiB", otherwise="cpu")
     assert not holder.answer["cpu"]
