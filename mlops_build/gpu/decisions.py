@@ -38,13 +38,8 @@ def line(
     service: str,
     lease: str | None,
     waited: float,
-    decided: float | None = None,
 ) -> str:
-    """A decision as a line of JSON.
-
-    waited: seconds since the request. decided: seconds from the request for the directory's lock to the lease on disk; None for a decision
-    without the lock.
-    """
+    """A decision as a line of JSON. waited: seconds since the request."""
     document = {
         "schema": SCHEMA,
         "time": round(time.time(), 3),
@@ -52,7 +47,6 @@ def line(
         "service": service,
         "lease": lease,
         "waited": round(waited, 3),
-        "decided": None if decided is None else round(decided, 4),
         "request": _fields(request, Request.__slots__) | {"strategy": name_of(request.strategy)},
         "cards": [
             _fields(card, _CARD)

@@ -101,7 +101,11 @@ def lease(
     If the lease directory (MLOPS_GPU_LEASE_DIR, else /run/mlops-gpu) is missing or not writable, a card is chosen at random, weighted by
     free memory. A warning says that other services' leases are not known.
     """
-    request = _request(memory, count, exclusive, strategy, names, uuids, max_utilisation, min_compute_capability)
+    named(strategy)
+    if not isinstance(count, int) or count < 1:
+        raise UsageError(f"{count!r} is not a valid number of cards", remedy="use a count of 1 or more")
+    patterns = _several("names", names), _several("uuids", uuids)
+    request = Request(_budget(memory), count, exclusive, strategy, *patterns, max_utilisation, min_compute_capability)
     if otherwise not in ("fail", "cpu"):
         raise UsageError(f"{otherwise!r} is not a valid value of `otherwise`", remedy='use otherwise="fail" or otherwise="cpu"')
     if not (isinstance(wait, int | float) and 0 <= wait < math.inf):
@@ -140,8 +144,8 @@ class Lease:
         self.before: Mapping[str, int] = grant.before  # for a Reporter in another process
         self._process = os.getpid()
         mask = {VARIABLE: ",".join(self.uuids), ORDER: "PCI_BUS_ID"}
-        if self._promise.id:
-            mask[LEASE_VARIABLE] = self._promise.id
+        if self.id:
+            mask[LEASE_VARIABLE] = self.id
         self._before = {variable: os.environ.get(variable) for variable in mask}
         os.environ.update(mask)
         self._reporter: Reporter | None = None
@@ -165,7 +169,7 @@ class Lease:
     @property
     def id(self) -> str | None:
         """The lease's id in the lease directory; None if it was not written there."""
-        return self._promise.id or None
+        return None if self._ledger is None else self._promise.id
 
     def held_here(self) -> bool:
         """Whether this process took the lease, and has not released it."""
@@ -279,28 +283,19 @@ class Lease:
             self.release()
 
 
-def _request(
-    memory: str | int | None,
-    count: int,
-    exclusive: bool,
-    strategy: str | Strategy,
-    names: Sequence[str],
-    uuids: Sequence[str],
-    max_utilisation: int | None,
-    min_compute_capability: tuple[int, int] | None,
-) -> Request:
+def _budget(memory: str | int | None) -> int:
     if memory is None:
         log.warning("no budget is given: %s are assumed; state what the service needs (memory=, --memory)", show_bytes(ASSUMED))
     size = ASSUMED if memory is None else parse_bytes(memory) if isinstance(memory, str) else memory
     if not isinstance(size, int) or size < LEAST:
         raise UsageError(f"{memory!r} is not a valid budget", remedy='state what the service needs, with a unit, such as "4GiB"')
-    if not isinstance(count, int) or count < 1:
-        raise UsageError(f"{count!r} is not a valid number of cards", remedy="use a count of 1 or more")
-    for name, patterns in (("names", names), ("uuids", uuids)):
-        if isinstance(patterns, str):
-            raise UsageError(f"{name} is a string, {patterns!r}", remedy=f"use a list: {name}=[{patterns!r}]")
-    named(strategy)
-    return Request(size, count, exclusive, strategy, tuple(names), tuple(uuids), max_utilisation, min_compute_capability)
+    return size
+
+
+def _several(name: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise UsageError(f"{name} is a string, {patterns!r}", remedy=f"use a list: {name}=[{patterns!r}]")
+    return tuple(patterns)
 
 
 def _program() -> str:

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlops_build.gpu.directory import FILE_LIMIT, FILES_PER_UID, NoLedger, SharedDirectory, json_object, locks, reason, write_all
-from mlops_build.gpu.promise import MAX_BYTES, Promise, boot_time, parse, pid_namespace, printable
+from mlops_build.gpu.promise import MAX_BYTES, Promise, boot_time, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,6 @@ class Held:
 
     promise: Promise
     descriptor: int
-    kind: str = "lease"
 
 
 class Ledger(SharedDirectory):
@@ -129,58 +128,30 @@ class Ledger(SharedDirectory):
         live = [ticket for ticket in self._live(_TICKET) if (ticket.until or 0.0) > boot_time()]
         return [replace(ticket, service=f"{ticket.service} (waiting)") for ticket in live]
 
-    def promise(
-        self,
-        uuids: Sequence[str],
-        size: int,
-        *,
-        exclusive: bool,
-        service: str,
-        kind: str = "lease",
-        boot: float | None = None,
-        until: float | None = None,
-    ) -> Held:
-        """Promise `size` bytes on each card until the last process that holds the descriptor ends. Raises NoLedger (a full disk).
+    def hold(self, promise: Promise) -> Held:
+        """Promise the memory until the last process that holds the descriptor ends. Raises NoLedger (a full disk).
 
-        kind: lease, or ticket (a request that waits). boot: when the request began; None: now. until: when the ticket ends, even if the
-        process was stopped; both in seconds since the machine was started.
+        The file is locked before it gets its name, so that no process sees it unlocked and removes it.
         """
-        promise = Promise(
-            id=os.urandom(8).hex(),
-            uuids=tuple(uuids),
-            bytes=size,
-            exclusive=exclusive,
-            service=printable(service),
-            pid=os.getpid(),
-            pid_namespace=pid_namespace(),
-            uid=os.geteuid(),
-            created=time.time(),
-            boot=boot_time() if boot is None else boot,
-            until=until,
-        )
-        return self.write_promise(promise, kind)
-
-    def write_promise(self, promise: Promise, kind: str = "lease") -> Held:
-        """Write the file of a lease. It is locked before it gets its name, so that no process sees it unlocked and removes it."""
         names = ("uuids", "bytes", "exclusive", "service", "pid", "pid_namespace", "created", "boot", "until")
         content = json.dumps({"schema": 1, **{name: getattr(promise, name) for name in names}}).encode()
-        temporary = f".{promise.id}.{kind}.new"
+        temporary = f".{promise.file}.new"
         with self._writing(temporary):
             descriptor = self._create(temporary)
             try:
                 write_all(descriptor, content)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-                os.rename(temporary, f"{promise.id}.{kind}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
-                os.set_inheritable(descriptor, kind == "lease")
+                os.rename(temporary, promise.file, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+                os.set_inheritable(descriptor, promise.until is None)
             except BaseException:
                 os.close(descriptor)
                 raise
-        return Held(promise, descriptor, kind)
+        return Held(promise, descriptor)
 
     def withdraw(self, held: Held) -> None:
         """End a lease, also for processes that inherited its descriptor."""
-        for name in (f"{held.promise.id}.{held.kind}", f"{held.promise.id}.seen"):
+        for name in (held.promise.file, f"{held.promise.id}.seen"):
             self._remove(name)
         fcntl.fcntl(held.descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
         fcntl.flock(held.descriptor, fcntl.LOCK_UN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -46,6 +46,21 @@ class Promise:
     def order(self) -> tuple[bool, float, str]:
         """Sorts promises alike in all processes: leases of older releases first, since these do not withdraw, then the earlier."""
         return self.boot is not None, self.boot or 0.0, self.id
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.id}.{'lease' if self.until is None else 'ticket'}"
+
+
+def new(
+    uuids: Sequence[str], size: int, service: str, *, exclusive: bool = False, boot: float | None = None, until: float | None = None
+) -> Promise:
+    """A promise of this process. boot: when the request began; None: now. until: only for a ticket."""
+    pid, uid, now = os.getpid(), os.geteuid(), boot_time() if boot is None else boot
+    return Promise(
+        os.urandom(8).hex(), tuple(uuids), size, exclusive, printable(service), pid, pid_namespace(), uid, time.time(), now, until
+    )
 
 
 def boot_time() -> float:

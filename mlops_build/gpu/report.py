@@ -98,7 +98,7 @@ class Reporter(threading.Thread):
         """Write the lease again if somebody has removed it. The new descriptor stays open until this process ends."""
         with self._writing:
             if self._ledger.lease(self._promise.id) is None:
-                self._ledger.write_promise(self._promise)
+                self._ledger.hold(self._promise)
                 log.warning("the lease %s was removed from %s, and is written again", self._promise.id, self._ledger.path)
 
     def report(self, nvml: Nvml, *, loaded: bool = False) -> bool:

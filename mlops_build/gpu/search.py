@@ -24,7 +24,7 @@ from mlops_build.gpu.choice import Choice, Request, choose, could_ever, why_not
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
 from mlops_build.gpu.nvml import NoDriver, Nvml
-from mlops_build.gpu.promise import Promise, boot_time, pid_namespace, printable
+from mlops_build.gpu.promise import Promise, boot_time, new, printable
 from mlops_build.gpu.report import unexplained
 from mlops_build.gpu.verdict import Verdict, verdict
 from mlops_build.gpu.visible import visible
@@ -85,14 +85,12 @@ class Search:
         self._request, self._service = request, service
         self._progress = progress or log.warning
         self._began, self._boot = time.monotonic(), boot_time()
-        self._decided: float | None = None
         self._ledger: Ledger | None = None
         self._writable = False
         self._held: list[Held] = []  # what to undo after an error: the promise, the ticket
         self._ticket: Held | None = None
         self._ticket_ends = 0.0
         self._left: dict[str, int] = {}  # when the ticket was written, by UUID
-        self._tried: set[str] = set()  # cards on which nothing became free
         self._ledger_error: NoLedger | None = None  # reported only if there are cards to choose from
         self._warned = ""
 
@@ -111,7 +109,7 @@ class Search:
             if not isinstance(error, NoDriver) or otherwise != "cpu":
                 raise
             log.warning("%s; using the CPU (otherwise: cpu)", error)
-            return Grant((), _unwritten((), 0, self._service))
+            return Grant((), new((), 0, self._service))
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
         if self._ledger_error is not None:
@@ -147,12 +145,12 @@ class Search:
             return Grant(attempt.chosen, attempt.held.promise, self._ledger, attempt.held, before)
         self._close()
         if granted:
-            return Grant(attempt.chosen, _unwritten(attempt.choice.uuids, attempt.request.bytes, self._service))
+            return Grant(attempt.chosen, new(attempt.choice.uuids, attempt.request.bytes, self._service))
         waited = time.monotonic() - self._began
         missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}: {_why(attempt)}"
         if otherwise == "cpu":
             log.warning("%s; using the CPU (otherwise: cpu)", missing)
-            return Grant((), _unwritten((), 0, self._service))
+            return Grant((), new((), 0, self._service))
         raise NoRoom(
             missing,
             remedy='wait for room (wait=120, --wait 120), request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
@@ -227,12 +225,11 @@ class Search:
                 attempt = self._choose(nvml, request)
                 if not attempt.choice.uuids:
                     return attempt
-                held = ledger.promise(attempt.choice.uuids, request.bytes, exclusive=request.exclusive, service=self._service)
+                held = ledger.hold(new(attempt.choice.uuids, request.bytes, self._service, exclusive=request.exclusive))
                 self._held.append(held)
                 # A release before 0.7 reads no promise again after its own. If one is deciding, its lease is on disk when the lock is free.
                 locked = locked or turn.enter_context(ledger.turn(LOCK_SECONDS))
                 if self._settled(ledger, attempt, held.promise):
-                    self._decided = time.monotonic() - began
                     return replace(attempt, held=held)
                 self._undo(self._ticket)
                 if time.monotonic() - began > TRY_SECONDS:
@@ -275,18 +272,12 @@ class Search:
         chosen = old.promise.uuids if old is not None else ()
         if old is None or all(left[uuid] <= self._left.get(uuid, 0) for uuid in chosen):  # nothing has become free there
             taken = {uuid for ticket in self._earlier(self._ledger) for uuid in ticket.uuids}
-            self._tried = (self._tried | set(chosen)) if len(self._tried | set(chosen)) < len(could) else set()
-            chosen = tuple(sorted(could, key=lambda uuid: (uuid in self._tried, uuid in taken))[: request.count])
+            chosen = tuple(sorted(could, key=lambda uuid: (uuid in chosen, uuid in taken))[: request.count])
         self._left, self._ticket_ends = left, now + TICKET_SECONDS
+        until = boot_time() + 2 * TICKET_SECONDS
         try:
-            self._ticket = self._ledger.promise(
-                chosen,
-                request.bytes,
-                exclusive=request.exclusive,
-                service=self._service,
-                kind="ticket",
-                boot=self._boot,
-                until=boot_time() + 2 * TICKET_SECONDS,
+            self._ticket = self._ledger.hold(
+                new(chosen, request.bytes, self._service, exclusive=request.exclusive, boot=self._boot, until=until)
             )
         except NoLedger as error:
             log.warning("waiting without a ticket, so later requests may be first: %s", error.message)
@@ -332,7 +323,6 @@ class Search:
             service=self._service,
             lease=lease_id,
             waited=time.monotonic() - self._began,
-            decided=self._decided,
         )
         try:
             decisions.record(self._ledger, text, os.geteuid())
@@ -349,11 +339,6 @@ class Search:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
-
-
-def _unwritten(uuids: tuple[str, ...], size: int, service: str) -> Promise:
-    """A promise that is not in a lease directory."""
-    return Promise("", uuids, size, False, service, os.getpid(), pid_namespace(), os.geteuid(), time.time())
 
 
 def _jittered(least: float, most: float) -> float:

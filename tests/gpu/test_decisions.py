@@ -18,12 +18,13 @@ for memory in sys.argv[1:]:
 ASK_MORE = """
 from mlops_build import gpu
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 
 def first(cards, request, rng):
     return cards
 
 with Ledger.open() as ledger:
-    held = ledger.promise([gpu.cards()[0].uuid], 2 << 30, exclusive=False, service="older")
+    held = ledger.hold(new([gpu.cards()[0].uuid], 2 << 30, "older"))
     gpu.lease("1GiB", strategy=first, names=["*L4*"], max_utilisation=50, min_compute_capability=(7, 0)).release()
 """
 

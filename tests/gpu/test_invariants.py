@@ -18,7 +18,7 @@ from mlops_build.gpu.cards import Card, Snapshot
 from mlops_build.gpu.choice import STRATEGIES, Request, choose
 from mlops_build.gpu.ledger import Held, Ledger
 from mlops_build.gpu.nvml import Reading, Trouble
-from mlops_build.gpu.promise import Promise
+from mlops_build.gpu.promise import Promise, new
 from tests.gpu.nodes import GIB, Shared, Tenant, shared_node
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
@@ -91,7 +91,7 @@ class Histories(RuleBasedStateMachine):
                 assert (card.used_bytes or 0) - sum(self.used.get(lease.id, 0) for lease in card.leases) + request.bytes + sum(
                     lease.bytes for lease in card.leases
                 ) <= (card.total_bytes or 0)
-            held = self.ledger.promise(choice.uuids, request.bytes, exclusive=exclusive, service="ranker")
+            held = self.ledger.hold(new(choice.uuids, request.bytes, "ranker", exclusive=exclusive))
             self.owners[held.promise.id] = held
 
         with self.ledger.turn():

@@ -20,15 +20,17 @@ import pytest
 from mlops_build.gpu import ledger as leases
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 HOLD = """
 import os, sys, time
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 if sys.argv[2] != "-": os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 os.umask(0o077)
 ledger = Ledger.open(sys.argv[1])
-held = ledger.promise(["GPU-a"], 1 << 30, exclusive=False, service=sys.argv[3])
+held = ledger.hold(new(["GPU-a"], 1 << 30, sys.argv[3]))
 exec(sys.argv[4])
 print("held", held.promise.id, flush=True)
 sys.stdin.read()
@@ -146,7 +148,7 @@ def test_other_files_do_not_hide_a_lease(directory: Path, holder) -> None:
 @pytest.mark.parametrize("time", [10**400, -1e308, -1])
 def test_an_absurd_time_is_ignored(directory: Path, name: str, time: float) -> None:
     with Ledger.open(directory) as ledger:
-        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        held = ledger.hold(new(["GPU-a"], 1, "a"))
         (file,) = directory.glob("*.lease")
         file.write_text(json.dumps(json.loads(file.read_text()) | {name: time}))
         with Ledger.open(directory) as other:
@@ -189,7 +191,7 @@ def test_a_subprocess_does_not_keep_the_lease(directory: Path, holder) -> None:
 
 def test_withdrawing_ends_the_lease_for_all_that_inherited_it(directory: Path) -> None:
     with Ledger.open(directory) as ledger:
-        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        held = ledger.hold(new(["GPU-a"], 1, "a"))
         inherited = os.dup(held.descriptor)
         ledger.withdraw(held)
         assert ledger.promises() == []
@@ -222,7 +224,7 @@ def test_all_users_can_use_the_lock_that_any_of_them_created(directory: Path) ->
 @root
 def test_only_reports_of_the_owner_and_peaks_of_trusted_users_count(directory: Path) -> None:
     with Ledger.open(directory) as ledger:
-        held = ledger.promise(["GPU-a"], 1 << 30, exclusive=False, service="a")
+        held = ledger.hold(new(["GPU-a"], 1 << 30, "a"))
         as_user(directory, f"ledger.report({held.promise.id!r}, {{'GPU-a': 1 << 40}}, loaded=True); ledger.write_peaks({{'a': 1}})")
         (promise,) = ledger.promises()
         assert (promise.seen, promise.loaded) == ({}, False)
@@ -235,7 +237,8 @@ def test_only_reports_of_the_owner_and_peaks_of_trusted_users_count(directory: P
 def as_user(directory: Path, code: str, uid: int = 65534) -> str:
     # Imports come first, since the other user may not be able to read this interpreter's folder.
     become = f"import os; os.umask(0o077); os.setgroups([]); os.setgid({uid}); os.setuid({uid})"
-    program = f"from mlops_build.gpu.ledger import Ledger\n{become}\nledger = Ledger.open({str(directory)!r})\n{code}"
+    imports = "from mlops_build.gpu.ledger import Ledger\nfrom mlops_build.gpu.promise import new"
+    program = f"{imports}\n{become}\nledger = Ledger.open({str(directory)!r})\n{code}"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
@@ -254,7 +257,7 @@ HOSTILE = {
 def test_a_hostile_object_in_place_of_a_file_blocks_no_process(directory: Path, what: str, name: str) -> None:
     HOSTILE[what](directory / name)
     with Ledger.open(directory) as ledger:
-        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        held = ledger.hold(new(["GPU-a"], 1, "a"))
         assert [promise.service for promise in ledger.promises()] == ["a"]
         ledger.peaks()
         if name == "lock" and what not in ("sparse", "nobody"):
@@ -360,7 +363,7 @@ sys.stdin.read()
     try:
         assert process.stdout.readline() == "ready\n"
         with Ledger.open(directory) as ledger:
-            held = ledger.promise(["GPU-a"], 1, exclusive=False, service="ours")
+            held = ledger.hold(new(["GPU-a"], 1, "ours"))
             promises = ledger.promises()
             assert "ours" in [promise.service for promise in promises]
             assert len(promises) == leases.FILES_PER_UID + 1
@@ -468,7 +471,7 @@ def test_a_full_disk_raises_no_ledger_and_leaves_no_files(directory: Path, monke
     with Ledger.open(directory) as ledger:
         monkeypatch.setattr(leases.os, "write", full)
         with pytest.raises(NoLedger, match="No space left"):
-            ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+            ledger.hold(new(["GPU-a"], 1, "a"))
         with pytest.raises(NoLedger, match="No space left"):
             ledger.report("0" * 16, {}, loaded=False)
         monkeypatch.undo()
@@ -492,6 +495,7 @@ def test_files_of_other_users_are_opened_without_o_creat(directory: Path) -> Non
     program = f"""
 import os, sys
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 def look(event, arguments):
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT and not arguments[2] & os.O_EXCL:
         print(arguments)
@@ -499,7 +503,7 @@ for _ in range(2):
     ledger = Ledger.open({str(directory)!r})
     if _: sys.addaudithook(look)
     with ledger.turn():
-        held = ledger.promise(["GPU-a"], 1, exclusive=False, service="a")
+        held = ledger.hold(new(["GPU-a"], 1, "a"))
     ledger.report(held.promise.id, {{}}, loaded=True)
     ledger.write_peaks({{}})
     ledger.append("decisions-0.jsonl", b"{{}}\\n", 10)

@@ -82,8 +82,9 @@ def test_a_container_counts_all_neighbours_together(node: MakeNode, cards: Calla
 LEASE = """
 import os, subprocess, sys
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 with Ledger.open() as ledger:
-    held = ledger.promise([sys.argv[1]], int(sys.argv[2]), exclusive=False, service="mine")
+    held = ledger.hold(new([sys.argv[1]], int(sys.argv[2]), "mine"))
 os.execvp(sys.executable, [sys.executable, "-IS", *sys.argv[3:]])
 """
 

@@ -12,6 +12,7 @@ import pytest
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import new
 from mlops_build.gpu.release import NoSuchLease, SeveralLeases, find
 from tests.gpu.conftest import MakeNode
 from tests.gpu.holder import HOLDER, Holder
@@ -35,7 +36,7 @@ def ids(node: testing.Node) -> list[str]:
 
 def test_a_lease_is_found_by_id_service_or_first_letters(tmp_path: Path) -> None:
     with Ledger.open(tmp_path) as ledger:
-        held = [ledger.promise(["GPU-1"], GIB, exclusive=False, service=service) for service in ("spam", "eggs", "eggs")]
+        held = [ledger.hold(new(["GPU-1"], GIB, service)) for service in ("spam", "eggs", "eggs")]
         spam, *eggs = [lease.promise.id for lease in held]
         for name in ("spam", spam, spam[:8]):
             assert find(ledger, name).id == spam

@@ -4,7 +4,7 @@ import pytest
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise
+from mlops_build.gpu.promise import Promise, new
 from tests.gpu.holder import wait_until
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -74,7 +74,7 @@ def test_a_lease_that_exceeded_its_budget_counts_with_its_peak(node, run_python)
     machine = node("24GiB")
     with Ledger.open(machine.directory / "leases") as ledger:
         uuid = machine.cards[0].uuid
-        held = ledger.promise([uuid], 4 * GIB, exclusive=False, service="ranker")
+        held = ledger.hold(new([uuid], 4 * GIB, "ranker"))
         ledger.report(held.promise.id, {uuid: 3 * GIB}, loaded=True, peak={uuid: 7 * GIB, "another": 9 * GIB})
         machine.set_used(0, "3GiB")
         for environment in (machine.environment, machine.view(hide_pids=True)):

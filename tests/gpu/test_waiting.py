@@ -4,7 +4,7 @@ import json
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise, boot_time
+from mlops_build.gpu.promise import Promise, boot_time, new
 from tests.gpu.holder import HOLDER, wait_until
 
 GIB = 1 << 30
@@ -105,9 +105,7 @@ def test_each_waiting_request_keeps_a_card_of_its_own(node, lease) -> None:
 def test_the_ticket_of_a_stopped_process_ends(node, lease) -> None:
     machine = node("24GiB")
     with Ledger.open(machine.directory / "leases") as ledger:
-        held = ledger.promise(
-            [machine.cards[0].uuid], 20 * GIB, exclusive=False, service="a", kind="ticket", boot=boot_time() - 30, until=boot_time() - 1
-        )
+        held = ledger.hold(new([machine.cards[0].uuid], 20 * GIB, "a", boot=boot_time() - 30, until=boot_time() - 1))
         assert ledger.tickets() == []
         assert "uuids" in lease(machine.environment, memory="20GiB").answer
         ledger.withdraw(held)
