@@ -144,11 +144,8 @@ def named(strategy: str | Strategy) -> Strategy:
 
 
 def name_of(strategy: str | Strategy) -> str:
-    """A strategy's name for records and messages: `module:function` for a user's own function."""
-    if isinstance(strategy, str):
-        return strategy
-    own = f"{getattr(strategy, '__module__', '?')}:{getattr(strategy, '__qualname__', '?')}"
-    return next((name for name in NAMES if STRATEGIES[name] is strategy), own)
+    """A strategy's name for records and messages."""
+    return strategy if isinstance(strategy, str) else str(getattr(strategy, "__name__", "own"))
 
 
 def _busy(card: Card, request: Request) -> str | None:

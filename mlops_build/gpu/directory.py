@@ -13,7 +13,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlops_build.errors import Failed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FILE_LIMIT = 64 * 1024  # a lease is about 300 bytes
 # A limit for the leases of one uid: many files of one user must not delay other users.
 FILES_PER_UID = 1024
+LONGEST_PAUSE = 0.1  # s, between two tries to take a lock
 
 
 def locks(descriptor: int, kind: int) -> bool:
@@ -82,13 +84,19 @@ class SharedDirectory:
         finally:
             os.close(descriptor)
 
-    def slot(self, name: str) -> int | None:
-        """Lock a file that all uids share, without waiting. Returns its descriptor; None if it is locked already. Raises NoLedger."""
-        descriptor = self._open_or_create(name)
-        if locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):
-            return descriptor
-        os.close(descriptor)
-        return None
+    def slot(self, names: Sequence[str], seconds: float = 0.0) -> int | None:
+        """Lock one of these files, which all uids share. Returns its descriptor; None if none is free within `seconds`. Raises NoLedger."""
+        deadline, pause = time.monotonic() + seconds, 0.001
+        while True:
+            for name in names:
+                descriptor = self._open_or_create(name)
+                if locks(descriptor, fcntl.LOCK_EX) and self._is(name, descriptor):  # not removed in the meantime
+                    return descriptor
+                os.close(descriptor)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(pause * (0.5 + os.urandom(1)[0] / 255))  # random, so that waiting processes do not try at the same time
+            pause = min(LONGEST_PAUSE, pause * 1.5)
 
     def append(self, name: str, line: bytes, limit: int) -> None:
         """Append a line to one of this uid's own files. A file larger than `limit` bytes keeps its newest half. Raises NoLedger."""
@@ -113,13 +121,9 @@ class SharedDirectory:
 
     def files(self, pattern: re.Pattern[str]) -> list[str]:
         """Sorted names of the directory that match. All of it is read: other files must not hide a lease."""
-        # A descriptor of its own, since scandir moves the position, which threads would share.
-        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
-        try:
-            with os.scandir(descriptor) as entries:
-                return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
-        finally:
-            os.close(descriptor)
+        # Not by the descriptor, since reading moves its position, which threads would share.
+        names = os.listdir(f"/proc/self/fd/{self._directory}")  # noqa: PTH208 - pathlib costs its import
+        return sorted(name for name in names if pattern.fullmatch(name))
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace one of this uid's own files by a JSON document. Raises NoLedger."""

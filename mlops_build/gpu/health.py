@@ -2,7 +2,6 @@
 
 import os
 import stat
-import time
 from pathlib import Path
 
 from mlops_build.finding import Finding
@@ -12,8 +11,6 @@ from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger
 from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
 
-# A file in the lease directory whose time is this far in the future was written with another clock, or before the clock was set back.
-CLOCK_SECONDS = 60.0
 LOCK_SECONDS = 0.5
 CREATE = (
     "run as root: `install --directory --mode 1777 {path}`; for a folder below /run add `d {path} 1777 root root -` to a file in "
@@ -79,10 +76,6 @@ def of_directory(path: Path) -> list[Finding]:
     elif not writable:
         why = f"{path} has the mode {mode:04o}: services of other users cannot write a lease"
         findings.append(Finding(subject, "gpu-leases", why, f"run as root: chmod 1777 {path}"))
-    newest = max((entry.stat(follow_symlinks=False).st_mtime for entry in os.scandir(path)), default=0.0)
-    if newest > time.time() + CLOCK_SECONDS:
-        why = f"a file in {path} is {newest - time.time():.0f} s newer than this machine's clock: peaks of neighbours fade at a wrong rate"
-        findings.append(Finding("clock", "gpu-clock", why, "set the clock (`timedatectl`, chrony); the files need no change"))
     return findings
 
 

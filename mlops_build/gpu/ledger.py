@@ -24,7 +24,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -41,7 +41,6 @@ DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
 LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
-LOCK_POLL_SECONDS = 0.1
 PEAKS_LIMIT = 1024 * 1024
 
 _LEASE, _TICKET = re.compile(r"[0-9a-f]{16}\.lease"), re.compile(r"[0-9a-f]{16}\.ticket")
@@ -86,7 +85,9 @@ class Ledger(SharedDirectory):
     @contextlib.contextmanager
     def turn(self, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
         """Hold the directory's lock, if it is free within `seconds`; whether it is held. It is not if the lock cannot be used at all."""
-        descriptor = self._take_lock(time.monotonic() + seconds)
+        descriptor = None
+        with contextlib.suppress(NoLedger):
+            descriptor = self.slot([LOCK], seconds)
         try:
             yield descriptor is not None
         finally:
@@ -94,23 +95,6 @@ class Ledger(SharedDirectory):
                 # Closing alone is not enough, since a child process may have inherited the descriptor.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
                 os.close(descriptor)
-
-    def _take_lock(self, deadline: float) -> int | None:
-        pause = 0.001
-        while True:
-            try:
-                descriptor = self._open_or_create(LOCK)
-            except NoLedger:
-                return None
-            while not locks(descriptor, fcntl.LOCK_EX):
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    return None
-                time.sleep(pause * (0.5 + os.urandom(1)[0] / 255))  # random, so that waiting processes do not try at the same time
-                pause = min(LOCK_POLL_SECONDS, pause * 1.5)
-            if self._is(LOCK, descriptor):
-                return descriptor
-            os.close(descriptor)  # the lock file was removed in the meantime, and this one is no longer the lock
 
     # -- leases --
 
@@ -173,16 +157,8 @@ class Ledger(SharedDirectory):
         """The documents of write_peaks, one for each trusted observer: root, the directory's owner and this uid. A peak reduces the memory
         for all users, so a hostile one would block the node."""
         trusted = {0, os.geteuid(), os.fstat(self._directory).st_uid}
-        documents = []
-        for uid in trusted:
-            read = self.read(f"peaks-{uid}.json", PEAKS_LIMIT)
-            if read is not None and read[1] == uid:
-                document = json_object(read[0])
-                if document is None:
-                    self._warn(f"peaks-{uid}.json", uid, "it is not a JSON object")
-                else:
-                    documents.append(document)
-        return documents
+        documents = [self._document(f"peaks-{uid}.json", (uid,), PEAKS_LIMIT) for uid in trusted]
+        return [document for document in documents if document is not None]
 
     def write_peaks(self, document: Mapping[str, Any]) -> None:
         """Replace this uid's peaks. Raises NoLedger."""
@@ -240,17 +216,20 @@ class Ledger(SharedDirectory):
 
     def _with_report(self, promise: Promise) -> Promise:
         """The lease with its report, if its owner wrote one."""
-        name = f"{promise.id}.seen"
-        read = self.read(name)
-        if read is None:
+        report = self._document(f"{promise.id}.seen", (promise.uid, 0))
+        if report is None:
             return promise
-        content, writer = read
-        report = json_object(content)
-        seen = report.get("seen") if report is not None else None
-        if writer not in (promise.uid, 0) or report is None or not isinstance(seen, dict):
-            self._warn(name, writer, "it is not a valid report of the lease's owner")
-            return promise
-        return replace(promise, seen=_sizes(seen, promise), peak=_sizes(report.get("peak"), promise), loaded=report.get("loaded") is True)
+        seen, peak = (_sizes(report.get(name), promise) for name in ("seen", "peak"))
+        return replace(promise, seen=seen, peak=peak, loaded=report.get("loaded") is True)
+
+    def _document(self, name: str, writers: Collection[int], limit: int = FILE_LIMIT) -> dict[str, Any] | None:
+        """The JSON object in a file that one of these uids wrote; None without one."""
+        read = self.read(name, limit)
+        document = json_object(read[0]) if read is not None else None
+        if read is not None and (document is None or read[1] not in writers):
+            self._warn(name, read[1], "it is not a JSON object of the right user")
+            return None
+        return document
 
 
 def _sizes(document: object, promise: Promise) -> dict[str, int]:

@@ -3,7 +3,6 @@
 Services that load within their budgets need none. They are for services that use more than their budget while they load.
 """
 
-import os
 import time
 from collections.abc import Sequence
 
@@ -14,7 +13,6 @@ from mlops_build.gpu.ledger import Ledger
 
 # A model loads in seconds to minutes. After this time a service loads without a slot: a service that hangs must not block the others.
 SECONDS = 120.0
-POLL_SECONDS = 0.1
 
 
 def enter(ledger: Ledger, uuids: Sequence[str], seconds: float = SECONDS) -> list[int]:
@@ -29,27 +27,18 @@ def enter(ledger: Ledger, uuids: Sequence[str], seconds: float = SECONDS) -> lis
         log.warning("%s; one service loads at a time", error)
         count = 1
     for uuid in sorted(uuids):  # the same order everywhere, so that two services with two cards do not deadlock
+        names = [f"load-{uuid.replace('/', '_')}-{number}" for number in range(count)]
         try:
-            descriptor = _enter(ledger, [f"load-{uuid.replace('/', '_')}-{number}" for number in range(count)], uuid, deadline)
+            descriptor = ledger.slot(names)
+            if descriptor is None:
+                left = max(0.0, deadline - time.monotonic())
+                log.warning("waiting to load onto %s: another service is loading (at most %.0f s)", uuid, left)
+                descriptor = ledger.slot(names, left)
         except NoLedger as error:
             log.warning("loading without a load slot: %s", error)
             continue
-        if descriptor is not None:
+        if descriptor is None:
+            log.warning("loading onto %s without a load slot: other services are still loading", uuid)
+        else:
             descriptors.append(descriptor)
     return descriptors
-
-
-def _enter(ledger: Ledger, names: Sequence[str], uuid: str, deadline: float) -> int | None:
-    warned = False
-    while True:
-        for name in names:
-            descriptor = ledger.slot(name)
-            if descriptor is not None:
-                return descriptor
-        if time.monotonic() > deadline:
-            log.warning("loading onto %s without a load slot: other services are still loading", uuid)
-            return None
-        if not warned:
-            warned = True
-            log.warning("waiting to load onto %s: another service is loading (at most %.0f s)", uuid, deadline - time.monotonic())
-        time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 512))  # random, so that waiting processes do not retry at the same time

@@ -61,7 +61,7 @@ def test_a_record_has_all_inputs(node, run_python) -> None:
         "bytes": 1 << 30,
         "count": 1,
         "exclusive": False,
-        "strategy": "__main__:first",
+        "strategy": "first",
         "names": ["*L4*"],
         "uuids": [],
         "max_utilisation": 50,

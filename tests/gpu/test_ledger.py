@@ -507,7 +507,7 @@ for _ in range(2):
     ledger.report(held.promise.id, {{}}, loaded=True)
     ledger.write_peaks({{}})
     ledger.append("decisions-0.jsonl", b"{{}}\\n", 10)
-    os.close(ledger.slot("load-GPU-a-0"))
+    os.close(ledger.slot(["load-GPU-a-0"]))
     ledger.promises(), ledger.peaks()
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == ""
