@@ -52,7 +52,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """The node's settings, from the file that MLOPS_GPU_CONFIG names, else /etc/mlops-gpu.toml; defaults without a file.
+    """The node's settings, from the file that MLOPS_GPU_CONFIG names, else from /etc/mlops-gpu.toml, or defaults if that does not exist.
 
     Raises BadConfig, also for an unknown key: an ignored budget would harm a service.
     """
@@ -60,10 +60,12 @@ def settings() -> Settings:
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs its import
             content = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return Settings()
     except OSError as error:
-        raise BadConfig(f"{path} cannot be read: {error.strerror}", remedy=f"make it readable for all users: chmod 644 {path}") from None
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if missing and path == FILE:
+            return Settings()
+        remedy = f"create it, or unset {FILE_VARIABLE}" if missing else f"make it readable for all users: chmod 644 {path}"
+        raise BadConfig(f"{path} cannot be read: {error.strerror}", remedy=remedy) from None
     return parse(content, path)
 
 

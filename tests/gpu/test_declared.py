@@ -70,7 +70,11 @@ def test_an_invalid_file_is_refused_with_place_and_remedy(text: str, message: st
 def test_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gpu.toml"
     monkeypatch.setenv("MLOPS_GPU_CONFIG", str(file))
-    assert settings() == Settings()
+    with pytest.raises(BadConfig, match=r"gpu\.toml cannot be read: No such file") as missing:
+        settings()
+    assert missing.value.remedy == "create it, or unset MLOPS_GPU_CONFIG"
+    monkeypatch.setattr("mlops_build.gpu.declared.FILE", str(file))
+    assert settings() == Settings(), "the default file may be missing"
     file.write_text("loading = 3")
     assert settings().loading == 3
     file.unlink()

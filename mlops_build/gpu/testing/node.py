@@ -71,6 +71,7 @@ class Node:
         leases = self.directory / "leases"
         leases.mkdir(parents=True, exist_ok=True)
         leases.chmod(0o1777)
+        (self.directory / "mlops-gpu.toml").touch()
         (self.directory / "nvidia-uvm").touch(mode=0o666)  # a process that has started CUDA holds it open
 
     def _add(self, card: SimulatedCard, parent: int, bus_id: str, serial: str) -> int:
@@ -125,7 +126,7 @@ class Node:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, changed for processes on the node (`env=`): with the libraries in LD_LIBRARY_PATH, the node's own
-        lease directory and mlops-gpu.toml (not created), and without a mask."""
+        lease directory and (empty) mlops-gpu.toml, and without a mask."""
         environment = {name: value for name, value in os.environ.items() if name not in _FROM_OUTSIDE}
         others = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(self.libraries), *([others] if others else [])])
