@@ -20,6 +20,7 @@ LIMIT = 256 * 1024
 LATEST = 1e11  # unix s; time.localtime refuses times much later
 _NAME = re.compile(r"decisions-[0-9]+\.jsonl")
 # granted: a lease. waiting: no room yet. refused: no room. cpu: no room, and the CPU was allowed.
+PICK = "gpu pick"  # the service of requests that choose a card without taking a lease
 OUTCOMES = ("granted", "waiting", "refused", "cpu")
 _CARD = (
     *("index", "uuid", "name", "total_bytes", "used_bytes", "trouble", "why", "utilisation", "mig_parent", "compute_capability"),

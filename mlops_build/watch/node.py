@@ -14,7 +14,7 @@ from typing import Any
 from mlops_build.gpu.cards import Card, remember
 from mlops_build.gpu.cards import Snapshot as Readings
 from mlops_build.gpu.cards import snapshot as read_node
-from mlops_build.gpu.decisions import read
+from mlops_build.gpu.decisions import PICK, read
 from mlops_build.gpu.declared import BadConfig, Settings
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import Ledger
@@ -31,7 +31,7 @@ RECENT_SECONDS = 600.0  # the period of `recent`, for processes that take one sn
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Numbers of lease decisions by outcome, and the seconds that requests waited."""
+    """Numbers of lease decisions by outcome, without those of `gpu pick`, and the seconds that requests waited."""
 
     granted: int = 0
     refused: int = 0
@@ -44,6 +44,8 @@ class Counts:
         numbers = {outcome: getattr(self, outcome) for outcome in ("granted", "refused", "waiting", "cpu")}
         waited = self.waited_seconds
         for decision in decisions:
+            if decision.get("service") == PICK:
+                continue
             if decision.get("outcome") in numbers:
                 numbers[decision["outcome"]] += 1
             seconds = decision.get("waited")
@@ -86,9 +88,7 @@ class Watcher:
         self._nvml: Nvml | None = None
         self._ledger: Ledger | None = None
         self._counts = Counts()
-        self._counted: set[tuple[int, float, int]] | None = (
-            None  # the decisions that are in _counts, or were made before; None: not read yet
-        )
+        self._counted: set[str] | None = None  # the decisions that are in _counts, or were made before; None: not read yet
         self._warned = ""
 
     def snapshot(self) -> Snapshot:
@@ -154,9 +154,9 @@ class Watcher:
 
     def _count(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Count the decisions that were not in the last snapshot. In the first one, none is counted."""
-        # The seed is random. Neither times nor positions in the files are enough: clocks can be set back, and the files are shortened.
-        seeds = [decision.get("seed") for decision in decisions]
-        keys = [(made["uid"], made["time"], seed if isinstance(seed, int) else 0) for made, seed in zip(decisions, seeds, strict=True)]
+        # Neither times nor positions in the files are enough: clocks can be set back, and the files are shortened. The seed (before 0.7)
+        # and the lease's id are random. `str`, because other users write the records.
+        keys = [str([made.get(key) for key in ("uid", "time", "seed", "lease", "waited")]) for made in decisions]
         if self._counted is not None:
             self._counts = self._counts.plus([decision for key, decision in zip(keys, decisions, strict=True) if key not in self._counted])
         self._counted = set(keys)
