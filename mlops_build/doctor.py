@@ -28,11 +28,12 @@ NOT_INSTALLED = "not installed"
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check: its name, its observation, and its findings."""
+    """The result of a check: its name, its observation, and its findings. absent: what it checks is not there, and need not be."""
 
     name: str
     seen: str
     findings: list[Finding] = field(default_factory=list)
+    absent: bool = False
 
     @property
     def ok(self) -> bool:
@@ -135,7 +136,8 @@ def gpu() -> Check:
     """The GPUs, their driver, and the lease directory. A machine without a GPU is not a finding."""
     from mlops_build.gpu import health
 
-    return Check("gpu", *health.look())
+    seen, findings = health.look()
+    return Check("gpu", seen, findings, absent=seen.startswith(health.NONE))
 
 
 def engine(*, required: bool) -> Check:
@@ -151,7 +153,7 @@ def engine(*, required: bool) -> Check:
         return Check("engine", version)
     why = "the Docker Engine does not answer" if client else "neither docker nor buildah is installed"
     findings = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
-    return Check("engine", why, findings) if required else Check("engine", f"{why} (only building an image here needs it)")
+    return Check("engine", why, findings) if required else Check("engine", f"{why} (only building an image here needs it)", absent=True)
 
 
 def kubectl() -> Check:
@@ -159,7 +161,7 @@ def kubectl() -> Check:
     path = shutil.which("kubectl")
     if path:
         return Check("kubectl", (_output([path, "version", "--client"]) or path).splitlines()[0])
-    return Check("kubectl", "not found")
+    return Check("kubectl", "not found", absent=True)
 
 
 def service_file(root: Path) -> Check:

@@ -2,7 +2,8 @@
 
 With --ci, in a script of a Bamboo job: also check every item of the manual setup of Bamboo, Bitbucket, the image registry, the cluster,
 MLflow and S3, as far as an agent can (`??` if it cannot, with whom to ask). Nothing is changed. --checklist prints that list with this
-service's names, without checks. Exit code 4 if something is wrong; each finding has a remedy.
+service's names, without checks. `--` marks what is not there, and need not be. Exit code 4 if something is wrong; each finding has a
+remedy.
 """
 
 import argparse
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "  mlops-build doctor\n  mlops-build doctor --deep\n  mlops-build doctor --ci\n  mlops-build doctor --ci --checklist > checklist.md"
 )
-MARKS = {"ok": "ok ", "no": "NO ", "unseen": "?? "}
+MARKS = {"ok": "ok ", "absent": "-- ", "no": "NO ", "unseen": "?? "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,10 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
         wrong = finding.Finding("bamboo-specs", "bamboo-specs", error.message, error.remedy or "restore bamboo-specs from Git")
         checks.append(doctor.Check("bamboo-specs", "the checklist cannot be created", [wrong]))
     findings = [problem for check in checks for problem in check.findings]
-    rows = [("ok" if check.ok else "no", check.name, check.seen) for check in checks]
-    document: dict[str, object] = {"checks": [{"name": check.name, "ok": check.ok, "seen": check.seen} for check in checks]}
+    rows = [("no" if check.findings else "absent" if check.absent else "ok", check.name, check.seen) for check in checks]
+    document: dict[str, object] = {
+        "checks": [{"name": check.name, "ok": check.ok, "absent": check.absent, "seen": check.seen} for check in checks]
+    }
     if names and is_valid:
         from mlops_build.checklist import checks as ci_checks
 

@@ -12,6 +12,7 @@ from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger
 from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
 
 LOCK_SECONDS = 0.5
+NONE = "no GPU"
 CREATE = (
     "run as root: `install --directory --mode 1777 {path}`; for a folder below /run add `d {path} 1777 root root -` to a file in "
     "/etc/tmpfiles.d, so that it exists after a reboot"
@@ -20,18 +21,20 @@ CREATE = (
 
 def look() -> tuple[str, list[Finding]]:
     """The cards in one line, and the findings. A missing driver is not a finding: everything then runs on the CPU."""
+    directory = Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
     try:
         observed = cards()
     except NoDriver as error:
         if error.reason is DriverTrouble.NO_LIBRARY:
-            return f"{error.message}: everything runs on the CPU", []
-        return error.message, [Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")]
+            return f"{NONE}: {error.message}; everything runs on the CPU", of_directory(directory) if directory.exists() else []
+        driver = Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")
+        return error.message, [driver, *of_directory(directory)]
     except BadConfig as error:
         return error.message, [Finding("gpu", "gpu-config", error.message, error.remedy or "fix the file")]
     if not observed:
-        return "a driver, but no card", []
+        return f"{NONE}, but a driver", of_directory(directory) if directory.exists() else []
     names = ", ".join(card.name for card in observed)
-    return names, [*of_cards(observed), *of_directory(Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY))]
+    return names, [*of_cards(observed), *of_directory(directory)]
 
 
 def of_cards(observed: list[Card]) -> list[Finding]:

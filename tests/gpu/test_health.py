@@ -66,12 +66,32 @@ def test_a_driver_that_fails_is_a_finding(node: MakeNode, code: int, remedy: str
     assert remedy in finding["remedy"]
 
 
-def test_a_missing_driver_is_not_a_finding() -> None:
-    if "NVIDIA" in look(os.environ)[0] and not look(os.environ)[0].endswith(": everything runs on the CPU"):
+def test_a_missing_driver_is_not_a_finding(tmp_path: Path) -> None:
+    environment = {**os.environ, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")}
+    summary, findings = look(environment)
+    if not summary.startswith("no GPU"):
         pytest.skip("this machine has a card")
-    summary, findings = look(os.environ)
-    assert summary == f"libnvidia-ml.so.1 is not found: {no_gpu.no_driver()}: everything runs on the CPU"
+    assert summary == f"no GPU: libnvidia-ml.so.1 is not found: {no_gpu.no_driver()}; everything runs on the CPU"
     assert findings == []
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops_build", "doctor"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "\n--  gpu " in done.stdout, "it must not read as if a GPU were fine"
+
+
+def test_a_lease_directory_is_checked_without_a_card(node: MakeNode) -> None:
+    made = node()
+    assert look(made.environment) == ("no GPU, but a driver", [])
+    leases(made).chmod(0o755)
+    assert rules(made.environment) == ["gpu-leases"]
+    made.fail_init(9)
+    assert rules(made.environment) == ["gpu-driver", "gpu-leases"]
 
 
 def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
