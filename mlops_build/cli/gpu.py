@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
 from mlops_build.errors import NoRoom, UsageError
-from mlops_build.quantity import show_bytes
+from mlops_build.gpu import log
+from mlops_build.quantity import parse_setting, show_bytes
+from mlops_build.setting import given, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,12 +31,16 @@ EXAMPLE = """  mlops-build gpu list --watch
   mlops-build gpu explain -n 3"""
 EXAMPLES = {
     "list": """  mlops-build gpu list
-  mlops-build gpu list --watch 5""",
+  mlops-build gpu list --watch 5
+
+A lease is `loading` until its memory has been constant for 5 seconds, or the service has said that its model is loaded. A card that
+CUDA_VISIBLE_DEVICES hides is shown and never chosen.""",
     "run": """  mlops-build gpu run --memory 4GiB --wait 120 -- python train.py
   mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
 
 The program sees one card (with --count several), as cuda:0. This process stays as its parent, forwards signals, and ends as the program
 ends. The program and all processes that it starts share the lease. It ends with them, even if this process is killed.
+A shell does not pass SIGTERM on: write `sh -c 'exec PROGRAM'`.
 Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room; 5: no working driver.""",
     "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
   mlops-build gpu pick --memory 20GiB --count 2 --name '*H100*' --format json
@@ -82,10 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     release.add_argument("--wait", type=_seconds, default=30.0, metavar="SECONDS", help="wait at most this long for its end (default: 30)")
     explain = actions.add_parser("explain", help="show the last decisions", epilog=f"example:\n{EXAMPLES['explain']}")
     explain.add_argument("-n", "--number", type=_positive, default=10, metavar="N", help="the number of decisions (default: 10)")
+    printed = {
+        "list": "print a JSON document; with --watch one per line",
+        "pick": "the same as --format json",
+        "run": "without a card, print a JSON document with the error; otherwise the output is the program's",
+        "release": "print a JSON document",
+        "explain": "print a JSON document for each decision, one per line",
+    }
     for name, action in actions.choices.items():
-        if name != "run":  # the output of run is the program's
-            json_lines = "print a JSON document for each decision, one per line" if name == "explain" else argparse.SUPPRESS
-            action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json_lines)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=printed[name])
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +109,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         "(default: MLOPS_GPU_MEMORY, else 4GiB with a warning)",
     )
     add("--count", type=_positive, default=1, metavar="N", help="the number of cards (default: 1)")
-    add("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for room (default: 0)")
+    add("--wait", metavar="SECONDS", help="wait at most this long for room (default: MLOPS_GPU_WAIT, else 0)")
     add("--otherwise", choices=["fail", "cpu"], default="fail", help="without room or driver: exit code 6 or 5, or the CPU (default: fail)")
     add("--exclusive", action="store_true", help="only a card without other leases and users")
     add("--strategy", choices=STRATEGIES, default="spread", metavar="NAME", help=f"{', '.join(STRATEGIES)} (default: spread)")
@@ -132,6 +143,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
+    log.prefix = f"mlops-build gpu {args.action}: warning: "
     if args.action == "pick":
         return _pick(args)
     if args.action == "run":
@@ -144,10 +156,11 @@ def run(args: argparse.Namespace) -> int:
 def _lease(args: argparse.Namespace, service: str) -> "Lease":
     from mlops_build.gpu.lease import lease
 
+    memory, source = given("--memory", args.memory, "MLOPS_GPU_MEMORY")
     return lease(
-        args.memory or os.environ.get("MLOPS_GPU_MEMORY"),
+        parse_setting(source, memory, "1MiB", "4GiB") if memory else None,
         count=args.count,
-        wait=args.wait,
+        wait=number(given("--wait", args.wait, "MLOPS_GPU_WAIT", 0), float, 0),
         otherwise=args.otherwise,
         exclusive=args.exclusive,
         strategy=args.strategy,
@@ -163,9 +176,11 @@ def _lease(args: argparse.Namespace, service: str) -> "Lease":
 
 def _pick(args: argparse.Namespace) -> int:
     args.json = args.json or args.format == "json"
+    from mlops_build.gpu.decisions import PICK
+
     started = time.perf_counter()
     try:
-        chosen = _lease(args, "gpu pick")
+        chosen = _lease(args, PICK)
     except NoRoom as error:
         error.details = {"uuids": [], **error.details}
         raise
@@ -224,6 +239,8 @@ def _list(args: argparse.Namespace) -> int:
 
     from mlops_build.cli import gpu_text
     from mlops_build.gpu.cards import cards
+    from mlops_build.gpu.directory import NoLedger
+    from mlops_build.gpu.ledger import Ledger
 
     def show() -> str:
         observed = cards()
@@ -232,7 +249,12 @@ def _list(args: argparse.Namespace) -> int:
 
             indent = 2 if args.watch is None else None  # with --watch a document per line
             return dumps({"cards": [gpu_text.as_json(card) for card in observed]}, ensure_ascii=False, indent=indent)
-        return gpu_text.table(observed, get_terminal_size((100, 24)).columns)
+        table = gpu_text.table(observed, get_terminal_size((100, 24)).columns)
+        try:
+            Ledger.open(reading=True).close()
+        except NoLedger as error:
+            return f"{table}\n{error.message}. Leases are not shown, and nothing is reserved. To fix it: {error.remedy}"
+        return table
 
     if args.watch is None:
         print(show())

@@ -9,18 +9,19 @@ from mlops_build.gpu.cards import Card
 from mlops_build.gpu.neighbours import Neighbour
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.gpu.promise import printable
+from mlops_build.gpu.visible import hidden
 from mlops_build.quantity import show_bytes
 
 GIB = 1 << 30
 # An unknown value is not 0: a card that does not report its use is not an empty card.
 UNKNOWN = "–"
-WITH_UUID = 96  # columns
+WIDE = 96  # columns
 MOST_LETTERS = 1000  # of a line of a record
 LEGEND = "GiB. committed: used or promised, whichever is larger; left: available for a new lease."
 
 
 def table(cards: Sequence[Card], columns: int) -> str:
-    """A line for each card, followed by its users; at most `columns` wide. Wide terminals also show a prefix of the UUID, for `--uuid`."""
+    """A line for each card, followed by its users; at most `columns` wide. The prefix of the UUID is for `--uuid`."""
     if not cards:
         return "no card"
     rows = [_row(("gpu", "card", "uuid", "used", "committed", "left", "total", "util", "temp"), columns)]
@@ -47,13 +48,10 @@ def table(cards: Sequence[Card], columns: int) -> str:
 
 def _row(cells: Sequence[str], columns: int) -> str:
     number, name, uuid, *figures, utilisation, temperature = cells
-    prefix = f"{uuid:<12}  " if columns >= WITH_UUID else ""
-    name_columns = 40 if columns >= WITH_UUID + 12 else 28 if columns >= WITH_UUID else 26
+    name_columns = 40 if columns >= WIDE + 12 else 28 if columns >= WIDE else 23
     used, committed, left, total = figures
-    return (
-        f"{number:>3}  {_cut(name, name_columns):<{name_columns}}  {prefix}"
-        f"{used:>5} {committed:>9} {left:>6} {total:>6} {utilisation:>6} {temperature:>6}"
-    ).rstrip()
+    line = f"{number:>3}  {_cut(name, name_columns):<{name_columns}}  {uuid:<12}  {used:>5} {committed:>9} {left:>6} {total:>6}"
+    return f"{line} {utilisation:>6} {temperature:>6}" if columns >= WIDE else f"{line} {utilisation:>6}"
 
 
 def _reasons(card: Card) -> Iterator[str]:
@@ -61,7 +59,7 @@ def _reasons(card: Card) -> Iterator[str]:
     if card.trouble is not None:
         yield f"not chosen: {card.why if card.why.startswith(card.trouble) else f'{card.trouble}: {card.why}'}"
     elif card.visible is False:
-        yield "not chosen: hidden by CUDA_VISIBLE_DEVICES"
+        yield f"not chosen: {hidden()}"
     elif card.visible is None:
         yield "CUDA_VISIBLE_DEVICES is ambiguous for this card: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or use UUIDs"
 

@@ -14,6 +14,7 @@ from random import Random
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
+from mlops_build.gpu.visible import hidden
 from mlops_build.quantity import show_bytes
 
 # The driver's own daemons keep a few MiB on an unused card.
@@ -111,11 +112,7 @@ def _unsuitable(card: Card, request: Request) -> str | None:
     if card.trouble is None and (card.total_bytes is None or card.used_bytes is None):
         return "it does not report its memory"
     if not card.visible:
-        return (
-            "hidden by CUDA_VISIBLE_DEVICES"
-            if card.visible is False
-            else "CUDA_VISIBLE_DEVICES does not say unambiguously whether it is included"
-        )
+        return hidden() if card.visible is False else "CUDA_VISIBLE_DEVICES does not say unambiguously whether it is included"
     if request.names and not any(fnmatch.fnmatchcase(card.name.lower(), name.lower()) for name in request.names):
         return f"its name is {card.name}"
     if request.uuids and not any(card.uuid.lower().startswith(uuid.lower()) for uuid in request.uuids):

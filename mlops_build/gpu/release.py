@@ -40,7 +40,10 @@ def find(ledger: Ledger, name: str) -> Promise:
     if not matching and len(name) >= LEAST_PREFIX:
         matching = [promise for promise in promises if promise.id.startswith(name)]
     if not matching:
-        raise NoSuchLease(f"no lease in {ledger.path} has the id or service {name!r}", remedy="`mlops-build gpu list` shows the leases")
+        raise NoSuchLease(
+            f"no lease in {ledger.path} has the id or service {name!r}",
+            remedy="`mlops-build gpu list` shows the leases; a process without one is ended with `kill`",
+        )
     if len(matching) > 1:
         ids = [promise.id for promise in matching]
         raise SeveralLeases(

@@ -172,7 +172,7 @@ class Search:
         if not uuids or request.bytes > promise.bytes or (request.exclusive and not promise.exclusive):
             raise Nested(
                 f"this program was started with a lease of {show_bytes(promise.bytes)} on {', '.join(promise.uuids)}, and requests "
-                f"{self._wanted()}, or a card that the lease does not have",
+                f"{self._wanted()}{'' if uuids else ' on a card that the lease does not have'}",
                 remedy="request the same from `gpu run`, or start the program without `gpu run`",
             )
         shared = replace(promise, uuids=tuple(uuids), bytes=request.bytes)

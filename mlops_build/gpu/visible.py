@@ -47,6 +47,11 @@ def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -
     return [part for card in selected for part in _usable(card, readings)]
 
 
+def hidden() -> str:
+    """Why a card that the mask does not select is not chosen."""
+    return f"hidden by {VARIABLE}={os.environ.get(VARIABLE)!r}"
+
+
 def cuda_started() -> str | None:
     """Why CUDA counts as started in this process, which makes a mask ineffective; None if it is not started."""
     torch = sys.modules.get("torch")

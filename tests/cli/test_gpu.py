@@ -253,6 +253,37 @@ def test_run_without_room_starts_nothing(two: testing.Node, tmp_path: Path) -> N
     assert "the CPU" in done.stderr
 
 
+def test_run_without_room_prints_a_json_document_on_request(two: testing.Node) -> None:
+    done = cli(two, "run", "--json", "--memory", "30GiB", "--", "true")
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (6, 6)
+
+
+def test_variables_replace_the_options_of_run_and_errors_name_them(two: testing.Node) -> None:
+    done = cli(two, "run", "--", "true", MLOPS_GPU_MEMORY="20GiB")
+    assert "gpu run: 20.0 GiB on" in done.stderr
+    done = cli(two, "run", "--", "true", MLOPS_GPU_MEMORY="4GB")
+    assert (done.returncode, "MLOPS_GPU_MEMORY is '4GB'" in done.stderr) == (2, True)
+    done = cli(two, "run", "--memory", "1GiB", "--", "true", MLOPS_GPU_WAIT="soon")
+    assert (done.returncode, "MLOPS_GPU_WAIT is 'soon'" in done.stderr) == (2, True)
+    two.set_used(1, "9GiB")
+    done = cli(two, "run", "--memory", "20GiB", "--", "true", MLOPS_GPU_WAIT="0.1")
+    assert (done.returncode, "waiting for 20.0 GiB, at most 0 s more" in done.stderr) == (6, True)
+
+
+def test_warnings_are_marked(two: testing.Node) -> None:
+    assert cli(two, "run", "--", "true").stderr.startswith("mlops-build gpu run: warning: no budget is given")
+
+
+def test_a_nested_request_that_the_lease_does_not_hold_gets_its_reason(two: testing.Node) -> None:
+    nested = [sys.executable, "-m", "mlops_build", "gpu", "run"]
+    for options, reason in (
+        (["--memory", "3GiB"], "and requests 3.0 GiB\n"),
+        (["--memory", "1GiB", "--name", "*H100*"], "and requests 1.0 GiB on a card that the lease does not have\n"),
+    ):
+        done = cli(two, "run", "--memory", "2GiB", "--", *nested, *options, "--", "true")
+        assert (done.returncode, reason in done.stderr) == (4, True), done.stderr
+
+
 def test_run_waits_for_room_with_a_message(node: MakeNode) -> None:
     single = node("24GiB")
     holding = start(single, "run", "--memory", "20GiB", "--service", "old", "--", "sh", "-c", "echo up; exec sleep 60")
@@ -312,7 +343,8 @@ def a_neighbour(**fields: object) -> Neighbour:
     return Neighbour(**{**known, "counted_bytes": 2 * GIB, "why": "used", **fields})  # type: ignore[arg-type]
 
 
-def test_the_table() -> None:
+def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     uuid = "GPU-5c2e899a-3276-59ec-ae2c-08d1df701518"
     cards = [
         a_card(
@@ -336,17 +368,17 @@ def test_the_table() -> None:
         a_card(index=2, visible=False),
     ]
     assert gpu_text.table(cards, 80).splitlines() == [
-        "gpu  card                         used committed   left  total   util   temp",
-        "  0  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
+        "gpu  card                     uuid           used committed   left  total   util",
+        "  0  NVIDIA L4                GPU-5c2e899a    9.0      13.0   11.0   24.0   12 %",
         "     big (00000000): 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, exclus…",
         "     spam (00000000): 4.0 GiB promised, nothing seen yet",
         "     no lease: billing (uid 1003, pid 4711): 2.0 GiB used, counted as 6.0 GiB, …",
         "     no lease: score.py (uid 1003, pid 4711): 2.0 GiB used: python score.py --x",
         "     no lease: old: 0 B used, counted as 1.0 GiB, its peak",
-        "  1  unknown                         –         –      –      –      –      –",
+        "  1  unknown                  GPU-5c2e899a      –         –      –      –      –",
         "     not chosen: lost: has fallen off the bus",
-        "  2  NVIDIA L4                     9.0      13.0   11.0   24.0   12 %  54 °C",
-        "     not chosen: hidden by CUDA_VISIBLE_DEVICES",
+        "  2  NVIDIA L4                GPU-5c2e899a    9.0      13.0   11.0   24.0   12 %",
+        "     not chosen: hidden by CUDA_VISIBLE_DEVICES='0'",
         "",
         "GiB. committed: used or promised, whichever is larger; left: available for a new lease.",
     ]
@@ -380,11 +412,13 @@ def test_list_reads_the_node(two: testing.Node) -> None:
     two.lose(0)
     done = cli(two, "list", COLUMNS="80")
     assert done.stdout.splitlines()[3:] == [
-        "  1  NVIDIA L4                     0.0       0.0   24.0   24.0    0 %  40 °C",
+        "  1  NVIDIA L4                GPU-ede20cac    0.0       0.0   24.0   24.0    0 %",
         "",
         "GiB. committed: used or promised, whichever is larger; left: available for a new lease.",
     ], done.stdout
     assert "not chosen: lost" in done.stdout
+    absent = cli(two, "list", MLOPS_GPU_LEASE_DIR="/absent").stdout.splitlines()[-1]
+    assert absent.startswith("no lease directory at /absent: No such file or directory. Leases are not shown, and nothing is reserved.")
     cards = json.loads(cli(two, "list", "--json").stdout)["cards"]
     assert [(card["index"], card["trouble"], card["left_bytes"]) for card in cards] == [(0, "lost", None), (1, None, 24 * GIB)]
 
@@ -393,7 +427,7 @@ def test_watch_prints_repeatedly_until_ctrl_c(two: testing.Node) -> None:
     watching = start(two, "list", "--watch", "0.1", COLUMNS="80")
     assert watching.stdout
     seen = [watching.stdout.readline() for _ in range(12)]
-    assert seen.count("gpu  card                         used committed   left  total   util   temp\n") >= 2
+    assert seen.count("gpu  card                     uuid           used committed   left  total   util\n") >= 2
     watching.send_signal(signal.SIGINT)
     assert watching.communicate(timeout=30)[1] == ""
     assert watching.returncode == 0

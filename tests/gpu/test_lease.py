@@ -119,7 +119,7 @@ def test_a_mask_that_hides_every_card_is_no_room(node, lease, mask: str) -> None
     machine = node("24GiB")
     refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).answer
     assert refused["error"] == "NoRoom"
-    assert "hidden by CUDA_VISIBLE_DEVICES" in refused["message"]
+    assert f"hidden by CUDA_VISIBLE_DEVICES={mask!r}" in refused["message"]
 
 
 def test_an_existing_mask_is_respected_and_restored(node, lease) -> None:
