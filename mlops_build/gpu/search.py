@@ -108,8 +108,7 @@ class Search:
             self._close()
             if not isinstance(error, NoDriver) or otherwise != "cpu":
                 raise
-            log.warning("%s; using the CPU (otherwise: cpu)", error)
-            return Grant((), new((), 0, self._service))
+            return self._cpu(error)
 
     def _run(self, nvml: Nvml, wait: float, otherwise: str) -> Grant:
         if self._ledger_error is not None:
@@ -149,8 +148,7 @@ class Search:
         waited = time.monotonic() - self._began
         missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}: {_why(attempt)}"
         if otherwise == "cpu":
-            log.warning("%s; using the CPU (otherwise: cpu)", missing)
-            return Grant((), new((), 0, self._service))
+            return self._cpu(missing)
         raise NoRoom(
             missing,
             remedy='wait for room (wait=120, --wait 120), request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
@@ -158,6 +156,10 @@ class Search:
             else "waiting does not help: request less, or check the filters and CUDA_VISIBLE_DEVICES",
             details={"refused": dict(attempt.choice.refused)},
         )
+
+    def _cpu(self, why: object) -> Grant:
+        log.warning("%s; using the CPU (otherwise: cpu)", why)
+        return Grant((), new((), 0, self._service))
 
     def _inherited(self, nvml: Nvml) -> Grant | None:
         """The lease of a process that started this one, directly or through others (a shell, `gpu run`); None without one."""
