@@ -68,11 +68,14 @@ def _users(card: Card) -> Iterator[str]:
     """Leases, then neighbours, the larger first. Long parts come last, since lines are cut."""
     for lease in sorted(card.leases, key=lambda lease: -lease.bytes):
         seen = lease.seen.get(card.uuid)
-        if seen is None:
+        if lease.until is not None:
+            state = "waits for room"
+        elif seen is None:
             state = "nothing seen yet"
         else:
             state = f"{show_bytes(seen)} seen" + (", MORE THAN PROMISED" if seen > lease.bytes else "" if lease.loaded else ", loading")
-        yield f"{lease.service} ({lease.id[:8]}): {show_bytes(lease.bytes)} promised, {state}{', exclusive' if lease.exclusive else ''}"
+        amount = f"{show_bytes(lease.bytes)} {'promised' if lease.until is None else 'requested'}"
+        yield f"{lease.service} ({lease.id[:8]}): {amount}, {state}{', exclusive' if lease.exclusive else ''}"
     for neighbour in sorted(card.neighbours, key=lambda neighbour: -neighbour.counted_bytes):
         ids = (("uid", neighbour.uid), ("pid", neighbour.pid))
         owner = ", ".join(f"{kind} {number}" for kind, number in ids if number is not None)
@@ -116,6 +119,7 @@ def as_json(card: Card) -> dict[str, Any]:
                 "seen_bytes": lease.seen.get(card.uuid),
                 "exclusive": lease.exclusive,
                 "loaded": lease.loaded,
+                "waiting": lease.until is not None,
                 "uid": lease.uid,
                 "pid": lease.pid,
                 "id": lease.id,

@@ -33,7 +33,7 @@ class Card(Reading):
 
     leases: from the ledger; `seen` is replaced by the memory that NVML shows for their processes, if it shows them.
     external_bytes: in use without a lease. external_counted_bytes: what is counted for that.
-    foreign_bytes: the part of external_bytes that cannot belong to a lease.
+    foreign_bytes: the part of external_bytes that cannot belong to a lease.  reserve_bytes: kept free, and part of committed_bytes.
     visible: whether CUDA_VISIBLE_DEVICES lets this process use the card; None if that is ambiguous.
     """
 
@@ -43,6 +43,7 @@ class Card(Reading):
     external_counted_bytes: int = 0
     committed_bytes: int = 0
     foreign_bytes: int = 0
+    reserve_bytes: int = 0
     visible: bool | None = True
 
     @property
@@ -208,6 +209,7 @@ class Snapshot:
             external_counted_bytes=external_counted,
             committed_bytes=committed + external_counted,
             foreign_bytes=max(0, foreign),
+            reserve_bytes=self.settings.reserve_bytes,
             visible=usable,
         )
 

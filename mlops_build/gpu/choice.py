@@ -14,6 +14,7 @@ from random import Random
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
+from mlops_build.gpu.promise import Promise
 from mlops_build.gpu.visible import hidden
 from mlops_build.quantity import show_bytes
 
@@ -124,8 +125,9 @@ def _unsuitable(card: Card, request: Request) -> str | None:
             return "it does not report its compute capability"
         if card.compute_capability < capability:
             return "its compute capability is {}.{}, below {}.{}".format(*card.compute_capability, *capability)
-    if card.total_bytes is not None and request.bytes > card.total_bytes:
-        return f"it has only {show_bytes(card.total_bytes)} in total"
+    if card.total_bytes is not None and request.bytes > card.total_bytes - card.reserve_bytes:
+        reserved = f", with {show_bytes(card.reserve_bytes)} kept free (`reserve`)" if card.reserve_bytes else ""
+        return f"it has only {show_bytes(card.total_bytes)} in total{reserved}"
     if request.max_utilisation is not None and card.utilisation is None:
         return "it does not report its utilisation"
     return None
@@ -150,24 +152,27 @@ def _busy(card: Card, request: Request) -> str | None:
     if request.max_utilisation is not None and card.utilisation is not None and card.utilisation > request.max_utilisation:
         return f"its utilisation is {card.utilisation} %, above {request.max_utilisation} %"
     for lease in card.leases:
-        if lease.exclusive:
-            return f"{lease.service} has an exclusive lease"
-    if request.exclusive:
-        if card.leases:
-            return f"an exclusive card is requested, but {_holders(card)} {'has' if len(card.leases) == 1 else 'have'} a lease on it"
-        if card.external_counted_bytes > EXCLUSIVE_SLACK:
-            return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
+        if lease.exclusive or request.exclusive:
+            kind = "an exclusive lease" if lease.exclusive else "a lease, and an exclusive card is requested"
+            return f"{lease.service} {'has' if lease.until is None else 'waits for'} {kind}"
+    if request.exclusive and card.external_counted_bytes > EXCLUSIVE_SLACK:
+        return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
     if card.left_bytes < request.bytes:
-        promised = show_bytes(card.committed_bytes - card.external_counted_bytes)
-        held = f"{promised} promised to {_holders(card)}" if card.leases else "nothing promised"
-        return (
-            f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}, "
-            f"{show_bytes(card.external_counted_bytes)} counted for processes without a lease"
+        leases, tickets = ([lease for lease in card.leases if (lease.until is None) is granted] for granted in (True, False))
+        promised, kept = (sum(lease.bytes for lease in some) for some in (leases, tickets))
+        parts = (
+            (promised, f"promised to {_holders(leases)}"),
+            (card.committed_bytes - card.external_counted_bytes - card.reserve_bytes - promised - kept, "used beyond that"),
+            (kept, f"kept for {_holders(tickets)}"),
+            (card.external_counted_bytes, "counted for processes without a lease"),
+            (card.reserve_bytes, "kept free (`reserve`)"),
         )
+        held = ", ".join(f"{show_bytes(size)} {what}" for size, what in parts if size > 0)
+        return f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}"
     return None
 
 
-def _holders(card: Card) -> str:
-    """The services that hold leases on the card, largest first."""
-    names = list(dict.fromkeys(lease.service for lease in sorted(card.leases, key=lambda lease: -lease.bytes)))
+def _holders(leases: Sequence[Promise]) -> str:
+    """The services of these leases, largest first."""
+    names = list(dict.fromkeys(lease.service for lease in sorted(leases, key=lambda lease: -lease.bytes)))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

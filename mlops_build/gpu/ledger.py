@@ -42,6 +42,7 @@ LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
 PEAKS_LIMIT = 1024 * 1024
+WAITING = " (waiting)"
 
 _LEASE, _TICKET = re.compile(r"[0-9a-f]{16}\.lease"), re.compile(r"[0-9a-f]{16}\.ticket")
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
@@ -110,7 +111,7 @@ class Ledger(SharedDirectory):
     def tickets(self) -> list[Promise]:
         """The requests that wait for room, the longest waiting first. Their names say that they wait."""
         live = [ticket for ticket in self._live(_TICKET) if (ticket.until or 0.0) > boot_time()]
-        return [replace(ticket, service=f"{ticket.service} (waiting)") for ticket in live]
+        return [replace(ticket, service=ticket.service + WAITING) for ticket in live]
 
     def hold(self, promise: Promise) -> Held:
         """Promise the memory until the last process that holds the descriptor ends. Raises NoLedger (a full disk).

@@ -7,11 +7,12 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
-from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise
+from mlops_build.gpu.ledger import WAITING, Ledger
+from mlops_build.gpu.promise import Promise, pid_namespace
 
 LEAST_PREFIX = 4
 POLL_SECONDS = 0.2
@@ -35,11 +36,11 @@ class StillHeld(Failed):
 
 def find(ledger: Ledger, name: str) -> Promise:
     """The live lease with this id, service name, or first letters of the id. Raises NoSuchLease and SeveralLeases."""
-    promises = ledger.promises()
-    matching = [promise for promise in promises if name in (promise.id, promise.service)]
-    if not matching and len(name) >= LEAST_PREFIX:
-        matching = [promise for promise in promises if promise.id.startswith(name)]
+    matching = _matching(ledger.promises(), name)
     if not matching:
+        for ticket in _matching(ledger.tickets(), name):
+            where = "" if ticket.pid_namespace == pid_namespace() else " in its container"
+            raise NoSuchLease(f"{ticket.service} has no lease yet", remedy=f"end the process that waits for room: kill {ticket.pid}{where}")
         raise NoSuchLease(
             f"no lease in {ledger.path} has the id or service {name!r}",
             remedy="`mlops-build gpu list` shows the leases; a process without one is ended with `kill`",
@@ -52,6 +53,11 @@ def find(ledger: Ledger, name: str) -> Promise:
             details={"leases": ids},
         )
     return matching[0]
+
+
+def _matching(promises: Sequence[Promise], name: str) -> list[Promise]:
+    exact = [promise for promise in promises if name in (promise.id, promise.service, promise.service.removesuffix(WAITING))]
+    return exact or [promise for promise in promises if len(name) >= LEAST_PREFIX and promise.id.startswith(name)]
 
 
 def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:

@@ -126,7 +126,7 @@ class Search:
                 self._record("waiting", attempt)
             if time.monotonic() - last_progress >= PROGRESS_SECONDS:
                 last_progress = time.monotonic()
-                self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more: {_why(attempt)}")
+                self._progress(f"waiting for {self._wanted()}, at most {left:.0f} s more:{_why(attempt)}")
             self._queue(attempt, could)
             time.sleep(min(left, _jittered(0.5, 1.0) * POLL_SECONDS))
             # Without the lock, so that waiting processes do not delay the decisions of others.
@@ -146,19 +146,20 @@ class Search:
         if granted:
             return Grant(attempt.chosen, new(attempt.choice.uuids, attempt.request.bytes, self._service))
         waited = time.monotonic() - self._began
-        missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}: {_why(attempt)}"
+        missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}:{_why(attempt)}"
         if otherwise == "cpu":
             return self._cpu(missing)
+        again = f"longer than {waited:.0f} s (wait=, --wait)" if waited >= 1 else "for room (wait=120, --wait 120)"
         raise NoRoom(
             missing,
-            remedy='wait for room (wait=120, --wait 120), request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
+            remedy=f'wait {again}, request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
             if could_ever(attempt.cards, self._request)
             else "waiting does not help: request less, or check the filters and CUDA_VISIBLE_DEVICES",
             details={"refused": dict(attempt.choice.refused)},
         )
 
     def _cpu(self, why: object) -> Grant:
-        log.warning("%s; using the CPU (otherwise: cpu)", why)
+        log.warning("using the CPU (otherwise: cpu): %s", why)
         return Grant((), new((), 0, self._service))
 
     def _inherited(self, nvml: Nvml) -> Grant | None:
@@ -170,7 +171,7 @@ class Search:
             return None
         request = self._request
         cards = {card.uuid: card for card in self._snapshot(nvml).cards(promises) if card.uuid in promise.uuids}
-        uuids = [uuid for uuid in promise.uuids if uuid in could_ever(list(cards.values()), request)][: request.count]
+        uuids = [uuid for uuid in promise.uuids if uuid in could_ever(list(cards.values()), replace(request, bytes=0))][: request.count]
         if not uuids or request.bytes > promise.bytes or (request.exclusive and not promise.exclusive):
             raise Nested(
                 f"this program was started with a lease of {show_bytes(promise.bytes)} on {', '.join(promise.uuids)}, and requests "
@@ -355,4 +356,4 @@ def _why(attempt: _Attempt) -> str:
         why = attempt.choice.refused.get(card.uuid)
         if why:
             lines.append(f"\n  {card.index} {printable(card.name)} {card.uuid}: {why}")
-    return "".join(lines) or "there is no card"
+    return "".join(lines) or " there is no card"

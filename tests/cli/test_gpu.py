@@ -348,7 +348,11 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     uuid = "GPU-5c2e899a-3276-59ec-ae2c-08d1df701518"
     cards = [
         a_card(
-            leases=(a_lease(), a_lease(service="big", bytes=8 * GIB, seen={uuid: 9 * GIB}, loaded=True, exclusive=True)),
+            leases=(
+                a_lease(),
+                a_lease(service="late (waiting)", bytes=GIB, until=1.0),
+                a_lease(service="big", bytes=8 * GIB, seen={uuid: 9 * GIB}, loaded=True, exclusive=True),
+            ),
             neighbours=(
                 a_neighbour(),
                 a_neighbour(name="billing", command="java", counted_bytes=6 * GIB, why="declared"),
@@ -372,6 +376,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         "  0  NVIDIA L4                GPU-5c2e899a    9.0      13.0   11.0   24.0   12 %",
         "     big (00000000): 8.0 GiB promised, 9.0 GiB seen, MORE THAN PROMISED, exclus…",
         "     spam (00000000): 4.0 GiB promised, nothing seen yet",
+        "     late (waiting) (00000000): 1.0 GiB requested, waits for room",
         "     no lease: billing (uid 1003, pid 4711): 2.0 GiB used, counted as 6.0 GiB, …",
         "     no lease: score.py (uid 1003, pid 4711): 2.0 GiB used: python score.py --x",
         "     no lease: old: 0 B used, counted as 1.0 GiB, its peak",

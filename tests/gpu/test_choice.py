@@ -11,6 +11,7 @@ from mlops_build.errors import UsageError
 from mlops_build.gpu import choice as choices
 from mlops_build.gpu.cards import Card, Snapshot
 from mlops_build.gpu.choice import Request, choose, could_ever, pack, random, spread, why_not
+from mlops_build.gpu.declared import Settings
 from mlops_build.gpu.nvml import Reading, Trouble
 from mlops_build.gpu.promise import Promise
 
@@ -164,6 +165,26 @@ def test_exclusive_tolerates_the_driver_memory_on_an_unused_card() -> None:
     empty = card(0, 24, 0)
     assert why_not(replace(empty, external_counted_bytes=20 << 20), Request(GIB, exclusive=True)) is None
     assert "an exclusive card is requested" in why_not(replace(empty, external_counted_bytes=1 << 30), Request(GIB, exclusive=True))
+
+
+def test_the_reason_names_promises_use_beyond_them_waiting_requests_neighbours_and_the_reserve_separately() -> None:
+    reading = Reading("GPU-0", 0, "NVIDIA L4", 24 * GIB, 7 * GIB)
+    over = Promise("0" * 16, ("GPU-0",), 3 * GIB, False, "over", 1, 1, 0, 0.0, seen={"GPU-0": 5 * GIB})
+    waits = Promise("1" * 16, ("GPU-0",), 10 * GIB, False, "big (waiting)", 1, 1, 0, 0.0, until=1.0)
+    (full,) = Snapshot([reading], [over, waits], settings=Settings(reserve_bytes=GIB // 2)).cards()
+    assert why_not(full, Request(12 * GIB)) == (
+        "6.5 GiB of 24.0 GiB left: 3.0 GiB promised to over, 2.0 GiB used beyond that, 10.0 GiB kept for big (waiting), "
+        "2.0 GiB counted for processes without a lease, 512.0 MiB kept free (`reserve`)"
+    )
+    assert why_not(card(0, 24, 20), Request(12 * GIB)) == "4.0 GiB of 24.0 GiB left: 20.0 GiB counted for processes without a lease"
+
+
+def test_waiting_does_not_remove_the_reserve() -> None:
+    reading = Reading("GPU-0", 0, "NVIDIA L4", 24 * GIB, 0)
+    empty = Snapshot([reading], settings=Settings(reserve_bytes=GIB // 2)).cards()
+    assert could_ever(empty, Request(23 * GIB))
+    assert could_ever(empty, Request(23 * GIB + GIB // 2 + 1)) == []
+    assert why_not(empty[0], Request(24 * GIB)) == "it has only 24.0 GiB in total, with 512.0 MiB kept free (`reserve`)"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def test_waiting_for_room_names_the_holder(node, lease) -> None:
 def test_waiting_is_bounded_and_skipped_if_it_cannot_help(node, lease) -> None:
     machine = node("10GiB")
     lease(machine.environment, memory="8GiB")
-    assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB")
+    assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB:\n")
+    assert lease(machine.environment, memory="4GiB", wait=1.1).answer["remedy"].startswith("wait longer than 1 s (wait=, --wait)")
     never = lease(machine.environment, memory="11GiB", wait=600)  # waiting would exceed the test's timeout
     assert never.answer["error"] == "NoRoom"
     assert "waiting does not help" in never.answer["remedy"]
@@ -105,7 +106,7 @@ def test_the_cpu_is_used_only_on_request_and_with_a_warning(node, lease) -> None
     assert lease(machine.environment, memory="8GiB").answer["error"] == "NoRoom"
     allowed = lease(machine.environment, memory="8GiB", otherwise="cpu")
     assert (allowed.answer["cpu"], allowed.answer["mask"], allowed.answer["uuids"]) == (True, "", [])
-    assert "using the CPU (otherwise: cpu)" in allowed.end()
+    assert "using the CPU (otherwise: cpu): no room for 8.0 GiB:\n" in allowed.end()
     machine.fail_init(9)
     gone = lease(machine.environment, memory="1GiB").answer
     assert (gone["error"], gone["code"]) == ("NoDriver", 5)

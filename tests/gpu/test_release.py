@@ -51,6 +51,16 @@ def test_a_lease_is_found_by_id_service_or_first_letters(tmp_path: Path) -> None
             ledger.withdraw(lease)
 
 
+def test_a_request_that_waits_has_no_lease_yet(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        ticket = ledger.hold(new(["GPU-1"], GIB, "big", until=1e9))
+        for name in ("big", "big (waiting)", ticket.promise.id[:8]):
+            with pytest.raises(NoSuchLease, match=r"big \(waiting\) has no lease yet") as waits:
+                find(ledger, name)
+            assert waits.value.remedy == f"end the process that waits for room: kill {os.getpid()}"
+        ledger.withdraw(ticket)
+
+
 def test_the_process_receives_sigterm_and_the_memory_is_free(node: MakeNode, lease: MakeLease) -> None:
     machine = node("24GiB")
     holder, other = (lease(machine.environment, memory="4GiB", service=name) for name in ("spam", "eggs"))
