@@ -46,7 +46,7 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     ci: skip the checks that the checklist does in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC
     also compares the data remote with the local data, which takes seconds.
     """
-    checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu]
+    checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu, gpu_leases]
     checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
         checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
@@ -133,11 +133,19 @@ def disk(folder: Path) -> Check:
 
 
 def gpu() -> Check:
-    """The GPUs, their driver, and the lease directory. A machine without a GPU is not a finding."""
+    """The GPUs and their driver. A machine without a GPU is not a finding."""
     from mlops_build.gpu import health
 
     seen, findings = health.look()
     return Check("gpu", seen, findings, absent=seen.startswith(health.NONE))
+
+
+def gpu_leases() -> Check:
+    """The lease directory of the GPUs."""
+    from mlops_build.gpu import health
+
+    seen, findings = health.leases()
+    return Check("gpu leases", seen, findings, absent=seen.startswith(health.NONE))
 
 
 def engine(*, required: bool) -> Check:

@@ -243,18 +243,19 @@ def _list(args: argparse.Namespace) -> int:
     from mlops_build.gpu.ledger import Ledger
 
     def show() -> str:
-        observed = cards()
+        observed, directory, absent = cards(), None, ""
+        try:
+            with Ledger.open(reading=True) as ledger:
+                directory = str(ledger.path)
+        except NoLedger as error:
+            absent = f"\n{error.message}. Leases are not shown, and nothing is reserved. To fix it: {error.remedy}"
         if args.json:
             from json import dumps
 
             indent = 2 if args.watch is None else None  # with --watch a document per line
-            return dumps({"cards": [gpu_text.as_json(card) for card in observed]}, ensure_ascii=False, indent=indent)
-        table = gpu_text.table(observed, get_terminal_size((100, 24)).columns)
-        try:
-            Ledger.open(reading=True).close()
-        except NoLedger as error:
-            return f"{table}\n{error.message}. Leases are not shown, and nothing is reserved. To fix it: {error.remedy}"
-        return table
+            document = {"cards": [gpu_text.as_json(card) for card in observed], "lease_directory": directory}
+            return dumps(document, ensure_ascii=False, indent=indent)
+        return gpu_text.table(observed, get_terminal_size((100, 24)).columns) + absent
 
     if args.watch is None:
         print(show())
@@ -287,14 +288,20 @@ def _screen(lines: "Sequence[str]", rows: int) -> str:
 
 
 def _release(args: argparse.Namespace) -> int:
+    from mlops_build.gpu.directory import NoLedger
     from mlops_build.gpu.ledger import Ledger
-    from mlops_build.gpu.release import find, release
+    from mlops_build.gpu.release import NoSuchLease, find, release
 
-    with Ledger.open(reading=True) as ledger:
+    try:
+        opened = Ledger.open(reading=True)
+    except NoLedger as error:
+        remedy = "end the process itself with `kill PID`: `mlops-build gpu list` shows the processes on the cards"
+        raise NoSuchLease(f"{error.message}, so no lease is known here", remedy=remedy) from None
+    with opened as ledger:
         promise = find(ledger, args.lease)
         pids = release(ledger, promise, args.wait)
     document = {"lease": promise.id, "service": promise.service, "cards": promise.uuids, "memory_bytes": promise.bytes, "pids": pids}
-    received = f"pid {', '.join(map(str, pids))} received SIGTERM" if pids else "its process ended by itself"
+    received = f"pid{'s' * (len(pids) > 1)} {', '.join(map(str, pids))} received SIGTERM" if pids else "its process ended by itself"
     result(
         args,
         document,

@@ -10,31 +10,25 @@ from mlops_build.gpu.declared import BadConfig
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger
 from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
+from mlops_build.gpu.visible import VARIABLE, hidden
 
 LOCK_SECONDS = 0.5
 NONE = "no GPU"
-CREATE = (
-    "run as root: `install --directory --mode 1777 {path}`; for a folder below /run add `d {path} 1777 root root -` to a file in "
-    "/etc/tmpfiles.d, so that it exists after a reboot"
-)
 
 
 def look() -> tuple[str, list[Finding]]:
     """The cards in one line, and the findings. A missing driver is not a finding: everything then runs on the CPU."""
-    directory = Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
     try:
         observed = cards()
     except NoDriver as error:
         if error.reason is DriverTrouble.NO_LIBRARY:
-            return f"{NONE}: {error.message}; everything runs on the CPU", of_directory(directory) if directory.exists() else []
-        driver = Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")
-        return error.message, [driver, *of_directory(directory)]
+            return f"{NONE}: {error.message}; everything runs on the CPU", []
+        return error.message, [Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")]
     except BadConfig as error:
         return error.message, [Finding("gpu", "gpu-config", error.message, error.remedy or "fix the file")]
     if not observed:
-        return f"{NONE}, but a driver", of_directory(directory) if directory.exists() else []
-    names = ", ".join(card.name for card in observed)
-    return names, [*of_cards(observed), *of_directory(directory)]
+        return f"{NONE}, but a driver", []
+    return ", ".join(card.name for card in observed), of_cards(observed)
 
 
 def of_cards(observed: list[Card]) -> list[Finding]:
@@ -52,18 +46,25 @@ def of_cards(observed: list[Card]) -> list[Finding]:
             findings.append(
                 Finding(subject, "gpu-ecc", why, "run `nvidia-smi --query --display=ECC,ROW_REMAPPER` to see whether it must be replaced")
             )
+    if not any(card.visible for card in observed):
+        why = f"no card can be chosen: each is {hidden()}, or its value is ambiguous"
+        findings.append(Finding("gpu", "gpu-mask", why, f"unset {VARIABLE}, or set it to UUIDs (nvidia-smi -L)"))
     return findings
 
 
-def of_directory(path: Path) -> list[Finding]:
-    """Whether the lease directory exists, is writable for all users, and its lock is free."""
-    subject = "gpu leases"
+def leases() -> tuple[str, list[Finding]]:
+    """The lease directory in one line, and whether it exists, is writable for all users, and its lock is free.
+
+    A missing one is not a finding without a GPU."""
+    path, subject = Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY), "gpu leases"
     try:
         with Ledger.open(path) as ledger:
-            findings = _lock(ledger)
+            findings, count = _lock(ledger), len(ledger.promises())
     except NoLedger as error:
+        if not os.path.exists(path) and look()[0].startswith(NONE):  # noqa: PTH110 -- Path.exists raises PermissionError
+            return f"{NONE}, and no lease directory", []
         why = f"{error.message}: services on this node choose cards without knowing each other's leases"
-        return [Finding(subject, "gpu-leases", why, CREATE.format(path=path))]
+        return error.message, [Finding(subject, "gpu-leases", why, str(error.remedy))]
     mode = stat.S_IMODE(path.stat().st_mode)
     # 1777, or 1770 to exclude users outside the group.
     writable = mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -79,7 +80,7 @@ def of_directory(path: Path) -> list[Finding]:
     elif not writable:
         why = f"{path} has the mode {mode:04o}: services of other users cannot write a lease"
         findings.append(Finding(subject, "gpu-leases", why, f"run as root: chmod 1777 {path}"))
-    return findings
+    return f"{path}, mode {mode:04o}, {count} in use", findings
 
 
 def _lock(ledger: Ledger) -> list[Finding]:

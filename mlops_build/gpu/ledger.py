@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
 DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
+CREATE = (
+    "run as root on the node: `install --directory --mode 1777 {path}` (below /run also add `d {path} 1777 root root -` to a file in "
+    "/etc/tmpfiles.d, for reboots), mount it into each container, and restart the services that run, since they have no lease; "
+    f"{DIRECTORY_VARIABLE} names another directory"
+)
+ALLOW = (
+    "`ls -ld {path}` shows the group that may: add this user to it; in a container, mount the directory writable; if all users may use the "
+    "cards, run as root on the node: chmod 1777 {path}"
+)
 LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
@@ -71,15 +80,18 @@ class Ledger(SharedDirectory):
         create one that no other container sees. Raises NoLedger.
         """
         path = os.fspath(directory or os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY)
-        remedy = f"create it on the node with mode 1777 and mount it into each container, or set {DIRECTORY_VARIABLE} to another directory"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NoLedger(f"no lease directory at {path}: {reason(error)}", remedy=remedy) from None
-        if not reading and not os.access(path, os.W_OK | os.X_OK):
+            if reading or os.access(path, os.W_OK | os.X_OK):
+                return cls(path, descriptor)
             os.close(descriptor)
-            raise NoLedger(f"the lease directory {path} is not writable for uid {os.geteuid()}", remedy=remedy)
-        return cls(path, descriptor)
+        except PermissionError:
+            pass
+        except OSError as error:
+            raise NoLedger(f"no lease directory at {path}: {reason(error)}", remedy=CREATE.format(path=path)) from None
+        raise NoLedger(
+            f"uid {os.geteuid()} may not {'read' if reading else 'write to'} the lease directory {path}", remedy=ALLOW.format(path=path)
+        )
 
     # -- decisions, one at a time --
 

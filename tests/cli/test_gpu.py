@@ -422,9 +422,12 @@ def test_list_reads_the_node(two: testing.Node) -> None:
         "GiB. committed: used or promised, whichever is larger; left: available for a new lease.",
     ], done.stdout
     assert "not chosen: lost" in done.stdout
+    assert json.loads(cli(two, "list", "--json", MLOPS_GPU_LEASE_DIR="/absent").stdout)["lease_directory"] is None
     absent = cli(two, "list", MLOPS_GPU_LEASE_DIR="/absent").stdout.splitlines()[-1]
     assert absent.startswith("no lease directory at /absent: No such file or directory. Leases are not shown, and nothing is reserved.")
-    cards = json.loads(cli(two, "list", "--json").stdout)["cards"]
+    document = json.loads(cli(two, "list", "--json").stdout)
+    assert document["lease_directory"] == two.environment["MLOPS_GPU_LEASE_DIR"]
+    cards = document["cards"]
     assert [(card["index"], card["trouble"], card["left_bytes"]) for card in cards] == [(0, "lost", None), (1, None, 24 * GIB)]
 
 

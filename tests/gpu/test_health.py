@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 
 from mlops_build.gpu import no_gpu, testing
 from tests.gpu.conftest import MakeNode
+from tests.gpu.nodes import Shared, user
+from tests.gpu.test_namespaces import needs_root
 
 # Only the GPU checks: the others check this machine.
 SCRIPT = """
@@ -20,16 +22,24 @@ import json
 from mlops_build.finding import as_json
 from mlops_build.gpu import health
 seen, findings = health.look()
-print(json.dumps({"seen": seen, "findings": as_json(findings)}))
+directory, of_directory = health.leases()
+print(json.dumps({"seen": seen, "directory": directory, "findings": as_json([*findings, *of_directory])}))
 """
 
 
-def look(environment: Mapping[str, str]) -> tuple[str, list[dict[str, Any]]]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=dict(environment), capture_output=True, text=True, timeout=60, check=False)
+def report(environment: Mapping[str, str], before: Sequence[str] = ()) -> dict[str, Any]:
+    done = subprocess.run(
+        [*before, sys.executable, "-c", SCRIPT], env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert all(finding["remedy"] for finding in report["findings"])
-    return report["seen"], report["findings"]
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert all(finding["remedy"] for finding in document["findings"])
+    return document
+
+
+def look(environment: Mapping[str, str]) -> tuple[str, list[dict[str, Any]]]:
+    document = report(environment)
+    return document["seen"], document["findings"]
 
 
 def rules(environment: Mapping[str, str]) -> list[str]:
@@ -83,6 +93,7 @@ def test_a_missing_driver_is_not_a_finding(tmp_path: Path) -> None:
         check=False,
     )
     assert "\n--  gpu " in done.stdout, "it must not read as if a GPU were fine"
+    assert "\n--  gpu leases " in done.stdout
 
 
 def test_a_lease_directory_is_checked_without_a_card(node: MakeNode) -> None:
@@ -105,6 +116,26 @@ def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
     _, (finding,) = look({**made.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
     assert finding["rule"] == "gpu-leases"
     assert "tmpfiles.d" in finding["remedy"]
+    assert "restart the services" in finding["remedy"], "those that run have no lease"
+    assert report(made.environment)["directory"] == f"{leases(made)}, mode 3770, 0 in use"
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o3770, 0o755])
+def test_a_user_who_may_not_use_the_directory_is_not_told_to_create_it(shared: Shared, mode: int) -> None:
+    shared.leases.chmod(mode)
+    (finding,) = report(shared.environment, before=user(12001))["findings"]
+    assert finding["why"].startswith(f"uid 12001 may not write to the lease directory {shared.leases}")
+    assert finding["remedy"].startswith(f"`ls -ld {shared.leases}` shows the group")
+    assert "install" not in finding["remedy"]
+
+
+@pytest.mark.parametrize("mask", ["", "7"])
+def test_a_mask_that_hides_every_card_is_a_finding(node: MakeNode, mask: str) -> None:
+    made = node("24GiB")
+    (finding,) = look({**made.environment, "CUDA_VISIBLE_DEVICES": mask})[1]
+    assert finding["rule"] == "gpu-mask"
+    assert f"hidden by CUDA_VISIBLE_DEVICES={mask!r}" in finding["why"]
 
 
 def test_a_lock_that_is_held(node: MakeNode) -> None:

@@ -458,7 +458,7 @@ print([promise.service for promise in ledger.promises()])
     out = subprocess.run(
         [sys.executable, "-c", become + opened + program, str(directory)], capture_output=True, text=True, check=True
     ).stdout
-    assert "not writable for uid 65534" in out
+    assert "uid 65534 may not write to the lease directory" in out
     assert "['ours']" in out
 
 

@@ -81,6 +81,13 @@ def test_the_process_receives_sigterm_and_the_memory_is_free(node: MakeNode, lea
     assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (3, 3)
 
 
+def test_without_a_lease_directory_no_lease_is_found(node: MakeNode) -> None:
+    done = release(node("24GiB").environment | {"MLOPS_GPU_LEASE_DIR": "/absent"}, "spam")
+    assert done.returncode == 3
+    assert "no lease directory at /absent: No such file or directory, so no lease is known here" in done.stderr
+    assert "`kill PID`" in done.stderr
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["with its parent", "its parent was killed"])
 def test_a_program_under_gpu_run_receives_the_signal(node: MakeNode, killed: bool) -> None:
     machine = node("24GiB")
