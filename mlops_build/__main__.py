@@ -5,9 +5,10 @@ import gc
 import sys
 from collections.abc import Sequence
 
+from mlops_build.cli.output import failure
 from mlops_build.cli.parser import command_parser, top_parser
 from mlops_build.cli.table import COMMANDS
-from mlops_build.errors import MlopsBuildError
+from mlops_build.errors import Failed, MlopsBuildError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,19 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except MlopsBuildError as error:
         if args is not None and args.json:
-            from json import dumps
-
-            # In one line, since some commands print a document per line.
-            document = {"error": error.message, "remedy": error.remedy, "exit_code": error.exit_code, **error.details}
-            print(dumps(document, ensure_ascii=False))
+            failure(error.message, error.remedy, error.exit_code, error.details)
         return show_error(name, error)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mlops_build"):
             raise
-        print(f"mlops-build {name}: needs the Python package {error.name!r}, which is not installed", file=sys.stderr)
         # A part of a command without an extra may need one: doctor --checklist.
-        print(f"    pip install 'mlops-build[{extra or 'operate'}]'", file=sys.stderr)
-        return 1
+        remedy = f"pip install 'mlops-build[{extra or 'operate'}]'"
+        missing = Failed(f"needs the Python package {error.name!r}, which is not installed", remedy=remedy)
+        if args is not None and args.json:
+            failure(missing.message, remedy, missing.exit_code)
+        return show_error(name, missing)
     except KeyboardInterrupt:
         print(f"mlops-build {name}: interrupted", file=sys.stderr)
         return 130

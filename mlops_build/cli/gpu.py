@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from mlops_build.cli.output import result, say
+from mlops_build.cli.output import failure, result, say
 from mlops_build.errors import NoRoom, UsageError
 from mlops_build.gpu import log
 from mlops_build.quantity import parse_setting, show_bytes
@@ -156,9 +156,8 @@ def run(args: argparse.Namespace) -> int:
 def _lease(args: argparse.Namespace, service: str) -> "Lease":
     from mlops_build.gpu.lease import lease
 
-    memory, source = given("--memory", args.memory, "MLOPS_GPU_MEMORY")
     return lease(
-        parse_setting(source, memory, "1MiB", "4GiB") if memory else None,
+        None if args.memory is None else parse_setting("--memory", args.memory, "1MiB", "4GiB"),
         count=args.count,
         wait=number(given("--wait", args.wait, "MLOPS_GPU_WAIT", 0), float, 0),
         otherwise=args.otherwise,
@@ -205,7 +204,7 @@ def _run(args: argparse.Namespace) -> int:
     if not command:
         raise UsageError("no program to run", remedy=f"write it after the options:\n{EXAMPLES['run'].splitlines()[0]}")
     if not _exists(command[0]):  # checked before waiting for a card
-        return _cannot_run(command[0], FileNotFoundError())
+        return _cannot_run(args, command[0], FileNotFoundError())
     from mlops_build.gpu.neighbours import program_of
     from mlops_build.gpu.run import run as run_program
 
@@ -217,7 +216,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return run_program(command, take)
     except OSError as error:
-        return _cannot_run(command[0], error)
+        return _cannot_run(args, command[0], error)
 
 
 def _exists(program: str) -> bool:
@@ -225,13 +224,14 @@ def _exists(program: str) -> bool:
     return any(os.path.exists(os.path.join(folder, program)) for folder in folders)  # noqa: PTH110, PTH118 -- pathlib's import costs more
 
 
-def _cannot_run(program: str, error: OSError) -> int:
+def _cannot_run(args: argparse.Namespace, program: str, error: OSError) -> int:
     """The exit codes of a shell: 127 if the program does not exist, 126 if it cannot be executed."""
-    if isinstance(error, FileNotFoundError):
-        say(f"mlops-build gpu run: {program}: command not found")
-        return 127
-    say(f"mlops-build gpu run: {program}: {error.strerror}")
-    return 126
+    missing = isinstance(error, FileNotFoundError)
+    why = f"{program}: {'command not found' if missing else error.strerror}"
+    say(f"mlops-build gpu run: {why}")
+    if args.json:
+        failure(why, None, 127 if missing else 126)
+    return 127 if missing else 126
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[object], text: str) -> None:
@@ -13,6 +14,13 @@ def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[o
         print(json.dumps(document, indent=2, ensure_ascii=False))
     elif text:
         print(text)
+
+
+def failure(message: str, remedy: str | None, exit_code: int, details: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Print the document of an error with --json, in one line, since some commands print a document per line."""
+    import json
+
+    print(json.dumps({"error": message, "remedy": remedy, "exit_code": exit_code, **details}, ensure_ascii=False))
 
 
 def say(text: str) -> None:

@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from itertools import takewhile
+from typing import NoReturn
 
 from mlops_build import __version__
+from mlops_build.cli.output import failure
 from mlops_build.cli.table import COMMANDS, Command
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
@@ -21,6 +24,12 @@ class Parser(argparse.ArgumentParser):
         self, prog: str | None = None, usage: str | None = None, description: str | None = None, epilog: str | None = None
     ) -> None:
         super().__init__(prog, usage, description, epilog, formatter_class=Formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """As in argparse, which prints usage and message, and ends with exit code 2. With --json also the document of an error."""
+        if "--json" in takewhile(lambda word: word != "--", sys.argv):  # what follows belongs to the program of `gpu run`
+            failure(message, f"{self.prog} --help", 2)
+        super().error(message)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

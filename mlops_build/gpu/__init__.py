@@ -11,7 +11,24 @@ with gpu.lease("4GiB", wait=120) as lease:        # before CUDA starts: chooses 
 from mlops_build.errors import NoRoom
 from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.choice import BEST_FIT, RANDOM, WORST_FIT, pack, random, spread
-from mlops_build.gpu.lease import Lease, lease
+from mlops_build.gpu.lease import CudaStarted, Lease, Released, lease
 from mlops_build.gpu.nvml import NoDriver
+from mlops_build.gpu.search import Nested
 
-__all__ = ["BEST_FIT", "RANDOM", "WORST_FIT", "Card", "Lease", "NoDriver", "NoRoom", "cards", "lease", "pack", "random", "spread"]
+__all__ = [
+    "BEST_FIT",
+    "RANDOM",
+    "WORST_FIT",
+    "Card",
+    "CudaStarted",
+    "Lease",
+    "Nested",
+    "NoDriver",
+    "NoRoom",
+    "Released",
+    "cards",
+    "lease",
+    "pack",
+    "random",
+    "spread",
+]

@@ -30,12 +30,12 @@ from mlops_build.gpu.promise import boot_time, pid_namespace, printable
 from mlops_build.gpu.report import Reporter, shown
 from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Search
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started
-from mlops_build.quantity import parse_bytes, show_bytes
+from mlops_build.quantity import parse_bytes, parse_setting, show_bytes
 
 # The default budget: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with a default of 3-4 GiB, and 1.6 with 1 GiB.
 ASSUMED = 4 << 30
 LEAST = 1 << 20  # less than that is a forgotten unit
-SERVICE_VARIABLE = "MLOPS_SERVICE"
+SERVICE_VARIABLE, MEMORY_VARIABLE = "MLOPS_SERVICE", "MLOPS_GPU_MEMORY"
 
 # At most one, since the process has one CUDA_VISIBLE_DEVICES. A weak reference, so that `del lease` releases it.
 _own: Callable[[], Lease | None] = lambda: None  # noqa: E731
@@ -81,7 +81,8 @@ def lease(
     its descriptor ends, in any way. Fork and exec pass the descriptor on, Python's subprocess only with close_fds=False. A second call in
     the same process releases the first lease (a cell of a notebook that runs again).
 
-    memory: the budget on each card, such as "4GiB", or bytes. It includes the CUDA context (300-500 MiB). None: 4 GiB, with a warning.
+    memory: the budget on each card, such as "4GiB", or bytes. It includes the CUDA context (300-500 MiB). None uses
+        MLOPS_GPU_MEMORY, else 4 GiB, with a warning.
     count: the number of cards, with `memory` on each. Several MIG instances are not possible: CUDA gives a process only one.
     wait: the longest time to wait for room, in seconds. Tries about once a second and reports progress. A request that waits keeps later
         ones off a card (with `count`, off as many): the one with most memory left, and another one if nothing becomes free there.
@@ -122,7 +123,8 @@ def lease(
             )
         earlier = _own()
         if earlier is not None and earlier.held_here():
-            log.warning("the earlier lease of this process is released (%s): a process has one lease (several cards: count=2)", earlier)
+            if earlier.descriptor is not None:  # a shared one stays
+                log.warning("the earlier lease of this process is released (%s): a process has one lease (several cards: count=2)", earlier)
             earlier.release()
         granted = Lease(Search(request, name, progress).run(float(wait), otherwise), report=report)
         _own = weakref.ref(granted)
@@ -284,8 +286,13 @@ class Lease:
 
 
 def _budget(memory: str | int | None) -> int:
+    text = os.environ.get(MEMORY_VARIABLE)
+    if memory is None and text:
+        return parse_setting(MEMORY_VARIABLE, text, "1MiB", "4GiB")
     if memory is None:
-        log.warning("no budget is given: %s are assumed; state what the service needs (memory=, --memory)", show_bytes(ASSUMED))
+        log.warning(
+            "no budget is given: %s are assumed; say what the service needs (memory=, --memory, MLOPS_GPU_MEMORY)", show_bytes(ASSUMED)
+        )
     size = ASSUMED if memory is None else parse_bytes(memory) if isinstance(memory, str) else memory
     if not isinstance(size, int) or size < LEAST:
         raise UsageError(f"{memory!r} is not a valid budget", remedy='state what the service needs, with a unit, such as "4GiB"')

@@ -77,6 +77,29 @@ def test_json_prints_one_document_after_an_error(tmp_path: Path) -> None:
     assert document["error"] in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["gpu", "run", "--json", "--memory", "4GiB", "--strategy", "x", "--", "true"],
+        ["gpu", "pick", "--count", "0", "--json"],
+        ["gpu", "release", "--json"],
+        ["train", "--json", "--nope"],
+    ],
+)
+def test_json_prints_one_document_after_a_usage_error(arguments: list[str]) -> None:
+    done = cli(*arguments)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (2, 2)
+    assert document["error"] in done.stderr
+    assert document["remedy"] == f"mlops-build {' '.join(arguments[: arguments.index('--json')][:2])} --help"
+    assert done.stderr.startswith("usage: mlops-build")
+
+
+def test_an_option_of_the_program_is_not_ours() -> None:
+    done = cli("gpu", "run", "--strategy", "x", "--", "program", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_windows_is_refused_clearly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["doctor"]) == 1

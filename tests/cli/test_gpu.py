@@ -234,6 +234,11 @@ def test_a_program_that_hardcodes_cuda_0_loads_onto_the_leased_card(two: testing
 def test_a_missing_program_is_127_as_in_a_shell(two: testing.Node, tmp_path: Path) -> None:
     done = cli(two, "run", "--memory", "4GiB", "--", "no-such-program")
     assert (done.returncode, done.stdout, done.stderr) == (127, "", "mlops-build gpu run: no-such-program: command not found\n")
+    done = cli(two, "run", "--json", "--memory", "4GiB", "--", "no-such-program")
+    assert (done.returncode, json.loads(done.stdout)) == (
+        127,
+        {"error": "no-such-program: command not found", "remedy": None, "exit_code": 127},
+    )
     script = tmp_path / "script"
     script.write_text("echo\n")
     done = cli(two, "run", "--memory", "4GiB", "--", str(script))

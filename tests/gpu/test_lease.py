@@ -191,6 +191,15 @@ def test_a_second_call_releases_the_first_lease(node, lease, run_python) -> None
     assert "the earlier lease of this process is released" in holder.end()
 
 
+def test_a_second_call_below_gpu_run_keeps_the_shared_lease_without_a_warning(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    wrapper = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "20GiB", "--"]
+    holder = lease(machine.environment, before=wrapper, memory="8GiB")
+    assert holder.do("lease = gpu.lease('6GiB')") == {"done": True}
+    assert promised(machine, run_python) == {uuids(machine)[0]: 20 * GIB}
+    assert "released" not in holder.end()
+
+
 @pytest.mark.parametrize("end", ["with lease: pass", "del lease", "lease = None"])
 def test_a_lease_ends_with_its_block_and_its_last_reference(node, lease, run_python, end: str) -> None:
     machine = node("24GiB")
@@ -256,7 +265,23 @@ def test_the_default_budget_is_four_gibibytes_with_a_warning(node, lease, run_py
     machine = node("24GiB")
     holder = lease(machine.environment)
     assert promised(machine, run_python) == {uuids(machine)[0]: 4 * GIB}
-    assert "4.0 GiB are assumed" in holder.end()
+    assert "4.0 GiB are assumed" in (warning := holder.end())
+    assert "MLOPS_GPU_MEMORY" in warning
+
+
+def test_the_budget_is_from_the_environment_if_the_call_does_not_say_it(node, lease, run_python) -> None:
+    machine = node("24GiB")
+    environment = machine.environment | {"MLOPS_GPU_MEMORY": "6GiB"}
+    holder = lease(environment)
+    assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
+    assert lease(environment, memory="2GiB").end() == holder.end() == ""
+    assert "MLOPS_GPU_MEMORY is '6G'" in lease(machine.environment | {"MLOPS_GPU_MEMORY": "6G"}).answer["message"]
+
+
+def test_the_errors_that_the_documentation_names_can_be_caught() -> None:
+    from mlops_build import gpu
+
+    assert {gpu.CudaStarted, gpu.Nested, gpu.Released, gpu.NoRoom, gpu.NoDriver} <= {getattr(gpu, name) for name in gpu.__all__}
 
 
 def test_filters_and_a_custom_strategy(node, lease) -> None:
