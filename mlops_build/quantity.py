@@ -39,7 +39,8 @@ def parse_setting(source: str, text: str, least: str, example: str) -> int:
         amount = -1
     if amount < parse_bytes(least):
         raise UsageError(
-            f"{source} is {text[:100]!r}, which is not a valid amount of memory", remedy=f"set it to {least} or more, such as {example}"
+            f"{source} is {text[:100]!r}, which is not a valid amount of memory",
+            remedy=f"set it to {least} or more, with the unit KiB, MiB, GiB or TiB, such as {example}",
         )
     return amount
 

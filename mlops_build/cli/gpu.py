@@ -39,7 +39,8 @@ CUDA_VISIBLE_DEVICES hides is shown and never chosen.""",
   mlops-build gpu run --memory 4GiB --otherwise cpu --service spam -- ./serve --port 8000
 
 The program sees one card (with --count several), as cuda:0. This process stays as its parent, forwards signals, and ends as the program
-ends. The program and all processes that it starts share the lease. It ends with them, even if this process is killed.
+ends. The program and the processes that it starts share the lease, and it ends with the last of them, even if this process is killed. (A
+process without the lease's descriptor does not keep it: Python's subprocess closes it unless close_fds=False.)
 A shell does not pass SIGTERM on: write `sh -c 'exec PROGRAM'`.
 Exit code 127: the program does not exist; 126: it cannot be executed; 6: no room; 5: no working driver.""",
     "pick": """  mask=$(mlops-build gpu pick --memory 4GiB --format uuid) || exit
@@ -57,6 +58,7 @@ visible: on the host (as root, or as its user) all are, in a container only its 
     "explain": """  mlops-build gpu explain -n 3
   mlops-build gpu explain -n 100 --json""",
 }
+LEAST_INTERVAL = 0.1  # s: each list reads all cards
 STRATEGIES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
 
 
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="show the cards, their users and the memory left", epilog=f"example:\n{EXAMPLES['list']}")
     listing.add_argument(
-        "--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="repeat every SECONDS (default: 2) until Ctrl-C"
+        "--watch", nargs="?", type=_interval, const=2.0, metavar="SECONDS", help="repeat every SECONDS (default: 2) until Ctrl-C"
     )
     pick = actions.add_parser("pick", help="print the card that `run` would choose", epilog=f"example:\n{EXAMPLES['pick']}")
     _add_request(pick)
@@ -132,6 +134,13 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds < 1e9:  # excludes nan and inf
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seconds")
+    return seconds
+
+
+def _interval(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < LEAST_INTERVAL:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than {LEAST_INTERVAL} seconds")
     return seconds
 
 

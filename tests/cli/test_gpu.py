@@ -12,12 +12,14 @@ import pynvml
 import pytest
 
 from mlops_build.cli import gpu_text
-from mlops_build.gpu import testing
+from mlops_build.gpu import decisions, testing
 from mlops_build.gpu.cards import Card
+from mlops_build.gpu.choice import Choice, Request
 from mlops_build.gpu.neighbours import Neighbour, program_of
 from mlops_build.gpu.nvml import Trouble
 from mlops_build.gpu.promise import Promise
 from tests.cli.test_frame import HEAVY
+from tests.conftest import ROOT
 from tests.gpu.conftest import MakeNode
 
 GIB = 1 << 30
@@ -434,6 +436,25 @@ def test_list_reads_the_node(two: testing.Node) -> None:
     assert document["lease_directory"] == two.environment["MLOPS_GPU_LEASE_DIR"]
     cards = document["cards"]
     assert [(card["index"], card["trouble"], card["left_bytes"]) for card in cards] == [(0, "lost", None), (1, None, 24 * GIB)]
+
+
+def keys(document: object) -> set[str]:
+    if isinstance(document, dict):
+        return {*document, *(key for value in document.values() for key in keys(value))}
+    return {key for value in document for key in keys(value)} if isinstance(document, list) else set()
+
+
+def test_each_key_of_the_documents_is_described() -> None:
+    card = a_card(leases=(a_lease(),), neighbours=(a_neighbour(),))
+    record = decisions.line("refused", Request(GIB), [card], Choice((), {}), service="spam", lease=None, waited=0.0)
+    page = (ROOT / "docs/reference/gpu-json.md").read_text()
+    assert [key for key in keys([gpu_text.as_json(card), json.loads(record)]) if f"`{key}`" not in page] == []
+
+
+def test_watch_does_not_read_the_cards_without_a_pause(two: testing.Node) -> None:
+    done = cli(two, "list", "--watch", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'0' is less than 0.1 seconds" in done.stderr
 
 
 def test_watch_prints_repeatedly_until_ctrl_c(two: testing.Node) -> None:

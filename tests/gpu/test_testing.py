@@ -767,6 +767,8 @@ def test_a_command_runs_on_a_node(simulation: Path) -> None:
     assert subprocess.run([*program, "--", "sh", "-c", "exit 9"], timeout=60, check=False).returncode == 9
     refused = subprocess.run([*program, "--", "no-such-program"], capture_output=True, text=True, timeout=60, check=False)
     assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+    refused = subprocess.run([*program, "--card", "2x24", "--", "true"], capture_output=True, text=True, timeout=60, check=False)
+    assert (refused.returncode, "'2x24' has no unit" in refused.stderr) == (2, True)
 
 
 def test_a_node_ends_its_services(simulation: Path) -> None:

@@ -14,6 +14,8 @@ from mlops_build.gpu.testing.node import Node
 def _many(text: str) -> list[str]:
     """Expand "3x24GiB" to a list of three "24GiB"."""
     count, x, size = text.partition("x")
+    if text[-1:].isdecimal():
+        raise UsageError(f"{text!r} has no unit", remedy="write KiB, MiB, GiB or TiB after the number, such as 24GiB")
     return [size] * int(count) if x and count.isdigit() else [text]
 
 
