@@ -14,12 +14,12 @@ from random import Random
 from mlops_build.errors import UsageError
 from mlops_build.gpu.cards import Card
 from mlops_build.gpu.nvml import Trouble
-from mlops_build.gpu.promise import Promise
 from mlops_build.gpu.visible import hidden
 from mlops_build.quantity import show_bytes
 
 # The driver's own daemons keep a few MiB on an unused card.
 EXCLUSIVE_SLACK = 64 << 20
+MOST_PARTS = 8  # of a reason
 MAY_RECOVER = (None, Trouble.SLOW, Trouble.FAULT)
 
 
@@ -68,8 +68,14 @@ def random(cards: Sequence[Card], request: Request, rng: Random) -> Sequence[Car
 
 
 WORST_FIT, BEST_FIT, RANDOM = spread, pack, random
-NAMES = ("spread", "pack", "random", "WORST_FIT", "BEST_FIT", "RANDOM")
-STRATEGIES: dict[str, Strategy] = dict(zip(NAMES, (spread, pack, random) * 2, strict=True))
+STRATEGIES: dict[str, Strategy] = {
+    "spread": spread,
+    "pack": pack,
+    "random": random,
+    "WORST_FIT": spread,
+    "BEST_FIT": pack,
+    "RANDOM": random,
+}
 
 
 def choose(cards: Sequence[Card], request: Request, seed: int | None = None) -> Choice:
@@ -126,8 +132,10 @@ def _unsuitable(card: Card, request: Request) -> str | None:
         if card.compute_capability < capability:
             return "its compute capability is {}.{}, below {}.{}".format(*card.compute_capability, *capability)
     if card.total_bytes is not None and request.bytes > card.total_bytes - card.reserve_bytes:
-        reserved = f", with {show_bytes(card.reserve_bytes)} kept free (`reserve`)" if card.reserve_bytes else ""
-        return f"it has only {show_bytes(card.total_bytes)} in total{reserved}"
+        return (
+            f"it has only {show_bytes(card.total_bytes)} in total"
+            f"{f', with {show_bytes(card.reserve_bytes)} kept free (`reserve`)' if card.reserve_bytes else ''}"
+        )
     if request.max_utilisation is not None and card.utilisation is None:
         return "it does not report its utilisation"
     return None
@@ -158,21 +166,16 @@ def _busy(card: Card, request: Request) -> str | None:
     if request.exclusive and card.external_counted_bytes > EXCLUSIVE_SLACK:
         return f"an exclusive card is requested, but {show_bytes(card.external_counted_bytes)} are used without a lease"
     if card.left_bytes < request.bytes:
-        leases, tickets = ([lease for lease in card.leases if (lease.until is None) is granted] for granted in (True, False))
-        promised, kept = (sum(lease.bytes for lease in some) for some in (leases, tickets))
-        parts = (
-            (promised, f"promised to {_holders(leases)}"),
-            (card.committed_bytes - card.external_counted_bytes - card.reserve_bytes - promised - kept, "used beyond that"),
-            (kept, f"kept for {_holders(tickets)}"),
-            (card.external_counted_bytes, "counted for processes without a lease"),
-            (card.reserve_bytes, "kept free (`reserve`)"),
-        )
-        held = ", ".join(f"{show_bytes(size)} {what}" for size, what in parts if size > 0)
-        return f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {held}"
+        held = {
+            "counted for processes without a lease": card.external_counted_bytes,
+            "kept free (`reserve`)": card.reserve_bytes,
+            "used beyond the promises": card.committed_bytes - card.external_counted_bytes - card.reserve_bytes,
+        }
+        for lease in card.leases:
+            what = f"{'promised to' if lease.until is None else 'kept for'} {lease.service}"
+            held[what] = held.get(what, 0) + lease.bytes
+            held["used beyond the promises"] -= lease.bytes
+        largest = sorted((what for what in held if held[what] > 0), key=lambda what: -held[what])
+        parts = [f"{show_bytes(held[what])} {what}" for what in largest[:MOST_PARTS]] + ["…"] * (len(largest) > MOST_PARTS)
+        return f"{show_bytes(card.left_bytes)} of {show_bytes(card.total_bytes or 0)} left: {', '.join(parts)}"
     return None
-
-
-def _holders(leases: Sequence[Promise]) -> str:
-    """The services of these leases, largest first."""
-    names = list(dict.fromkeys(lease.service for lease in sorted(leases, key=lambda lease: -lease.bytes)))
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mlops_build.errors import NoRoom
 from mlops_build.gpu import no_gpu
 from mlops_build.gpu.cards import Card, cards
-from mlops_build.gpu.lease import Lease, lease
+from mlops_build.gpu.lease import MEMORY_VARIABLE, Lease, lease
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE
 from mlops_build.gpu.nvml import NoDriver, Trouble
 from mlops_build.quantity import parse_setting, show_bytes
@@ -28,7 +28,7 @@ from mlops_build.setting import choice, given, number
 
 DEVICES = ("auto", "cpu", "gpu")
 # Set in the image and the Deployment of a service whose service.yaml requests a GPU.
-DEVICE_VARIABLE, MODE_VARIABLE, MEMORY_VARIABLE, WAIT_VARIABLE = "MLOPS_DEVICE", "MLOPS_GPU_MODE", "MLOPS_GPU_MEMORY", "MLOPS_GPU_WAIT"
+DEVICE_VARIABLE, MODE_VARIABLE, WAIT_VARIABLE = "MLOPS_DEVICE", "MLOPS_GPU_MODE", "MLOPS_GPU_WAIT"
 # Default of the wait for room, in seconds: the previous pod may take this long to end (terminationGracePeriodSeconds).
 WAIT_SECONDS = 60
 # If more bytes of an exclusive card are in use at the start, another process uses it: contexts of a display or a monitor are smaller.

@@ -26,9 +26,7 @@ def look() -> tuple[str, list[Finding]]:
         return error.message, [Finding("gpu driver", "gpu-driver", error.message, error.remedy or "run `nvidia-smi`")]
     except BadConfig as error:
         return error.message, [Finding("gpu", "gpu-config", error.message, error.remedy or "fix the file")]
-    if not observed:
-        return f"{NONE}, but a driver", []
-    return ", ".join(card.name for card in observed), of_cards(observed)
+    return ", ".join(card.name for card in observed) or f"{NONE}, but a driver", of_cards(observed)
 
 
 def of_cards(observed: list[Card]) -> list[Finding]:
@@ -46,7 +44,7 @@ def of_cards(observed: list[Card]) -> list[Finding]:
             findings.append(
                 Finding(subject, "gpu-ecc", why, "run `nvidia-smi --query --display=ECC,ROW_REMAPPER` to see whether it must be replaced")
             )
-    if not any(card.visible for card in observed):
+    if observed and not any(card.visible for card in observed):
         why = f"no card can be chosen: each is {hidden()}, or its value is ambiguous"
         findings.append(Finding("gpu", "gpu-mask", why, f"unset {VARIABLE}, or set it to UUIDs (nvidia-smi -L)"))
     return findings
@@ -56,36 +54,23 @@ def leases() -> tuple[str, list[Finding]]:
     """The lease directory in one line, and whether it exists, is writable for all users, and its lock is free.
 
     A missing one is not a finding without a GPU."""
-    path, subject = Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY), "gpu leases"
+    path, findings = Path(os.environ.get(DIRECTORY_VARIABLE) or DIRECTORY), list[Finding]()
     try:
-        with Ledger.open(path) as ledger:
-            findings, count = _lock(ledger), len(ledger.promises())
+        with Ledger.open(path) as ledger, ledger.turn(LOCK_SECONDS) as locked:
+            count = len(ledger.promises())
     except NoLedger as error:
         if not os.path.exists(path) and look()[0].startswith(NONE):  # noqa: PTH110 -- Path.exists raises PermissionError
             return f"{NONE}, and no lease directory", []
         why = f"{error.message}: services on this node choose cards without knowing each other's leases"
-        return error.message, [Finding(subject, "gpu-leases", why, str(error.remedy))]
+        return error.message, [Finding("gpu leases", "gpu-leases", why, str(error.remedy))]
+    if not locked:
+        why = f"the lock of {path} has been held for {LOCK_SECONDS} s, which delays each decision by 4 s (normal: milliseconds)"
+        findings.append(Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {path}/lock`, and end it"))
     mode = stat.S_IMODE(path.stat().st_mode)
     # 1777, or 1770 to exclude users outside the group.
     writable = mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if writable and not mode & stat.S_ISVTX:
-        findings.append(
-            Finding(
-                subject,
-                "gpu-leases",
-                f"{path} has the mode {mode:04o}: every user can remove another user's lease",
-                f"run as root: chmod +t {path}",
-            )
-        )
-    elif not writable:
-        why = f"{path} has the mode {mode:04o}: services of other users cannot write a lease"
-        findings.append(Finding(subject, "gpu-leases", why, f"run as root: chmod 1777 {path}"))
+    if not writable or not mode & stat.S_ISVTX:
+        why = "every user can remove another user's lease" if writable else "services of other users cannot write a lease"
+        remedy = f"run as root: chmod {'+t' if writable else '1777'} {path}"
+        findings.append(Finding("gpu leases", "gpu-leases", f"{path} has the mode {mode:04o}: {why}", remedy))
     return f"{path}, mode {mode:04o}, {count} in use", findings
-
-
-def _lock(ledger: Ledger) -> list[Finding]:
-    with ledger.turn(LOCK_SECONDS) as locked:
-        if locked:
-            return []
-    why = f"the lock of {ledger.path} has been held for {LOCK_SECONDS} s, which delays each decision by 4 s (normal: milliseconds)"
-    return [Finding("gpu leases", "gpu-lock", why, f"find the process with `fuser --verbose {ledger.path}/lock`, and end it")]

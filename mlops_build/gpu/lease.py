@@ -286,14 +286,14 @@ class Lease:
 
 
 def _budget(memory: str | int | None) -> int:
-    text = os.environ.get(MEMORY_VARIABLE)
-    if memory is None and text:
-        return parse_setting(MEMORY_VARIABLE, text, "1MiB", "4GiB")
     if memory is None:
+        if text := os.environ.get(MEMORY_VARIABLE):
+            return parse_setting(MEMORY_VARIABLE, text, "1MiB", "4GiB")
         log.warning(
             "no budget is given: %s are assumed; say what the service needs (memory=, --memory, MLOPS_GPU_MEMORY)", show_bytes(ASSUMED)
         )
-    size = ASSUMED if memory is None else parse_bytes(memory) if isinstance(memory, str) else memory
+        return ASSUMED
+    size = parse_bytes(memory) if isinstance(memory, str) else memory
     if not isinstance(size, int) or size < LEAST:
         raise UsageError(f"{memory!r} is not a valid budget", remedy='state what the service needs, with a unit, such as "4GiB"')
     return size

@@ -38,15 +38,6 @@ if TYPE_CHECKING:
 
 DIRECTORY = "/run/mlops-gpu"
 DIRECTORY_VARIABLE = "MLOPS_GPU_LEASE_DIR"
-CREATE = (
-    "run as root on the node: `install --directory --mode 1777 {path}` (below /run also add `d {path} 1777 root root -` to a file in "
-    "/etc/tmpfiles.d, for reboots), mount it into each container, and restart the services that run, since they have no lease; "
-    f"{DIRECTORY_VARIABLE} names another directory"
-)
-ALLOW = (
-    "`ls -ld {path}` shows the group that may: add this user to it; in a container, mount the directory writable; if all users may use the "
-    "cards, run as root on the node: chmod 1777 {path}"
-)
 LOCK = "lock"
 # After this time a decision is made without the lock: a stopped or hostile process must not block the node.
 LOCK_SECONDS = 2.0
@@ -88,9 +79,16 @@ class Ledger(SharedDirectory):
         except PermissionError:
             pass
         except OSError as error:
-            raise NoLedger(f"no lease directory at {path}: {reason(error)}", remedy=CREATE.format(path=path)) from None
+            raise NoLedger(
+                f"no lease directory at {path}: {reason(error)}",
+                remedy=f"run as root on the node: `install --directory --mode 1777 {path}` (below /run also add `d {path} 1777 root root "
+                "-` to a file in /etc/tmpfiles.d, for reboots), mount it into each container, and restart the services that run, since "
+                f"they have no lease; {DIRECTORY_VARIABLE} names another directory",
+            ) from None
         raise NoLedger(
-            f"uid {os.geteuid()} may not {'read' if reading else 'write to'} the lease directory {path}", remedy=ALLOW.format(path=path)
+            f"uid {os.geteuid()} may not {'read' if reading else 'write to'} the lease directory {path}",
+            remedy=f"`ls -ld {path}` shows the group that may: add this user to it; in a container, mount the directory writable; if all "
+            f"users may use the cards, run as root on the node: chmod 1777 {path}",
         )
 
     # -- decisions, one at a time --

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
@@ -26,25 +25,23 @@ class SeveralLeases(UsageError):
     """Several live leases have this name."""
 
 
-class NotPermitted(Refused):
-    """The lease belongs to another user, or its processes cannot be reached from here."""
-
-
-class StillHeld(Failed):
-    """The lease has not ended in time."""
-
-
 def find(ledger: Ledger, name: str) -> Promise:
     """The live lease with this id, service name, or first letters of the id. Raises NoSuchLease and SeveralLeases."""
-    matching = _matching(ledger.promises(), name)
-    if not matching:
-        for ticket in _matching(ledger.tickets(), name):
-            where = "" if ticket.pid_namespace == pid_namespace() else " in its container"
-            raise NoSuchLease(f"{ticket.service} has no lease yet", remedy=f"end the process that waits for room: kill {ticket.pid}{where}")
+    for promises in (ledger.promises(), ledger.tickets()):
+        matching = [promise for promise in promises if name in (promise.id, promise.service, promise.service.removesuffix(WAITING))]
+        if not matching and len(name) >= LEAST_PREFIX:
+            matching = [promise for promise in promises if promise.id.startswith(name)]
+        if matching:
+            break
+    else:
         raise NoSuchLease(
             f"no lease in {ledger.path} has the id or service {name!r}",
             remedy="`mlops-build gpu list` shows the leases; a process without one is ended with `kill`",
         )
+    first = matching[0]
+    if first.until is not None:
+        remedy = f"end the waiting process: kill {first.pid}{'' if first.pid_namespace == pid_namespace() else ' in its container'}"
+        raise NoSuchLease(f"{first.service} has no lease yet", remedy=remedy)
     if len(matching) > 1:
         ids = [promise.id for promise in matching]
         raise SeveralLeases(
@@ -52,21 +49,17 @@ def find(ledger: Ledger, name: str) -> Promise:
             remedy=f"use an id: mlops-build gpu release {ids[0]}",
             details={"leases": ids},
         )
-    return matching[0]
-
-
-def _matching(promises: Sequence[Promise], name: str) -> list[Promise]:
-    exact = [promise for promise in promises if name in (promise.id, promise.service, promise.service.removesuffix(WAITING))]
-    return exact or [promise for promise in promises if len(name) >= LEAST_PREFIX and promise.id.startswith(name)]
+    return first
 
 
 def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
     """Send SIGTERM to the process that has the lease, and wait at most `wait` seconds until the lease has ended. Returns the pids.
 
-    If that process ends, and descendants keep the lease, they receive the signal, too. Raises NotPermitted and StillHeld.
+    If that process ends, and descendants keep the lease, they receive the signal, too. Raises Refused (another
+    user's lease, or its processes cannot be reached from here) and Failed (it has not ended in time).
     """
     if os.geteuid() not in (0, promise.uid):
-        raise NotPermitted(
+        raise Refused(
             f"the lease {promise.id} of {promise.service} belongs to uid {promise.uid}, and this is uid {os.geteuid()}",
             remedy=f"run the command as uid {promise.uid} or root: sudo mlops-build gpu release {promise.id}",
         )
@@ -77,13 +70,13 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
             if pid not in signalled and _terminate(pid, ledger, promise):
                 signalled.append(pid)
         if not signalled and ledger.lease(promise.id):
-            raise NotPermitted(
+            raise Refused(
                 f"no process that has the lease {promise.id} of {promise.service} can be reached from here (its own pid is {promise.pid})",
                 remedy=f"run the command as root on the host, or in that container: mlops-build gpu release {promise.id}",
             )
         if time.monotonic() >= deadline:
             pids = " ".join(map(str, holders or signalled))
-            raise StillHeld(
+            raise Failed(
                 f"{promise.service} received SIGTERM (pid {', '.join(map(str, signalled))}) and still has the lease {promise.id}: "
                 "it ignores the signal, as the first process of a container does by default, or needs more time",
                 remedy=f"wait longer (--wait {max(60, 2 * wait):g}), or end it at once: kill -KILL {pids}",

@@ -149,10 +149,10 @@ class Search:
         missing = f"no room for {self._wanted()}{f' after {waited:.0f} s' if waited >= 1 else ''}:{_why(attempt)}"
         if otherwise == "cpu":
             return self._cpu(missing)
-        again = f"longer than {waited:.0f} s (wait=, --wait)" if waited >= 1 else "for room (wait=120, --wait 120)"
         raise NoRoom(
             missing,
-            remedy=f'wait {again}, request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
+            remedy=f"wait {'longer' if waited >= 1 else 'for room'} (wait={max(120, 2 * waited):.0f}, --wait {max(120, 2 * waited):.0f}), "
+            'request less, or allow the CPU (otherwise="cpu", --otherwise cpu)'
             if could_ever(attempt.cards, self._request)
             else "waiting does not help: request less, or check the filters and CUDA_VISIBLE_DEVICES",
             details={"refused": dict(attempt.choice.refused)},

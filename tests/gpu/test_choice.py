@@ -173,9 +173,12 @@ def test_the_reason_names_promises_use_beyond_them_waiting_requests_neighbours_a
     waits = Promise("1" * 16, ("GPU-0",), 10 * GIB, False, "big (waiting)", 1, 1, 0, 0.0, until=1.0)
     (full,) = Snapshot([reading], [over, waits], settings=Settings(reserve_bytes=GIB // 2)).cards()
     assert why_not(full, Request(12 * GIB)) == (
-        "6.5 GiB of 24.0 GiB left: 3.0 GiB promised to over, 2.0 GiB used beyond that, 10.0 GiB kept for big (waiting), "
-        "2.0 GiB counted for processes without a lease, 512.0 MiB kept free (`reserve`)"
+        "6.5 GiB of 24.0 GiB left: 10.0 GiB kept for big (waiting), 3.0 GiB promised to over, "
+        "2.0 GiB counted for processes without a lease, 2.0 GiB used beyond the promises, 512.0 MiB kept free (`reserve`)"
     )
+    many = [Promise(f"{number:016x}", ("GPU-0",), GIB, False, f"s{number}", 1, 1, 0, 0.0) for number in range(20)]
+    (crowded,) = Snapshot([reading], many).cards()
+    assert str(why_not(crowded, Request(12 * GIB))).endswith("1.0 GiB promised to s6, …")
     assert why_not(card(0, 24, 20), Request(12 * GIB)) == "4.0 GiB of 24.0 GiB left: 20.0 GiB counted for processes without a lease"
 
 

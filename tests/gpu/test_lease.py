@@ -95,7 +95,7 @@ def test_waiting_is_bounded_and_skipped_if_it_cannot_help(node, lease) -> None:
     machine = node("10GiB")
     lease(machine.environment, memory="8GiB")
     assert lease(machine.environment, memory="4GiB", wait=0.2).answer["message"].startswith("no room for 4.0 GiB:\n")
-    assert lease(machine.environment, memory="4GiB", wait=1.1).answer["remedy"].startswith("wait longer than 1 s (wait=, --wait)")
+    assert lease(machine.environment, memory="4GiB", wait=1.1).answer["remedy"].startswith("wait longer (wait=120, --wait 120)")
     never = lease(machine.environment, memory="11GiB", wait=600)  # waiting would exceed the test's timeout
     assert never.answer["error"] == "NoRoom"
     assert "waiting does not help" in never.answer["remedy"]

@@ -57,7 +57,7 @@ def test_a_request_that_waits_has_no_lease_yet(tmp_path: Path) -> None:
         for name in ("big", "big (waiting)", ticket.promise.id[:8]):
             with pytest.raises(NoSuchLease, match=r"big \(waiting\) has no lease yet") as waits:
                 find(ledger, name)
-            assert waits.value.remedy == f"end the process that waits for room: kill {os.getpid()}"
+            assert waits.value.remedy == f"end the waiting process: kill {os.getpid()}"
         ledger.withdraw(ticket)
 
 
