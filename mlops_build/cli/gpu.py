@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import failure, result, say
-from mlops_build.errors import NoRoom, UsageError
+from mlops_build.errors import Failed, NoRoom, UsageError
 from mlops_build.gpu import log
 from mlops_build.quantity import parse_setting, show_bytes
 from mlops_build.setting import given, number
@@ -218,7 +218,10 @@ def _run(args: argparse.Namespace) -> int:
     from mlops_build.gpu.run import run as run_program
 
     def take() -> "Lease":
-        lease = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
+        try:
+            lease = _lease(args, args.service or os.environ.get("MLOPS_SERVICE") or program_of(command))
+        except OSError as error:
+            raise Failed(f"no lease could be taken: {error}", remedy="check the limit of open files (ulimit -n)") from None
         say(f"mlops-build gpu run: {lease}")
         return lease
 

@@ -82,12 +82,12 @@ def snapshot(nvml: Nvml, ledger: Ledger | None, *, full: bool = False, node: Set
 
     full: as in `Nvml.read`. node: None: the settings of the administrator's file. Raises NoDriver, BadConfig.
     """
-    now = time.time()
+    now, taken = time.time(), time.monotonic()
     # Promises are read before NVML: memory that appears in between counts twice, which is harmless.
     promises = ledger.promises() if ledger else []
     peaks = from_documents(ledger.peaks() if ledger else (), now)
     readings = nvml.read(full)
-    return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now)
+    return Snapshot(readings, promises, processes_of(readings, promises), pid_namespace(), peaks, node or settings(), now, taken)
 
 
 def processes_of(readings: Iterable[Reading], promises: Iterable[Promise]) -> Mapping[int, Known] | None:
@@ -127,7 +127,7 @@ class Snapshot:
     """Readings, promises, processes, peaks and settings of one moment. `cards` combines them, and reads nothing else.
 
     processes: data from /proc for the pids that NVML reports; None if those pids are of another namespace. namespace: the pid namespace of
-    this process. now: unix s.
+    this process. now: unix s. taken: time.monotonic, s.
     """
 
     readings: Sequence[Reading]
@@ -137,6 +137,7 @@ class Snapshot:
     peaks: Peaks = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     now: float = 0.0
+    taken: float = 0.0
 
     def cards(self, promises: Sequence[Promise] | None = None, only: Collection[str] | None = None) -> list[Card]:
         """The cards with these promises, which may be newer than the readings. None: those of the snapshot. only: only these UUIDs.
@@ -174,7 +175,9 @@ class Snapshot:
 
         external = foreign = used
         committed = self.settings.reserve_bytes
-        rest = max(0, used - sum(user.used_bytes or 0 for user in users))  # in use by no process that NVML shows
+        rest = max(0, used - sum(user.used_bytes or 0 for user in users if user.pid in processes))  # in use by no process that is visible
+        # Whatever a lease's owner reports. If the namespace of a process is not readable, the process may belong to a lease.
+        certain = sum(size for size, process in strangers if process.place[0] is not None)
         for number, lease in enumerate(leases):
             reported = sum(lease.seen.get(uuid, 0) for uuid in uuids)
             sizes = shown.get(lease.id, [])
@@ -195,7 +198,7 @@ class Snapshot:
             foreign -= held if exact else charged
             committed += charged
 
-        external = max(0, external)
+        external, foreign = max(certain, external), max(certain, foreign)
         if processes_visible:
             neighbours = self._neighbours(reading.uuid, strangers, external, promises)
         else:
@@ -208,7 +211,7 @@ class Snapshot:
             external_bytes=external,
             external_counted_bytes=external_counted,
             committed_bytes=committed + external_counted,
-            foreign_bytes=max(0, foreign),
+            foreign_bytes=foreign,
             reserve_bytes=self.settings.reserve_bytes,
             visible=usable,
         )

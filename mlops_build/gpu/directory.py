@@ -121,9 +121,12 @@ class SharedDirectory:
 
     def files(self, pattern: re.Pattern[str]) -> list[str]:
         """Sorted names of the directory that match. All of it is read: other files must not hide a lease."""
-        # Not by the descriptor, since reading moves its position, which threads would share.
-        names = os.listdir(f"/proc/self/fd/{self._directory}")  # noqa: PTH208 - pathlib costs its import
-        return sorted(name for name in names if pattern.fullmatch(name))
+        # By a descriptor of its own, since reading moves the position, which threads would share.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            return sorted(name for name in os.listdir(descriptor) if pattern.fullmatch(name))  # noqa: PTH208 - pathlib costs its import
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace one of this uid's own files by a JSON document. Raises NoLedger."""

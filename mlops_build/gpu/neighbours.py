@@ -120,7 +120,7 @@ def known(pids: Iterable[int], leases: Mapping[Place, Promise]) -> dict[int, Kno
 def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promise]) -> Promise | None:
     """The lease of the nearest owner among this process and its ancestors, or the one with which it was started (its ancestors may have
     ended); None if it has no lease."""
-    inherited = processes[pid].lease if pid in processes else ""
+    started_with, inherited = pid, processes[pid].lease if pid in processes else ""
     for _ in range(MOST_ANCESTORS):
         process = processes.get(pid)
         if process is None:
@@ -129,13 +129,27 @@ def owner(pid: int, processes: Mapping[int, Known], leases: Mapping[Place, Promi
         if lease is not None:
             return lease
         pid = process.parent
-    return next((lease for lease in leases.values() if lease.id == inherited), None) if inherited else None
+    return _named(leases.values(), inherited, processes[started_with].uid) if inherited else None
+
+
+def inherited(leases: Sequence[Promise], named: str | None) -> Promise | None:
+    """The lease of an ancestor of this process, or of this user the one with the id `named`; None without one."""
+    pid, owners = os.getpid(), by_owner(leases)
+    return owner(pid, known([pid], owners) or {}, owners) or _named(leases, named, os.geteuid())
+
+
+def _named(leases: Iterable[Promise], lease_id: str | None, uid: int) -> Promise | None:
+    """The lease with an id that a process of this uid has in its environment. The ids are public, so other users' leases do not count."""
+    return next((lease for lease in leases if lease.id == lease_id and lease.uid == uid), None)
 
 
 def _lease_of(process: Known, leases: Mapping[Place, Promise]) -> Promise | None:
-    """The lease that this process owns. One that started after the lease was created is not its owner: it has the pid of one that ended."""
+    """The lease that this process owns: of its user, or of root, which may have changed to another user since. A process that started after
+    the lease was created is not its owner: it has the pid of one that ended."""
     lease = leases.get(process.place)
-    return lease if lease is not None and (lease.boot is None or process.started <= lease.boot + TICK_SECONDS) else None
+    if lease is None or lease.uid not in (0, process.uid) or (lease.boot is not None and process.started > lease.boot + TICK_SECONDS):
+        return None
+    return lease
 
 
 def declaration(process: Known, declared: Sequence[Declared]) -> Declared | None:

@@ -29,22 +29,26 @@ BYTES = 1 << 20  # smaller changes are not reported
 LOADED_SECONDS = 5.0
 
 
-def unexplained(taken: Snapshot, cards: Iterable[Card]) -> dict[str, int]:
-    """The memory that no report explains, in bytes by UUID, of the cards whose processes are hidden.
-
-    Of others it is not known: NVML reads a card's memory before its processes, and what begins in between would make it too small.
-    """
-    hidden = [card for card in cards if taken.processes is None or not card.processes]
-    return {card.uuid: sum(user.used_bytes for user in card.neighbours if user.key in (ALL, REST)) for card in hidden}
+def hidden(taken: Snapshot, cards: Iterable[Card]) -> list[Card]:
+    """The cards whose processes may be hidden. Only there, growth of the memory is attributed to a lease: NVML reads a card's memory before
+    its processes, and what begins in between would count as the lease's."""
+    return [card for card in cards if taken.processes is None or not card.processes]
 
 
 def shown(readings: Sequence[Reading], promises: Sequence[Promise], promise: Promise) -> tuple[dict[str, int], dict[str, int]]:
-    """The memory that NVML shows for the lease's processes (without the cards where that is not visible), and `unexplained`."""
+    """The memory that NVML shows for the lease's processes, of the cards where it shows all, and the memory that no report explains, of
+    the cards whose processes may be hidden. Bytes by UUID."""
     promises = [replace(other, seen={}) if other.id == promise.id else other for other in promises]
     taken = Snapshot(readings, promises, processes_of(readings, promises), pid_namespace())
     cards = taken.cards(only=promise.uuids)
-    mine = [(card.uuid, lease.seen) for card in cards for lease in card.leases if lease.id == promise.id]
-    return {uuid: seen[uuid] for uuid, seen in mine if uuid in seen}, unexplained(taken, cards)
+    own = {
+        card.uuid: lease.seen[card.uuid] for card in cards for lease in card.leases if lease.id == promise.id and card.uuid in lease.seen
+    }
+    # A lease has no memory on a card that shows the memory of all processes, but none of the lease's.
+    complete = [card for card in cards if card.processes and None not in [process.used_bytes for process in card.processes]]
+    nothing = {card.uuid: 0 for card in complete if taken.processes is not None}
+    unexplained = {card.uuid: sum(user.used_bytes for user in card.neighbours if user.key in (ALL, REST)) for card in hidden(taken, cards)}
+    return nothing | own, unexplained
 
 
 def _of_torch(uuids: Sequence[str]) -> dict[str, int]:
@@ -59,7 +63,8 @@ def _of_torch(uuids: Sequence[str]) -> dict[str, int]:
 class Reporter(threading.Thread):
     """A thread that keeps a lease's report current, and writes the lease again if somebody has removed it.
 
-    before: `unexplained` when the lease was granted.
+    before: the memory that could not belong to a lease when this one was granted, in bytes by UUID, of cards whose processes may be hidden.
+    What other leases had allocated, but not reported yet, is not in it.
     """
 
     def __init__(self, ledger: Ledger, promise: Promise, before: Mapping[str, int]) -> None:
@@ -73,7 +78,7 @@ class Reporter(threading.Thread):
     def stop(self) -> None:
         """Stop, and wait at most 5 s for a report that is being written."""
         self._stopping.set()
-        if self.is_alive():
+        if self.is_alive() and threading.current_thread() is not self:  # the garbage collector may release a lease in any thread
             self.join(5.0)
 
     def run(self) -> None:
@@ -122,7 +127,7 @@ class Reporter(threading.Thread):
         own, now = shown(readings, [self._promise], self._promise)
         if any(self._growth(now).values()):  # less of it is unexplained with what others report, which takes longer to read
             own, now = shown(readings, self._ledger.promises(), self._promise)
-        return self._growth(now) | _of_torch(self._promise.uuids) | own
+        return dict.fromkeys(self._promise.uuids, 0) | self._growth(now) | _of_torch(self._promise.uuids) | own
 
     def _growth(self, now: Mapping[str, int]) -> dict[str, int]:
         before, budget = self._before, self._promise.bytes

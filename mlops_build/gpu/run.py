@@ -30,7 +30,7 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
     of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, a parent does not learn of the end of its child
     lease_of_child, to_parent = socket.socketpair()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child:
         to_parent.close()
         threading.Thread(target=_report, args=(lease_of_child,), daemon=True).start()
@@ -39,6 +39,9 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     lease_of_child.close()
     lease = take()
+    if os.getppid() != parent:  # it was killed while this process waited, so nobody expects the program any longer
+        lease.release()
+        return 1
     if lease.descriptor is not None:
         with contextlib.suppress(BrokenPipeError):  # the parent was killed
             socket.send_fds(to_parent, [json.dumps([lease.id, dict(lease.before)]).encode()], [lease.descriptor])

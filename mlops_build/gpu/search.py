@@ -23,9 +23,10 @@ from mlops_build.gpu.cards import Card, Snapshot, remember, snapshot
 from mlops_build.gpu.choice import Choice, Request, choose, could_ever, why_not
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import LOCK_SECONDS, Held, Ledger
+from mlops_build.gpu.neighbours import inherited
 from mlops_build.gpu.nvml import NoDriver, Nvml
 from mlops_build.gpu.promise import Promise, boot_time, new, printable
-from mlops_build.gpu.report import unexplained
+from mlops_build.gpu.report import hidden
 from mlops_build.gpu.verdict import Verdict, verdict
 from mlops_build.gpu.visible import visible
 from mlops_build.quantity import show_bytes
@@ -34,12 +35,15 @@ from mlops_build.quantity import show_bytes
 LEASE_VARIABLE = "MLOPS_GPU_LEASE"
 # Processes that choose the same memory choose again, at most this often and this long.
 TRIES, TRY_SECONDS = 20, 15.0
+# The maximum age of a snapshot at a grant: a process may be stopped, or wait for the lock, and the card is used meanwhile.
+FRESH_SECONDS, REFRESHES = 1.0, 3
 # How long an earlier promise waits until the later one is withdrawn. The later one may be granted already, and then stays.
 CONFLICT_SECONDS, CONFLICT_POLL_SECONDS = 0.5, 0.01
 CONTENDED = "others took it at the same time"
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
-# A waiting request keeps later ones off a card. If no memory of it has become free after this time, it does so with another card.
+# A waiting request keeps later ones off a card. If no memory of it has become free after this time, then after twice that time, and so on,
+# it does so with another card. Its ticket is written again as often.
 TICKET_SECONDS = 10.0
 
 
@@ -51,8 +55,7 @@ class Nested(Refused):
 class Grant:
     """The result of a search: the cards (none: the CPU), and the promise on them.
 
-    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited. before: memory that nobody explained
-    (report.py).
+    ledger: the open lease directory, if the promise is in it. held: None if the promise is inherited. before: see report.Reporter.
     """
 
     cards: Sequence[Card]
@@ -89,7 +92,7 @@ class Search:
         self._writable = False
         self._held: list[Held] = []  # what to undo after an error: the promise, the ticket
         self._ticket: Held | None = None
-        self._ticket_ends = 0.0
+        self._ticket_ends, self._moves, self._patience = 0.0, 0.0, TICKET_SECONDS / 2
         self._left: dict[str, int] = {}  # when the ticket was written, by UUID
         self._ledger_error: NoLedger | None = None  # reported only if there are cards to choose from
         self._warned = ""
@@ -140,7 +143,7 @@ class Search:
         self._record("granted" if granted else "cpu" if otherwise == "cpu" else "refused", attempt)
         self._undo(attempt.held)
         if granted and attempt.held is not None:
-            before = unexplained(attempt.snapshot, attempt.chosen)
+            before = {card.uuid: card.foreign_bytes for card in hidden(attempt.snapshot, attempt.chosen)}
             return Grant(attempt.chosen, attempt.held.promise, self._ledger, attempt.held, before)
         self._close()
         if granted:
@@ -164,13 +167,11 @@ class Search:
 
     def _inherited(self, nvml: Nvml) -> Grant | None:
         """The lease of a process that started this one, directly or through others (a shell, `gpu run`); None without one."""
-        lease_id = os.environ.get(LEASE_VARIABLE)
-        promises = self._ledger.promises() if lease_id and self._ledger is not None else []
-        promise = next((promise for promise in promises if promise.id == lease_id), None)
+        promise = inherited(self._ledger.promises(reports=False), os.environ.get(LEASE_VARIABLE)) if self._ledger is not None else None
         if promise is None:
             return None
         request = self._request
-        cards = {card.uuid: card for card in self._snapshot(nvml).cards(promises) if card.uuid in promise.uuids}
+        cards = {card.uuid: card for card in self._snapshot(nvml).cards() if card.uuid in promise.uuids}
         uuids = [uuid for uuid in promise.uuids if uuid in could_ever(list(cards.values()), replace(request, bytes=0))][: request.count]
         if not uuids or request.bytes > promise.bytes or (request.exclusive and not promise.exclusive):
             raise Nested(
@@ -232,7 +233,7 @@ class Search:
                 self._held.append(held)
                 # A release before 0.7 reads no promise again after its own. If one is deciding, its lease is on disk when the lock is free.
                 locked = locked or turn.enter_context(ledger.turn(LOCK_SECONDS))
-                if self._settled(ledger, attempt, held.promise):
+                if self._settled(ledger, nvml, attempt, held.promise):
                     return replace(attempt, held=held)
                 self._undo(self._ticket)
                 if time.monotonic() - began > TRY_SECONDS:
@@ -240,16 +241,22 @@ class Search:
                 time.sleep(_jittered(0.01, 0.1))
         return replace(attempt, choice=Choice((), dict.fromkeys(attempt.choice.uuids, CONTENDED)))
 
-    def _settled(self, ledger: Ledger, attempt: _Attempt, mine: Promise) -> bool:
+    def _settled(self, ledger: Ledger, nvml: Nvml, attempt: _Attempt, mine: Promise) -> bool:
         """Whether the promise is granted; otherwise it must be withdrawn."""
+        now = attempt.snapshot
 
         def fits(promises: Sequence[Promise]) -> bool:
-            return all(why_not(card, attempt.request) is None for card in attempt.snapshot.cards(promises, mine.uuids))
+            return all(why_not(card, attempt.request) is None for card in now.cards(promises, mine.uuids))
 
-        deadline = time.monotonic() + CONFLICT_SECONDS
-        while (now := verdict(mine, ledger.promises(reports=False), fits)) is Verdict.WAIT and time.monotonic() < deadline:
-            time.sleep(CONFLICT_POLL_SECONDS)
-        return now is Verdict.GRANTED
+        for _ in range(1 + REFRESHES):
+            if time.monotonic() - now.taken > FRESH_SECONDS:
+                now = self._snapshot(nvml)
+            deadline = time.monotonic() + CONFLICT_SECONDS
+            while (state := verdict(mine, ledger.promises(reports=False), fits)) is Verdict.WAIT and time.monotonic() < deadline:
+                time.sleep(CONFLICT_POLL_SECONDS)
+            if state is not Verdict.GRANTED or time.monotonic() - now.taken <= FRESH_SECONDS:
+                break
+        return state is Verdict.GRANTED
 
     def _reserve_alone(self, nvml: Nvml) -> _Attempt:
         """Without a directory: choose at random, weighted by free memory, wait until others that chose at the same time may have begun to
@@ -273,10 +280,14 @@ class Search:
             return
         old, request = self._ticket, self._request
         chosen = old.promise.uuids if old is not None else ()
-        if old is None or all(left[uuid] <= self._left.get(uuid, 0) for uuid in chosen):  # nothing has become free there
-            taken = {uuid for ticket in self._earlier(self._ledger) for uuid in ticket.uuids}
-            chosen = tuple(sorted(could, key=lambda uuid: (uuid in chosen, uuid in taken))[: request.count])
-        self._left, self._ticket_ends = left, now + TICKET_SECONDS
+        gained = any(left[uuid] > self._left.get(uuid, 0) for uuid in chosen)
+        if gained or now >= self._moves:
+            if not gained:
+                taken = {uuid for ticket in self._earlier(self._ledger) for uuid in ticket.uuids}
+                chosen = tuple(sorted(could, key=lambda uuid: (uuid in chosen, uuid in taken))[: request.count])
+                self._patience *= 2  # so that it waits long enough on one of them, however long the leases there last
+            self._left, self._moves = left, now + self._patience
+        self._ticket_ends = now + TICKET_SECONDS
         until = boot_time() + 2 * TICKET_SECONDS
         try:
             self._ticket = self._ledger.hold(

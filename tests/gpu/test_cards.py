@@ -362,3 +362,26 @@ def test_promises_newer_than_the_readings_count_twice_rather_than_not_at_all() -
     assert committed(lease("old", 4, seen=4)) == 10 + 4, "its later report is not in the reading: 10 GiB count as a neighbour's"
     assert committed(old, lease("new", 3, seen=3)) == 10 + 4 + 3
     assert committed() == 12, "its memory may not be free yet"
+
+
+def test_a_visible_process_without_a_lease_is_never_a_lease_s_memory() -> None:
+    """A container attributes growth to its lease. A process that is visible here proves that this growth was not the lease's."""
+    container = lease("a", 10, seen=8, namespace=ELSEWHERE)
+    accounted = card(reading(8, {10: 8}), container, processes=[known(10)])
+    assert (gib(accounted.committed_bytes), gib(accounted.external_bytes), gib(accounted.foreign_bytes)) == (18, 8, 8)
+    unreadable = card(reading(8, {10: 8}), container, processes=[known(10, place=(None, 10))])
+    assert gib(unreadable.committed_bytes) == 10, "another user's process, which may be the lease's"
+
+
+def test_a_process_that_proc_hides_is_known_from_its_report() -> None:
+    """hidepid: NVML shows the pid, /proc does not show the process."""
+    accounted = card(reading(8, {10: 8}), lease("a", 10, pid=10, seen=8), processes=[])
+    assert gib(accounted.committed_bytes) == 10
+
+
+def test_a_lease_of_another_user_owns_no_process() -> None:
+    """Its file can name any pid."""
+    accounted = card(reading(8, {10: 8}), lease("a", 10, pid=10, uid=1001), processes=[known(10)])
+    assert gib(accounted.committed_bytes) == 18
+    named = card(reading(8, {10: 8}), lease("a", 10, pid=11, uid=1001), processes=[known(10, lease="a")])
+    assert gib(named.committed_bytes) == 18

@@ -266,6 +266,15 @@ def test_a_lease_with_false_content_blocks_no_service(shared: Shared, lie: str) 
 
 
 @needs_root
+def test_the_lease_of_another_user_is_not_shared(shared: Shared) -> None:
+    """The ids of leases are public, and any process can have one in its environment."""
+    shared.tenant("20GiB")
+    lease_id = next(shared.leases.glob("*.lease")).stem
+    taken = [shared.tenant("20GiB", uid=12001, environment={"MLOPS_GPU_LEASE": lease_id}) for _ in range(2)]
+    assert ["leased" in tenant.events for tenant in taken] == [True, False]
+
+
+@needs_root
 def test_thousands_of_files_of_a_hostile_user(shared: Shared) -> None:
     for number in range(3_000):
         (shared.leases / f"{number:016x}.lease").touch()

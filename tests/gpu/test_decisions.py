@@ -16,6 +16,7 @@ for memory in sys.argv[1:]:
 """
 
 ASK_MORE = """
+from dataclasses import replace
 from mlops_build import gpu
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import new
@@ -24,7 +25,7 @@ def first(cards, request, rng):
     return cards
 
 with Ledger.open() as ledger:
-    held = ledger.hold(new([gpu.cards()[0].uuid], 2 << 30, "older"))
+    held = ledger.hold(replace(new([gpu.cards()[0].uuid], 2 << 30, "older"), pid=0))  # of another process
     gpu.lease("1GiB", strategy=first, names=["*L4*"], max_utilisation=50, min_compute_capability=(7, 0)).release()
 """
 

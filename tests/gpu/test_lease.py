@@ -339,6 +339,28 @@ search._choose = choose_and_pause
     assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
 
 
+def test_a_process_stopped_after_its_promise_reads_the_cards_again(node, lease) -> None:
+    """A service without a lease takes the memory meanwhile."""
+    machine = node("24GiB")
+    pauses = """
+import sys
+from mlops_build import gpu
+search = sys.modules["mlops_build.gpu.search"]
+search.FRESH_SECONDS = 0.0
+settled = search.Search._settled
+def settle_later(self, *arguments):
+    print("{}", flush=True)
+    sys.stdin.readline()
+    return settled(self, *arguments)
+search.Search._settled = settle_later
+"""
+    stopped = lease(machine.environment, script=pauses + HOLDER, memory="16GiB")
+    machine.set_used(0, "20GiB")
+    stopped.stdin.write("go on\n")
+    stopped.stdin.flush()
+    assert json.loads(stopped.stdout.readline())["error"] == "NoRoom"
+
+
 def test_a_lock_that_cannot_be_used_does_not_make_decisions_unsafe(node, lease, run_python) -> None:
     machine = node("24GiB")
     (machine.directory / "leases" / "lock").mkdir()

@@ -91,3 +91,30 @@ def test_a_removed_lease_is_written_again(node, lease) -> None:
     assert holder.do("lease.release()") == {"done": True}
     assert promises(machine) == []
     assert "was removed" in holder.end()
+
+
+def test_a_report_goes_down_to_nothing(node, lease, run_python) -> None:
+    """A report of memory that has gone would hide a neighbour from all who cannot see its processes."""
+    machine = node("24GiB")
+    machine.start("1GiB").wait_for("loaded")
+    holder = lease(machine.environment, memory="10GiB")
+    holder.do("import subprocess, sys; from tests.gpu import tenant")
+    worker = "from tests.gpu.tenant import allocate; import sys; allocate(8 << 30); print('loaded', flush=True); sys.stdin.read()"
+    holder.do(f"worker = subprocess.Popen([sys.executable, '-c', {worker!r}], stdin=-1, stdout=-1); worker.stdout.readline()")
+    wait_until(lambda: seen(machine) == [8 * GIB + CONTEXT])
+    holder.do("worker.communicate()")
+    wait_until(lambda: seen(machine) == [0])
+    assert [list(promise.peak.values()) for promise in promises(machine)] == [[8 * GIB + CONTEXT]], "the peak stays"
+
+
+def test_memory_that_another_lease_has_not_reported_yet_belongs_to_it(node, lease, run_python) -> None:
+    """The second lease is granted when the first has allocated, and not reported."""
+    machine = node("24GiB")
+    environment = machine.view(hide_pids=True)
+    first = lease(environment, memory="8GiB", report=False)
+    first.do(f"allocate({7 * GIB})")
+    second = lease(environment, memory="8GiB")
+    second.do(f"allocate({7 * GIB})")
+    with Ledger.open(machine.directory / "leases") as ledger:
+        ledger.report(first.answer["id"], {machine.cards[0].uuid: 7 * GIB + CONTEXT}, loaded=True)
+    wait_until(lambda: left(environment, run_python) == 8 * GIB)

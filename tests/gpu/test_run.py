@@ -248,3 +248,30 @@ def test_the_first_process_of_a_container(node, run: Run) -> None:
         inner = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
         os.kill(int(inner[0]), signal.SIGTERM)
         assert process.wait(20) == 3
+
+
+@pytest.mark.real_python
+def test_a_lease_below_a_lease_is_shared_also_if_the_environment_was_reset(node, run: Run) -> None:
+    """As sudo, su and env -i do."""
+    machine = node("24GiB")
+    script = "from mlops_build import gpu; lease = gpu.lease('4GiB'); print(lease.id, flush=True); input()"
+    process = run(machine.environment, "--memory", "6GiB", "--", "env", "-u", "MLOPS_GPU_LEASE", sys.executable, "-c", script)
+    shared = line(process)
+    assert [promise.id for promise in promises(machine)] == [shared]
+
+
+@pytest.mark.real_python
+def test_a_program_whose_parent_was_killed_while_waiting_is_not_started(node, run: Run, lease, tmp_path: Path) -> None:
+    machine = node("24GiB")
+    holder = lease(machine.environment, memory="20GiB")
+    process = run(machine.environment, "--memory", "16GiB", "--wait", "60", "--", "touch", str(tmp_path / "started"))
+
+    def tickets() -> int:
+        return len(list((machine.directory / "leases").glob("*.ticket")))
+
+    wait_until(lambda: tickets() == 1)
+    process.kill()
+    process.wait()
+    holder.do("lease.release()")
+    wait_until(lambda: tickets() == 0 and promises(machine) == [])
+    assert not (tmp_path / "started").exists()

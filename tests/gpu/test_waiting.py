@@ -1,6 +1,10 @@
 """Waiting for room: the request that has waited longest is not overtaken for ever."""
 
 import json
+import select
+import time
+
+import pytest
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
@@ -8,6 +12,8 @@ from mlops_build.gpu.promise import Promise, boot_time, new
 from tests.gpu.holder import HOLDER, wait_until
 
 GIB = 1 << 30
+IMPORT = "from mlops_build import gpu\n"
+QUICK = HOLDER.replace(IMPORT, f"{IMPORT}from mlops_build.gpu import search\nsearch.TICKET_SECONDS = 0.5\n")
 
 
 def tickets(machine: testing.Node) -> list[Promise]:
@@ -73,10 +79,7 @@ def test_a_request_keeps_another_card_if_nothing_becomes_free(node, lease) -> No
     machine = node("24GiB", "24GiB")
     for _ in range(2):
         lease(machine.environment, memory="20GiB")
-    quick = HOLDER.replace(
-        "from mlops_build import gpu\n", "from mlops_build import gpu\nfrom mlops_build.gpu import search\nsearch.TICKET_SECONDS = 0.5\n"
-    )
-    large = lease(machine.environment, script=quick, memory="1GiB", otherwise="cpu")
+    large = lease(machine.environment, script=QUICK, memory="1GiB", otherwise="cpu")
     large.do("lease.release()")
     begin(large, "16GiB", 600)
     kept: set[str] = set()
@@ -109,3 +112,23 @@ def test_the_ticket_of_a_stopped_process_ends(node, lease) -> None:
         assert ledger.tickets() == []
         assert "uuids" in lease(machine.environment, memory="20GiB").answer
         ledger.withdraw(held)
+
+
+@pytest.mark.slow
+def test_a_large_request_gathers_memory_on_one_card_although_small_ones_keep_arriving(node, lease) -> None:
+    """Memory becomes free on its card more rarely than every TICKET_SECONDS, and small requests take all that is not kept."""
+    machine = node("24GiB", "24GiB")
+    small = [lease(machine.environment, memory="6GiB") for _ in range(8)]
+    large = lease(machine.environment, script=QUICK.replace("0.5", "0.1"), memory="1GiB", otherwise="cpu")
+    begin(large, "20GiB", 600)
+    wait_until(lambda: len(tickets(machine)) == 1)
+    for _ in range(60):
+        small.pop(0).kill()
+        time.sleep(1.5)
+        if select.select([large.stdout], [], [], 0)[0]:
+            break
+        for _ in range(2):
+            later = lease(machine.environment, memory="6GiB", otherwise="cpu")
+            if not later.answer["cpu"]:
+                small.append(later)
+    assert json.loads(large.stdout.readline()) == {"done": True}
