@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.registry.server import mlflow_server  # noqa: E402 # a script's own folder is what Python finds by itself
+from tests.adapters.registry.server import mlflow_server  # noqa: E402 # a script's own folder is what Python finds by itself
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 RESULT = Path(__file__).with_suffix(".json")

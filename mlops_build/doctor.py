@@ -8,7 +8,6 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mlops_build import __version__
+from mlops_build.adapters.program import probe
 from mlops_build.errors import MlopsBuildError
 from mlops_build.finding import Finding
 
@@ -228,30 +228,30 @@ def remote(root: Path) -> Check:
 
 def data_remote(root: Path, *, deep: bool = False) -> Check:
     """DVC has a default remote that others can read, and the tracked data is on this machine. deep: the remote answers."""
-    from mlops_build import data, data_remote
-    from mlops_build.git.checkout import Checkout
+    from mlops_build.adapters import dvc, dvc_remote
+    from mlops_build.adapters.git.checkout import Checkout
 
-    default = data_remote.default_remote(root)
+    default = dvc_remote.default_remote(root)
     # DVC also reads settings of the user and the machine, so it is run if the repository has none.
-    if (deep or not default) and (why := data.check_remote(root)):
+    if (deep or not default) and (why := dvc.check_remote(root)):
         remedy = "check .dvc/config and your credentials; dvc remote add --default NAME URL"
         return Check("data remote", why, [Finding("data remote", "data-remote", why, remedy)])
     findings = []
     try:
-        data_remote.check_present(root)
-    except data.DataMissing as error:
+        dvc_remote.check_present(root)
+    except dvc.DataMissing as error:
         findings.append(Finding("data", "data-missing", error.message, error.remedy or "dvc pull"))
     checkout = Checkout.find(root)
     if default and checkout and checkout.origin_url() and default.is_inside(root):
         why = f"{default.in_checkout(root)}, which no clone has"
-        findings.append(Finding("data remote", "data-not-shared", why, data_remote.SHARE.format(name=default.name)))
+        findings.append(Finding("data remote", "data-not-shared", why, dvc_remote.SHARE.format(name=default.name)))
     is_new = default is not None and default.folder is not None and not default.folder.exists()
     if default and default.folder and is_new and not default.is_inside(root):
         # For example a share that is not mounted: dvc push would create the folder, and the data would stay on this machine.
         why = f"the DVC remote {default.name!r} is the folder {default.folder}, which does not exist on this machine"
         remedy = f"mount it; or, for a new one: mkdir -p {shlex.quote(str(default.folder))}"
         return Check("data remote", "a folder that does not exist", [Finding("data remote", "data-remote", why, remedy), *findings])
-    seen = default.shown(root) if default else ", ".join(data.remotes(root).values())
+    seen = default.shown(root) if default else ", ".join(dvc.remotes(root).values())
     seen += " (a folder that does not exist yet: dvc push creates it)" if is_new else ""
     seen += "" if deep or not default or default.folder else " (not contacted: `mlops-build doctor --deep` does)"
     return Check("data remote", seen, findings)
@@ -259,7 +259,7 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
 
 def registry(root: Path) -> Check:
     """MLflow answers."""
-    from mlops_build.registry import Registry, tracking_uri
+    from mlops_build.adapters.registry import Registry, tracking_uri
 
     uri = tracking_uri(root)
     try:
@@ -291,13 +291,8 @@ def lock(root: Path) -> Check:
 
 def _output(command: list[str]) -> str | None:
     """The output of a program; None if it is missing, fails or takes too long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = probe(command, seconds=PROBE_SECONDS, environment={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+    return done.text.strip() if done is not None and done.code == 0 else None
 
 
 def _version(name: str) -> str:

@@ -204,10 +204,10 @@ def piped(with_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Copies share the folder that MLflow's artifacts are in, since its database holds absolute paths.
     """
-    from mlops_build import data
+    from mlops_build.adapters import dvc
 
     folder = Path(shutil.copytree(with_data, tmp_path_factory.mktemp("piped") / "points"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        data.repro(folder)
+        dvc.repro(folder)
     return folder

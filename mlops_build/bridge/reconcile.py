@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from mlops_build.adapters.git.command import masked
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.errors import MlopsBuildError
-from mlops_build.git.command import masked
-from mlops_build.git.mirror import Mirror
-from mlops_build.registry import ModelVersion, Registry
 from mlops_build.release import gate
 from mlops_build.release.changes import shown
 from mlops_build.release.write import Aliases, VersionOf, change, desired, recorded, service_at

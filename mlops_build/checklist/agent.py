@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlops_build.adapters import installer, program
 from mlops_build.checklist.names import Names
-from mlops_build.checklist.result import SECONDS, Result, last_line, no, ok, unseen
+from mlops_build.checklist.result import SECONDS, Result, no, ok, unseen
 
 OUTSIDE = "not run by Bamboo: run it as a script of a job"
 
@@ -41,20 +40,15 @@ def programs(commands: Sequence[str]) -> Result:
 
 def package_index() -> Result:
     """Resolve one small package, like the lock of a model version."""
-    from mlops_build.model.environment import uv_environment
-
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         (Path(scratch) / "requirements.in").write_text("hatchling\n")
-        command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-cache", "requirements.in"]
         try:
-            done = subprocess.run(
-                command, cwd=scratch, env=uv_environment(), capture_output=True, text=True, timeout=2 * SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            done = installer.resolve(["--no-deps", "--no-cache", "requirements.in"], folder=Path(scratch), seconds=2 * SECONDS)
+        except program.DoesNotEnd:
             return no(f"the package index did not answer within {2 * SECONDS} s")
-    if done.returncode:
-        return no(f"the package index is not reachable: {last_line(done)}")
-    return ok("the package index is reachable: " + next((line for line in done.stdout.splitlines() if "==" in line), "hatchling"))
+    if done.code:
+        return no(f"the package index is not reachable: {done.last_line}")
+    return ok("the package index is reachable: " + next((line for line in done.text.splitlines() if "==" in line), "hatchling"))
 
 
 def variables(required: Sequence[str]) -> Result:

@@ -1,8 +1,6 @@
 """Checks of the cluster through kubectl: namespaces, permissions, the pull secret, and what a GPU service needs. Only reads."""
 
 import re
-import shutil
-import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,41 +9,39 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build.adapters import http, kubectl
+from mlops_build.adapters.kubectl import NO_ANSWER, UNREACHABLE
 from mlops_build.checklist.names import Names
-from mlops_build.checklist.result import Result, last_line, no, ok, run, unseen
+from mlops_build.checklist.result import Result, no, ok, unseen
 
 # What `ci deploy` does with each rendered object, and which kinds it deletes if a release no longer has them.
 APPLIES = ("get", "create", "patch")
 REMOVES = (("list", "delete"), ("horizontalpodautoscaler.autoscaling", "poddisruptionbudget.policy"))
 FORBIDDEN = re.compile(r"forbidden|cannot (?:get|list)", re.IGNORECASE)
-UNREACHABLE = re.compile(
-    r"unable to connect|connection to the server|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE
-)
-NO_ANSWER = "the cluster does not answer"
 ABSENT = re.compile(r"not ?found", re.IGNORECASE)
 MAX_PARALLEL = 8
 
 
 def reachable() -> Result:
     """Whether the cluster answers."""
-    if not shutil.which("kubectl"):
+    if not kubectl.is_installed():
         return no("kubectl is not installed")
-    done = run(["kubectl", "version", "--output", "json"])
-    if done is None or done.returncode:
-        return no(f"{NO_ANSWER}: {last_line(done) if done else 'no answer in time'}")
-    context = run(["kubectl", "config", "current-context"])
-    return ok(f"the cluster answers, context {context.stdout.strip() if context and context.returncode == 0 else 'in-cluster'}")
+    done = kubectl.probe(["version", "--output", "json"])
+    if done is None or done.code:
+        return no(f"{NO_ANSWER}: {done.last_line if done else 'no answer in time'}")
+    context = kubectl.probe(["config", "current-context"])
+    return ok(f"the cluster answers, context {context.text.strip() if context and context.code == 0 else 'in-cluster'}")
 
 
 def exists(kind: str, name: str, namespace: str | None = None) -> Result:
     """Whether an object exists. Only its name is read, also of a secret."""
     where = ["--namespace", namespace] if namespace else []
-    done = run(["kubectl", "get", kind, name, *where, "--output", "name"])
+    done = kubectl.probe(["get", kind, name, *where, "--output", "name"])
     object_name = f"{kind} {name}{f' in {namespace}' if namespace else ''}"
-    message = last_line(done) if done else NO_ANSWER
-    if done is None or (done.returncode and UNREACHABLE.search(message)):
+    message = done.last_line if done else NO_ANSWER
+    if done is None or (done.code and UNREACHABLE.search(message)):
         return unseen(f"{object_name}: {NO_ANSWER}")
-    if done.returncode == 0:
+    if done.code == 0:
         return ok(f"{object_name} exists")
     if FORBIDDEN.search(message):
         return unseen(f"this account may not read {object_name}")
@@ -87,30 +83,25 @@ def volumes(files: Sequence[Path]) -> Result:
 
 def gpus() -> Result:
     """Whether a node provides nvidia.com/gpu."""
-    done = run(["kubectl", "get", "nodes", "--output", r"jsonpath={.items[*].status.allocatable.nvidia\.com/gpu}"])
-    if done is None or done.returncode:
-        return unseen(f"this account may not read nodes{f': {last_line(done)}' if done else ''}")
-    counts = [int(count) for count in done.stdout.split() if count.isdecimal()]
+    done = kubectl.probe(["get", "nodes", "--output", r"jsonpath={.items[*].status.allocatable.nvidia\.com/gpu}"])
+    if done is None or done.code:
+        return unseen(f"this account may not read nodes{f': {done.last_line}' if done else ''}")
+    counts = [int(count) for count in done.text.split() if count.isdecimal()]
     return ok(f"{sum(counts)} on {len(counts)} nodes") if sum(counts) else no("no node provides nvidia.com/gpu")
 
 
 def addresses(hosts: Sequence[str]) -> Result:
     """Whether the host names of the ingress resolve; `ci deploy` sends requests there."""
-    missing = []
-    for host in hosts:
-        try:
-            socket.getaddrinfo(host, 80)
-        except OSError:
-            missing.append(host)
+    missing = [host for host in hosts if not http.has_address(host)]
     return no(f"no address for {', '.join(missing)}") if missing else ok(", ".join(hosts))
 
 
 def _needed(root: Path, env: str) -> list[tuple[str, str]]:
-    done = run(["kubectl", "kustomize", str(root / "deploy" / "overlays" / env)])
-    if done is None or done.returncode:
+    done = kubectl.probe(["kustomize", str(root / "deploy" / "overlays" / env)])
+    if done is None or done.code:
         return []
     kinds = set()
-    for document in _objects(done.stdout):
+    for document in _objects(done.text):
         group = str(document.get("apiVersion", "")).rpartition("/")[0]
         kind = str(document.get("kind", "")).lower()
         if kind and kind != "persistentvolume":
@@ -121,10 +112,10 @@ def _needed(root: Path, env: str) -> list[tuple[str, str]]:
 
 def _may(verb: str, kind: str, namespace: str | None) -> bool | None:
     """Whether the account has a permission; None if the cluster does not answer."""
-    done = run(["kubectl", "auth", "can-i", verb, kind, *(["--namespace", namespace] if namespace else []), "--quiet"])
-    if done is None or (done.returncode and UNREACHABLE.search(done.stderr)):
+    done = kubectl.probe(["auth", "can-i", verb, kind, *(["--namespace", namespace] if namespace else []), "--quiet"])
+    if done is None or (done.code and UNREACHABLE.search(done.message)):
         return None
-    return done.returncode == 0
+    return done.code == 0
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

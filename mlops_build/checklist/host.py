@@ -2,12 +2,12 @@
 
 import re
 
+from mlops_build.adapters import githost
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.objects import EMAIL, NAME
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 from mlops_build.errors import MlopsBuildError
-from mlops_build.git import host
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.objects import EMAIL, NAME
 
 # Never created: the push is a dry run.
 BRANCH = "retrain/doctor"
@@ -43,7 +43,7 @@ def pull_requests(names: Names) -> Result:
     if not names.repository:
         return no(f"{names.origin or 'no origin'} is not a clone address of Bitbucket")
     try:
-        host.check(str(names.service.git.api), names.repository)
+        githost.check(str(names.service.git.api), names.repository)
     except MlopsBuildError as error:
         return no(error.message)
     return ok(f"{names.service.git.api} accepts the token and has {names.repository}")

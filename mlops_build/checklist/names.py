@@ -9,11 +9,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mlops_build import data_remote
 from mlops_build import service as service_file
+from mlops_build.adapters import dvc_remote, githost
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.errors import NotFound, Refused, UsageError
-from mlops_build.git import host
-from mlops_build.git.checkout import Checkout
 from mlops_build.service import Service
 
 SPECS = "bamboo-specs/bamboo.yaml"
@@ -48,10 +47,10 @@ class Names:
         return self.service.image.registry.partition("/")[0]
 
     @property
-    def repository(self) -> host.Repository | None:
+    def repository(self) -> githost.Repository | None:
         """The repository on Bitbucket; None if origin is on another host."""
         try:
-            return host.repository_of(self.origin) if self.origin else None
+            return githost.repository_of(self.origin) if self.origin else None
         except UsageError:
             return None
 
@@ -71,7 +70,7 @@ def read(root: Path, *, origin: str | None = None) -> Names:
     keys = sorted(_plan_keys(root / SPECS, documents), key=lambda key: (key != source, key))
     if not keys:
         raise NotFound(f"{root / SPECS} has no plan", remedy="restore it from Git, or update the service from its template")
-    remote = data_remote.default_remote(root)
+    remote = dvc_remote.default_remote(root)
     checkout = Checkout.find(root)
     return Names(
         root=root,

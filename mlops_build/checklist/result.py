@@ -1,7 +1,5 @@
 """The result of checking one item of the checklist."""
 
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,16 +25,3 @@ def no(detail: str) -> Result:
 
 def unseen(detail: str) -> Result:
     return Result("unseen", detail)
-
-
-def run(command: Sequence[str]) -> "subprocess.CompletedProcess[str] | None":
-    """Run a program; None if it is not installed or does not end within SECONDS."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of a program's stderr, or of its stdout if stderr is empty."""
-    return ((done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"])[-1][:300]

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mlops_build.adapters import storage
 from mlops_build.checklist.names import Names
-from mlops_build.checklist.result import SECONDS, Result, no, ok, unseen
+from mlops_build.checklist.result import Result, no, ok, unseen
 
 KEY = "mlops-build-doctor"
 
@@ -16,34 +17,12 @@ def write(names: Names) -> Result:
         return no("DVC has no default remote")
     address = urlsplit(names.remote)
     if address.scheme == "s3":
-        return _s3(address.netloc, address.path.strip("/"), names.endpoint)
+        prefix = address.path.strip("/")
+        where = f"s3://{address.netloc}/{prefix}"
+        refused = storage.refuses_upload(address.netloc, f"{prefix}/{KEY}" if prefix else KEY, names.endpoint)
+        return no(f"{where} at {names.endpoint or 'Amazon'}: {refused}") if refused else ok(f"{where} accepts an upload")
     if address.scheme:
         return unseen(f"{names.remote}: only S3 and folders are checked")
     folder = (names.root / ".dvc" / names.remote).resolve()
     existing = next((candidate for candidate in (folder, *folder.parents) if candidate.exists()), Path("/"))
     return ok(f"{folder} is writable") if os.access(existing, os.W_OK) else no(f"{folder} is not writable")
-
-
-def _s3(bucket: str, prefix: str, endpoint: str | None) -> Result:
-    from boto3.session import Session
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    quick = Config(
-        connect_timeout=SECONDS,
-        read_timeout=SECONDS,
-        retries={"max_attempts": 1},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    key = f"{prefix}/{KEY}" if prefix else KEY
-    try:
-        client = Session().client("s3", endpoint_url=endpoint, config=quick)
-        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "an error")
-        return no(f"s3://{bucket}/{prefix} at {endpoint or 'Amazon'}: {code}")
-    except BotoCoreError as error:
-        return no(f"s3://{bucket}/{prefix} at {endpoint or 'Amazon'}: {str(error)[:200]}")
-    return ok(f"s3://{bucket}/{prefix} accepts an upload")

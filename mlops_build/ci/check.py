@@ -4,12 +4,12 @@ service.yaml is valid, the code passes the linter and formatter, the tests pass,
 kubectl the overlays are not rendered, which is printed; the release plan's agents have kubectl.
 """
 
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlops_build import data, service, verify
+from mlops_build import service, verify
+from mlops_build.adapters import dvc, program
 from mlops_build.errors import Refused
 from mlops_build.finding import show_by_file
 
@@ -57,5 +57,4 @@ def verified(root: Path, say: Callable[[str], None]) -> bool:
 
 def _passes(name: str, command: Sequence[str], root: Path, say: Callable[[str], None]) -> bool:
     say(f"check {name}: {' '.join(['python', *command[1:]])}")
-    done = subprocess.run(command, cwd=root, env=data.environment(root), stdout=sys.stderr, timeout=STEP_SECONDS, check=False)
-    return done.returncode == 0
+    return program.run(command, folder=root, environment=dvc.environment(root), seconds=STEP_SECONDS, shown=True).code == 0

@@ -1,19 +1,17 @@
 """Use the cluster through kubectl: render, apply, remove and wait. The output of kubectl goes to stderr."""
 
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_build.checklist.cluster import NO_ANSWER, UNREACHABLE
-from mlops_build.checklist.result import last_line
-from mlops_build.errors import Failed, Refused, Unreachable
+from mlops_build.adapters import kubectl
+from mlops_build.adapters.kubectl import RENDER_SECONDS
+from mlops_build.errors import Failed, Refused
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL, NAME_LABEL
 
-RENDER_SECONDS, APPLY_SECONDS = 60, 120
+APPLY_SECONDS = 120
 # Objects that depend on settings in service.yaml: a release creates and removes them. `kubectl apply --prune` would delete every object
 # with the label that is not in the manifests: a single wrong file could delete the Service.
 REMOVED = {"horizontalpodautoscaler": "horizontalpodautoscalers.autoscaling", "poddisruptionbudget": "poddisruptionbudgets.policy"}
@@ -21,30 +19,16 @@ REMOVED = {"horizontalpodautoscaler": "horizontalpodautoscalers.autoscaling", "p
 REPORTED = {"persistentvolumeclaim": "persistentvolumeclaims"}
 
 
-class ClusterUnreachable(Unreachable):
-    """The cluster's API does not answer, or kubectl is not configured."""
-
-
 class RolloutFailed(Failed):
     """The pods of the new release do not become ready."""
 
 
-def kubectl() -> str:
-    """The path of kubectl. Raises ClusterUnreachable if it is not installed."""
-    path = shutil.which("kubectl")
-    if not path:
-        raise ClusterUnreachable("kubectl is not installed", remedy="install kubectl on the agent, and set KUBECONFIG")
-    return path
-
-
 def render(overlay: Path) -> str:
     """The manifests of an overlay as YAML documents. Needs no cluster. Raises Refused."""
-    done = subprocess.run([kubectl(), "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
-    if done.returncode:
-        raise Refused(
-            f"{overlay} does not render: {done.stderr.strip()[-500:]}", remedy="fix it; `mlops-build ci check` shows the same error"
-        )
-    return done.stdout
+    done = kubectl.kustomize(overlay)
+    if done.code:
+        raise Refused(f"{overlay} does not render: {done.message[-500:]}", remedy="fix it; `mlops-build ci check` shows the same error")
+    return done.text
 
 
 def apply(manifests: str) -> None:
@@ -112,30 +96,18 @@ def wait(name: str, namespace: str, seconds: int) -> None:
         ) from None
 
 
-def _call(arguments: Sequence[str], seconds: int, text: str | None = None) -> None:
+def _call(arguments: Sequence[str], seconds: int, stdin: str | None = None) -> None:
     """Run kubectl with its output on stderr. Raises Failed with the last line of the output, ClusterUnreachable."""
-    done = _run(arguments, seconds, text)
-    print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
-    if done.returncode:
-        raise Failed(f"kubectl {arguments[0]}: {last_line(done)}", remedy="see above; check the permissions of this account")
+    done = kubectl.run(arguments, seconds=seconds, stdin=stdin)
+    sys.stderr.write(f"{done.text}{done.errors.decode(errors='replace')}")
+    sys.stderr.flush()
+    if done.code:
+        raise Failed(f"kubectl {arguments[0]}: {done.last_line}", remedy="see above; check the permissions of this account")
 
 
 def _get(arguments: Sequence[str]) -> str:
     """The output of `kubectl get`; empty if there is no such object. An error, such as a missing permission, is printed."""
-    done = _run(["get", *arguments, "--ignore-not-found"], APPLY_SECONDS)
-    if done.returncode:
-        print(f"kubectl get {arguments[0]}: {last_line(done)}", file=sys.stderr, flush=True)
-    return done.stdout
-
-
-def _run(arguments: Sequence[str], seconds: int, text: str | None = None) -> "subprocess.CompletedProcess[str]":
-    try:
-        done = subprocess.run([kubectl(), *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise ClusterUnreachable(
-            f"`kubectl {arguments[0]}` did not answer within {seconds} s", remedy="check KUBECONFIG and the network"
-        ) from None
-    if done.returncode and UNREACHABLE.search(last_line(done)):
-        print(done.stdout + done.stderr, file=sys.stderr, end="", flush=True)
-        raise ClusterUnreachable(f"{NO_ANSWER}: {last_line(done)}", remedy="check KUBECONFIG, the context and the network")
-    return done
+    done = kubectl.run(["get", *arguments, "--ignore-not-found"], seconds=APPLY_SECONDS)
+    if done.code:
+        print(f"kubectl get {arguments[0]}: {done.last_line}", file=sys.stderr, flush=True)
+    return done.text

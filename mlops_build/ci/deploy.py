@@ -3,8 +3,6 @@
 import json
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
-from mlops_build.ci import builder, cluster, image
+from mlops_build.adapters import engine as builder
+from mlops_build.adapters import http, kubectl
+from mlops_build.adapters.registry import Registry, RegistryUnreachable, tracking_uri
+from mlops_build.ci import cluster, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.model.answers import differences
-from mlops_build.registry import Registry, RegistryUnreachable, tracking_uri
 from mlops_build.release import record as records
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL
 from mlops_build.release.record import Record, ReleasedModel
@@ -25,6 +25,7 @@ from mlops_build.release.rollout import rollout
 BETWEEN = "\n---\n"
 EXAMPLES = "examples/recorded.json"
 REQUEST_SECONDS = 30
+ANSWER_BYTES = 64 << 20
 # An ingress needs some seconds after a new pod is ready; until then errors of the gateway are retried.
 ROUTE_SECONDS = 60
 # The default time limit of a rollout is at least this long.
@@ -62,7 +63,7 @@ def run(
             f"nothing is released to {env} yet",
             remedy=f"mlops-build promote {service.models[0].name} VERSION --to {env}; the bridge releases it",
         )
-    cluster.kubectl()
+    kubectl.check_installed()
     try:
         registry: Registry | None = Registry(tracking_uri(root))
         from_version = image.of_version(registry, record) if registry else None
@@ -185,19 +186,19 @@ def _check_example(registry: Registry, model: ReleasedModel, address: str, *, fi
 
 
 def _post(url: str, body: bytes) -> tuple[int, str]:
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 # http(s): see _address
+    """Send a request, again while the route to the new pods is not ready. Raises ServiceUnreachable."""
     deadline = time.monotonic() + ROUTE_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
-                return answer.status, answer.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            if error.code not in (502, 503, 504) or time.monotonic() > deadline:
-                return error.code, error.read().decode(errors="replace")
-        except OSError as error:
+            answer = http.call(
+                "POST", url, headers={"Content-Type": "application/json"}, body=body, seconds=REQUEST_SECONDS, limit=ANSWER_BYTES
+            )
+            if answer.status not in (502, 503, 504) or time.monotonic() > deadline:
+                return answer.status, answer.body.decode(errors="replace")
+        except http.NoAnswer as error:
             if time.monotonic() > deadline:
                 remedy = "check host in service.yaml and the ingress, or give another address with --url"
-                raise ServiceUnreachable(f"{url} does not answer: {error}", remedy=remedy) from None
+                raise ServiceUnreachable(f"{url}: {error.message}", remedy=remedy) from None
         time.sleep(1)
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service as service_file
-from mlops_build.ci import builder
-from mlops_build.ci.builder import Builder
-from mlops_build.ci.engine import BuildFailed
+from mlops_build.adapters import engine as builder
+from mlops_build.adapters.engine import Builder
+from mlops_build.adapters.engine.command import BuildFailed
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import Refused
-from mlops_build.git.checkout import Checkout
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name
-from mlops_build.registry import Registry, tracking_uri
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.service import Service

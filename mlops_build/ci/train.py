@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_build import data
 from mlops_build import service as service_file
+from mlops_build.adapters import dvc, githost
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.command import checked_ref
+from mlops_build.adapters.githost import PullRequest
+from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import NotFound, Refused, UsageError
-from mlops_build.git import host
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.command import checked_ref
-from mlops_build.git.host import PullRequest
-from mlops_build.registry import Registry, tracking_uri
 from mlops_build.release.alias import NextStep, next_step
 from mlops_build.service import Service
 from mlops_build.training import pipeline
@@ -83,15 +82,15 @@ def _number(build: str | None, checkout: Checkout) -> int:
     return max((int(number) for number in taken if NUMBER.fullmatch(number)), default=0) + 1
 
 
-def _check_host(service: Service, checkout: Checkout) -> host.Repository | None:
+def _check_host(service: Service, checkout: Checkout) -> githost.Repository | None:
     """The repository of the pull request, if service.yaml enables them. This is checked before the training, not after it."""
     if service.git.pull_requests == "none":
         return None
     url = checkout.origin_url()
     if url is None:
         raise Refused("there is no Git remote called origin, so no pull request can be opened", remedy="git remote add origin URL")
-    repository = host.repository_of(url)
-    host.check(str(service.git.api), repository)
+    repository = githost.repository_of(url)
+    githost.check(str(service.git.api), repository)
     return repository
 
 
@@ -111,7 +110,7 @@ def _resume(checkout: Checkout, root: Path, branch: str, say: Callable[[str], No
     if made_from != [head]:
         shown = ", ".join(parent[:12] for parent in made_from) or "nothing"
         raise OtherTraining(f"{branch} is the result of training {shown}, not {head[:12]}", remedy=remedy)
-    results = data.machine_files(root)
+    results = dvc.machine_files(root)
     changed = checkout.differing(head, commit)
     if strange := [path for path in changed if not any(path == result or path.startswith(f"{result}/") for result in results)]:
         raise OtherTraining(f"{branch} changes {', '.join(strange[:5])}, which a training does not change", remedy=remedy)
@@ -123,7 +122,7 @@ def _open_pull_request(
     service: Service,
     checkout: Checkout,
     root: Path,
-    repository: host.Repository | None,
+    repository: githost.Repository | None,
     branch: str,
     target: str,
     trained: Sequence[Trained],
@@ -137,7 +136,7 @@ def _open_pull_request(
         say(f"train: {branch} is pushed; open a pull request from it to {target} (or set `git.pull_requests` in {service_file.FILE})")
         return None
     before = _metrics_at(checkout, root, checkout.parents("HEAD"))
-    opened = host.open_pull_request(
+    opened = githost.open_pull_request(
         str(service.git.api),
         repository,
         source=branch,
@@ -185,7 +184,7 @@ def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float
 def _metrics_at(checkout: Checkout, root: Path, commits: Sequence[str]) -> dict[str, float]:
     """The metrics in Git at the first of these commits; empty if there are none, or a shallow clone does not have the commit."""
     metrics: dict[str, float] = {}
-    for path in data.metric_files(root) if commits else []:
+    for path in dvc.metric_files(root) if commits else []:
         try:
             document = json.loads(checkout.read(commits[0], path) or b"{}")
         except ValueError:

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import reconcile
-    from mlops_build.registry import Registry
 
     outcomes = reconcile.once(
         args.repo, Registry(args.tracking_uri), branch=args.branch, dry_run=args.dry_run, despite_findings=args.despite_findings

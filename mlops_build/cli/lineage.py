@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlops_build.adapters.registry import Registry
     from mlops_build.lineage import tree
     from mlops_build.model.identity import parse_uri
-    from mlops_build.registry import Registry
 
     ref = parse_uri(args.model_uri)
     registry = Registry()

@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _environment(args: argparse.Namespace) -> "Contents":
     from mlops_build import service
+    from mlops_build.adapters.registry import Registry, tracking_uri
     from mlops_build.errors import NotFound
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.name import image_name
-    from mlops_build.registry import Registry, tracking_uri
     from mlops_build.release import record
 
     root = service.find_root()
@@ -88,11 +88,11 @@ def _environment(args: argparse.Namespace) -> "Contents":
 
 
 def _version(args: argparse.Namespace) -> "Contents":
+    from mlops_build.adapters.registry import Registry
     from mlops_build.model.identity import parse_uri
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.contents import Model
     from mlops_build.packaging.name import image_name
-    from mlops_build.registry import Registry
     from mlops_build.service.owner import owner
 
     reference = parse_uri(args.what)

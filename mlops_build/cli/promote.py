@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build.registry import Registry
+    from mlops_build.adapters.registry import Registry
     from mlops_build.release import alias
 
     service = alias.service_here()

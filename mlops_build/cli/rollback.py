@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git --env ENV …")
     if not args.model:
         raise UsageError("MODEL is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
-    from mlops_build.registry import Registry
+    from mlops_build.adapters.registry import Registry
     from mlops_build.release import alias
 
     service = alias.service_here()

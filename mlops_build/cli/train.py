@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build import service
-    from mlops_build.registry import Registry, tracking_uri
+    from mlops_build.adapters.registry import Registry, tracking_uri
     from mlops_build.release import alias
     from mlops_build.training import pipeline
 

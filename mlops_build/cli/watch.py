@@ -71,6 +71,7 @@ def _graphite(args: argparse.Namespace) -> int:
     import signal
     import threading
 
+    from mlops_build.adapters.graphite import Sender
     from mlops_build.errors import Unreachable, UsageError
     from mlops_build.watch import graphite
     from mlops_build.watch.node import Watcher
@@ -79,7 +80,7 @@ def _graphite(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.prefix!r} is not a valid path of Graphite", remedy="use words of letters, digits, _ and -, separated by dots"
         )
-    sender = graphite.Sender(*graphite.address(args.address))
+    sender = Sender(*graphite.address(args.address))
     prefix = f"{args.prefix}.{graphite.node_component(args.node)}"
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

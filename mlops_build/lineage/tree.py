@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.errors import Refused
 from mlops_build.model import identity
-from mlops_build.registry import ModelVersion, Registry
 
 DOCUMENT = "lineage.json"
 

@@ -7,10 +7,8 @@ only one of them. Its version is recorded, and the image installs that version i
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -18,10 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from mlops_build.adapters import installer
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
-LOCK_SECONDS = 300
-BUILD_SECONDS = 120
 # The modification time of each file in a wheel: a fixed value, the earliest that a zip file can express.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -58,13 +55,12 @@ def lock(wheels: Sequence[Path], folder: Path) -> str:
     # The requirements of torch's CPU build. With those of the index's build, the CUDA packages would enter the lock.
     metadata_of_torch = f"[[tool.uv.dependency-metadata]]\nname = 'torch'\nrequires-dist = {_torch_requires()!r}\n"
     (folder / "pyproject.toml").write_text(f"[project]\nname = 'lock'\nversion = '0'\n\n{metadata_of_torch}")
-    options = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    options += ["--python-platform", "linux", "--python-version", python_version(), "--quiet"]
-    command = [sys.executable, "-m", "uv", "pip", "compile", str(requirements), "--constraint", str(constraints), *options]
-    command += [*(f"--no-emit-package={name}" for name in left_out)]
-    done = subprocess.run(command, cwd=folder, env=uv_environment(), capture_output=True, text=True, timeout=LOCK_SECONDS, check=False)
-    if done.returncode:
-        output = done.stderr.strip()
+    options = ["--generate-hashes", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    options += ["--python-platform", "linux", "--python-version", python_version()]
+    options += [f"--no-emit-package={name}" for name in left_out]
+    done = installer.resolve([str(requirements), "--constraint", str(constraints), *options], folder=folder)
+    if done.code:
+        output = done.message
         if re.search(r"error sending request|Failed to fetch|dns error|Connection|timed out", output):
             raise IndexUnreachable(
                 f"the package index does not answer, so the model's environment cannot be locked:\n{output[-800:]}",
@@ -74,7 +70,7 @@ def lock(wheels: Sequence[Path], folder: Path) -> str:
             f"the model's environment cannot be locked:\n{output[-1500:]}",
             remedy="fix [project].dependencies in pyproject.toml, then run this again",
         )
-    return resolved_lines(done.stdout)
+    return resolved_lines(done.text)
 
 
 def resolved_lines(text: str) -> str:
@@ -82,26 +78,14 @@ def resolved_lines(text: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
-def uv_environment() -> dict[str, str]:
-    """The environment variables for uv, with PIP_INDEX_URL and PIP_FIND_LINKS under uv's names: uv ignores pip's settings."""
-    environment = dict(os.environ)
-    if "PIP_INDEX_URL" in environment:
-        environment.setdefault("UV_DEFAULT_INDEX", environment["PIP_INDEX_URL"])
-    if "PIP_FIND_LINKS" in environment:
-        environment.setdefault("UV_FIND_LINKS", ",".join(environment["PIP_FIND_LINKS"].split()))
-    return environment
-
-
 def project_wheel(source: Path, destination: Path) -> Path:
     """Build the wheel of the hatchling project at `source` into `destination`. The same files give the same bytes. Raises Failed."""
     destination.mkdir(parents=True, exist_ok=True)
     before = set(destination.glob("*.whl"))
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(destination.resolve())]
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
-    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    done = installer.build_wheel(source, destination)
     built = sorted(set(destination.glob("*.whl")) - before)
-    if done.returncode or len(built) != 1:
-        output = (done.stderr or done.stdout).strip()
+    if done.code or len(built) != 1:
+        output = done.message or done.text.strip()
         raise Failed(
             f"the wheel of {source} could not be built:\n{output[-1500:]}",
             remedy="fix pyproject.toml; test it with `python -m hatchling build -t wheel`",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, openapi, scan
@@ -24,7 +25,6 @@ from mlops_build.packaging.dockerfile import UV, dockerfile
 from mlops_build.packaging.labels import labels
 from mlops_build.packaging.name import Released
 from mlops_build.packaging.recipe import Recipe, without_service
-from mlops_build.registry import ModelVersion, Registry
 
 DOCKERIGNORE = """\
 # Only the files that the image needs.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 from mlops_build.packaging import grammar
 from mlops_build.packaging.contents import Contents, Model
 from mlops_build.packaging.recipe import Recipe
@@ -68,6 +68,6 @@ def _lineage(model: Path) -> dict[str, str | None]:
         "repository": grammar.address(repository),
         "template": None if template is None else grammar.release(template, "lineage.json: template"),
         # The same hash as in the version's tag.
-        "data": data.data_hash(tracked) if isinstance(tracked, dict) else None,
+        "data": dvc.data_hash(tracked) if isinstance(tracked, dict) else None,
         "run": None if run is None else grammar.run(run, "lineage.json: run"),
     }

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlops_build import service as service_file
+from mlops_build.adapters.registry import ModelVersion, Registry, UnknownVersion
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import contract, identity
 from mlops_build.model.identity import ALIAS
-from mlops_build.registry import ModelVersion, Registry, UnknownVersion
 from mlops_build.release.write import released
 from mlops_build.service import Service
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlops_build import service as service_file
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
-from mlops_build.git.objects import Objects
 from mlops_build.model import contract
 from mlops_build.model.openapi import FILE
 from mlops_build.release.record import Record

@@ -12,9 +12,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
-from mlops_build.git.mirror import Mirror
-from mlops_build.git.objects import Objects
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.release.write import checkout_of, land, recorded, service_at

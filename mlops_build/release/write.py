@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service as service_file
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.command import PushRejected
+from mlops_build.adapters.git.objects import Identity, Objects
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.errors import Failed, NotFound, Refused
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.command import PushRejected
-from mlops_build.git.objects import Identity, Objects
 from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
 from mlops_build.packaging.name import image_name
-from mlops_build.registry import ModelVersion, Registry
 from mlops_build.release import gate
 from mlops_build.release import record as records
 from mlops_build.release.changes import changes, shown

@@ -13,9 +13,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.command import GitFailed
 from mlops_build.errors import NotFound, Refused
-from mlops_build.git import command
-from mlops_build.git.command import GitFailed
 
 FILE = ".copier-answers.yml"
 PIN = "requirements-mlops-build.txt"

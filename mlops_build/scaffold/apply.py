@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.command import GitFailed
 from mlops_build.errors import Refused
-from mlops_build.git import command
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.command import GitFailed
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import Stage
 

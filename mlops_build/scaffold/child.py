@@ -6,12 +6,14 @@ It runs nothing else, so it can patch copier to save work. A test compares the r
 
 import json
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from types import CodeType
 from typing import Any
+
+from mlops_build.adapters.git import command as git
 
 INVALID = re.compile(r"(?:Validation error for question|Invalid choice for) '\w+': (.*)", re.DOTALL)
 REQUIRED = re.compile(r"Question \"(\w+)\" is required")
@@ -83,7 +85,7 @@ def _prepare(clone: str) -> None:
     def check_out(_url: str, ref: str, location: str) -> str:
         for arguments in (["clone", "--quiet", "--no-checkout", "--shared", "--", clone, location],
                           ["-C", location, "checkout", "--quiet", "--detach", ref]):  # fmt: skip
-            subprocess.run(["git", *arguments], check=True, stdout=subprocess.DEVNULL)
+            git.run(Path(location).parent, *arguments)
         return location
 
     _template.clone = check_out

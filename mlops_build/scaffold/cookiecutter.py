@@ -1,17 +1,16 @@
 """Support for cookiecutter: `cookiecutter REPOSITORY` asks the questions, and copier renders the same files as `copier copy`.
 
 hooks/post_gen_project.py of the template's clone calls `main` in cookiecutter's environment. Only copier is installed there besides, so
-this module imports only the standard library, mlops_build.errors and `render`, which imports copier.
+this module imports only what needs nothing but the standard library, and `render`, which imports copier.
 """
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from mlops_build.adapters.git.command import text
 from mlops_build.errors import Failed, MlopsBuildError, Refused
 from mlops_build.scaffold import render
 
@@ -31,7 +30,7 @@ def main(given: Mapping[str, str], repository: Path) -> int:
     try:
         version = checked_out(repository)
         # Checked before anything is written: the service may be inside the template's folder.
-        changed = git(repository, "status", "--porcelain") if version else ""
+        changed = text(repository, "status", "--porcelain") if version else ""
         render.copy(recorded(given, repository), folder, answers(given), version=version)
         lines = [given["__message"].rstrip(), *notes(given, repository, folder, changed)]
     except render.NoCopier:
@@ -67,12 +66,12 @@ def recorded(given: Mapping[str, str], repository: Path) -> str:
         raise Refused(
             f"{typed}: a service cannot be updated from a zip file", remedy=f"give the repository's address, for example {render.TEMPLATE}"
         )
-    return typed if ADDRESS.match(typed) else git(repository, "config", "--get", "remote.origin.url")
+    return typed if ADDRESS.match(typed) else text(repository, "config", "--get", "remote.origin.url")
 
 
 def checked_out(repository: Path) -> str | None:
     """The commit from which cookiecutter read the questions; None for a folder that is not a Git repository."""
-    return git(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else None
+    return text(repository, "rev-parse", "HEAD") if (repository / ".git").exists() else None
 
 
 def notes(given: Mapping[str, str], repository: Path, folder: Path, changed: str) -> list[str]:
@@ -81,23 +80,9 @@ def notes(given: Mapping[str, str], repository: Path, folder: Path, changed: str
     if not match:
         return [f"note: {repository} is not a Git repository, so the service cannot be updated from it"]
     lines = []
-    if match[1] not in git(repository, "tag", "--points-at", "HEAD").split():
+    if match[1] not in text(repository, "tag", "--points-at", "HEAD").split():
         how = "it is checked out there" if given["_repo_dir"] == given["_template"] else "use cookiecutter --checkout TAG for a release"
         lines.append(f"note: rendered from {match[1]}, which is not a release; {how}")
     if changed:
         lines.append(f"note: uncommitted changes in {repository} were not rendered")
     return lines
-
-
-def git(repository: Path, *arguments: str) -> str:
-    """The output of a git command in the template's clone."""
-    command = ["git", "-C", str(repository), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    except FileNotFoundError:
-        raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["unknown error"])[0]
-        raise Failed(f"git {arguments[0]} in {repository}: {reason}", remedy="run the command to see all of its output")
-    return done.stdout.strip()

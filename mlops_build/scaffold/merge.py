@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.errors import Failed
-from mlops_build.git import command
-from mlops_build.git.objects import Identity, Objects
 from mlops_build.scaffold import pin, tree
 from mlops_build.scaffold.ownership import Owner
 from mlops_build.scaffold.tree import Change, Entry, Tree

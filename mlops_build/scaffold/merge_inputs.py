@@ -12,8 +12,8 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused, UsageError
-from mlops_build.git.objects import Objects
 from mlops_build.scaffold import answers, tree
 from mlops_build.scaffold.answers import Answers, Origin
 from mlops_build.scaffold.ownership import documents, owned_together, owner_of

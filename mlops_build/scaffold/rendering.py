@@ -7,13 +7,13 @@ address. User settings do not affect it.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops_build.adapters import program
 from mlops_build.errors import Failed
 from mlops_build.scaffold.render import ScaffoldError
 from mlops_build.scaffold.source import Source
@@ -55,25 +55,23 @@ def render(source: Source, jobs: Sequence[Job], scratch: Path) -> list[list[Prob
     """
     request = json.dumps({"source": source.recorded, "clone": str(source.clone), "jobs": [asdict(job) for job in jobs]})
     try:
-        done = subprocess.run(
+        done = program.run(
             [sys.executable, "-m", "mlops_build.scaffold.child"],
-            input=request,
-            env=_environment(source, scratch),
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
+            seconds=SECONDS,
+            stdin=request.encode(),
+            environment=_environment(source, scratch),
+            folder=scratch,
         )
-    except subprocess.TimeoutExpired:
+    except program.DoesNotEnd:
         raise Failed(f"copier did not finish within {SECONDS} s", remedy="try again on a less busy machine") from None
     try:
-        replies = json.loads(done.stdout)
+        replies = json.loads(done.output)
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        if "No module named 'copier'" in done.stderr:
+        if "No module named 'copier'" in done.message:
             raise ModuleNotFoundError("No module named 'copier'", name="copier") from None
-        raise Failed(f"copier exited with {done.returncode}: {last}", remedy="this is an error in mlops-build; please report it") from None
+        raise Failed(
+            f"copier exited with {done.code}: {done.last_line}", remedy="this is an error in mlops-build; please report it"
+        ) from None
     for reply in replies:
         if reply["error"]:
             raise ScaffoldError(f"the template cannot be rendered: {reply['error']}", remedy="give another version: --to VERSION")

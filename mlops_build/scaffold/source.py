@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.command import GitFailed
 from mlops_build.errors import NotFound
-from mlops_build.git import command
-from mlops_build.git.command import GitFailed
 
 # A tag, a branch, a commit, or `git describe`'s 0.1.0-3-gabcdef1.
 REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+/-]{0,200}[A-Za-z0-9])?")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mlops_build.git import command
+from mlops_build.adapters.git import command
 
 # Rendered files are stored unchanged, whatever the settings of the machine or the repository are.
 AS_RENDERED = (

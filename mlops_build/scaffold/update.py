@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
-from mlops_build.git import command
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.objects import Objects
 from mlops_build.scaffold import answers, apply, tree
 from mlops_build.scaffold.answers import Answers, Origin
 from mlops_build.scaffold.merge import Merged, check_git, merge

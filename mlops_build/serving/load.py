@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_build.adapters.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
@@ -21,7 +22,6 @@ from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
 from mlops_build.model.independence import TOLERANCES, Tolerance, Verdict
 from mlops_build.model.openapi import Described, describe
 from mlops_build.packaging import contents
-from mlops_build.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
 from mlops_build.serving.light import import_mlflow
 from mlops_build.serving.sigterm import Terminated
 

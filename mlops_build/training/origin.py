@@ -8,8 +8,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mlops_build import __version__, data
-from mlops_build.git.checkout import Checkout
+from mlops_build import __version__
+from mlops_build.adapters import dvc
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import environment, identity
 
 ANSWERS = ".copier-answers.yml"
@@ -30,7 +31,7 @@ def params_hash(values: Mapping[str, Any]) -> str:
 def run_tags(root: Path) -> dict[str, str]:
     """Lineage as tags of a run. In a folder that is not a Git repository, the commit is "none"."""
     checkout = Checkout.find(root)
-    tags = {identity.PACKAGE: __version__, identity.TEMPLATE: template_version(root), identity.DATA: data.data_hash(data.tracked(root))}
+    tags = {identity.PACKAGE: __version__, identity.TEMPLATE: template_version(root), identity.DATA: dvc.data_hash(dvc.tracked(root))}
     head = checkout.head() if checkout else None
     return {**tags, identity.COMMIT_TAG: head or "none", identity.DIRTY: "true" if not head or dirt(root) else "false"}
 
@@ -38,7 +39,7 @@ def run_tags(root: Path) -> dict[str, str]:
 def dirt(root: Path) -> list[str]:
     """Uncommitted changes, except the files that the pipeline writes. With them, a version's commit would not be its origin."""
     checkout = Checkout.find(root)
-    return checkout.changes(ignoring=data.machine_files(root)) if checkout else []
+    return checkout.changes(ignoring=dvc.machine_files(root)) if checkout else []
 
 
 def lineage(
@@ -57,10 +58,10 @@ def lineage(
         "schema": 1,
         "service": service,
         "code": {"repository": repository, "commit": commit, "dirty": dirty},
-        "data": data.tracked(root),
+        "data": dvc.tracked(root),
         "stages": [
             {"name": stage.name, "deps": dict(stage.deps), "outs": dict(stage.outs), "params": dict(stage.params)}
-            for stage in data.stages(root)
+            for stage in dvc.stages(root)
         ],
         "params": dict(params),
         "metrics": dict(metrics),

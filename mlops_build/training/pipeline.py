@@ -17,11 +17,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mlops_build import data, data_remote, finding
+from mlops_build import finding
+from mlops_build.adapters import dvc, dvc_remote
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import NotFound, Refused
-from mlops_build.git.checkout import Checkout
 from mlops_build.model import identity, openapi
-from mlops_build.registry import Registry, tracking_uri
 from mlops_build.service import Service, load, tasks
 from mlops_build.training import origin, register, thresholds
 from mlops_build.training.run import params as read_params
@@ -91,7 +92,7 @@ def train(
     if not allow_dirty:
         check_outputs_are_ignored(checkout, root)
     if not pull:
-        data_remote.check_present(root)
+        dvc_remote.check_present(root)
     # The pipeline runs in another process; meanwhile this one imports mlflow, which takes two seconds, for the registration.
     threading.Thread(target=_import_mlflow, daemon=True).start()
     say("[1/6] pipeline: dvc repro")
@@ -114,7 +115,7 @@ def train(
 
 
 def run_pipeline(root: Path, force: bool, pull: bool) -> None:
-    data.repro(root, force=force, pull=pull)
+    dvc.repro(root, force=force, pull=pull)
 
 
 def check_gate(root: Path) -> dict[str, float]:
@@ -124,7 +125,7 @@ def check_gate(root: Path) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     source: dict[str, str] = {}
-    for path in data.metric_files(root):
+    for path in dvc.metric_files(root):
         try:
             values = dict(json.loads((root / path).read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -175,10 +176,10 @@ def _import_mlflow() -> None:
 
 def check_outputs_are_ignored(checkout: Checkout, root: Path) -> None:
     """Check that Git ignores all outputs. Otherwise DVC would add them to a .gitignore, an uncommitted change. Raises DirtyTree."""
-    if missing := checkout.not_ignored(data.cached_outputs(root)):
+    if missing := checkout.not_ignored(dvc.cached_outputs(root)):
         lines = " ".join(shlex.quote(f"/{path}") for path in missing)
         raise DirtyTree(
-            f"Git does not ignore {', '.join(missing)}, which {data.PIPELINE} lists as an output that DVC keeps",
+            f"Git does not ignore {', '.join(missing)}, which {dvc.PIPELINE} lists as an output that DVC keeps",
             remedy=f'printf "%s\\n" {lines} >> .gitignore && git commit --message "Ignore outputs" .gitignore',
         )
 
@@ -190,7 +191,7 @@ def commit_results(
     if not dirty:
         write_contract(root, service)
         summary = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if isinstance(value, int | float))
-        present = [path for path in data.machine_files(root) if (root / path).exists()]
+        present = [path for path in dvc.machine_files(root) if (root / path).exists()]
         subject = service.git.subject(f"Train {service.name}: {summary}")
         checkout.commit_paths(present, f"{subject}\n\nWritten by mlops-build train.\n", branch=branch)
     head = checkout.head()
@@ -217,17 +218,17 @@ def put_contract(root: Path, service: Service, described: Sequence[openapi.Descr
 
 def push_data(root: Path, say: Callable[[str], None]) -> None:
     try:
-        data.push(root)
-    except data.NoRemote:
+        dvc.push(root)
+    except dvc.NoRemote:
         say("      no DVC remote is configured: the data stays on this machine (dvc remote add --default NAME URL)")
 
 
 def unshared_data(checkout: Checkout, root: Path) -> str | None:
     """A warning if the DVC remote is a folder in this checkout, so that a clone would have the commit but not its data."""
-    remote = data_remote.default_remote(root)
+    remote = dvc_remote.default_remote(root)
     if remote is None or not checkout.origin_url() or not remote.is_inside(root):
         return None
-    return f"the data is on this machine only: {remote.in_checkout(root)}, which no clone has. {data_remote.SHARE.format(name=remote.name)}"
+    return f"the data is on this machine only: {remote.in_checkout(root)}, which no clone has. {dvc_remote.SHARE.format(name=remote.name)}"
 
 
 def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool, branch: str | None = None) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops_build import __version__, data
+from mlops_build import __version__
 from mlops_build import service as service_file
+from mlops_build.adapters import dvc
+from mlops_build.adapters.registry import ModelVersion, Registry, Run
 from mlops_build.errors import Refused
 from mlops_build.model import environment, files, identity, openapi
-from mlops_build.registry import ModelVersion, Registry, Run
 from mlops_build.training import origin
 
 # The folder of a version's files in its run's artifacts; the subfolder is the start of their digest.
@@ -76,7 +77,7 @@ def register(
         )
 
     tags = {
-        identity.DATA: data.data_hash(data.tracked(root)),
+        identity.DATA: dvc.data_hash(dvc.tracked(root)),
         identity.PARAMS: origin.params_hash(params),
         identity.TEMPLATE: origin.template_version(root),
     }

@@ -5,7 +5,6 @@ register. The lineage records the version of the weights and keeps their origin.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,14 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops_build import __version__, data
+from mlops_build import __version__
 from mlops_build import service as service_file
+from mlops_build.adapters import dvc, program
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import ModelVersion, Registry, tracking_uri
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.finding import show
-from mlops_build.git.checkout import Checkout
 from mlops_build.model import contract, environment, files, identity, openapi, scan
 from mlops_build.model.answers import differences
-from mlops_build.registry import ModelVersion, Registry, tracking_uri
 from mlops_build.service import Service
 from mlops_build.training import origin, pipeline
 from mlops_build.training.model import EXAMPLES
@@ -140,11 +140,9 @@ def _rebuilt(root: Path, old: Path, scratch: Path) -> Path:
     """Rebuild in a separate process with the service's current code."""
     scratch.mkdir()
     command = [sys.executable, "-m", "mlops_build.training.rebuild", str(old), str(scratch)]
-    done = subprocess.run(
-        command, cwd=root, env=data.environment(root), capture_output=True, text=True, timeout=REBUILD_SECONDS, check=False
-    )
-    if done.returncode or not (scratch / "model" / "MLmodel").is_file():
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
+    done = program.run(command, folder=root, environment=dvc.environment(root), seconds=REBUILD_SECONDS)
+    if done.code or not (scratch / "model" / "MLmodel").is_file():
+        reason = (done.message.splitlines() or ["no output"])[-1].removeprefix("error: ")
         raise CannotRebuild(
             f"the current code does not load the weights: {reason[:800]}", remedy="fix the code; or train again if it needs other weights"
         )

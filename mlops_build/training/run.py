@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mlops_build import service
+from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import files
 from mlops_build.model.identity import RUN_MODEL, RUN_WEIGHTS
-from mlops_build.registry import Registry, tracking_uri
 from mlops_build.training import origin, seeds
 
 PARAMS = "params.yaml"

@@ -8,12 +8,12 @@ digest, with which `training.resume_run(OUTPUT)` finds the run.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_build import service
+from mlops_build.adapters import program
 from mlops_build.model import files
 from mlops_build.model.identity import RUN_WEIGHTS
 from mlops_build.training.run import start_run
@@ -37,9 +37,9 @@ def run_script(module: str, arguments: Sequence[str], output: Path) -> None:
             "MLFLOW_EXPERIMENT_ID": mlflow.get_run(run.run_id).info.experiment_id,
             "MLFLOW_RUN_ID": run.run_id,
         }
-        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=root, env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        code = program.attached([sys.executable, "-m", module, *arguments], folder=root, environment=environment)
+        if code:
+            raise SystemExit(code)
         if not (root / output).is_file():
             raise SystemExit(
                 f"error: {module} succeeded, but did not write {output}: set the file that it writes in dvc.yaml (the command and outs)"

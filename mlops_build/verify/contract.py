@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mlops_build.git.checkout import Checkout
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import contract
 from mlops_build.model.identity import COMMIT
 from mlops_build.model.openapi import FILE

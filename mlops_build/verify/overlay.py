@@ -6,13 +6,12 @@ value; a missing value, in the first one that has its deepest existing parent.
 """
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from mlops_build.adapters import kubectl
 from mlops_build.verify.document import File, Node, Path, parse
 from mlops_build.verify.world import Object, at, mapping, text
 
@@ -342,16 +341,15 @@ class NotRendered(Exception):
 
 def render(overlay: FilePath) -> str | None:
     """The output of `kubectl kustomize`; None if kubectl is not installed. Raises NotRendered."""
-    kubectl = shutil.which("kubectl")
-    if not kubectl:
-        return None
     try:
-        done = subprocess.run([kubectl, "kustomize", str(overlay)], capture_output=True, timeout=RENDER_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise NotRendered(f"kubectl kustomize took more than {RENDER_SECONDS} s") from None
-    if done.returncode != 0:
-        raise NotRendered(_error_message(done.stderr.decode(errors="replace")))
-    return done.stdout.decode(errors="replace")
+        done = kubectl.kustomize(overlay, RENDER_SECONDS)
+    except kubectl.ClusterUnreachable as error:
+        if not kubectl.is_installed():
+            return None
+        raise NotRendered(error.message) from None
+    if done.code:
+        raise NotRendered(_error_message(done.message))
+    return done.text
 
 
 def _error_message(stderr: str) -> str:

@@ -8,18 +8,13 @@ https://graphite.readthedocs.io/en/latest/feeding-carbon.html
 """
 
 import os
+import platform
 import re
-import socket
-from collections import deque
 from collections.abc import Iterator
 
-from mlops_build.errors import Unreachable, UsageError
+from mlops_build.errors import UsageError
 from mlops_build.watch.metrics import Sample, samples
 from mlops_build.watch.node import Snapshot
-
-TIMEOUT_SECONDS = 5.0
-# Snapshots that are kept while Graphite is unreachable, the newest ones; Graphite accepts values with past timestamps.
-MAX_QUEUED = 60
 
 
 def lines(snapshot: Snapshot, prefix: str) -> Iterator[str]:
@@ -41,7 +36,7 @@ def node_component(given: str | None) -> str:
     """
     name = given or os.environ.get("NODE_NAME")
     if not name:
-        name = socket.gethostname()
+        name = platform.node()
         # Docker uses the start of the container's id. Pods of a Deployment or DaemonSet end with five of these letters and digits.
         pod = "KUBERNETES_SERVICE_HOST" in os.environ and re.search(r"-[bcdfghjklmnpqrstvwxz2456789]{5}$", name)
         if pod or re.fullmatch(r"[0-9a-f]{12}", name):
@@ -67,57 +62,3 @@ def address(text: str) -> tuple[str, int]:
     if not match or not 0 < int(match[3]) < 65536:
         raise UsageError(f"{text!r} is not HOST:PORT", remedy="write it like graphite.example.com:2003 ([::1]:2003 for IPv6)")
     return match[1] or match[2], int(match[3])
-
-
-class Sender:
-    """A connection to Graphite that reconnects when it is lost. Owns the socket and the queue of unsent snapshots."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._address = (host, port)
-        self._socket: socket.socket | None = None
-        self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
-
-    def send(self, content: bytes) -> None:
-        """Send the queued snapshots, then this one.
-
-        Raises Unreachable; then this one is queued too, and the oldest is dropped if the queue is full.
-        """
-        self._queue.append(content)
-        try:
-            connection = self._connected()
-            while self._queue:
-                connection.sendall(self._queue[0])
-                self._queue.popleft()
-        except OSError as error:
-            self.close()
-            host, port = self._address
-            raise Unreachable(
-                f"Graphite at {host}:{port} does not accept the metrics: {error}",
-                remedy="check that this is carbon's plaintext port (usually 2003)",
-            ) from None
-
-    def _connected(self) -> socket.socket:
-        if self._socket is not None and not self._is_open(self._socket):
-            self.close()
-        if self._socket is None:
-            self._socket = socket.create_connection(self._address, timeout=TIMEOUT_SECONDS)
-            self._socket.settimeout(TIMEOUT_SECONDS)
-        return self._socket
-
-    def _is_open(self, connection: socket.socket) -> bool:
-        """Whether the connection is open. Graphite never sends data, so a readable socket means that it closed the connection."""
-        connection.setblocking(False)
-        try:
-            return bool(connection.recv(1))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            connection.settimeout(TIMEOUT_SECONDS)
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None

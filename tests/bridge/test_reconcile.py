@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
-from mlops_build.git.mirror import Mirror
 from mlops_build.model import identity, openapi
-from mlops_build.registry import Registry, RegistryUnreachable
 from mlops_build.release import alias, write
 from tests.conftest import git
 from tests.release.world import SERVICE, change_service, service_files

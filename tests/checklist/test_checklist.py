@@ -21,8 +21,8 @@ from mlops_build.checklist import agent, checks, cluster, host, image_registry, 
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result
 from mlops_build.errors import NotFound, Refused
+from tests.adapters.git.bitbucket import bitbucket
 from tests.conftest import Render, git
-from tests.git.bitbucket import bitbucket
 
 SERVERS = {
     "mlflow_tracking_uri": "https://mlflow.example.com",
@@ -523,7 +523,7 @@ def test_doctor_checks_every_item(
 
 
 def test_a_file_is_not_a_tracking_server_for_agents(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mlops_build.registry import Registry
+    from mlops_build.adapters.registry import Registry
 
     service_names = names.read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
     Registry(f"sqlite:///{service_names.root / 'mlflow.db'}", create=True).alias_map()

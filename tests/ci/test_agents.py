@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from mlops_build.ci import docker
+from mlops_build.adapters.engine import docker
+from mlops_build.adapters.registry import Registry
 from mlops_build.model import identity
-from mlops_build.registry import Registry
+from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.ci.agent import Agent, Bamboo, Build, Job, NotInterpreted, bare_environment
 from tests.conftest import Render, git, mlops_build
-from tests.git.bitbucket import Bitbucket, bitbucket
 from tests.serving.conftest import free_port
 
 TOKEN = "the-bots-token"

@@ -174,7 +174,7 @@ def test_a_service_that_does_not_answer_is_an_error(cluster: Path, released: Rec
 @pytest.fixture
 def image_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The image registry has every image; test_image.py uses a real one."""
-    from mlops_build.ci import docker
+    from mlops_build.adapters.engine import docker
 
     monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
 
@@ -359,7 +359,7 @@ def test_the_digest_of_the_build_is_preferred_to_that_of_the_version(
 def test_while_mlflow_is_down_a_release_by_git_still_deploys(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from mlops_build.ci import docker
+    from mlops_build.adapters.engine import docker
 
     # The image registry's answer; test_image.py uses a real one.
     monkeypatch.setattr(docker, "digest_of", lambda name: DIGEST if name == released.image else None)

@@ -18,13 +18,14 @@ import pytest
 
 from mlops_build import service as service_file
 from mlops_build.__main__ import main
-from mlops_build.ci import docker, image
+from mlops_build.adapters.engine import docker
+from mlops_build.adapters.registry import Registry
+from mlops_build.ci import image
 from mlops_build.errors import Unreachable
 from mlops_build.model import environment, files, identity
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.recipe import Recipe
-from mlops_build.registry import Registry
 from mlops_build.release.record import Record
 from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered, make

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.registry import Registry
 from mlops_build.ci import train
 from mlops_build.model import identity
-from mlops_build.registry import Registry
 from mlops_build.release.alias import NextStep
 from mlops_build.training.pipeline import Trained
+from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.conftest import git, mlops_build
-from tests.git.bitbucket import Bitbucket, bitbucket
 
 TOKEN = "the-bots-token"
 
@@ -130,15 +130,15 @@ def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Plac
 @pytest.mark.slow  # the steps of `train` are killed in the fast tests
 def test_killed_between_any_two_steps_another_agent_finishes_it(place: Place) -> None:
     # The first four on the same agent, whose folder is kept; then on others, which use what was pushed.
-    steps = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "host.open_pull_request"]
+    steps = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "githost.open_pull_request"]
     agent = place.agent()
     script = """
 import os, signal, sys
 from mlops_build.ci import train
-from mlops_build.git import host
+from mlops_build.adapters import githost
 from mlops_build.training import pipeline
 module, name = sys.argv[1].split(".")
-setattr({"pipeline": pipeline, "host": host}[module], name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+setattr({"pipeline": pipeline, "githost": githost}[module], name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
 """
     bamboo = {"bamboo_planRepository_branchName": "main", "MLOPS_GIT_URL": place.url}
@@ -146,7 +146,7 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
     for step in steps:
         done = subprocess.run(
             [sys.executable, "-c", script, step],
-            cwd=agent if step != "host.open_pull_request" else place.agent(),
+            cwd=agent if step != "githost.open_pull_request" else place.agent(),
             env={**os.environ, **place.environment, **bamboo},
             capture_output=True,
             text=True,
@@ -157,9 +157,9 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
         seen[step] = place.head("retrain/7")
         assert place.host.pull_requests == []
     assert seen["pipeline.push_code"] is None, "data is pushed first"
-    assert seen["pipeline.register_models"] == seen["host.open_pull_request"] is not None
+    assert seen["pipeline.register_models"] == seen["githost.open_pull_request"] is not None
     result = place.train(place.agent())
-    assert result["models"][0]["commit"] == place.head("retrain/7") == seen["host.open_pull_request"]
+    assert result["models"][0]["commit"] == place.head("retrain/7") == seen["githost.open_pull_request"]
     assert [version.version for version in place.registry.versions("points")] == [1]
     assert len(place.host.pull_requests) == 1
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mlops_build.__main__ import main
+from mlops_build.adapters.registry import Registry
 from mlops_build.model import identity
-from mlops_build.registry import Registry
 from mlops_build.training import pipeline
 from mlops_build.training.pipeline import Outcome, Trained
 from tests.conftest import git

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mlops_build.registry import Registry
+from mlops_build.adapters.registry import Registry
 from tests.conftest import ROOT, git
 from tests.e2e import console
 

@@ -90,5 +90,5 @@ def test_install_demo_and_tests_run_on_a_fresh_debian_12(machine: Machine) -> No
     assert (report["model_uri"], len(report["steps"])) == ("models:/digits/2", 10)
 
     # `make test` starts there, too; its other tests do not depend on the machine.
-    printed = machine.run("make test PYTEST='.venv/bin/python -m pytest -q tests/git/test_archive.py'", 300)
+    printed = machine.run("make test PYTEST='.venv/bin/python -m pytest -q tests/adapters/git/test_archive.py'", 300)
     assert " passed" in printed

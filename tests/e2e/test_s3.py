@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mlops_build.model import identity
+from tests.adapters.registry import server
 from tests.conftest import git, mlops_build
-from tests.registry import server
 
 ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
 pytestmark = [

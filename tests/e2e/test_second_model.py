@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.registry import Registry
 from mlops_build.model import identity
 from mlops_build.model.answers import differences
-from mlops_build.registry import Registry
 from mlops_build.release import record
 from tests.conftest import ROOT, git
 from tests.e2e import console

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlops_build import __version__
-from mlops_build.data import data_hash
+from mlops_build.adapters.dvc import data_hash
 from mlops_build.errors import Refused
 from mlops_build.packaging.context import write_context
 from mlops_build.packaging.recipe import Recipe

@@ -12,8 +12,8 @@ import mlflow
 import pandas as pd
 import torch
 
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.model import environment, files, identity
-from mlops_build.registry import ModelVersion, Registry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # Not to be installed: what only looks at a context needs no real hashes.

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.adapters.registry import Registry
 from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
 from mlops_build.model import identity, openapi
 from mlops_build.model.contract import BreaksCallers
-from mlops_build.registry import Registry
 from mlops_build.release import alias
 from mlops_build.release.alias import DirtyVersion, NothingRemembered
 from mlops_build.release.write import BadVersion

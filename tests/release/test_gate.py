@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
-from mlops_build.registry import Registry
 from mlops_build.release import alias, restore, write
 from mlops_build.release.gate import Faulty, goes_back
 from mlops_build.release.record import Record, ReleasedModel

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import Registry
 from mlops_build.errors import NotFound, Refused
-from mlops_build.git.checkout import Checkout
-from mlops_build.registry import Registry
 from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
 from mlops_build.release.restore import NothingBefore, with_hold

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.command import PushRejected
+from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Failed, NotFound, Refused
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.command import PushRejected
-from mlops_build.registry import Registry
 from mlops_build.release import alias, write
 from mlops_build.release import record as records
 from mlops_build.release.write import BadVersion, HalfPromoted, Held, NothingPromoted

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.registry import ModelVersion, Registry
 from mlops_build.model import identity
-from mlops_build.registry import ModelVersion, Registry
 from tests.conftest import git
 
 SERVICE = """\

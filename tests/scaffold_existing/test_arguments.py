@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 from mlops_build.scaffold.existing import around
 
 ARGPARSE = """\
@@ -75,7 +75,7 @@ def test_a_stage_hands_a_script_what_a_shell_did(template: Path, tmp_path: Path,
     pipeline = (service / "dvc.yaml").read_text()
     pipeline = pipeline[: pipeline.index("  model:")].replace("mlops_build.training.script models/weights.pt -m ", "")
     (service / "dvc.yaml").write_text(pipeline.replace("      - models/weights.pt\n", ""))
-    data.repro(service)
+    dvc.repro(service)
     by_stage = json.loads((service / "made/args.json").read_text())
     assert by_stage == {**by_shell, "table": "data/rows.csv"}
     assert not (service / "ran").exists()

@@ -383,7 +383,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(template: Path, work: Pat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlops_build.data.add", full)
+    monkeypatch.setattr("mlops_build.adapters.dvc.add", full)
     with pytest.raises(MlopsBuildError, match="No space left on device"):
         make(template, tmp_path / "new", work / "train.py", work / "rows")
     assert [path.name for path in tmp_path.iterdir()] == ["work"]

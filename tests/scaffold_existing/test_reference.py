@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 from mlops_build.scaffold.existing import around
 from mlops_build.scaffold.existing import data as sources
 from tests.conftest import git
@@ -87,21 +87,21 @@ def source(tmp_path: Path) -> Path:
 def test_the_first_run_fetches_it_and_the_remote_gets_a_copy(template: Path, tmp_path: Path, source: Path) -> None:
     service, _ = make(template, tmp_path, str(source), by_reference=True)
     only_training(service)
-    data.push(service)  # nothing is here yet, which is not an error
+    dvc.push(service)  # nothing is here yet, which is not an error
     git(service, "add", "--all")
     git(service, "commit", "--quiet", "--message=Start")
     # An agent's fresh clone, before the first training: it gets the data from the source.
     git(tmp_path, "clone", "--quiet", str(service), "agent")
-    data.repro(tmp_path / "agent", pull=True)
+    dvc.repro(tmp_path / "agent", pull=True)
     assert (tmp_path / "agent/data/pictures/a.bin").read_bytes() == b"a" * 1000
     lives_through_a_run(service, tmp_path)
     # What was fetched is not what the source is later, until somebody says so.
     (source / "a.bin").write_bytes(b"c" * 1500)
-    before = data.tracked(service)
-    data.repro(service)
-    assert data.tracked(service) == before
-    dvc(service, "update", "data/pictures.dvc")
-    assert data.tracked(service) != before
+    before = dvc.tracked(service)
+    dvc.repro(service)
+    assert dvc.tracked(service) == before
+    run_dvc(service, "update", "data/pictures.dvc")
+    assert dvc.tracked(service) != before
     assert (service / "data/pictures/a.bin").stat().st_size == 1500
 
 
@@ -145,7 +145,7 @@ def test_data_on_s3_is_imported_by_reference(template: Path, tmp_path: Path, buc
 
 @pytest.mark.slow
 def test_an_object_that_is_not_there_is_said_and_leaves_nothing(template: Path, tmp_path: Path, bucket: str) -> None:
-    with pytest.raises(data.RemoteUnreachable, match="cannot be imported"):
+    with pytest.raises(dvc.RemoteUnreachable, match="cannot be imported"):
         make(template, tmp_path, f"s3://{bucket}/none")
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
@@ -158,35 +158,35 @@ def only_training(service: Path) -> None:
 
 def lives_through_a_run(service: Path, folder: Path) -> None:
     """Run the pipeline, commit what it wrote, push; then a clone elsewhere gets the data from the remote, the source being gone."""
-    data.repro(service)
+    dvc.repro(service)
     assert (service / "data/pictures/more/b.bin").read_bytes() == b"b" * 2000
     assert "md5" in recorded(service, "pictures")["outs"][0]  # type: ignore[index]
     # DVC wrote into the .dvc file: that is the machine's business, like dvc.lock, and no uncommitted change of somebody.
     assert git(service, "status", "--porcelain").splitlines() == [" M data/pictures.dvc", "?? dvc.lock"]
-    assert {"data/pictures.dvc", "dvc.lock"} <= set(data.machine_files(service))
-    assert data.tracked(service)["data/pictures"].endswith(".dir")
+    assert {"data/pictures.dvc", "dvc.lock"} <= set(dvc.machine_files(service))
+    assert dvc.tracked(service)["data/pictures"].endswith(".dir")
     git(service, "add", "--all")
     git(service, "commit", "--quiet", "--message=Train")
-    data.push(service)
+    dvc.push(service)
     clone = folder / "clone"
     git(folder, "clone", "--quiet", str(service), str(clone))
     shutil.copytree(service / "dvc-remote", clone / "dvc-remote")
     place = folder / "pictures"
     if place.exists():
         place.rename(folder / "away")
-    data.repro(clone, pull=True)
+    dvc.repro(clone, pull=True)
     assert git(clone, "status", "--porcelain") == ""
     assert (clone / "data/pictures/more/b.bin").read_bytes() == b"b" * 2000
     assert (clone / "model.pt").exists()
     if (folder / "away").exists():
         (folder / "away").rename(place)
-    data.repro(service)
+    dvc.repro(service)
     assert git(service, "status", "--porcelain") == ""
 
 
-def dvc(where: Path, *arguments: str) -> None:
+def run_dvc(where: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=where, env=data.environment(where), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=where, env=dvc.environment(where), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

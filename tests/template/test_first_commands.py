@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.git.checkout import Checkout
-from mlops_build.registry import Registry
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import Registry
 from mlops_build.training import pipeline
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.registry import Registry
 from mlops_build.model import contract, files, identity, openapi
-from mlops_build.registry import Registry
 from tests.conftest import git, mlops_build
 
 MODEL = "src/points/model.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 from mlops_build.training import resume_run
 from mlops_build.training.script import main
 
@@ -28,7 +28,7 @@ def service(with_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder = Path(shutil.copytree(with_data, tmp_path / "points", symlinks=True))
     (folder / "src/points/theirs.py").write_text(SCRIPT)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", data.environment(folder)["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONPATH", dvc.environment(folder)["PYTHONPATH"])
     return folder
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import __version__, data, doctor
+from mlops_build import __version__, doctor
+from mlops_build.adapters import dvc
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Refused
-from mlops_build.git.checkout import Checkout
 from mlops_build.model import contract, files, identity
-from mlops_build.registry import Registry
 from mlops_build.service.tasks import OpenTasks
 from mlops_build.training.pipeline import DirtyTree, check_gate, check_outputs_are_ignored, train
 from tests.conftest import git, mlops_build
@@ -119,7 +120,7 @@ def test_killed_between_any_two_steps_a_second_run_finishes_it(service: Path, tm
     before = git(service, "rev-parse", "HEAD")
     script = """
 import os, signal, sys
-from mlops_build import registry
+from mlops_build.adapters import registry
 from mlops_build.training import pipeline
 module, _, name = sys.argv[1].partition(".")
 owner = {"pipeline": pipeline, "registry": registry.Registry}[module]
@@ -175,7 +176,7 @@ def test_two_runs_give_the_same_bits(service: Path) -> None:
 
 
 def in_service(service: Path) -> dict[str, str]:
-    return data.environment(service)
+    return dvc.environment(service)
 
 
 def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path) -> None:
@@ -232,7 +233,7 @@ def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path
 
 
 def test_a_change_made_while_the_pipeline_runs_is_not_registered(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "repro", lambda *_, **__: (service / "README.md").write_text("changed\n"))
+    monkeypatch.setattr(dvc, "repro", lambda *_, **__: (service / "README.md").write_text("changed\n"))
     with pytest.raises(DirtyTree, match=r"files changed while the pipeline ran: README\.md"):
         train(service, say=lambda _: None)
     assert registry(service).versions("points") == []
@@ -265,7 +266,7 @@ def test_open_tasks_of_a_scaffolded_service_are_refused_before_the_pipeline(serv
 def test_in_a_clone_without_the_data_nothing_runs(service: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "clone")
     said: list[str] = []
-    with pytest.raises(data.DataMissing, match="data/raw is tracked by DVC, but it is not on this machine"):
+    with pytest.raises(dvc.DataMissing, match="data/raw is tracked by DVC, but it is not on this machine"):
         train(tmp_path / "clone", say=said.append)
     assert said == []
 

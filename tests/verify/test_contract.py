@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.git.checkout import Checkout
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import openapi
 from mlops_build.release import gate
 from mlops_build.release.record import Record, ReleasedModel

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlops_build.adapters.graphite import MAX_QUEUED, Sender
 from mlops_build.errors import Unreachable, UsageError
 from mlops_build.gpu.testing import SimulatedCard
-from mlops_build.watch.graphite import MAX_QUEUED, Sender, component, node_component
+from mlops_build.watch.graphite import component, node_component
 from tests.gpu.conftest import MakeNode
 
 LINE = re.compile(r"([A-Za-z0-9_.-]+) (-?[0-9]+(?:\.[0-9]+)?) ([0-9]{10})")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops_build.adapters.git import command as git
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
-from mlops_build.git import command as git
 from mlops_build.scaffold import render
 from mlops_build.scaffold.existing import data as sources
 from mlops_build.scaffold.existing import modules as modules_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 from mlops_build.errors import Failed, NotFound, UsageError
 
 # Larger data is not copied: it stays where it is, and DVC records its hash.
@@ -96,7 +96,7 @@ def put(source: Source, root: Path, endpoint: str | None) -> None:
     """Track it with DVC in the service at `root`. Raises Failed, Unreachable."""
     (root / source.inside).parent.mkdir(parents=True, exist_ok=True)
     if source.by_reference:
-        data.import_reference(root, source.place, source.inside, endpoint=endpoint)
+        dvc.import_reference(root, source.place, source.inside, endpoint=endpoint)
         return
     try:
         if Path(source.place).is_dir():
@@ -106,7 +106,7 @@ def put(source: Source, root: Path, endpoint: str | None) -> None:
     except (OSError, shutil.Error) as error:
         reason = str(error) if isinstance(error, OSError) else "some of its files cannot be read"
         raise Failed(f"{source.given} cannot be copied: {reason[:300]}", remedy="make the files readable, or use --by-reference") from None
-    data.add(root, source.inside)
+    dvc.add(root, source.inside)
 
 
 def endpoint_of(answers: Mapping[str, object]) -> str | None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from mlops_build import doctor
-from mlops_build.ci import buildah, builder, docker, engine, image
+from mlops_build.adapters import engine as builder
+from mlops_build.adapters.engine import buildah, docker
+from mlops_build.adapters.engine import command as engine
+from mlops_build.ci import image
 from mlops_build.errors import UsageError
 from mlops_build.release.record import Record
 from tests.packaging.world import World

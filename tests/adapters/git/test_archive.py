@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.git.archive import unpack
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.errors import Refused
-from mlops_build.git.archive import unpack
-from mlops_build.git.checkout import Checkout
 
 Change = Callable[[tarfile.TarInfo], None]
 

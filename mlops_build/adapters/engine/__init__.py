@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from mlops_build.ci import buildah, docker
-from mlops_build.ci.engine import EngineUnreachable
+from mlops_build.adapters.engine import buildah, docker
+from mlops_build.adapters.engine.command import EngineUnreachable
 from mlops_build.errors import UsageError
 
 CHOICE = "MLOPS_BUILD_ENGINE"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters import githost
+from mlops_build.adapters.githost import HostRefused, HostUnreachable, Repository
 from mlops_build.errors import MlopsBuildError, UsageError
-from mlops_build.git import host
-from mlops_build.git.host import HostRefused, HostUnreachable, Repository
+from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.conftest import git
-from tests.git.bitbucket import Bitbucket, bitbucket
 
 TOKEN = "NzI3-a.token_of=the+bot/"
 POINTS = Repository("ml", "points")
@@ -37,8 +37,8 @@ def fill(found: Bitbucket, folder: Path) -> None:
     git(work, "push", "--quiet", str(found.folder / "ml/points.git"), "HEAD:refs/heads/retrain/7")
 
 
-def ask(server: Bitbucket, source: str = "retrain/7", title: str = "Train points", text: str = "all of it") -> host.PullRequest | None:
-    return host.open_pull_request(server.url, POINTS, source=source, target="main", title=title, description=text)
+def ask(server: Bitbucket, source: str = "retrain/7", title: str = "Train points", text: str = "all of it") -> githost.PullRequest | None:
+    return githost.open_pull_request(server.url, POINTS, source=source, target="main", title=title, description=text)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def ask(server: Bitbucket, source: str = "retrain/7", title: str = "Train points
     ],
 )
 def test_project_and_name_come_from_the_clone_address(url: str, project: str, name: str) -> None:
-    assert host.repository_of(url) == Repository(project, name)
+    assert githost.repository_of(url) == Repository(project, name)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_project_and_name_come_from_the_clone_address(url: str, project: str, na
 )
 def test_any_other_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not a clone address"):
-        host.repository_of(url)
+        githost.repository_of(url)
 
 
 def test_a_pull_request_is_opened_once(server: Bitbucket) -> None:
     first, again = ask(server), ask(server, title="Another title")
-    assert first == host.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=True)
-    assert again == host.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=False)
+    assert first == githost.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=True)
+    assert again == githost.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=False)
     (opened,) = server.pull_requests
     assert opened["title"] == "Train points"
     assert opened["fromRef"] == {"id": "refs/heads/retrain/7", "repository": {"slug": "points", "project": {"key": "ml"}}}
@@ -103,10 +103,10 @@ def test_bitbuckets_limits_are_kept(server: Bitbucket) -> None:
 
 
 def test_a_look_changes_nothing(server: Bitbucket) -> None:
-    host.check(server.url, POINTS)
+    githost.check(server.url, POINTS)
     assert [method for method, _, _ in server.requests] == ["GET"]
     with pytest.raises(HostRefused, match="404 for ml/other"):
-        host.check(server.url, Repository("ml", "other"))
+        githost.check(server.url, Repository("ml", "other"))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_token_follows_no_redirect(server: Bitbucket, tmp_path: Path) -> Non
 def test_the_token_does_not_travel_in_the_clear(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with pytest.raises(MlopsBuildError) as caught:
-        host.check(api, POINTS)
+        githost.check(api, POINTS)
     assert caught.value.exit_code in (2, 4)
     assert ":word" not in caught.value.message
 
@@ -174,7 +174,7 @@ def test_the_token_does_not_travel_in_the_clear(api: str, monkeypatch: pytest.Mo
 def test_nobody_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with pytest.raises(HostUnreachable, match="does not answer"):
-        host.check("http://127.0.0.1:9", POINTS)
+        githost.check("http://127.0.0.1:9", POINTS)
 
 
 def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytes
             ask(server)
         assert "SSL_CERT_FILE" in str(caught.value.remedy)
         assert server.requests == []
-        for variable in ("SSL_CERT_FILE", *host.BUNDLES):
+        for variable in ("SSL_CERT_FILE", *githost.BUNDLES):
             with monkeypatch.context() as patch:
                 patch.setenv(variable, str(certificate))
                 assert ask(server) is not None

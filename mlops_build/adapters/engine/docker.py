@@ -3,13 +3,12 @@
 import json
 import os
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlops_build.checklist.result import last_line
-from mlops_build.ci import engine
-from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.adapters.engine import command as engine
+from mlops_build.adapters.engine.command import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.adapters.program import Ended
 from mlops_build.model.identity import DIGEST
 
 # Additional arguments of `docker build`, split as a shell does: --network host --build-arg PIP_INDEX_URL=…
@@ -20,10 +19,10 @@ CLIENT = "DOCKER_CLI"
 def check_engine() -> str:
     """The name and version of the engine. Raises EngineUnreachable."""
     done = _docker(["version", "--format", "{{.Server.Version}}"])
-    version = done.stdout.strip()
-    if done.returncode or not version:
+    version = done.text.strip()
+    if done.code or not version:
         raise EngineUnreachable(
-            f"the Docker Engine does not answer: {last_line(done)}",
+            f"the Docker Engine does not answer: {done.last_line}",
             remedy="start it, set DOCKER_HOST, or install buildah, which needs no engine; "
             "`mlops-build package` writes a folder that kaniko can build",
         )
@@ -39,7 +38,7 @@ def digest_of(image: str) -> str | None:
     done = _docker(["manifest", "inspect", *insecure, "--verbose", image])
     if not engine.exists(image, done, "docker login"):
         return None
-    description = json.loads(done.stdout)
+    description = json.loads(done.text)
     # A list is an index of several platforms; this command does not show the index's own digest.
     digest = str(description["Descriptor"]["digest"]) if isinstance(description, dict) else _digest_by_pulling(image)
     if not DIGEST.fullmatch(digest):
@@ -63,11 +62,11 @@ def _digest_by_pulling(image: str) -> str:
     _shown(["pull", image], f"{image} cannot be pulled", "see above")
     done = _docker(["image", "inspect", "--format", "{{json .RepoDigests}}", image])
     repository = image.rpartition(":")[0]
-    digests = [reference.partition("@")[2] for reference in json.loads(done.stdout or "[]") if reference.startswith(f"{repository}@")]
+    digests = [reference.partition("@")[2] for reference in json.loads(done.text or "[]") if reference.startswith(f"{repository}@")]
     return digests[0] if digests else ""
 
 
-def _docker(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def _docker(arguments: Sequence[str]) -> Ended:
     return engine.query([_client(), *arguments], _environment())
 
 

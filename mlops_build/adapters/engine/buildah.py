@@ -6,13 +6,12 @@ Storage, isolation and credentials are configured in buildah (storage.conf, BUIL
 import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlops_build.checklist.result import last_line
-from mlops_build.ci import engine
-from mlops_build.ci.engine import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.adapters.engine import command as engine
+from mlops_build.adapters.engine.command import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.adapters.program import Ended
 from mlops_build.model.identity import DIGEST
 
 # Additional arguments of `buildah build`, split as a shell does.
@@ -28,9 +27,9 @@ def client_name() -> str:
 def check_engine() -> str:
     """The name and version of buildah. Raises EngineUnreachable."""
     done = _buildah(["--version"])
-    if done.returncode:
-        raise EngineUnreachable(f"buildah does not work here: {last_line(done)}", remedy="run `buildah info` for details")
-    return " ".join(done.stdout.split()[:3]).replace(" version", "")
+    if done.code:
+        raise EngineUnreachable(f"buildah does not work here: {done.last_line}", remedy="run `buildah info` for details")
+    return " ".join(done.text.split()[:3]).replace(" version", "")
 
 
 def digest_of(image: str) -> str | None:
@@ -42,12 +41,12 @@ def digest_of(image: str) -> str | None:
     if skopeo:
         command = [skopeo, "inspect", *_insecure(image), "--format", "{{.Digest}}", f"docker://{image}"]
         done = engine.query(command, os.environ)
-        digest = done.stdout.strip()
+        digest = done.text.strip()
     else:
         # A large image takes minutes, so the time limit of `engine.query` is too short.
         command = [_client(), "pull", "--quiet", "--policy", "always", *_insecure(image), f"docker://{image}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=engine.BUILD_SECONDS, check=False)
-        digest = "" if done.returncode else _digest_of_pulled(image)
+        done = engine.query(command, os.environ, engine.BUILD_SECONDS)
+        digest = "" if done.code else _digest_of_pulled(image)
     if not engine.exists(image, done, "buildah login"):
         return None
     if not DIGEST.fullmatch(digest):
@@ -71,14 +70,14 @@ def push(image: str) -> None:
 
 
 def _digest_of_pulled(image: str) -> str:
-    return _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).stdout.strip()
+    return _buildah(["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", image]).text.strip()
 
 
 def _insecure(image: str) -> list[str]:
     return ["--tls-verify=false"] if engine.LOOPBACK.match(image) else []
 
 
-def _buildah(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def _buildah(arguments: Sequence[str]) -> Ended:
     return engine.query([_client(), *arguments], os.environ)
 
 

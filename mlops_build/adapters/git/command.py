@@ -4,14 +4,12 @@ A password for http(s) comes from MLOPS_GIT_TOKEN (with MLOPS_GIT_USER if the ho
 helpers, never from an address.
 """
 
-import contextlib
 import os
 import re
-import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlops_build.adapters import program
 from mlops_build.errors import Failed, Refused, Unreachable, UsageError
 
 SECONDS = 120
@@ -58,41 +56,22 @@ def run(
 
     good: exit codes of success. held: file descriptors that git keeps open until it ends, such as a lock's.
     """
-    command = ["git", "-C", str(where), *arguments]
     try:
-        # In a new session, so that a timeout also ends git's children (ssh, git-remote-https), and they have no terminal for prompts.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**_environment(), **(environment or {})},
-            start_new_session=True,
-            pass_fds=held,
+        done = program.run(
+            ["git", "-C", str(where), *arguments],
+            seconds=seconds,
+            environment={**_environment(), **(environment or {})},
+            stdin=stdin,
+            held=held,
         )
-    except FileNotFoundError:
+    except program.NotInstalled:
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
-    with process:
-        try:
-            printed, errors = process.communicate(stdin, timeout=seconds)
-        except BaseException as error:
-            _end(process)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            remedy = "check the network and the Git host"
-            raise RemoteUnreachable(f"git {arguments[0]} did not finish within {seconds} s", remedy=remedy) from None
-    if process.returncode not in good:
-        raise _error(arguments[0], masked(errors.decode(errors="replace").strip()))
-    return printed
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop git and its children, first with SIGTERM, so that git removes its lock files."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
+    except program.DoesNotEnd:
+        remedy = "check the network and the Git host"
+        raise RemoteUnreachable(f"git {arguments[0]} did not finish within {seconds} s", remedy=remedy) from None
+    if done.code not in good:
+        raise _error(arguments[0], masked(done.message))
+    return done.output
 
 
 def _environment() -> dict[str, str]:

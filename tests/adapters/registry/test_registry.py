@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build import registry as border
+from mlops_build.adapters import registry as border
+from mlops_build.adapters.registry import Registry, RegistryUnreachable, UnknownVersion
+from mlops_build.adapters.registry.sqlite import Sqlite
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unreachable, UsageError
-from mlops_build.registry import Registry, RegistryUnreachable, UnknownVersion
-from mlops_build.registry.sqlite import Sqlite
-from tests.registry.server import Proxy, mlflow_server
+from tests.adapters.registry.server import Proxy, mlflow_server
 
 
 @pytest.fixture(scope="session")
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_used_is_named(database: Path, tmp_path: Path, mon
     (tmp_path / "text.db").write_text("This is not a database. " * 100)
     with pytest.raises(RegistryUnreachable, match="file is not a database"):
         Registry(f"sqlite:///{tmp_path / 'text.db'}").alias_map()
-    monkeypatch.setattr("mlops_build.registry.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("mlops_build.adapters.registry.sqlite.BUSY_SECONDS", 0.1)
     file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
     with sqlite3.connect(file) as other:
         other.execute("begin exclusive")
@@ -435,7 +435,7 @@ def test_a_refused_login_is_said(proxy: Proxy) -> None:
 
 
 def test_nothing_is_written_outside_the_folder(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlops_build.registry.http import Http
+    from mlops_build.adapters.registry.http import Http
 
     monkeypatch.setattr(Http, "document", lambda *_: {"files": [{"path": "../../evil", "is_dir": False}]})
     store = Registry(proxy.uri)
@@ -451,7 +451,7 @@ def test_mlflow_is_not_imported(server: str, database: Path, kind: str) -> None:
     code = """
 import json, sys
 from pathlib import Path
-from mlops_build.registry import Registry
+from mlops_build.adapters.registry import Registry
 store = Registry(sys.argv[1])
 assert store.versions("none") == []
 store.alias_map()

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mlops_build.registry.database import Database
-from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, first_line
+from mlops_build.adapters.registry.database import Database
+from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, first_line
 
 T = TypeVar("T")
 

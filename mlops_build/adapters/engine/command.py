@@ -4,16 +4,15 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlops_build.checklist.result import last_line
+from mlops_build.adapters import program as programs
+from mlops_build.adapters.program import STDERR, Ended
 from mlops_build.errors import Failed, Refused, Unreachable
 
 ANSWER_SECONDS = 60
 BUILD_SECONDS = 3600
-STDERR = 2  # the file descriptor of this process: progress goes to stderr, the result to stdout
 
 ABSENT = re.compile(r"no such manifest|manifest unknown|name unknown|name not known|not found", re.IGNORECASE)
 FORBIDDEN = re.compile(r"unauthorized|denied|authentication required|forbidden", re.IGNORECASE)
@@ -37,15 +36,12 @@ class BuildFailed(Failed):
     """A build or a push failed; its output is above."""
 
 
-def query(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+def query(command: Sequence[str], environment: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> Ended:
     """Run a short command. Raises EngineUnreachable if it does not end in time."""
     try:
-        return subprocess.run(list(command), env=dict(environment), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        name = Path(command[0]).name
-        raise EngineUnreachable(
-            f"`{name} {command[1]}` did not answer within {ANSWER_SECONDS} s", remedy="check the engine, DOCKER_HOST and the network"
-        ) from None
+        return programs.run(command, environment=environment, seconds=seconds)
+    except programs.DoesNotEnd as error:
+        raise EngineUnreachable(error.message, remedy="check the engine, DOCKER_HOST and the network") from None
 
 
 def show(command: Sequence[str], environment: Mapping[str, str], wrong: str, remedy: str) -> None:
@@ -54,21 +50,21 @@ def show(command: Sequence[str], environment: Mapping[str, str], wrong: str, rem
     line = CREDENTIALS.sub("***", shlex.join([name, *command[1:]]))
     os.write(STDERR, f"+ {line}\n".encode())
     try:
-        done = subprocess.run(list(command), env=dict(environment), stdout=STDERR, timeout=BUILD_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise BuildFailed(f"{wrong}: not finished within {BUILD_SECONDS} s", remedy=remedy) from None
-    if done.returncode:
-        raise BuildFailed(f"{wrong}: {name} {command[1]} exited with {done.returncode}", remedy=remedy)
+        done = programs.run(command, environment=environment, seconds=BUILD_SECONDS, shown=True)
+    except programs.DoesNotEnd as error:
+        raise BuildFailed(f"{wrong}: {error.message}", remedy=remedy) from None
+    if done.code:
+        raise BuildFailed(f"{wrong}: {name} {command[1]} exited with {done.code}", remedy=remedy)
 
 
-def exists(image: str, done: "subprocess.CompletedProcess[str]", login: str) -> bool:
+def exists(image: str, done: Ended, login: str) -> bool:
     """Whether the registry has an image, from the result of a query. Raises LoginNeeded and ImageRegistryUnreachable.
 
     login: the command that stores credentials.
     """
-    if not done.returncode:
+    if not done.code:
         return True
-    message = last_line(done)
+    message = done.last_line
     # Checked first: a registry may also answer "denied" for an image that does not exist.
     if FORBIDDEN.search(message):
         raise LoginNeeded(f"the registry of {image} refused access: {message}", remedy=f"{login} {image.partition('/')[0]}")

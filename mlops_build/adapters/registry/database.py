@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, first_line, quoted
+from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, Run, first_line, quoted
 
 PAGE = 1000
 

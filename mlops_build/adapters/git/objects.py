@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.archive import unpack
+from mlops_build.adapters.git.command import GitFailed
 from mlops_build.errors import UsageError
-from mlops_build.git import command
-from mlops_build.git.archive import unpack
-from mlops_build.git.command import GitFailed
 
 # The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
 
-from mlops_build.git import command
-from mlops_build.git.command import GitFailed, PushRejected
-from mlops_build.git.objects import Objects
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.command import GitFailed, PushRejected
+from mlops_build.adapters.git.objects import Objects
 
 # Attempts of a push that lost a race; the waits between them add up to about 3 s.
 TRIES = 6

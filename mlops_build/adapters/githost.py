@@ -7,23 +7,17 @@ and plain http is allowed only to this machine.
 import json
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlops_build.adapters import http
+from mlops_build.adapters.git.command import checked_ref, masked
 from mlops_build.errors import Refused, Unreachable, UsageError
-from mlops_build.git.command import checked_ref, masked
 
 SECONDS = 30
-# At most this much of an answer is read.
-ANSWER_BYTES = 2**20
 # Bitbucket's own limits: 255 characters of a title, 32768 of a description.
 TITLE, DESCRIPTION = 255, 32768
-# Variables of other programs for a company's certificates, besides Python's SSL_CERT_FILE and SSL_CERT_DIR.
-BUNDLES = ("GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -134,50 +128,21 @@ def check(api: str, repository: Repository) -> None:
         raise _refusal(api, repository, status, answer)
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, Any]:
     """Status and parsed body (None if it is not JSON)."""
-    request = urllib.request.Request(  # noqa: S310 # http(s): see checked_api
-        f"{api}/rest/api/1.0{path}",
-        data=json.dumps(document).encode() if document is not None else None,
-        headers={
-            "Accept": "application/json",
-            "Content-Type": "application/json",
-            "X-Atlassian-Token": "no-check",
-            # Redirects are refused, because urllib would send this header to the new address.
-            "Authorization": f"Bearer {token()}",
-        },
-    )
-    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=_context()))
+    headers = {
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        "X-Atlassian-Token": "no-check",
+        "Authorization": f"Bearer {token()}",
+    }
+    body = json.dumps(document).encode() if document is not None else None
+    method = "GET" if body is None else "POST"
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
-            return answer.status, _parsed(answer.read(ANSWER_BYTES))
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, _parsed(error.read(ANSWER_BYTES))
-    except (OSError, ValueError) as error:  # ValueError: the answer is not HTTP
-        reason = getattr(error, "reason", error)
-        remedy = "check `git.api` in service.yaml, the network and the proxy"
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            remedy = f"if your company has its own certificates, set SSL_CERT_FILE (or {', '.join(BUNDLES)}) to their file"
-        raise HostUnreachable(f"{api} does not answer: {str(reason)[:200]}", remedy=remedy) from None
-
-
-def _context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for variable in BUNDLES:
-        if bundle := os.environ.get(variable):
-            try:
-                context.load_verify_locations(cafile=bundle)
-            except (OSError, ssl.SSLError):
-                raise HostUnreachable(
-                    f"{variable} is {bundle}, which contains no certificates", remedy="set it to a file in PEM format"
-                ) from None
-    return context
+        answer = http.call(method, f"{api}/rest/api/1.0{path}", headers=headers, body=body, seconds=SECONDS)
+    except http.NoAnswer as error:
+        raise HostUnreachable(error.message, remedy=f"{error.remedy}; the address is `git.api` in service.yaml") from None
+    return answer.status, answer.document
 
 
 def _refusal(api: str, repository: Repository, status: int, answer: Any) -> Exception:
@@ -207,10 +172,3 @@ def _number(pull_request: Any) -> int | None:
 def _address(api: str, repository: Repository, number: int) -> str:
     """The pull request's web page. It is not taken from the answer, because it is printed."""
     return f"{api}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return None

@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mlops_build import data
+from mlops_build.adapters import dvc
 
 # How to make data available to others. name: of the remote.
 SHARE = (
@@ -53,24 +53,24 @@ def default_remote(root: Path) -> Remote | None:
 
 
 def check_present(root: Path) -> None:
-    """Check that the pipeline's input data is in the working tree. Raises data.DataMissing.
+    """Check that the pipeline's input data is in the working tree. Raises dvc.DataMissing.
 
     Imports are not checked, because the pipeline fetches them from their source.
     """
-    imported = set(data.imports(root))
-    if missing := [path for path in data.tracked(root) if f"{path}.dvc" not in imported and not (root / path).exists()]:
-        raise data.DataMissing(f"{', '.join(missing)} is tracked by DVC, but it is not on this machine", remedy=how_to_get(root))
+    imported = set(dvc.imports(root))
+    if missing := [path for path in dvc.tracked(root) if f"{path}.dvc" not in imported and not (root / path).exists()]:
+        raise dvc.DataMissing(f"{', '.join(missing)} is tracked by DVC, but it is not on this machine", remedy=how_to_get(root))
     if missing := [path for path in _sources(root) if path.startswith("data/") and not _is_there(root, path)]:
-        raise data.DataMissing(
-            f"{', '.join(missing)} does not exist, and a stage of {data.PIPELINE} reads it",
+        raise dvc.DataMissing(
+            f"{', '.join(missing)} does not exist, and a stage of {dvc.PIPELINE} reads it",
             remedy="`make data` fetches it; then commit its .dvc file and run this again",
         )
 
 
 def _sources(root: Path) -> list[str]:
     """The inputs of the stages that no stage writes."""
-    stages = [stage for stage in data.pipeline(root).get("stages", {}).values() if "wdir" not in stage]
-    written = [path for stage in stages for section in ("outs", "metrics", "plots") for path, _ in data.outputs(stage, section)]
+    stages = [stage for stage in dvc.pipeline(root).get("stages", {}).values() if "wdir" not in stage]
+    written = [path for stage in stages for section in ("outs", "metrics", "plots") for path, _ in dvc.outputs(stage, section)]
     read = {path for stage in stages for path in stage.get("deps", []) if isinstance(path, str) and "${" not in path}
     return sorted(path for path in read if not any(_overlap(path, output) for output in written))
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from mlops_build.registry.http import TRANSIENT, Http
-from mlops_build.registry.records import ModelVersion, NoAnswer, Rejected, Run, quoted
+from mlops_build.adapters.registry.http import TRANSIENT, Http
+from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, Run, quoted
 
 PAGE = 1000
 T = TypeVar("T")

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.command import GitFailed
+from mlops_build.adapters.git.objects import ABSENT, Objects, checked_path
 from mlops_build.errors import Refused
-from mlops_build.git import command
-from mlops_build.git.command import GitFailed
-from mlops_build.git.objects import ABSENT, Objects, checked_path
 
 # The address of origin after Bamboo's checkout through its own proxy.
 NO_ADDRESS = ("file:///nothing", "/nothing")

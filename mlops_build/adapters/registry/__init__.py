@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from mlops_build.errors import Failed, NotFound, Refused
-from mlops_build.registry.records import (
+from mlops_build.adapters.registry.records import (
     ModelVersion,
     NoAnswer,
     RegistryUnreachable,
@@ -24,11 +23,12 @@ from mlops_build.registry.records import (
     shown,
     tracking_uri,
 )
+from mlops_build.errors import Failed, NotFound, Refused
 
 if TYPE_CHECKING:
-    from mlops_build.registry.database import Database
-    from mlops_build.registry.http import Http
-    from mlops_build.registry.server import Server
+    from mlops_build.adapters.registry.database import Database
+    from mlops_build.adapters.registry.http import Http
+    from mlops_build.adapters.registry.server import Server
 
 __all__ = ["ModelVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "tracking_uri"]
 
@@ -85,16 +85,16 @@ class Registry:
     @_translating
     def _connect(self) -> "tuple[Server | Database, Http | None]":
         if self.uri.startswith(SERVER):
-            from mlops_build.registry.server import Server
+            from mlops_build.adapters.registry.server import Server
 
             server = Server(self.uri)
             return server, server.http
         file = Path(self.uri.removeprefix(SQLITE))
         if self.uri.startswith(SQLITE) and file.is_file():
-            from mlops_build.registry.sqlite import open_database
+            from mlops_build.adapters.registry.sqlite import open_database
 
             return open_database(self.uri, file), None
-        from mlops_build.registry.database import Database
+        from mlops_build.adapters.registry.database import Database
 
         return Database(self.uri), None
 
@@ -166,7 +166,7 @@ class Registry:
     @_translating
     def upload(self, run_id: str, folder: Path, artifact_path: str) -> str:
         """Put a folder's files under `artifact_path` of a run; returns the URI of that place."""
-        from mlops_build.registry import artifacts
+        from mlops_build.adapters.registry import artifacts
 
         uri = f"{self._store.run(run_id).artifact_uri.rstrip('/')}/{artifact_path}"
         try:
@@ -181,7 +181,7 @@ class Registry:
     @_translating
     def fetch(self, version: ModelVersion, destination: Path) -> Path:
         """Download a version's files into `destination`, which is made and must be empty. Nothing is loaded or checked here."""
-        from mlops_build.registry import artifacts
+        from mlops_build.adapters.registry import artifacts
 
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as part:
@@ -199,7 +199,7 @@ class Registry:
     @_translating
     def read(self, version: ModelVersion, path: str) -> bytes:
         """One of a version's files. Raises UnknownVersion where it does not exist."""
-        from mlops_build.registry import artifacts
+        from mlops_build.adapters.registry import artifacts
 
         try:
             return artifacts.read(f"{version.source}/{path}", self.uri, self._http)

@@ -14,8 +14,8 @@ from typing import Any
 import requests
 
 from mlops_build import __version__
+from mlops_build.adapters.registry.records import NoAnswer, Rejected, first_line, shown
 from mlops_build.errors import UsageError
-from mlops_build.registry.records import NoAnswer, Rejected, first_line, shown
 
 CONNECT_SECONDS = 10.0
 # The same as MLflow's client: answers that can change when the request is sent again.

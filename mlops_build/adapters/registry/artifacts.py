@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from mlops_build.registry.http import Http, is_set
-from mlops_build.registry.records import NoAnswer, Rejected, first_line
+from mlops_build.adapters.registry.http import Http, is_set
+from mlops_build.adapters.registry.records import NoAnswer, Rejected, first_line
 
 PROXY = "api/2.0/mlflow-artifacts/artifacts"
 # mlflow sends larger files in parts, straight to the store, where the server offers that.

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.git import command
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.command import PushRejected, RemoteUnreachable
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.objects import ABSENT, Identity
 from mlops_build.errors import Refused, UsageError
-from mlops_build.git import command
-from mlops_build.git.checkout import Checkout
-from mlops_build.git.command import PushRejected, RemoteUnreachable
-from mlops_build.git.mirror import Mirror
-from mlops_build.git.objects import ABSENT, Identity
+from tests.adapters.git.conftest import TOKEN, USER
 from tests.conftest import git
-from tests.git.conftest import TOKEN, USER
 
 BRIDGE = Identity("bridge", "bridge@example.com", 1_700_000_000)
 
@@ -59,8 +59,8 @@ def test_the_same_inputs_are_the_same_commit_in_every_process(remote: Path, tmp_
     script = f"""
 import sys
 from pathlib import Path
-from mlops_build.git.mirror import Mirror
-from mlops_build.git.objects import Identity
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.objects import Identity
 there = Mirror("file://{remote}", "main", Path(sys.argv[1]))
 print(there.commit(there.fetch(), {{"x": b"1", "y/z": b"2"}}, "Same: é\\n", Identity("b", "b@example.com", 1_700_000_000)))
 """

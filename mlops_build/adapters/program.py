@@ -1,0 +1,111 @@
+"""Run a program that ends by itself: with a time limit, without input from a terminal, and with its children."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build.errors import Unreachable
+
+STDERR = 2  # the descriptor: progress goes to stderr, the result to stdout
+PROBE_SECONDS = 15
+END_SECONDS = 2  # from SIGTERM to SIGKILL
+
+
+class NotInstalled(Unreachable):
+    """The program is not installed."""
+
+
+class DoesNotEnd(Unreachable):
+    """The program did not end in time, and was stopped."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The result of a program. code: its exit code. output, errors: what it wrote to stdout and stderr, if that was not shown."""
+
+    code: int
+    output: bytes = b""
+    errors: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The output as text."""
+        return self.output.decode(errors="replace")
+
+    @property
+    def message(self) -> str:
+        """The errors as text, without blank space around it."""
+        return self.errors.decode(errors="replace").strip()
+
+    @property
+    def last_line(self) -> str:
+        """The last line of the errors, or of the output if there are none. At most 300 characters."""
+        return ((self.message or self.text.strip()).splitlines() or ["no output"])[-1][:300]
+
+
+def run(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    remedy: str = "see why it waits: run it by hand",
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    shown: bool = False,
+    held: Sequence[int] = (),
+) -> Ended:
+    """Run a program. Raises NotInstalled, and DoesNotEnd with `remedy` after `seconds`.
+
+    environment: replaces that of this process. shown: what it writes goes to stderr of this process. held: descriptors that it keeps open.
+    """
+    name = Path(command[0]).name
+    pipe = STDERR if shown else subprocess.PIPE
+    try:
+        # In a new session, so that the children of the program end with it, and none of them asks a question on the terminal.
+        process = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env=None if environment is None else dict(environment),
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            pass_fds=held,
+        )
+    except (FileNotFoundError, PermissionError):
+        raise NotInstalled(f"the command {name!r} is not installed", remedy=f"install {name}, or add its folder to PATH") from None
+    with process:
+        try:
+            output, errors = process.communicate(stdin, timeout=seconds)
+        except BaseException as error:
+            _end(process)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise DoesNotEnd(f"`{' '.join([name, *command[1:2]])}` did not end within {seconds:g} s", remedy=remedy) from None
+    return Ended(process.returncode, output or b"", errors or b"")
+
+
+def probe(command: Sequence[str], *, seconds: float = PROBE_SECONDS, environment: Mapping[str, str] | None = None) -> Ended | None:
+    """Run a program; None if it is not installed or does not end in time."""
+    try:
+        return run(command, seconds=seconds, environment=environment)
+    except Unreachable:
+        return None
+
+
+def attached(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a program on this terminal, without a time limit; its exit code."""
+    return subprocess.run(list(command), cwd=folder, env=dict(environment), check=False).returncode
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Stop a program and its children, first with SIGTERM, so that it removes its lock files."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
