@@ -19,6 +19,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build.adapters import program
+from mlops_build.adapters.program import Ended
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable
 
 LOCK = "dvc.lock"
@@ -110,12 +112,12 @@ def _pull_tracked(root: Path) -> None:
     if not files or not remotes(root):
         return
     done = _short(root, ["pull", *files], seconds=COMMAND_SECONDS)
-    if done.returncode and "Checkout failed" in done.stderr:
+    if done.code and "Checkout failed" in done.message:
         raise DataMissing(
             f"the DVC remote does not have the data of {', '.join(files)}",
             remedy="run `dvc push` where the data is (mlops-build train does that), then run this again",
         )
-    if done.returncode:
+    if done.code:
         raise RemoteUnreachable(
             f"dvc pull failed: {_message(done)}",
             remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
@@ -185,7 +187,7 @@ def data_hash(tracked_data: Mapping[str, str]) -> str:
 def add(root: Path, path: str) -> None:
     """Track a file or folder of the service with DVC: the content goes into the cache, `path`.dvc has its hash. Raises Failed."""
     done = _short(root, ["add", "--quiet", path], seconds=COMMAND_SECONDS)
-    if done.returncode:
+    if done.code:
         raise Failed(f"{path} cannot be tracked with DVC: {_message(done)}", remedy="see DVC's message, and check the free disk space")
 
 
@@ -200,12 +202,12 @@ def import_reference(root: Path, source: str, path: str, *, endpoint: str | None
     # Hashing a large folder takes minutes: on a terminal DVC shows the progress.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     done = _short(root, ["import-url", *quiet, "--no-download", source, path, *settings], seconds=COMMAND_SECONDS, is_shown=not quiet)
-    if done.returncode and source.startswith("s3://"):
+    if done.code and source.startswith("s3://"):
         raise RemoteUnreachable(
             f"{source} cannot be imported: {_message(done)}",
             remedy="check the address, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the gateway (--answer s3_endpoint_url=https://…)",
         )
-    if done.returncode:
+    if done.code:
         raise Failed(f"{source} cannot be imported: {_message(done)}", remedy="check that you have permission to read all of it")
 
 
@@ -234,7 +236,7 @@ def metric_files(root: Path) -> list[str]:
 def remotes(root: Path) -> dict[str, str]:
     """Name → URL of the configured remotes. (`dvc remote list` wraps long lines, so this reads the configuration.)"""
     done = _short(root, ["config", "--list"])
-    settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    settings = dict(line.partition("=")[::2] for line in done.text.splitlines())
     return {
         key.split(".", 1)[1].removesuffix(".url"): url
         for key, url in settings.items()
@@ -267,22 +269,22 @@ def push(root: Path) -> None:
     Raises NoRemote, RemoteUnreachable or DataMissing.
     """
     done = _short(root, ["push"], seconds=COMMAND_SECONDS)
-    if done.returncode and not remotes(root):
+    if done.code and not remotes(root):
         raise NoRemote(
             f"no DVC remote is configured in {root / '.dvc/config'}",
             remedy="dvc remote add --default NAME s3://BUCKET/PATH, then run this again",
         )
-    if done.returncode:
+    if done.code:
         raise RemoteUnreachable(
             f"dvc push failed: {_message(done)}",
             remedy="check the remote (dvc remote list), its address and your credentials, then run this again",
         )
     status = _short(root, ["data", "status", "--not-in-remote", "--granular", "--json"], seconds=COMMAND_SECONDS)
-    if status.returncode:
+    if status.code:
         raise RemoteUnreachable(
             f"dvc data status failed: {_message(status)}", remedy="check the remote and your credentials, then run this again"
         )
-    missing = json.loads(status.stdout or "{}").get("not_in_remote", [])
+    missing = json.loads(status.text or "{}").get("not_in_remote", [])
     if missing:
         raise DataMissing(
             f"after the push the DVC remote does not have {', '.join(sorted(missing)[:5])}{' and more' if len(missing) > 5 else ''}",
@@ -295,28 +297,22 @@ def check_remote(root: Path) -> str | None:
     if not remotes(root):
         return "no remote is configured"
     done = _short(root, ["status", "--cloud", "--json"])
-    return None if done.returncode == 0 else _message(done)
+    return None if done.code == 0 else _message(done)
 
 
-def _short(
-    root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS, is_shown: bool = False
-) -> "subprocess.CompletedProcess[str]":
-    """Run DVC. is_shown: stderr is not captured but shown."""
+def _short(root: Path, arguments: Sequence[str], *, seconds: int = SHORT_SECONDS, is_shown: bool = False) -> Ended:
+    """Run DVC. is_shown: its output is not captured but shown. Raises program.DoesNotEnd."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    errors = None if is_shown else subprocess.PIPE
-    done = subprocess.run(
-        command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=errors, text=True, timeout=seconds, check=False
-    )
-    if done.returncode and (done.stderr or "").rstrip().endswith("No module named dvc"):
+    remedy = "check the remote (dvc remote list) and the network, then run this again"
+    done = program.run(command, folder=root, environment=environment(root), seconds=seconds, shown=is_shown, remedy=remedy)
+    if done.code and done.message.endswith("No module named dvc"):
         raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
     return done
 
 
-def _message(done: "subprocess.CompletedProcess[str]") -> str:
-    if done.stderr is None:
-        return "see above"
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Traceback", " "))]
-    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no message")[:400]
+def _message(done: Ended) -> str:
+    lines = [line for line in done.message.splitlines() if line.strip() and not line.startswith(("Traceback", " "))]
+    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")), lines[-1] if lines else "see above")[:400]
 
 
 def _hashes(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:

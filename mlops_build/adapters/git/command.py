@@ -15,7 +15,8 @@ from mlops_build.errors import Failed, Refused, Unreachable, UsageError
 SECONDS = 120
 # Transports such as `ext::` would run a command from an address. Paths are literal: `*` has no special meaning.
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"}
-SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"
+SILENT_SECONDS = 20  # a host that sends nothing for this time does not answer
+SSH = f"ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval={SILENT_SECONDS // 2} -o ServerAliveCountMax=2"
 # Set while git runs a hook; they would select another repository.
 OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"}
 # git's protocol for credentials: the helper reads the variables itself, so that no argument contains them.
@@ -79,6 +80,7 @@ def _environment() -> dict[str, str]:
     variables.setdefault("GIT_SSH_COMMAND", SSH)
     # A commit must not depend on the user's settings, and no background process may continue in a folder that is about to be removed.
     settings = [("i18n.commitEncoding", "UTF-8"), ("maintenance.auto", "false")]
+    settings += [("http.lowSpeedLimit", "1"), ("http.lowSpeedTime", str(SILENT_SECONDS))]
     if "MLOPS_GIT_TOKEN" in variables:
         # No redirects: the token is only for the given host.
         settings += [("credential.helper", CREDENTIAL_HELPER), ("http.followRedirects", "false")]

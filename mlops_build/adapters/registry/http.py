@@ -83,6 +83,8 @@ class Http:
                 raise UsageError(
                     f"{shown(self.uri)} is not a valid address: {first_line(error)}", remedy="set MLFLOW_TRACKING_URI"
                 ) from None
+            except requests.exceptions.Timeout as error:  # a server that hangs would hang again
+                raise NoAnswer(first_line(error)) from None
             except requests.exceptions.RequestException as error:
                 failure: Exception = NoAnswer(first_line(error))
             else:

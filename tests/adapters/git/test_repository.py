@@ -476,3 +476,9 @@ def test_exporting_a_commit_and_a_dirty_tree(person: Path, tmp_path: Path) -> No
 
 def test_absent_is_gits_null_name() -> None:
     assert ABSENT == "0" * 40
+
+
+def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SILENT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RemoteUnreachable, match="cannot be used"):
+        command.run(tmp_path, "ls-remote", f"http://127.0.0.1:{silent.getsockname()[1]}/service.git")
