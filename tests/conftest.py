@@ -92,6 +92,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     programs = warm.venv() / "bin"
     if "mlflow.store.db.utils" in sys.modules:
         warm.copy_tables(warm.venv())
+    if "jinja2" in sys.modules:
+        warm.keep_compiled(warm.venv())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(programs / "python"))
         patch.setenv("PATH", str(programs), prepend=os.pathsep)
