@@ -15,7 +15,7 @@ demo: install    ## run the whole pipeline with embedded defaults in DEMO_DIR (d
 checkov: install
 	@scripts/install-checkov.sh
 
-PYTEST = $(PYTHON_) -m pytest --dist=loadfile --durations=20
+PYTEST = $(PYTHON_) -m pytest --dist=loadfile --no-loadscope-reorder --durations=20
 
 # A test often waits for a process or a disk: three workers keep two cores busy.
 test: install    ## run the fast tests; no external service is needed
