@@ -211,9 +211,9 @@ OUTPUTS: dict[str, Callable[[], Any]] = {
     "unicode": lambda: ["é😀" * 500 + str(number) for number in range(3_000)],
     "lone surrogates": lambda: ["\ud800" + "é" * 1000 for number in range(1_000)],
     "bytes": lambda: [b"x" * 1000 + str(number).encode() for number in range(3_000)],
-    "table": lambda: pd.DataFrame({"total": np.arange(30_000) / 7, "sign": [str(number) for number in range(30_000)]}),
-    "dates": lambda: pd.DataFrame({"at": pd.date_range("2026-01-01", periods=30_000)}),
-    "objects": lambda: [{"a": [number / 7], "b": None, str(number): (number,)} for number in range(30_000)],
+    "table": lambda: pd.DataFrame({"total": np.arange(10_000) / 7, "sign": [str(number) for number in range(10_000)]}),
+    "dates": lambda: pd.DataFrame({"at": pd.date_range("2026-01-01", periods=10_000)}),
+    "objects": lambda: [{"a": [number / 7], "b": None, str(number): (number,)} for number in range(10_000)],
 }
 
 
