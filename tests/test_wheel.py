@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.cli.table import COMMANDS
-from mlops_build.model import environment
+from mlops_build.adapters import installer
 from tests.imports import closure
 from tests.test_dependencies import WITHOUT
 
@@ -50,7 +50,7 @@ def installed(folder: Path, wheel: Path, extra: str | None, constraints: Sequenc
         wanted,
         *(f"--constraint={path}" for path in constraints),
     ]
-    done = subprocess.run(command, env=environment.uv_environment(), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=installer.uv_environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "bin"
 

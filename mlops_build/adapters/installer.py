@@ -15,7 +15,7 @@ EPOCH = "315532800"  # 1980, the earliest time that a zip file can express: the 
 def resolve(requirements: Sequence[str], *, folder: Path, seconds: float = RESOLVE_SECONDS) -> Ended:
     """`uv pip compile` in a folder; requirements: its arguments. Raises program.DoesNotEnd."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", *requirements]
-    return program.run(command, folder=folder, environment=_environment(), seconds=seconds, remedy="check the network and PIP_INDEX_URL")
+    return program.run(command, folder=folder, environment=uv_environment(), seconds=seconds, remedy="check the network and PIP_INDEX_URL")
 
 
 def build_wheel(source: Path, destination: Path) -> Ended:
@@ -24,7 +24,7 @@ def build_wheel(source: Path, destination: Path) -> Ended:
     return program.run(command, folder=source, environment={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, seconds=BUILD_SECONDS)
 
 
-def _environment() -> dict[str, str]:
+def uv_environment() -> dict[str, str]:
     """The environment variables for uv, with PIP_INDEX_URL and PIP_FIND_LINKS under uv's names: uv ignores pip's settings."""
     environment = dict(os.environ)
     if "PIP_INDEX_URL" in environment:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.adapters import githost
+from mlops_build.adapters import githost, http
 from mlops_build.adapters.githost import HostRefused, HostUnreachable, Repository
 from mlops_build.errors import MlopsBuildError, UsageError
 from tests.adapters.git.bitbucket import Bitbucket, bitbucket
@@ -196,7 +196,7 @@ def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytes
             ask(server)
         assert "SSL_CERT_FILE" in str(caught.value.remedy)
         assert server.requests == []
-        for variable in ("SSL_CERT_FILE", *githost.BUNDLES):
+        for variable in ("SSL_CERT_FILE", *http.BUNDLES):
             with monkeypatch.context() as patch:
                 patch.setenv(variable, str(certificate))
                 assert ask(server) is not None

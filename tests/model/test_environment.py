@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_build.adapters import installer
 from mlops_build.errors import Failed
 from mlops_build.model import environment
 
@@ -104,7 +105,7 @@ def test_uv_gets_pip_settings_under_its_own_names(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("UV_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example.com/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
-    variables = environment.uv_environment()
+    variables = installer.uv_environment()
     assert variables["UV_DEFAULT_INDEX"] == "https://index.example.com/simple"
     assert variables["UV_FIND_LINKS"] == "/one,/two"
 

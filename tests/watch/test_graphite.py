@@ -1,5 +1,6 @@
 """`mlops-build watch graphite` against a real TCP listener."""
 
+import platform
 import re
 import signal
 import socket
@@ -185,7 +186,7 @@ def test_the_name_of_a_container_is_in_no_path(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(platform, "node", lambda: host)
     if expected is None:
         with pytest.raises(UsageError, match=host) as refused:
             node_component(None)
