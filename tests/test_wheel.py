@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.cli.table import COMMANDS
 from mlops_build.adapters import installer
+from mlops_build.cli.table import COMMANDS
+from mlops_build.model import environment
 from tests.imports import closure
 from tests.test_dependencies import WITHOUT
 

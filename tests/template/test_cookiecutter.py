@@ -16,8 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from mlops_build import __version__
+from mlops_build.adapters import installer
 from mlops_build.errors import Refused, UsageError
-from mlops_build.model import environment
 from mlops_build.scaffold import cookiecutter as door
 from mlops_build.scaffold import render as rendering
 from tests.conftest import Render, git
@@ -434,7 +434,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         python = folder / "venv" / "bin" / "python"
         subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(folder / "venv")], check=True, timeout=60)
         command = [*uv, "pip", "install", "--quiet", "--python", str(python), f"--constraint={folder}/constraints.txt", *packages]
-        done = subprocess.run(command, env=environment.uv_environment(), capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=installer.uv_environment(), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return python
 
