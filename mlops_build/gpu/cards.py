@@ -97,22 +97,23 @@ def processes_of(readings: Iterable[Reading], promises: Iterable[Promise]) -> Ma
 
 def remember(ledger: Ledger, taken: Snapshot, cards: Iterable[Card]) -> None:
     """Update the stored peaks from the use without a lease. cards: those of the snapshot. Raises NoLedger."""
-    after = observe(taken.peaks, unleased(cards), taken.now)
+    after = observe(taken.peaks, unleased(cards, visible=taken.processes is not None), taken.now)
     if after is not taken.peaks:
         ledger.write_peaks(as_document(after))
 
 
-def unleased(cards: Iterable[Card]) -> dict[str, dict[str, int]]:
+def unleased(cards: Iterable[Card], *, visible: bool = True) -> dict[str, dict[str, int]]:
     """Memory that cannot belong to a lease, by UUID and neighbour key, for `peaks.observe`.
 
     A lease's memory that cannot be attributed (it is loading, or its processes are in another container) must not be stored as a
-    neighbour's peak for a week.
+    neighbour's peak for a week. visible: whether processes are. If not, a lease may hide all of a neighbour's memory, and nothing is no
+    observation: others may see more.
     """
     observed: dict[str, dict[str, int]] = {}
     for card in cards:
         if card.trouble is not None or card.used_bytes is None:
             continue
-        by_key = observed[card.uuid] = {ALL: card.foreign_bytes}
+        by_key = observed[card.uuid] = {ALL: card.foreign_bytes} if visible or card.foreign_bytes else {}
         if all(neighbour.key != ALL for neighbour in card.neighbours):
             seen = [neighbour for neighbour in card.neighbours if neighbour.key != REST]
             by_key[REST] = max(0, card.foreign_bytes - sum(neighbour.used_bytes for neighbour in seen))

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from tests.gpu.holder import wait_until
 from tests.gpu.nodes import GIB, Shared
 
 UNSHARE = ["unshare", "--net", "--ipc", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
@@ -55,6 +57,24 @@ def test_memory_seen_from_a_container_without_pids_is_counted_once(shared: Share
         for wrapper in ((), UNSHARE):
             committed = sum(card["committed_bytes"] for card in shared.cards(environment=environment, wrapper=wrapper))
             assert committed == pytest.approx(8 * GIB, abs=GIB // 2)
+
+
+@needs_namespaces
+@pytest.mark.slow  # a peak counts after some seconds
+def test_memory_of_a_service_of_the_host_is_not_a_container_s(shared: Shared) -> None:
+    """The container takes it for its program's, which has not loaded yet. Whoever sees the process knows better, and tells the others."""
+    hidden = shared.node.view(cards=[0, 1], hide_pids=True)
+    inside = shared.tenant("10GiB", wrapper=UNSHARE, environment=hidden)
+    (uuid,) = inside.events["leased"]["uuids"]
+    ordinal = [str(card.uuid) for card in shared.node.cards].index(uuid)
+    shared.node.start("8GiB", ordinal=ordinal).wait_for("loaded")
+
+    def committed(**options: Any) -> int:
+        return round(next(card["committed_bytes"] for card in shared.cards(**options) if card["uuid"] == uuid) / GIB)
+
+    wait_until(lambda: any('"seen": {"GPU' in file.read_text() for file in shared.leases.glob("*.seen")))
+    assert committed() == 18
+    wait_until(lambda: committed() == committed(wrapper=UNSHARE, environment=hidden))
 
 
 @needs_root
