@@ -265,7 +265,7 @@ def test_a_stuck_prediction_turns_the_probes_off_until_it_ends(two: Path, tmp_pa
             assert metric(server, 'mlops_build_stuck{model="hanging"}') == 1
             assert metric(server, 'mlops_build_stuck{model="echo"}') == 0
             assert metric(server, 'mlops_build_refused_total{model="hanging",why="stuck"}') == 3
-            server.wait_for(r"(?s)a prediction of hanging has not ended .*?in predict\n\s+time.sleep\(0.005\)")
+            server.wait_for(r"(?s)a prediction of hanging has not ended .*?in predict\n\s+(?:while|time.sleep)")
             server.wait_for("Thread MainThread:")
         wait_until(server, "/health", 200)
         server.wait_for("the stuck prediction of hanging has ended: the service is healthy again")
