@@ -119,10 +119,10 @@ def test_a_large_request_gathers_memory_on_one_card_although_small_ones_keep_arr
     """Memory becomes free on its card more rarely than every TICKET_SECONDS, and small requests take all that is not kept."""
     machine = node("24GiB", "24GiB")
     small = [lease(machine.environment, memory="6GiB") for _ in range(8)]
-    large = lease(machine.environment, script=QUICK.replace("0.5", "0.1"), memory="1GiB", otherwise="cpu")
-    begin(large, "20GiB", 600)
+    large = lease(machine.environment, script=QUICK.replace("0.5", "1.0"), memory="1GiB", otherwise="cpu")
+    begin(large, "20GiB", 150)
     wait_until(lambda: len(tickets(machine)) == 1)
-    for _ in range(60):
+    for _ in range(40):
         small.pop(0).kill()
         time.sleep(1.5)
         if select.select([large.stdout], [], [], 0)[0]:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlflow", "uvicorn", "httptools")
-TESTS = ("tests/serving/test_http.py", "tests/serving/test_hard.py", "tests/serving/test_light.py", "tests/registry")
+TESTS = ("tests/serving/test_http.py", "tests/serving/test_hard.py", "tests/serving/test_light.py", "tests/adapters/registry")
 pytestmark = [pytest.mark.slow, pytest.mark.real_python]
 
 
