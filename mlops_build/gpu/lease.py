@@ -114,21 +114,29 @@ def lease(
     name = printable(service or os.environ.get(SERVICE_VARIABLE) or _program())
     global _own
     with _granting:
-        started = cuda_started()
-        if started is not None:
-            raise CudaStarted(
-                f"{started}: it would not see the chosen card",
-                remedy="call gpu.lease before anything asks torch for a device, or start the program with `mlops-build gpu run`; in a "
-                "notebook, restart the kernel",
-            )
-        earlier = _own()
-        if earlier is not None and earlier.held_here():
-            if earlier.descriptor is not None:  # a shared one stays
-                log.warning("the earlier lease of this process is released (%s): a process has one lease (several cards: count=2)", earlier)
-            earlier.release()
+        _check_not_started()
+        _release_earlier()
         granted = Lease(Search(request, name, progress).run(float(wait), otherwise), report=report)
         _own = weakref.ref(granted)
     return granted
+
+
+def _check_not_started() -> None:
+    started = cuda_started()
+    if started is not None:
+        raise CudaStarted(
+            f"{started}: it would not see the chosen card",
+            remedy="call gpu.lease before anything asks torch for a device, or start the program with `mlops-build gpu run`; in a "
+            "notebook, restart the kernel",
+        )
+
+
+def _release_earlier() -> None:
+    earlier = _own()
+    if earlier is not None and earlier.held_here():
+        if earlier.descriptor is not None:  # a shared one stays
+            log.warning("the earlier lease of this process is released (%s): a process has one lease (several cards: count=2)", earlier)
+        earlier.release()
 
 
 class Lease:
