@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mlops_build.gpu.declared import Declared, Settings, settings
 from mlops_build.gpu.directory import NoLedger
@@ -235,16 +236,16 @@ class Snapshot:
                 count = counted(self.peaks, uuid, key, used, self.now, len(group))
             neighbours.append(
                 Neighbour(
-                    name,
-                    process.uid,
-                    process.pid,
-                    process.command,
-                    process.cgroup,
-                    used,
-                    count,
-                    "declared" if match else "peak" if count > used else "used",
-                    key,
-                    largest,
+                    name=name,
+                    used_bytes=used,
+                    counted_bytes=count,
+                    why="declared" if match else "peak" if count > used else "used",
+                    key=key,
+                    largest_bytes=largest,
+                    uid=process.uid,
+                    pid=process.pid,
+                    command=process.command,
+                    cgroup=process.cgroup,
                 )
             )
         rest = max(0, external - sum(neighbour.used_bytes for neighbour in neighbours))
@@ -254,7 +255,8 @@ class Snapshot:
     def _unnamed(self, name: str, key: str, uuid: str, used: int) -> list[Neighbour]:
         """A neighbour without a visible process; an empty list if nothing is counted."""
         count = counted(self.peaks, uuid, key, used, self.now)
-        return [Neighbour(name, None, None, None, None, used, count, "peak" if count > used else "used", key)] if count else []
+        why: Literal["peak", "used"] = "peak" if count > used else "used"
+        return [Neighbour(name=name, used_bytes=used, counted_bytes=count, why=why, key=key)] if count else []
 
 
 def memory_of(reading: Reading) -> object:

@@ -9,7 +9,7 @@ from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.declared import BadConfig
 from mlops_build.gpu.directory import NoLedger
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE, Ledger
-from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble
+from mlops_build.gpu.nvml import REMEDIES, DriverTrouble, NoDriver, Trouble, read
 from mlops_build.gpu.visible import VARIABLE, hidden
 
 LOCK_SECONDS = 0.5
@@ -50,6 +50,13 @@ def of_cards(observed: list[Card]) -> list[Finding]:
     return findings
 
 
+def _no_gpu() -> bool:
+    try:
+        return not read()
+    except NoDriver as error:
+        return error.reason is DriverTrouble.NO_LIBRARY
+
+
 def leases() -> tuple[str, list[Finding]]:
     """The lease directory in one line, and whether it exists, is writable for all users, and its lock is free.
 
@@ -59,7 +66,7 @@ def leases() -> tuple[str, list[Finding]]:
         with Ledger.open(path) as ledger, ledger.turn(LOCK_SECONDS) as locked:
             count = len(ledger.promises())
     except NoLedger as error:
-        if not os.path.exists(path) and look()[0].startswith(NONE):  # noqa: PTH110 -- Path.exists raises PermissionError
+        if not os.path.exists(path) and _no_gpu():  # noqa: PTH110 -- Path.exists raises PermissionError
             return f"{NONE}, and no lease directory", []
         why = f"{error.message}: services on this node choose cards without knowing each other's leases"
         return error.message, [Finding("gpu leases", "gpu-leases", why, str(error.remedy))]

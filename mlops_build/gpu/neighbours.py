@@ -32,7 +32,7 @@ _STATUS = re.compile(r"\nPPid:\t(\d+)\n.*?\nUid:\t\d+\t(\d+)\t.*\nNSpid:\t([\d\t
 Place = tuple[int | None, int]  # a pid namespace's inode, and a pid there
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour:
     """A service or notebook on a card, without a lease.
 
@@ -42,10 +42,10 @@ class Neighbour:
     """
 
     name: str
-    uid: int | None
-    pid: int | None
-    command: str | None
-    cgroup: str | None
+    uid: int | None = None
+    pid: int | None = None
+    command: str | None = None
+    cgroup: str | None = None
     used_bytes: int
     counted_bytes: int
     why: Literal["used", "peak", "declared"]
@@ -188,7 +188,11 @@ def program_of(words: Sequence[str]) -> str:
     program = words[0].rpartition("/")[2] if words else ""
     if re.fullmatch(r"python[0-9.]*", program):
         arguments = iter(words[1:])
-        argument = next((word for word in arguments if not word.startswith("-") or word in ("-c", "-m")), "-c")
+        argument = next(arguments, "-c")
+        while argument.startswith("-") and argument not in ("-c", "-m"):
+            if argument in ("-W", "-X"):
+                next(arguments, None)
+            argument = next(arguments, "-c")
         if argument == "-m":
             program = next(arguments, program)
         elif argument != "-c":

@@ -77,7 +77,7 @@ def release(ledger: Ledger, promise: Promise, wait: float) -> list[int]:
         if time.monotonic() >= deadline:
             pids = " ".join(map(str, holders or signalled))
             raise Failed(
-                f"{promise.service} received SIGTERM (pid {', '.join(map(str, signalled))}) and still has the lease {promise.id}: "
+                f"{promise.service} received SIGTERM (pid {' and pid '.join(map(str, signalled))}) and still has the lease {promise.id}: "
                 "it ignores the signal, as the first process of a container does by default, or needs more time",
                 remedy=f"wait longer (--wait {max(60, 2 * wait):g}), or end it at once: kill -KILL {pids}",
                 details={"lease": promise.id, "pids": signalled},

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from mlops_build.gpu.directory import NoLedger
-from mlops_build.gpu.lease import Lease
+from mlops_build.gpu.lease import MEMORY_VARIABLE, Lease
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.report import Reporter
 
@@ -42,6 +42,8 @@ def run(command: list[str], take: Callable[[], Lease]) -> int:
     if os.getppid() != parent:  # it was killed while this process waited, so nobody expects the program any longer
         lease.release()
         return 1
+    if not lease.cpu:  # a program that calls gpu.lease() without a budget requests what it has
+        os.environ[MEMORY_VARIABLE] = str(lease.memory_bytes)
     if lease.descriptor is not None:
         with contextlib.suppress(BrokenPipeError):  # the parent was killed
             socket.send_fds(to_parent, [json.dumps([lease.id, dict(lease.before)]).encode()], [lease.descriptor])

@@ -313,6 +313,7 @@ def test_run_waits_for_room_with_a_message(node: MakeNode) -> None:
         (["python"], "python"),
         (["./serve", "-m", "x"], "serve"),
         (["python3", "-c", "import torch"], "python3"),
+        (["python3", "-W", "ignore", "-Xdev", "-X", "utf8", "train.py"], "train.py"),
         (["python3", "-m"], "python3"),
     ],
 )

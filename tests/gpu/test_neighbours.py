@@ -298,4 +298,4 @@ def test_cards_without_a_lease_directory(node: MakeNode, cards: Callable[..., An
     ],
 )
 def test_a_stable_name_has_no_container(name: str, stable: str) -> None:
-    assert Neighbour(name, None, None, None, None, 0, 0, "used").stable_name == stable
+    assert Neighbour(name=name, used_bytes=0, counted_bytes=0, why="used").stable_name == stable

@@ -76,6 +76,12 @@ def test_the_parent_reports_what_an_unaware_program_uses_as_long_as_it_runs(node
     wait_until(lambda: promises(machine)[0].loaded)
 
 
+def test_a_program_that_states_no_budget_shares_the_one_of_gpu_run(node, run: Run) -> None:
+    script = "from mlops_build import gpu; print(gpu.lease().memory_bytes, len(gpu.cards()[0].leases))"
+    process = run(node("24GiB").environment, "--memory", "2GiB", "--", sys.executable, "-c", script)
+    assert process.communicate(timeout=60)[0] == f"{2 * GIB} 1\n"
+
+
 @pytest.mark.parametrize("through", ["a shell", "an entrypoint that closes descriptors", "gpu run"])
 def test_a_service_shares_the_lease_of_its_ancestor(node, run: Run, through: str) -> None:
     machine = node("24GiB")
