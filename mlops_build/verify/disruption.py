@@ -5,14 +5,12 @@ import re
 from collections.abc import Iterator
 
 from mlops_build.verify.document import Path
-from mlops_build.verify.references import selected, selects_nothing
+from mlops_build.verify.references import selected
 from mlops_build.verify.schema import display
 from mlops_build.verify.world import Fault, Object, Pod, World, gpus, mapping, mappings, text
 
 
 def check(world: World) -> Iterator[Fault]:
-    for deployment in world.of("Deployment"):
-        yield from _strategy(deployment)
     for budget in world.of("PodDisruptionBudget"):
         yield from _budget(world, budget)
     scaled: dict[tuple[str, str, str], Object] = {}
@@ -20,7 +18,7 @@ def check(world: World) -> Iterator[Fault]:
         yield from _scaler(world, scaler)
         target = mapping(scaler.spec.get("scaleTargetRef"))
         identity = (text(target.get("kind")), text(target.get("name")), scaler.namespace)
-        if world.closed and identity[1] and identity in scaled:
+        if world.rendered and identity[1] and identity in scaled:
             why = f"{scaled[identity]} also scales {identity[0]}/{identity[1]}; they undo each other's changes"
             yield Fault("hpa-twice", scaler, ("spec", "scaleTargetRef", "name"), why)
         scaled.setdefault(identity, scaler)
@@ -46,32 +44,9 @@ def surge(deployment: Object, replicas: int) -> int:
     return amount(max_surge, replicas, up=True) or 0
 
 
-def _strategy(deployment: Object) -> Iterator[Fault]:
-    strategy = mapping(deployment.spec.get("strategy"))
-    rolling = strategy.get("rollingUpdate")
-    if strategy.get("type") == "Recreate" and rolling:
-        why = "rollingUpdate is not allowed with type Recreate"
-        yield Fault("recreate-rolling", deployment, ("spec", "strategy", "rollingUpdate"), why)
-    settings = mapping(rolling)
-    # Only 0 and 0%: Kubernetes itself never rounds both percentages to 0.
-    if all(str(settings.get(key, "25%")) in ("0", "0%") for key in ("maxSurge", "maxUnavailable")):
-        why = "maxSurge and maxUnavailable are both 0, so no pod can be replaced"
-        yield Fault("rolling-update-zero", deployment, ("spec", "strategy", "rollingUpdate", "maxUnavailable"), why)
-    for key in ("maxSurge", "maxUnavailable"):
-        value = settings.get(key)
-        if isinstance(value, str) and amount(value, 1, up=True) is None:
-            why = f"{key} is {display(value)}, which is not a number or a percentage"
-            yield Fault("wrong-value", deployment, ("spec", "strategy", "rollingUpdate", key), why, "write 1 or 25%")
-
-
 def _budget(world: World, budget: Object) -> Iterator[Fault]:
     selector = mapping(budget.spec.get("selector"))
     min_available, max_unavailable = budget.spec.get("minAvailable"), budget.spec.get("maxUnavailable")
-    if min_available is not None and max_unavailable is not None:
-        why = "minAvailable and maxUnavailable must not both be set"
-        yield Fault("pdb-blocks", budget, ("spec", "maxUnavailable"), why, "keep one of them")
-        return
-    yield from selects_nothing(world, budget, ("spec", "selector"), selector, "pdb-no-pods", "the PodDisruptionBudget")
     for pod in selected(world, selector, budget.namespace):
         if pod.owner.kind not in ("Deployment", "StatefulSet", "ReplicaSet", "Rollout"):
             continue

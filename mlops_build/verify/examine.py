@@ -1,7 +1,7 @@
 """From a path to findings. A service is checked as a whole, each overlay as it renders; anything else as plain files (plain.py)."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlops_build import service as service_file
@@ -10,7 +10,7 @@ from mlops_build.verify import bamboo, contract, overlay, plain, schema
 from mlops_build.verify.document import File, parse
 from mlops_build.verify.report import Collected, Report, finish
 from mlops_build.verify.rules import check_objects, check_sources, fixed_location, locator, read_file
-from mlops_build.verify.world import Fault, Part, World, mapping
+from mlops_build.verify.world import Fault, Part, World, mapping, mappings, text
 
 OVERLAYS = "deploy/overlays"
 
@@ -41,11 +41,12 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     report, collected = Report(), Collected()
     settings = parse((root / service_file.FILE).read_text(encoding="utf-8", errors="replace"), service_file.FILE)
     collected.files[settings.name] = settings
-    collected.faults += _environments(root, service, settings)
+    part = Part(settings.name, {}, locator(settings, settings.documents[0]))
+    collected.faults += [(fault, None) for fault in _environments(root, service, part)]
     folders = sorted(folder for folder in (root / OVERLAYS).iterdir() if overlay.kustomization(folder))
     chosen = [folder for folder in folders if environments is None or folder.name in environments]
-    for folder in chosen:
-        _overlay(root, folder, service, version, report, collected)
+    worlds = [world for folder in chosen if (world := _overlay(root, folder, service, version, report, collected))]
+    collected.faults += [(fault, None) for fault in _same_host(service, worlds, part)]
     specs = [read_file(path, root) for path in plain.yaml_files(root / plain.SPECS)] if with_specs else []
     collected.files |= {file.name: file for file in specs}
     collected.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
@@ -53,17 +54,31 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     return finish(report, collected, [folder.name for folder in chosen], service.verify.ignore, settings)
 
 
-def _environments(root: Path, service: Service, settings: File) -> list[tuple[Fault, str | None]]:
-    part = Part(settings.name, {}, locator(settings, settings.documents[0]))
-    return [
-        (Fault("overlay-missing", part, ("environments", env), f"the environment {env} has no {OVERLAYS}/{env}/kustomization.yaml"), None)
-        for env in service.environments
-        if not overlay.kustomization(root / OVERLAYS / env)
-    ]
+def _environments(root: Path, service: Service, settings: Part) -> Iterator[Fault]:
+    for env in service.environments:
+        if not overlay.kustomization(root / OVERLAYS / env):
+            why = f"the environment {env} has no {OVERLAYS}/{env}/kustomization.yaml"
+            yield Fault("overlay-missing", settings, ("environments", env), why)
 
 
-def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, collected: Collected) -> None:
-    """Render one overlay and check every rule."""
+def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Iterator[Fault]:
+    """Two environments with one host: requests to it reach either of them."""
+    first: dict[str, str] = {}
+    for env, environment in service.environments.items():
+        if first.setdefault(environment.host, env) != env:
+            why = f"{env} has the host {environment.host}, which {first[environment.host]} has too"
+            yield Fault("same-host", settings, ("environments", env, "host"), why)
+    for world in worlds:
+        for ingress in world.of("Ingress"):
+            for index, rule in enumerate(mappings(ingress.spec.get("rules"))):
+                host, env = text(rule.get("host")), world.env or ""
+                if host and first.setdefault(host, env) != env and host != service.environments[env].host:
+                    why = f"it routes {host}, which {first[host]} has too"
+                    yield Fault("same-host", ingress, ("spec", "rules", index, "host"), why)
+
+
+def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, collected: Collected) -> World | None:
+    """Render one overlay and check every rule; returns its objects, None if it cannot be rendered."""
     env = folder.name
     sources = overlay.read_sources(folder, root)
     collected.files |= sources.files
@@ -72,9 +87,9 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
         for file, line, address in sources.remote:
             part = Part(f"overlay {env}", {}, fixed_location(file, line))
             collected.faults.append((Fault("overlay-remote", part, (), f"it loads {schema.display(address)} from the network"), env))
-        return
+        return None
     if any(problem.rule == "too-large" for file in sources.files.values() for problem in file.problems):
-        return  # reported already; kustomize would expand the aliases until its timeout
+        return None  # reported already; kustomize would expand the aliases until its timeout
     try:
         rendered = overlay.render(folder)
     except overlay.NotRendered as error:
@@ -82,15 +97,16 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
             file, line = _named_in(str(error), sources.files) or (first, 1)
             part = Part(f"overlay {env}", {}, fixed_location(file, line))
             collected.faults.append((Fault("overlay-render", part, (), str(error).replace(str(root.resolve()) + os.sep, "")), env))
-        return
+        return None
     if rendered is None:
         report.notes.append(f"overlay {env} was not rendered: kubectl is not installed, so its objects were not checked")
-        return
+        return None
     collected.faults += [(fault, env) for fault in check_sources(sources)]
     objects = overlay.objects(rendered, sources)
     report.objects += len(objects)
-    world = World(objects, closed=True, service=service, env=env, released=_released(root, env))
+    world = World(objects, rendered=True, service=service, env=env, released=_released(root, env))
     collected.faults += [(fault, env) for fault in check_objects(world, version)]
+    return world
 
 
 def _named_in(message: str, files: Mapping[str, File]) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlops_build.service import Service
 from mlops_build.verify.document import Path
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, text, variables
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, serving_containers, text, variables
 
 VARIABLE = "MLOPS_GPU_LEASE_DIR"
 # The default of mlops_build.gpu.
@@ -23,11 +23,9 @@ RULE = "gpu-leases"
 def check(world: World) -> Iterator[Fault]:
     if world.service is None or not world.released or world.service.gpu.mode != "shared":
         return
-    for pod in world.pods:
-        if pod.owner.kind in ("Deployment", "StatefulSet") and pod.replicas != 0:
-            for container in pod.containers:
-                if container.name == world.service.name and container.kind == "containers":
-                    yield from _container(world, world.service, pod, container)
+    for pod, container in serving_containers(world):
+        if pod.replicas != 0:
+            yield from _container(world, world.service, pod, container)
 
 
 def _container(world: World, service: Service, pod: Pod, container: Container) -> Iterator[Fault]:

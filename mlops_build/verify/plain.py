@@ -5,6 +5,7 @@ because a base or patch is not complete. A missing object is not a fault: it may
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ SPECS = "bamboo-specs"
 SUFFIXES = (".yaml", ".yml")
 # Folders without manifests.
 NOT_MANIFESTS = {".git", ".venv", ".dvc", ".github", "node_modules", "__pycache__", "vendor"}
+# A value or line that begins with {{, which YAML would take for a mapping.
+TEMPLATE = re.compile(r"^\s*(?:- )?(?:[\w./-]+:\s*)?\{\{", re.MULTILINE)
 MAX_FILES, MAX_RENDERED = 20_000, 300
 
 
@@ -41,6 +44,9 @@ def check(path: Path, version: str | None) -> Report:
                 remedy = "change the file's permissions so that you can read it"
                 raise NothingThere(f"{path} cannot be read: {error.strerror}", remedy=remedy) from None
             report.notes.append(f"{source.relative_to(root)} was not read: {error.strerror}")
+            continue
+        if TEMPLATE.search(source.read_text(encoding="utf-8", errors="replace")):
+            report.notes.append(f"{file.name} was not checked: it is a template, with values such as {{{{ NAME }}}}")
             continue
         collected.files[file.name] = file
         if source.parent.name == SPECS or any(bamboo.looks_like(document.value) for document in file.documents):
@@ -96,7 +102,7 @@ def _kustomizations(root: Path, version: str | None, report: Report, collected: 
             continue
         objects = overlay.objects(rendered, sources)
         report.objects += len(objects)
-        collected.faults += [(fault, None) for fault in [*check_sources(sources), *check_objects(World(objects, closed=True), version)]]
+        collected.faults += [(fault, None) for fault in [*check_sources(sources), *check_objects(World(objects, rendered=True), version)]]
     return files
 
 

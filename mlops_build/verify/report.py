@@ -36,10 +36,16 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
     """Add the findings to the report. envs: the overlays that were rendered. ignore: service.yaml's section; settings: its parsed file."""
     report.files = len(collected.files)
     shown_in: dict[tuple[str, str, int, str, str, str], list[str]] = {}
+    remarks = []
     for fault, env in collected.faults:
         file, line = fault.about.where(fault.path)
+        if fault.remark:
+            if fault.rule not in ignore:
+                remarks.append(f"{file} line {line}: {fault.about}: {fault.why} here [{fault.rule}]")
+            continue
         key = (file, fault.rule, line, fault.why, fault.remedy or RULES[fault.rule].remedy, str(fault.about))
         shown_in.setdefault(key, []).append(env or "")
+    report.notes += dict.fromkeys(remarks)
     findings = []
     for (file, rule, line, why, remedy, subject), environments in shown_in.items():
         # Name the environments only if the finding is not in all of them.

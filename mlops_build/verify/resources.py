@@ -1,35 +1,39 @@
 """Memory and GPUs: requests, limits, and whether an update has enough of them."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterator
 
 from mlops_build.service import Service, ServiceError, parse_bytes
 from mlops_build.verify.disruption import surge
 from mlops_build.verify.document import Path
-from mlops_build.verify.names import quantity
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, gpus, mapping, text, variables
+from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, gpus, mapping, serving_containers, text, variables
 
 GPU_RESOURCE = "nvidia.com/gpu"
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i)?")
+UNIT = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {unit: 1000.0 ** (power + 2) for power, unit in enumerate("MGTPE")}
+UNIT |= {f"{unit}i": 1024.0 ** (power + 1) for power, unit in enumerate("KMGTPE")}
 
 
 def check(world: World) -> Iterator[Fault]:
     for pod, container in containers_of(world):
         yield from _requests_and_limits(pod, container)
     if world.service and world.released:
-        for pod in world.pods:
-            if pod.owner.kind in ("Deployment", "StatefulSet"):
-                yield from _in_a_service(world.service, pod)
+        for pod, container in serving_containers(world):
+            if pod.replicas != 0:
+                yield from _in_a_service(world.service, pod, container)
 
 
 def _requests_and_limits(pod: Pod, container: Container) -> Iterator[Fault]:
     resources = mapping(container.data.get("resources"))
     requests, limits = mapping(resources.get("requests")), mapping(resources.get("limits"))
-    where: Path = (*container.path, "resources")
-    for name in sorted({*requests, *limits}):
+    for name in requests:
         requested, allowed = quantity(requests.get(name)), quantity(limits.get(name))
-        if extended(name):
-            yield from _extended(pod, container, where, name, requests, limits)
+        where: Path = (*container.path, "resources")
+        if extended(name) and requested is not None and requested != allowed:
+            limit = f"its limit is {limits[name]}" if name in limits else "it has no limit"
+            why = f"{container.name} requests {requests[name]} of {name}, but {limit}; both must be equal"
+            yield Fault("gpu-request-limit", pod.owner, (*where, "requests", name), why)
         elif requested is not None and allowed is not None and allowed < requested:
             why = f"{container.name} requests {requests[name]} of {name}, but its limit is {limits[name]}"
             yield Fault("limit-below-request", pod.owner, (*where, "limits", name), why)
@@ -41,27 +45,16 @@ def extended(name: str) -> bool:
     return name.startswith("hugepages-") or (bool(prefix) and not prefix.endswith("kubernetes.io"))
 
 
-def _extended(
-    pod: Pod, container: Container, where: Path, name: str, requests: Mapping[str, Any], limits: Mapping[str, Any]
-) -> Iterator[Fault]:
-    requested, allowed = quantity(requests.get(name)), quantity(limits.get(name))
-    for section, amount in (("requests", requested), ("limits", allowed)):
-        if amount is not None and not name.startswith("hugepages-") and amount != int(amount):
-            why = f"{container.name} requests {amount:g} of {name}; only whole devices can be requested"
-            yield Fault("gpu-fraction", pod.owner, (*where, section, name), why)
-    if requested is not None and requested != allowed:
-        limit = f"its limit is {limits[name]}" if name in limits else "it has no limit"
-        why = f"{container.name} requests {requests[name]} of {name}, but {limit}; both must be equal"
-        yield Fault("gpu-request-limit", pod.owner, (*where, "requests", name), why)
+def quantity(value: object) -> float | None:
+    """The number that a Kubernetes quantity such as 500m or 4Gi means; None if it is not valid."""
+    match = QUANTITY.fullmatch(str(value))
+    return float(match[1]) * UNIT[match[2] or ""] if match else None
 
 
 # In a service: GPUs and memory as in service.yaml
 
 
-def _in_a_service(service: Service, pod: Pod) -> Iterator[Fault]:
-    container = next((candidate for candidate in pod.containers if candidate.name == service.name and candidate.kind == "containers"), None)
-    if container is None or pod.replicas == 0:
-        return
+def _in_a_service(service: Service, pod: Pod, container: Container) -> Iterator[Fault]:
     resources = mapping(container.data.get("resources"))
     if "memory" not in mapping(resources.get("limits")):
         where: Path = (*container.path, "resources") if resources else container.path

@@ -1,19 +1,18 @@
 """Checks all rules on a set of objects, and locates what they find."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlops_build.verify import disruption, enumerations, leases, names, overlay, references, repeats, resources, schema, security, workloads
+from mlops_build.verify import conventions, disruption, fields, leases, overlay, references, resources, schema, security, workloads
 from mlops_build.verify.document import MAX_BYTES, File, Node, parse
 from mlops_build.verify.document import Path as DataPath
-from mlops_build.verify.world import Fault, Locator, World
+from mlops_build.verify.world import Fault, Locator, World, at
 
 FAMILIES: tuple[Callable[[World], Iterator[Fault]], ...] = (
-    names.check,
-    enumerations.check,
-    repeats.check,
     references.check,
     workloads.check,
+    conventions.check,
     disruption.check,
     resources.check,
     leases.check,
@@ -21,17 +20,25 @@ FAMILIES: tuple[Callable[[World], Iterator[Fault]], ...] = (
 )
 
 
+# To be replaced before the manifest is applied: ${NAME}, <name>, {name}, __NAME__, ko://path.
+PLACEHOLDER = re.compile(r"\$[{(]|[<>{}]|__[A-Z_]+__|^ko://")
+
+
 def check_objects(world: World, version: str | None = None) -> Iterator[Fault]:
     """Check every rule about Kubernetes objects. version: of Kubernetes, for the schemas. Raises UnknownVersion."""
     for obj in world.objects:
-        yield from schema.check(obj, version)
+        for fault in (*schema.check(obj, version), *fields.check(obj)):
+            value = at(obj.data, fault.path)
+            if world.rendered or not (isinstance(value, str) and PLACEHOLDER.search(value)):
+                yield fault
     for family in FAMILIES:
         yield from family(world)
 
 
 def check_sources(sources: overlay.Sources) -> Iterator[Fault]:
     """Duplicates in an overlay's sources. kustomize merges two items with the same name into one, so only the sources show them."""
-    yield from repeats.check(World(overlay.written(sources)))
+    for obj in overlay.written(sources):
+        yield from (fault for fault in fields.check(obj) if fault.rule.startswith("duplicate-"))
 
 
 def fixed_location(file: str, line: int) -> Locator:

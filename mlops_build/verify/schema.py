@@ -49,7 +49,7 @@ def check(obj: Object, version: str | None = None) -> Iterator[Fault]:
     if validator is None:
         yield _unknown_kind(obj, chosen)
         return
-    for error in validator.iter_errors(_without_nulls(_shallow(obj))):
+    for error in validator.iter_errors(without_nulls(_shallow(obj))):
         yield from _translated(obj, error)
 
 
@@ -130,12 +130,12 @@ def _shallow(obj: Object) -> Mapping[str, Any]:
     return {**obj.data, "spec": {**obj.spec, "versions": versions}}
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """The value without nulls, which Kubernetes treats as absent."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
+        return [without_nulls(inner) for inner in value]
     return value
 
 

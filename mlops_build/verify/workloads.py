@@ -5,35 +5,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlops_build.verify.document import Path
-from mlops_build.verify.names import port_range
 from mlops_build.verify.references import matches
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, text, variables
+from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, text
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc", "sleep")
 # Kubernetes' defaults.
 PERIOD, FAILURES, DEADLINE, GRACE = 10, 3, 600, 30
-# Exec probes that always succeed.
-ALWAYS_TRUE = {("true",), ("/bin/true",), ("sh", "-c", "true"), ("/bin/sh", "-c", "true"), ("echo",), ("sh", "-c", "exit 0")}
 
 
 def check(world: World) -> Iterator[Fault]:
     for pod in world.pods:
         yield from _selector(pod)
-        yield from _restart_policy(pod)
         yield from _mounts(pod)
         yield from _grace(pod)
         yield from _deadline(pod)
     for pod, container in containers_of(world):
-        yield from _variables(pod, container)
-        yield from _handlers(pod, container)
-        for name in PROBES:
-            probe = mapping(container.data.get(name))
-            if probe:
-                yield from _probe(world, pod, container, name, probe)
-        if world.service and pod.path and container.kind == "containers" and pod.owner.kind in ("Deployment", "StatefulSet"):
-            yield from _wanted_probes(world, pod, container)
+        yield from _probe_ports(world, pod, container)
 
 
 def _selector(pod: Pod) -> Iterator[Fault]:
@@ -51,15 +39,6 @@ def _selector(pod: Pod) -> Iterator[Fault]:
         yield Fault("selector-labels", owner, ("spec", "selector"), "the selector is empty, so it would match every pod")
 
 
-def _restart_policy(pod: Pod) -> Iterator[Fault]:
-    policy = pod.spec.get("restartPolicy", "Always")
-    where = (*pod.path, "spec", "restartPolicy") if "restartPolicy" in pod.spec else (*pod.path, "spec")
-    if pod.owner.kind in ("Job", "CronJob") and policy == "Always":
-        yield Fault("restart-policy", pod.owner, where, f"the pods of a {pod.owner.kind} need restartPolicy OnFailure or Never")
-    elif pod.owner.kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet") and policy != "Always":
-        yield Fault("restart-policy", pod.owner, where, f"the pods of a {pod.owner.kind} need restartPolicy Always, not {display(policy)}")
-
-
 def _mounts(pod: Pod) -> Iterator[Fault]:
     volumes = {text(volume.get("name")) for volume in mappings(pod.spec.get("volumes"))}
     volumes |= {text(mapping(template.get("metadata")).get("name")) for template in mappings(pod.owner.spec.get("volumeClaimTemplates"))}
@@ -73,92 +52,18 @@ def _mounts(pod: Pod) -> Iterator[Fault]:
                 yield Fault("mount-without-volume", pod.owner, (*where, "name"), why, f"the pod has {available}" if available else None)
 
 
-def _variables(pod: Pod, container: Container) -> Iterator[Fault]:
-    for where, variable in variables(container):
-        if variable.get("value") is not None and variable.get("valueFrom"):
-            why = f"{text(variable.get('name'))} has both value and valueFrom"
-            yield Fault("wrong-value", pod.owner, (*where, "valueFrom"), why, "keep one of them")
-
-
-# Probes and hooks
-
-
-def _handlers(pod: Pod, container: Container) -> Iterator[Fault]:
-    """A probe and a hook need exactly one handler."""
-    lifecycle = mapping(container.data.get("lifecycle"))
-    hooks = [((*container.path, "lifecycle", name), name, lifecycle.get(name)) for name in ("preStop", "postStart")]
-    probes = [((*container.path, name), name, container.data.get(name)) for name in PROBES]
-    for where, name, value in [*probes, *hooks]:
-        if not isinstance(value, Mapping):
-            continue
-        handlers = [handler for handler in HANDLERS if isinstance(value.get(handler), Mapping)]
-        if len(handlers) > 1:
-            why = f"the {name} of {container.name} has two handlers, {' and '.join(handlers)}; exactly one is allowed"
-            yield Fault("probe-handlers", pod.owner, (*where, handlers[1]), why)
-        elif not handlers and pod.path:
-            yield Fault("probe-handlers", pod.owner, where, f"the {name} of {container.name} has no handler")
-
-
-def _probe(world: World, pod: Pod, container: Container, name: str, probe: Mapping[str, Any]) -> Iterator[Fault]:
-    where: Path = (*container.path, name)
-    for handler in ("httpGet", "tcpSocket", "grpc"):
-        settings = mapping(probe.get(handler))
-        if "port" in settings:
-            yield from _probe_port(world, pod, container, (*where, handler, "port"), name, settings["port"])
-    for key, minimum in (
-        ("periodSeconds", 1),
-        ("timeoutSeconds", 1),
-        ("failureThreshold", 1),
-        ("successThreshold", 1),
-        ("initialDelaySeconds", 0),
-    ):
-        value = probe.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value < minimum:
-            yield Fault("probe-numbers", pod.owner, (*where, key), f"{key} of the {name} is {value}; the minimum is {minimum}")
-    if name != "readinessProbe" and probe.get("successThreshold", 1) not in (0, 1):
-        why = f"successThreshold of the {name} must be 1"
-        yield Fault("probe-numbers", pod.owner, (*where, "successThreshold"), why)
-
-
-def _probe_port(world: World, pod: Pod, container: Container, where: Path, name: str, port: object) -> Iterator[Fault]:
-    yield from port_range(pod.owner, where, port)
-    if isinstance(port, str) and not port.isdigit():
-        named = [text(entry.get("name")) for entry in container.ports if entry.get("name")]
-        if port not in named:
-            listed = ", ".join(named) or "no named port"
-            why = f"the {name} of {container.name} uses the port {display(port)}, but the container has {listed}"
-            yield Fault("probe-port", pod.owner, where, why)
-    elif isinstance(port, int) and world.service and container.ports:
-        numbers = [entry.get("containerPort") for entry in container.ports]
-        if port not in numbers:
-            why = f"the {name} of {container.name} uses port {port}, but the container lists {', '.join(map(str, numbers))}"
-            yield Fault("probe-port", pod.owner, where, why)
-
-
-def _wanted_probes(world: World, pod: Pod, container: Container) -> Iterator[Fault]:
-    """In a service: startupProbe and readinessProbe of the container that serves the model."""
-    if world.service is None or container.name != world.service.name:
-        return
-    startup = mapping(container.data.get("startupProbe"))
-    if not startup:
-        why = f"{container.name} has no startupProbe, so a liveness probe may restart it while it loads its model"
-        yield Fault("no-startup-probe", pod.owner, container.path, why)
-    elif world.released and (budget := startup_seconds(container)) < world.service.serving.startup_seconds:
-        required = world.service.serving.startup_seconds
-        why = f"the startupProbe fails after {budget} s, but serving.startup_seconds in service.yaml is {required}"
-        yield Fault("startup-budget", pod.owner, (*container.path, "startupProbe"), why)
-    readiness = mapping(container.data.get("readinessProbe"))
-    command = tuple(str(part) for part in mapping(readiness.get("exec")).get("command") or [])
-    if not readiness:
-        yield Fault(
-            "no-readiness-probe",
-            pod.owner,
-            container.path,
-            f"{container.name} has no readinessProbe, so it receives requests before it is ready",
-        )
-    elif command[:3] in ALWAYS_TRUE or command[:1] in ALWAYS_TRUE:
-        why = f"the readinessProbe of {container.name} runs {display(' '.join(command))}, which always succeeds"
-        yield Fault("no-readiness-probe", pod.owner, (*container.path, "readinessProbe", "exec", "command"), why)
+def _probe_ports(world: World, pod: Pod, container: Container) -> Iterator[Fault]:
+    """A probe must use a port of its container: one of its names or, in a service, one of the listed numbers."""
+    names = [text(entry.get("name")) for entry in container.ports if entry.get("name")]
+    numbers = [entry.get("containerPort") for entry in container.ports]
+    for name in PROBES:
+        for handler in ("httpGet", "tcpSocket", "grpc"):
+            port = mapping(mapping(container.data.get(name)).get(handler)).get("port")
+            named = isinstance(port, str) and not port.isdigit()
+            if (named and port not in names) or (isinstance(port, int) and world.service and numbers and port not in numbers):
+                listed = ", ".join(names if named else map(str, numbers)) or "no named port"
+                why = f"the {name} of {container.name} uses the port {port}, but the container has {listed}"
+                yield Fault("probe-port", pod.owner, (*container.path, name, handler, "port"), why)
 
 
 def startup_seconds(container: Container) -> int:

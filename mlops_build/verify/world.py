@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -72,13 +72,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Fault:
-    """A violation of a rule. path: where in the object. remedy: replaces the rule's remedy if it is more specific."""
+    """A violation of a rule. path: where in the object. remedy: replaces the rule's remedy if it is more specific.
+
+    remark: only worth knowing, because what is missing here may be defined elsewhere.
+    """
 
     rule: str
     about: Object | Part
     path: Path
     why: str
     remedy: str | None = None
+    remark: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +149,15 @@ class Pod:
 class World:
     """Objects that are applied together.
 
-    closed: whether the objects are complete, as in a rendered overlay; otherwise a missing object may be defined elsewhere.
+    rendered: whether they are a rendered overlay, in which every placeholder is replaced.
     service, env: the service and environment that they belong to; None for manifests outside a service.
     """
 
     objects: list[Object]
-    closed: bool = False
+    rendered: bool = False
     service: Service | None = None
     env: str | None = None
     released: bool = True
-    notes: list[str] = field(default_factory=list)
 
     @property
     def environment(self) -> Environment | None:
@@ -172,15 +175,6 @@ class World:
 
     def names(self, kind: str, namespace: str) -> list[str]:
         return sorted({obj.name for obj in self.of(kind) if same_namespace(obj.namespace, namespace)})
-
-    def lacks(self, kind: str, name: str, namespace: str) -> bool:
-        """Whether a missing object is a fault: the objects are complete, or one has nearly this name."""
-        return self.find(kind, name, namespace) is None and (self.closed or near_miss(name, self.names(kind, namespace)) is not None)
-
-    def makes_all_pods(self, namespace: str) -> bool:
-        """Whether all pods of a namespace are known: it has workloads, and no resource from which an operator creates pods."""
-        inside = [obj for obj in self.objects if same_namespace(obj.namespace, namespace)]
-        return any(pods_of(obj) for obj in inside) and not any(_may_make_pods(obj) for obj in inside)
 
 
 # API groups of Kubernetes itself. Objects of other groups are custom resources, whose schemas are not known.
@@ -208,25 +202,6 @@ BUILT_IN = {
     "scheduling.k8s.io",
     "storage.k8s.io",
 }
-# Custom resources that never create pods, by kind or by group.
-PASSIVE_KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "Probe", "ScrapeConfig", "AlertmanagerConfig"}
-PASSIVE_GROUPS = {
-    "bitnami.com",
-    "cert-manager.io",
-    "external-secrets.io",
-    "gateway.networking.k8s.io",
-    "keda.sh",
-    "kustomize.config.k8s.io",
-    "networking.istio.io",
-    "security.istio.io",
-    "traefik.io",
-}
-
-
-def _may_make_pods(obj: Object) -> bool:
-    if obj.group in BUILT_IN or obj.kind in PASSIVE_KINDS or obj.group in PASSIVE_GROUPS:
-        return False
-    return not pods_of(obj)
 
 
 def is_pod_template(data: Mapping[str, Any]) -> bool:
@@ -301,4 +276,12 @@ def variables(container: Container) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 def containers_of(world: World) -> Iterable[tuple[Pod, Container]]:
     for pod in world.pods:
         for container in pod.containers:
+            yield pod, container
+
+
+def serving_containers(world: World) -> Iterator[tuple[Pod, Container]]:
+    """The containers of a service that serve its model, with their pods."""
+    for pod, container in containers_of(world):
+        is_ours = world.service is not None and container.name == world.service.name
+        if is_ours and container.kind == "containers" and pod.owner.kind in ("Deployment", "StatefulSet"):
             yield pod, container

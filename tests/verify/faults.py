@@ -386,7 +386,7 @@ FAULTS: tuple[Fault, ...] = (
         DEPLOYMENT,
         PROBE,
         PROBE + "            tcpSocket:\n              port: 8080\n",
-        "tcpSocket",
+        "readinessProbe",
         listed=True,
     ),
     Fault(
@@ -430,6 +430,56 @@ FAULTS: tuple[Fault, ...] = (
         "terminationGracePeriodSeconds: 60",
         "terminationGracePeriodSeconds: 10",
         "terminationGrace",
+    ),
+    Fault("readiness of another path", "probe-path", DEPLOYMENT, PROBE, PROBE.replace("/ping", "/healthz"), "/healthz"),
+    Fault("readiness without the model", "probe-path", DEPLOYMENT, PROBE, PROBE.replace("/ping", "/v2/health/live"), "/v2/health/live"),
+    Fault("metrics elsewhere", "metrics-path", MONITOR, "path: /metrics", "path: /metric", "/metric$"),
+    Fault(
+        "port of metrics absent",
+        "metrics-path",
+        DEPLOYMENT,
+        "        tier: model\n",
+        "        tier: model\n      annotations:\n        prometheus.io/port: '9090'\n",
+        "9090",
+    ),
+    Fault(
+        "HOME that is read-only",
+        "home-read-only",
+        PATCH,
+        ENV,
+        f"{ENV}            - name: HOME\n              value: /home/app\n"
+        "          securityContext:\n            readOnlyRootFilesystem: true\n",
+        "/home/app",
+    ),
+    Fault("invalid name of a variable", "bad-name", PATCH, ENV, f"{ENV}            - name: 2ND=ZONE\n              value: a\n", "2ND"),
+    Fault(
+        "invalid schedule",
+        "wrong-value",
+        CONFIG,
+        "",
+        "---\napiVersion: batch/v1\nkind: CronJob\nmetadata:\n  name: more\nspec:\n  schedule: 0 25 * * *\n  jobTemplate:\n    spec:\n"
+        "      template:\n        spec:\n          restartPolicy: Never\n          containers:\n            - name: more\n"
+        "              image: registry.example.com/more:1\n              securityContext: {runAsNonRoot: true}\n",
+        "0 25",
+    ),
+    Fault("negative number", "wrong-value", DEPLOYMENT, "progressDeadlineSeconds: 600", "progressDeadlineSeconds: -600", "-600"),
+    Fault("host in capitals", "bad-name", INGRESS, "  rules:\n", "  rules:\n    - host: Digits.example.com\n", "Digits.example"),
+    Fault("path without a slash", "wrong-value", INGRESS, "path: /", "path: api", "path: api"),
+    Fault(
+        "certificate of another host",
+        "tls-host",
+        INGRESS,
+        "  rules:\n",
+        "  tls:\n    - hosts: [digits.example.org]\n      secretName: tls\n  rules:\n    - host: digits.example.com\n",
+        "example.org",
+    ),
+    Fault(
+        "one host of two environments",
+        "same-host",
+        SETTINGS,
+        "gpu:\n",
+        "  canary:\n    namespace: canary\n    host: digits.example.com # again\ngpu:\n",
+        "again",
     ),
     # Updates, drains and scaling
     Fault(

@@ -131,6 +131,7 @@ def check_sarif(log: Mapping[str, Any]) -> None:
 def test_a_finding_of_one_environment_names_it(app: Path) -> None:
     shutil.copytree(app / "deploy/overlays/production", app / "deploy/overlays/staging")
     edit(app, "service.yaml", "gpu:\n", "  staging:\n    namespace: ml\n    host: staging.example.com\ngpu:\n")
+    edit(app, "deploy/base/ingress.yaml", "    - host: digits.example.com\n      http:", "    - http:")
     for env in ("staging", "production"):
         (app / f"deploy/overlays/{env}/kustomization.yaml").write_text(
             (app / f"deploy/overlays/{env}/kustomization.yaml").read_text()

@@ -1,0 +1,119 @@
+"""What can be wrong in single fields, as data: JSON schemas in YAML files, with the rule and text of each violation.
+
+fields.yaml is about Kubernetes objects, bamboo/keys.yaml about Bamboo specs. Two keywords are ours. `unique: KEY` (or a list of keys): the
+items of a list differ in them. `keys: {known, of, open}`: a mapping has no other key; if it is open, as plugins may add keys, only a
+key similar to a known one is a violation.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from mlops_build.verify.document import Path, Tagged, parse
+from mlops_build.verify.schema import display, dotted, suggestion, without_nulls
+from mlops_build.verify.world import BUILT_IN, Fault, Object
+
+# Groups whose names are path segments, not DNS names.
+OTHER_NAMES = {"rbac.authorization.k8s.io", "flowcontrol.apiserver.k8s.io"}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A value that its field does not allow."""
+
+    rule: str
+    path: Path
+    why: str
+    remedy: str | None
+
+
+def check(obj: Object) -> Iterator[Fault]:
+    """Faults in single fields of a Kubernetes object, or of a patch of one."""
+    definition = "Any"
+    if obj.group in BUILT_IN and obj.kind and not obj.kind.endswith("List"):
+        definition = obj.kind if obj.kind in _definitions("fields.yaml") else "object"
+    if obj.group in OTHER_NAMES:
+        definition = "Any"
+    reported: set[tuple[str, Path]] = set()
+    for violation in violations("fields.yaml", definition, without_nulls(obj.data)):
+        if (violation.rule, violation.path) not in reported:  # a name may have to meet two definitions
+            reported.add((violation.rule, violation.path))
+            yield Fault(violation.rule, obj, violation.path, violation.why, violation.remedy)
+
+
+def violations(file: str, definition: str, data: object) -> Iterator[Violation]:
+    """Everything in `data` that a definition of a YAML file does not allow."""
+    for error in _validator(file, definition).iter_errors(data):
+        yield _violation(error)
+
+
+def _violation(error: Any) -> Violation:
+    path: Path = tuple(error.absolute_path)
+    value, schema = error.instance, error.schema
+    if error.validator == "unique":
+        path, value = (*path, *error.cause.at), error.cause.value
+    elif error.validator == "keys":
+        key, hint = error.cause.value, suggestion(str(error.cause.value), schema["keys"]["known"])
+        return Violation(
+            schema["x-rule"],
+            (*path, key),
+            f"{display(key)} is not a key of {schema['keys']['of']}; Bamboo ignores it",
+            hint or f"known here: {', '.join(schema['keys']['known'])}",
+        )
+    elif "propertyNames" in error.absolute_schema_path:
+        path = (*path, value)
+    shown = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else display(value)
+    why = schema.get("x-why", "{where} is {value}").format(where=dotted(path), value=shown)
+    remedy = schema["x-remedy"].format(text=value) if "x-remedy" in schema else None
+    if error.validator == "enum" and remedy is None:
+        allowed = [str(word) for word in error.validator_value]
+        remedy = suggestion(str(value), allowed) or f"one of {', '.join(allowed)}"
+    return Violation(schema["x-rule"], (*path, *schema.get("x-at", [])), why, remedy)
+
+
+class _At(Exception):
+    """Where in a collection a keyword of ours is violated, and by which value."""
+
+    def __init__(self, at: Path, value: object) -> None:
+        super().__init__()
+        self.at, self.value = at, value
+
+
+def _unique(_: Any, keys: str | list[str], items: Any, __: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    names = [keys] if isinstance(keys, str) else keys
+    seen: set[tuple[object, ...]] = set()
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        values = tuple(item.get(name) for name in names) if isinstance(item, Mapping) else (None,)
+        if isinstance(values[0], str | int) and values in seen:
+            yield ValidationError("", cause=_At((index, names[0]), " ".join(str(value) for value in values if value is not None)))
+        if isinstance(values[0], str | int):
+            seen.add(values)
+
+
+def _keys(_: Any, setting: Mapping[str, Any], data: Any, __: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    for key in data if isinstance(data, Mapping) else []:
+        plugin = setting.get("open") and (key in setting.get("others", []) or not suggestion(key, setting["known"]))
+        if key not in setting["known"] and not plugin:
+            yield ValidationError("", cause=_At((key,), key))
+
+
+@cache
+def _definitions(file: str) -> Mapping[str, Any]:
+    text = files("mlops_build.verify").joinpath(file).read_text(encoding="utf-8")
+    definitions: Mapping[str, Any] = parse(text, file).documents[0].value["$defs"]
+    return definitions
+
+
+@cache
+def _validator(file: str, definition: str) -> Any:
+    from jsonschema.validators import Draft202012Validator, extend
+
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], "$ref": f"#/$defs/{definition}", "$defs": _definitions(file)}
+    types = Draft202012Validator.TYPE_CHECKER.redefine("string", lambda _, value: isinstance(value, str) and not isinstance(value, Tagged))
+    return extend(Draft202012Validator, {"unique": _unique, "keys": _keys}, type_checker=types)(schema)
