@@ -56,11 +56,10 @@ def run(
     environment: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     shown: bool = False,
-    held: Sequence[int] = (),
 ) -> Ended:
     """Run a program. Raises NotInstalled, and DoesNotEnd with `remedy` after `seconds`.
 
-    environment: replaces that of this process. shown: what it writes goes to stderr of this process. held: descriptors that it keeps open.
+    environment: replaces that of this process. shown: what it writes goes to stderr of this process.
     """
     name = Path(command[0]).name
     pipe = STDERR if shown else subprocess.PIPE
@@ -74,7 +73,6 @@ def run(
             stdout=pipe,
             stderr=pipe,
             start_new_session=True,
-            pass_fds=held,
         )
     except (FileNotFoundError, PermissionError):
         raise NotInstalled(f"the command {name!r} is not installed", remedy=f"install {name}, or add its folder to PATH") from None

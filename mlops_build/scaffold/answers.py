@@ -20,7 +20,7 @@ from mlops_build.errors import NotFound, Refused
 FILE = ".copier-answers.yml"
 PIN = "requirements-mlops-build.txt"
 # The commit of the template in a rendered pin (template/requirements-mlops-build.txt.jinja).
-PINNED = re.compile(r"^git\+\S+@([0-9a-f]{40})#egg=mlops-build$", re.MULTILINE)
+PINNED = re.compile(r"^git\+\S+@([0-9a-f]{40}(?:[0-9a-f]{24})?)#egg=mlops-build$", re.MULTILINE)
 # Answer → key path in service.yaml. Computed answers are covered by the answers that they are computed from.
 SEEDED: Mapping[str, tuple[str | int, ...]] = {
     "team": ("team",),

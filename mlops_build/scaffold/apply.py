@@ -1,17 +1,17 @@
-"""Write a tree into a checkout's index and files, safely even if the process is killed.
+"""Write an update into a checkout's index and files, in an order from which Git itself can recover.
 
-Git writes many files one after another. A note is written first; the next update that finds the note restores the old files. A lock,
-held by this process and by the git process that writes, shows whether an update is still running.
+A process can be killed at any time. First the index gets the new entries, in one step. Then the files are written. So all changes are
+staged before a file changes, and a Git command, which the next update names, restores the old files (UNDO). The entries of conflicts are
+written last: before that, their files and entries are the old ones.
 """
 
 import contextlib
-import fcntl
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.checkout import Checkout
@@ -27,7 +27,12 @@ UNFINISHED = {
     "rebase-merge": "a rebase",
     "rebase-apply": "a rebase",
 }
-NOTE, LOCK = "mlops-build-update.json", "mlops-build-update.lock"
+# Restores the staged files alone: edits that Git does not see (assume-unchanged) stay, which `git reset --hard` would overwrite.
+UNDO = (
+    "git diff --cached --relative --no-renames --name-only -z |"
+    " git restore --source=HEAD --staged --worktree --pathspec-from-file=- --pathspec-file-nul"
+)
+ABORT = "git reset --merge"
 
 
 class Dirty(Refused):
@@ -64,145 +69,122 @@ def find(service: Path) -> Place:
     return place
 
 
-@contextmanager
-def alone(place: Place) -> Iterator[int]:
-    """Hold the checkout's lock, after restoring files that a killed update left incomplete. Raises Refused."""
-    descriptor = os.open(place.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused(f"another update of {place.service} is running", remedy="wait until it has finished") from None
-        _recover(place)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def check_clean(place: Place) -> None:
     """Raises Dirty if tracked files in the service's folder differ from HEAD, or if a merge or rebase is not finished."""
     for name, what in UNFINISHED.items():
         if (place.folder / name).exists():
             raise Dirty(f"{what} is not finished in {place.top}", remedy="finish or abort it, then run this again")
     arguments = ["--porcelain=v1", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=dirty"]
-    listed = command.run(place.top, "status", *arguments, "--", place.prefix or ".").split(b"\0")
-    changed = [os.fsdecode(entry[3:]) for entry in listed if entry]
-    if changed:
-        raise Dirty(f"uncommitted changes: {_some(changed)}", remedy="run git commit or git stash, then run this again")
+    listed = command.run(place.top, "status", *arguments, "--", place.prefix or ".").decode(errors="surrogateescape").split("\0")
+    states = {entry[3:]: entry[:2] for entry in listed if entry}
+    unmerged = [path for path, state in states.items() if "U" in state or state in ("AA", "DD")]
+    if unmerged:
+        raise Dirty(
+            f"unresolved conflicts: {_some(unmerged)}",
+            remedy=f"resolve them, git add, git commit; or return to the last commit: {ABORT}",
+        )
+    if states:
+        remedy = "run git commit or git stash, then run this again"
+        if any(state[0] != " " for state in states.values()):
+            remedy += f"\n    if an update was interrupted, this undoes it (run it in {shlex.quote(str(place.service))}):\n    {UNDO}"
+        raise Dirty(f"uncommitted changes: {_some([*states])}", remedy=remedy)
 
 
 def check_room(place: Place, before: str, after: str) -> None:
     """Raises Dirty for untracked files that the update would overwrite, including ignored files."""
     known, wanted = tree.read(place.top, before), tree.read(place.top, after)
-    there = []
-    for path in sorted(wanted.keys() - known.keys()):
-        for part in [*reversed([str(parent) for parent in Path(path).parents][:-1]), path]:
-            if part in known or not os.path.lexists(place.top / part):
-                continue
-            real = place.top / part
-            if part != path and real.is_dir() and not real.is_symlink():
-                continue
-            if part == path and real.is_dir() and not real.is_symlink():
-                there += [file for file in _files_below(place.top, part) if file not in known]
-            else:
-                there.append(part)
-            break
-    if there:
-        raise Dirty(f"the update would overwrite untracked files: {_some(sorted(set(there)))}", remedy="move them away")
+    in_the_way = {file for path in wanted.keys() - known.keys() for file in _in_the_way(place.top, path, known)}
+    if in_the_way:
+        raise Dirty(f"the update would overwrite untracked files: {_some(sorted(in_the_way))}", remedy="move them away")
 
 
-def write(place: Place, lock: int, after: str, stages: Sequence[Stage] = ()) -> None:
-    """Update index and files of the service's paths to the tree `after` of the whole checkout; other changes stay.
+def check_nothing_staged(place: Place) -> None:
+    """Raises Dirty for staged changes anywhere in the checkout: `git reset --merge`, which aborts an update, would remove them."""
+    staged = command.run(place.top, "diff", "--cached", "--name-only", "-z").decode(errors="surrogateescape").split("\0")[:-1]
+    if staged:
+        raise Dirty(f"staged changes: {_some(staged)}", remedy="run git commit or git stash, then run this again")
 
-    stages: both sides of conflicts, for the index.
+
+def write(place: Place, head: str, after: str, stages: Sequence[Stage] = ()) -> None:
+    """Change index and files of the service from `head` to the tree `after` of the whole checkout; other changes stay.
+
+    stages: both sides of conflicts, for the index. Raises Dirty, before anything is written, if a file to be changed is not as at `head`.
     """
-    head = str(Checkout(place.top).head())
-    _note(place, {"head": head, "to": after})
+    before, wanted = tree.read(place.top, head), tree.read(place.top, after)
+    changed = [path for path in sorted(before.keys() | wanted.keys()) if before.get(path) != wanted.get(path)]
+    conflicts = sorted({place.prefix + stage.path for stage in stages})
+    clean = {path: entry for path, entry in wanted.items() if path not in conflicts}
+    names = {*clean, *(str(parent) for path in clean for parent in PurePosixPath(path).parents)}
+    clean |= {path: before[path] for path in conflicts if path in before and path not in names}
+    with tree.private_index() as index:
+        _git(place, "read-tree", after, environment=index)
+        _change_index(place, head, tree.write(place.top, clean) if conflicts else after)
+        _write_files(place.top, [path for path in changed if path not in conflicts], wanted, index)
+        if conflicts:
+            null = "0" * len(after)
+            entries = [f"0 {null} 0\t{path}" for path in conflicts]
+            entries += [f"{stage.entry.mode} {stage.entry.blob} {stage.number}\t{place.prefix}{stage.path}" for stage in stages]
+            _git(place, "update-index", "-z", "--index-info", stdin=_listed(entries))
+            _write_files(place.top, conflicts, wanted, index)
+    # Git does not know the times of the new files yet.
+    _git(place, "update-index", "-q", "--refresh", good=(0, 1))
+
+
+def _change_index(place: Place, head: str, after: str) -> None:
+    """Change the index from `head` to `after`, with Git's check that index and files are as at `head`. Raises Dirty."""
     try:
-        _git(place, "read-tree", "-m", "-u", f"{head}^{{tree}}", after, held=[lock])
-        if stages:
-            zero = [f"0 {'0' * 40}\t".encode() + os.fsencode(place.prefix + path) for path in sorted({stage.path for stage in stages})]
-            sides = [
-                f"{stage.entry.mode} {stage.entry.blob} {stage.number}\t".encode() + os.fsencode(place.prefix + stage.path)
-                for stage in stages
-            ]
-            _git(place, "update-index", "-z", "--index-info", stdin=b"".join(line + b"\0" for line in (*zero, *sides)), held=[lock])
-    except BaseException:
-        _recover(place)
-        raise
-    (place.folder / NOTE).unlink()
+        _git(place, "read-tree", "-m", head, after)
+    except GitFailed as error:
+        if match := re.search(r"Entry '(.*)' not uptodate", error.message):
+            path = shlex.quote(match[1])
+            raise Dirty(
+                f"{match[1]} was edited, and is marked so that git status does not show it",
+                remedy=f"git update-index --no-assume-unchanged {path} && git update-index --no-skip-worktree {path},"
+                " then run git commit or git stash",
+            ) from None
+        raise Dirty(f"the checkout was changed in the meantime: {error.message}", remedy="run this again") from None
 
 
-def _recover(place: Place) -> None:
-    """Restore the files that a killed update was writing, if there was one."""
-    try:
-        note = json.loads((place.folder / NOTE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    if Checkout(place.top).head() == note["head"]:
-        # This process holds the lock, so the git process that wrote has ended, and its own lock is stale.
-        (place.folder / "index.lock").unlink(missing_ok=True)
-        changed = [path for change in tree.changes(place.top, note["head"], note["to"]) for path in (change.path, change.old) if path]
-        _refuse_edited(place, note, changed)
-        _put_back(place, note["head"], changed)
-    (place.folder / NOTE).unlink()
-
-
-def _refuse_edited(place: Place, note: dict[str, str], paths: Iterable[str]) -> None:
-    """Raises Dirty if an incomplete file was edited: it is neither the old file nor the new one or its beginning."""
-    old, new = tree.read(place.top, note["head"]), tree.read(place.top, note["to"])
-    edited = []
+def _write_files(top: Path, paths: Sequence[str], wanted: Collection[str], index: dict[str, str]) -> None:
+    """Write these files from the private index, which has `wanted`; remove the others."""
     for path in paths:
-        file = place.top / path
-        if file.is_symlink() or not file.is_file():
-            continue
-        blob = command.text(place.top, "hash-object", "--", path)
-        sides = {side[path].blob for side in (old, new) if path in side}
-        if blob not in sides and not (
-            path in new and tree.blobs(place.top, [new[path].blob])[new[path].blob].startswith(file.read_bytes())
-        ):
-            edited.append(path)
-    if edited:
-        raise Dirty(
-            f"an update was interrupted, and {_some(edited)} was changed afterwards",
-            remedy=f"keep a copy of what you need, then: git reset --hard && rm {place.folder / NOTE}",
-        )
-
-
-def _put_back(place: Place, head: str, paths: Sequence[str]) -> None:
-    listed = b"".join(os.fsencode(path) + b"\0" for path in paths)
-    if not listed:
-        return
-    _git(place, "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul", head, stdin=listed, good=(0, 1))
-    old = tree.read(place.top, head)
-    for path in paths:
-        if path not in old and not (place.top / path).is_dir():
-            (place.top / path).unlink(missing_ok=True)
+        if path not in wanted and ((top / path).is_symlink() or not (top / path).is_dir()):
+            (top / path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # a folder that holds something else stays
-                os.removedirs((place.top / path).parent)
-    kept = b"".join(os.fsencode(path) + b"\0" for path in paths if path in old)
-    if kept:
-        _git(place, "checkout", "--quiet", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", head, stdin=kept)
+                os.removedirs((top / path).parent)
+    # Attributes first, because git reads them from the files when it writes other files.
+    attributes = [path for path in paths if path in wanted and PurePosixPath(path).name == ".gitattributes"]
+    others = [path for path in paths if path in wanted and path not in attributes]
+    for group in filter(None, (attributes, others)):
+        command.run(top, "checkout-index", "-z", "--stdin", "--force", "--quiet", stdin=_listed(group), environment=index)
 
 
-def _git(place: Place, *arguments: str, stdin: bytes | None = None, held: Sequence[int] = (), good: Sequence[int] = (0,)) -> None:
-    # Without hooks: DVC's post-checkout hook would change data files.
-    command.run(place.top, "-c", f"core.hooksPath={os.devnull}", *arguments, stdin=stdin, held=held, good=good)
+def _in_the_way(top: Path, path: str, known: Collection[str]) -> list[str]:
+    """The files outside `known` that a new file at `path` would replace."""
+    for parent in reversed(PurePosixPath(path).parents[:-1]):
+        if str(parent) not in known and os.path.lexists(top / parent) and ((top / parent).is_symlink() or not (top / parent).is_dir()):
+            return [str(parent)]
+    if (top / path).is_dir() and not (top / path).is_symlink():
+        files = [os.path.relpath(Path(where) / name, top) for where, _, names in os.walk(top / path) for name in names]
+        return [file for file in files if file not in known]
+    return [path] if os.path.lexists(top / path) else []
 
 
-def _note(place: Place, what: dict[str, str]) -> None:
-    fresh = place.folder / f"{NOTE}.new"
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(what, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(place.folder / NOTE)
+def _git(
+    place: Place,
+    *arguments: str,
+    stdin: bytes | None = None,
+    environment: dict[str, str] | None = None,
+    good: Sequence[int] = (0,),
+) -> None:
+    # Without hooks: DVC's post-index-change hook would change data files.
+    command.run(place.top, "-c", f"core.hooksPath={os.devnull}", *arguments, stdin=stdin, environment=environment, good=good)
 
 
-def _files_below(top: Path, folder: str) -> list[str]:
-    return [os.path.relpath(Path(where) / name, top) for where, _, names in os.walk(top / folder) for name in names]
+def _listed(lines: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(line) + b"\0" for line in lines)
 
 
 def _some(paths: Sequence[str], most: int = 10) -> str:
-    shown = ", ".join(paths[:most])
-    return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"
+    head = ", ".join(map(tree.shown, paths[:most]))
+    return head if len(paths) <= most else f"{head} and {len(paths) - most} more"

@@ -246,8 +246,8 @@ def _three_way(
     sides = [store.commit_tree(side, [root], label, NOBODY) for side, label in zip((ours, theirs), labels, strict=True)]
     settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
     printed = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
-    fields = printed.decode(errors="surrogateescape").split("\0")
-    result, fields = fields[0], fields[1:]
+    named = {sides[0]: labels[0], sides[1]: labels[1], root: "before"}
+    result, *fields = _with_names(printed.decode(errors="surrogateescape"), named).split("\0")
     end = fields.index("")
     stages = []
     for line in fields[:end]:
@@ -256,7 +256,6 @@ def _three_way(
         stages.append(Stage(path, int(number), Entry(mode, blob)))
     conflicts = _conflicts(fields[end + 1 :], {stage.path for stage in stages})
     if conflicts:
-        named = {sides[0]: labels[0], sides[1]: labels[1], root: "before"}
         result = _with_labels(repository, result, {stage.path for stage in stages}, named)
     return result, tuple(stages), conflicts
 
@@ -278,9 +277,16 @@ def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
     return tuple(Conflict(path, kind, *WHY.get(kind, UNKNOWN)) for path, kind in sorted(kinds.items()))
 
 
+def _with_names(text: str, named: Mapping[str, str]) -> str:
+    """Replace the commit ids that Git appends to a path (`docs~ID`) where the other side has a folder."""
+    for commit, label in named.items():
+        text = text.replace(f"~{commit}", f"~{label.replace(' ', '-')}")
+    return text
+
+
 def _with_labels(repository: Path, result: str, paths: set[str], named: Mapping[str, str]) -> str:
-    """Replace the commit ids in conflict markers by the names of the sides."""
-    files = tree.read(repository, result)
+    """Replace the commit ids in conflict markers and in paths by the names of the sides."""
+    files = {_with_names(path, named): entry for path, entry in tree.read(repository, result).items()}
     present = [path for path in sorted(paths) if path in files and files[path].mode in REGULAR]
     contents = tree.blobs(repository, [files[path].blob for path in present])
     for path in present:

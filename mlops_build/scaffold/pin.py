@@ -11,11 +11,12 @@ from typing import NamedTuple
 # Whether the first of two commits of the template has the second in its history; None if one of them is not known.
 IsNewer = Callable[[str, str], bool | None]
 
+COMMIT = r"[0-9a-f]{40}(?:[0-9a-f]{24})?"
 RELEASE = r"[0-9]+(?:\.[0-9]+)*"
 PINS: Mapping[str, re.Pattern[bytes]] = {
     "pyproject.toml": re.compile(rf'(?<=["\'])(mlops-build(?:\[[a-z, ]*\])? *(?:~=|==|>=) *)({RELEASE})(?=["\'])'.encode()),
     "requirements-mlops-build.txt": re.compile(
-        rf"^(git\+[^\s@#]+@|mlops-build(?:\[[a-z, ]*\])? *== *)([0-9a-f]{{40}}|{RELEASE})(?=#|\s|$)".encode(), re.MULTILINE
+        rf"^(git\+[^\s@#]+@|mlops-build(?:\[[a-z, ]*\])? *== *)({COMMIT}|{RELEASE})(?=#|\s|$)".encode(), re.MULTILINE
     ),
 }
 

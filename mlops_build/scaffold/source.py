@@ -84,7 +84,7 @@ class Source:
 
     def look_for(self, commit: str) -> str | None:
         """A commit by its full id: in the clone, else fetched from the template's host, which may have it without a branch."""
-        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        if not re.fullmatch(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", commit):
             return None
         if not self._parse(commit):
             try:

@@ -64,7 +64,7 @@ def read(repository: Path, treeish: str) -> Tree:
 def write(repository: Path, files: Mapping[str, Entry]) -> str:
     """Write a tree with these files; returns its id."""
     lines = [f"{entry.mode} {entry.blob}\t".encode() + os.fsencode(path) + b"\0" for path, entry in sorted(files.items())]
-    with _private_index() as index:
+    with private_index() as index:
         command.run(repository, "update-index", "-z", "--index-info", stdin=b"".join(lines), environment=index)
         return command.text(repository, "write-tree", environment=index)
 
@@ -81,7 +81,7 @@ def store(repository: Path, worktree: Path, prefix: str, attributes: Mapping[str
             borrowed.append(path)
     where = command.text(repository, "rev-parse", "--absolute-git-dir")
     settings = [argument for setting in AS_RENDERED for argument in ("-c", setting)]
-    with _private_index() as index:
+    with private_index() as index:
         environment = {**index, "GIT_DIR": where, "GIT_WORK_TREE": str(worktree)}
         # --force: files that the template's own .gitignore excludes belong to the template, too.
         command.run(worktree, *settings, "add", "--all", "--force", prefix or ".", environment=environment)
@@ -132,6 +132,7 @@ def changes(repository: Path, before: str, after: str) -> list[Change]:
 
 
 @contextmanager
-def _private_index() -> Iterator[dict[str, str]]:
+def private_index() -> Iterator[dict[str, str]]:
+    """Variables for git with an index of its own, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         yield {"GIT_INDEX_FILE": str(Path(scratch) / "index")}

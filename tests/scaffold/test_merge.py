@@ -138,6 +138,13 @@ def test_a_conflict_says_whose_side_is_which(merged: Merge) -> None:
     assert {(stage.path, stage.number) for stage in result.stages} == {("a", 1), ("a", 2), ("a", 3)}
 
 
+def test_a_path_in_conflict_names_the_side(merged: Merge) -> None:
+    result, files = merged({"a": "x\n"}, {"a": "x\n", "b": "mine\n"}, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template 0.2.0"))
+    assert files == {"a": "x\n", "b/c": "new\n", "b~yours": "mine\n"}
+    assert [*kinds(result)] == ["b~yours"]
+    assert {stage.path for stage in result.stages} == {"b~yours"}
+
+
 @pytest.mark.parametrize(
     ("old", "ours", "new", "expected"),
     [

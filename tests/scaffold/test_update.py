@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -345,41 +346,108 @@ def test_settings_of_the_person_do_not_enter(make_template: MakeTemplate, make_s
     assert (service / "late.txt").read_text() == "ours\n"
 
 
-# A git that is killed, with the program that called it, after it has written some of the files.
+# A git that is killed before or after the command $KILL, its $NTH time, with the program that called it.
 KILLED = """#!/bin/sh
 case "$*" in
-*read-tree*-m*-u*)
-    real --git-dir="$2/.git" --work-tree="$2" cat-file -t HEAD >/dev/null
-    : > "$2/.git/index.lock"
-    printf 'line 0\\n' > "$2/kept.txt"
-    rm "$2/moved.txt"
-    printf 'new\\n' > "$2/added.txt"
-    kill -9 $PPID
-    kill -9 $$;;
+*" $KILL "*)
+    echo >> "$COUNT"
+    if [ "$(wc -l < "$COUNT")" = "$NTH" ]; then
+        [ "$WHEN" = before ] || real "$@"
+        kill -9 $PPID
+        kill -9 $$
+    fi;;
 esac
 exec real "$@"
 """
+STEPS = [(step, when) for step in (("read-tree -m", 1), ("checkout-index", 1), ("update-index -q", 1), ("update-ref", 1))
+         for when in ("before", "after")]  # fmt: skip
+IN_CONFLICT = [*STEPS[:4], *[(("core.hooksPath=/dev/null update-index -z", 1), when) for when in ("before", "after")],
+               *[(("checkout-index", 2), when) for when in ("before", "after")]]  # fmt: skip
 
 
-@pytest.mark.parametrize("edited", [False, True])
-def test_killed_while_it_writes(service: Path, tmp_path: Path, edited: bool) -> None:
+def kill(service: Path, step: tuple[str, int], when: str, *arguments: str) -> None:
+    """Run an update that is killed at a step."""
     git_itself = shutil.which("git")
     assert git_itself
-    put(tmp_path, {"bin/git": Run(KILLED.replace("real", git_itself))})
-    environment = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    before = taken(service)
-    mlops_build(service, "update", expect=-9, environment=environment)
-    assert taken(service) != before
-    if edited:
-        (service / "kept.txt").write_text("somebody saw this and fixed it\n")
-        done = mlops_build(service, "update", expect=4)
-        assert "an update was interrupted, and kept.txt was changed afterwards" in done.stderr
-        assert (service / "kept.txt").read_text() == "somebody saw this and fixed it\n"
+    folder = service.parent
+    put(folder, {"bin/git": Run(KILLED.replace("real", git_itself))})
+    environment = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "KILL": step[0], "NTH": str(step[1])}
+    environment |= {"WHEN": when, "COUNT": str(folder / "count")}
+    mlops_build(service, "update", *arguments, expect=-9, environment=environment)
+
+
+def follow_the_remedy(service: Path) -> None:
+    """Run the Git command that the next update names, if there is anything to undo."""
+    if not git(service, "status", "--porcelain"):
         return
-    # Even one that only looks puts the old state back.
-    assert document(service, "--dry-run")["status"] == "merged"
+    stderr = mlops_build(service, "update", expect=4).stderr
+    command = re.findall(r"git (?:diff .*git restore|reset) .*", stderr)[0]
+    subprocess.run(["sh", "-c", command], cwd=service, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("step", "when"), STEPS)
+def test_after_a_kill_git_restores_the_old_files(service: Path, step: tuple[str, int], when: str) -> None:
+    put(service, {"marked.txt": "1\n"})
+    commit(service)
+    git(service, "update-index", "--assume-unchanged", "marked.txt")
+    (service / "marked.txt").write_text("2\n")
+    before = taken(service)
+    kill(service, step, when, "--commit")
+    if git(service, "rev-list", "--count", "HEAD") == "3":
+        assert (step[0], when) == ("update-ref", "after")
+        assert not git(service, "status", "--porcelain")
+        return
+    follow_the_remedy(service)
     assert (taken(service), git(service, "status", "--porcelain")) == (before, "")
-    mlops_build(service, "update")
+    assert document(service)["status"] == "merged"
+
+
+@pytest.mark.parametrize(("step", "when"), IN_CONFLICT)
+def test_after_a_kill_git_aborts_the_conflict(service: Path, step: tuple[str, int], when: str) -> None:
+    edit(service, "kept.txt", "line 8\n", "mine\n")
+    commit(service)
+    before = taken(service)
+    kill(service, step, when, "--write-conflicts")
+    follow_the_remedy(service)
+    assert (taken(service), git(service, "status", "--porcelain")) == (before, "")
+    mlops_build(service, "update", "--write-conflicts", expect=4)
+    assert "UU kept.txt" in git(service, "status", "--porcelain")
+    follow_the_remedy(service)
+    assert (taken(service), git(service, "status", "--porcelain")) == (before, "")
+
+
+def test_the_lock_of_another_git_process_stays(service: Path) -> None:
+    before = taken(service)
+    (service / ".git/index.lock").touch()
+    done = mlops_build(service, "update", expect=4)
+    assert "another git process is using the repository" in done.stderr
+    assert (taken(service), (service / ".git/index.lock").exists()) == (before, True)
+
+
+@pytest.mark.parametrize("mark", ["skip-worktree", "assume-unchanged"])
+def test_an_edit_that_git_does_not_show_is_kept(service: Path, mark: str) -> None:
+    git(service, "update-index", f"--{mark}", "kept.txt")
+    (service / "kept.txt").write_text("mine\n")
+    before = taken(service)
+    done = mlops_build(service, "update", expect=4)
+    assert "kept.txt was edited, and is marked so that git status does not show it" in done.stderr
+    assert taken(service) == before
+    for part in done.stderr.split("\n    ")[1].partition(", then")[0].split(" && "):
+        subprocess.run(part.split(), cwd=service, check=True)
+    assert git(service, "status", "--porcelain").strip() == "M kept.txt"
+
+
+def test_a_repository_with_sha256(service: Path) -> None:
+    shutil.rmtree(service / ".git")
+    git(service, "init", "--quiet", "--object-format=sha256", "--initial-branch=main")
+    edit(service, "kept.txt", "line 8\n", "mine\n")
+    commit(service)
+    assert document(service, "--write-conflicts", expect=4)["written"]
+    assert "UU kept.txt" in git(service, "status", "--porcelain")
+    git(service, "reset", "--quiet", "--merge")
+    edit(service, "kept.txt", "mine\n", "line 8\n")
+    commit(service)
+    assert document(service, "--commit")["status"] == "merged"
     assert (service / "renamed.txt").is_file()
 
 
@@ -389,7 +457,8 @@ def test_two_at_once(service: Path) -> None:
     said = [process.communicate(timeout=120)[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes in ([0, 4], [0, 0])
-    assert codes == [0, 0] or any("another update of" in text for text in said)
+    reasons = ("uncommitted changes", "another git process", "in the meantime", "untracked files")
+    assert codes == [0, 0] or any(reason in text for reason in reasons for text in said)
     assert not git(service, "status", "--porcelain")
     assert git(service, "rev-list", "--count", "HEAD") == "2"
 

@@ -149,11 +149,15 @@ class Checkout(Objects):
 
     def advance(self, commit: str, expected: str, paths: Iterable[str]) -> None:
         """Move the current branch from `expected` to `commit`, and the index of `paths` with it. Raises Refused if the branch moved."""
+        self.move(commit, expected)
+        command.run(self.path, "reset", "--quiet", commit, "--", *paths)
+
+    def move(self, commit: str, expected: str) -> None:
+        """Move the current branch from `expected` to `commit`, without index and files. Raises Refused if the branch moved."""
         try:
             command.run(self.path, "update-ref", "-m", "mlops-build", "HEAD", commit, expected)
         except GitFailed as error:
             raise Refused(f"the branch moved in the meantime: {error.message}", remedy="run this again") from None
-        command.run(self.path, "reset", "--quiet", commit, "--", *paths)
 
     def restore(self, commit: str, paths: Iterable[str]) -> None:
         """Restore these working tree files from `commit` (remove those that it does not have). Nothing else changes."""

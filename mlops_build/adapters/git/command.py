@@ -6,6 +6,7 @@ helpers, never from an address.
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,10 @@ class RemoteUnreachable(Unreachable):
     """The remote repository does not answer, does not exist, or refuses access."""
 
 
+class Locked(Refused):
+    """Another git process is using the index."""
+
+
 class PushRejected(Refused):
     """The branch has new commits, or the Git host has a rule against this push."""
 
@@ -51,11 +56,10 @@ def run(
     environment: Mapping[str, str] | None = None,
     seconds: int = SECONDS,
     good: Sequence[int] = (0,),
-    held: Sequence[int] = (),
 ) -> bytes:
-    """The output of `git -C WHERE ARGUMENTS`. Raises RemoteUnreachable, PushRejected or GitFailed.
+    """The output of `git -C WHERE ARGUMENTS`. Raises RemoteUnreachable, PushRejected, Locked or GitFailed.
 
-    good: exit codes of success. held: file descriptors that git keeps open until it ends, such as a lock's.
+    good: exit codes of success.
     """
     try:
         done = program.run(
@@ -63,7 +67,6 @@ def run(
             seconds=seconds,
             environment={**_environment(), **(environment or {})},
             stdin=stdin,
-            held=held,
         )
     except program.NotInstalled:
         raise Failed("git is not installed", remedy="install git ≥ 2.30") from None
@@ -121,6 +124,7 @@ def checked_ref(name: str) -> str:
     return name
 
 
+LOCKED = re.compile(r"Unable to create '(.*/index\.lock)': File exists")
 REJECTED = re.compile(r"\[(?:remote )?rejected\]|stale info|non-fast-forward|fetch first|pre-receive hook declined")
 UNREACHABLE = re.compile(
     r"Could not read from remote|does not appear to be a git|unable to access|not found|Authentication failed|could not read Username"
@@ -131,6 +135,9 @@ UNREACHABLE = re.compile(
 def _error(verb: str, stderr: str) -> Exception:
     lines = [line.strip() for line in stderr.splitlines()]
     first = next((line for line in lines if line.startswith(("fatal:", "error:", "! ", "remote:"))), stderr[:300])
+    if match := LOCKED.search(stderr):
+        remedy = f"wait until it has finished; if no git process is running, one was killed: rm -f {shlex.quote(match[1])}"
+        return Locked(f"another git process is using the repository: {match[1]} exists", remedy=remedy)
     if REJECTED.search(stderr):
         reason = next((line for line in lines if line.startswith(("! ", "remote: ")) and len(line) > len("remote: ")), first)
         remedy = "if the branch has new commits: git pull --rebase, then run this again; else the host has a rule against this push"

@@ -13,8 +13,8 @@ from mlops_build.errors import UsageError
 
 # The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
-# The null object name: "this ref must not exist".
-ABSENT = "0" * 40
+# As the old value of a ref: it must not exist.
+ABSENT = ""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,10 @@ class Objects:
             command.run(self.path, "read-tree", parent, environment=environment)
             executable = self._executable(parent, changes)
             lines = []
+            null = "0" * len(command.text(self.path, "rev-parse", parent))
             for path, content in sorted(changes.items()):
                 if content is None:
-                    lines.append(f"0 {ABSENT}\t{path}\n")
+                    lines.append(f"0 {null}\t{path}\n")
                 else:
                     blob = command.run(self.path, "hash-object", "-w", "--stdin", stdin=content).decode().strip()
                     lines.append(f"{'100755' if path in executable else '100644'} {blob}\t{path}\n")

@@ -14,7 +14,7 @@ from mlops_build.adapters.git import command
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import PushRejected, RemoteUnreachable
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.git.objects import ABSENT, Identity
+from mlops_build.adapters.git.objects import Identity
 from mlops_build.errors import Refused, UsageError
 from tests.adapters.git.conftest import TOKEN, USER
 from tests.conftest import git
@@ -472,10 +472,6 @@ def test_exporting_a_commit_and_a_dirty_tree(person: Path, tmp_path: Path) -> No
     assert (tmp_path / "dirty" / "run.sh").read_text() == "dirty\n"
     assert b"+dirty" in patch
     assert git(person, "status", "--porcelain") == " M run.sh"
-
-
-def test_absent_is_gits_null_name() -> None:
-    assert ABSENT == "0" * 40
 
 
 def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
