@@ -68,9 +68,9 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
     from mlops_build.gpu import device
     from mlops_build.service.owner import owner
     from mlops_build.serving import load, server
+    from mlops_build.serving.http.tokens import Tokens
     from mlops_build.serving.light import without_garbage_collection
     from mlops_build.serving.settings import PREFIX, settings
-    from mlops_build.serving.tokens import Tokens
 
     own = service.serving.variables() if (service := owner(args.what)) else {}
     keys = [variable.removeprefix(PREFIX).lower() for variable in own if not os.environ.get(variable)]

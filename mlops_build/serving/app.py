@@ -16,30 +16,32 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mlops_build.model.openapi import as_text, openapi
-from mlops_build.serving import decode, docs_page, memory, v2
-from mlops_build.serving.answer import Answer
+from mlops_build.serving import docs_page, memory
 from mlops_build.serving.batcher import Batcher, Disconnected
-from mlops_build.serving.body import Budget, Reservation, held, read_body
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
 from mlops_build.serving.endpoint import Call, Endpoint, Write, answer_bytes
-from mlops_build.serving.exchange import Exchange, Submit
 from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, mlflow_error, retry_after
-from mlops_build.serving.head import Head, read_head
-from mlops_build.serving.images import Raw
-from mlops_build.serving.json_text import INLINE_BYTES, Reserve
+from mlops_build.serving.http.answer import Answer
+from mlops_build.serving.http.body import Budget, Reservation, held, read_body
+from mlops_build.serving.http.exchange import Exchange, Submit
+from mlops_build.serving.http.head import Head, read_head
+from mlops_build.serving.http.protocol import SMALL_BYTES
+from mlops_build.serving.http.tokens import Tokens
+from mlops_build.serving.input import decode
+from mlops_build.serving.input.decode import Decoder
+from mlops_build.serving.input.images import Raw
+from mlops_build.serving.input.json_text import INLINE_BYTES, Reserve
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.liveness import Liveness
 from mlops_build.serving.load import Loaded, Serving
 from mlops_build.serving.metrics import CONTENT_TYPE, Metrics
 from mlops_build.serving.output import Output
 from mlops_build.serving.predictor import Fatal
-from mlops_build.serving.protocol import SMALL_BYTES
 from mlops_build.serving.refusal import Unanswered, inflated
-from mlops_build.serving.rows import Rows
 from mlops_build.serving.served_openapi import served, without_contract
 from mlops_build.serving.settings import Settings
-from mlops_build.serving.tokens import Tokens
-from mlops_build.serving.v2 import V2
+from mlops_build.serving.v2 import model as v2
+from mlops_build.serving.v2.model import V2
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Lease

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import Unanswered
-from mlops_build.serving.rows import Rows
 
 Predict = Callable[[Sequence[Rows]], Sequence[Any]]
 

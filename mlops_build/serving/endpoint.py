@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlops_build.serving.answer import Answer
 from mlops_build.serving.batcher import Batcher
-from mlops_build.serving.body import Reservation
-from mlops_build.serving.exchange import Exchange
 from mlops_build.serving.failure import ErrorResponse
-from mlops_build.serving.head import Head
-from mlops_build.serving.json_text import Reserve
+from mlops_build.serving.http.answer import Answer
+from mlops_build.serving.http.body import Reservation
+from mlops_build.serving.http.exchange import Exchange
+from mlops_build.serving.http.head import Head
+from mlops_build.serving.input.json_text import Reserve
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.load import Loaded
 from mlops_build.serving.pieces import memory
-from mlops_build.serving.rows import Rows
 
 # Converts the model's output into the response.
 Write = Callable[[Any], Answer]

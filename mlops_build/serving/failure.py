@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import orjson
 
-from mlops_build.serving import v2
-from mlops_build.serving.answer import JSON, Answer
+from mlops_build.serving.http.answer import JSON, Answer
 from mlops_build.serving.refusal import Unanswered
+from mlops_build.serving.v2 import model as v2
 
 Headers = tuple[tuple[bytes, bytes], ...]
 # Builds an error response from status, code, message and headers.

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlops_build.model import independence
 from mlops_build.model.independence import Tolerance, Verdict
-from mlops_build.serving.rows import Rows
+from mlops_build.serving.input.rows import Rows
 
 # Rows are collected until there are independence.ROWS of them, or until there are two after this many requests.
 REQUESTS = 64

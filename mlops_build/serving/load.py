@@ -256,8 +256,8 @@ def warm_up(loaded: Loaded, say: Callable[[str], None]) -> None:
     if loaded.recorded is None:
         _report(loaded, Verdict(None, "training.log_model has recorded no example"), say)
         return
-    from mlops_build.serving.decode import JSON, Decoder
     from mlops_build.serving.encode import encode
+    from mlops_build.serving.input.decode import JSON, Decoder
     from mlops_build.serving.joining import joined, key_of, part
     from mlops_build.serving.refusal import Refusal
 

@@ -17,10 +17,10 @@ import pandas as pd
 from mlops_build.model.independence import FLOAT32, Inconclusive, Tolerance
 from mlops_build.serving import network
 from mlops_build.serving.encode import plain
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.joining import Joining, joined, key_of, part
 from mlops_build.serving.pieces import PIECE, memory, size
 from mlops_build.serving.refusal import BAD_REQUEST, Refusal, Unanswered
-from mlops_build.serving.rows import Rows
 from mlops_build.serving.sigterm import Terminated
 
 FATAL = (

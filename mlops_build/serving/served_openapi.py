@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from mlops_build.serving.images import FORM, Raw
-from mlops_build.serving.v2 import V2
+from mlops_build.serving.input.images import FORM, Raw
+from mlops_build.serving.v2.model import V2
 
 # The paths and schemas of the protocol: of the server, and of each model, whose name stands for NAME.
 PROTOCOL, NAME = "v2_openapi.json", "MODEL"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from mlops_build.errors import Failed, UsageError
-from mlops_build.serving.connections import LINGERING, RESERVED, Connections
+from mlops_build.serving.http.connections import LINGERING, RESERVED, Connections
 from mlops_build.serving.settings import Settings
 from mlops_build.serving.sigterm import Terminated
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_build.serving.decode import Decoder
+from mlops_build.serving.input.decode import Decoder
 from tests.serving import models
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"

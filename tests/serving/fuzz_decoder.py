@@ -6,7 +6,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["mlops_build.serving"]):
-    from mlops_build.serving.decode import UNREADABLE
+    from mlops_build.serving.input.decode import UNREADABLE
     from mlops_build.serving.refusal import Refusal
     from tests.serving.bodies import BODIES, CSV, JSON, decoders
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlops_build.serving import memory
-from mlops_build.serving.decode import Decoder
+from mlops_build.serving.input.decode import Decoder
 from tests.serving import models
 from tests.serving.bodies import CSV, JSON
 

@@ -21,7 +21,7 @@ import pytest
 from mlflow.pyfunc import scoring_server
 
 from mlops_build.model import files
-from mlops_build.serving.decode import Decoder
+from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.refusal import Refusal
 from tests.serving import models
 from tests.serving.conftest import Server, serving

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlops_build.serving.batcher import Batcher, DeadlinePassed, Disconnected, QueueFull
-from mlops_build.serving.rows import Rows
+from mlops_build.serving.input.rows import Rows
 
 
 class BlockedPrediction:

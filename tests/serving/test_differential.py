@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
+from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.predictor import Predictor
 from mlops_build.serving.refusal import Refusal
 from tests.serving import models

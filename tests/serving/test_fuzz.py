@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_build.serving.decode import UNREADABLE, Decoder
+from mlops_build.serving.input.decode import UNREADABLE, Decoder
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.rows import Rows
 from tests.serving.bodies import BODIES, JSON, decoders
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from schemathesis.cli import schemathesis
 
-from mlops_build.serving.head import read_head
+from mlops_build.serving.http.head import read_head
 from tests.serving import models
 from tests.serving.conftest import Server, serving
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
-from mlops_build.serving.images import Raw
+from mlops_build.serving.input.decode import Decoder
+from mlops_build.serving.input.images import Raw
 from mlops_build.serving.refusal import Refusal
 from tests.serving import models
 from tests.serving.conftest import Server, serving

@@ -17,9 +17,9 @@ from mlops_build.model.independence import TOLERANCES
 from mlops_build.serving import joining, pieces
 from mlops_build.serving import predictor as predictor_module
 from mlops_build.serving.batcher import Batcher
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.load import from_folder, load, warm_up
 from mlops_build.serving.predictor import Predictor
-from mlops_build.serving.rows import Rows
 from tests.serving import models
 from tests.serving.conftest import serving
 from tests.serving.test_http import ask, metric, wait_for_metric

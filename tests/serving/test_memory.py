@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_build.serving import memory, pieces
-from mlops_build.serving.body import Budget, MemoryFull, Reservation, held
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
+from mlops_build.serving.http.body import Budget, MemoryFull, Reservation, held
+from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.refusal import PIECE, Refusal, inflated
 from tests.serving import models, peaks
 from tests.serving.bodies import CSV, JSON, PARQUET

@@ -16,7 +16,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from mlops_build.serving import network
-from mlops_build.serving.decode import JSON, Decoder
+from mlops_build.serving.input.decode import JSON, Decoder
 from mlops_build.serving.load import CannotLoad, from_folder, load, warm_up
 from mlops_build.serving.predictor import Predictor
 from tests.serving.models import columns, save
@@ -182,7 +182,7 @@ def test_a_model_that_imports_a_missing_module_says_where_to_name_it(tmp_path: P
 COMPILED = """
 import json, sys
 from pathlib import Path
-from mlops_build.serving.decode import JSON, Decoder
+from mlops_build.serving.input.decode import JSON, Decoder
 from mlops_build.serving.load import CannotLoad, from_folder, load, warm_up
 (loaded,) = load(from_folder(Path(sys.argv[1]), lambda _: None), compile=True).models
 try:

@@ -19,7 +19,7 @@ import torch
 from mlops_build.serving import encode as encoding
 from mlops_build.serving import pieces
 from mlops_build.serving.encode import Unencodable, encode, plain
-from mlops_build.serving.v2_output import as_tensor
+from mlops_build.serving.v2.output import as_tensor
 from tests.serving import models
 from tests.serving.conftest import serving
 from tests.serving.test_http import address, ask, body

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_build.__main__ import main
-from mlops_build.serving.tokens import CHECK_SECONDS, BadTokens, Tokens
+from mlops_build.serving.http.tokens import CHECK_SECONDS, BadTokens, Tokens
 from tests.serving.conftest import serving, wait_for_log
 
 SHOP, OLD = "shop-token-0123456789abcdef", "old-token-0123456789abcdef"

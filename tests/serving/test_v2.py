@@ -16,12 +16,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode
+from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.predictor import Predictor
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.v2 import V2
-from mlops_build.serving.v2_tensors import DTYPES
+from mlops_build.serving.v2.model import V2
+from mlops_build.serving.v2.tensors import DTYPES
 from tests.serving import models
 from tests.serving.conftest import Server, wait_for_log
 

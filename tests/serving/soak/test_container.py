@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from mlops_build.quantity import parse_bytes
-from mlops_build.serving import body
 from mlops_build.serving.app import CHECK_SECONDS
+from mlops_build.serving.http import body
 from tests.ci.test_image import answer, client, container, engine
 from tests.serving.conftest import free_port
 from tests.serving.soak import hostile, served

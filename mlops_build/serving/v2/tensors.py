@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mlops_build.serving import quick
-from mlops_build.serving.mismatch import first_bad, fits, short
+from mlops_build.serving.input import quick
+from mlops_build.serving.input.mismatch import first_bad, fits, short
 from mlops_build.serving.refusal import Refusal
 
 BYTES = "BYTES"

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from mlops_build.serving.json_text import Reserve
-from mlops_build.serving.json_text import parse as parse_json
-from mlops_build.serving.mismatch import short
+from mlops_build.serving.input.json_text import Reserve
+from mlops_build.serving.input.json_text import parse as parse_json
+from mlops_build.serving.input.mismatch import short
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.v2_tensors import BYTES, DTYPES, RANK, Tensor, from_json, from_octets
+from mlops_build.serving.v2.tensors import BYTES, DTYPES, RANK, Tensor, from_json, from_octets
 
 # The memory for an element of BYTES, without its content.
 BYTES_ELEMENT = 200

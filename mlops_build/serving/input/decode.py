@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlops_build.serving import mismatch, parquet
-from mlops_build.serving.json_text import CONVERSION, INLINE_BYTES, TABLE_CONVERSION, Reserve, parse, size
-from mlops_build.serving.mismatch import SHOWN, short
-from mlops_build.serving.quick import Quick
+from mlops_build.serving.input import mismatch, parquet
+from mlops_build.serving.input.json_text import CONVERSION, INLINE_BYTES, TABLE_CONVERSION, Reserve, parse, size
+from mlops_build.serving.input.mismatch import SHOWN, short
+from mlops_build.serving.input.quick import Quick
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, Unanswered, no_memory
-from mlops_build.serving.rows import Rows
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 # The memory to read CSV: for a character, and for a value. tests/serving/test_memory.py measures it.
@@ -91,7 +91,7 @@ class Decoder:
             log.warning("a body cannot be read", exc_info=True)
             raise Refusal(UNREADABLE) from None
 
-    # -- for modules that parse bodies of other kinds (v2.py, images.py) --
+    # -- for modules that parse bodies of other kinds (serving/v2, images.py) --
 
     @property
     def required(self) -> list[str]:

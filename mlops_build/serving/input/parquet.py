@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from mlops_build.serving.json_text import Reserve
+from mlops_build.serving.input.json_text import Reserve
 
 # The metadata of a body: once it is parsed, as a multiple of its size.
 METADATA_COPIES = 20

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 
-from mlops_build.serving.answer import Answer
 from mlops_build.serving.batcher import Disconnected
+from mlops_build.serving.http.answer import Answer
 
 if TYPE_CHECKING:
-    from mlops_build.serving.protocol import Connection
+    from mlops_build.serving.http.protocol import Connection
 
 Headers = Sequence[tuple[bytes, bytes]]
 # Submits a request with this body.

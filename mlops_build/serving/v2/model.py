@@ -13,19 +13,19 @@ import numpy as np
 import orjson
 
 from mlops_build import __version__
-from mlops_build.serving import quick
-from mlops_build.serving.answer import JSON, Answer
-from mlops_build.serving.decode import Decoder
 from mlops_build.serving.encode import encode, plain
-from mlops_build.serving.head import INFERENCE_LENGTH
-from mlops_build.serving.json_text import Reserve
-from mlops_build.serving.mismatch import listed, short
+from mlops_build.serving.http.answer import JSON, Answer
+from mlops_build.serving.http.head import INFERENCE_LENGTH
+from mlops_build.serving.input import quick
+from mlops_build.serving.input.decode import Decoder
+from mlops_build.serving.input.json_text import Reserve
+from mlops_build.serving.input.mismatch import listed, short
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.pieces import together
 from mlops_build.serving.refusal import Refusal, no_memory
-from mlops_build.serving.rows import Rows
-from mlops_build.serving.v2_output import as_tensor
-from mlops_build.serving.v2_request import ResponseOptions, parse
-from mlops_build.serving.v2_tensors import (
+from mlops_build.serving.v2.output import as_tensor
+from mlops_build.serving.v2.request import ResponseOptions, parse
+from mlops_build.serving.v2.tensors import (
     BYTES,
     DTYPES,
     NAMES,

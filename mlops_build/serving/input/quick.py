@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mlops_build.serving import mismatch
-from mlops_build.serving.mismatch import INTEGERS, shape
+from mlops_build.serving.input import mismatch
+from mlops_build.serving.input.mismatch import INTEGERS, shape
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import INVALID, Refusal
-from mlops_build.serving.rows import Rows
 
 # Integers below this are exact in a float64.
 EXACT = 2.0**53

@@ -12,12 +12,12 @@ from typing import Any, cast
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import FormParser, parse_options_header
 
-from mlops_build.serving.decode import Decoder
-from mlops_build.serving.json_text import INLINE_BYTES, Reserve, parse
-from mlops_build.serving.mismatch import INTEGERS
-from mlops_build.serving.quick import typed
+from mlops_build.serving.input.decode import Decoder
+from mlops_build.serving.input.json_text import INLINE_BYTES, Reserve, parse
+from mlops_build.serving.input.mismatch import INTEGERS
+from mlops_build.serving.input.quick import typed
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import Refusal
-from mlops_build.serving.rows import Rows
 
 PARTS = 10_000  # parsing a part takes microseconds, and a part may be only 60 bytes long
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?")

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlops_build.serving.encode import encode
 from mlops_build.serving.pieces import as_list
-from mlops_build.serving.v2_tensors import BYTES, DTYPES, NAMES, RANK
+from mlops_build.serving.v2.tensors import BYTES, DTYPES, NAMES, RANK
 
 # The group of each of numpy's kinds: an output has the declared type if its values are of the same group.
 KINDS = {"f": "f", "i": "i", "u": "i", "b": "b"}

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import MutableSet
 from typing import TYPE_CHECKING, Any
 
-from mlops_build.serving.exchange import Exchange
-from mlops_build.serving.protocol import TOO_MANY, Connection
+from mlops_build.serving.http.exchange import Exchange
+from mlops_build.serving.http.protocol import TOO_MANY, Connection
 
 if TYPE_CHECKING:
     from mlops_build.serving.app import Service

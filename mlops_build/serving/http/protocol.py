@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 
-from mlops_build.serving.answer import Answer
-from mlops_build.serving.exchange import CLOSE, PLAIN, Exchange, http_head
+from mlops_build.serving.http.answer import Answer
+from mlops_build.serving.http.exchange import CLOSE, PLAIN, Exchange, http_head
 
 if TYPE_CHECKING:
-    from mlops_build.serving.connections import Connections
+    from mlops_build.serving.http.connections import Connections
 
 # The largest body that is collected without pausing the caller.
 SMALL_BYTES = 64 * 1024

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mlops_build.quantity import show_bytes
-from mlops_build.serving.json_text import INLINE_BYTES
+from mlops_build.serving.input.json_text import INLINE_BYTES
+from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import MORE_MEMORY, Refusal, Unanswered, too_large
-from mlops_build.serving.rows import Rows
 
 T = TypeVar("T")
 # Python's lock lets one thread work at a time. More threads would only use more memory.

@@ -1,0 +1,1 @@
+"""HTTP/1.1 as uvicorn's protocol: connections, requests and responses, their headers, bodies and tokens."""
