@@ -1,8 +1,7 @@
 """What can be wrong in single fields, as data: JSON schemas in YAML files, with the rule and text of each violation.
 
-fields.yaml is about Kubernetes objects, bamboo/keys.yaml about Bamboo specs. Two keywords are ours. `unique: KEY` (or a list of keys): the
-items of a list differ in them. `keys: {known, of, open}`: a mapping has no other key; if it is open, as plugins may add keys, only a
-key similar to a known one is a violation.
+fields.yaml is about Kubernetes objects. `unique: KEY` (or a list of keys) is not a keyword of JSON Schema: the items of a list differ in
+their values of the key.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,14 +53,6 @@ def _violation(error: Any) -> Violation:
     value, schema = error.instance, error.schema
     if error.validator == "unique":
         path, value = (*path, *error.cause.at), error.cause.value
-    elif error.validator == "keys":
-        key, hint = error.cause.value, suggestion(str(error.cause.value), schema["keys"]["known"])
-        return Violation(
-            schema["x-rule"],
-            (*path, key),
-            f"{display(key)} is not a key of {schema['keys']['of']}; Bamboo ignores it",
-            hint or f"known here: {', '.join(schema['keys']['known'])}",
-        )
     elif "propertyNames" in error.absolute_schema_path:
         path = (*path, value)
     shown = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else display(value)
@@ -74,7 +65,7 @@ def _violation(error: Any) -> Violation:
 
 
 class _At(Exception):
-    """Where in a collection a keyword of ours is violated, and by which value."""
+    """Where in a list `unique` is violated, and by which value."""
 
     def __init__(self, at: Path, value: object) -> None:
         super().__init__()
@@ -94,15 +85,6 @@ def _unique(_: Any, keys: str | list[str], items: Any, __: Any) -> Iterator[Any]
             seen.add(values)
 
 
-def _keys(_: Any, setting: Mapping[str, Any], data: Any, __: Any) -> Iterator[Any]:
-    from jsonschema import ValidationError
-
-    for key in data if isinstance(data, Mapping) else []:
-        plugin = setting.get("open") and (key in setting.get("others", []) or not suggestion(key, setting["known"]))
-        if key not in setting["known"] and not plugin:
-            yield ValidationError("", cause=_At((key,), key))
-
-
 @cache
 def _definitions(file: str) -> Mapping[str, Any]:
     text = files("mlops_build.verify").joinpath(file).read_text(encoding="utf-8")
@@ -116,4 +98,4 @@ def _validator(file: str, definition: str) -> Any:
 
     schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], "$ref": f"#/$defs/{definition}", "$defs": _definitions(file)}
     types = Draft202012Validator.TYPE_CHECKER.redefine("string", lambda _, value: isinstance(value, str) and not isinstance(value, Tagged))
-    return extend(Draft202012Validator, {"unique": _unique, "keys": _keys}, type_checker=types)(schema)
+    return extend(Draft202012Validator, {"unique": _unique}, type_checker=types)(schema)
