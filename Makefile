@@ -32,12 +32,13 @@ soak: install    ## run the tests that take minutes to hours (SOAK_EXAMPLES sets
 tag:        ## create the release tags listed in CHANGELOG.md
 	@scripts/tag.sh
 
-lint: install    ## run ruff, mypy, import-linter, deptry and a strict build of the docs site
+lint: install    ## run ruff, mypy, import-linter, deptry and a strict build of the docs site, and print the size of the code
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict mlops_build
 	@.venv/bin/lint-imports
 	@.venv/bin/deptry mlops_build
+	@$(PYTHON_) scripts/size.py
 	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir "$$site"
 
 docs: install    ## regenerate parts of docs/, cookiecutter.json and the JSON schema of service.yaml

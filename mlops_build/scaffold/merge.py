@@ -245,9 +245,13 @@ def _three_way(
     root = store.commit_tree(base, [], "before", NOBODY)
     sides = [store.commit_tree(side, [root], label, NOBODY) for side, label in zip((ours, theirs), labels, strict=True)]
     settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
-    printed = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
+    merged = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
+    printed = merged.decode(errors="surrogateescape")
     named = {sides[0]: labels[0], sides[1]: labels[1], root: "before"}
-    result, *fields = _with_names(printed.decode(errors="surrogateescape"), named).split("\0")
+    if any(f"~{commit}" in printed for commit in named):
+        paths = tree.read(repository, printed.partition("\0")[0])
+        named = {commit: _unused(label, paths) for commit, label in named.items()}
+    result, *fields = _with_names(printed, named).split("\0")
     end = fields.index("")
     stages = []
     for line in fields[:end]:
@@ -277,10 +281,21 @@ def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
     return tuple(Conflict(path, kind, *WHY.get(kind, UNKNOWN)) for path, kind in sorted(kinds.items()))
 
 
+def _unused(label: str, paths: Collection[str]) -> str:
+    """The label, with underscores until no path ends with it."""
+    while any(path.endswith(_suffix(label)) for path in paths):
+        label += "_"
+    return label
+
+
+def _suffix(label: str) -> str:
+    return f"~{label.replace(' ', '-')}"
+
+
 def _with_names(text: str, named: Mapping[str, str]) -> str:
     """Replace the commit ids that Git appends to a path (`docs~ID`) where the other side has a folder."""
     for commit, label in named.items():
-        text = text.replace(f"~{commit}", f"~{label.replace(' ', '-')}")
+        text = text.replace(f"~{commit}", _suffix(label))
     return text
 
 

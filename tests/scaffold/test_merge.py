@@ -145,6 +145,12 @@ def test_a_path_in_conflict_names_the_side(merged: Merge) -> None:
     assert {stage.path for stage in result.stages} == {"b~yours"}
 
 
+def test_a_path_in_conflict_does_not_replace_a_file(merged: Merge) -> None:
+    ours = {"a": "x\n", "b": "mine\n", "b~yours": "keep\n"}
+    _, files = merged({"a": "x\n"}, ours, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template 0.2.0"))
+    assert files == {"a": "x\n", "b/c": "new\n", "b~yours": "keep\n", "b~yours_": "mine\n"}
+
+
 @pytest.mark.parametrize(
     ("old", "ours", "new", "expected"),
     [
