@@ -27,9 +27,7 @@ from mlops_build.serving.http.exchange import Exchange, Submit
 from mlops_build.serving.http.head import Head, read_head
 from mlops_build.serving.http.protocol import SMALL_BYTES
 from mlops_build.serving.http.tokens import Tokens
-from mlops_build.serving.input import decode
-from mlops_build.serving.input.decode import Decoder
-from mlops_build.serving.input.images import Raw
+from mlops_build.serving.input.decode import Decoder, reader_of
 from mlops_build.serving.input.json_text import INLINE_BYTES, Reserve
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.liveness import Liveness
@@ -91,14 +89,14 @@ class Service:
         self._probes: dict[str, str | None] = {"/v2/health/live": None, "/v2/health/ready": None}  # the model of each; None: all
         self._static["/v2"] = _json(v2.SERVER)
         self._static["/v2/health/live"] = self._static["/v2/health/ready"] = _json({"live": True})
-        models: list[tuple[V2, Raw, Mapping[str, Any] | None]] = []
+        models: list[tuple[V2, Decoder, Mapping[str, Any] | None]] = []
         for position, loaded in enumerate(serving.models):
             batcher = self._batcher(loaded)
             decoder = Decoder(loaded.model, self._settings.ragged)
-            raw, model = Raw(decoder), V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._settings.nan)
-            self._mlflow(loaded, decoder, raw, batcher, first=position == 0)
+            model = V2(loaded.name, loaded.version, decoder, loaded.model.metadata.signature, self._settings.nan)
+            self._mlflow(loaded, decoder, batcher, first=position == 0)
             self._inference(loaded, model, batcher)
-            models.append((model, raw, loaded.recorded))
+            models.append((model, decoder, loaded.recorded))
         self.probes = frozenset(path.encode() for path in (*self._probes, "/metrics"))
         document = served(openapi(serving.service, [loaded.described for loaded in serving.models]), models, tokens=tokens is not None)
         self._static["/openapi.json"] = Answer(200, as_text(document).encode())
@@ -180,13 +178,11 @@ class Service:
         self._metrics.stuck[loaded.name].set_function(lambda: bool(batcher.stuck))
         return batcher
 
-    def _mlflow(self, loaded: Loaded, decoder: Decoder, raw: Raw, batcher: Batcher, *, first: bool) -> None:
+    def _mlflow(self, loaded: Loaded, decoder: Decoder, batcher: Batcher, *, first: bool) -> None:
         def write(output: Any, *, bare: bool = False) -> Answer:
             return Answer(200, encode(output, nan=self._settings.nan, bare=bare))
 
         def read(body: bytes, head: Head, reserve: Reserve) -> tuple[Rows, Write]:
-            if head.kind and head.kind != decode.JSON and (raw_rows := raw.read(body, head.kind, reserve)) is not None:
-                return raw_rows, write
             rows = decoder.decode(body, head.kind, reserve)
             return rows, partial(write, bare=True) if rows.bare else write
 
@@ -350,5 +346,5 @@ def _json(document: Mapping[str, Any]) -> Answer:
 
 def _is_quick(head: Head, size: int) -> bool:
     """Whether a body may be parsed in the event loop. A form may have thousands of parts, and a few compressed bytes may become many."""
-    slow = (head.kind or "").lower().startswith(("multipart/", decode.PARQUET))
-    return size <= INLINE_BYTES and not head.encoding and not slow
+    reader = reader_of(head.kind)
+    return size <= INLINE_BYTES and not head.encoding and not (reader is not None and reader.slow)

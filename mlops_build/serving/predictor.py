@@ -1,6 +1,7 @@
 """Predict the rows of several requests with one loaded model.
 
-The rows have been validated and converted (decode.py), so MLflow's enforcement, which takes most of a small model's time, is not repeated.
+The rows have been validated and converted (serving/input), so MLflow's enforcement, which takes most of a small model's time, is not
+repeated.
 """
 
 import contextlib

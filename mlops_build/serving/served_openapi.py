@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from mlops_build.serving.input.images import FORM, Raw
+from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.v2.model import V2
 
 # The paths and schemas of the protocol: of the server, and of each model, whose name stands for NAME.
@@ -18,7 +18,7 @@ PROTOCOL, NAME = "v2_openapi.json", "MODEL"
 
 
 def served(
-    document: Mapping[str, Any], models: Sequence[tuple[V2, Raw, Mapping[str, Any] | None]], *, tokens: bool = False
+    document: Mapping[str, Any], models: Sequence[tuple[V2, Decoder, Mapping[str, Any] | None]], *, tokens: bool = False
 ) -> dict[str, Any]:
     """The contract with the server's additions.
 
@@ -26,9 +26,9 @@ def served(
     """
     extended = copy.deepcopy(dict(document))
     paths, schemas = extended["paths"], extended["components"]["schemas"]
-    for position, (model, raw, _) in enumerate(models):
+    for position, (model, decoder, _) in enumerate(models):
         for path in (f"/models/{model.metadata['name']}/invocations", *(["/invocations"] if position == 0 else [])):
-            paths[path]["post"]["requestBody"]["content"] |= _raw(raw)
+            paths[path]["post"]["requestBody"]["content"] |= _bodies(decoder)
     protocol = resources.files(__package__).joinpath(PROTOCOL).read_text(encoding="utf-8")
     server = json.loads(protocol)["server"]
     paths |= server["paths"]
@@ -63,14 +63,6 @@ def without_contract(document: Mapping[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def _raw(raw: Raw) -> dict[str, Any]:
-    properties = {name: _field(kind) for name, kind in raw.columns.items()}
-    form = {"type": "object", "properties": properties, "required": raw.required}
-    schemas = {FORM: form, "text/plain": {"type": "string"}, "image/*": {"type": "string", "format": "binary"}}
-    return {kind: {"schema": schemas[kind]} for kind in raw.kinds}
-
-
-def _field(kind: str) -> dict[str, Any]:
-    """The schema of a field of a form: one value per row, text or a file."""
-    value = {"type": "string", "format": "binary"} if kind == "binary" else {"type": "string"}
-    return {"type": "array", "items": value, "minItems": 1}
+def _bodies(decoder: Decoder) -> dict[str, Any]:
+    """The media types that the contract does not have."""
+    return {reader.kind: {"schema": reader.schema(decoder.signature)} for reader in decoder.readers if reader.schema is not None}

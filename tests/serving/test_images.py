@@ -16,7 +16,6 @@ from mlflow.types import DataType, ParamSchema, ParamSpec
 
 from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.input.decode import Decoder
-from mlops_build.serving.input.images import Raw
 from mlops_build.serving.refusal import Refusal
 from tests.serving import models
 from tests.serving.conftest import Server, serving
@@ -192,15 +191,13 @@ def test_ragged_tensors_are_lists() -> None:
 
 
 def test_a_model_with_other_columns_refuses_these_bodies(saved: dict[str, tuple[Path, Any]]) -> None:
-    floats = Raw(Decoder(saved["floats"][1]))
-    for kind in ("image/png", "text/plain"):
-        with contextlib.suppress(Refusal):  # or none of its business: the decoder refuses it
-            assert floats.read(b"x", kind) is None
-    rows = floats.read(form([("a", "1"), ("b", "2.5"), ("c", "-3e1")]), "multipart/form-data; boundary=b")
-    assert rows is not None
+    floats = Decoder(saved["floats"][1])
+    for kind, which in (("image/png", "one binary column"), ("text/plain", "one column of text")):
+        with pytest.raises(Refusal, match=f"which only a model with {which} accepts"):
+            floats.decode(b"x", kind)
+    rows = floats.decode(form([("a", "1"), ("b", "2.5"), ("c", "-3e1")]), "multipart/form-data; boundary=b")
     assert (rows.kind, rows.data.tolist(), rows.data.dtype.name) == ("block", [[1.0, 2.5, -30.0]], "float32")
-    optional = Raw(Decoder(saved["optional"][1])).read(form([("image", "x")]), "multipart/form-data; boundary=b")
-    assert optional is not None
+    optional = Decoder(saved["optional"][1]).decode(form([("image", "x")]), "multipart/form-data; boundary=b")
     assert (optional.kind, optional.data["image"].tolist()) == ("whole", [b"x"])
 
 
@@ -233,7 +230,7 @@ PIECES = [
 def test_any_body_is_decoded_or_refused(saved: dict[str, tuple[Path, Any]], body: bytes, kind: str) -> None:
     for name in ("picture", "mixed", "floats", "text"):
         with contextlib.suppress(Refusal):  # a 4xx; anything else that is raised would be a 500
-            Raw(Decoder(saved[name][1])).read(body, kind)
+            Decoder(saved[name][1]).decode(body, kind)
 
 
 def test_the_docs_page_and_the_contract_describe_these_bodies(picture: httpx.Client) -> None:

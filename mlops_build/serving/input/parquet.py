@@ -1,9 +1,15 @@
-"""Read Parquet bodies. Their values may be compressed, and repeated by reference."""
+"""Tables in Parquet. Their values may be compressed, and repeated by reference."""
 
 import io
 from typing import Any
 
+from mlops_build.serving.input import mismatch
 from mlops_build.serving.input.json_text import Reserve
+from mlops_build.serving.input.mismatch import short
+from mlops_build.serving.input.reader import Reader, check_parameters
+from mlops_build.serving.input.rows import Rows
+from mlops_build.serving.input.signature import Signature, refuse_if
+from mlops_build.serving.refusal import Refusal, Unanswered
 
 # The metadata of a body: once it is parsed, as a multiple of its size.
 METADATA_COPIES = 20
@@ -18,7 +24,22 @@ PLAIN = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
 NUMBERS = ("NONE", "INT", "TIMESTAMP")
 
 
-def read(body: bytes, reserve: Reserve, most: int) -> Any:
+def _read(signature: Signature, body: bytes, content_type: str, reserve: Reserve) -> Rows:
+    check_parameters(content_type)
+    try:
+        frame = frame_of(body, reserve, signature.most)
+    except ImportError:
+        raise Refusal("this image cannot read Parquet: add pyarrow to the service's dependencies", status=415) from None
+    except Unanswered:
+        raise
+    except Exception as error:
+        raise Refusal(f"the body cannot be read as Parquet: {short(error)}") from None
+    if signature.schema is not None and signature.schema.is_tensor_spec():
+        refuse_if(mismatch.overflow_of_frame(frame, signature.schema))  # MLflow refuses such values in columns itself
+    return signature.enforced(frame, None, form="frame", sent=frame)
+
+
+def frame_of(body: bytes, reserve: Reserve, most: int) -> Any:
     """The pandas.DataFrame of a body. most: the limit for the number of columns.
 
     Raises ValueError for too many columns, pyarrow's errors for an invalid body, and what `reserve` raises.
@@ -70,3 +91,6 @@ def _text(array: Any) -> int:
     if pa.types.is_map(array.type):
         return _text(array.keys) + _text(array.items)
     return _text(array.flatten()) if pa.types.is_nested(array.type) else 0
+
+
+READER = Reader("application/vnd.apache.parquet", _read, slow=True)

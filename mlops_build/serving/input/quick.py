@@ -1,4 +1,4 @@
-"""The fast path of decode.py: JSON with columns of plain types, or one tensor, by the signature and numpy."""
+"""The fast path of signature.py: JSON with columns of plain types, or one tensor, by the signature and numpy."""
 
 import base64
 from collections.abc import Callable, Sequence

@@ -51,7 +51,7 @@ class V2:
 
     def __init__(self, name: str, version: int | None, decoder: Decoder, signature: Any, nan: Literal["null", "literal"] = "null") -> None:
         self._name, self._version, self._decoder, self._nan = name, version, decoder, nan
-        inputs: Any = signature.inputs if signature is not None and not decoder.hinted else None
+        inputs: Any = signature.inputs if signature is not None and not decoder.signature.hinted else None
         outputs = signature.outputs if signature is not None else None
         self._inputs = _described(inputs, INPUT)
         self._outputs = _described(outputs, OUTPUT)
@@ -99,32 +99,33 @@ class V2:
             raise Refusal(f"Content-Type must be {READ[1]}, or {READ[2]} with binary tensors", status=415)
         try:
             tensors, parameters, options = parse(body, json_bytes, reserve)
-            return self._rows(tensors, {name: parameters[name] for name in self._decoder.parameters if name in parameters} or None), options
+            params = {name: parameters[name] for name in self._decoder.signature.parameters if name in parameters}
+            return self._rows(tensors, params or None), options
         except RecursionError:
             raise Refusal("the body is nested too deeply") from None
         except MemoryError:
             raise no_memory(body) from None
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
-        decoder = self._decoder
-        if decoder.quick.tensor is not None:
+        model = self._decoder.signature
+        if model.quick.tensor is not None:
             (tensor,) = exactly_one(tensors)
-            array = fitting(tensor, *decoder.quick.tensor)
-            return Rows("tensor", array, len(array), decoder.params(params))
+            array = fitting(tensor, *model.quick.tensor)
+            return Rows("tensor", array, len(array), model.params(params))
         if self._arrays:
             named = self._by_name(tensors, self._arrays)
             arrays = {name: as_array(tensor, *self._arrays[name]) for name, tensor in named.items()}
-            return decoder.enforced(arrays, params)
+            return model.enforced(arrays, params)
         if self._columns:
-            if decoder.quick.block is not None and len(tensors) == 1 < len(self._columns) and tensors[0].name not in self._columns:
-                block = fitting(tensors[0], decoder.quick.block, (-1, len(self._columns)))
-                return Rows("block", block, len(block), decoder.params(params))
+            if model.quick.block is not None and len(tensors) == 1 < len(self._columns) and tensors[0].name not in self._columns:
+                block = fitting(tensors[0], model.quick.block, (-1, len(self._columns)))
+                return Rows("block", block, len(block), model.params(params))
             return self._of_columns(self._by_name(tensors, self._columns), params)
         if self._inputs and not self._tensors:  # columns without names
             (tensor,) = exactly_one(tensors)
-            return decoder.document({"dataframe_split": {"data": nested(tensor)}, "params": params})
+            return model.document({"dataframe_split": {"data": nested(tensor)}, "params": params})
         inputs = nested(tensors[0]) if len(tensors) == 1 else {tensor.name: nested(tensor) for tensor in tensors}
-        return decoder.document({"inputs": inputs, "params": params})
+        return model.document({"inputs": inputs, "params": params})
 
     def _by_name(self, tensors: Sequence[Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
         if len(tensors) == len(known) == 1:
@@ -133,7 +134,7 @@ class V2:
         for name in named:
             if name not in known:
                 raise Refusal(f"{self._name} has no input {short(name)}; it takes {listed(list(known))}")
-        for name in self._decoder.required:
+        for name in self._decoder.signature.required:
             if name not in named:
                 raise Refusal(f"the input {short(name)} is missing")
         return named
@@ -148,7 +149,7 @@ class V2:
         if len(counts) > 1:
             raise Refusal(f"the inputs have different numbers of rows: {', '.join(map(str, sorted(counts)[:5]))}")
         (count,) = counts
-        return self._decoder.typed({name: column(named[name], kind) for name, kind in kinds.items()}, count, params)
+        return self._decoder.signature.typed({name: column(named[name], kind) for name, kind in kinds.items()}, count, params)
 
     # -- responses --
 
