@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mlops_build.model import environment, files  # noqa: E402
+from mlops_build.model.version import ModelVersion  # noqa: E402
 from mlops_build.packaging.context import Source, write_context  # noqa: E402
 from mlops_build.packaging.recipe import Recipe  # noqa: E402
 from tests.packaging import world  # noqa: E402
@@ -72,7 +73,7 @@ def main() -> None:
 
 def ours(made: world.World, context: Path, number: int) -> None:
     version = made.files(f"version-{number}", weight=number)
-    source = Source("points", number, files.digest(version), lambda place: shutil.copytree(version, place))
+    source = Source(ModelVersion("points", number, files.digest(version)), lambda place: shutil.copytree(version, place))
     write_context(Recipe("points", BASE), None, [source], context)
 
 

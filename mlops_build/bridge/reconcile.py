@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import MlopsBuildError
 from mlops_build.release import gate
 from mlops_build.release.changes import shown
-from mlops_build.release.write import Aliases, VersionOf, change, desired, recorded, service_at
+from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, recorded, service_at
 from mlops_build.service import Service
 
 State = Literal["released", "would release", "unchanged", "held", "nothing promoted yet", "failed"]
@@ -73,7 +73,7 @@ def once(
     aliases = registry.alias_map()
 
     @cache
-    def version_of(name: str, number: int) -> ModelVersion:
+    def version_of(name: str, number: int) -> RegisteredVersion:
         return registry.version(name, number)
 
     outcomes: list[Outcome] = []
@@ -135,12 +135,12 @@ def _environment(
         return Outcome(address, env, "held", before, before, hold=hold)
     try:
         wanted = desired(service, env, aliases, version_of)
-        if wanted is None:
-            return Outcome(address, env, "nothing promoted yet", before, before)
         made = change(mirror, parent, service, wanted)
         if made is None:
             return Outcome(address, env, "unchanged", before, str(wanted.record))
         remarks = gate.check(mirror, made.commit, there, wanted.record, despite_findings=despite_findings)
+    except NothingPromoted:
+        return Outcome(address, env, "nothing promoted yet", before, before)
     except MlopsBuildError as error:
         return Outcome(address, env, "failed", before, error=error)
     return Outcome(address, env, "released", before, str(wanted.record), made.commit, remarks=tuple(remarks), changes=made.changes)

@@ -16,9 +16,10 @@ from mlops_build.adapters.registry import Registry, RegistryUnreachable, trackin
 from mlops_build.ci import cluster, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.model.answers import differences
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from mlops_build.release.rollout import rollout
 
 # The separator of documents in kustomize's output.
@@ -161,7 +162,7 @@ def _reference(record: Record) -> str:
     return image.reference(name, digest)
 
 
-def _check_example(registry: Registry, model: ReleasedModel, address: str, *, first: bool) -> int:
+def _check_example(registry: Registry, model: ModelVersion, address: str, *, first: bool) -> int:
     """Send a model's recorded example; returns its number of rows. Raises OtherAnswer, ServiceUnreachable."""
     version = registry.version(model.name, model.version)
     try:

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     tag = made.image or f"{made.service}:v{made.models[0].version}"
     document = {**made.as_json(), "context": str(args.output), "files": len(paths), "bytes": size}
     secrets = "".join(f" --secret id={secret},src=FILE" for secret in _secrets(args.output))
-    text = f"{args.output}: {', '.join(map(str, made.models))}, {len(paths)} files, {size / 2**20:.1f} MiB"
+    models = ", ".join(f"{model.name} v{model.version}" for model in made.models)
+    text = f"{args.output}: {models}, {len(paths)} files, {size / 2**20:.1f} MiB"
     result(args, document, f"{text}\nnext: docker build --tag {tag}{secrets} {args.output}\n  or: mlops-build serve {args.output}")
     return 0
 
@@ -91,7 +92,6 @@ def _version(args: argparse.Namespace) -> "Contents":
     from mlops_build.adapters.registry import Registry
     from mlops_build.model.identity import parse_uri
     from mlops_build.packaging import context, recipe
-    from mlops_build.packaging.contents import Model
     from mlops_build.packaging.name import image_name
     from mlops_build.service.owner import owner
 
@@ -101,7 +101,7 @@ def _version(args: argparse.Namespace) -> "Contents":
     settings = owner(args.what)
     if settings is None:
         return context.write_version(registry, version, args.output, wheels=args.wheelhouse, **_options(args))
-    model = Model(version.name, version.version, context.registered_digest(version))
+    model = version.checked()
     # A single one of several models is not the service's image, so it does not get its name.
     chosen = recipe.of_service(settings, **_options(args))
     image = image_name(settings, [model], chosen) if len(settings.models) == 1 else None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import Refused
 from mlops_build.model import identity
 
@@ -15,7 +15,7 @@ class NoLineage(Refused):
     """The version has no valid lineage document."""
 
 
-def read(registry: Registry, version: ModelVersion) -> dict[str, Any]:
+def read(registry: Registry, version: RegisteredVersion) -> dict[str, Any]:
     """A version's lineage.json, with the version's own name, digest and tags added under "version". Raises NoLineage."""
     try:
         document = json.loads(registry.read(version, DOCUMENT))

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlops_build.errors import NotFound, Refused
-from mlops_build.model.identity import DIGEST, NAME
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.reason import checked
 
 FILE = "context.json"
@@ -19,22 +19,6 @@ class BadContents(Refused):
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model version in a context. digest: of its files. path: its folder, relative to the context's."""
-
-    name: str
-    version: int
-    digest: str
-
-    @property
-    def path(self) -> str:
-        return f"models/{self.name}"
-
-    def __str__(self) -> str:
-        return f"{self.name} v{self.version}"
-
-
-@dataclass(frozen=True)
 class Contents:
     """The contents of a context. image: the name to build it as; None if there is no service.yaml with a registry. The first model answers
     /invocations. unsafe_pickle: the reason why pickled files were accepted, if there are any."""
@@ -43,11 +27,11 @@ class Contents:
     image: str | None
     python: str
     torch: str
-    models: tuple[Model, ...]
+    models: tuple[ModelVersion, ...]
     unsafe_pickle: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        models = [{**asdict(model), "path": model.path} for model in self.models]
+        models = [{"name": model.name, "version": model.version, "digest": model.digest, "path": folder_of(model)} for model in self.models]
         return {
             "schema": SCHEMA,
             "service": self.service,
@@ -57,6 +41,11 @@ class Contents:
             "models": models,
             **({"unsafe_pickle": self.unsafe_pickle} if self.unsafe_pickle else {}),
         }
+
+
+def folder_of(model: ModelVersion) -> str:
+    """A model's folder, relative to the context's."""
+    return f"models/{model.name}"
 
 
 def read(folder: Path) -> Contents:
@@ -88,16 +77,16 @@ def read(folder: Path) -> Contents:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadContents(f"{path} does not have {error}", remedy=remedy) from None
-    except ValueError as error:
+    except (ValueError, BadVersion) as error:
         raise BadContents(f"{path}: {error}", remedy=remedy) from None
     if not contents.models:
         raise BadContents(f"{path} names no model", remedy=remedy)
     return contents
 
 
-def _model(entry: Mapping[str, Any]) -> Model:
-    model = Model(str(entry["name"]), int(entry["version"]), str(entry["digest"]))
+def _model(entry: Mapping[str, Any]) -> ModelVersion:
     # The name is part of a path, and the files are checked against the digest.
-    if not NAME.fullmatch(model.name) or not DIGEST.fullmatch(model.digest) or entry["path"] != model.path:
+    model = ModelVersion(str(entry["name"]), int(entry["version"]), str(entry["digest"]))
+    if entry["path"] != folder_of(model):
         raise ValueError(f"not a valid model entry: {str(entry)[:200]}")
     return model

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, openapi, scan
-from mlops_build.model.identity import DIGEST_TAG, SERVICE
+from mlops_build.model.identity import SERVICE
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.packaging import contents, grammar, sbom, wheelhouse
 from mlops_build.packaging.contents import Contents
 from mlops_build.packaging.dockerfile import UV, dockerfile
 from mlops_build.packaging.labels import labels
-from mlops_build.packaging.name import Released
 from mlops_build.packaging.recipe import Recipe, without_service
 
 DOCKERIGNORE = """\
@@ -55,10 +55,6 @@ class UnsafeFiles(Refused):
         self.findings = tuple(findings)
 
 
-class BadVersion(Refused):
-    """A model version without files that packaging needs, or with parts that do not fit together."""
-
-
 class NotOurs(Refused):
     """The destination contains files that are not a build context."""
 
@@ -67,9 +63,7 @@ class NotOurs(Refused):
 class Source:
     """A model version and the source of its files: `put` writes them into a new folder."""
 
-    name: str
-    version: int
-    digest: str
+    model: ModelVersion
     put: Callable[[Path], object]
 
 
@@ -88,20 +82,9 @@ class Needs:
     pickled: bool
 
 
-def from_registry(registry: Registry, models: Sequence[Released]) -> list[Source]:
+def from_registry(registry: Registry, models: Sequence[ModelVersion]) -> list[Source]:
     """Sources of released models. Raises UnknownVersion, or Refused if the registry's digest differs from the released one."""
     return [_registered(registry, registry.version(model.name, model.version), model.digest) for model in models]
-
-
-def registered_digest(version: ModelVersion) -> str:
-    """The digest with which a version was registered. Raises BadVersion if mlops-build did not register it."""
-    digest = version.tags.get(DIGEST_TAG)
-    if digest is None:
-        raise BadVersion(
-            f"{version.uri} has no tag {DIGEST_TAG}: it was not registered by mlops-build",
-            remedy="register it with `mlops-build train`, which adds its lock and its wheels",
-        )
-    return grammar.digest(digest, f"the tag {DIGEST_TAG} of {version.uri}")
 
 
 def write_context(
@@ -127,17 +110,17 @@ def write_context(
         needs = [_place(source, staged, unsafe_pickle) for source in sources]
         _fit(sources, needs)
         chosen = recipe if isinstance(recipe, Recipe) else recipe(needs[0])
-        models = tuple(contents.Model(source.name, source.version, source.digest) for source in sources)
+        models = tuple(source.model for source in sources)
         accepted = unsafe_pickle if any(needed.pickled for needed in needs) else None
         made = Contents(chosen.service, image, needs[0].python, needs[0].torch, models, accepted)
-        first = staged / models[0].path
+        first = staged / contents.folder_of(models[0])
         (staged / "requirements.lock").write_text(needs[0].lock)
         (staged / "wheels").mkdir()
         for wheel in needs[0].wheels:
             shutil.copyfile(first / WHEELS / wheel, staged / "wheels" / wheel)
         if wheels is not None:
             wheelhouse.fill(wheels, staged / wheelhouse.FOLDER, _wanted(chosen, needs[0]))
-        image_labels = labels(chosen, made, [staged / model.path for model in models])
+        image_labels = labels(chosen, made, [staged / contents.folder_of(model) for model in models])
         files_of = models[0].name if (first / FILES).is_dir() else None
         (staged / "Dockerfile").write_text(dockerfile(chosen, made, image_labels, files=files_of, wheelhouse=wheels is not None))
         hashed = {wheel: files.file_digest(first / WHEELS / wheel) for wheel in needs[0].wheels}
@@ -151,7 +134,7 @@ def write_context(
 
 def write_version(
     registry: Registry,
-    version: ModelVersion,
+    version: RegisteredVersion,
     destination: Path,
     *,
     gpu: bool | None = None,
@@ -161,7 +144,7 @@ def write_version(
 ) -> Contents:
     """Write the context of one version with only the registry: the base image is for the model's Python, the service's name is in a tag."""
     service = grammar.model_name(version.tags.get(SERVICE, version.name), f"the tag {SERVICE} of {version.uri}")
-    source = _registered(registry, version, registered_digest(version))
+    source = _registered(registry, version, version.checked().digest)
 
     def recipe(needs: Needs) -> Recipe:
         return without_service(service, needs.python, gpu=gpu, platform=platform, secrets=secrets)
@@ -169,22 +152,22 @@ def write_version(
     return write_context(recipe, None, [source], destination, wheels=wheels)
 
 
-def _registered(registry: Registry, version: ModelVersion, digest: str) -> Source:
-    if registered_digest(version) != digest:
+def _registered(registry: Registry, version: RegisteredVersion, digest: str) -> Source:
+    model = version.checked()
+    if model.digest != digest:
         raise Refused(
-            f"{version.uri} has the digest {registered_digest(version)}, but {digest} was released",
+            f"{version.uri} has the digest {model.digest}, but {digest} was released",
             remedy="a version's digest must not change: find out who wrote the tag, then promote a version that you trust",
         )
-    return Source(grammar.model_name(version.name), version.version, digest, lambda folder: registry.fetch(version, folder))
+    return Source(model, lambda folder: registry.fetch(version, folder))
 
 
 def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:
     """Write a model's files and check them: digest, scan, environment. None of them is loaded or run."""
-    name = f"{grammar.model_name(source.name)} {grammar.version(source.version)}"
-    folder = staged / "models" / source.name
+    name, folder = str(source.model), staged / contents.folder_of(source.model)
     source.put(folder)
     try:
-        files.verify(folder, grammar.digest(source.digest))
+        files.verify(folder, source.model.digest)
     except MlopsBuildError as error:
         error.message = f"{name}: {error.message.replace(str(folder), 'its files')}"
         error.args = (error.message,)
@@ -257,15 +240,14 @@ def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
         if differing:
             name = differing[0]
             raise BadVersion(
-                f"{source.name} {source.version} was trained with {name} {versions.get(name)}, {sources[0].name} {sources[0].version} with"
+                f"{source.model} was trained with {name} {versions.get(name)}, {sources[0].model} with"
                 f" {wanted.get(name)} ({len(differing)} differences): an image has one environment",
                 remedy="train the service's models with the same lock, then promote those versions",
             )
         # The first model's wheel is installed; it may not contain the predictor of another commit.
         if other.code != needs[0].code:
             raise BadVersion(
-                f"{source.name} {source.version} has other code of the service than {sources[0].name} {sources[0].version}:"
-                " an image has one copy",
+                f"{source.model} has other code of the service than {sources[0].model}: an image has one copy",
                 remedy="after a change in src/, `mlops-build train` registers a version of every model: promote those versions together",
             )
 

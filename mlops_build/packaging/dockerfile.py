@@ -32,7 +32,7 @@ def dockerfile(
     return environment.from_string(template).render(
         service=grammar.model_name(contents.service, "service name"),
         image=None if contents.image is None else grammar.base_image(contents.image, "image name"),
-        tag=f"v{grammar.version(first.version)}",
+        tag=f"v{first.version}",
         labels=labels.checked(image_labels),
         base=grammar.base_image(recipe.base),
         apt=[grammar.apt_package(package) for package in recipe.apt],

@@ -8,7 +8,7 @@ escaping.
 import re
 
 from mlops_build.errors import Refused
-from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.model.identity import COMMIT, NAME, RUN_ID
 from mlops_build.service import APT, IMAGE
 
 SHOWN = 80  # characters of a refused value
@@ -71,18 +71,6 @@ def apt_package(value: object, field: str = "image.apt") -> str:
 def model_name(value: object, field: str = "model name") -> str:
     """A DNS-1123 label, because it becomes a folder, a URL and a label. Names of services have the same grammar."""
     return _checked(value, NAME, field, "a-z, 0-9 and -, at most 63")
-
-
-def version(value: object, field: str = "model version") -> int:
-    """A model version's number."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**10:
-        raise _bad(value, field, "a whole number from 1")
-    return value
-
-
-def digest(value: object, field: str = "digest") -> str:
-    """ "sha256:" and 64 hex digits."""
-    return _checked(value, DIGEST, field, "sha256: and 64 hex digits")
 
 
 def commit(value: object, field: str = "commit") -> str:

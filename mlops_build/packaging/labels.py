@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build.adapters import dvc
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging import grammar
-from mlops_build.packaging.contents import Contents, Model
+from mlops_build.packaging.contents import Contents
 from mlops_build.packaging.recipe import Recipe
 
 OCI, OURS = "org.opencontainers.image", "mlops-build"
@@ -46,7 +47,7 @@ def checked(values: Mapping[str, str]) -> list[tuple[str, str]]:
     return list(values.items())
 
 
-def _of_model(model: Model, lineage: Mapping[str, str | None]) -> dict[str, str | None]:
+def _of_model(model: ModelVersion, lineage: Mapping[str, str | None]) -> dict[str, str | None]:
     return {
         f"{OURS}.model.{model.name}": f"{model.version} {model.digest}",
         f"{OURS}.run.{model.name}": lineage.get("run"),

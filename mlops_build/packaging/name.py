@@ -6,10 +6,9 @@ The reason is in docs/explanation/image-name.md.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol
 
 from mlops_build.errors import Refused
-from mlops_build.packaging import grammar
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.recipe import Recipe, of_service
 from mlops_build.service import Service
 
@@ -19,34 +18,16 @@ DOCKERFILE = "b47225527bbdaa9beb7d4752235e3e9732481404c28896ab04d9f61cf0d1adc3"
 HEX = 12
 
 
-class Released(Protocol):
-    """A model version in an image. digest: "sha256:…" of its files, which include lock and wheels."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def digest(self) -> str: ...
-
-
-def image_name(service: Service, models: Sequence[Released], recipe: Recipe | None = None) -> str:
+def image_name(service: Service, models: Sequence[ModelVersion], recipe: Recipe | None = None) -> str:
     """`REGISTRY/SERVICE:v<version>-<12 hex>`; the version is the first model's. The same inputs give the same name everywhere.
 
-    recipe: if it differs from service.yaml. Raises Refused without a model, or for a value that is not valid in a name.
+    recipe: if it differs from service.yaml. Raises Refused without a model.
     """
     if not models:
         raise Refused(f"an image of {service.name} needs at least one model", remedy="promote a model version first")
     recipe = recipe or of_service(service)
     content = {
-        "models": [
-            {
-                "name": grammar.model_name(model.name),
-                "version": grammar.version(model.version),
-                "digest": grammar.digest(model.digest, f"digest of {model.name}"),
-            }
-            for model in models
-        ],
+        "models": [{"name": model.name, "version": model.version, "digest": model.digest} for model in models],
         "image": {"registry": service.image.registry, "base": recipe.base, "apt": list(recipe.apt)},
         # Further inputs of the Dockerfile. Later ones count only if they are not the default, so that existing names do not change.
         "gpu": recipe.gpu,

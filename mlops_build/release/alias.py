@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlops_build import service as service_file
-from mlops_build.adapters.registry import ModelVersion, Registry, UnknownVersion
+from mlops_build.adapters.registry import RegisteredVersion, Registry, UnknownVersion
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import contract, identity
 from mlops_build.model.identity import ALIAS
@@ -145,7 +145,7 @@ def next_step(registry: Registry, service: Service, model: str, version: int) ->
 
 def _planned(
     registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False
-) -> tuple[Move, ModelVersion]:
+) -> tuple[Move, RegisteredVersion]:
     """Check a promotion without carrying it out; returns it with the version. Raises the errors of `promote`."""
     alias = alias_of(service, model, env)
     wanted = registry.version(model, version)
@@ -162,7 +162,9 @@ def _planned(
     return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env), tuple(callers), skipped), wanted
 
 
-def _skipped(registry: Registry, service: Service | None, wanted: ModelVersion, env: str, aliases: Mapping[str, int]) -> tuple[str, ...]:
+def _skipped(
+    registry: Registry, service: Service | None, wanted: RegisteredVersion, env: str, aliases: Mapping[str, int]
+) -> tuple[str, ...]:
     """The other environments, if the version was in none of them, as far as aliases and the tags of `promote` tell."""
     follows = {STAGING: STAGING}
     if service is not None and _serves(service, wanted.name):
@@ -192,7 +194,7 @@ def rollback(
     return Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
 
 
-def _callers(registry: Registry, model: str, before: int, wanted: ModelVersion) -> list[str]:
+def _callers(registry: Registry, model: str, before: int, wanted: RegisteredVersion) -> list[str]:
     """The changes for callers of the previous version. Raises BreaksCallers."""
     now = _contract(registry, wanted)
     try:
@@ -202,7 +204,7 @@ def _callers(registry: Registry, model: str, before: int, wanted: ModelVersion) 
     return contract.check(f"{model} {wanted.version} in the place of {before}", was, now)
 
 
-def _contract(registry: Registry, version: ModelVersion) -> contract.Contract:
+def _contract(registry: Registry, version: RegisteredVersion) -> contract.Contract:
     """Raises UnknownVersion if its files cannot be read, and BadContract."""
 
     def read(path: str) -> bytes | None:
@@ -216,7 +218,7 @@ def _contract(registry: Registry, version: ModelVersion) -> contract.Contract:
     return contract.of_version(version.name, read)
 
 
-def _remembered(registry: Registry, current: ModelVersion, alias: str, env: str) -> int:
+def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env: str) -> int:
     version = current.tags.get(identity.previous_tag(alias), "")
     if re.fullmatch(r"[1-9][0-9]{0,9}", version):
         return int(version)
@@ -227,7 +229,7 @@ def _remembered(registry: Registry, current: ModelVersion, alias: str, env: str)
     )
 
 
-def _check(version: ModelVersion, env: str, alias: str, force_dirty: bool) -> bool:
+def _check(version: RegisteredVersion, env: str, alias: str, force_dirty: bool) -> bool:
     """Whether a version is dirty. Raises DirtyVersion if it is not allowed in this environment."""
     released(version)
     dirty = identity.DIRTY in version.tags

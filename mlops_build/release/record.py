@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mlops_build.errors import NotFound, Refused
-from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.model.identity import COMMIT, NAME
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.release import objects
 from mlops_build.release.rollout import PROBE_SECONDS, Rollout, kubernetes_memory, rollout
 from mlops_build.service import REGISTRY, Service
@@ -33,19 +34,6 @@ class BadRecord(Refused):
 
 
 @dataclass(frozen=True)
-class ReleasedModel:
-    """A model version of a release. digest: "sha256:…" of its files. run: the MLflow run that created it."""
-
-    name: str
-    version: int
-    digest: str
-    run: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-@dataclass(frozen=True)
 class Record:
     """The versions that `environment` should run. In a new service: no models, no commit, no image. Raises BadRecord for invalid values.
 
@@ -53,18 +41,15 @@ class Record:
     """
 
     environment: str
-    models: tuple[ReleasedModel, ...] = ()
+    models: tuple[ModelVersion, ...] = ()
     commit: str | None = None
     image: str | None = None
 
     def __post_init__(self) -> None:
         _check("environment", self.environment, NAME)
         for model in self.models:
-            _check("models.name", model.name, NAME)
-            _check(f"models.digest of {model.name}", model.digest, DIGEST)
-            _check(f"models.run of {model.name}", model.run, RUN_ID)
-            if not isinstance(model.version, int) or isinstance(model.version, bool) or not 0 < model.version < 10**10:
-                raise BadRecord(f"models.version of {model.name} is not a version: {model.version!r}")
+            if not model.run:
+                raise BadRecord(f"{model} has no run")
         if len({model.name for model in self.models}) != len(self.models):
             raise BadRecord("a model is listed twice")
         if self.models:
@@ -114,10 +99,10 @@ def parse(text: str, where: str = RECORD) -> Record:
             remedy="it was written by a newer mlops-build: update this installation" if newer else remedy,
         )
     try:
-        models = tuple(ReleasedModel(**_exactly(entry, {"name", "version", "digest", "run"})) for entry in document["models"])
+        models = tuple(ModelVersion(**_exactly(entry, {"name", "version", "digest", "run"})) for entry in document["models"])
         whole = _exactly(document, {"schema", "environment", "models", "commit", "image"})
         return Record(whole["environment"], models, whole["commit"], whole["image"])
-    except BadRecord as error:
+    except (BadRecord, BadVersion) as error:
         raise BadRecord(f"{where}: {error.message}", remedy=remedy) from None
     except (KeyError, TypeError) as error:
         raise BadRecord(f"{where} does not have {error}", remedy=remedy) from None
@@ -196,7 +181,7 @@ def _patch(record: Record, service: Service, numbers: Rollout) -> dict[str, Any]
     first = record.models[0]
     labels = {f"{PREFIX}/model": first.name, f"{PREFIX}/version": str(first.version)}
     annotations = {
-        f"{PREFIX}/models": ", ".join(f"models:/{released.name}/{released.version}" for released in record.models),
+        f"{PREFIX}/models": ", ".join(model.uri for model in record.models),
         f"{PREFIX}/digests": ", ".join(released.digest for released in record.models),
         f"{PREFIX}/runs": ", ".join(released.run for released in record.models),
         f"{PREFIX}/commit": record.commit,

@@ -15,15 +15,16 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Identity, Objects
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.model import identity
-from mlops_build.model.identity import COMMIT, DIGEST, NAME, RUN_ID
+from mlops_build.model.identity import COMMIT, DIGEST
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.packaging.name import image_name
 from mlops_build.release import gate
 from mlops_build.release import record as records
 from mlops_build.release.changes import changes, shown
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from mlops_build.service import Service
 
 # The author of a release. MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL replace it for a host that checks committers.
@@ -32,11 +33,7 @@ NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.inva
 SUBJECT = 72
 
 Aliases = Mapping[str, Mapping[str, int]]
-VersionOf = Callable[[str, int], ModelVersion]
-
-
-class BadVersion(Refused):
-    """A model version whose tags cannot go into a release."""
+VersionOf = Callable[[str, int], RegisteredVersion]
 
 
 class HalfPromoted(Refused):
@@ -53,10 +50,11 @@ class NothingPromoted(NotFound):
 
 @dataclass(frozen=True)
 class Desired:
-    """What an environment should run, with the versions it comes from, in the order of service.yaml."""
+    """What an environment should run, with the versions it comes from, in the order of service.yaml. alias: that all of them have."""
 
+    alias: str
     record: Record
-    versions: tuple[ModelVersion, ...]
+    versions: tuple[RegisteredVersion, ...]
 
 
 @dataclass(frozen=True)
@@ -102,13 +100,7 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     hold = service.hold.get(env)
     if hold and not despite_hold:
         raise Held(f"{env} is held: {hold}", remedy=f"remove it from `hold` in {service_file.FILE} and commit, or add --despite-hold")
-    alias = service.alias_of(env)
-    names = [model.name for model in service.models]
     wanted = desired(service, env, registry.alias_map(), registry.version)
-    if wanted is None:
-        raise NothingPromoted(
-            f"{', '.join(names)}: no version has the alias {alias!r}", remedy=f"mlops-build promote {names[0]} VERSION --to {env}"
-        )
     there = recorded(checkout, head, env)
     before = str(there) if there and there.models else None
     made = change(checkout, head, service, wanted)
@@ -126,16 +118,18 @@ def _uncommitted(checkout: Checkout) -> tuple[str, ...]:
     return (f"uncommitted changes in {', '.join(paths)} are ignored: commit them, then release again",) if paths else ()
 
 
-def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired | None:
-    """What `env` should run by the registry's alias map; None if nothing was promoted there.
+def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired:
+    """What `env` should run by the registry's alias map.
 
-    Raises HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
+    Raises NothingPromoted, HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
     """
     alias = service.alias_of(env)
     numbers = {model.name: aliases.get(model.name, {}).get(alias) for model in service.models}
     missing = [name for name, number in numbers.items() if number is None]
     if len(missing) == len(numbers):
-        return None
+        raise NothingPromoted(
+            f"{', '.join(missing)}: no version has the alias {alias!r}", remedy=f"mlops-build promote {missing[0]} VERSION --to {env}"
+        )
     if missing:
         raise HalfPromoted(
             f"{', '.join(missing)} has no alias {alias!r}, while other models of {service.name} have it",
@@ -144,33 +138,33 @@ def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf)
     versions = tuple(version_of(name, number) for name, number in numbers.items() if number is not None)
     models = tuple(released(version) for version in versions)
     record = Record(env, models, versions[0].tags[identity.COMMIT_TAG], image_name(service, models))
-    return Desired(record, versions)
+    return Desired(alias, record, versions)
 
 
-def released(version: ModelVersion) -> ReleasedModel:
+def released(version: RegisteredVersion) -> ModelVersion:
     """The entry of a version in a release. Raises BadVersion for a missing or invalid tag."""
-    checked(version, "its name", version.name, NAME)
-    checked(version, f"the tag {identity.COMMIT_TAG}", version.tags.get(identity.COMMIT_TAG), COMMIT)
-    if data := version.tags.get(identity.DATA):
-        checked(version, f"the tag {identity.DATA}", data, DIGEST)
-    digest = checked(version, f"the tag {identity.DIGEST_TAG}", version.tags.get(identity.DIGEST_TAG), DIGEST)
-    return ReleasedModel(version.name, version.version, digest, checked(version, "its run", version.run_id, RUN_ID))
+    model = version.checked()
+    if not model.run:
+        raise BadVersion(f"{version.shown} does not have its run", remedy="train it with `mlops-build train`, which records its run")
+    check_tag(version, identity.COMMIT_TAG, COMMIT)
+    if version.tags.get(identity.DATA):
+        check_tag(version, identity.DATA, DIGEST)
+    return model
 
 
-def checked(version: ModelVersion, what: str, value: str | None, pattern: "re.Pattern[str]") -> str:
-    """`value`, if it matches the pattern. Raises BadVersion."""
-    where = f"{version.name[:64]!a} version {version.version}"
+def check_tag(version: RegisteredVersion, tag: str, pattern: "re.Pattern[str]") -> None:
+    """Raises BadVersion if a tag of the version is missing, or does not match the pattern."""
+    value = version.tags.get(tag)
     if not value:
         raise BadVersion(
-            f"{where} does not have {what}, so mlops-build did not create it",
+            f"{version.shown} does not have the tag {tag}, so mlops-build did not create it",
             remedy="train it with `mlops-build train`, which registers a version with its files' digest, commit and run",
         )
     if not pattern.fullmatch(value):
         raise BadVersion(
-            f"{where}: {what} is not valid: {value[:80]!a}",
+            f"{version.shown}: the tag {tag} is not valid: {value[:80]!a}",
             remedy="it was changed in MLflow: promote another version, or restore the value",
         )
-    return value
 
 
 def service_at(objects: Objects, commit: str) -> Service:
@@ -226,8 +220,8 @@ def signer(seconds: int) -> Identity:
 
 def message(service: Service, wanted: Desired, before: Record | None, changed: Sequence[str] = ()) -> str:
     """The commit's message: a subject for people, trailers for `git log --format='%(trailers)'`; a group of them for each model."""
-    env, alias = wanted.record.environment, service.alias_of(wanted.record.environment)
-    subject, why = f"Release {wanted.record} to {env}", f"The alias {alias} says so."
+    alias = wanted.alias
+    subject, why = f"Release {wanted.record} to {wanted.record.environment}", f"The alias {alias} says so."
     if before is not None and str(before) == str(wanted.record):
         why = "The models did not change."
         only = f"{subject}: {', '.join(changed)}"

@@ -18,9 +18,10 @@ from mlops_build.adapters.registry import Registry  # sets the variables that si
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
-from mlops_build.model.identity import DIGEST_TAG, SERVICE, parse_uri
+from mlops_build.model.identity import SERVICE, parse_uri
 from mlops_build.model.independence import TOLERANCES, Tolerance, Verdict
 from mlops_build.model.openapi import Described, describe
+from mlops_build.model.version import BadVersion
 from mlops_build.packaging import contents
 from mlops_build.serving.light import import_mlflow
 from mlops_build.serving.sigterm import Terminated
@@ -130,13 +131,14 @@ def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
     reference = parse_uri(uri)
     registry = Registry()
     version = registry.version(reference.name, reference.which)
-    digest = version.tags.get(DIGEST_TAG)
-    if digest is None:
+    try:
+        digest = version.checked().digest
+    except BadVersion as error:
         raise Refused(
-            f"{version.uri} has no tag {DIGEST_TAG}: it was not registered by mlops-build",
+            error.message,
             remedy=f"download it (`mlflow artifacts download --artifact-uri {version.uri} --dst-path old`), and serve the folder `old`; "
             "or register it with `mlops-build train`",
-        )
+        ) from None
     folder = registry.fetch(version, scratch / version.name)
     files.verify(folder, digest)
     _check(version.uri, scan.scan(folder), unsafe_pickle)
@@ -146,18 +148,20 @@ def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
 
 def _context(folder: Path) -> Checked:
     context = contents.read(folder)
+    models = []
     for model in context.models:
-        if not (folder / model.path / "MLmodel").is_file():
-            raise NotFound(f"{folder / model.path} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
-        files.verify(folder / model.path, model.digest)
+        files_of = folder / contents.folder_of(model)
+        if not (files_of / "MLmodel").is_file():
+            raise NotFound(f"{files_of} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
+        files.verify(files_of, model.digest)
         # `package` has scanned the files, but releases before 0.6 did not look at the paths in MLmodel.
-        _check(str(folder / model.path), scan.mlmodel(folder / model.path), context.unsafe_pickle)
-    models = tuple(CheckedModel(folder / model.path, model.name, model.version, model.digest) for model in context.models)
+        _check(str(files_of), scan.mlmodel(files_of), context.unsafe_pickle)
+        models.append(CheckedModel(files_of, model.name, model.version, model.digest))
     # An image has installed these wheels, and does not contain them.
     installed = not (folder / "wheels").is_dir()
     if not installed:
         files.verify(folder / "wheels", files.digest(models[0].folder / WHEELS))
-    return Checked(context.service, context.image, models, installed, context.unsafe_pickle or "")
+    return Checked(context.service, context.image, tuple(models), installed, context.unsafe_pickle or "")
 
 
 def load(

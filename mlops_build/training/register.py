@@ -11,7 +11,7 @@ from typing import Any
 from mlops_build import __version__
 from mlops_build import service as service_file
 from mlops_build.adapters import dvc
-from mlops_build.adapters.registry import ModelVersion, Registry, Run
+from mlops_build.adapters.registry import RegisteredVersion, Registry, Run
 from mlops_build.errors import Refused
 from mlops_build.model import environment, files, identity, openapi
 from mlops_build.training import origin
@@ -55,7 +55,7 @@ def run_of(registry: Registry, service: str, folder: Path) -> Run:
 
 def register(
     registry: Registry, root: Path, name: str, folder: Path, origin_: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
-) -> tuple[ModelVersion, bool]:
+) -> tuple[RegisteredVersion, bool]:
     """The version of this model folder and origin, and whether it is new: the same content is never registered twice.
 
     The files are uploaded to a path with their digest; then a single request creates the version with all its tags. If this is killed,
@@ -92,7 +92,7 @@ def publish(
     run_id: str,
     lineage: Callable[[], Mapping[str, Any]],
     tags: Mapping[str, str],
-) -> tuple[ModelVersion, bool]:
+) -> tuple[RegisteredVersion, bool]:
     """Collect a version's files, upload them to the run's artifacts and register the version, as `register` describes.
 
     lineage: returns the document; only called for a new version. tags: in addition to the computed ones.

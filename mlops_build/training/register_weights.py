@@ -16,7 +16,7 @@ from mlops_build import __version__
 from mlops_build import service as service_file
 from mlops_build.adapters import dvc, program
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import ModelVersion, Registry, tracking_uri
+from mlops_build.adapters.registry import RegisteredVersion, Registry, tracking_uri
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.finding import show
 from mlops_build.model import contract, environment, files, identity, openapi, scan
@@ -114,11 +114,9 @@ def _checkout(root: Path) -> Checkout:
     return checkout
 
 
-def _fetched(registry: Registry, version: ModelVersion, folder: Path, unsafe_pickle: str | None) -> tuple[Path, dict[str, Any]]:
+def _fetched(registry: Registry, version: RegisteredVersion, folder: Path, unsafe_pickle: str | None) -> tuple[Path, dict[str, Any]]:
     """The version's checked files and its lineage. None of the files is run."""
-    digest = version.tags.get(identity.DIGEST_TAG, "")
-    if not identity.DIGEST.fullmatch(digest):
-        raise NotOurs(f"{version.uri} has no tag {identity.DIGEST_TAG}", remedy="train it with `mlops-build train`")
+    digest = version.checked().digest
     if registry.run(version.run_id) is None:
         raise NoRun(f"the run {version.run_id} of {version.uri} was deleted, and with it the version's files", remedy="train again")
     registry.fetch(version, folder)
@@ -162,13 +160,13 @@ def _answers(old: Path, new: Path, allow_changed: bool) -> list[str]:
     return [f"answers changed: {line}" for line in changed[:5]]
 
 
-def _contract(version: ModelVersion, service: Service, old: Path, new: Path) -> list[str]:
+def _contract(version: RegisteredVersion, service: Service, old: Path, new: Path) -> list[str]:
     before = contract.of_folder(version.name, old)
     after = contract.Contract(service.contract, contract.of_folder(version.name, new).models)
     return contract.check(f"{version.uri} with the current code", before, after)
 
 
-def _commit(checkout: Checkout, root: Path, service: Service, version: ModelVersion, new: Path) -> str:
+def _commit(checkout: Checkout, root: Path, service: Service, version: RegisteredVersion, new: Path) -> str:
     """The commit of the version: HEAD, or a new one on top of it if openapi.json changed."""
     described = {version.name: openapi.describe(version.name, None, new)}
     for description in _described_before(root):
@@ -190,13 +188,13 @@ def _described_before(root: Path) -> list[openapi.Described]:
         return []
 
 
-def _carried(version: ModelVersion) -> dict[str, str]:
+def _carried(version: RegisteredVersion) -> dict[str, str]:
     """The tags that belong to the weights, and the tag with the version of the weights."""
     kept = {tag: version.tags[tag] for tag in (identity.DATA, identity.PARAMS) if tag in version.tags}
     return {**kept, identity.WEIGHTS_FROM: version.uri}
 
 
-def _lineage(before: Mapping[str, Any], root: Path, origin_: Origin, version: ModelVersion) -> dict[str, Any]:
+def _lineage(before: Mapping[str, Any], root: Path, origin_: Origin, version: RegisteredVersion) -> dict[str, Any]:
     """Data, stages, parameters, metrics and run are those of the weights; code and environment are the current ones."""
     return {
         **before,

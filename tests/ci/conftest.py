@@ -8,9 +8,10 @@ import pytest
 
 from mlops_build import service as service_file
 from mlops_build.model import identity
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.name import image_name
 from mlops_build.release import record
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from tests.packaging.world import COMMIT, World, make
 
 Release = Callable[..., Record]
@@ -56,7 +57,7 @@ def release(service: Path, world: World) -> Release:
     def write(env: str, version: int = 1, image: str | None = None) -> Record:
         settings = service_file.load(service)
         registered = world.registry.version("points", version)
-        models = (ReleasedModel("points", version, registered.tags[identity.DIGEST_TAG], registered.run_id),)
+        models = (ModelVersion("points", version, registered.tags[identity.DIGEST_TAG], registered.run_id),)
         made = Record(env, models, COMMIT, image or image_name(settings, models))
         for name, text in record.render(made, settings).items():
             (service / record.folder(env) / name).write_text(text)

@@ -11,6 +11,7 @@ import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.ci import image
 from mlops_build.errors import Unreachable
 from mlops_build.model import environment, files, identity
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.recipe import Recipe
@@ -248,7 +250,7 @@ def test_a_new_version_in_the_same_folder_is_read_again(world: World, tmp_path: 
     layers = []
     for number, name in enumerate(("one", "two"), start=1):
         files_of = world.folder / name
-        source = Source("points", number, files.digest(files_of), lambda place, folder=files_of: shutil.copytree(folder, place))  # type: ignore[misc]
+        source = Source(ModelVersion("points", number, files.digest(files_of)), partial(shutil.copytree, files_of))
         write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
         tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
         # The stage of the model: nothing is installed.
@@ -267,7 +269,7 @@ def test_two_uncached_builds_have_the_same_layers_of_code_and_model(world: World
     files_of = Path(shutil.copytree(world.folder / "one", tmp_path / "with-files"))
     (files_of / "environment/files").mkdir()
     (files_of / "environment/files/labels.txt").write_text("cat\n")
-    source = Source("points", 1, files.digest(files_of), lambda place: shutil.copytree(files_of, place))
+    source = Source(ModelVersion("points", 1, files.digest(files_of)), lambda place: shutil.copytree(files_of, place))
     layers = []
     for number, umask in enumerate((0o022, 0o077)):
         before = os.umask(umask)
@@ -299,7 +301,7 @@ def test_a_wheelhouse_builds_without_any_network(world: World, tmp_path: Path) -
     subprocess.run([*download, "--require-hashes", "--requirement", str(tmp_path / "requirements.lock")], check=True, timeout=600)
     subprocess.run([*download, f"uv=={UV}", f"torch=={environment.torch_version()}"], check=True, timeout=600)
     files_of = world.folder / "one"
-    source = Source("points", 1, files.digest(files_of), lambda place: shutil.copytree(files_of, place))
+    source = Source(ModelVersion("points", 1, files.digest(files_of)), lambda place: shutil.copytree(files_of, place))
     write_context(Recipe("points", "python:3.11-slim"), None, [source], tmp_path / "context", wheels=house)
     tag = f"mlops-build-test:{tmp_path.name.lower()}"
     command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "none", "--tag", tag, str(tmp_path / "context")]

@@ -16,6 +16,7 @@ from mlops_build import __version__, service
 from mlops_build.__main__ import main
 from mlops_build.errors import Refused
 from mlops_build.model import environment, files
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging import contents, context, recipe
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import dockerfile
@@ -29,7 +30,7 @@ IMAGE = "registry.example.com/ml/points:v1-0123456789ab"
 
 
 def source(folder: Path, name: str = "points", version: int = 1, digest: str | None = None) -> Source:
-    return Source(name, version, digest or files.digest(folder), lambda place: shutil.copytree(folder, place))
+    return Source(ModelVersion(name, version, digest or files.digest(folder)), lambda place: shutil.copytree(folder, place))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, str]]:
@@ -53,12 +54,12 @@ def test_a_context_holds_what_an_image_needs_and_nothing_else(world: World, tmp_
     assert sorted(path.name for path in (tmp_path / "context").iterdir()) == sorted(
         ["Dockerfile", ".dockerignore", "requirements.lock", "wheels", "models", "context.json", "sbom.cdx.json"]
     )
-    assert files.digest(tmp_path / "context/models/points") == one.digest
+    assert files.digest(tmp_path / "context/models/points") == one.model.digest
     assert (tmp_path / "context/requirements.lock").read_text() == LOCK
     wheels = sorted(path.name for path in (tmp_path / "context/wheels").iterdir())
     assert wheels == [f"mlops_build-{__version__}-py3-none-any.whl", "points-0.1.0-py3-none-any.whl"]
     document = json.loads((tmp_path / "context/context.json").read_text())
-    assert document["models"] == [{"name": "points", "version": 1, "digest": one.digest, "path": "models/points"}]
+    assert document["models"] == [{"name": "points", "version": 1, "digest": one.model.digest, "path": "models/points"}]
     assert (document["schema"], document["service"], document["image"], document["python"]) == (
         1,
         "points",
@@ -203,7 +204,7 @@ def test_a_version_with_a_damaged_document_is_refused(altered: Path, tmp_path: P
 def test_models_of_one_image_share_one_environment(world: World, altered: Path, tmp_path: Path) -> None:
     one = source(world.folder / "one")
     made = write_context(CPU, IMAGE, [one, source(world.folder / "two", "lines", 7)], tmp_path / "context")
-    assert [str(model) for model in made.models] == ["points v1", "lines v7"]
+    assert [str(model) for model in made.models] == ["points 1", "lines 7"]
     (altered / "environment/requirements.lock").write_text(LOCK.replace("2.4.6", "2.4.5"))
     with pytest.raises(context.BadVersion, match=r"lines 7 was trained with numpy 2\.4\.5, points 1 with 2\.4\.6"):
         write_context(CPU, IMAGE, [one, source(altered, "lines", 7)], tmp_path / "other")
@@ -239,7 +240,7 @@ def test_the_dockerfile_is_made_for_small_images_and_plain_builders(world: World
 def test_the_dockerfile_follows_service_yaml() -> None:
     text = SERVICE.replace("REGISTRY", "registry.example.com/ml") + "gpu: {mode: shared}\nserving: {port: 9000}\n"
     settings = service.parse(text.replace('base: "python:3.11-slim"', 'base: "mirror.example.com/python:3.11", apt: [libgl1, curl, curl]'))
-    made = contents.Contents("points", IMAGE, "3.11", "2.13.0", (contents.Model("points", 1, f"sha256:{'0' * 64}"),))
+    made = contents.Contents("points", IMAGE, "3.11", "2.13.0", (ModelVersion("points", 1, f"sha256:{'0' * 64}"),))
     written = dockerfile(recipe.of_service(settings), made, {})
     assert "apt-get install --yes --no-install-recommends curl libgl1 " in written
     assert written.count("FROM mirror.example.com/python:3.11") == 3
@@ -348,7 +349,7 @@ def test_an_environment_is_packaged_as_its_record_says(package: Callable[..., st
 
     settings = service.load(in_service)
     version = world.registry.version("points", 1)
-    released = (record.ReleasedModel("points", 1, version.tags["mlops_build.digest"], version.run_id),)
+    released = (ModelVersion("points", 1, version.tags["mlops_build.digest"], version.run_id),)
     image = image_name(settings, released)
     for name, text in record.render(record.Record("staging", released, COMMIT, image), settings).items():
         (in_service / record.folder("staging") / name).write_text(text)

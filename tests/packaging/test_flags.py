@@ -265,10 +265,10 @@ def test_a_version_with_files_links_them_into_the_image(world: World, tmp_path: 
 
 
 def test_the_name_of_a_recipe_counts_every_choice() -> None:
-    from mlops_build.packaging.contents import Model
+    from mlops_build.model.version import ModelVersion
 
     settings = service.parse(TEXT)
-    models = [Model("points", 1, f"sha256:{'a' * 64}")]
+    models = [ModelVersion("points", 1, f"sha256:{'a' * 64}")]
     base = of_service(settings)
     names = {image_name(settings, models), image_name(settings, models, of_service(settings, gpu=True))}
     names |= {image_name(settings, models, of_service(settings, platform=one)) for one in ("linux/amd64", "linux/arm64")}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlops_build.packaging.contents import Contents, Model
+from mlops_build.model.version import ModelVersion
+from mlops_build.packaging.contents import Contents
 from mlops_build.packaging.dockerfile import dockerfile
 from mlops_build.packaging.recipe import Recipe
 
@@ -18,7 +19,7 @@ EXPLAINED = {
     "DL3029": "a platform in FROM: who asks for one by --platform gets it, on whatever machine it is built",
     "DL3008": "apt packages without a version: Debian's archive holds the newest alone, so that a pinned one is soon gone",
 }
-MODELS = (Model("points", 1, f"sha256:{'a' * 64}"), Model("lines", 3, f"sha256:{'b' * 64}"))
+MODELS = (ModelVersion("points", 1, f"sha256:{'a' * 64}"), ModelVersion("lines", 3, f"sha256:{'b' * 64}"))
 
 
 def hadolint(text: str) -> set[str]:

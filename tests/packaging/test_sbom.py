@@ -61,7 +61,7 @@ def test_the_labels_say_where_everything_comes_from(told: Path, tmp_path: Path) 
         "org.opencontainers.image.base.name": "mirror.example.com/python:3.11-slim",
         "org.opencontainers.image.base.digest": f"sha256:{'d' * 64}",
         "mlops-build.template": "0.3.0",
-        "mlops-build.model.points": f"1 {one.digest}",
+        "mlops-build.model.points": f"1 {one.model.digest}",
         "mlops-build.run.points": RUN,
         "mlops-build.data.points": data_hash(DATA),
     }
@@ -120,7 +120,7 @@ def test_the_bill_lists_all_that_goes_in(bill: dict[str, Any], told: Path, tmp_p
     assert found["mlops-build"]["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(ours).hexdigest()}]
     models = [one for one in bill["components"] if one["type"] == "machine-learning-model"]
     assert [(one["name"], one["version"]) for one in models] == [("points", "1")]
-    assert models[0]["properties"] == [{"name": "mlops-build:digest", "value": source(told).digest}]
+    assert models[0]["properties"] == [{"name": "mlops-build:digest", "value": source(told).model.digest}]
 
 
 def test_the_bill_holds_together(bill: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import mlflow
 import pandas as pd
 import torch
 
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model import environment, files, identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -99,7 +99,7 @@ class World:
         (folder / "lineage.json").write_text(json.dumps({"schema": 1, "code": {"commit": COMMIT, "repository": "", "dirty": False}}))
         return folder
 
-    def register(self, folder: Path, name: str = "points", *, digest: str | None = None) -> ModelVersion:
+    def register(self, folder: Path, name: str = "points", *, digest: str | None = None) -> RegisteredVersion:
         """A registered version with these files, tagged as training tags it."""
         experiment = self.registry.experiment("points", self.folder / "artifacts")
         run = mlflow.MlflowClient(self.uri).create_run(experiment)

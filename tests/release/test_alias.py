@@ -156,7 +156,7 @@ BAD_TAGS = [
 @pytest.mark.parametrize(("tag", "value"), BAD_TAGS)
 def test_a_version_with_other_tags_than_ours_is_refused(registry: Registry, register: Register, tag: str, value: str | None) -> None:
     register(tags={tag: value})
-    with pytest.raises(BadVersion, match=tag) as refused:
+    with pytest.raises(BadVersion, match=tag.rpartition(".")[2]) as refused:
         alias.promote(registry, DIGITS, "digits", 1, "staging")
     assert "'digits' version 1" in refused.value.message
     assert "\n" not in refused.value.message

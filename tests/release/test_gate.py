@@ -11,9 +11,10 @@ import pytest
 
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import alias, restore, write
 from mlops_build.release.gate import Faulty, goes_back
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from tests.conftest import git, mlops_build
 
 Register = Callable[..., Any]
@@ -111,11 +112,11 @@ def test_the_command_line_refuses_and_can_be_told(checkout: Path, registry: Regi
     assert json.loads(done.stdout)["remarks"]
 
 
-def model(version: int, name: str = "digits") -> ReleasedModel:
-    return ReleasedModel(name, version, f"sha256:{'a' * 64}", "b" * 32)
+def model(version: int, name: str = "digits") -> ModelVersion:
+    return ModelVersion(name, version, f"sha256:{'a' * 64}", "b" * 32)
 
 
-def record(*models: ReleasedModel) -> Record:
+def record(*models: ModelVersion) -> Record:
     return Record("staging", models, "c" * 40, f"registry.example.com/digits:v1-{'d' * 12}") if models else Record("staging")
 
 

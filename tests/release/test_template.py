@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from tests.release.test_record import kustomize
 
-MODEL = ReleasedModel("digits", 3, f"sha256:{'0' * 63}1", "1" * 32)
+MODEL = ModelVersion("digits", 3, f"sha256:{'0' * 63}1", "1" * 32)
 
 
 @pytest.mark.parametrize("gpu", ["none", "shared", "exclusive"])

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from tests.conftest import ROOT, Render
 from tests.release.test_record import kustomize
 
 # What 0.1.0 was tagged on (CHANGELOG.md).
 RELEASED = "4e990e4b63a7ea44ed04143e89570910dbc6c2f9"
-MODEL = ReleasedModel("digits", 3, f"sha256:{'0' * 63}1", "1" * 32)
+MODEL = ModelVersion("digits", 3, f"sha256:{'0' * 63}1", "1" * 32)
 RECORD = Record("production", (MODEL,), "2" * 40, f"registry.example.com/ml/digits:v3-{'a' * 12}")
 # Run by that release's own code, as its bridge does: keys of a newer service.yaml are left out.
 WRITE = """

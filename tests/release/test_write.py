@@ -254,7 +254,7 @@ def test_nothing_of_a_forged_tag_reaches_git(checkout: Path, registry: Registry,
 def test_a_run_that_is_none_is_refused(checkout: Path, registry: Registry, register: Register, run: str) -> None:
     register(run=run)
     registry.set_alias("digits", "staging", 1)
-    with pytest.raises(BadVersion, match="its run"):
+    with pytest.raises(BadVersion, match=r"\brun\b"):
         write.in_checkout(checkout, "staging", registry)
 
 

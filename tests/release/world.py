@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.adapters.registry import ModelVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model import identity
 from tests.conftest import git
 
@@ -86,7 +86,7 @@ def registry(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return Registry(uri)
 
 
-Register = Callable[..., ModelVersion]
+Register = Callable[..., RegisteredVersion]
 
 
 def tags_of(number: int) -> dict[str, str]:
@@ -109,7 +109,7 @@ def register(registry: Registry, tmp_path: Path) -> Register:
         tags: Mapping[str, str | None] | None = None,
         run: str | None = None,
         signature: Mapping[str, str] | None = None,
-    ) -> ModelVersion:
+    ) -> RegisteredVersion:
         nonlocal count
         count += 1
         wanted = {key: value for key, value in {**tags_of(count), **(tags or {})}.items() if value is not None}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.model import files
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.recipe import Recipe
 from tests.packaging.world import World, make
@@ -33,7 +34,8 @@ def context(world: World) -> Path:
     """A build context with the models points 1, and lines 2 with other weights."""
     sources = [
         Source(
-            name, version, files.digest(world.folder / folder), lambda target, folder=folder: shutil.copytree(world.folder / folder, target)
+            ModelVersion(name, version, files.digest(world.folder / folder)),
+            lambda target, folder=folder: shutil.copytree(world.folder / folder, target),
         )
         for name, version, folder in (("points", 1, "one"), ("lines", 2, "two"))
     ]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from mlops_build.model import files
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.recipe import Recipe
 from tests.packaging.world import World
@@ -228,7 +229,7 @@ def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         models.save(base / name, models.FLOATS, code)
         folder = base / name / "model"
         shutil.copytree(world.folder / "one/environment", folder / "environment")
-        sources.append(Source(name, 1, files.digest(folder), partial(shutil.copytree, folder)))
+        sources.append(Source(ModelVersion(name, 1, files.digest(folder)), partial(shutil.copytree, folder)))
     write_context(Recipe("hanging", "python:3.11-slim"), "registry.example.com/hanging:v1-0123456789ab", sources, base / "context")
     return base / "context"
 

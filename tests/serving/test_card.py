@@ -12,7 +12,8 @@ from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import Promise
 from mlops_build.model import files
-from mlops_build.packaging.contents import Contents, Model
+from mlops_build.model.version import ModelVersion
+from mlops_build.packaging.contents import Contents
 from tests.conftest import mlops_build
 from tests.gpu.conftest import MakeNode, node, simulation
 from tests.serving.conftest import Server, serving
@@ -63,7 +64,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.mkdir(parents=True)
     (model / "MLmodel").write_text(MLMODEL)
     (model / "predictor.py").write_text(PREDICTOR.format(amount=3 * GIB))
-    contents = Contents("points", None, "3.11", "2.9.0", (Model("points", 1, files.digest(model)),))
+    contents = Contents("points", None, "3.11", "2.9.0", (ModelVersion("points", 1, files.digest(model)),))
     (folder / "context.json").write_text(json.dumps(contents.as_json()))
     return folder
 

@@ -16,6 +16,7 @@ import torch
 
 from mlops_build.errors import Refused
 from mlops_build.model import files
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.recipe import Recipe
 from mlops_build.serving.load import Unsafe, from_folder, from_registry, load
@@ -183,7 +184,7 @@ def test_a_reason_accepts_pickles_of_a_version_and_no_other_finding(world: World
 def test_a_context_has_the_reason_with_which_it_was_made(world: World, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world.folder / "one", tmp_path / "version"))
     (folder / "scaler.pkl").write_bytes(b"\x80\x04N.")
-    source = Source("points", 1, files.digest(folder), lambda place: shutil.copytree(folder, place))
+    source = Source(ModelVersion("points", 1, files.digest(folder)), lambda place: shutil.copytree(folder, place))
     write_context(Recipe("points", "python:3.11-slim", unsafe_pickle="the team made it"), None, [source], tmp_path / "context")
     assert from_folder(tmp_path / "context", lambda _: None).unsafe_pickle == "the team made it"
 

@@ -18,16 +18,17 @@ from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
 from mlops_build.ci import deploy
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
 from mlops_build.release import rollout
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from mlops_build.serving import server
 from mlops_build.serving.metrics import Metrics
 from tests.conftest import ROOT, Render
 
 ENVIRONMENTS = ["staging", "production"]
 MODES, MONITORINGS = ["none", "shared", "exclusive"], ["annotations", "prometheus-operator", "none"]
-MODEL = ReleasedModel("digits", 7, f"sha256:{'a' * 64}", "b" * 32)
+MODEL = ModelVersion("digits", 7, f"sha256:{'a' * 64}", "b" * 32)
 DIGEST = f"sha256:{'e' * 64}"
 # What service.yaml says of production, by name of the case; "unreleased" is the tree as the template makes it.
 CASES: dict[str, tuple[str, ...]] = {
@@ -389,7 +390,7 @@ def test_answers_that_yaml_would_take_for_numbers_stay_text(render: Render, tmp_
     root = Path(shutil.copytree(render(project_name="E1", model_name="1e3", team="0x1f", k8s_namespace="123"), tmp_path / "e1"))
     service = service_file.load(root)
     assert (service.models[0].name, service.team, service.environment("production").namespace) == ("1e3", "0x1f", "123")
-    model = ReleasedModel("1e3", 7, MODEL.digest, MODEL.run)
+    model = ModelVersion("1e3", 7, MODEL.digest, MODEL.run)
     record = Record("production", (model,), "0" * 40, f"registry.example.com/ml/e1:v7-{'0' * 12}")
     for path, content in records.paths("production", records.render(record, service)).items():
         (root / path).write_bytes(content)
@@ -404,7 +405,7 @@ def test_which_model_answers_is_written_on_the_pods(render: Render, tmp_path: Pa
     root = Path(shutil.copytree(render(model_name=longest), tmp_path / "digits"))
     service = service_file.load(root)
     record = Record(
-        "production", (ReleasedModel(longest, 7, MODEL.digest, MODEL.run),), "c" * 40, f"registry.example.com/digits:v7-{'d' * 12}"
+        "production", (ModelVersion(longest, 7, MODEL.digest, MODEL.run),), "c" * 40, f"registry.example.com/digits:v7-{'d' * 12}"
     )
     for path, content in records.paths("production", records.render(record, service)).items():
         (root / path).write_bytes(content)

@@ -133,4 +133,4 @@ def test_files_that_are_not_what_was_registered_are_not_used(service: Path) -> N
     registry(service).set_tag("points", 1, identity.DIGEST_TAG, f"sha256:{'0' * 64}")
     assert "the version was registered with sha256:0000" in register(service, expect=4)
     registry(service).delete_tag("points", 1, identity.DIGEST_TAG)
-    assert f"{version.uri} has no tag mlops_build.digest" in register(service, expect=4)
+    assert f"{version.shown} has no tag mlops_build.digest" in register(service, expect=4)

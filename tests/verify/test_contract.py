@@ -8,8 +8,9 @@ import pytest
 
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import openapi
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import gate
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from mlops_build.verify import check
 from tests.conftest import git, mlops_build
 from tests.release.world import alone, checkout, make_repository
@@ -30,7 +31,7 @@ def write_contract(root: Path, major: int, *names: str) -> str:
 
 
 def record(env: str, commit: str, version: int = 1) -> Record:
-    model = ReleasedModel("digits", version, f"sha256:{'a' * 64}", "b" * 32)
+    model = ModelVersion("digits", version, f"sha256:{'a' * 64}", "b" * 32)
     return Record(env, (model,), commit, f"registry.example.com/digits:v{version}-{'d' * 12}")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
-from mlops_build.release.record import Record, ReleasedModel
+from mlops_build.release.record import Record
 from mlops_build.verify import check
 from tests.conftest import Render
 
@@ -24,7 +25,7 @@ def release(root: Path) -> None:
     """Write the release record of each environment."""
     service = service_file.load(root)
     for env in service.environments:
-        model = ReleasedModel(service.models[0].name, 3, f"sha256:{'0' * 64}", "1" * 32)
+        model = ModelVersion(service.models[0].name, 3, f"sha256:{'0' * 64}", "1" * 32)
         record = Record(env, (model,), "2" * 40, f"{service.image.registry}/{service.name}:v3-0123456789ab")
         folder = root / records.folder(env)
         shutil.rmtree(folder)

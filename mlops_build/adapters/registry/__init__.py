@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from mlops_build.adapters.registry.records import (
-    ModelVersion,
     NoAnswer,
+    RegisteredVersion,
     RegistryUnreachable,
     Rejected,
     Run,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlops_build.adapters.registry.http import Http
     from mlops_build.adapters.registry.server import Server
 
-__all__ = ["ModelVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "tracking_uri"]
+__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "tracking_uri"]
 
 # Read by mlflow when it is imported, and by http.py. What the user has set wins.
 QUIET = {
@@ -99,7 +99,7 @@ class Registry:
         return Database(self.uri), None
 
     @_translating
-    def version(self, name: str, which: int | str) -> ModelVersion:
+    def version(self, name: str, which: int | str) -> RegisteredVersion:
         """The version with this number ("3" or 3), or the one that this alias points at. Raises UnknownVersion, naming what exists."""
         try:
             if isinstance(which, int) or which.isdecimal():
@@ -126,7 +126,7 @@ class Registry:
         return self._store.alias_map()
 
     @_translating
-    def versions(self, name: str) -> list[ModelVersion]:
+    def versions(self, name: str) -> list[RegisteredVersion]:
         """Every version of a model, newest first; empty for an unknown model."""
         return sorted(self._store.versions(name), key=lambda version: -version.version)
 
@@ -151,7 +151,7 @@ class Registry:
         self._store.delete_tag(name, str(version), key)
 
     @_translating
-    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
         """Register `source` as the next version of `name`, with all its tags in one call; makes the registered model where needed.
 
         One call makes one version, also where the server commits it and the response is lost.
@@ -179,7 +179,7 @@ class Registry:
         return uri
 
     @_translating
-    def fetch(self, version: ModelVersion, destination: Path) -> Path:
+    def fetch(self, version: RegisteredVersion, destination: Path) -> Path:
         """Download a version's files into `destination`, which is made and must be empty. Nothing is loaded or checked here."""
         from mlops_build.adapters.registry import artifacts
 
@@ -197,7 +197,7 @@ class Registry:
         return destination
 
     @_translating
-    def read(self, version: ModelVersion, path: str) -> bytes:
+    def read(self, version: RegisteredVersion, path: str) -> bytes:
         """One of a version's files. Raises UnknownVersion where it does not exist."""
         from mlops_build.adapters.registry import artifacts
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, Run, first_line, quoted
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, first_line, quoted
 
 PAGE = 1000
 
@@ -23,11 +23,11 @@ class Database:
 
         return MlflowClient(self._uri, registry_uri=self._uri)
 
-    def version(self, name: str, number: str) -> ModelVersion:
+    def version(self, name: str, number: str) -> RegisteredVersion:
         with _translated():
             return _model_version(self._client.get_model_version(name, number))
 
-    def aliased(self, name: str, alias: str) -> ModelVersion:
+    def aliased(self, name: str, alias: str) -> RegisteredVersion:
         with _translated():
             return _model_version(self._client.get_model_version_by_alias(name, alias))
 
@@ -40,7 +40,7 @@ class Database:
             models = _pages(lambda token: self._client.search_registered_models(max_results=PAGE, page_token=token))
         return {model.name: _aliases(model) for model in models}
 
-    def versions(self, name: str) -> list[ModelVersion]:
+    def versions(self, name: str) -> list[RegisteredVersion]:
         wanted = f"name = '{quoted(name)}'"
         with _translated():
             versions = _pages(lambda token: self._client.search_model_versions(wanted, max_results=PAGE, page_token=token))
@@ -66,7 +66,7 @@ class Database:
         with _translated():
             self._client.create_registered_model(name)
 
-    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
         with _translated():
             made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags), await_creation_for=0)
         return _model_version(made)
@@ -131,8 +131,8 @@ def _aliases(model: Any) -> dict[str, int]:
     return {str(alias): int(version) for alias, version in model.aliases.items()}
 
 
-def _model_version(entity: Any) -> ModelVersion:
-    return ModelVersion(
+def _model_version(entity: Any) -> RegisteredVersion:
+    return RegisteredVersion(
         name=entity.name,
         version=int(entity.version),
         run_id=entity.run_id or "",

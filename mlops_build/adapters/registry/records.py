@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
+from mlops_build.model.identity import DIGEST_TAG, ModelRef
+from mlops_build.model.version import BadVersion, ModelVersion
 
 
 class RegistryUnreachable(Unreachable):
@@ -36,7 +38,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True)
-class ModelVersion:
+class RegisteredVersion:
     """One version of a registered model. `source` is the artifact folder with its files; `created_ms` is Unix time in ms."""
 
     name: str
@@ -48,7 +50,22 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
+        return str(ModelRef(self.name, self.version))
+
+    @property
+    def shown(self) -> str:
+        """Its name and number for a message, whatever the name contains."""
+        return f"{self.name[:64]!a} version {self.version}"
+
+    def checked(self) -> ModelVersion:
+        """This version, with the digest of its tag. Raises BadVersion without one, or for an invalid name, digest or run."""
+        digest = self.tags.get(DIGEST_TAG)
+        if not digest:
+            raise BadVersion(
+                f"{self.shown} has no tag {DIGEST_TAG}: it was not registered by mlops-build",
+                remedy="register it with `mlops-build train`, which adds its digest, its lock and its wheels",
+            )
+        return ModelVersion(self.name, self.version, digest, self.run_id)
 
 
 @dataclass(frozen=True)

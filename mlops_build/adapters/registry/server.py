@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mlops_build.adapters.registry.http import TRANSIENT, Http
-from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, Run, quoted
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, quoted
 
 PAGE = 1000
 T = TypeVar("T")
@@ -19,10 +19,10 @@ class Server:
     def __init__(self, uri: str) -> None:
         self.http = Http(uri)
 
-    def version(self, name: str, number: str) -> ModelVersion:
+    def version(self, name: str, number: str) -> RegisteredVersion:
         return _read(_model_version, self.http.call("GET", "model-versions/get", {"name": name, "version": number}), "model_version")
 
-    def aliased(self, name: str, alias: str) -> ModelVersion:
+    def aliased(self, name: str, alias: str) -> RegisteredVersion:
         return _read(_model_version, self.http.call("GET", "registered-models/alias", {"name": name, "alias": alias}), "model_version")
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -32,7 +32,7 @@ class Server:
         models = self._pages("registered-models/search", {}, "registered_models")
         return {str(_read(str, model, "name")): _read(_aliases, {"model": model}, "model") for model in models}
 
-    def versions(self, name: str) -> list[ModelVersion]:
+    def versions(self, name: str) -> list[RegisteredVersion]:
         return [
             _read(_model_version, {"version": version}, "version")
             for version in self._pages("model-versions/search", {"filter": f"name = '{quoted(name)}'"}, "model_versions")
@@ -53,7 +53,7 @@ class Server:
     def create_model(self, name: str) -> None:
         self.http.call("POST", "registered-models/create", {"name": name})
 
-    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
         """Sent again only if the first request is known to be finished. Otherwise the version is looked for, and after that it is an error.
 
         A gateway may answer 502 or 504 while the server still works, so a second request could create a second version.
@@ -134,8 +134,8 @@ def _tags(entity: Mapping[str, Any]) -> dict[str, str]:
     return {str(tag["key"]): str(tag.get("value", "")) for tag in entity.get("tags", [])}
 
 
-def _model_version(entity: Mapping[str, Any]) -> ModelVersion:
-    return ModelVersion(
+def _model_version(entity: Mapping[str, Any]) -> RegisteredVersion:
+    return RegisteredVersion(
         name=str(entity["name"]),
         version=int(entity["version"]),
         run_id=str(entity.get("run_id", "")),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlops_build.adapters.registry.database import Database
-from mlops_build.adapters.registry.records import ModelVersion, NoAnswer, Rejected, first_line
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, first_line
 
 T = TypeVar("T")
 
@@ -55,11 +55,11 @@ class Sqlite(Database):
             columns = {table: {row[1] for row in database.execute(f"pragma table_info({table})")} for table in TABLES}
         return all(wanted | {"workspace"} <= columns[table] for table, wanted in TABLES.items())
 
-    def version(self, name: str, number: str) -> ModelVersion:
+    def version(self, name: str, number: str) -> RegisteredVersion:
         with self._open() as database:
             return _only(_versions(database, name, int(number)), f"version {number} of {name} not found")
 
-    def aliased(self, name: str, alias: str) -> ModelVersion:
+    def aliased(self, name: str, alias: str) -> RegisteredVersion:
         if alias.lower() == "latest":  # not an alias, but mlflow gives it a meaning
             return super().aliased(name, alias)
         with self._open() as database:
@@ -81,7 +81,7 @@ class Sqlite(Database):
                 aliases.setdefault(name, {}).update({alias: int(version)} if alias is not None else {})
         return aliases
 
-    def versions(self, name: str) -> list[ModelVersion]:
+    def versions(self, name: str) -> list[RegisteredVersion]:
         with self._open() as database:
             return _versions(database, name)
 
@@ -121,7 +121,7 @@ class Sqlite(Database):
             raise NoAnswer(first_line(error)) from error
 
 
-def _versions(database: sqlite3.Connection, name: str, number: int | None = None) -> list[ModelVersion]:
+def _versions(database: sqlite3.Connection, name: str, number: int | None = None) -> list[RegisteredVersion]:
     """All versions of a model, or those of one number."""
     only, values = ("", (name,)) if number is None else (" and version = ?", (name, number))
     tags: dict[int, dict[str, str]] = {}
@@ -129,7 +129,7 @@ def _versions(database: sqlite3.Connection, name: str, number: int | None = None
     for version, key, value in database.execute(query + only, values):
         tags.setdefault(int(version), {})[key] = value or ""
     return [
-        ModelVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0))
+        RegisteredVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0))
         for name, version, run_id, source, created in database.execute(VERSIONS + only, values)
     ]
 

@@ -210,7 +210,7 @@ def test_mlflow_sees_what_was_written_without_it(database: Path, tmp_path: Path)
     assert client.get_registered_model("digits").aliases == {"champion": 2, "staging": 1}
     seen = client.get_model_version("digits", "1")
     assert seen.tags == {"a": "e", "f": ""}
-    assert store.version("digits", 1) == border.ModelVersion("digits", 1, "", "file:///nowhere", seen.tags, seen.creation_timestamp)
+    assert store.version("digits", 1) == border.RegisteredVersion("digits", 1, "", "file:///nowhere", seen.tags, seen.creation_timestamp)
     assert store.version("digits", "latest").version == 2
     store.delete_alias("digits", "staging")
     client.delete_model_version("digits", "2")
@@ -444,7 +444,7 @@ def test_nothing_is_written_outside_the_folder(proxy: Proxy, tmp_path: Path, mon
 
     monkeypatch.setattr(Http, "document", lambda *_: {"files": [{"path": "../../evil", "is_dir": False}]})
     store = Registry(proxy.uri)
-    version = border.ModelVersion("a", 1, "", "mlflow-artifacts:/0/run/files", {}, 0)
+    version = border.RegisteredVersion("a", 1, "", "mlflow-artifacts:/0/run/files", {}, 0)
     with pytest.raises(UnknownVersion, match="not a path below"):
         store.fetch(version, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []

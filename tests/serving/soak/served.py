@@ -12,6 +12,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from mlops_build.model import environment, files
+from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.recipe import Recipe
 from tests.packaging.world import make
@@ -98,7 +99,7 @@ def context(folder: Path) -> Path:
         shutil.copyfile(environment_of / "lineage.json", saved / "lineage.json")
         if example is not None:
             _record(saved, loaded, example)
-        sources.append(Source(name, 1, files.digest(saved), lambda target, saved=saved: shutil.copytree(saved, target)))  # type: ignore[misc]
+        sources.append(Source(ModelVersion(name, 1, files.digest(saved)), lambda target, saved=saved: shutil.copytree(saved, target)))  # type: ignore[misc]
     write_context(Recipe("rows", "python:3.11-slim"), None, sources, folder / "context")
     return folder / "context"
 
