@@ -146,13 +146,13 @@ def released(version: RegisteredVersion) -> ModelVersion:
     model = version.checked()
     if not model.run:
         raise BadVersion(f"{version.shown} does not have its run", remedy="train it with `mlops-build train`, which records its run")
-    check_tag(version, identity.COMMIT_TAG, COMMIT)
+    _check_tag(version, identity.COMMIT_TAG, COMMIT)
     if version.tags.get(identity.DATA):
-        check_tag(version, identity.DATA, DIGEST)
+        _check_tag(version, identity.DATA, DIGEST)
     return model
 
 
-def check_tag(version: RegisteredVersion, tag: str, pattern: "re.Pattern[str]") -> None:
+def _check_tag(version: RegisteredVersion, tag: str, pattern: "re.Pattern[str]") -> None:
     """Raises BadVersion if a tag of the version is missing, or does not match the pattern."""
     value = version.tags.get(tag)
     if not value:

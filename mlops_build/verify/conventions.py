@@ -60,9 +60,9 @@ def _probe_path(pod: Pod, container: Container, name: str) -> Iterator[Fault]:
     path = text(request.get("path")) or "/"
     where: Path = (*container.path, name, "httpGet", *(["path"] if "path" in request else []))
     if request and not SERVED.fullmatch(path):
-        yield Fault("probe-path", pod.owner, where, f"the {name} of {container.name} asks for {path}, which the service does not answer")
+        yield Fault("probe-path", pod.owner, where, f"the {name} of {container.name} requests {path}, which the service does not answer")
     elif request and name == "readinessProbe" and not READY.fullmatch(path):
-        why = f"the readinessProbe of {container.name} asks for {path}, which answers while the model does not"
+        why = f"the readinessProbe of {container.name} requests {path}, which answers while the model does not"
         yield Fault("probe-path", pod.owner, where, why)
 
 
@@ -87,10 +87,10 @@ def _scraped(pod: Pod) -> Iterator[Fault]:
     where: Path = (*pod.path, "metadata", "annotations")
     path, port = annotations.get("prometheus.io/path", METRICS), annotations.get("prometheus.io/port")
     if path != METRICS:
-        yield Fault("metrics-path", pod.owner, (*where, "prometheus.io/path"), f"Prometheus asks for {path}, not {METRICS}")
+        yield Fault("metrics-path", pod.owner, (*where, "prometheus.io/path"), f"Prometheus requests {path}, not {METRICS}")
     ports = [str(entry.get("containerPort")) for container in pod.serving for entry in container.ports]
     if port is not None and str(port) not in ports:
-        why = f"Prometheus asks the port {port}, but the pod has {', '.join(ports)}"
+        why = f"Prometheus requests the port {port}, but the pod has {', '.join(ports)}"
         yield Fault("metrics-path", pod.owner, (*where, "prometheus.io/port"), why)
 
 
@@ -101,7 +101,7 @@ def _monitors(world: World) -> Iterator[Fault]:
         section = "endpoints" if monitor.kind == "ServiceMonitor" else "podMetricsEndpoints"
         for index, endpoint in enumerate(mappings(monitor.spec.get(section))):
             if endpoint.get("path", METRICS) != METRICS:
-                why = f"Prometheus asks for {endpoint['path']}, not {METRICS}"
+                why = f"Prometheus requests {endpoint['path']}, not {METRICS}"
                 yield Fault("metrics-path", monitor, ("spec", section, index, "path"), why)
 
 

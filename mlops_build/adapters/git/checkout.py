@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.command import GitFailed
-from mlops_build.adapters.git.objects import ABSENT, Objects, checked_path
+from mlops_build.adapters.git.objects import Objects, checked_path
 from mlops_build.errors import Refused
 
 # The address of origin after Bamboo's checkout through its own proxy.
@@ -113,7 +113,7 @@ class Checkout(Objects):
         ref = f"refs/heads/{command.checked_ref(branch)}"
         try:
             if command.text(self.path, "for-each-ref", "--format=%(objectname)", ref) != commit:
-                command.run(self.path, "update-ref", ref, commit, ABSENT)
+                command.run(self.path, "update-ref", ref, commit, "")  # the ref must not exist
         except GitFailed as error:
             raise Refused(f"the branch {branch} exists at another commit: {error.message}", remedy=f"git branch -D {branch}") from None
         command.run(self.path, "symbolic-ref", "-m", f"mlops-build: on {branch}", "HEAD", ref)

@@ -13,8 +13,6 @@ from mlops_build.errors import UsageError
 
 # The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
-# As the old value of a ref: it must not exist.
-ABSENT = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Objects:
             command.run(self.path, "read-tree", parent, environment=environment)
             executable = self._executable(parent, changes)
             lines = []
-            null = "0" * len(command.text(self.path, "rev-parse", parent))
+            null = "0" * len(command.text(self.path, "rev-parse", parent)) if None in changes.values() else ""
             for path, content in sorted(changes.items()):
                 if content is None:
                     lines.append(f"0 {null}\t{path}\n")
