@@ -10,8 +10,11 @@ from mlops_build.adapters.program import Ended
 from mlops_build.errors import Unreachable
 
 RENDER_SECONDS = 60
+DRY_RUN_SECONDS, REQUEST_SECONDS = 60, 10
 UNREACHABLE = re.compile(
-    r"unable to connect|connection to the server|was refused|no such host|i/o timeout|TLS handshake timeout|no configuration", re.IGNORECASE
+    r"unable to connect|connection to the server|(?:was|connection) refused|no such host|no route to host|network is unreachable|timeout"
+    r"|deadline exceeded|x509|no configuration|failed to download openapi",
+    re.IGNORECASE,
 )
 NO_ANSWER = "the cluster does not answer"
 REMEDY = "check KUBECONFIG, the context and the network"
@@ -47,6 +50,12 @@ def run(arguments: Sequence[str], *, seconds: float, stdin: str | None = None) -
 def kustomize(overlay: Path, seconds: float = RENDER_SECONDS) -> Ended:
     """Render an overlay, which needs no cluster. Raises ClusterUnreachable if kubectl is missing or does not end."""
     return run(["kustomize", str(overlay)], seconds=seconds)
+
+
+def dry_run(manifests: str) -> Ended:
+    """Ask the API server whether it would accept manifests, which changes nothing. Raises ClusterUnreachable."""
+    arguments = ["apply", "--dry-run=server", f"--request-timeout={REQUEST_SECONDS}s", "--filename", "-"]
+    return run(arguments, seconds=DRY_RUN_SECONDS, stdin=manifests)
 
 
 def probe(arguments: Sequence[str]) -> Ended | None:

@@ -1,17 +1,19 @@
 """`ci check`: the checks of every commit and pull request. They need no secret and no running service.
 
 service.yaml is valid, the code passes the linter and formatter, the tests pass, and `mlops-build verify` has no findings. Without
-kubectl the overlays are not rendered, which is printed; the release plan's agents have kubectl.
+kubectl the overlays are not rendered, which is printed; the release plan's agents have kubectl. If kubectl reaches a cluster, its API
+server checks the rendered objects too; if it does not, that is printed and nothing fails.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlops_build import service, verify
 from mlops_build.adapters import dvc, program
+from mlops_build.ci import dry_run
 from mlops_build.errors import Refused
-from mlops_build.finding import show_by_file
+from mlops_build.finding import Finding, show_by_file
 
 STEP_SECONDS = 3600
 # The test report for CI systems (Bamboo's test-parser, in bamboo-specs); ignored by Git.
@@ -49,10 +51,26 @@ def verified(root: Path, say: Callable[[str], None]) -> bool:
         say(f"check manifests: {note}")
     for finding, why in report.ignored:
         say(f"check manifests: ignored: {finding.file} line {finding.line} [{finding.rule}]: {why}")
-    say(f"check manifests: {f'{len(report.findings)} findings' if report.findings else 'ok'} ({report.objects} objects)")
-    if report.findings:
-        say(show_by_file(report.findings))
-    return not report.findings
+    findings = [*report.findings, *_refused_by_server(report, service.load(root).verify.ignore, say)]
+    say(f"check manifests: {f'{len(findings)} findings' if findings else 'ok'} ({report.objects} objects)")
+    if findings:
+        say(show_by_file(findings))
+    return not findings
+
+
+def _refused_by_server(report: verify.Report, ignore: Mapping[str, str], say: Callable[[str], None]) -> list[Finding]:
+    """The findings of the API server, if one can be reached; prints what it has and has not checked. ignore: that of service.yaml."""
+    findings: list[Finding] = []
+    for env, objects in report.rendered.items():
+        answer = dry_run.ask(objects, env, ignore)
+        if answer.accepted:
+            say(f"check manifests: the API server accepts {answer.accepted} objects of {env}")
+        for remark in answer.remarks:
+            say(f"check manifests: {remark}")
+        findings += answer.findings
+        if not answer.reached:
+            break
+    return findings
 
 
 def _passes(name: str, command: Sequence[str], root: Path, say: Callable[[str], None]) -> bool:

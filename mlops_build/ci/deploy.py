@@ -13,14 +13,17 @@ from mlops_build import service as service_file
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters import http, kubectl
 from mlops_build.adapters.registry import Registry, RegistryUnreachable, tracking_uri
-from mlops_build.ci import cluster, image
+from mlops_build.ci import cluster, dry_run, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
+from mlops_build.finding import show_by_file
 from mlops_build.model.answers import differences
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL
 from mlops_build.release.record import Record
 from mlops_build.release.rollout import rollout
+from mlops_build.service import Service
+from mlops_build.verify import overlay
 
 # The separator of documents in kustomize's output.
 BETWEEN = "\n---\n"
@@ -48,7 +51,8 @@ def run(
     timeout_s: time limit of the rollout, by default computed from replicas and startup_seconds of service.yaml. if_released: do nothing
     if nothing is released, instead of an error.
 
-    Raises NotFound (nothing released, or its image is not there), ClusterUnreachable, RolloutFailed, ServiceUnreachable, OtherAnswer.
+    Raises NotFound (nothing released, or its image is not there), Refused (by the API server), ClusterUnreachable, RolloutFailed,
+    ServiceUnreachable, OtherAnswer.
     The digest is taken from the file that the build of this release wrote, else from the model version, else from the image registry.
     While MLflow is down, the deployment continues without the examples (a rollback by Git must work) and prints this.
     """
@@ -74,6 +78,7 @@ def run(
     reference = image.of_build(root, record) or from_version or _reference(record)
     rendered = by_digest(cluster.render(root / "deploy" / "overlays" / env), record, reference)
     objects = [document for document in YAML(typ="safe", pure=True).load_all(rendered) if document]
+    _accepted(rendered, root, service, env, say)
     # Before anything is applied: a remaining scaler would change the number of replicas that is applied.
     cluster.remove_unwanted(service.name, place.namespace, objects, say)
     if scaler := scaler_of(objects, service.name):
@@ -110,6 +115,18 @@ def by_digest(rendered: str, record: Record, reference: str) -> str:
             remedy="check that its kustomization.yaml lists `components: [release]`",
         )
     return changed
+
+
+def _accepted(rendered: str, root: Path, service: Service, env: str, say: Callable[[str], None]) -> None:
+    """Raises Refused if the API server would refuse an object, before anything is changed."""
+    sources = overlay.read_sources(root / "deploy" / "overlays" / env, root)
+    answer = dry_run.ask(overlay.objects(rendered, sources), env, service.verify.ignore)
+    for remark in answer.remarks:
+        say(f"deploy: {remark}")
+    if answer.findings:
+        count = f"{len(answer.findings)} object{'s' if len(answer.findings) > 1 else ''}"
+        remedy = "fix them and release again; nothing was applied"
+        raise Refused(f"the API server refuses {count} of {env}:\n{show_by_file(answer.findings)}", remedy=remedy)
 
 
 def scaler_of(objects: Sequence[Any], name: str) -> dict[str, Any] | None:

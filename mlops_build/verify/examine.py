@@ -104,6 +104,7 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
     collected.faults += [(fault, env) for fault in check_sources(sources)]
     objects = overlay.objects(rendered, sources)
     report.objects += len(objects)
+    report.rendered[env] = objects
     world = World(objects, rendered=True, service=service, env=env, released=_released(root, env))
     collected.faults += [(fault, env) for fault in check_objects(world, version)]
     return world

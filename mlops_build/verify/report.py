@@ -7,7 +7,7 @@ from mlops_build.finding import Finding
 from mlops_build.verify.catalogue import RULES
 from mlops_build.verify.document import File
 from mlops_build.verify.schema import suggestion
-from mlops_build.verify.world import Fault
+from mlops_build.verify.world import Fault, Object
 
 
 @dataclass
@@ -15,6 +15,7 @@ class Report:
     """The result of a check. findings: sorted by file and line.
 
     ignored: findings that a comment or service.yaml ignores, each with the reason. notes: what could not be checked, and why.
+    rendered: the objects of each environment's overlay.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -22,6 +23,7 @@ class Report:
     files: int = 0
     objects: int = 0
     notes: list[str] = field(default_factory=list)
+    rendered: dict[str, list[Object]] = field(default_factory=dict)
 
 
 @dataclass
