@@ -28,23 +28,6 @@ def parse_bytes(text: str) -> int:
     return int(whole) * size + (int(fraction) * size // 10 ** len(fraction) if fraction else 0)
 
 
-def parse_setting(source: str, text: str, least: str, example: str) -> int:
-    """The amount of memory of a setting, in bytes. source: the flag or variable that it comes from. least: the smallest valid amount.
-
-    Raises UsageError.
-    """
-    try:
-        amount = parse_bytes(text)
-    except NotAnAmount:
-        amount = -1
-    if amount < parse_bytes(least):
-        raise UsageError(
-            f"{source} is {text[:100]!r}, which is not a valid amount of memory",
-            remedy=f"set it to {least} or more, with the unit KiB, MiB, GiB or TiB, such as {example}",
-        )
-    return amount
-
-
 def show_bytes(amount: int) -> str:
     """A readable text: 4294967296 is "4.0 GiB"; less than 1 KiB is in bytes."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlops_build.errors import UsageError
+from mlops_build.quantity import NotAnAmount, parse_bytes
 
 Given = tuple[Any, str]  # the value, and the flag or variable that it comes from
 
@@ -22,16 +23,39 @@ def choice(setting: Given, choices: Sequence[str]) -> Any:
     return value
 
 
-def number(setting: Given, kind: type[int] | type[float], least: float) -> Any:
-    """The value as a number from `least` to below 1e9. Raises UsageError."""
+def boolean(setting: Given) -> bool:
+    """The value as a boolean: true, false, 1 or 0. Raises UsageError."""
+    value, source = setting
+    if str(value).lower() not in ("true", "false", "1", "0"):
+        raise UsageError(f"{source} is {value!r}, which is not a boolean", remedy="set it to true or false")
+    return str(value).lower() in ("true", "1")
+
+
+def number(setting: Given, kind: type[int] | type[float], least: float, *, above: bool = False) -> Any:
+    """The value as a number from `least`, or with `above` from more than it, to below 1e9. Raises UsageError."""
     value, source = setting
     try:
         parsed = kind(value)
     except ValueError:
         parsed = -1
-    if not least <= parsed < 1e9:  # excludes nan
+    if not least <= parsed < 1e9 or (above and parsed == least):  # excludes nan
         raise UsageError(
             f"{source} is {value!r}, which is not a valid number",
-            remedy=f"set it to a {'whole ' * (kind is int)}number from {least} to below 1e9",
+            remedy=f"set it to a {'whole ' * (kind is int)}number {'above' if above else 'from'} {least} to below 1e9",
         )
     return parsed
+
+
+def memory_amount(setting: Given, least: str, example: str) -> int:
+    """The value as an amount of memory, in bytes. least: the smallest valid amount. Raises UsageError."""
+    text, source = str(setting[0]), setting[1]
+    try:
+        amount = parse_bytes(text)
+    except NotAnAmount:
+        amount = -1
+    if amount < parse_bytes(least):
+        raise UsageError(
+            f"{source} is {text[:100]!r}, which is not a valid amount of memory",
+            remedy=f"set it to {least} or more, with the unit KiB, MiB, GiB or TiB, such as {example}",
+        )
+    return amount

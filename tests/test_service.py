@@ -206,21 +206,6 @@ def test_root_is_found_from_below(tmp_path: Path) -> None:
     assert service.find_root(tmp_path / "deploy/base") == tmp_path.resolve()
 
 
-@pytest.mark.parametrize(("text", "size"), [("1KiB", 1024), ("512Mi", 512 * 2**20), ("4GiB", 4 * 2**30), ("2Ti", 2 * 2**40)])
-def test_memory_is_read_in_binary_units(text: str, size: int) -> None:
-    assert service.parse_bytes(text) == size
-
-
-@given(st.text(max_size=20))
-def test_no_text_reaches_us_as_memory_unless_it_has_a_unit(text: str) -> None:
-    try:
-        assert service.parse_bytes(text) > 0
-    except service.ServiceError as error:
-        assert error.remedy  # noqa: PT017
-    else:
-        assert text.endswith(("i", "iB"))
-
-
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40), st.sampled_from(["registry", "base"]))
 def test_nothing_that_breaks_a_dockerfile_passes_as_an_image(text: str, key: str) -> None:
     try:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from mlops_build.cli.output import failure, result, say
 from mlops_build.errors import Failed, NoRoom, UsageError
 from mlops_build.gpu import log
-from mlops_build.quantity import parse_setting, show_bytes
-from mlops_build.setting import given, number
+from mlops_build.quantity import show_bytes
+from mlops_build.setting import given, memory_amount, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -166,7 +166,7 @@ def _lease(args: argparse.Namespace, service: str) -> "Lease":
     from mlops_build.gpu.lease import lease
 
     return lease(
-        None if args.memory is None else parse_setting("--memory", args.memory, "1MiB", "4GiB"),
+        None if args.memory is None else memory_amount((args.memory, "--memory"), "1MiB", "4GiB"),
         count=args.count,
         wait=number(given("--wait", args.wait, "MLOPS_GPU_WAIT", 0), float, 0),
         otherwise=args.otherwise,

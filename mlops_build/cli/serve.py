@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import port
+from mlops_build.serving_settings import KEYS, PREFIX, flag, settings
 
 if TYPE_CHECKING:
     from mlops_build.serving.output import Output
@@ -31,26 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-memory", metavar="AMOUNT", help="its budget of GPU memory, such as 4GiB (default: MLOPS_GPU_MEMORY)")
     parser.add_argument("--wait", metavar="SECONDS", help="how long to wait for free GPU memory (default: MLOPS_GPU_WAIT, else 60)")
     own = parser.add_argument_group("requests", "each can also be set as MLOPS_SERVE_MAX_BATCH and so on")
-    own.add_argument("--max-batch", metavar="ROWS", help="the most rows in a batch (default: 128; 1: no batching)")
-    own.add_argument("--max-delay-ms", metavar="MS", help="how long a batch under load waits for more rows (default: 0)")
-    own.add_argument("--max-queue", metavar="ROWS", help="rows that may wait; further requests receive 429 (default: 4096)")
-    own.add_argument("--deadline", metavar="SECONDS", help="how long a request may take (default: 30)")
-    own.add_argument(
-        "--stuck", metavar="SECONDS", help="how long after the deadline a prediction that has not ended makes the probes fail (default: 30)"
-    )
-    own.add_argument("--body-limit", metavar="AMOUNT", help="the largest body, also after decompression (default: 16MiB)")
-    own.add_argument("--read", metavar="SECONDS", help="how long a request may take to arrive (default: 30)")
-    own.add_argument("--connections", metavar="N", help="concurrent connections; further ones receive 503 (default: 4096)")
-    own.add_argument(
-        "--nan", choices=["null", "literal"], help="how NaN is written; literal is MLflow's way and not valid JSON (default: null)"
-    )
-    own.add_argument("--ragged", choices=["refuse", "pad"], help="rows of different lengths; pad is MLflow's way (default: refuse)")
-    own.add_argument("--tokens", metavar="FILE", help="file with hashes of the allowed bearer tokens (default: no token needed)")
-    own.add_argument("--access-log", choices=["true", "false"], help="a line of JSON on stderr for each request (default: true)")
-    own.add_argument("--compile", choices=["true", "false"], help="torch.compile for the model's networks (default: false)")
-    own.add_argument("--precision", choices=["float32", "bf16"], help="the precision of the networks (default: float32)")
-    own.add_argument("--unsafe-pickle", metavar="REASON", help="why pickled files are accepted; a build context has its own reason")
-    own.add_argument("--rows-independent", metavar="REASON", help="why rows do not influence each other, to batch without evidence")
+    for name, key in KEYS.items():
+        own.add_argument(flag(name), metavar=key.metavar, choices=key.choices or None, help=key.help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +53,6 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
     from mlops_build.serving import load, server
     from mlops_build.serving.http.tokens import Tokens
     from mlops_build.serving.light import without_garbage_collection
-    from mlops_build.serving.settings import PREFIX, settings
 
     own = service.serving.variables() if (service := owner(args.what)) else {}
     keys = [variable.removeprefix(PREFIX).lower() for variable in own if not os.environ.get(variable)]

@@ -23,8 +23,8 @@ from mlops_build.gpu.cards import Card, cards
 from mlops_build.gpu.lease import MEMORY_VARIABLE, Lease, lease
 from mlops_build.gpu.ledger import DIRECTORY, DIRECTORY_VARIABLE
 from mlops_build.gpu.nvml import NoDriver, Trouble
-from mlops_build.quantity import parse_setting, show_bytes
-from mlops_build.setting import choice, given, number
+from mlops_build.quantity import show_bytes
+from mlops_build.setting import choice, given, memory_amount, number
 
 DEVICES = ("auto", "cpu", "gpu")
 # Set in the image and the Deployment of a service whose service.yaml requests a GPU.
@@ -73,7 +73,7 @@ def requested(device: str | None = None, gpu_memory: str | None = None, wait: st
     """
     wanted = choice(given("--device", device, DEVICE_VARIABLE, "auto"), DEVICES)
     budget, source = given("--gpu-memory", gpu_memory, MEMORY_VARIABLE)
-    memory = parse_setting(source, budget, "1MiB", "4GiB") if budget else None
+    memory = memory_amount((budget, source), "1MiB", "4GiB") if budget else None
     seconds = number(given("--wait", wait, WAIT_VARIABLE, WAIT_SECONDS), float, 0)
     if wanted == "cpu":
         return DeviceRequest("cpu")

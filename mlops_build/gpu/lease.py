@@ -30,7 +30,8 @@ from mlops_build.gpu.promise import boot_time, pid_namespace, printable
 from mlops_build.gpu.report import Reporter, shown
 from mlops_build.gpu.search import LEASE_VARIABLE, Grant, Search
 from mlops_build.gpu.visible import ORDER, VARIABLE, cuda_started
-from mlops_build.quantity import parse_bytes, parse_setting, show_bytes
+from mlops_build.quantity import parse_bytes, show_bytes
+from mlops_build.setting import memory_amount
 
 # The default budget: of 40 services of 1-6 GiB, 0.1-0.3 failed to start with a default of 3-4 GiB, and 1.6 with 1 GiB.
 ASSUMED = 4 << 30
@@ -296,7 +297,7 @@ class Lease:
 def _budget(memory: str | int | None) -> int:
     if memory is None:
         if text := os.environ.get(MEMORY_VARIABLE):
-            return parse_setting(MEMORY_VARIABLE, text, "1MiB", "4GiB")
+            return memory_amount((text, MEMORY_VARIABLE), "1MiB", "4GiB")
         log.warning(
             "no budget is given: %s are assumed; say what the service needs (memory=, --memory, MLOPS_GPU_MEMORY)", show_bytes(ASSUMED)
         )

@@ -4,7 +4,6 @@ A service's own commands refuse unknown keys and suggest the right one; the brid
 newer.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +13,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
-from mlops_build.quantity import UNITS
+from mlops_build.quantity import UNITS, parse_bytes
 from mlops_build.service import problems
 from mlops_build.service.reason import Reason
 from mlops_build.service.root import FILE as FILE
 from mlops_build.service.root import find_root as find_root
+from mlops_build.serving_settings import KEYS, Nan, Precision, Ragged, variable
 
 REFERENCE = "docs/reference/service-yaml.md in the repository of mlops-build"
 MEMORY = r"[1-9][0-9]{0,6}(?:KiB|MiB|GiB|TiB|Ki|Mi|Gi|Ti)"
@@ -42,14 +42,6 @@ JIRA = r"[A-Z][A-Z0-9_]{1,19}-[1-9][0-9]{0,8}"
 
 class ServiceError(Refused):
     """service.yaml is not valid; the message has file, line and key."""
-
-
-def parse_bytes(text: str) -> int:
-    """ "4GiB" or Kubernetes' "4Gi" in bytes. Raises ServiceError for anything without a binary unit."""
-    match = re.fullmatch(r"([1-9][0-9]{0,6})([KMGT]iB?)", text)
-    if not match:
-        raise ServiceError(f"{text!r} is not an amount of memory", remedy="write a whole number and KiB, MiB, GiB or TiB, for example 4GiB")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def _pattern(regex: str, wanted: str) -> Any:
@@ -207,39 +199,34 @@ class Image(_Section):
     ] = "wheels"
 
 
+def _flag(name: str) -> Any:
+    key = KEYS[name]
+    return Field(description=key.description, **key.bounds)
+
+
 class Serving(_Section):
     """How the model is served. The keys from max_batch on are the flags of `mlops-build serve` (docs/how-to/tune-batching.md) with the same
     defaults; the release passes them to the pod, and a local `serve` reads them."""
 
     port: Annotated[int, Field(ge=1024, le=65535, description="the container's port")] = 8080
     startup_seconds: Annotated[int, Field(ge=1, le=7200, description="the longest load of the model, in seconds")] = 120
-    max_batch: Annotated[int, Field(ge=1, le=65536, description="the most rows in a batch; 1: no batching")] | None = None
-    max_delay_ms: Annotated[float, Field(ge=0, le=10000, description="how long a batch under load waits for more rows, in ms")] | None = (
-        None
-    )
-    max_queue: Annotated[int, Field(ge=1, le=10**7, description="rows that may wait; further requests receive 429")] | None = None
-    deadline: Annotated[float, Field(gt=0, le=3600, description="how long a request may take, in seconds")] | None = None
+    max_batch: Annotated[int, _flag("max_batch")] | None = None
+    max_delay_ms: Annotated[float, _flag("max_delay_ms")] | None = None
+    max_queue: Annotated[int, _flag("max_queue")] | None = None
+    deadline: Annotated[float, _flag("deadline")] | None = None
     body_limit: Memory | None = None
-    nan: Annotated[Literal["null", "literal"], Field(description="how NaN is written in answers")] | None = None
-    ragged: Annotated[Literal["refuse", "pad"], Field(description="rows of different lengths")] | None = None
-    access_log: Annotated[bool, Field(description="a line of JSON for each request")] | None = None
-    compile: Annotated[bool, Field(description="torch.compile for the model's networks; loading then takes longer")] | None = None
-    precision: Annotated[Literal["float32", "bf16"], Field(description="the precision of the networks")] | None = None
-    unsafe_pickle: (
-        Annotated[Reason, Field(description="why pickled files are accepted; doctor and the annotation mlops-build/unsafe-pickle show it")]
-        | None
-    ) = None
-    rows_independent: (
-        Annotated[Reason, Field(description="why rows do not influence each other: requests are batched before there is evidence for it")]
-        | None
-    ) = None
+    nan: Annotated[Nan, _flag("nan")] | None = None
+    ragged: Annotated[Ragged, _flag("ragged")] | None = None
+    access_log: Annotated[bool, _flag("access_log")] | None = None
+    compile: Annotated[bool, _flag("compile")] | None = None
+    precision: Annotated[Precision, _flag("precision")] | None = None
+    unsafe_pickle: Annotated[Reason, _flag("unsafe_pickle")] | None = None
+    rows_independent: Annotated[Reason, _flag("rows_independent")] | None = None
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the pod's `mlops-build serve`: only those that are set here."""
         values = self.model_dump(exclude_none=True, exclude={"port", "startup_seconds"})
-        return {
-            f"MLOPS_SERVE_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()
-        }
+        return {variable(key): str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
 
 
 class Git(_Section):

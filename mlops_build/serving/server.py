@@ -13,8 +13,8 @@ import uvicorn
 
 from mlops_build.errors import Failed, UsageError
 from mlops_build.serving.http.connections import LINGERING, RESERVED, Connections
-from mlops_build.serving.settings import Settings
 from mlops_build.serving.sigterm import Terminated
+from mlops_build.serving_settings import Settings
 
 if TYPE_CHECKING:
     from mlops_build.serving.app import Service

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from mlops_build.service import Service, ServiceError, parse_bytes
+from mlops_build.quantity import NotAnAmount, parse_bytes
+from mlops_build.service import Service
 from mlops_build.verify.disruption import surge
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
@@ -89,7 +90,7 @@ def _budget(service: Service, pod: Pod, container: Container) -> Iterator[Fault]
         value = text(variable.get("value"))
         try:
             budget = parse_bytes(value)
-        except ServiceError:
+        except NotAnAmount:
             why = f"MLOPS_GPU_MEMORY is {display(value)}, which is not a valid amount of memory"
             yield Fault("gpu-budget", pod.owner, (*where, "value"), why)
             return

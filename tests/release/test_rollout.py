@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mlops_build import service as service_file
 from mlops_build.errors import NotFound
+from mlops_build.quantity import parse_bytes
 from mlops_build.release.rollout import GATE_SECONDS, GRACE_SECONDS, kubernetes_memory, rollout, room, steps
-from mlops_build.service import parse_bytes
 from tests.release.world import SERVICE
 
 Mode = Literal["none", "shared", "exclusive"]
