@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -37,9 +37,9 @@ from mlops_build.serving.output import Output
 from mlops_build.serving.predictor import Fatal
 from mlops_build.serving.refusal import Unanswered, inflated
 from mlops_build.serving.served_openapi import served, without_contract
-from mlops_build.serving.settings import Settings
 from mlops_build.serving.v2 import model as v2
 from mlops_build.serving.v2.model import V2
+from mlops_build.serving_settings import Settings
 
 if TYPE_CHECKING:
     from mlops_build.gpu import Lease
@@ -49,6 +49,7 @@ HTML = b"text/html; charset=utf-8"
 LARGE_BYTES = 32 << 20
 CHECK_SECONDS = 1.0
 
+T = TypeVar("T")
 log = logging.getLogger("mlops_build.serving")
 
 
@@ -83,7 +84,7 @@ class Service:
             output.on_drop = self._metrics.dropped.inc
         self._running: Counter[str] = Counter()  # requests by model
         self._stuck = self._settings.deadline + self._settings.stuck
-        self._writing: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
         self._endpoints: dict[str, Endpoint] = {}
         self._static: dict[str, Answer] = {"/metrics": Answer(200, b"")}
         self._probes: dict[str, str | None] = {"/v2/health/live": None, "/v2/health/ready": None}  # the model of each; None: all
@@ -112,7 +113,7 @@ class Service:
                 self._refuse_token(endpoint, exchange)
                 return
         if endpoint is not None and exchange.method == b"POST":
-            await self._invocation(self._call(endpoint, exchange, read_head(exchange.headers), caller))
+            await self._receive(self._call(endpoint, exchange, read_head(exchange.headers), caller))
         else:
             exchange.respond(self._other(exchange))
 
@@ -120,8 +121,8 @@ class Service:
         """Decide how to handle a request once only its headers have arrived, before a task exists for it.
 
         Responds at once if the batcher does not admit it: under overload, most of the work would be refusals. Returns a function that
-        submits the body if the request is small and has no encoding: a task would be a fifth of the work for it. Returns None for all other
-        requests, which go through `__call__`.
+        submits the body of a small request: a task would be a fifth of the work for it. Returns None for all other requests, which go
+        through `__call__`.
         """
         endpoint = self._endpoints.get(exchange.target.decode("latin-1"))
         if endpoint is None or exchange.method != b"POST":
@@ -132,14 +133,14 @@ class Service:
         except Unanswered as refused:
             self._refuse(endpoint, exchange, head, endpoint.error(*failed(refused, 0)[1]), refused.why)
             return None
-        if head.length is None or head.length > self._small or not _is_quick(head, head.length):
+        if head.length is None or head.length > self._small:
             return None
         caller = None
         if self._tokens is not None:
             caller = self._tokens.caller(exchange.headers)
             if caller is None:
                 return None
-        return partial(self._submit, endpoint, head, caller)
+        return partial(self._submit_small, endpoint, head, caller)
 
     def check(self) -> None:
         """Start the regular work: probes, free memory. Call this in the event loop."""
@@ -250,32 +251,29 @@ class Service:
     def _call(self, endpoint: Endpoint, exchange: Exchange, head: Head, caller: str | None) -> Call:
         return Call(endpoint, exchange, head, caller, Reservation(self._budget), time.perf_counter())
 
-    async def _invocation(self, call: Call) -> None:
-        """Receive a request, and put its rows into the queue."""
+    async def _receive(self, call: Call) -> None:
+        """Receive the body of a request, and submit it."""
         self._running[call.endpoint.loaded.name] += 1
         try:
             body = await read_body(call.exchange.receive, call.head.length, self._settings.body_limit, call.reservation.add)
-            call.ends = time.perf_counter() + self._settings.deadline
-            call.endpoint.batcher.admit()
-            quick, read = _is_quick(call.head, len(body)), partial(self._read, call, body)
-            del body
-            async with asyncio.timeout(call.left):
-                rows, write = read() if quick else await call.reservation.in_thread(read)
-            del read
-            if call.exchange.answered:  # its caller disconnected while its body was parsed in another thread
-                raise Disconnected
-            self._put(call, rows, write)
         except Exception as error:
             self._respond(call, error)
+        else:
+            self._submit(call, body)
 
-    def _submit(self, endpoint: Endpoint, head: Head, caller: str | None, exchange: Exchange, body: bytes) -> None:
-        """`_invocation` for a small body that has arrived."""
-        call = self._call(endpoint, exchange, head, caller)
+    def _submit_small(self, endpoint: Endpoint, head: Head, caller: str | None, exchange: Exchange, body: bytes) -> None:
         self._running[endpoint.loaded.name] += 1
-        call.ends = call.began + self._settings.deadline
+        self._submit(self._call(endpoint, exchange, head, caller), body)
+
+    def _submit(self, call: Call, body: bytes) -> None:
+        """Parse a body, and put its rows into the queue."""
+        call.ends = time.perf_counter() + self._settings.deadline
         try:
-            endpoint.batcher.admit()
-            self._put(call, *self._read(call, body))
+            call.endpoint.batcher.admit()
+            if _is_quick(call.head, len(body)):
+                self._put(call, self._read(call, body))
+            else:
+                self._in_thread(call, partial(self._read, call, body), partial(self._put, call))
         except Exception as error:
             self._respond(call, error)
 
@@ -287,7 +285,10 @@ class Service:
         reservation.keep(held(rows, len(body), reservation.size) + rows.count * call.endpoint.answer)
         return rows, write
 
-    def _put(self, call: Call, rows: Rows, write: Write) -> None:
+    def _put(self, call: Call, read: tuple[Rows, Write]) -> None:
+        if call.exchange.answered:  # its caller disconnected while its body was parsed in another thread
+            raise Disconnected
+        rows, write = read
         call.rows, rows.request_id = rows.count, call.head.request_id
         call.exchange.answer = future = call.endpoint.batcher.put(rows, call.left)
         future.add_done_callback(partial(self._predicted, call, rows, write))
@@ -297,8 +298,7 @@ class Service:
             output = future.result()
             if rows.output_bytes:  # instead of the estimate
                 call.reservation.add(rows.output_bytes - rows.count * call.endpoint.answer)
-                self._writing.add(task := asyncio.ensure_future(self._written(call, write, output)))
-                task.add_done_callback(self._writing.discard)
+                self._in_thread(call, partial(write, output), partial(self._respond, call))
                 return
             answer = write(output)
         except BaseException as error:  # otherwise the request would never be answered
@@ -306,15 +306,19 @@ class Service:
         else:
             self._respond(call, answer)
 
-    async def _written(self, call: Call, write: Write, output: Any) -> None:
-        """Write a large response in a thread, and send it."""
-        result: Answer | BaseException
-        try:
-            async with asyncio.timeout(call.left):
-                result = await call.reservation.in_thread(partial(write, output))
-        except BaseException as error:
-            result = error
-        self._respond(call, result)
+    def _in_thread(self, call: Call, function: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Call a function in a thread, and `then` with its result. An exception is the response to the request."""
+
+        async def work() -> None:
+            try:
+                async with asyncio.timeout(call.left):
+                    result = await call.reservation.in_thread(function)
+                then(result)
+            except BaseException as error:
+                self._respond(call, error)
+
+        self._tasks.add(task := asyncio.ensure_future(work()))
+        task.add_done_callback(self._tasks.discard)
 
     def _respond(self, call: Call, result: Answer | BaseException) -> None:
         name = call.endpoint.loaded.name
