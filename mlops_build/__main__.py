@@ -2,9 +2,11 @@
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
+from mlops_build.ci import systems
 from mlops_build.cli.output import failure
 from mlops_build.cli.parser import command_parser, top_parser
 from mlops_build.cli.table import COMMANDS
@@ -17,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000)
     # Skip the collection at exit, which takes half a second with MLflow and torch.
     atexit.register(gc.freeze)
+    # Also for the programs that a command starts.
+    os.environ |= systems.variables(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.platform == "win32":
         print(

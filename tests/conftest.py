@@ -120,7 +120,7 @@ def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
 @pytest.fixture
 def without_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an agent where nobody has configured a name, a token or a CI variable."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_BRIDGE_", "bamboo_"))]:
+    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_CI_", "MLOPS_BRIDGE_", "bamboo_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", GIT_CONFIG)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)

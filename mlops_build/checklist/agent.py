@@ -1,4 +1,4 @@
-"""Checks of the agent itself: the Bamboo plan, programs, package index, variables with secrets."""
+"""Checks of the agent itself: programs, package index, variables with secrets."""
 
 import os
 import shutil
@@ -7,29 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_build.adapters import installer, program
-from mlops_build.checklist.names import Names
-from mlops_build.checklist.result import SECONDS, Result, no, ok, unseen
-
-OUTSIDE = "not run by Bamboo: run it as a script of a job"
-
-
-def plan(names: Names) -> Result:
-    """Project, linked repository and specs work if this is a build of one of the plans."""
-    key = os.environ.get("bamboo_planKey")  # noqa: SIM112 # Bamboo's spelling
-    if not key:
-        return unseen(OUTSIDE)
-    if key in names.plans:
-        return ok(f"this is a build of {key}")
-    return no(f"this is a build of {key[:60]}, but the plans in bamboo-specs are {', '.join(names.plans)}")
-
-
-def capability(name: str) -> Result:
-    """Whether the agent has a capability, which Bamboo exports to scripts."""
-    if f"bamboo_capability_{name.replace('.', '_')}" in os.environ:
-        return ok(f"this agent has {name}")
-    if "bamboo_buildNumber" in os.environ:
-        return no(f"this agent does not have {name}; its jobs run on another agent or wait")
-    return unseen(OUTSIDE)
+from mlops_build.checklist.result import SECONDS, Result, no, ok
 
 
 def programs(commands: Sequence[str]) -> Result:

@@ -1,4 +1,4 @@
-"""The checks of the checklist's items that an agent can run, by the names in items.toml."""
+"""The checks of the checklist's items that an agent can run, by the names in items.toml. Those of the CI system are in mlops_build/ci."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +16,6 @@ from mlops_build.errors import MlopsBuildError
 MAX_PARALLEL = 8
 
 CHECKS: Mapping[str, Callable[[Names, Mapping[str, str]], Result]] = {
-    "plan": lambda names, _: agent.plan(names),
-    "capability": lambda _, values: agent.capability(values["capability"]),
     "programs": lambda names, _: agent.programs([names.python, "git", "make", "tar"]),
     "engine": lambda *_: _doctor(doctor.engine(required=True)),
     "package-index": lambda *_: agent.package_index(),
@@ -73,6 +71,8 @@ def _check(names: Names, item: Item) -> Result:
     if not item.check:
         return unseen(f"cannot be checked from an agent: ask {item.ask}")
     try:
+        if check := names.plans.checks.get(item.check):
+            return check(item.values)
         return CHECKS[item.check](names, item.values)
     except MlopsBuildError as error:
         return no(error.message)

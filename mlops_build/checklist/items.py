@@ -1,4 +1,4 @@
-"""The items of the checklist for one service, from items.toml, and the list as Markdown."""
+"""The items of the checklist for one service, from items.toml and its CI system, and the list as Markdown."""
 
 import textwrap
 import tomllib
@@ -37,7 +37,7 @@ def items(names: Names) -> list[Item]:
     conditions, values, repeated = _conditions(names), _values(names), _repeated(names)
     return [
         _filled(template, {**values, **more})
-        for template in _templates()
+        for template in (*_templates(names.plans.items), *_templates(_document()))
         if not template.when or conditions[template.when]
         for more in (repeated[template.each] if template.each else [{}])
     ]
@@ -62,9 +62,14 @@ def section(names: Names, heading: str) -> Iterator[str]:
 
 
 @cache
-def _templates() -> Sequence[Item]:
-    document = tomllib.loads(files("mlops_build.checklist").joinpath("items.toml").read_text(encoding="utf-8"))
-    entries: list[dict[str, Any]] = [{key: " ".join(text.split()) for key, text in entry.items()} for entry in document["item"]]
+def _document() -> str:
+    return files("mlops_build.checklist").joinpath("items.toml").read_text(encoding="utf-8")
+
+
+@cache
+def _templates(document: str) -> Sequence[Item]:
+    table = tomllib.loads(document)
+    entries: list[dict[str, Any]] = [{key: " ".join(text.split()) for key, text in entry.items()} for entry in table["item"]]
     return [Item(**entry) for entry in entries]
 
 
@@ -94,7 +99,7 @@ def _repeated(names: Names) -> dict[str, list[dict[str, str]]]:
     environments = names.service.environments
     priority_classes = {env: place.priority_class for env, place in environments.items() if place.priority_class}
     return {
-        "capability": [{"capability": capability} for capability in names.capabilities],
+        "capability": [{"capability": capability} for capability in names.plans.capabilities],
         "namespace": [{"namespace": namespace} for namespace in _namespaces(names)],
         "env": [{"env": env, "priority_class": name} for env, name in priority_classes.items()],
     }
@@ -107,8 +112,9 @@ def _values(names: Names) -> dict[str, str]:
         for env, place in environments.items()
     ]
     return {
+        **names.plans.values,
+        "ci": names.plans.system,
         "commit_prefix": service.git.commit_prefix or "",
-        "deployment": names.deployment,
         "git_api": str(service.git.api),
         "hosts": _code(place.host for place in environments.values()),
         "image": names.image,
@@ -118,8 +124,6 @@ def _values(names: Names) -> dict[str, str]:
         "models": _code(model.name for model in service.models),
         "namespaces": _code(_namespaces(names)),
         "origin": names.origin or "this repository",
-        "plans": " and ".join(f"`{key}`" for key in names.plans),
-        "project": names.project,
         "python": names.python,
         "remote": names.remote or "which is not set",
         "repository": f"`{names.repository}`" if names.repository else f"<{names.origin or 'the repository'}>",

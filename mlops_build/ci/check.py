@@ -11,12 +11,12 @@ from pathlib import Path
 
 from mlops_build import service, verify
 from mlops_build.adapters import dvc, program
-from mlops_build.ci import dry_run
+from mlops_build.ci import dry_run, systems
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
 
 STEP_SECONDS = 3600
-# The test report for CI systems (Bamboo's test-parser, in bamboo-specs); ignored by Git.
+# The test report for CI systems, whose plans read it; ignored by Git.
 REPORT = "build/test-reports/tests.xml"
 
 
@@ -45,8 +45,8 @@ def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
 
 
 def verified(root: Path, say: Callable[[str], None]) -> bool:
-    """Whether the manifests and Bamboo specs have no findings; prints the findings."""
-    report = verify.check(root)
+    """Whether the manifests and CI specs have no findings; prints the findings."""
+    report = verify.check(root, specs=systems.spec_checkers())
     for note in report.notes:
         say(f"check manifests: {note}")
     for finding, why in report.ignored:

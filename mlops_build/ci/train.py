@@ -34,7 +34,7 @@ class OtherTraining(Refused):
 def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Train; returns {"models": […], "warnings": […], "branch": name or None, "pull_request": … or None}.
 
-    build: N; default: bamboo_buildNumber, else the number of the current branch, else the next free one.
+    build: N; default: MLOPS_CI_BUILD, else the number of the current branch, else the next free one.
 
     Raises OtherTraining, and the errors of the pipeline and of the Git host's API. Uncommitted changes, a used number and a missing token
     are detected before the training, which may take hours.
@@ -65,12 +65,11 @@ def _target(checkout: Checkout) -> str:
     current = checkout.branch()
     if not current.startswith(PREFIX):
         return current
-    named = os.environ.get("MLOPS_GIT_BRANCH") or os.environ.get("bamboo_planRepository_branchName")  # noqa: SIM112
-    return checked_ref(named or "main")
+    return checked_ref(os.environ.get("MLOPS_GIT_BRANCH") or "main")
 
 
 def _number(build: str | None, checkout: Checkout) -> int:
-    named = build or os.environ.get("bamboo_buildNumber")  # noqa: SIM112
+    named = build or os.environ.get("MLOPS_CI_BUILD")
     if named:
         if not NUMBER.fullmatch(named):
             raise UsageError(f"{named[:50]!r} is not a valid build number", remedy="give a whole number from 1")

@@ -1,6 +1,6 @@
 """Check what is installed, reachable and configured, on this machine and for the service around the current folder.
 
-With --ci, in a script of a Bamboo job: also check every item of the manual setup of Bamboo, Bitbucket, the image registry, the cluster,
+With --ci, in a script of a CI job: also check every item of the manual setup of the CI system, Git host, image registry, cluster,
 MLflow and S3, as far as an agent can (`??` if it cannot, with whom to ask). Nothing is changed. --checklist prints that list with this
 service's names, without checks. `--` marks what is not there, and need not be. Exit code 4 if something is wrong; each finding has a
 remedy.
@@ -39,22 +39,29 @@ def run(args: argparse.Namespace) -> int:
 def _print_checklist(args: argparse.Namespace, root: "Path | None") -> int:
     from mlops_build import service
     from mlops_build.checklist import items, names
+    from mlops_build.ci import systems
 
-    service_names = names.read(root or service.find_root())
+    root = root or service.find_root()
+    service_names = names.read(root, systems.used_by(root).plans(root))
     lines = [{key: getattr(item, key) for key in ("id", "where", "what", "how", "ask")} for item in items.items(service_names)]
     result(args, {"service": service_names.service.name, "checklist": lines}, items.markdown(service_names).rstrip("\n"))
     return 0
 
 
 def _examine(args: argparse.Namespace, root: "Path | None") -> int:
+    from pathlib import Path
+
     from mlops_build import doctor, finding
 
     names, error = _names(root) if args.ci and root else (None, None)
     checks = doctor.examine(root, ci=args.ci and error is None, deep=args.deep)
     is_valid = any(check.name == "service.yaml" and check.ok for check in checks)
-    if error and is_valid:
-        wrong = finding.Finding("bamboo-specs", "bamboo-specs", error.message, error.remedy or "restore bamboo-specs from Git")
-        checks.append(doctor.Check("bamboo-specs", "the checklist cannot be created", [wrong]))
+    if error and root and is_valid:
+        from mlops_build.ci import systems
+
+        specs = Path(systems.used_by(root).SPECS).parent.name
+        wrong = finding.Finding(specs, specs, error.message, error.remedy or f"restore {specs} from Git")
+        checks.append(doctor.Check(specs, "the checklist cannot be created", [wrong]))
     findings = [problem for check in checks for problem in check.findings]
     rows = [("no" if check.findings else "absent" if check.absent else "ok", check.name, check.seen) for check in checks]
     document: dict[str, object] = {
@@ -83,8 +90,9 @@ def _names(root: "Path") -> "tuple[Names | None, MlopsBuildError | None]":
 
     try:
         from mlops_build.checklist import names
+        from mlops_build.ci import systems
 
-        return names.read(root), None
+        return names.read(root, systems.used_by(root).plans(root)), None
     except MlopsBuildError as error:
         return None, error
     except ModuleNotFoundError:

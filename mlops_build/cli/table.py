@@ -20,9 +20,9 @@ COMMANDS: dict[str, Command] = {
     "gpu": ("mlops_build.cli.gpu", "list the cards, and reserve memory on one for a program", None),
     "lineage": ("mlops_build.cli.lineage", "show what a model version was made from", "operate"),
     "update": ("mlops_build.cli.update", "merge a newer version of the template into a service", "template"),
-    "verify": ("mlops_build.cli.verify", "check Kubernetes manifests and Bamboo specs", "operate"),
+    "verify": ("mlops_build.cli.verify", "check Kubernetes manifests and CI specs", "operate"),
     "watch": ("mlops_build.cli.watch", "export metrics of a node's GPUs to Prometheus, Graphite and Zabbix", "watch"),
     "doctor": ("mlops_build.cli.doctor", "check what is installed, reachable and configured", None),
-    "ci": ("mlops_build.cli.ci", "run a step of the Bamboo plans, here or on an agent", "train"),
+    "ci": ("mlops_build.cli.ci", "run a step of the CI plans, here or on an agent", "train"),
     "completion": ("mlops_build.cli.completion", "print a completion script for bash, zsh or fish", None),
 }

@@ -1,8 +1,8 @@
-"""Check Kubernetes manifests and Bamboo specs before they are applied. Each finding has a file, line and remedy.
+"""Check Kubernetes manifests and CI specs before they are applied. Each finding has a file, line and remedy.
 
-In a service every overlay is rendered (with kubectl) and checked as a whole, and so is bamboo-specs/. Any other folder or file is read as
-plain manifests or specs. Exit code 4 with findings, 0 without. A finding is ignored by a comment on its line or the line before,
-`# mlops-build: ignore RULE: why`, or for a whole service in service.yaml, `verify: {ignore: {RULE: why}}`. The rules:
+In a service every overlay is rendered (with kubectl) and checked as a whole, and so are the specs of its CI plans. Any other folder or
+file is read as plain manifests or specs. Exit code 4 with findings, 0 without. A finding is ignored by a comment on its line or the line
+before, `# mlops-build: ignore RULE: why`, or for a whole service in service.yaml, `verify: {ignore: {RULE: why}}`. The rules:
 docs/reference/verify-rules.md
 """
 
@@ -28,19 +28,20 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mlops_build import finding, service
+    from mlops_build.ci import systems
     from mlops_build.errors import UsageError
     from mlops_build.verify import check, sarif
 
     if args.json and args.sarif == "-":
         raise UsageError("--json and --sarif - would both write to stdout", remedy="write SARIF to a file")
     root = Path(args.path) if args.path else service.find_root()
-    report = check(root, kubernetes=args.kubernetes)
+    report = check(root, kubernetes=args.kubernetes, specs=systems.spec_checkers())
     for note in report.notes:
         say(note)
     for ignored, why in report.ignored:
         say(f"ignored: {ignored.file} line {ignored.line} [{ignored.rule}]: {why}")
     if args.sarif:
-        log = json.dumps(sarif.document(report.findings, report.ignored), indent=2, ensure_ascii=False) + "\n"
+        log = json.dumps(sarif.document(report), indent=2, ensure_ascii=False) + "\n"
         if args.sarif == "-":
             print(log, end="")
         else:

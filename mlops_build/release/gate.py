@@ -68,7 +68,7 @@ def examined(objects: Objects, commit: str, env: str) -> Report:
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         tree = Path(scratch) / "tree"
         objects.export(commit, tree, service_file.FILE, "deploy")
-        return check_manifests(tree, environments=[env], specs=False)
+        return check_manifests(tree, environments=[env])
 
 
 def goes_back(before: Record | None, after: Record) -> bool:

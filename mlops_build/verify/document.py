@@ -1,7 +1,7 @@
 """YAML with source lines: every value knows the line it was written on.
 
 The parser works event by event, because a checked file may contain anything: deep nesting does not overflow the stack, aliases do not
-expand without bound, and a duplicate key is a fault instead of an exception. Scalars are resolved as in Kubernetes' and Bamboo's parsers:
+expand without bound, and a duplicate key is a fault instead of an exception. Scalars are resolved as in the parsers of Kubernetes and CI:
 YAML 1.1, except that dates stay strings.
 """
 
@@ -254,7 +254,7 @@ def plain(text: str) -> Any:
 
 
 class Tagged(str):
-    """A string with a custom tag, such as Bamboo's `!include file.yaml`, whose value is unknown."""
+    """A string with a custom tag, such as `!include file.yaml`, whose value is unknown."""
 
 
 _TAGGED: dict[str, Callable[[str], Any]] = {"int": plain, "float": plain, "bool": plain, "null": lambda _: None, "str": str}

@@ -6,20 +6,24 @@ from pathlib import Path
 
 from mlops_build import service as service_file
 from mlops_build.service import Service
-from mlops_build.verify import bamboo, contract, overlay, plain, schema
+from mlops_build.verify import contract, overlay, plain, schema
 from mlops_build.verify.document import File, parse
-from mlops_build.verify.report import Collected, Report, finish
+from mlops_build.verify.report import Collected, Report, finish, start
 from mlops_build.verify.rules import check_objects, check_sources, fixed_location, locator, read_file
+from mlops_build.verify.specs import SpecChecker
 from mlops_build.verify.world import Fault, Part, World, mapping, mappings, text
 
 OVERLAYS = "deploy/overlays"
 
 
-def check(path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None, specs: bool = True) -> Report:
-    """Check a service's root (every overlay as it renders, and bamboo-specs/), one of its overlays, or a folder or file of YAML.
+def check(
+    path: Path, *, kubernetes: str | None = None, environments: Sequence[str] | None = None, specs: Sequence[SpecChecker] | None = None
+) -> Report:
+    """Check a service's root (every overlay as it renders, and its CI specs), one of its overlays, or a folder or file of YAML.
 
     kubernetes: the version whose schemas are used, such as "1.31"; default: service.yaml's, else the newest known. environments: check only
-    these of a service. specs: also check Bamboo specs. Raises NothingThere, UnknownVersion, and ServiceError if service.yaml is not valid.
+    these of a service. specs: also check the specs of these CI systems. Raises NothingThere, UnknownVersion, and ServiceError if
+    service.yaml is not valid.
     """
     if not path.exists():
         raise plain.NothingThere(f"{path} does not exist", remedy="name a service's folder, or a folder or file of YAML")
@@ -27,18 +31,18 @@ def check(path: Path, *, kubernetes: str | None = None, environments: Sequence[s
         return _service(path, kubernetes, environments, specs)
     root = path.resolve().parent.parent.parent
     if overlay.kustomization(path) and path.resolve().parent == root / OVERLAYS and _is_service(root):
-        return _service(root, kubernetes, [path.resolve().name], False)
-    return plain.check(path, kubernetes)
+        return _service(root, kubernetes, [path.resolve().name], None)
+    return plain.check(path, kubernetes, specs)
 
 
 def _is_service(path: Path) -> bool:
     return (path / service_file.FILE).is_file() and (path / OVERLAYS).is_dir()
 
 
-def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | None, with_specs: bool) -> Report:
+def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | None, specs: Sequence[SpecChecker] | None) -> Report:
     service = service_file.load(root, strict=False)
     version = kubernetes or service.verify.kubernetes
-    report, collected = Report(), Collected()
+    report, collected = start(specs), Collected()
     settings = parse((root / service_file.FILE).read_text(encoding="utf-8", errors="replace"), service_file.FILE)
     collected.files[settings.name] = settings
     part = Part(settings.name, {}, locator(settings, settings.documents[0]))
@@ -47,9 +51,10 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     chosen = [folder for folder in folders if environments is None or folder.name in environments]
     worlds = [world for folder in chosen if (world := _overlay(root, folder, service, version, report, collected))]
     collected.faults += [(fault, None) for fault in _same_host(service, worlds, part)]
-    specs = [read_file(path, root) for path in plain.yaml_files(root / plain.SPECS)] if with_specs else []
-    collected.files |= {file.name: file for file in specs}
-    collected.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=True))]
+    for checker in specs or ():
+        files = [read_file(path, root) for path in plain.yaml_files(root / checker.folder)]
+        collected.files |= {file.name: file for file in files}
+        collected.faults += [(fault, None) for fault in checker.check(files, service)]
     collected.faults += contract.check(root, [(folder.name, _record(root, folder.name)) for folder in chosen], report.notes)
     return finish(report, collected, [folder.name for folder in chosen], service.verify.ignore, settings)
 

@@ -1,4 +1,4 @@
-"""A folder or file of YAML outside a service: plain manifests, kustomizations and Bamboo specs in any combination.
+"""A folder or file of YAML outside a service: plain manifests, kustomizations and CI specs in any combination.
 
 The files of a folder are checked together, as `kubectl apply -f` would apply them. Files of a kustomization are checked as it renders,
 because a base or patch is not complete. A missing object is not a fault: it may be defined elsewhere.
@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlops_build.errors import NotFound
-from mlops_build.verify import bamboo, overlay
+from mlops_build.verify import overlay
 from mlops_build.verify.document import File
-from mlops_build.verify.report import Collected, Report, finish
+from mlops_build.verify.report import Collected, Report, finish, start
 from mlops_build.verify.rules import check_objects, check_sources, locator, read_file
+from mlops_build.verify.specs import SpecChecker
 from mlops_build.verify.world import Fault, Object, World, text
 
-SPECS = "bamboo-specs"
 SUFFIXES = (".yaml", ".yml")
 # Folders without manifests.
 NOT_MANIFESTS = {".git", ".venv", ".dvc", ".github", "node_modules", "__pycache__", "vendor"}
@@ -29,12 +29,12 @@ class NothingThere(NotFound):
     """The file or folder does not exist or cannot be read."""
 
 
-def check(path: Path, version: str | None) -> Report:
-    """Check a file, or a folder and everything below it. Raises NothingThere if the file cannot be read."""
-    report, collected = Report(), Collected()
+def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) -> Report:
+    """Check a file, or a folder and everything below it. specs: as in `verify.check`. Raises NothingThere if the file cannot be read."""
+    report, collected = start(specs), Collected()
     root = path.resolve() if path.is_dir() else path.resolve().parent
     worlds: dict[Path, list[Object]] = {}
-    specs: list[File] = []
+    spec_files: dict[str, list[File]] = {checker.folder: [] for checker in specs or ()}
     rendered = _kustomizations(root, version, report, collected) if path.is_dir() else set()
     for source in yaml_files(root) if path.is_dir() else [path.resolve()]:
         try:
@@ -49,8 +49,8 @@ def check(path: Path, version: str | None) -> Report:
             report.notes.append(f"{file.name} was not checked: it is a template, with values such as {{{{ NAME }}}}")
             continue
         collected.files[file.name] = file
-        if source.parent.name == SPECS or any(bamboo.looks_like(document.value) for document in file.documents):
-            specs.append(file)
+        if checker := _checker_of(file, source, specs or ()):
+            spec_files[checker.folder].append(file)
         elif file.name not in rendered and "patch" not in source.name:  # a patch is not a complete object
             objects = list(_objects(file))
             collected.faults += [(fault, None) for fault in _duplicate_objects(objects)]
@@ -58,8 +58,17 @@ def check(path: Path, version: str | None) -> Report:
     for objects in worlds.values():
         report.objects += len(objects)
         collected.faults += [(fault, None) for fault in check_objects(World(objects), version)]
-    collected.faults += [(fault, None) for fault in bamboo.check(bamboo.read(specs, closed=False))]
+    for checker in specs or ():
+        collected.faults += [(fault, None) for fault in checker.check(spec_files[checker.folder], None)]
     return finish(report, collected, [], {}, None)
+
+
+def _checker_of(file: File, source: Path, specs: Sequence[SpecChecker]) -> SpecChecker | None:
+    """The checker of a file of CI specs; None for manifests."""
+    for checker in specs:
+        if source.parent.name == checker.folder or any(checker.recognises(document.value) for document in file.documents):
+            return checker
+    return None
 
 
 def yaml_files(folder: Path) -> list[Path]:

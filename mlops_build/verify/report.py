@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlops_build.finding import Finding
-from mlops_build.verify.catalogue import RULES
+from mlops_build.verify.catalogue import RULES, Rule, by_name
 from mlops_build.verify.document import File
 from mlops_build.verify.schema import suggestion
+from mlops_build.verify.specs import SpecChecker
 from mlops_build.verify.world import Fault, Object
 
 
@@ -16,6 +17,7 @@ class Report:
 
     ignored: findings that a comment or service.yaml ignores, each with the reason. notes: what could not be checked, and why.
     rendered: the objects of each environment's overlay.
+    rules: those that were checked. has_all_rules: whether a name that is not in them is not the name of any rule.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -24,6 +26,16 @@ class Report:
     objects: int = 0
     notes: list[str] = field(default_factory=list)
     rendered: dict[str, list[Object]] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=lambda: dict(RULES))
+    has_all_rules: bool = True
+
+
+def start(specs: Sequence[SpecChecker] | None) -> Report:
+    """An empty report. specs: the checkers of CI specs; None: they are not checked, and the names of their rules are unknown."""
+    report = Report(has_all_rules=specs is not None)
+    for checker in specs or ():
+        report.rules |= by_name(checker.families)
+    return report
 
 
 @dataclass
@@ -45,7 +57,7 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
             if fault.rule not in ignore:
                 remarks.append(f"{file} line {line}: {fault.about}: {fault.why} here [{fault.rule}]")
             continue
-        key = (file, fault.rule, line, fault.why, fault.remedy or RULES[fault.rule].remedy, str(fault.about))
+        key = (file, fault.rule, line, fault.why, fault.remedy or report.rules[fault.rule].remedy, str(fault.about))
         shown_in.setdefault(key, []).append(env or "")
     report.notes += dict.fromkeys(remarks)
     findings = []
@@ -59,7 +71,7 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
             Finding(source.name, problem.rule, problem.why, RULES[problem.rule].remedy, source.name, problem.line)
             for problem in source.problems
         ]
-    findings += _bad_ignores(collected.files.values(), ignore, settings)
+    findings += _bad_ignores(report, collected.files.values(), ignore, settings)
     comments = {(source.name, comment.line, comment.rule): comment.why for source in collected.files.values() for comment in source.ignored}
     for finding in sorted(findings, key=lambda finding: (finding.file or "", finding.line or 0, finding.rule, finding.why)):
         reason = comments.get((finding.file or "", finding.line or 0, finding.rule)) or ignore.get(finding.rule)
@@ -70,22 +82,22 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
     return report
 
 
-def _bad_ignores(files: Iterable[File], ignore: Mapping[str, str], settings: File | None) -> list[Finding]:
+def _bad_ignores(report: Report, files: Iterable[File], ignore: Mapping[str, str], settings: File | None) -> list[Finding]:
     findings = []
     for file in files:
         for comment in file.ignored:
-            if comment.rule not in RULES:
-                findings.append(_unknown_rule(file.name, comment.rule, comment.comment_line))
+            if comment.rule not in report.rules and report.has_all_rules:
+                findings.append(_unknown_rule(report, file.name, comment.rule, comment.comment_line))
             elif not comment.why:
                 why = f"{comment.rule} is ignored without a reason"
                 findings.append(Finding(file.name, "bad-ignore", why, RULES["bad-ignore"].remedy, file.name, comment.comment_line))
     for rule in ignore:
-        if rule not in RULES and settings and settings.documents:
+        if rule not in report.rules and report.has_all_rules and settings and settings.documents:
             line = settings.documents[0].line_of(("verify", "ignore", rule))[0]
-            findings.append(_unknown_rule(settings.name, rule, line))
+            findings.append(_unknown_rule(report, settings.name, rule, line))
     return findings
 
 
-def _unknown_rule(file: str, rule: str, line: int) -> Finding:
-    hint = suggestion(rule, list(RULES)) or RULES["bad-ignore"].remedy
+def _unknown_rule(report: Report, file: str, rule: str, line: int) -> Finding:
+    hint = suggestion(rule, list(report.rules)) or RULES["bad-ignore"].remedy
     return Finding(file, "bad-ignore", f"the rule {rule!r} does not exist", hint, file, line)

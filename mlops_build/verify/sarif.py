@@ -1,33 +1,33 @@
 """Findings as SARIF 2.1.0, which code hosts and editors show next to the lines."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from mlops_build import __version__
 from mlops_build.finding import Finding
-from mlops_build.verify.catalogue import RULES, Rule
+from mlops_build.verify.catalogue import Rule
+from mlops_build.verify.report import Report
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 DOCS = "https://github.com/mlops-build/mlops-build/blob/main/docs/reference/verify-rules.md"
 
 
-def document(findings: Sequence[Finding], ignored: Sequence[tuple[Finding, str]] = ()) -> dict[str, Any]:
-    """One SARIF log with one run. ignored: ignored findings with the reasons; they become suppressed results.
+def document(report: Report) -> dict[str, Any]:
+    """One SARIF log with one run. Ignored findings become suppressed results.
 
     Paths are relative to the checked folder. Only rules with results are described.
     """
-    used = sorted({finding.rule for finding in [*findings, *(finding for finding, _ in ignored)]})
+    used = sorted({finding.rule for finding in [*report.findings, *(finding for finding, _ in report.ignored)]})
     index = {rule: number for number, rule in enumerate(used)}
-    results = [_result(finding, index) for finding in findings]
+    results = [_result(finding, index) for finding in report.findings]
     results += [
         {**_result(finding, index), "suppressions": [{"kind": "inSource", "status": "accepted", "justification": why}]}
-        for finding, why in ignored
+        for finding, why in report.ignored
     ]
     driver = {
         "name": "mlops-build verify",
         "semanticVersion": __version__,
         "informationUri": DOCS,
-        "rules": [_rule(RULES[rule]) for rule in used],
+        "rules": [_rule(report.rules[rule]) for rule in used],
     }
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}

@@ -60,7 +60,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Another document with lines: a Bamboo spec, a kustomization. title: its name in findings."""
+    """Another document with lines: a CI spec, a kustomization. title: its name in findings."""
 
     title: str
     data: Mapping[str, Any]

@@ -20,6 +20,7 @@ from mlops_build.__main__ import main
 from mlops_build.checklist import agent, checks, cluster, host, image_registry, items, names, storage
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result
+from mlops_build.ci import bamboo
 from mlops_build.errors import NotFound, Refused
 from tests.adapters.git.bitbucket import bitbucket
 from tests.conftest import Render, git
@@ -60,18 +61,22 @@ def service(render: Render, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def read(root: Path) -> Names:
+    return names.read(root, bamboo.plans(root))
+
+
 def ids(service_names: Names) -> list[str]:
     return [item.id for item in items.items(service_names)]
 
 
 def test_names_come_from_the_services_own_files(service: Callable[..., Path]) -> None:
-    service_names = names.read(service(bamboo_project_key="VISION"))
-    assert (service_names.project, service_names.plans, service_names.deployment) == (
-        "VISION",
-        ("VISION-DIGITS", "VISION-DIGITSTRAIN"),
-        "digits",
-    )
-    assert service_names.capabilities == ("mlops.credentials",)
+    service_names = read(service(bamboo_project_key="VISION"))
+    assert service_names.plans.values == {
+        "project": "VISION",
+        "plans": "`VISION-DIGITS` and `VISION-DIGITSTRAIN`",
+        "deployment": "digits",
+    }
+    assert service_names.plans.capabilities == ("mlops.credentials",)
     assert service_names.origin == "https://git.example.com/scm/ml/digits.git"
     assert str(service_names.repository) == "ml/digits"
     assert (service_names.remote, service_names.endpoint) == ("s3://ml-data/digits", "https://s3.example.com")
@@ -81,23 +86,23 @@ def test_names_come_from_the_services_own_files(service: Callable[..., Path]) ->
 
 def test_without_specs_there_is_no_checklist(service: Callable[..., Path]) -> None:
     root = service()
-    (root / names.SPECS).write_text("a: [")
+    (root / bamboo.SPECS).write_text("a: [")
     with pytest.raises(Refused, match="not valid YAML"):
-        names.read(root)
-    (root / names.SPECS).write_text("{}\n")
+        read(root)
+    (root / bamboo.SPECS).write_text("{}\n")
     with pytest.raises(NotFound, match="has no plan"):
-        names.read(root)
-    (root / names.SPECS).unlink()
+        read(root)
+    (root / bamboo.SPECS).unlink()
     with pytest.raises(NotFound, match="is missing"):
-        names.read(root)
+        read(root)
 
 
 @pytest.mark.parametrize("plan", ["", "plan:\n", "plan: DIGITS\n", "plan: {key: DIGITS}\n", "plan: {project-key: ML, key: [1]}\n"])
 def test_stages_without_a_plan_are_refused(service: Callable[..., Path], plan: str) -> None:
     root = service()
-    (root / names.SPECS).write_text(f"version: 2\n{plan}stages: []\n---\nversion: 2\nenvironments: [staging]\ndeployment:\n")
+    (root / bamboo.SPECS).write_text(f"version: 2\n{plan}stages: []\n---\nversion: 2\nenvironments: [staging]\ndeployment:\n")
     with pytest.raises(Refused, match=r"document 1 has `stages:`, but no `plan:` with `project-key:` and `key:`"):
-        names.read(root)
+        read(root)
 
 
 @pytest.mark.parametrize("specs", [None, "version: 2\nstages: []\n"])
@@ -105,9 +110,9 @@ def test_doctor_checks_the_rest_without_usable_specs(
     service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], specs: str | None
 ) -> None:
     root = service(dvc_remote_url="dvc-remote", s3_endpoint_url="", mlflow_tracking_uri="http://127.0.0.1:9")
-    (root / names.SPECS).unlink()
+    (root / bamboo.SPECS).unlink()
     if specs:
-        (root / names.SPECS).write_text(specs)
+        (root / bamboo.SPECS).write_text(specs)
     git(root, "remote", "remove", "origin")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
@@ -126,7 +131,7 @@ def test_doctor_checks_the_rest_without_usable_specs(
 
 
 def test_every_item_has_an_id_a_remedy_and_a_check_or_somebody_to_ask(service: Callable[..., Path]) -> None:
-    checklist = items.items(names.read(service(gpu="shared")))
+    checklist = items.items(read(service(gpu="shared")))
     assert len({item.id for item in checklist}) == len(checklist)
     for item in checklist:
         assert item.what.endswith((".", "file."))
@@ -135,7 +140,7 @@ def test_every_item_has_an_id_a_remedy_and_a_check_or_somebody_to_ask(service: C
 
 
 def test_the_list_has_only_the_items_that_the_service_needs(service: Callable[..., Path]) -> None:
-    item_ids = set(ids(names.read(service())))
+    item_ids = set(ids(read(service())))
     assert {"bamboo-project", "git-push", "images-push", "cluster-rights", "mlflow", "data-write", "agent-lock"} <= item_ids
     assert {"cluster-namespace-ml", "cluster-namespace-ml-staging", "cluster-pull-secret-ml"} <= item_ids
     assert not {item_id for item_id in item_ids if item_id.startswith("gpu-")}
@@ -147,7 +152,7 @@ def test_the_list_has_only_the_items_that_the_service_needs(service: Callable[..
 )
 def test_a_gpu_adds_items(service: Callable[..., Path], gpu: str, expected: set[str]) -> None:
     root = service("git: {pull_requests: bitbucket, api: https://git.example.com}\n", gpu=gpu)
-    item_ids = ids(names.read(root))
+    item_ids = ids(read(root))
     assert {item_id for item_id in item_ids if item_id.startswith("gpu-")} == expected
     assert "git-pull-requests" in item_ids
 
@@ -175,7 +180,7 @@ def test_it_is_printed_as_markdown_with_the_services_names(
         assert expected in text
     assert main(["doctor", "--checklist", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [line["id"] for line in document["checklist"]] == ids(names.read(root))
+    assert [line["id"] for line in document["checklist"]] == ids(read(root))
     monkeypatch.chdir(root.parent)
     assert main(["doctor", "--checklist"]) == 3
 
@@ -184,16 +189,16 @@ def test_it_is_printed_as_markdown_with_the_services_names(
 
 
 def test_variables_of_bamboo_are_checked(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    service_names = names.read(service())
-    assert agent.plan(service_names).state == agent.capability("mlops.credentials").state == "unseen"
+    bamboo_checks, credentials = bamboo.plans(service()).checks, {"capability": "mlops.credentials"}
+    assert bamboo_checks["plan"]({}).state == bamboo_checks["capability"](credentials).state == "unseen"
     monkeypatch.setenv("bamboo_planKey", "ML-DIGITSTRAIN")
     monkeypatch.setenv("bamboo_buildNumber", "3")
-    assert agent.plan(service_names).state == "ok"
-    assert agent.capability("mlops.credentials").state == "no"
+    assert bamboo_checks["plan"]({}).state == "ok"
+    assert bamboo_checks["capability"](credentials).state == "no"
     monkeypatch.setenv("bamboo_capability_mlops_credentials", "true")
-    assert agent.capability("mlops.credentials").state == "ok"
+    assert bamboo_checks["capability"](credentials).state == "ok"
     monkeypatch.setenv("bamboo_planKey", "ML-OTHER")
-    assert "ML-DIGITS, ML-DIGITSTRAIN" in agent.plan(service_names).detail
+    assert "ML-DIGITS, ML-DIGITSTRAIN" in bamboo_checks["plan"]({}).detail
 
 
 def test_values_of_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +226,7 @@ def test_a_push_is_a_dry_run(service: Callable[..., Path], tmp_path: Path, monke
     with bitbucket(tmp_path / "bitbucket", TOKEN) as server:
         root = service(f"git: {{pull_requests: bitbucket, api: {server.url}}}\n")
         git(root, "remote", "set-url", "origin", server.make("ml", "digits"))
-        service_names = names.read(root)
+        service_names = read(root)
         assert host.push(service_names).state == "no"
         assert "MLOPS_GIT_TOKEN is not set" in host.pull_requests(service_names).detail
         monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
@@ -233,11 +238,11 @@ def test_a_push_is_a_dry_run(service: Callable[..., Path], tmp_path: Path, monke
         result = host.pull_requests(service_names)
         assert (result.state, "401" in result.detail, "expired" in result.detail) == ("no", True, False)
         git(root, "remote", "remove", "origin")
-        assert host.push(names.read(root)).detail == "there is no Git remote called origin"
+        assert host.push(read(root)).detail == "there is no Git remote called origin"
 
 
 def test_the_author_of_commits_is_checked(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    service_names = names.read(service())
+    service_names = read(service())
     assert "mlops-build@localhost" in host.identity(service_names).detail
     assert host.identity(service_names).state == "no"
     monkeypatch.setenv("MLOPS_GIT_NAME", "The bot")
@@ -332,7 +337,7 @@ def test_an_upload_of_an_image_is_started_and_cancelled(
     distribution.mode = how
     if user:
         docker_login(tmp_path, distribution.address, user)
-    result = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
+    result = image_registry.push(read(service(image_registry=f"{distribution.address}/ml")))
     assert result.state == state, result
     assert "xyzzy" not in result.detail
     assert ("docker is not logged in to it" in result.detail) == (state == "no" and user is None)
@@ -346,7 +351,7 @@ def test_an_upload_of_an_image_is_started_and_cancelled(
 def test_a_credential_helper_is_not_run(service: Callable[..., Path], distribution: Distribution, tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker/config.json").write_text(json.dumps({"credHelpers": {distribution.address: "ecr-login"}}))
-    result = image_registry.push(names.read(service(image_registry=f"{distribution.address}/ml")))
+    result = image_registry.push(read(service(image_registry=f"{distribution.address}/ml")))
     assert (result.state, "ecr-login" in result.detail) == ("unseen", True)
     assert distribution.calls == []
 
@@ -356,11 +361,11 @@ def test_the_real_registry_accepts_an_upload(service: Callable[..., Path]) -> No
     address = os.environ.get("MLOPS_TEST_IMAGE_REGISTRY")
     if not address:
         pytest.skip("set MLOPS_TEST_IMAGE_REGISTRY to a registry to push to")
-    assert image_registry.push(names.read(service(image_registry=f"{address}/checked"))).state == "ok"
+    assert image_registry.push(read(service(image_registry=f"{address}/checked"))).state == "ok"
 
 
 def test_an_unreachable_registry(service: Callable[..., Path]) -> None:
-    assert "does not answer" in image_registry.push(names.read(service(image_registry="127.0.0.1:9/ml"))).detail
+    assert "does not answer" in image_registry.push(read(service(image_registry="127.0.0.1:9/ml"))).detail
 
 
 # The cluster.
@@ -399,7 +404,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_cluster_is_only_read(service: Callable[..., Path], kubectl: Path) -> None:
-    service_names = names.read(service(gpu="shared"))
+    service_names = read(service(gpu="shared"))
     assert cluster.reachable() == Result("ok", "the cluster answers, context company")
     assert cluster.exists("namespace", "ml-staging").state == "ok"
     assert cluster.exists("namespace", "ml") == Result("no", "namespace ml does not exist")
@@ -420,7 +425,7 @@ def test_the_cluster_is_only_read(service: Callable[..., Path], kubectl: Path) -
 
 def test_an_unreachable_cluster_is_reported_once(service: Callable[..., Path], kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", "down")
-    service_names = names.read(service())
+    service_names = read(service())
     assert cluster.reachable().state == "no"
     results = [cluster.exists("namespace", "ml"), cluster.rights(service_names), cluster.volumes([])]
     assert [result.state for result in results] == ["unseen", "unseen", "unseen"]
@@ -436,19 +441,19 @@ def test_host_names_must_resolve() -> None:
 
 def test_a_folder_must_be_writable(service: Callable[..., Path], tmp_path: Path) -> None:
     root = service(dvc_remote_url="dvc-remote", s3_endpoint_url="")
-    result = storage.write(names.read(root))
+    result = storage.write(read(root))
     assert result == Result("ok", f"{root / 'dvc-remote'} is writable")
     assert not (root / "dvc-remote").exists()
     (root / ".dvc/config").write_text("[core]\n")
-    assert storage.write(names.read(root)).detail == "DVC has no default remote"
+    assert storage.write(read(root)).detail == "DVC has no default remote"
 
 
 def test_an_unreachable_gateway(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = service(s3_endpoint_url="http://127.0.0.1:9")
-    assert storage.write(names.read(root)).state == "no"
+    assert storage.write(read(root)).state == "no"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "xyzzy")
-    result = storage.write(names.read(root))
+    result = storage.write(read(root))
     assert (result.state, "xyzzy" in result.detail) == ("no", False)
 
 
@@ -469,11 +474,11 @@ def test_the_real_gateway_keeps_nothing_of_the_upload(service: Callable[..., Pat
     client.create_bucket(Bucket=bucket)
     try:
         root = service(dvc_remote_url=f"s3://{bucket}/digits", s3_endpoint_url=endpoint)
-        assert storage.write(names.read(root)).state == "ok"
+        assert storage.write(read(root)).state == "ok"
         assert client.list_objects_v2(Bucket=bucket).get("KeyCount", 0) == 0
         assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        assert storage.write(names.read(root)).detail.endswith("SignatureDoesNotMatch")
+        assert storage.write(read(root)).detail.endswith("SignatureDoesNotMatch")
     finally:
         client.delete_bucket(Bucket=bucket)
 
@@ -494,7 +499,7 @@ def test_doctor_checks_every_item(
     assert main(["doctor", "--ci", "--json"]) == 4
     document = json.loads(capsys.readouterr().out)
     lines: dict[str, dict[str, Any]] = {line["id"]: line for line in document["checklist"]}
-    assert list(lines) == ids(names.read(root))
+    assert list(lines) == ids(read(root))
     states = {name: line["state"] for name, line in lines.items()}
     expected = {
         "agent-lock": "no",
@@ -525,7 +530,7 @@ def test_doctor_checks_every_item(
 def test_a_file_is_not_a_tracking_server_for_agents(service: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from mlops_build.adapters.registry import Registry
 
-    service_names = names.read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
+    service_names = read(service(mlflow_tracking_uri="sqlite:///mlflow.db"))
     Registry(f"sqlite:///{service_names.root / 'mlflow.db'}", create=True).alias_map()
     result = checks.CHECKS["mlflow"](service_names, {})
     assert "a file, which other agents do not see" in result.detail
@@ -534,6 +539,8 @@ def test_a_file_is_not_a_tracking_server_for_agents(service: Callable[..., Path]
     assert "agents need a server" in item.what
 
 
-def test_every_check_of_the_data_file_exists_and_is_used() -> None:
-    text = files("mlops_build.checklist").joinpath("items.toml").read_text()
-    assert {entry["check"] for entry in tomllib.loads(text)["item"] if "check" in entry} == set(checks.CHECKS)
+def test_every_check_of_the_data_files_exists_and_is_used(service: Callable[..., Path]) -> None:
+    plans = bamboo.plans(service())
+    documents = (plans.items, files("mlops_build.checklist").joinpath("items.toml").read_text())
+    used = {entry["check"] for document in documents for entry in tomllib.loads(document)["item"] if "check" in entry}
+    assert used == {*checks.CHECKS, *plans.checks}

@@ -141,7 +141,7 @@ module, name = sys.argv[1].split(".")
 setattr({"pipeline": pipeline, "githost": githost}[module], name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
 """
-    bamboo = {"bamboo_planRepository_branchName": "main", "MLOPS_GIT_URL": place.url}
+    bamboo = {"MLOPS_GIT_BRANCH": "main", "MLOPS_GIT_URL": place.url}
     seen: dict[str, str | None] = {}
     for step in steps:
         done = subprocess.run(

@@ -10,7 +10,7 @@ from mlops_build.adapters.git.command import GitFailed
 from mlops_build.adapters.git.objects import Objects, checked_path
 from mlops_build.errors import Refused
 
-# The address of origin after Bamboo's checkout through its own proxy.
+# The address of origin after a CI system's checkout through its own proxy.
 NO_ADDRESS = ("file:///nothing", "/nothing")
 
 
@@ -39,19 +39,18 @@ class Checkout(Objects):
             return None
 
     def branch(self) -> str:
-        """The current branch; for a detached HEAD (on a CI agent) the one in MLOPS_GIT_BRANCH or Bamboo's variable. Raises Refused."""
+        """The current branch; for a detached HEAD (on a CI agent) the one in MLOPS_GIT_BRANCH. Raises Refused."""
         try:
             return command.text(self.path, "symbolic-ref", "--short", "--quiet", "HEAD")
         except GitFailed:
-            named = os.environ.get("MLOPS_GIT_BRANCH") or os.environ.get("bamboo_planRepository_branchName")  # noqa: SIM112
-            if named:
+            if named := os.environ.get("MLOPS_GIT_BRANCH"):
                 return command.checked_ref(named)
             raise Refused(
                 "HEAD is detached, so there is no branch to commit to", remedy="git switch BRANCH, or set MLOPS_GIT_BRANCH"
             ) from None
 
     def origin_url(self) -> str | None:
-        """The push address without user and password: MLOPS_GIT_URL, else origin's, else (on an agent) the plan's."""
+        """The push address without user and password: MLOPS_GIT_URL, else origin's, else MLOPS_CI_REPOSITORY (on an agent)."""
         address = self._origin()
         url = self._setting("remote.origin.url") if address == "origin" else address
         return command.masked(url) if url else None
@@ -62,7 +61,7 @@ class Checkout(Objects):
             return command.checked_url(named)
         if self._setting("remote.origin.url") not in (None, *NO_ADDRESS):
             return "origin"
-        named = os.environ.get("bamboo_planRepository_repositoryUrl")  # noqa: SIM112
+        named = os.environ.get("MLOPS_CI_REPOSITORY")
         return command.checked_url(named) if named else None
 
     def changes(self, *, ignoring: Iterable[str] = ()) -> list[str]:

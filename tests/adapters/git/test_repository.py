@@ -343,7 +343,7 @@ def test_the_branch_of_a_detached_head(person: Path, monkeypatch: pytest.MonkeyP
     git(person, "checkout", "--quiet", "--detach")
     with pytest.raises(Refused, match="detached"):
         checkout.branch()
-    monkeypatch.setenv("bamboo_planRepository_branchName", "main")
+    monkeypatch.setenv("MLOPS_GIT_BRANCH", "main")
     assert checkout.branch() == "main"
     monkeypatch.setenv("MLOPS_GIT_BRANCH", "-x")
     with pytest.raises(UsageError):
@@ -365,9 +365,9 @@ def test_origin_without_its_password(person: Path) -> None:
 
 
 def test_where_an_agents_checkout_pushes_to(person: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bamboo leaves an origin that leads nowhere, and names the plan's address; MLOPS_GIT_URL wins over both."""
+    """A CI system leaves an origin that leads nowhere, and names the plan's address; MLOPS_GIT_URL wins over both."""
     checkout = Checkout(person)
-    monkeypatch.setenv("bamboo_planRepository_repositoryUrl", remote.as_uri())
+    monkeypatch.setenv("MLOPS_CI_REPOSITORY", remote.as_uri())
     assert checkout.origin_url() == str(remote), "an origin of one's own is kept"
     for nowhere in ("file:///nothing", "/nothing"):
         git(person, "remote", "set-url", "origin", nowhere)
@@ -382,7 +382,7 @@ def test_where_an_agents_checkout_pushes_to(person: Path, remote: Path, monkeypa
         with pytest.raises(UsageError):
             checkout.origin_url()
     monkeypatch.delenv("MLOPS_GIT_URL")
-    monkeypatch.delenv("bamboo_planRepository_repositoryUrl")
+    monkeypatch.delenv("MLOPS_CI_REPOSITORY")
     assert checkout.origin_url() is None
 
 

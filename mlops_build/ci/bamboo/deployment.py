@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlops_build.verify.bamboo.job import TASKS, check_docker, check_tasks, check_triggers, check_value, check_variables
-from mlops_build.verify.bamboo.spec import DEPLOYMENT_ROOT, DOCUMENT, PERMISSIONS, Document, Specs, is_job, unknown_keys, unknown_root_keys
+from mlops_build.ci.bamboo.job import TASKS, check_docker, check_tasks, check_triggers, check_value, check_variables
+from mlops_build.ci.bamboo.spec import DEPLOYMENT_ROOT, DOCUMENT, PERMISSIONS, Document, Specs, is_job, unknown_keys, unknown_root_keys
 from mlops_build.verify.document import Path, Tagged
 from mlops_build.verify.schema import display, suggestion
 from mlops_build.verify.world import Fault, mapping, mappings, text

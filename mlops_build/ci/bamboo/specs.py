@@ -5,17 +5,21 @@ version 2, up to Bamboo 12). Plugins can extend task types, repositories, trigge
 a fault. The content of an `!include` is not checked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from mlops_build.verify.bamboo.deployment import check_deployment, check_permissions
-from mlops_build.verify.bamboo.plan import check_plan, check_plan_keys
-from mlops_build.verify.bamboo.spec import Specs, looks_like, read
+from mlops_build.ci.bamboo.deployment import check_deployment, check_permissions
+from mlops_build.ci.bamboo.plan import check_plan, check_plan_keys
+from mlops_build.ci.bamboo.spec import looks_like, read
+from mlops_build.service import Service
+from mlops_build.verify import catalogue
+from mlops_build.verify.document import File
+from mlops_build.verify.specs import SpecChecker
 from mlops_build.verify.world import Fault
 
-__all__ = ["check", "looks_like", "read"]
 
-
-def check(specs: Specs) -> Iterator[Fault]:
+def check(files: Sequence[File], service: Service | None) -> Iterator[Fault]:
+    """The faults in the specs of a service, or (None) in any specs."""
+    specs = read(files, closed=service is not None)
     yield from specs.faults
     for document in specs.documents:
         if document.is_permissions:
@@ -25,3 +29,6 @@ def check(specs: Specs) -> Iterator[Fault]:
         elif document.is_deployment:
             yield from check_deployment(specs, document)
     yield from check_plan_keys(specs)
+
+
+CHECKER = SpecChecker("bamboo-specs", looks_like, check, catalogue.read("mlops_build.ci.bamboo"))

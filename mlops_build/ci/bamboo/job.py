@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlops_build.verify.bamboo.spec import OTHER_TASKS, Document, unknown_keys
+from mlops_build.ci.bamboo.spec import OTHER_TASKS, Document, unknown_keys
 from mlops_build.verify.document import Path, Tagged
 from mlops_build.verify.schema import display, suggestion
 from mlops_build.verify.security import ARGUMENT, secret_in

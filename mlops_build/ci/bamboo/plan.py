@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlops_build.verify.bamboo.job import DOCKER, ENCRYPTED, check_job, check_triggers, check_variables
-from mlops_build.verify.bamboo.spec import OVERRIDES, PLAN_ROOT, Document, Specs, Stages, is_job, stages_of, unknown_keys, unknown_root_keys
+from mlops_build.ci.bamboo.job import DOCKER, ENCRYPTED, check_job, check_triggers, check_variables
+from mlops_build.ci.bamboo.spec import OVERRIDES, PLAN_ROOT, Document, Specs, Stages, is_job, stages_of, unknown_keys, unknown_root_keys
 from mlops_build.verify.document import Path, Tagged
 from mlops_build.verify.schema import display, suggestion
 from mlops_build.verify.security import secret_in

@@ -1,0 +1,23 @@
+"""What `verify` needs to know about the specs of one CI system. mlops_build/ci has a checker for each system."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mlops_build.service import Service
+from mlops_build.verify.catalogue import Families
+from mlops_build.verify.document import File
+from mlops_build.verify.world import Fault
+
+
+@dataclass(frozen=True)
+class SpecChecker:
+    """The check of one CI system's specs.
+
+    folder: where a repository has them. recognises: whether a YAML document is a spec. check: finds the faults in the specs of a service,
+    or (None) in any specs, which may refer to something that is defined elsewhere. families: the rules.
+    """
+
+    folder: str
+    recognises: Callable[[object], bool]
+    check: Callable[[Sequence[File], Service | None], Iterator[Fault]]
+    families: Families
