@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\
   mlops-build update
-  mlops-build update --to 0.2.0 --data python_version=3.12 --dry-run"""
+  mlops-build update --to 0.2.0 --data python_version=3.12 --dry-run
+  mlops-build update --show params.yaml"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-conflicts", action="store_true", help="write conflicts into the files, too, as `git merge` does (exit code 4)"
     )
     parser.add_argument("--commit", action="store_true", help="commit the result")
+    parser.add_argument(
+        "--show", metavar="FILE", help="instead of an update, print how a file of yours (src/, params.yaml …) differs from the template's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build.errors import UsageError
+    from mlops_build.scaffold.show import show
     from mlops_build.scaffold.update import update
 
     data = {}
@@ -42,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
         if not name or not equals:
             raise UsageError(f"--data {answer}: not of the form NAME=VALUE", remedy="for example --data python_version=3.12")
         data[name] = value
+    if args.show:
+        shown = show(Path(args.path), args.show, to=args.to, data=data, template=args.template)
+        result(args, shown.as_json(), shown.as_text())
+        return 0
     done = update(
         Path(args.path),
         to=args.to,
@@ -79,7 +88,7 @@ def _text(done: "Update") -> str:
     for about, paths in (
         ("your edits are kept in", merged.kept),
         ("you deleted, and the template has changed", merged.deleted),
-        ("yours, and the template has new initial versions of", merged.outdated),
+        ("yours, and the template has new initial versions of (--show FILE prints the difference)", merged.outdated),
     ):
         if paths:
             lines.append(f"{about}: {', '.join(map(shown, paths))}")

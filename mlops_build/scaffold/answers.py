@@ -82,11 +82,19 @@ def read(repository: Path, treeish: str, where: Path) -> Answers:
     """The record in a service's tree. Raises NotFound, Refused."""
     content = _file(repository, treeish, FILE)
     if content is None:
-        raise NotFound(
-            f"{where} has no {FILE} in Git: it was not generated from a template",
-            remedy="run this in a service, or give the service's folder",
-        )
+        raise _not_generated(f"{where} has no {FILE} in Git")
     return parse(content, str(where / FILE))
+
+
+def in_folder(service: Path) -> Answers:
+    """The record in a service's folder, committed or not. Raises NotFound, Refused."""
+    if not (service / FILE).is_file():
+        raise _not_generated(f"{service} has no {FILE}")
+    return parse((service / FILE).read_text(encoding="utf-8", errors="replace"), str(service / FILE))
+
+
+def _not_generated(why: str) -> NotFound:
+    return NotFound(f"{why}: it was not generated from a template", remedy="run this in a service, or give the service's folder")
 
 
 def origin(repository: Path, head: str, prefix: str) -> Origin:

@@ -83,10 +83,9 @@ class Merged:
 
 def check_git() -> None:
     """Raises Failed if Git is too old to merge without a checkout."""
-    version = command.text(Path("/"), "--version")
-    match = re.search(r"(\d+)\.(\d+)", version)
-    if not match or (int(match[1]), int(match[2])) < NEEDED:
-        raise Failed(f"{version} cannot merge without a checkout", remedy=f"install git ≥ {'.'.join(map(str, NEEDED))}")
+    version = command.version()
+    if version < NEEDED:
+        raise Failed("git {}.{} cannot merge without a checkout".format(*version), remedy="install git ≥ {}.{}".format(*NEEDED))
 
 
 def merge(

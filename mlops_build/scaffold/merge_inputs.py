@@ -6,19 +6,15 @@ Both are rendered with the service's answers. Answers that a version refuses, or
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
 from mlops_build.adapters.git.objects import Objects
-from mlops_build.errors import Refused, UsageError
+from mlops_build.errors import Refused
 from mlops_build.scaffold import answers, tree
 from mlops_build.scaffold.answers import Answers, Origin
-from mlops_build.scaffold.ownership import documents, owned_together, owner_of
 from mlops_build.scaffold.rendering import BadAnswers, Job, Problem, render
-from mlops_build.scaffold.source import NoSuchVersion, Source
+from mlops_build.scaffold.template import Template
 from mlops_build.scaffold.tree import Tree, shown
 
 
@@ -32,41 +28,11 @@ class Inputs:
 
     repository: Path
     scratch: Path
-    source: Source
+    template: Template
     head: str
     ours: str
     prefix: str
     name: str
-    new: str
-
-    def __post_init__(self) -> None:
-        content = self.source.file(self.new, "copier.yml")
-        if content is None:
-            raise NoSuchVersion(f"the template has no copier.yml at {self.new[:12]}", remedy="give another version: --to VERSION")
-        self._copier_yml.write_bytes(content)
-        self.source.keep(self.new)
-
-    @property
-    def _copier_yml(self) -> Path:
-        return self.scratch / "copier.yml"
-
-    @property
-    def owner(self) -> Any:
-        return partial(owner_of, copier_yml=self._copier_yml)
-
-    @property
-    def together(self) -> Any:
-        return partial(owned_together, copier_yml=self._copier_yml)
-
-    @cached_property
-    def asked(self) -> Mapping[str, Any]:
-        """The new version's copier.yml; empty if only copier can read it (`!include`)."""
-        try:
-            parts = documents(self._copier_yml)
-        except YAMLError:
-            return {}
-        merged = {name: value for part in parts for name, value in part.items()}
-        return merged | {"_exclude": [pattern for part in parts for pattern in part.get("_exclude", [])]}
 
     def notes(self, record: Answers, data: Mapping[str, str]) -> list[str]:
         """Notes about answers that have no effect, or are no longer asked."""
@@ -76,7 +42,7 @@ class Inputs:
             for name, value in otherwise.items()
             if name in data
         ]
-        dropped = [name for name in record.values if self.asked and name not in self.asked]
+        dropped = [name for name in record.values if self.template.questions and name not in self.template.questions]
         return unused + [f"{name}: no longer asked; the answer {record.values[name]!r} is dropped" for name in dropped]
 
     def otherwise(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,22 +54,20 @@ class Inputs:
         self, record: Answers, origin: Origin, candidates: Sequence[str], data: Mapping[str, str]
     ) -> tuple[str, tuple[Tree, Tree]]:
         """The commit that the service was generated from, and both renderings. Raises BadAnswers, Drift, UsageError."""
-        asked = self.asked
-        for name in data:
-            if asked and (name.startswith("_") or name not in asked):
-                raise UsageError(f"--data {name}: the template has no such question", remedy=f"its questions: {', '.join(_names(asked))}")
-        excluded = asked.get("_exclude", [])
+        new = self.template.commit
+        self.template.check_names(data)
+        excluded = self.template.settings.get("_exclude", [])
         wanted = {**record.values, **data}
         service = tree.read(self.repository, self.ours)
         seeded = {name: value for name, value in self.otherwise(wanted).items() if name not in data}
-        jobs = {"new": Job(self._folder("new"), self.new, wanted)}
+        jobs = {"new": Job(self._folder("new"), new, wanted)}
         jobs |= {commit: Job(self._folder(commit), commit, record.values, excluded) for commit in candidates}
         if answers.differing(origin.values, record.values):
             jobs["answered"] = Job(self._folder("answered"), candidates[0], origin.values, excluded)
         if seeded:
-            jobs["service.yaml"] = Job(self._folder("service.yaml"), self.new, {**wanted, **seeded})
-        problems = dict(zip(jobs, render(self.source, list(jobs.values()), self.scratch), strict=True))
-        _refuse_answers(problems["new"], asked, wanted)
+            jobs["service.yaml"] = Job(self._folder("service.yaml"), new, {**wanted, **seeded})
+        problems = dict(zip(jobs, render(self.template.source, list(jobs.values()), self.scratch), strict=True))
+        self.template.refuse_answers(problems["new"], wanted)
         usable = [commit for commit in candidates if not problems[commit]]
         if not usable:
             _refuse_record(record, problems[candidates[0]])
@@ -135,14 +99,14 @@ class Inputs:
         return {path: content for path, content in contents.items() if content is not None}
 
     def _alike(self, rendered: Tree, service: Tree) -> int:
-        return sum(service.get(path) == entry for path, entry in rendered.items() if self.owner(path) == "template")
+        return sum(service.get(path) == entry for path, entry in rendered.items() if self.template.owner(path) == "template")
 
     def _refuse_edited_record(self, record: Answers, origin: Origin, answered: Tree, recorded: Tree, service: Tree) -> None:
         """Raises Drift if files still match the former answers and not the recorded ones."""
         files = [
             path
             for path in sorted(answered.keys() | recorded.keys())
-            if path != answers.FILE and self.owner(path) == "template" and answered.get(path) != recorded.get(path)
+            if path != answers.FILE and self.template.owner(path) == "template" and answered.get(path) != recorded.get(path)
         ]
         stale = [path for path in files if path in service and service[path] == answered.get(path)]
         if stale:
@@ -160,7 +124,7 @@ class Inputs:
         files = [
             path
             for path in sorted(new.keys() | as_service_says.keys())
-            if path != answers.FILE and self.owner(path) == "template" and new.get(path) != as_service_says.get(path)
+            if path != answers.FILE and self.template.owner(path) == "template" and new.get(path) != as_service_says.get(path)
         ]
         if files:
             raise Drift(
@@ -171,43 +135,13 @@ class Inputs:
             )
 
 
-def _refuse_answers(problems: Sequence[Problem], asked: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises BadAnswers with all refused and all missing answers of the new version."""
-    if not problems:
-        return
-    named = {problem.name for problem in problems}
-    missing = [
-        name
-        for name in _names(asked)
-        if name not in wanted
-        and name not in named
-        and isinstance(asked[name], dict)
-        and "default" not in asked[name]
-        and "when" not in asked[name]
-    ]
-    refused = [*problems, *(Problem(name, "this question is new and has no default") for name in missing)]
-    lines = [
-        f"{problem.name}: {problem.why}" if problem.value is None else f"{problem.name}: {problem.value!r}: {problem.why}"
-        for problem in refused
-    ]
-    raise BadAnswers(
-        refused,
-        message="the new version refuses these answers:\n    " + "\n    ".join(lines),
-        remedy="give them: mlops-build update " + " ".join(f"--data {problem.name}=VALUE" for problem in refused),
-    )
-
-
 def _refuse_record(record: Answers, problems: Sequence[Problem]) -> None:
-    details = "; ".join(f"{problem.name}: {problem.value!r}: {problem.why}" for problem in problems)
+    details = "; ".join(map(str, problems))
     raise BadAnswers(
         problems,
         message=f"{answers.FILE} has answers that {record.version} refuses: {details}",
         remedy="it was edited by hand; restore it from Git's history",
     )
-
-
-def _names(asked: Mapping[str, Any]) -> list[str]:
-    return [name for name in asked if not name.startswith("_")]
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """Render the template with copier. Copier's errors become errors of this package, and user settings do not affect the answers.
 
-Imports copier (a second of start-up) only when something is rendered, and otherwise only the standard library and mlops_build.errors:
+Imports copier (a second of start-up) only when something is rendered, and otherwise only modules that need the standard library:
 cookiecutter's hook uses this module in an environment without more packages. Copier changes the working directory while it works: use
 processes, not threads.
 """
 
 import difflib
+import importlib.metadata
 import os
 import re
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlops_build.adapters.git import command
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unreachable, UsageError
 
 TEMPLATE = "https://github.com/mlops-build/mlops-build"
@@ -133,6 +136,7 @@ def _run(source: str, destination: Path, answers: Mapping[str, object], version:
         from jinja2 import TemplateError
     except ImportError:
         raise NoCopier("copier is not installed", remedy="pip install 'mlops-build[template]'") from None
+    _check_copier()
     try:
         worker = run_copy(
             source,
@@ -157,6 +161,15 @@ def _run(source: str, destination: Path, answers: Mapping[str, object], version:
     except OSError as error:  # includes git's failures
         raise _failure(source, destination, version, error) from None
     _check(source, worker, answers)
+
+
+def _check_copier() -> None:
+    """Raises Failed for the release of copier that passes an option which older releases of git do not know."""
+    if importlib.metadata.version("copier") == "9.19.0" and (git := command.version()) < (2, 43):
+        raise Failed(
+            "copier 9.19.0 does not work with git {}.{}".format(*git),
+            remedy=f"install git ≥ 2.43, or: {sys.executable} -m pip install 'copier!=9.19.0'",
+        )
 
 
 def _check(source: str, worker: Any, answers: Mapping[str, object]) -> None:

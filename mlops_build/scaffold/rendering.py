@@ -39,6 +39,9 @@ class Problem:
     why: str
     value: Any = None
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}" if self.value is None else f"{self.name}: {self.value!r}: {self.why}"
+
 
 class BadAnswers(ScaffoldError):
     """Answers that the template refuses; `problems` has all of them."""

@@ -48,6 +48,20 @@ class Source:
                 releases.append((version, tag))
         return max(releases)[1] if releases else "HEAD"
 
+    def target(self, version: str | None) -> str:
+        """The commit of a version, by default of the newest. Raises NoSuchVersion."""
+        wanted = version or self.newest()
+        if commit := self.resolve(wanted):
+            return commit
+        if wanted == "HEAD":
+            raise NoSuchVersion(
+                f"the HEAD of the template at {command.masked(self.url)} names a branch that does not exist",
+                remedy="set its default branch (git symbolic-ref HEAD refs/heads/main), or give a version: mlops-build update --to VERSION",
+            )
+        raise NoSuchVersion(
+            f"the template has no version {wanted}", remedy=f"git ls-remote --tags {command.masked(self.url)} lists what it has"
+        )
+
     def describe(self, commit: str) -> str:
         """The commit's name as copier records it: its tag, the nearest tag with the distance, or its first digits."""
         return command.text(self.clone, "describe", "--tags", "--always", commit)

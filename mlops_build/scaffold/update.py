@@ -21,6 +21,7 @@ from mlops_build.scaffold.merge import Merged, check_git, merge
 from mlops_build.scaffold.merge_inputs import Inputs
 from mlops_build.scaffold.render import recordable
 from mlops_build.scaffold.source import NoSuchVersion, Source, fetch
+from mlops_build.scaffold.template import Template
 from mlops_build.scaffold.tree import Tree, shown
 
 
@@ -145,14 +146,14 @@ def plan(
         source = fetch(recordable(template) if template else record.source, Path(scratch, "template.git"))
         origin = answers.origin(repository, head, prefix)
         candidates = _made_from(source, record, origin)
-        new = _target(source, to)
-        after = Version(source.describe(new), new)
+        version = Template.at(source, source.target(to), Path(scratch))
+        after = Version(version.name, version.commit)
         changes = bool(data) or template is not None
-        notes = list(_untaken(source, to, new))
+        notes = list(_untaken(source, to, version.commit))
         # With a single candidate, an update without changes is known without rendering.
         if len(candidates) == 1 and (done := _nothing(source, record, candidates[0], after, to, changes, notes)):
             return done
-        inputs = Inputs(repository, Path(scratch), source, head, ours, prefix, where.name or "service", new)
+        inputs = Inputs(repository, Path(scratch), version, head, ours, prefix, where.name or "service")
         old, renderings = inputs.renderings(record, origin, candidates, data)
         if old != candidates[0]:
             notes.append(
@@ -168,8 +169,8 @@ def plan(
             renderings[0],
             ours,
             renderings[1],
-            owner=inputs.owner,
-            together=inputs.together,
+            owner=version.owner,
+            together=version.together,
             answers=answers.FILE,
             labels=("yours", f"template {after.name}"),
             is_newer=source.is_newer,
@@ -181,21 +182,6 @@ def plan(
     whole = tree.graft(repository, head, prefix, merged.tree)
     status: Literal["conflict", "merged"] = "conflict" if merged.conflicts else "merged"
     return Update(status, command.masked(source.recorded), before, after, merged, tuple(notes), whole)
-
-
-def _target(source: Source, to: str | None) -> str:
-    """The commit of the requested version. Raises NoSuchVersion."""
-    wanted = to or source.newest()
-    if commit := source.resolve(wanted):
-        return commit
-    if wanted == "HEAD":
-        raise NoSuchVersion(
-            f"the HEAD of the template at {command.masked(source.url)} names a branch that does not exist",
-            remedy="set its default branch (git symbolic-ref HEAD refs/heads/main), or give a version: mlops-build update --to VERSION",
-        )
-    raise NoSuchVersion(
-        f"the template has no version {wanted}", remedy=f"git ls-remote --tags {command.masked(source.url)} lists what it has"
-    )
 
 
 def _nothing(

@@ -169,7 +169,7 @@ def test_a_git_that_is_too_old(service: Path, tmp_path: Path) -> None:
     put(tmp_path, {"bin/git": Run("#!/bin/sh\necho git version 2.30.2\n")})
     old = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     done = mlops_build(service, "update", expect=1, environment=old)
-    assert done.stderr == "mlops-build update: git version 2.30.2 cannot merge without a checkout\n    install git ≥ 2.38\n"
+    assert done.stderr == "mlops-build update: git 2.30 cannot merge without a checkout\n    install git ≥ 2.38\n"
 
 
 def test_versions(service: Path, template: Path) -> None:

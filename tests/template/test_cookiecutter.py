@@ -1,6 +1,7 @@
 """The other front door: `cookiecutter REPOSITORY` gives the very tree that `copier copy` gives, and `copier update` goes on from there."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from ruamel.yaml import YAML
 
 from mlops_build import __version__
 from mlops_build.adapters import installer
-from mlops_build.errors import Refused, UsageError
+from mlops_build.errors import Failed, Refused, UsageError
 from mlops_build.scaffold import cookiecutter as door
 from mlops_build.scaffold import render as rendering
 from tests.conftest import Render, git
@@ -129,7 +130,7 @@ def test_nothing_of_the_door_can_run_or_ask_for_more(asked: dict[str, Any]) -> N
     assert {name for name in asked if name.startswith("_") and not name.startswith("__")} == set(), "no extensions, no settings"
     assert [path.name for path in (ROOT / "hooks").iterdir()] == ["post_gen_project.py"]
     code = (ROOT / "hooks" / "post_gen_project.py").read_text()
-    assert len(code.splitlines()) <= 22
+    assert len(code.splitlines()) <= 24
     imported = {
         name
         for node in ast.walk(ast.parse(code))
@@ -200,17 +201,22 @@ def test_an_absolute_folder_is_recorded_as_typed(cookiecutter: Door, template: P
     assert f"_src_path: {link}\n" in (tmp_path / "digits" / ".copier-answers.yml").read_text()
 
 
-@pytest.mark.real_python
-def test_a_relative_folder_is_found_where_a_process_tells_nobody_its_folder(template: Path, tmp_path: Path) -> None:
-    """As on macOS, without /proc: the hook as cookiecutter renders it, started by a process that stands elsewhere."""
+def rendered_hook(folder: Path, **context: str) -> Path:
+    """The hook as cookiecutter renders it."""
     from cookiecutter.utils import create_env_with_context
 
+    hook = (ROOT / "hooks" / "post_gen_project.py").read_text()
+    given = {"cookiecutter": context}
+    (folder / "hook.py").write_text(create_env_with_context(given).from_string(hook).render(**given))
+    return folder / "hook.py"
+
+
+@pytest.mark.real_python
+def test_a_relative_folder_is_found_where_a_process_tells_nobody_its_folder(template: Path, tmp_path: Path) -> None:
+    """As on macOS, without /proc: the hook is started by a process in another folder."""
     here = tmp_path / "digits"
     here.mkdir()
-    given = {"_repo_dir": "template", "_template": "template", "__message": "made", "example": "none"}
-    hook = tmp_path / "hook.py"
-    context = {"cookiecutter": given}
-    hook.write_text(create_env_with_context(context).from_string((ROOT / "hooks" / "post_gen_project.py").read_text()).render(**context))
+    hook = rendered_hook(tmp_path, _repo_dir="template", _template="template", __message="made", example="none")
     (tmp_path / "template").symlink_to(template)
     started = f"subprocess.run([{sys.executable!r}, {str(hook)!r}], cwd={str(here)!r})"
     script = f"import os, subprocess; os.chdir('/'); exit({started}.returncode)"
@@ -475,11 +481,20 @@ def test_without_copier_it_says_how_to_get_it_and_leaves_nothing(
 
 
 @pytest.mark.real_python
-def test_an_old_python_is_told_so(template: Path, tmp_path: Path) -> None:
-    """No older Python is at hand: the hook is run by this one, which calls itself 3.10."""
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.version_info, sys.version = (3, 10, 4), '3.10.4 (main)'\n")
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ((3, 10), "the template needs Python 3.11 or newer; cookiecutter runs on 3.10.4\n"),
+        ((3, 11), "the template needs cookiecutter 2.6 or newer; run: "),
+    ],
+    ids=["Python 3.10", "cookiecutter 2.1"],
+)
+def test_old_versions_get_one_line(tmp_path: Path, version: tuple[int, int], message: str) -> None:
+    """cookiecutter 1.7 and 2.1 have no _repo_dir. No older Python is at hand: the hook runs on this one, with another version."""
+    numbers = ".".join(map(str, version))
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.version_info, sys.version = (*{version}, 4), '{numbers}.4 (main)'\n")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "hooks" / "post_gen_project.py")],
+        [sys.executable, str(rendered_hook(tmp_path, example="none"))],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -487,4 +502,15 @@ def test_an_old_python_is_told_so(template: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "mlops-build: the template needs Python 3.11 or newer; cookiecutter runs on 3.10.4\n"
+    assert done.stderr.startswith(f"mlops-build: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_copier_that_needs_a_newer_git_gets_one_line(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.19.0")
+    monkeypatch.setattr(rendering.command, "version", lambda: (2, 42))
+    with pytest.raises(Failed, match=re.escape("copier 9.19.0 does not work with git 2.42")):
+        rendering.copy(str(template), tmp_path / "new", SMALL)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(rendering.command, "version", lambda: (2, 43))
+    rendering.copy(str(template), tmp_path / "new", SMALL)

@@ -98,6 +98,12 @@ def text(where: Path, *arguments: str, environment: Mapping[str, str] | None = N
     return run(where, *arguments, environment=environment).decode(errors="replace").strip()
 
 
+def version() -> tuple[int, int]:
+    """The major and minor version of the installed git."""
+    match = re.search(r"(\d+)\.(\d+)", text(Path("/"), "--version"))
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
 def masked(message: str) -> str:
     """Remove user and password from addresses in a text."""
     return re.sub(r"://[^/@\s]*@", "://", message)
