@@ -1,14 +1,18 @@
-"""`make docs`: generate references, the JSON schema for editors, cookiecutter's questions and the administrator's checklist.
+"""`make docs`: generate references, the JSON schema for editors, cookiecutter's questions, names that a package must not have, and the
+administrator's checklist.
 
 A test compares the files with the output of this script. `--check` does the same: the exit code is 1 if a file differs.
 """
 
 import argparse
+import importlib.metadata
 import json
+import keyword
 import os
 import re
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +159,7 @@ def cookiecutter_json() -> str:
     says whether an answer is used. Validators run in copier, which the hook calls.
     """
     merged = copier_yml()
-    questions = {name: question for name, question in merged.items() if not name.startswith("_")}
+    questions = {name: question for name, question in merged.items() if not name.startswith("_") and name != "module_names"}
     key_of = {name: f"__{name}" if question.get("when") is False else name for name, question in questions.items()}
 
     def ported(template: str) -> str:
@@ -227,7 +231,26 @@ def example_service(folder: Path) -> Path:
     return folder
 
 
+def copier_yml_with_names() -> str:
+    """copier.yml with the names that a service's package must not have: keywords, modules of Python and of requirements.lock.
+
+    Names are only added: another Python version, or a computer with another system, has others.
+    """
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)) | {"torch"}
+    installed = importlib.metadata.packages_distributions()
+    imported = {name for name, owners in installed.items() if locked & {re.sub("[._]", "-", owner.lower()) for owner in owners}}
+    imported.discard("example")  # NVIDIA's package installs a file of this name
+    names = {name.lower() for name in {*keyword.kwlist, *sys.stdlib_module_names, *imported}}
+    names = {name for name in names if re.fullmatch("[a-z][a-z0-9_]+", name) and not name.endswith("__mypyc")}
+    text = (ROOT / "copier.yml").read_text()
+    listed = str(copier_yml()["module_names"]["default"]).split()
+    lines = textwrap.fill(" ".join(sorted({*names, *listed})), 135, initial_indent="    ", subsequent_indent="    ")
+    before, key, rest = text.partition("\nmodule_names:\n  type: str\n  when: false\n  default: >-\n")
+    return before + key + lines + rest[rest.index("\n\n") :]
+
+
 FILES = {
+    "copier.yml": copier_yml_with_names,
     "docs/how-to/set-up-bamboo.md": set_up_bamboo,
     "cookiecutter.json": cookiecutter_json,
     "docs/reference/cli.md": cli,

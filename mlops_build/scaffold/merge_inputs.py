@@ -3,6 +3,7 @@
 Both are rendered with the service's answers. Answers that a version refuses, or that differ from the service's files, end the update.
 """
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Inputs:
     name: str
 
     def notes(self, record: Answers, data: Mapping[str, str]) -> list[str]:
-        """Notes about answers that have no effect, or are no longer asked."""
+        """Notes about answers that have no effect, are no longer asked, or would be refused in a new service."""
         otherwise = self.otherwise({**record.values, **data})
         unused = [
             f"service.yaml has {name}: {value}; change it there if you want the new answer"
@@ -43,7 +44,12 @@ class Inputs:
             if name in data
         ]
         dropped = [name for name in record.values if self.template.questions and name not in self.template.questions]
-        return unused + [f"{name}: no longer asked; the answer {record.values[name]!r} is dropped" for name in dropped]
+        package = re.sub("[ -]", "_", str(record.values.get("project_name", ""))).lower()
+        module_names = str(self.template.questions.get("module_names", {}).get("default", "")).split()
+        hidden = [f"the package {package} hides a module of Python or of a dependency: `import {package}` finds only one of them"]
+        if package not in module_names:
+            hidden = []
+        return hidden + unused + [f"{name}: no longer asked; the answer {record.values[name]!r} is dropped" for name in dropped]
 
     def otherwise(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The answers that have another value in service.yaml, with that value."""

@@ -39,7 +39,10 @@ FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_versi
 
 WRONG = [
     ("project_name", ["", "7digits", "a", "Two  spaces", "-x", "x-", "x" * 41, "naïve", "a/b", "../up"]),
-    ("project_name", ["class", "torch", "MLflow", "mlops-build", "test", "JSON"]),
+    (
+        "project_name",
+        ["class", "torch", "MLflow", "mlops-build", "test", "JSON", "Calendar", "Keyword", "Secrets", "Requests", "Yaml", "SKLearn"],
+    ),
     ("project_name", ["Null", "True", "no", "Off"]),
     ("description", ["", "x" * 121, "1st", "key: value", "ends with, "]),
     ("team", ["", "a b", "-a", "a/b", "x" * 64]),
@@ -66,7 +69,7 @@ WRONG = [
     ("package_source", ["https://user:pw@example.com/mlops_build-0.5.0-py3-none-any.whl"]),
 ]
 RIGHT = [
-    ("project_name", ["Fraud score", "fraud_score", "ocr-2"]),
+    ("project_name", ["Fraud score", "fraud_score", "ocr-2", "Calendar service"]),
     ("description", ["Says, for a card payment (Visa + others), how likely fraud is.", "Größe"]),
     ("team", ["ML.Platform_1"]),
     ("gpu_memory", ["1500MiB", "80GiB"]),

@@ -34,7 +34,7 @@ MATRIX[3] |= {
 MATRIX[8] |= {"project_name": "ab", "dvc_remote_url": "/mnt/dvc"}
 
 FILES = """
-.copier-answers.yml .dockerignore .dvc/.gitignore .dvc/config .dvcignore .gitignore .mlops-build/service.schema.json
+.copier-answers.yml .dockerignore .dvc/.gitignore .dvc/config .dvcignore .editorconfig .gitignore .mlops-build/service.schema.json
 .pre-commit-config.yaml CODEOWNERS Makefile README.md bamboo-specs/bamboo.yaml ci/install ci/mlops-build
 deploy/base/deployment.yaml deploy/base/ingress.yaml deploy/base/kustomization.yaml deploy/base/networkpolicy.yaml
 deploy/base/service.yaml deploy/base/serviceaccount.yaml deploy/overlays/production/kustomization.yaml

@@ -111,6 +111,17 @@ def test_an_update_without_edits_is_a_fresh_rendering(make: Make, version: str, 
     assert same(owned(taken(by_copier), "template"), owned(after, "template"))
 
 
+def test_a_service_keeps_a_name_that_a_new_service_cannot_have(make: Make) -> None:
+    service = make(last, {**SMALL, "project_name": "Calendar"})
+    by_copier = Path(shutil.copytree(service, service.with_name("by-copier"), symlinks=True))
+    assert any("the package calendar hides a module" in note for note in update(service, commit=True).notes)
+    copier = [str(Path(sys.executable).with_name("copier")), "update", "--defaults"]
+    done = subprocess.run(copier, cwd=by_copier, check=True, timeout=120, capture_output=True, text=True)
+    assert "The package calendar hides a module" in done.stderr
+    for updated in (service, by_copier):
+        assert "project_name: Calendar\n" in (updated / ".copier-answers.yml").read_text()
+
+
 WHERE = ("first", "middle", "last")
 
 
