@@ -12,7 +12,7 @@ from typing import Any
 
 from mlops_build.verify.document import Path, Tagged, parse
 from mlops_build.verify.schema import display, dotted, suggestion, without_nulls
-from mlops_build.verify.world import BUILT_IN, Fault, Object
+from mlops_build.verify.world import BUILT_IN, Fault, Object, at
 
 # Groups whose names are path segments, not DNS names.
 OTHER_NAMES = {"rbac.authorization.k8s.io", "flowcontrol.apiserver.k8s.io"}
@@ -31,21 +31,24 @@ class Violation:
 def check(obj: Object) -> Iterator[Fault]:
     """Faults in single fields of a Kubernetes object, or of a patch of one."""
     definition = "Any"
-    if obj.group in BUILT_IN and obj.kind and not obj.kind.endswith("List"):
+    if obj.group in BUILT_IN and obj.group not in OTHER_NAMES and obj.kind and not obj.kind.endswith("List"):
         definition = obj.kind if obj.kind in _definitions("fields.yaml") else "object"
-    if obj.group in OTHER_NAMES:
-        definition = "Any"
-    reported: set[tuple[str, Path]] = set()
-    for violation in violations("fields.yaml", definition, without_nulls(obj.data)):
-        if (violation.rule, violation.path) not in reported:  # a name may have to meet two definitions
-            reported.add((violation.rule, violation.path))
-            yield Fault(violation.rule, obj, violation.path, violation.why, violation.remedy)
+    yield from faults(obj, definition)
+
+
+def faults(obj: Object, definition: str, path: Path = ()) -> Iterator[Fault]:
+    """Faults in single fields of the part of an object at `path`."""
+    for violation in violations("fields.yaml", definition, without_nulls(at(obj.data, path))):
+        yield Fault(violation.rule, obj, (*path, *violation.path), violation.why, violation.remedy)
 
 
 def violations(file: str, definition: str, data: object) -> Iterator[Violation]:
     """Everything in `data` that a definition of a YAML file does not allow."""
-    for error in _validator(file, definition).iter_errors(data):
-        yield _violation(error)
+    reported: set[tuple[str, Path]] = set()
+    for violation in map(_violation, _validator(file, definition).iter_errors(data)):
+        if (violation.rule, violation.path) not in reported:  # a value may have to meet two definitions
+            reported.add((violation.rule, violation.path))
+            yield violation
 
 
 def _violation(error: Any) -> Violation:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, text
+from mlops_build.verify.world import Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, text
 
 # Objects that the cluster creates in every namespace.
 CREATED_BY_CLUSTER = {"kube-root-ca.crt", "openshift-service-ca.crt", "default"}
@@ -23,33 +23,41 @@ OF_CONTROLLERS = {
     "pod-template-hash",
     "statefulset.kubernetes.io/pod-name",
 }
+# Objects that select pods: the field, and the rule if nothing is selected.
+SELECTORS = {
+    "Service": ("selector", "service-no-pods"),
+    "PodDisruptionBudget": ("selector", "pdb-no-pods"),
+    "NetworkPolicy": ("podSelector", "networkpolicy-no-pods"),
+}
+# What pods read: the kind of the object, the field with its name, and the rule if it is missing.
+READ = {
+    "configMap": ("ConfigMap", "name", "missing-configmap"),
+    "configMapRef": ("ConfigMap", "name", "missing-configmap"),
+    "configMapKeyRef": ("ConfigMap", "name", "missing-configmap"),
+    "secret": ("Secret", "secretName", "missing-secret"),
+    "secretRef": ("Secret", "name", "missing-secret"),
+    "secretKeyRef": ("Secret", "name", "missing-secret"),
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName", "missing-claim"),
+}
 
 
 def check(world: World) -> Iterator[Fault]:
-    for service in world.of("Service"):
-        labels = mapping(service.spec.get("selector"))
-        if service.group == "" and labels and service.spec.get("type") != "ExternalName":
-            yield from _service(world, service, {"matchLabels": labels})
+    for obj in world.of(*SELECTORS):
+        yield from _selects(world, obj)
     for ingress in world.of("Ingress"):
         yield from _ingress(world, ingress)
     for scaler in world.of("HorizontalPodAutoscaler"):
         target = mapping(scaler.spec.get("scaleTargetRef"))
         path: Path = ("spec", "scaleTargetRef", "name")
         yield from _missing(world, scaler, path, text(target.get("kind")), text(target.get("name")), "hpa-target")
-    for budget in world.of("PodDisruptionBudget"):
-        yield from _no_pods(world, budget, ("spec", "selector"), mapping(budget.spec.get("selector")), "pdb-no-pods")
-    for policy in world.of("NetworkPolicy"):
-        selector = mapping(policy.spec.get("podSelector"))
-        if selector and policy.group == "networking.k8s.io":
-            yield from _no_pods(world, policy, ("spec", "podSelector"), selector, "networkpolicy-no-pods")
-            yield from _policy_ports(world, policy, selector)
     for monitor in world.of("ServiceMonitor"):
         if not monitor.spec.get("namespaceSelector"):
             yield from _monitor(world, monitor)
     for pod in world.pods:
-        yield from _read_by(world, pod)
-    for claim in world.of("PersistentVolumeClaim"):
-        yield from _claim(world, claim)
+        account = text(pod.spec.get("serviceAccountName"))
+        path = (*pod.path, "spec", "serviceAccountName")
+        yield from _missing(world, pod.owner, path, "ServiceAccount", account, "missing-service-account")
+        yield from _read_by(world, pod, (*pod.path, "spec"), pod.spec)
     yield from _namespaces(world)
 
 
@@ -73,45 +81,62 @@ def selected(world: World, selector: Mapping[str, Any], namespace: str) -> list[
 
 
 def _missing(world: World, obj: Object, where: Path, kind: str, name: str, rule: str) -> Iterator[Fault]:
-    """An object that `obj` refers to and that is not in the overlay."""
-    if not world.service or not name or name in CREATED_BY_CLUSTER or world.find(kind, name, obj.namespace):
+    """An object that `obj` refers to and that is not in the overlay. Secrets are nearly always created elsewhere."""
+    names = world.names(kind, obj.namespace)
+    if kind == "Secret":
+        names += [made for maker in ("SealedSecret", "ExternalSecret") for made in world.names(maker, obj.namespace)]
+        names += [text(certificate.spec.get("secretName")) for certificate in world.of("Certificate")]
+    if not world.service or not name or name in CREATED_BY_CLUSTER or name in names:
         return
-    close = near_miss(name, world.names(kind, obj.namespace))
+    close = near_miss(name, names)
     own = kind == "Deployment" and obj.name == world.service.name  # the service's own autoscaler
-    why = f"{kind} {display(name)} is not defined"
-    yield Fault(rule, obj, where, why, f"did you mean {close!r}?" if close else None, remark=not (close or own))
+    if close or kind != "Secret":
+        remedy = f"did you mean {close!r}?" if close else None
+        yield Fault(rule, obj, where, f"{kind} {display(name)} is not defined", remedy, remark=not (close or own))
 
 
-def _no_pods(world: World, obj: Object, where: Path, selector: Mapping[str, Any], rule: str) -> Iterator[Fault]:
-    if world.service and not selected(world, selector, obj.namespace):
-        yield _no_match(world, obj, where, selector, rule, "pod", [pod.labels for pod in world.pods])
-
-
-def _no_match(
-    world: World, obj: Object, where: Path, selector: Mapping[str, Any], rule: str, subject: str, others: list[Mapping[str, Any]]
-) -> Fault:
+def _no_match(world: World, obj: Object, where: Path, selector: Mapping[str, Any], rule: str, others: list[Mapping[str, Any]]) -> Fault:
     """A selector that matches nothing here. others: the labels of what it could match."""
     required = [f"{key}={value}" for key, value in mapping(selector.get("matchLabels")).items()]
     present = sorted({f"{key}={value}" for labels in others for key, value in labels.items()})
     close = [near for pair in required if pair not in present and (near := near_miss(pair, present))]
-    why = f"it selects no {subject}: none here has the labels {', '.join(required) or 'of its expressions'}"
+    why = f"it selects nothing: none here has the labels {', '.join(required) or 'of its expressions'}"
     own = world.service is not None and obj.name == world.service.name
     return Fault(rule, obj, where, why, f"did you mean {close[0]}?" if close else None, remark=not (close or own))
 
 
-def _service(world: World, service: Object, selector: Mapping[str, Any]) -> Iterator[Fault]:
-    yield from _no_pods(world, service, ("spec", "selector"), selector, "service-no-pods")
-    for index, port in enumerate(mappings(service.spec.get("ports"))):
-        key = "targetPort" if "targetPort" in port else "port"
-        for pod in selected(world, selector, service.namespace):
-            if problem := _missing_port(world, pod, port.get(key)):
-                why = f"{problem} in the pods of {pod.owner}, which the Service selects"
-                yield Fault("service-target-port", service, ("spec", "ports", index, key), why)
+def _selects(world: World, obj: Object) -> Iterator[Fault]:
+    """An object that selects pods, and the ports of these pods that it names."""
+    field, rule = SELECTORS[obj.kind]
+    selector = mapping(obj.spec.get(field))
+    if not selector or obj.spec.get("type") == "ExternalName" or obj.group not in ("", "policy", "networking.k8s.io"):
+        return
+    if obj.kind == "Service":
+        selector = {"matchLabels": selector}
+    pods = selected(world, selector, obj.namespace)
+    if world.service and not pods:
+        yield _no_match(world, obj, ("spec", field), selector, rule, [pod.labels for pod in world.pods])
+    for path, target in _ports(obj):
+        for pod in pods:
+            if problem := _missing_port(world, pod, target):
+                rule = "service-target-port" if obj.kind == "Service" else "networkpolicy-port"
+                yield Fault(rule, obj, path, f"{problem} in the pods of {pod.owner}, which it selects")
                 break
 
 
+def _ports(obj: Object) -> Iterator[tuple[Path, object]]:
+    """The paths and values of an object's ports that are ports of pods. A policy may allow a number that nothing listens on."""
+    for index, port in enumerate(mappings(obj.spec.get("ports"))):
+        key = "targetPort" if "targetPort" in port else "port"
+        yield ("spec", "ports", index, key), port.get(key)
+    for index, rule in enumerate(mappings(obj.spec.get("ingress"))):
+        for number, port in enumerate(mappings(rule.get("ports"))):
+            if isinstance(port.get("port"), str):
+                yield ("spec", "ingress", index, "ports", number, "port"), port.get("port")
+
+
 def _missing_port(world: World, pod: Pod, target: object) -> str | None:
-    """The problem with the target port of a Service: no container has the name, or, in a service, lists the number."""
+    """The problem with a port: no container has the name, or, in a service, lists the number."""
     ports = [port for container in pod.serving for port in container.ports]
     if isinstance(target, str):
         named = [text(port.get("name")) for port in ports if port.get("name")]
@@ -142,25 +167,13 @@ def _ingress(world: World, ingress: Object) -> Iterator[Fault]:
                 yield Fault("ingress-backend", ingress, (*where, "service", "port", key), why)
 
 
-def _policy_ports(world: World, policy: Object, selector: Mapping[str, Any]) -> Iterator[Fault]:
-    """A rule with a named port that no selected pod has blocks all traffic."""
-    pods = selected(world, selector, policy.namespace)
-    names = {text(port.get("name")) for pod in pods for container in pod.serving for port in container.ports}
-    for index, rule in enumerate(mappings(policy.spec.get("ingress"))):
-        for number, port in enumerate(mappings(rule.get("ports"))):
-            name = port.get("port")
-            if pods and isinstance(name, str) and name not in names:
-                why = f"it allows traffic to the port {display(name)}, which no selected pod has"
-                yield Fault("networkpolicy-port", policy, ("spec", "ingress", index, "ports", number, "port"), why)
-
-
 def _monitor(world: World, monitor: Object) -> Iterator[Fault]:
     selector = mapping(monitor.spec.get("selector"))
     candidates = [service for service in world.of("Service") if same_namespace(service.namespace, monitor.namespace)]
     services = [service for service in candidates if matches(selector, service.labels)]
     if world.service and not services:
         others = [service.labels for service in candidates]
-        yield _no_match(world, monitor, ("spec", "selector"), selector, "servicemonitor-target", "Service", others)
+        yield _no_match(world, monitor, ("spec", "selector"), selector, "servicemonitor-target", others)
     ports = {text(port.get("name")) for service in services for port in mappings(service.spec.get("ports"))}
     for index, endpoint in enumerate(mappings(monitor.spec.get("endpoints"))):
         name = endpoint.get("port")
@@ -170,56 +183,24 @@ def _monitor(world: World, monitor: Object) -> Iterator[Fault]:
             yield Fault("servicemonitor-target", monitor, ("spec", "endpoints", index, "port"), why)
 
 
-# What pods read and mount
+def _read_by(world: World, pod: Pod, where: Path, value: object) -> Iterator[Fault]:
+    """The ConfigMaps, Secrets and claims that a part of a pod names."""
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ():
+        reference = mapping(inner)
+        if key in READ and reference.get("optional") is not True:
+            kind, field, rule = READ[key]
+            named = field if field in reference else "name"  # of a Secret in a projected volume
+            yield from _missing(world, pod.owner, (*where, key, named), kind, text(reference.get(named)), rule)
+            if kind == "ConfigMap":
+                yield from _keys(world, pod, (*where, key), reference)
+        yield from _read_by(world, pod, (*where, key), inner)
 
 
-def _read_by(world: World, pod: Pod) -> Iterator[Fault]:
-    where: Path = (*pod.path, "spec")
-    account = text(pod.spec.get("serviceAccountName"))
-    yield from _missing(world, pod.owner, (*where, "serviceAccountName"), "ServiceAccount", account, "missing-service-account")
-    for container in pod.containers:
-        yield from _environment(world, pod, container)
-    own_claims = {text(mapping(template.get("metadata")).get("name")) for template in mappings(pod.owner.spec.get("volumeClaimTemplates"))}
-    for index, volume in enumerate(mappings(pod.spec.get("volumes"))):
-        at: Path = (*where, "volumes", index)
-        claim = text(mapping(volume.get("persistentVolumeClaim")).get("claimName"))
-        if claim not in own_claims:
-            path = (*at, "persistentVolumeClaim", "claimName")
-            yield from _missing(world, pod.owner, path, "PersistentVolumeClaim", claim, "missing-claim")
-        sources = [(at, volume)] + [
-            ((*at, "projected", "sources", number), source)
-            for number, source in enumerate(mappings(mapping(volume.get("projected")).get("sources")))
-        ]
-        for path, source in sources:
-            yield from _reference(world, pod, (*path, "configMap"), "ConfigMap", mapping(source.get("configMap")))
-            secret = mapping(source.get("secret"))
-            yield from _reference(world, pod, (*path, "secret"), "Secret", secret, "secretName" if "secretName" in secret else "name")
-
-
-def _environment(world: World, pod: Pod, container: Container) -> Iterator[Fault]:
-    for section, wrapper, keys in (
-        ("env", "valueFrom", ("configMapKeyRef", "secretKeyRef")),
-        ("envFrom", "", ("configMapRef", "secretRef")),
-    ):
-        for index, entry in enumerate(mappings(container.data.get(section))):
-            at: Path = (*container.path, section, index, wrapper) if wrapper else (*container.path, section, index)
-            for key, kind in zip(keys, ("ConfigMap", "Secret"), strict=True):
-                reference = mapping((mapping(entry.get(wrapper)) if wrapper else entry).get(key))
-                yield from _reference(world, pod, (*at, key), kind, reference)
-
-
-def _reference(world: World, pod: Pod, at: Path, kind: str, reference: Mapping[str, Any], named: str = "name") -> Iterator[Fault]:
-    """A ConfigMap or Secret that a pod reads, and the keys that it needs. Keys of a Secret are often added later."""
-    name = text(reference.get(named))
-    if reference.get("optional") is True or not name:
-        return
-    if kind == "Secret":
-        yield from _secret(world, pod, (*at, named), name)
-        return
-    yield from _missing(world, pod.owner, (*at, named), kind, name, "missing-configmap")
-    source = world.find(kind, name, pod.namespace)
-    keys = [((*at, "key"), text(reference.get("key")))]
-    keys += [((*at, "items", index, "key"), text(item.get("key"))) for index, item in enumerate(mappings(reference.get("items")))]
+def _keys(world: World, pod: Pod, where: Path, reference: Mapping[str, Any]) -> Iterator[Fault]:
+    """The keys of a ConfigMap that a pod needs. (Keys of a Secret are often added later.)"""
+    source = world.find("ConfigMap", text(reference.get("name")), pod.namespace)
+    keys: list[tuple[Path, str]] = [((*where, "key"), text(reference.get("key")))]
+    keys += [((*where, "items", index, "key"), text(item.get("key"))) for index, item in enumerate(mappings(reference.get("items")))]
     for path, key in keys if source else []:
         data = {**mapping(source.data.get("data")), **mapping(source.data.get("binaryData"))} if source else {}
         if key and key not in data:
@@ -227,36 +208,10 @@ def _reference(world: World, pod: Pod, at: Path, kind: str, reference: Mapping[s
             yield Fault("missing-configmap", pod.owner, path, why)
 
 
-def _secret(world: World, pod: Pod, where: Path, name: str) -> Iterator[Fault]:
-    """Secrets are nearly always created elsewhere, so only a name that differs slightly from a defined one is worth mentioning."""
-    defined = [obj.name for obj in world.of("Secret", "SealedSecret", "ExternalSecret") if same_namespace(obj.namespace, pod.namespace)]
-    defined += [text(obj.spec.get("secretName")) for obj in world.of("Certificate")]
-    if world.service and name not in defined and (close := near_miss(name, defined)):
-        yield Fault("missing-secret", pod.owner, where, f"the Secret {display(name)} is not defined", f"did you mean {close!r}?")
-
-
-def _claim(world: World, claim: Object) -> Iterator[Fault]:
-    """A claim that names its volume binds only if storage class and access modes match."""
-    name = text(claim.spec.get("volumeName"))
-    volume = next((obj for obj in world.of("PersistentVolume") if name and obj.name == name), None)
-    if volume is None:
-        return
-    classes = [text(obj.spec.get("storageClassName")) for obj in (claim, volume)]
-    if classes[0] != classes[1]:
-        why = f"it names {volume}, whose storage class is {display(classes[1])}, not {display(classes[0])}, so it never binds"
-        yield Fault("claim-volume", claim, ("spec", "storageClassName"), why)
-    wanted, offered = ({mode for mode in obj.spec.get("accessModes") or [] if isinstance(mode, str)} for obj in (claim, volume))
-    if wanted - offered:
-        why = f"it requests {', '.join(sorted(wanted))}, but {volume} offers {', '.join(sorted(offered))}, so it never binds"
-        yield Fault("claim-volume", claim, ("spec", "accessModes"), why)
-
-
 def _namespaces(world: World) -> Iterator[Fault]:
     """A service's objects must be in the namespace of its environment."""
     environment = world.environment
-    if environment is None or not world.released:
-        return
-    for obj in world.objects:
-        if obj.namespace and obj.namespace != environment.namespace and obj.kind != "Namespace":
+    for obj in world.objects if environment and world.released else ():
+        if environment and obj.namespace not in ("", environment.namespace) and obj.kind != "Namespace":
             why = f"{obj} is in the namespace {obj.namespace}, but {world.env} of service.yaml is in {environment.namespace}"
             yield Fault("namespace", obj, ("metadata", "namespace"), why)

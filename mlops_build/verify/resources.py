@@ -11,9 +11,7 @@ from mlops_build.verify.schema import display
 from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, gpus, mapping, serving_containers, text, variables
 
 GPU_RESOURCE = "nvidia.com/gpu"
-QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i)?")
-UNIT = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {unit: 1000.0 ** (power + 2) for power, unit in enumerate("MGTPE")}
-UNIT |= {f"{unit}i": 1024.0 ** (power + 1) for power, unit in enumerate("KMGTPE")}
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([numkMGTPE])(i?))?")
 
 
 def check(world: World) -> Iterator[Fault]:
@@ -31,7 +29,7 @@ def _requests_and_limits(pod: Pod, container: Container) -> Iterator[Fault]:
     for name in requests:
         requested, allowed = quantity(requests.get(name)), quantity(limits.get(name))
         where: Path = (*container.path, "resources")
-        if extended(name) and requested is not None and requested != allowed:
+        if name == GPU_RESOURCE and requested is not None and requested != allowed:
             limit = f"its limit is {limits[name]}" if name in limits else "it has no limit"
             why = f"{container.name} requests {requests[name]} of {name}, but {limit}; both must be equal"
             yield Fault("gpu-request-limit", pod.owner, (*where, "requests", name), why)
@@ -40,16 +38,13 @@ def _requests_and_limits(pod: Pod, container: Container) -> Iterator[Fault]:
             yield Fault("limit-below-request", pod.owner, (*where, "limits", name), why)
 
 
-def extended(name: str) -> bool:
-    """Whether the resource cannot be overcommitted: a device of a plugin, or huge pages."""
-    prefix = name.rpartition("/")[0]
-    return name.startswith("hugepages-") or (bool(prefix) and not prefix.endswith("kubernetes.io"))
-
-
 def quantity(value: object) -> float | None:
-    """The number that a Kubernetes quantity such as 500m or 4Gi means; None if it is not valid."""
+    """The number that a Kubernetes quantity such as 500m or 4Gi means; None if it is not valid, or has an exponent."""
     match = QUANTITY.fullmatch(str(value))
-    return float(match[1]) * UNIT[match[2] or ""] if match else None
+    if match is None:
+        return None
+    power = "num kMGTPE".index(match[2] or " ") - 3
+    return float(match[1]) * (1024.0 if match[3] else 1000.0) ** power
 
 
 # In a service: GPUs and memory as in service.yaml

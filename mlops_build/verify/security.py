@@ -5,12 +5,11 @@ need not.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from mlops_build.verify import fields
 from mlops_build.verify.document import Path
-from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, containers_of, mapping, mappings, text, variables
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, containers_of, mapping, text, variables
 
 # The end of a name of a secret: DB_PASSWORD, apiToken, aws_secret_access_key. Not PASSWORD_FILE, TOKEN_URL, SECRET_NAME.
 SECRET_NAME = re.compile(
@@ -42,9 +41,10 @@ def check(world: World) -> Iterator[Fault]:
         for secret in world.of("Secret"):
             yield from _secret(secret)
         for pod in world.pods:
-            yield from _privileges(pod)
-        for pod, container in containers_of(world):
-            yield from _image_tag(world, pod, container)
+            yield from fields.faults(pod.owner, "service-pod", pod.path)
+            yield from fields.faults(pod.owner, "tagged-pod", pod.path) if world.released else ()
+            for container in pod.containers:
+                yield from _root(pod, container)
 
 
 def secret_in(name: str, value: str) -> str | None:
@@ -98,54 +98,11 @@ def _secret(obj: Object) -> Iterator[Fault]:
                 return
 
 
-# Privileges of a pod
-
-
-def _privileges(pod: Pod) -> Iterator[Fault]:
-    for key in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod.spec.get(key) is True:
-            yield Fault("privileged", pod.owner, (*pod.path, "spec", key), f"the pods have {key}, which gives access to the node")
-    for index, volume in enumerate(mappings(pod.spec.get("volumes"))):
-        if mapping(volume.get("hostPath")):
-            where: Path = (*pod.path, "spec", "volumes", index, "hostPath")
-            why = f"the volume {text(volume.get('name'))} is a hostPath, which the baseline and restricted pod security standards forbid"
-            yield Fault("privileged", pod.owner, where, why, "use a PersistentVolumeClaim, or an emptyDir for temporary data")
-    context = mapping(pod.spec.get("securityContext"))
-    for container in pod.containers:
-        yield from _container_privileges(pod, container, context)
-
-
-def _container_privileges(pod: Pod, container: Container, pod_context: Mapping[str, Any]) -> Iterator[Fault]:
-    context = mapping(container.data.get("securityContext"))
-    where: Path = (*container.path, "securityContext")
-    if context.get("privileged") is True:
-        why = f"{container.name} is privileged, which is equivalent to root on the node"
-        yield Fault("privileged", pod.owner, (*where, "privileged"), why)
-    if context.get("allowPrivilegeEscalation") is True:
-        yield Fault(
-            "privileged", pod.owner, (*where, "allowPrivilegeEscalation"), f"{container.name} may gain more privileges than it starts with"
-        )
-    added = [capability for capability in mapping(context.get("capabilities")).get("add") or [] if capability != "NET_BIND_SERVICE"]
-    if added:
-        why = f"{container.name} adds the capabilities {', '.join(map(str, added))}"
-        yield Fault("privileged", pod.owner, (*where, "capabilities", "add"), why)
-    user = context.get("runAsUser", pod_context.get("runAsUser"))
-    if user == 0:
-        place: Path = (*where, "runAsUser") if "runAsUser" in context else (*pod.path, "spec", "securityContext", "runAsUser")
-        yield Fault("runs-as-root", pod.owner, place, f"{container.name} runs as root")
-    elif context.get("runAsNonRoot", pod_context.get("runAsNonRoot")) is not True and not user:
+def _root(pod: Pod, container: Container) -> Iterator[Fault]:
+    pod_context, context = mapping(pod.spec.get("securityContext")), mapping(container.data.get("securityContext"))
+    settings = {**pod_context, **context}
+    if settings.get("runAsUser") == 0:
+        level: Path = container.path if "runAsUser" in context else (*pod.path, "spec")
+        yield Fault("runs-as-root", pod.owner, (*level, "securityContext", "runAsUser"), f"{container.name} runs as root")
+    elif settings.get("runAsNonRoot") is not True and not settings.get("runAsUser"):
         yield Fault("runs-as-root", pod.owner, container.path, f"{container.name} may run as root")
-
-
-def _image_tag(world: World, pod: Pod, container: Container) -> Iterator[Fault]:
-    """Not checked before the first release: the image has no tag, and nothing runs."""
-    image = text(container.data.get("image"))
-    if not image or (pod.replicas == 0 and world.service and image == world.service.name):
-        return
-    if "@" in image:
-        return
-    tag = image.rpartition("/")[2].partition(":")[2]
-    if tag in ("", "latest"):
-        tag_text = "has the tag latest" if tag else "has no tag, which means latest"
-        why = f"the image {display(image)} {tag_text}: each start may run a different image"
-        yield Fault("image-tag", pod.owner, (*container.path, "image"), why)

@@ -26,17 +26,18 @@ def check(world: World) -> Iterator[Fault]:
 
 def _selector(pod: Pod) -> Iterator[Fault]:
     owner = pod.owner
-    if owner.kind not in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Rollout"):
-        return
     selector = mapping(owner.spec.get("selector"))
-    if selector and not matches(selector, pod.labels):
-        labels = mapping(selector.get("matchLabels"))
-        differing = [key for key, value in labels.items() if pod.labels.get(key) != value]
-        mismatch = ", ".join(f"{key}={labels[key]}" for key in differing) or "its expressions"
-        where: Path = ("spec", "selector", "matchLabels", differing[0]) if differing else ("spec", "selector")
-        yield Fault("selector-labels", owner, where, f"the selector requires {mismatch}, which the workload's own pods do not have")
-    elif not selector and owner.group in ("apps", "") and owner.spec.get("selector") is not None:
-        yield Fault("selector-labels", owner, ("spec", "selector"), "the selector is empty, so it would match every pod")
+    labels = mapping(selector.get("matchLabels"))
+    if (
+        owner.kind not in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Rollout")
+        or not selector
+        or matches(selector, pod.labels)
+    ):
+        return
+    differing = [key for key, value in labels.items() if pod.labels.get(key) != value]
+    mismatch = ", ".join(f"{key}={labels[key]}" for key in differing) or "its expressions"
+    where: Path = ("spec", "selector", "matchLabels", differing[0]) if differing else ("spec", "selector")
+    yield Fault("selector-labels", owner, where, f"the selector requires {mismatch}, which the workload's own pods do not have")
 
 
 def _mounts(pod: Pod) -> Iterator[Fault]:
@@ -78,39 +79,28 @@ def startup_seconds(container: Container) -> int:
 
 def _deadline(pod: Pod) -> Iterator[Fault]:
     owner = pod.owner
-    if owner.kind != "Deployment":
-        return
-    deadline = owner.spec.get("progressDeadlineSeconds", DEADLINE)
+    deadline, is_set = owner.spec.get("progressDeadlineSeconds", DEADLINE), "progressDeadlineSeconds" in owner.spec
     longest = max((startup_seconds(container) for container in pod.containers), default=0)
-    if isinstance(deadline, int) and longest and deadline <= longest:
-        is_set = "progressDeadlineSeconds" in owner.spec
+    if owner.kind == "Deployment" and isinstance(deadline, int) and 0 < deadline <= longest:
         why = f"the rollout fails after {deadline} s{'' if is_set else ' (the default)'}, but a start may take {longest} s"
         yield Fault("progress-deadline", owner, ("spec", "progressDeadlineSeconds") if is_set else ("spec",), why)
-    ready = owner.spec.get("minReadySeconds", 0)
-    if isinstance(ready, int) and isinstance(deadline, int) and ready and deadline <= ready:
-        why = f"progressDeadlineSeconds ({deadline}) must be greater than minReadySeconds ({ready})"
-        yield Fault("progress-deadline", owner, ("spec", "minReadySeconds"), why)
 
 
 def _grace(pod: Pod) -> Iterator[Fault]:
     grace = pod.spec.get("terminationGracePeriodSeconds", GRACE)
-    if not isinstance(grace, int):
-        return
     for container in pod.containers:
-        hook = mapping(mapping(container.data.get("lifecycle")).get("preStop"))
-        pause = stop_seconds(hook)
-        if pause and grace <= pause:
+        pause = _stop_seconds(mapping(mapping(container.data.get("lifecycle")).get("preStop")))
+        if pause and isinstance(grace, int) and grace <= pause:
             why = f"the pod is killed after {grace} s, but the preStop hook of {container.name} alone takes {pause:g} s"
             is_set = "terminationGracePeriodSeconds" in pod.spec
             where: Path = (*pod.path, "spec", "terminationGracePeriodSeconds") if is_set else (*container.path, "lifecycle", "preStop")
             yield Fault("grace-period", pod.owner, where, why)
 
 
-def stop_seconds(hook: Mapping[str, Any]) -> float:
+def _stop_seconds(hook: Mapping[str, Any]) -> float:
     """Seconds that a preStop hook waits: `sleep: {seconds: 5}`, or the sleeps in its command; 0 if unknown."""
     seconds = mapping(hook.get("sleep")).get("seconds")
-    if isinstance(seconds, int):
-        return seconds
     command = mapping(hook.get("exec")).get("command")
     command_line = " ".join(str(part) for part in command) if isinstance(command, list) else ""
-    return sum(float(seconds_text) for seconds_text in re.findall(r"\bsleep\s+([0-9]{1,6}(?:\.[0-9]{1,3})?)\b", command_line))
+    sleeps = re.findall(r"\bsleep\s+([0-9]{1,6}(?:\.[0-9]{1,3})?)\b", command_line)
+    return seconds if isinstance(seconds, int) else sum(float(sleep) for sleep in sleeps)

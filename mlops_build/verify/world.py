@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +83,10 @@ class Fault:
     why: str
     remedy: str | None = None
     remark: bool = False
+
+    def as_remark(self, is_remark: bool) -> "Fault":
+        """This fault, as a remark or not."""
+        return replace(self, remark=is_remark)
 
 
 @dataclass(frozen=True, eq=False)
