@@ -20,7 +20,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mlops_build.verify import check, overlay
+from mlops_build.adapters import kubectl
+from mlops_build.verify import check
 from tests.verify.faults import APP, FAULTS, OVERLAY, Fault
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -39,15 +40,12 @@ def main() -> None:
         asked = [fault for fault in FAULTS if fault.in_manifests and not fault.rule.startswith(("overlay-", "bad-ignore"))]
         for number, fault in enumerate([None, *asked]):
             root = fault.apply(Path(scratch) / f"service{number}") if fault else APP
-            try:
-                rendered = overlay.render(root / OVERLAY)
-            except overlay.NotRendered:
+            done = kubectl.kustomize(root / OVERLAY)
+            if done.code:
                 continue
-            if rendered is None:
-                sys.exit("kubectl is not on PATH")
             file = Path(scratch) / "rendered" / str(number) / "app.yaml"
             file.parent.mkdir(parents=True)
-            file.write_text(rendered)
+            file.write_text(done.text)
             files[fault.name if fault else ""] = file
             if fault:
                 faults.append(fault)
@@ -56,7 +54,7 @@ def main() -> None:
         tools: dict[str, Said | None] = {
             "kubernetes-validate --strict": {name: kubernetes_validate(file) for name, file in files.items()},
             "checkov": checkov_says(checkov, files) if checkov.is_file() else None,
-            "kubectl set image --local": {name: kubectl(file) for name, file in files.items()},
+            "kubectl set image --local": {name: set_image(file) for name, file in files.items()},
         }
     report(faults, ours, tools)
 
@@ -79,7 +77,7 @@ def checkov_says(program: Path, files: dict[str, Path]) -> Said:
     return said
 
 
-def kubectl(file: Path) -> set[str]:
+def set_image(file: Path) -> set[str]:
     """What `kubectl set image --local` refuses. It knows no custom resources, so those are left out."""
     documents = [one for one in yaml.safe_load_all(file.read_text()) if one and one["apiVersion"] != "monitoring.coreos.com/v1"]
     known = file.with_name("known.yaml")

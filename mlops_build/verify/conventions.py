@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from mlops_build.verify import fields
-from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
 from mlops_build.verify.workloads import startup_seconds
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, serving_containers, text, variables
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, select, serving_containers, text, variables
 
 # Volumes that a container cannot write.
 READ_ONLY = {"configMap", "secret", "downwardAPI", "projected", "image"}
@@ -47,36 +46,31 @@ def _startup(world: World, needed: int, pod: Pod, container: Container) -> Itera
 
 def _home(pod: Pod, container: Container) -> Iterator[Fault]:
     """With a read-only root file system, HOME must be in a volume: libraries keep their caches there, unless a variable moves them."""
-    if mapping(container.data.get("securityContext")).get("readOnlyRootFilesystem") is not True:
+    where, variable = variables(container).get("HOME", ((), {}))
+    read_only = mapping(container.data, "securityContext").get("readOnlyRootFilesystem") is True
+    if not read_only or not where or "valueFrom" in variable:
         return
-    named = {text(variable.get("name")): (path, variable) for path, variable in variables(container)}
-    where, variable = named.get("HOME", ((), {}))
-    if not where or variable.get("valueFrom"):
-        return
-    home = text(variable.get("value"))
-    volumes = {text(volume.get("name")) for volume in mappings(pod.spec.get("volumes")) if READ_ONLY.isdisjoint(volume)}
-    mounts = [mount for mount in mappings(container.data.get("volumeMounts")) if mount.get("name") in volumes]
-    folders = {PurePosixPath(text(mount.get("mountPath"))) for mount in mounts if mount.get("readOnly") is not True}
-    if not home or folders.isdisjoint({PurePosixPath(home), *PurePosixPath(home).parents}):
-        why = f"HOME of {container.name} is {display(home)}, which is on its read-only file system"
-        yield Fault("home-read-only", pod.owner, (*where, "value"), why, remark=not CACHES.isdisjoint(named))
+    home = PurePosixPath(text(variable, "value"))
+    volumes = {text(volume, "name") for volume in mappings(pod.spec, "volumes") if READ_ONLY.isdisjoint(volume)}
+    mounts = [mount for mount in mappings(container.data, "volumeMounts") if mount.get("name") in volumes]
+    folders = {PurePosixPath(text(mount, "mountPath")) for mount in mounts if mount.get("readOnly") is not True}
+    if folders.isdisjoint({home, *home.parents}):
+        why = f"HOME of {container.name} is {display(str(home))}, which is on its read-only file system"
+        yield Fault("home-read-only", pod.owner, (*where, "value"), why, remark=not CACHES.isdisjoint(variables(container)))
 
 
 def _scraped(pod: Pod) -> Iterator[Fault]:
     yield from fields.faults(pod.owner, "serving-pod", pod.path)
-    port = mapping(mapping(pod.data.get("metadata")).get("annotations")).get("prometheus.io/port")
     ports = [str(entry.get("containerPort")) for container in pod.serving for entry in container.ports]
-    if port is not None and str(port) not in ports:
-        where: Path = (*pod.path, "metadata", "annotations", "prometheus.io/port")
-        yield Fault("metrics-path", pod.owner, where, f"Prometheus requests the port {port}, but the pod has {', '.join(ports)}")
+    for path, port in select(pod.owner.data, *pod.path, "metadata", "annotations", "prometheus.io/port"):
+        if str(port) not in ports:
+            yield Fault("metrics-path", pod.owner, path, f"Prometheus requests the port {port}, but the pod has {', '.join(ports)}")
 
 
 def _certificates(ingress: Object) -> Iterator[Fault]:
     """The hosts of an Ingress' certificates must be hosts that it routes. A rule without a host routes all."""
-    routed = {text(rule.get("host")) for rule in mappings(ingress.spec.get("rules"))}
-    for index, entry in enumerate(mappings(ingress.spec.get("tls"))):
-        hosts = entry.get("hosts")
-        for number, host in enumerate(hosts if isinstance(hosts, list) and routed and "" not in routed else []):
-            if not any(host in (known, f"*.{known.partition('.')[2]}") for known in routed):
-                why = f"the certificate is for {host}, but the Ingress routes {', '.join(sorted(routed))}"
-                yield Fault("tls-host", ingress, ("spec", "tls", index, "hosts", number), why)
+    routed = {text(rule, "host") for rule in mappings(ingress.spec, "rules")}
+    for path, host in select(ingress.data, "spec", "tls", "*", "hosts", "*"):
+        if routed and "" not in routed and not any(host in (known, f"*.{known.partition('.')[2]}") for known in routed):
+            why = f"the certificate is for {host}, but the Ingress routes {', '.join(sorted(routed))}"
+            yield Fault("tls-host", ingress, path, why)

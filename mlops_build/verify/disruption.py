@@ -4,23 +4,20 @@ import math
 import re
 from collections.abc import Iterator
 
-from mlops_build.verify.document import Path
 from mlops_build.verify.references import selected
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Fault, Object, Pod, World, gpus, mapping, mappings, text
+from mlops_build.verify.world import Fault, Object, Pod, World, gpus, mapping, select, text
 
 
 def check(world: World) -> Iterator[Fault]:
     for budget in world.of("PodDisruptionBudget"):
-        for pod in selected(world, mapping(budget.spec.get("selector")), budget.namespace):
+        for pod in selected(world, mapping(budget.spec, "selector"), budget.namespace):
             if pod.owner.kind in ("Deployment", "StatefulSet", "ReplicaSet", "Rollout"):
                 yield from _blocked(budget, pod, fewest(world, pod))
                 break
-    for scaler in world.of("HorizontalPodAutoscaler"):
-        target = mapping(scaler.spec.get("scaleTargetRef"))
-        owner = world.find(text(target.get("kind")), text(target.get("name")), scaler.namespace)
-        for pod in world.pods if world.service else ():
-            if pod.owner is owner:
+    for scaler in world.of("HorizontalPodAutoscaler") if world.service else ():
+        for pod in world.pods:
+            if _scales(scaler, pod):
                 yield from _scaler(world, scaler, pod)
 
 
@@ -33,21 +30,24 @@ def amount(value: object, of: int, *, up: bool) -> int | None:
 
 def surge(deployment: Object, replicas: int) -> int:
     """How many additional pods an update starts; Kubernetes' default is 25 %, rounded up."""
-    strategy = mapping(deployment.spec.get("strategy"))
-    if strategy.get("type", "RollingUpdate") != "RollingUpdate":
+    if mapping(deployment.spec, "strategy").get("type", "RollingUpdate") != "RollingUpdate":
         return 0
-    max_surge = mapping(strategy.get("rollingUpdate")).get("maxSurge", "25%")
+    max_surge = mapping(deployment.spec, "strategy", "rollingUpdate").get("maxSurge", "25%")
     return amount(max_surge, replicas, up=True) or 0
 
 
 def fewest(world: World, pod: Pod) -> int:
     """The minimum number of pods of a workload: its autoscaler's, else its replicas."""
     for scaler in world.of("HorizontalPodAutoscaler"):
-        target = mapping(scaler.spec.get("scaleTargetRef"))
-        if (target.get("kind"), target.get("name")) == (pod.owner.kind, pod.owner.name):
+        if _scales(scaler, pod):
             low = scaler.spec.get("minReplicas", 1)
             return low if isinstance(low, int) else 1
     return pod.replicas
+
+
+def _scales(scaler: Object, pod: Pod) -> bool:
+    target = mapping(scaler.spec, "scaleTargetRef")
+    return (target.get("kind"), target.get("name")) == (pod.owner.kind, pod.owner.name)
 
 
 def _blocked(budget: Object, pod: Pod, replicas: int) -> Iterator[Fault]:
@@ -62,18 +62,16 @@ def _blocked(budget: Object, pod: Pod, replicas: int) -> Iterator[Fault]:
 
 def _scaler(world: World, scaler: Object, pod: Pod) -> Iterator[Fault]:
     """An autoscaler of a service and the pods that it scales."""
-    owner, metrics = pod.owner, mappings(scaler.spec.get("metrics"))
-    cpu = [("spec", "metrics", index) for index, metric in enumerate(metrics) if mapping(metric.get("resource")).get("name") == "cpu"]
+    owner = pod.owner
     on_gpu = gpus(pod) or (world.service and world.service.gpu.mode == "shared")
-    for path in cpu if on_gpu else []:
-        why = f"it scales {owner} on CPU, but the GPU does the work: the CPU stays idle under load"
-        yield Fault("hpa-cpu-gpu", scaler, (*path, "resource", "name"), why)
-    for index, metric in enumerate(metrics):
-        if name := text(mapping(mapping(metric.get("pods")).get("metric")).get("name")):
-            where: Path = ("spec", "metrics", index, "pods", "metric", "name")
+    for path, name in select(scaler.data, "spec", "metrics", "*", "resource", "name"):
+        if name == "cpu" and on_gpu:
+            why = f"it scales {owner} on CPU, but the GPU does the work: the CPU stays idle under load"
+            yield Fault("hpa-cpu-gpu", scaler, path, why)
+    for path, name in select(scaler.data, "spec", "metrics", "*", "pods", "metric", "name"):
+        if world.released and not _is_scraped(world, pod):
             why = f"it scales {owner} on the pod metric {name}, but nothing here makes Prometheus scrape the pods"
-            if world.released and not _is_scraped(world, pod):
-                yield Fault("hpa-no-monitoring", scaler, where, why)
+            yield Fault("hpa-no-monitoring", scaler, path, why)
     if "replicas" in owner.spec and pod.replicas != 0:
         why = f"{owner} sets replicas, so every deployment undoes the autoscaler's changes"
         yield Fault("hpa-replicas", owner, ("spec", "replicas"), why)
@@ -83,5 +81,5 @@ def _is_scraped(world: World, pod: Pod) -> bool:
     """Whether a monitor of prometheus-operator or an annotation of pods or Services enables scraping."""
     if world.of("ServiceMonitor", "PodMonitor", "ScrapeConfig"):
         return True
-    described = [mapping(pod.data.get("metadata")), *(service.metadata for service in world.of("Service"))]
-    return any(str(mapping(metadata.get("annotations")).get("prometheus.io/scrape")).lower() == "true" for metadata in described)
+    described = (pod.data, *(service.data for service in world.of("Service")))
+    return any(text(data, "metadata", "annotations", "prometheus.io/scrape") == "true" for data in described)

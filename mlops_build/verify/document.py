@@ -8,6 +8,7 @@ YAML 1.1, except that dates stay strings.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, cast
 
 Path = tuple[str | int, ...]
@@ -83,6 +84,23 @@ class File:
     documents: list[Node] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
+
+    def locator(self, node: Node) -> Callable[[Path], tuple[str, int]]:
+        """A function that returns the file and line of a path below a node."""
+        return lambda path: (self.name, node.line_of(path)[0])
+
+
+def read(path: FilePath) -> str:
+    """The text of a file, as far as `parse` accepts it. Raises OSError."""
+    with path.open("rb") as opened:
+        return opened.read(4 * MAX_BYTES + 1).decode("utf-8", errors="replace")
+
+
+def listed(document: Node) -> list[Node]:
+    """The items of a `kind: List`, or else the document itself."""
+    items, kind = document.child("items"), document.child("kind")
+    is_list = items and kind and str(kind.value).endswith("List") and not document.child("spec")
+    return items.children if is_list and items and isinstance(items.children, list) else [document]
 
 
 def parse(text: str, name: str) -> File:

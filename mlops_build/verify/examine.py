@@ -1,17 +1,16 @@
 """From a path to findings. A service is checked as a whole, each overlay as it renders; anything else as plain files (plain.py)."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlops_build import service as service_file
 from mlops_build.service import Service
-from mlops_build.verify import contract, overlay, plain, schema
-from mlops_build.verify.document import File, parse
+from mlops_build.verify import contract, overlay, plain
+from mlops_build.verify.document import parse, read
 from mlops_build.verify.report import Collected, Report, finish, start
-from mlops_build.verify.rules import check_objects, check_sources, fixed_location, locator, read_file
+from mlops_build.verify.rules import check_objects, check_sources
 from mlops_build.verify.specs import SpecChecker
-from mlops_build.verify.world import Fault, Part, World, mapping, mappings, text
+from mlops_build.verify.world import Fault, Part, World, mapping, select
 
 OVERLAYS = "deploy/overlays"
 
@@ -43,18 +42,18 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
     service = service_file.load(root, strict=False)
     version = kubernetes or service.verify.kubernetes
     report, collected = start(specs), Collected()
-    settings = parse((root / service_file.FILE).read_text(encoding="utf-8", errors="replace"), service_file.FILE)
+    settings = parse(read(root / service_file.FILE), service_file.FILE)
     collected.files[settings.name] = settings
-    part = Part(settings.name, {}, locator(settings, settings.documents[0]))
-    collected.faults += [(fault, None) for fault in _environments(root, service, part)]
+    part = Part(settings.name, {}, settings.locator(settings.documents[0]))
+    collected.add(_environments(root, service, part))
     folders = sorted(folder for folder in (root / OVERLAYS).iterdir() if overlay.kustomization(folder))
     chosen = [folder for folder in folders if environments is None or folder.name in environments]
     worlds = [world for folder in chosen if (world := _overlay(root, folder, service, version, report, collected))]
-    collected.faults += [(fault, None) for fault in _same_host(service, worlds, part)]
+    collected.add(_same_host(service, worlds, part))
     for checker in specs or ():
-        files = [read_file(path, root) for path in plain.yaml_files(root / checker.folder)]
+        files = [parse(read(path), path.relative_to(root).as_posix()) for path in plain.yaml_files(root / checker.folder)]
         collected.files |= {file.name: file for file in files}
-        collected.faults += [(fault, None) for fault in checker.check(files, service)]
+        collected.add(checker.check(files, service))
     collected.faults += contract.check(root, [(folder.name, _record(root, folder.name)) for folder in chosen], report.notes)
     return finish(report, collected, [folder.name for folder in chosen], service.verify.ignore, settings)
 
@@ -75,11 +74,10 @@ def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Ite
             yield Fault("same-host", settings, ("environments", env, "host"), why)
     for world in worlds:
         for ingress in world.of("Ingress"):
-            for index, rule in enumerate(mappings(ingress.spec.get("rules"))):
-                host, env = text(rule.get("host")), world.env or ""
-                if host and first.setdefault(host, env) != env and host != service.environments[env].host:
-                    why = f"it routes {host}, which {first[host]} has too"
-                    yield Fault("same-host", ingress, ("spec", "rules", index, "host"), why)
+            for path, host in select(ingress.data, "spec", "rules", "*", "host"):
+                env = world.env or ""
+                if first.setdefault(host, env) != env and host != service.environments[env].host:
+                    yield Fault("same-host", ingress, path, f"it routes {host}, which {first[host]} has too")
 
 
 def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, collected: Collected) -> World | None:
@@ -87,40 +85,20 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
     env = folder.name
     sources = overlay.read_sources(folder, root)
     collected.files |= sources.files
-    first = next(iter(sources.files), f"{OVERLAYS}/{env}/kustomization.yaml")
-    if sources.remote:
-        for file, line, address in sources.remote:
-            part = Part(f"overlay {env}", {}, fixed_location(file, line))
-            collected.faults.append((Fault("overlay-remote", part, (), f"it loads {schema.display(address)} from the network"), env))
-        return None
-    if any(problem.rule == "too-large" for file in sources.files.values() for problem in file.problems):
-        return None  # reported already; kustomize would expand the aliases until its timeout
     try:
-        rendered = overlay.render(folder)
+        objects = overlay.rendered(folder, sources)
     except overlay.NotRendered as error:
-        if not any(file.problems for file in sources.files.values()):  # these are more precise
-            file, line = _named_in(str(error), sources.files) or (first, 1)
-            part = Part(f"overlay {env}", {}, fixed_location(file, line))
-            collected.faults.append((Fault("overlay-render", part, (), str(error).replace(str(root.resolve()) + os.sep, "")), env))
+        place = error.place
+        if error.rule is None:
+            report.notes.append(f"overlay {env} was not rendered: {error}, so its objects were not checked")
+        elif not any(file.problems for file in sources.files.values()):  # these are more precise
+            collected.add([Fault(error.rule, Part(f"overlay {env}", {}, lambda _: place), (), str(error))], env)
         return None
-    if rendered is None:
-        report.notes.append(f"overlay {env} was not rendered: kubectl is not installed, so its objects were not checked")
-        return None
-    collected.faults += [(fault, env) for fault in check_sources(sources)]
-    objects = overlay.objects(rendered, sources)
     report.objects += len(objects)
     report.rendered[env] = objects
     world = World(objects, rendered=True, service=service, env=env, released=_released(root, env))
-    collected.faults += [(fault, env) for fault in check_objects(world, version)]
+    collected.add([*check_sources(sources), *check_objects(world, version)], env)
     return world
-
-
-def _named_in(message: str, files: Mapping[str, File]) -> tuple[str, int] | None:
-    """The source file that kustomize's message names."""
-    for name in files:
-        if Path(name).name in message and Path(name).name not in overlay.NAMES:
-            return name, 1
-    return None
 
 
 def _record(root: Path, env: str) -> Path:
@@ -130,7 +108,7 @@ def _record(root: Path, env: str) -> Path:
 def _released(root: Path, env: str) -> bool:
     """Whether the environment's record names a model. Before the first release nothing runs, and parts of the overlay are missing."""
     try:
-        record = parse(_record(root, env).read_text(encoding="utf-8", errors="replace"), "record.yaml")
+        record = parse(read(_record(root, env)), "record.yaml")
     except OSError:
         return True
     return any(mapping(document.value).get("models") for document in record.documents)

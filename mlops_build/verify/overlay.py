@@ -5,6 +5,7 @@ order in which kustomize applies them. A value is located in the last of them th
 patches, images, namespace), and a missing value in the first of them that has its deepest existing parent.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from mlops_build.adapters import kubectl
-from mlops_build.verify.document import File, Node, Path, parse
+from mlops_build.verify.document import File, Node, Path, listed, parse, read
+from mlops_build.verify.schema import display
 from mlops_build.verify.world import Locator, Object, at, mapping, text
 
 NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
@@ -35,7 +37,7 @@ ITEM_KEYS = ("name", "containerPort", "mountPath", "port", "key", "topologyKey",
 class Piece:
     """An object as it is written in a file, or a patch. kind, name: patterns of the objects that it is about; empty: any."""
 
-    file: str
+    file: File
     node: Node
     kind: str
     name: str
@@ -50,9 +52,9 @@ class Sources:
     files: dict[str, File] = field(default_factory=dict)
     remote: list[tuple[str, int, str]] = field(default_factory=list)
     component: bool = False
-    # Folders whose kustomizations were read, the overlay's first, and the lines of these kustomizations.
+    # Folders whose kustomizations were read, the overlay's first; the names of these kustomizations, and of JSON patches.
     folders: list[FilePath] = field(default_factory=list)
-    lines: dict[str, list[str]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     def locate(self, obj: Mapping[str, Any]) -> Locator:
         """A function that returns the source line of a path of a rendered object."""
@@ -60,7 +62,7 @@ class Sources:
 
         def where(path: Path) -> tuple[str, int]:
             value = at(obj, path)
-            candidates = [(piece.file, *_follow(piece.node, obj, path)) for piece in pieces]
+            candidates = [(piece.file.name, *_follow(piece.node, obj, path)) for piece in pieces]
             complete = [(file, node) for file, node, depth in candidates if depth == len(path)]
             equal = [(file, node) for file, node in complete if node.value == value]
             if complete and (equal or isinstance(value, Mapping | list)):
@@ -77,7 +79,7 @@ class Sources:
 
     def _about(self, obj: Mapping[str, Any]) -> list[Piece]:
         """The pieces of a rendered object. If none has its name, kustomize has added a prefix or suffix to it."""
-        kind, name = text(obj.get("kind")), text(mapping(obj.get("metadata")).get("name"))
+        kind, name = text(obj, "kind"), text(obj, "metadata", "name")
         pieces = [piece for piece in self.pieces if _fits(piece.kind, kind)]
         exact = [piece for piece in pieces if _fits(piece.name, name) or _fits(piece.name, HASH.sub("", name))]
         return exact if any(piece.name for piece in exact) else [piece for piece in pieces if piece.name in name]
@@ -89,8 +91,9 @@ class Sources:
         written = str(value).lower() if isinstance(value, bool) else str(value)
         for words in (written, re.split("[:@]", written)[0]):
             whole = re.compile(rf"(?<![\w.-]){re.escape(words)}(?![\w.-])")
-            for file, lines in self.lines.items() if words else ():
-                if numbers := [number for number, line in enumerate(lines, 1) if whole.search(line)]:
+            for file in self.others if words else ():
+                lines = enumerate(read(self.root / file).splitlines(), 1)
+                if numbers := [number for number, line in lines if whole.search(line)]:
                     return file, numbers[-1]
         return None
 
@@ -143,7 +146,7 @@ def _read(sources: Sources, folder: FilePath) -> None:
     if path is None or file is None:
         return
     sources.folders.append(folder)
-    sources.lines[file.name] = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    sources.others.append(file.name)
     for document in file.documents:
         sources.component |= len(sources.folders) == 1 and mapping(document.value).get("kind") == "Component"
         for key in LOADED:
@@ -176,7 +179,7 @@ def _file(sources: Sources, path: FilePath) -> File | None:
         return None
     name = path.relative_to(sources.root).as_posix()
     if name not in sources.files:
-        sources.files[name] = parse(path.read_text(encoding="utf-8", errors="replace"), name)
+        sources.files[name] = parse(read(path), name)
     return sources.files[name]
 
 
@@ -187,44 +190,51 @@ def _resource(sources: Sources, path: FilePath) -> None:
         return
     file = _file(sources, path)
     for document in file.documents if file else ():
-        items = document.child("items") if text(mapping(document.value).get("kind")).endswith("List") else None
-        for node in items.children if items and isinstance(items.children, list) else [document]:
-            _add(sources, path, node, {})
+        for node in listed(document):
+            _add(sources, file, node, {})
 
 
 def _patch(sources: Sources, folder: FilePath, patch: object) -> None:
     """Read a patch in a file of its own. patch: its entry in the kustomization."""
-    name = text(mapping(patch).get("path")) or text(patch)
-    path = (folder / name[:500]).resolve() if "\n" not in name else folder
-    file = _file(sources, path)
+    name = text(patch, "path") or text(patch)
+    file = _file(sources, (folder / name[:500]).resolve()) if "\n" not in name else None
     for document in file.documents if file else ():
-        _add(sources, path, document, mapping(mapping(patch).get("target")))
+        _add(sources, file, document, mapping(patch, "target"))
 
 
-def _add(sources: Sources, path: FilePath, node: Node, target: Mapping[str, Any]) -> None:
-    data = mapping(node.value)
-    if data:
-        about = target or {"kind": data.get("kind"), "name": mapping(data.get("metadata")).get("name")}
-        sources.pieces.append(Piece(path.relative_to(sources.root).as_posix(), node, text(about.get("kind")), text(about.get("name"))))
-    elif isinstance(node.value, list):  # the operations of a JSON patch
-        sources.lines[path.relative_to(sources.root).as_posix()] = path.read_text(encoding="utf-8", errors="replace").splitlines()
+def _add(sources: Sources, file: File | None, node: Node, target: Mapping[str, Any]) -> None:
+    if file and isinstance(node.value, dict):
+        about = target or {"kind": node.value.get("kind"), "name": text(node.value, "metadata", "name")}
+        sources.pieces.append(Piece(file, node, text(about, "kind"), text(about, "name")))
+    elif file:  # the operations of a JSON patch
+        sources.others.append(file.name)
 
 
 class NotRendered(Exception):
-    """kustomize cannot render the overlay; the text is its error message."""
+    """kustomize does not render the overlay. rule: the one that is violated; None: kubectl is not installed. place: file and line."""
+
+    def __init__(self, why: str, rule: str | None, place: tuple[str, int]) -> None:
+        super().__init__(why)
+        self.rule, self.place = rule, place
 
 
-def render(overlay: FilePath) -> str | None:
-    """The output of `kubectl kustomize`; None if kubectl is not installed. Raises NotRendered."""
+def rendered(overlay: FilePath, sources: Sources) -> list[Object]:
+    """The objects that `kubectl kustomize` renders, each with a locator of its source lines. Raises NotRendered."""
+    first = next(iter(sources.files), overlay.name), 1
+    for file, line, address in sources.remote:
+        raise NotRendered(f"it loads {display(address)} from the network", "overlay-remote", (file, line))
+    if any(problem.rule == "too-large" for read in sources.files.values() for problem in read.problems):
+        # kustomize would expand the aliases until its timeout.
+        raise NotRendered("a file is too large", "overlay-render", first)
     try:
         done = kubectl.kustomize(overlay, RENDER_SECONDS)
     except kubectl.ClusterUnreachable as error:
-        if not kubectl.is_installed():
-            return None
-        raise NotRendered(error.message) from None
+        raise NotRendered(error.message, "overlay-render" if kubectl.is_installed() else None, first) from None
     if done.code:
-        raise NotRendered(_error_message(done.message))
-    return done.text
+        message = _error_message(done.message).replace(f"{sources.root}{os.sep}", "")
+        named = (name for name in sources.files if FilePath(name).name in message and FilePath(name).name not in NAMES)
+        raise NotRendered(message, "overlay-render", (next(named, first[0]), 1))
+    return objects(done.text, sources)
 
 
 def _error_message(stderr: str) -> str:
@@ -235,13 +245,12 @@ def _error_message(stderr: str) -> str:
     return message or "kubectl kustomize failed"
 
 
-def objects(rendered: str, sources: Sources) -> list[Object]:
-    """The rendered objects, each with a locator of its source lines."""
-    documents = [document.value for document in parse(rendered, "rendered").documents]
+def objects(manifests: str, sources: Sources) -> list[Object]:
+    """The objects in rendered manifests, each with a locator of its source lines."""
+    documents = [document.value for document in parse(manifests, "rendered").documents]
     return [Object(data, sources.locate(data)) for data in documents if isinstance(data, dict)]
 
 
-def written(sources: Sources) -> Iterator[Object]:
+def written(sources: Sources) -> list[Object]:
     """The objects and patches as they are in the files."""
-    for piece in sources.pieces:
-        yield Object(piece.node.value, lambda path, piece=piece: (piece.file, piece.node.line_of(path)[0]))  # type: ignore[misc]
+    return [Object(piece.node.value, piece.file.locator(piece.node)) for piece in sources.pieces]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from mlops_build.errors import NotFound
 from mlops_build.verify import overlay
-from mlops_build.verify.document import File
+from mlops_build.verify.document import File, listed, parse, read
 from mlops_build.verify.report import Collected, Report, finish, start
-from mlops_build.verify.rules import check_objects, check_sources, locator, read_file
+from mlops_build.verify.rules import check_objects, check_sources
 from mlops_build.verify.specs import SpecChecker
-from mlops_build.verify.world import Fault, Object, World, text
+from mlops_build.verify.world import Fault, Object, World, mapping, text
 
 SUFFIXES = (".yaml", ".yml")
 # Folders without manifests.
@@ -37,29 +37,30 @@ def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) 
     spec_files: dict[str, list[File]] = {checker.folder: [] for checker in specs or ()}
     rendered = _kustomizations(root, version, report, collected) if path.is_dir() else set()
     for source in yaml_files(root) if path.is_dir() else [path.resolve()]:
+        name = source.relative_to(root).as_posix()
         try:
-            file = collected.files.get(source.relative_to(root).as_posix()) or read_file(source, root)
+            content = read(source) if name not in rendered else ""
         except OSError as error:
             if path.is_file():
                 remedy = "change the file's permissions so that you can read it"
                 raise NothingThere(f"{path} cannot be read: {error.strerror}", remedy=remedy) from None
-            report.notes.append(f"{source.relative_to(root)} was not read: {error.strerror}")
+            report.notes.append(f"{name} was not read: {error.strerror}")
             continue
-        if TEMPLATE.search(source.read_text(encoding="utf-8", errors="replace")):
-            report.notes.append(f"{file.name} was not checked: it is a template, with values such as {{{{ NAME }}}}")
-            continue
-        collected.files[file.name] = file
-        if checker := _checker_of(file, source, specs or ()):
-            spec_files[checker.folder].append(file)
-        elif file.name not in rendered and "patch" not in source.name:  # a patch is not a complete object
-            objects = list(_objects(file))
-            collected.faults += [(fault, None) for fault in _duplicate_objects(objects)]
-            worlds.setdefault(source.parent, []).extend(objects)
+        if TEMPLATE.search(content):
+            report.notes.append(f"{name} was not checked: it is a template, with values such as {{{{ NAME }}}}")
+        elif name not in rendered:
+            file = collected.files[name] = parse(content, name)
+            if checker := _checker_of(file, source, specs or ()):
+                spec_files[checker.folder].append(file)
+            elif "patch" not in source.name:  # a patch is not a complete object
+                objects = list(_objects(file))
+                collected.add(_duplicate_objects(objects))
+                worlds.setdefault(source.parent, []).extend(objects)
     for objects in worlds.values():
         report.objects += len(objects)
-        collected.faults += [(fault, None) for fault in check_objects(World(objects), version)]
+        collected.add(check_objects(World(objects), version))
     for checker in specs or ():
-        collected.faults += [(fault, None) for fault in checker.check(spec_files[checker.folder], None)]
+        collected.add(checker.check(spec_files[checker.folder], None))
     return finish(report, collected, [], {}, None)
 
 
@@ -98,20 +99,13 @@ def _kustomizations(root: Path, version: str | None, report: Report, collected: 
         where = folder.relative_to(root).as_posix()
         if folder in named or sources.component:
             continue
-        if sources.remote:
-            report.notes.append(f"{where} was not rendered: it loads {sources.remote[0][2]} from the network")
-            continue
         try:
-            rendered = overlay.render(folder)
+            objects = overlay.rendered(folder, sources)
         except overlay.NotRendered as error:
             report.notes.append(f"{where} was not rendered: {str(error).splitlines()[0][:200]}")
             continue
-        if rendered is None:
-            report.notes.append(f"{where} was not rendered: kubectl is not installed")
-            continue
-        objects = overlay.objects(rendered, sources)
         report.objects += len(objects)
-        collected.faults += [(fault, None) for fault in [*check_sources(sources), *check_objects(World(objects, rendered=True), version)]]
+        collected.add([*check_sources(sources), *check_objects(World(objects, rendered=True), version)])
     return files
 
 
@@ -123,17 +117,11 @@ def _no_chart(inner: list[str], files: list[str]) -> bool:
 
 def _objects(file: File) -> Iterator[Object]:
     """The Kubernetes objects of a file; the items of a List are objects of their own."""
-    for document in file.documents:
-        data = document.value
-        if not isinstance(data, dict) or "$patch" in data or not (data.get("kind") and (data.get("apiVersion") or data.get("metadata"))):
-            continue
-        items = data.get("items")
-        if text(data.get("kind")).endswith("List") and isinstance(items, list) and data.get("apiVersion") == "v1":
-            for index, item in enumerate(items):
-                if isinstance(item, dict):
-                    yield Object(item, locator(file, document, ("items", index)))
-        elif not text(data.get("apiVersion")).startswith(("kustomize.config.k8s.io", "builtin")):
-            yield Object(data, locator(file, document))
+    for node in (node for document in file.documents for node in listed(document)):
+        data, api_version = mapping(node.value), text(node.value, "apiVersion")
+        is_object = data.get("kind") and (api_version or data.get("metadata")) and "$patch" not in data
+        if is_object and not api_version.startswith(("kustomize.config.k8s.io", "builtin")):
+            yield Object(data, file.locator(node))
 
 
 def _duplicate_objects(objects: Sequence[Object]) -> Iterator[Fault]:

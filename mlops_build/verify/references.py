@@ -9,7 +9,7 @@ from typing import Any
 
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, text
+from mlops_build.verify.world import Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, select, text
 
 # Objects that the cluster creates in every namespace.
 CREATED_BY_CLUSTER = {"kube-root-ca.crt", "openshift-service-ca.crt", "default"}
@@ -47,26 +47,23 @@ def check(world: World) -> Iterator[Fault]:
     for ingress in world.of("Ingress"):
         yield from _ingress(world, ingress)
     for scaler in world.of("HorizontalPodAutoscaler"):
-        target = mapping(scaler.spec.get("scaleTargetRef"))
         path: Path = ("spec", "scaleTargetRef", "name")
-        yield from _missing(world, scaler, path, text(target.get("kind")), text(target.get("name")), "hpa-target")
+        yield from _missing(world, scaler, path, text(scaler.spec, "scaleTargetRef", "kind"), "hpa-target")
     for monitor in world.of("ServiceMonitor"):
         if not monitor.spec.get("namespaceSelector"):
             yield from _monitor(world, monitor)
     for pod in world.pods:
-        account = text(pod.spec.get("serviceAccountName"))
-        path = (*pod.path, "spec", "serviceAccountName")
-        yield from _missing(world, pod.owner, path, "ServiceAccount", account, "missing-service-account")
+        yield from _missing(world, pod.owner, (*pod.path, "spec", "serviceAccountName"), "ServiceAccount", "missing-service-account")
         yield from _read_by(world, pod, (*pod.path, "spec"), pod.spec)
     yield from _namespaces(world)
 
 
 def matches(selector: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
     """Whether a label selector (matchLabels and matchExpressions) matches the labels of a pod template."""
-    required = {key: value for key, value in mapping(selector.get("matchLabels")).items() if key not in OF_CONTROLLERS}
+    required = {key: value for key, value in mapping(selector, "matchLabels").items() if key not in OF_CONTROLLERS}
     if not required.items() <= labels.items():
         return False
-    for expression in mappings(selector.get("matchExpressions")):
+    for expression in mappings(selector, "matchExpressions"):
         key, values, operator = expression.get("key"), expression.get("values") or [], expression.get("operator")
         actual = labels.get(key) if isinstance(key, str) else None
         results = {"In": actual in values, "NotIn": actual not in values, "Exists": actual is not None, "DoesNotExist": actual is None}
@@ -80,27 +77,26 @@ def selected(world: World, selector: Mapping[str, Any], namespace: str) -> list[
     return [pod for pod in world.pods if same_namespace(pod.namespace, namespace) and matches(selector, pod.labels)]
 
 
-def _missing(world: World, obj: Object, where: Path, kind: str, name: str, rule: str) -> Iterator[Fault]:
-    """An object that `obj` refers to and that is not in the overlay. Secrets are nearly always created elsewhere."""
-    names = world.names(kind, obj.namespace)
+def _missing(world: World, obj: Object, where: Path, kind: str, rule: str) -> Iterator[Fault]:
+    """An object that `obj` refers to by its name at a path and that is not in the overlay. Secrets are nearly always created elsewhere."""
+    name, names = text(obj.data, *where), world.names(kind, obj.namespace)
     if kind == "Secret":
         names += [made for maker in ("SealedSecret", "ExternalSecret") for made in world.names(maker, obj.namespace)]
-        names += [text(certificate.spec.get("secretName")) for certificate in world.of("Certificate")]
     if not world.service or not name or name in CREATED_BY_CLUSTER or name in names:
         return
     close = near_miss(name, names)
     own = kind == "Deployment" and obj.name == world.service.name  # the service's own autoscaler
     if close or kind != "Secret":
         remedy = f"did you mean {close!r}?" if close else None
-        yield Fault(rule, obj, where, f"{kind} {display(name)} is not defined", remedy, remark=not (close or own))
+        yield Fault(rule, obj, where, f"{kind} {display(name)} is not defined here", remedy, remark=not (close or own))
 
 
 def _no_match(world: World, obj: Object, where: Path, selector: Mapping[str, Any], rule: str, others: list[Mapping[str, Any]]) -> Fault:
     """A selector that matches nothing here. others: the labels of what it could match."""
-    required = [f"{key}={value}" for key, value in mapping(selector.get("matchLabels")).items()]
+    required = [f"{key}={value}" for key, value in mapping(selector, "matchLabels").items()]
     present = sorted({f"{key}={value}" for labels in others for key, value in labels.items()})
     close = [near for pair in required if pair not in present and (near := near_miss(pair, present))]
-    why = f"it selects nothing: none here has the labels {', '.join(required) or 'of its expressions'}"
+    why = f"it selects nothing here: none has the labels {', '.join(required) or 'of its expressions'}"
     own = world.service is not None and obj.name == world.service.name
     return Fault(rule, obj, where, why, f"did you mean {close[0]}?" if close else None, remark=not (close or own))
 
@@ -108,7 +104,7 @@ def _no_match(world: World, obj: Object, where: Path, selector: Mapping[str, Any
 def _selects(world: World, obj: Object) -> Iterator[Fault]:
     """An object that selects pods, and the ports of these pods that it names."""
     field, rule = SELECTORS[obj.kind]
-    selector = mapping(obj.spec.get(field))
+    selector = mapping(obj.spec, field)
     if not selector or obj.spec.get("type") == "ExternalName" or obj.group not in ("", "policy", "networking.k8s.io"):
         return
     if obj.kind == "Service":
@@ -126,20 +122,19 @@ def _selects(world: World, obj: Object) -> Iterator[Fault]:
 
 def _ports(obj: Object) -> Iterator[tuple[Path, object]]:
     """The paths and values of an object's ports that are ports of pods. A policy may allow a number that nothing listens on."""
-    for index, port in enumerate(mappings(obj.spec.get("ports"))):
-        key = "targetPort" if "targetPort" in port else "port"
-        yield ("spec", "ports", index, key), port.get(key)
-    for index, rule in enumerate(mappings(obj.spec.get("ingress"))):
-        for number, port in enumerate(mappings(rule.get("ports"))):
-            if isinstance(port.get("port"), str):
-                yield ("spec", "ingress", index, "ports", number, "port"), port.get("port")
+    for path, port in select(obj.data, "spec", "ports", "*"):
+        key = "targetPort" if "targetPort" in mapping(port) else "port"
+        yield (*path, key), mapping(port).get(key)
+    for path, port in select(obj.data, "spec", "ingress", "*", "ports", "*", "port"):
+        if isinstance(port, str):
+            yield path, port
 
 
 def _missing_port(world: World, pod: Pod, target: object) -> str | None:
     """The problem with a port: no container has the name, or, in a service, lists the number."""
     ports = [port for container in pod.serving for port in container.ports]
     if isinstance(target, str):
-        named = [text(port.get("name")) for port in ports if port.get("name")]
+        named = [text(port, "name") for port in ports if port.get("name")]
         return None if target in named else f"no container port is named {display(target)} (named: {', '.join(named) or 'none'})"
     # containerPort is informational: a container may listen on a port that it does not list.
     numbers = [port.get("containerPort") for port in ports]
@@ -149,38 +144,32 @@ def _missing_port(world: World, pod: Pod, target: object) -> str | None:
 
 
 def _ingress(world: World, ingress: Object) -> Iterator[Fault]:
-    backends: list[tuple[Path, Any]] = [(("spec", "defaultBackend"), ingress.spec.get("defaultBackend"))]
-    for index, rule in enumerate(mappings(ingress.spec.get("rules"))):
-        for number, path in enumerate(mappings(mapping(rule.get("http")).get("paths"))):
-            backends.append((("spec", "rules", index, "http", "paths", number, "backend"), path.get("backend")))
-    for where, backend in backends:
-        target = mapping(mapping(backend).get("service"))
-        name = text(target.get("name"))
-        yield from _missing(world, ingress, (*where, "service", "name"), "Service", name, "ingress-backend")
-        service = world.find("Service", name, ingress.namespace)
-        ports = mappings(service.spec.get("ports")) if service else []
+    routed = select(ingress.data, "spec", "rules", "*", "http", "paths", "*", "backend", "service")
+    for where, backend in (*select(ingress.data, "spec", "defaultBackend", "service"), *routed):
+        yield from _missing(world, ingress, (*where, "name"), "Service", "ingress-backend")
+        service = world.find("Service", text(backend, "name"), ingress.namespace)
+        ports = mappings(service.spec, "ports") if service else []
         for key, named in (("number", "port"), ("name", "name")):
-            port = mapping(target.get("port")).get(key)
+            port = mapping(backend, "port").get(key)
             if ports and port is not None and port not in ("use-annotation", *(entry.get(named) for entry in ports)):
                 there = ", ".join(str(value) for entry in ports for value in (entry.get("port"), entry.get("name")) if value)
-                why = f"the Service {name} has no port {display(port)}; it has {there}"
-                yield Fault("ingress-backend", ingress, (*where, "service", "port", key), why)
+                why = f"{service} has no port {display(port)}; it has {there}"
+                yield Fault("ingress-backend", ingress, (*where, "port", key), why)
 
 
 def _monitor(world: World, monitor: Object) -> Iterator[Fault]:
-    selector = mapping(monitor.spec.get("selector"))
+    selector = mapping(monitor.spec, "selector")
     candidates = [service for service in world.of("Service") if same_namespace(service.namespace, monitor.namespace)]
     services = [service for service in candidates if matches(selector, service.labels)]
     if world.service and not services:
         others = [service.labels for service in candidates]
         yield _no_match(world, monitor, ("spec", "selector"), selector, "servicemonitor-target", others)
-    ports = {text(port.get("name")) for service in services for port in mappings(service.spec.get("ports"))}
-    for index, endpoint in enumerate(mappings(monitor.spec.get("endpoints"))):
-        name = endpoint.get("port")
+    ports = {text(port, "name") for service in services for port in mappings(service.spec, "ports")}
+    for path, name in select(monitor.data, "spec", "endpoints", "*", "port"):
         if services and isinstance(name, str) and name not in ports:
             named = ", ".join(sorted(filter(None, ports))) or "no named port"
             why = f"no port of {services[0]} is named {display(name)} (there is {named})"
-            yield Fault("servicemonitor-target", monitor, ("spec", "endpoints", index, "port"), why)
+            yield Fault("servicemonitor-target", monitor, path, why)
 
 
 def _read_by(world: World, pod: Pod, where: Path, value: object) -> Iterator[Fault]:
@@ -190,20 +179,19 @@ def _read_by(world: World, pod: Pod, where: Path, value: object) -> Iterator[Fau
         if key in READ and reference.get("optional") is not True:
             kind, field, rule = READ[key]
             named = field if field in reference else "name"  # of a Secret in a projected volume
-            yield from _missing(world, pod.owner, (*where, key, named), kind, text(reference.get(named)), rule)
+            yield from _missing(world, pod.owner, (*where, key, named), kind, rule)
             if kind == "ConfigMap":
-                yield from _keys(world, pod, (*where, key), reference)
+                yield from _keys(world, pod, (*where, key), text(reference, "name"))
         yield from _read_by(world, pod, (*where, key), inner)
 
 
-def _keys(world: World, pod: Pod, where: Path, reference: Mapping[str, Any]) -> Iterator[Fault]:
+def _keys(world: World, pod: Pod, where: Path, name: str) -> Iterator[Fault]:
     """The keys of a ConfigMap that a pod needs. (Keys of a Secret are often added later.)"""
-    source = world.find("ConfigMap", text(reference.get("name")), pod.namespace)
-    keys: list[tuple[Path, str]] = [((*where, "key"), text(reference.get("key")))]
-    keys += [((*where, "items", index, "key"), text(item.get("key"))) for index, item in enumerate(mappings(reference.get("items")))]
-    for path, key in keys if source else []:
-        data = {**mapping(source.data.get("data")), **mapping(source.data.get("binaryData"))} if source else {}
-        if key and key not in data:
+    source = world.find("ConfigMap", name, pod.namespace)
+    wanted = (*select(pod.owner.data, *where, "key"), *select(pod.owner.data, *where, "items", "*", "key"))
+    for path, key in wanted if source else ():
+        data = {**mapping(source.data, "data"), **mapping(source.data, "binaryData")} if source else {}
+        if key not in data:
             why = f"{source} has no key {display(key)}; it has {', '.join(sorted(data)[:8]) or 'none'}"
             yield Fault("missing-configmap", pod.owner, path, why)
 

@@ -1,10 +1,10 @@
 """Converts faults to findings: deduplicated, sorted, without the ignored ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlops_build.finding import Finding
-from mlops_build.verify.catalogue import RULES, Rule, by_name
+from mlops_build.verify.catalogue import RETIRED, RULES, Rule, by_name
 from mlops_build.verify.document import File
 from mlops_build.verify.schema import suggestion
 from mlops_build.verify.specs import SpecChecker
@@ -45,6 +45,9 @@ class Collected:
     files: dict[str, File] = field(default_factory=dict)
     faults: list[tuple[Fault, str | None]] = field(default_factory=list)
 
+    def add(self, faults: Iterable[Fault], env: str | None = None) -> None:
+        self.faults += [(fault, env) for fault in faults]
+
 
 def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Mapping[str, str], settings: File | None) -> Report:
     """Add the findings to the report. envs: the overlays that were rendered. ignore: service.yaml's section; settings: its parsed file."""
@@ -55,7 +58,7 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
         file, line = fault.about.where(fault.path)
         if fault.remark:
             if fault.rule not in ignore:
-                remarks.append(f"{file} line {line}: {fault.about}: {fault.why} here [{fault.rule}]")
+                remarks.append(f"{file} line {line}: {fault.about}: {fault.why} [{fault.rule}]")
             continue
         key = (file, fault.rule, line, fault.why, fault.remedy or report.rules[fault.rule].remedy, str(fault.about))
         shown_in.setdefault(key, []).append(env or "")
@@ -82,22 +85,15 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
     return report
 
 
-def _bad_ignores(report: Report, files: Iterable[File], ignore: Mapping[str, str], settings: File | None) -> list[Finding]:
-    findings = []
-    for file in files:
-        for comment in file.ignored:
-            if comment.rule not in report.rules and report.has_all_rules:
-                findings.append(_unknown_rule(report, file.name, comment.rule, comment.comment_line))
-            elif not comment.why:
-                why = f"{comment.rule} is ignored without a reason"
-                findings.append(Finding(file.name, "bad-ignore", why, RULES["bad-ignore"].remedy, file.name, comment.comment_line))
-    for rule in ignore:
-        if rule not in report.rules and report.has_all_rules and settings and settings.documents:
-            line = settings.documents[0].line_of(("verify", "ignore", rule))[0]
-            findings.append(_unknown_rule(report, settings.name, rule, line))
-    return findings
-
-
-def _unknown_rule(report: Report, file: str, rule: str, line: int) -> Finding:
-    hint = suggestion(rule, list(report.rules)) or RULES["bad-ignore"].remedy
-    return Finding(file, "bad-ignore", f"the rule {rule!r} does not exist", hint, file, line)
+def _bad_ignores(report: Report, files: Iterable[File], ignore: Mapping[str, str], settings: File | None) -> Iterator[Finding]:
+    """Comments and settings that ignore a rule that does not exist, and comments without a reason."""
+    ignored = [(file.name, comment.rule, comment.comment_line, comment.why) for file in files for comment in file.ignored]
+    if settings and settings.documents:
+        root = settings.documents[0]
+        ignored += [(settings.name, rule, root.line_of(("verify", "ignore", rule))[0], reason) for rule, reason in ignore.items()]
+    for file, rule, line, reason in ignored:
+        if rule not in {*report.rules, *RETIRED} and report.has_all_rules:
+            remedy = suggestion(rule, list(report.rules)) or RULES["bad-ignore"].remedy
+            yield Finding(file, "bad-ignore", f"the rule {rule!r} does not exist", remedy, file, line)
+        elif not reason:
+            yield Finding(file, "bad-ignore", f"{rule} is ignored without a reason", RULES["bad-ignore"].remedy, file, line)

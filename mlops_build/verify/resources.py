@@ -8,7 +8,7 @@ from mlops_build.service import Service
 from mlops_build.verify.disruption import surge
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, gpus, mapping, serving_containers, text, variables
+from mlops_build.verify.world import Container, Fault, Pod, World, at, containers_of, gpus, mapping, serving_containers, text, variables
 
 GPU_RESOURCE = "nvidia.com/gpu"
 QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([numkMGTPE])(i?))?")
@@ -24,8 +24,7 @@ def check(world: World) -> Iterator[Fault]:
 
 
 def _requests_and_limits(pod: Pod, container: Container) -> Iterator[Fault]:
-    resources = mapping(container.data.get("resources"))
-    requests, limits = mapping(resources.get("requests")), mapping(resources.get("limits"))
+    requests, limits = mapping(container.data, "resources", "requests"), mapping(container.data, "resources", "limits")
     for name in requests:
         requested, allowed = quantity(requests.get(name)), quantity(limits.get(name))
         where: Path = (*container.path, "resources")
@@ -51,10 +50,9 @@ def quantity(value: object) -> float | None:
 
 
 def _in_a_service(service: Service, pod: Pod, container: Container) -> Iterator[Fault]:
-    resources = mapping(container.data.get("resources"))
-    if "memory" not in mapping(resources.get("limits")):
-        where: Path = (*container.path, "resources") if resources else container.path
-        yield Fault("no-memory-limit", pod.owner, where, f"{container.name} has no memory limit, so a leak can use up the node's memory")
+    if "memory" not in mapping(container.data, "resources", "limits"):
+        path: Path = (*container.path, "resources")
+        yield Fault("no-memory-limit", pod.owner, path, f"{container.name} has no memory limit, so a leak can use up the node's memory")
     gpu_count = gpus(pod).get(GPU_RESOURCE, 0)
     yield from _mode(service, pod, container, gpu_count)
     if service.gpu.mode == "shared":
@@ -70,31 +68,29 @@ def _mode(service: Service, pod: Pod, container: Container, gpu_count: int) -> I
         yield Fault("gpu-mode", pod.owner, where, why, f"add {GPU_RESOURCE}: 1 to its limits, or set `mode: shared`")
     elif service.gpu.mode != "exclusive" and gpu_count:
         why = f"gpu.mode in service.yaml is {service.gpu.mode}, but {container.name} requests {gpu_count} of {GPU_RESOURCE}"
-        section = "limits" if GPU_RESOURCE in mapping(mapping(container.data.get("resources")).get("limits")) else "requests"
+        section = "limits" if GPU_RESOURCE in mapping(container.data, "resources", "limits") else "requests"
         yield Fault("gpu-mode", pod.owner, (*where, section, GPU_RESOURCE), why, f"remove {GPU_RESOURCE}, or set `mode: exclusive`")
-    runtime = text(pod.spec.get("runtimeClassName"))
-    if service.gpu.mode == "shared" and service.gpu.runtime_class and not runtime:
+    if service.gpu.mode == "shared" and service.gpu.runtime_class and not text(pod.spec, "runtimeClassName"):
         why = "gpu.mode is shared, but the pods have no runtime class, so they see no GPU"
         yield Fault("gpu-runtime-class", pod.owner, (*pod.path, "spec"), why)
 
 
 def _budget(service: Service, pod: Pod, container: Container) -> Iterator[Fault]:
-    for where, variable in variables(container):
-        if variable.get("name") != "MLOPS_GPU_MEMORY":
-            continue
-        value = text(variable.get("value"))
-        try:
-            budget = parse_bytes(value)
-        except NotAnAmount:
-            why = f"MLOPS_GPU_MEMORY is {display(value)}, which is not a valid amount of memory"
-            yield Fault("gpu-budget", pod.owner, (*where, "value"), why)
-            return
-        if budget != service.gpu.memory_bytes:
-            why = f"MLOPS_GPU_MEMORY is {value}, but gpu.memory in service.yaml is {service.gpu.memory}"
-            yield Fault("gpu-budget", pod.owner, (*where, "value"), why)
+    where, variable = variables(container).get("MLOPS_GPU_MEMORY", (None, {}))
+    value = text(variable, "value")
+    if where is None:
+        why = f"{container.name} has no MLOPS_GPU_MEMORY, so other services on the GPU do not know its budget"
+        yield Fault("gpu-budget", pod.owner, container.path, why)
         return
-    why = f"{container.name} has no MLOPS_GPU_MEMORY, so other services on the GPU do not know its budget"
-    yield Fault("gpu-budget", pod.owner, container.path, why)
+    try:
+        budget = parse_bytes(value)
+    except NotAnAmount:
+        why = f"MLOPS_GPU_MEMORY is {display(value)}, which is not a valid amount of memory"
+        yield Fault("gpu-budget", pod.owner, (*where, "value"), why)
+        return
+    if budget != service.gpu.memory_bytes:
+        why = f"MLOPS_GPU_MEMORY is {value}, but gpu.memory in service.yaml is {service.gpu.memory}"
+        yield Fault("gpu-budget", pod.owner, (*where, "value"), why)
 
 
 def _surge(service: Service, pod: Pod, gpu_count: int) -> Iterator[Fault]:
@@ -112,9 +108,8 @@ def _surge(service: Service, pod: Pod, gpu_count: int) -> Iterator[Fault]:
         needs = f"{extra * max(gpu_count, 1)} more of {GPU_RESOURCE}"
     if enough:
         return
-    strategy = mapping(pod.owner.spec.get("strategy"))
     where: Path = ("spec", "strategy", "rollingUpdate", "maxSurge")
-    default = "maxSurge" not in mapping(strategy.get("rollingUpdate"))
+    default = at(pod.owner.data, where) is None
     pods = f"{extra} pod{'s' if extra > 1 else ''}{' (the default of 25%)' if default else ''}"
     why = f"an update starts {pods} in addition to the old ones, which need {needs}; {setting}"
     yield Fault("gpu-surge", pod.owner, where, why)

@@ -126,7 +126,7 @@ def _shallow(obj: Object) -> Mapping[str, Any]:
     """The object without the schemas in a CustomResourceDefinition, which are generated and very large."""
     if obj.kind != "CustomResourceDefinition":
         return obj.data
-    versions = [{**version, "schema": {}} if "schema" in version else version for version in mappings(obj.spec.get("versions"))]
+    versions = [{**version, "schema": {}} if "schema" in version else version for version in mappings(obj.spec, "versions")]
     return {**obj.data, "spec": {**obj.spec, "versions": versions}}
 
 
@@ -142,39 +142,31 @@ def without_nulls(value: Any) -> Any:
 def _translated(obj: Object, error: Any) -> Iterator[Fault]:
     """Faults for a JSON schema error. Its own message may contain the whole object, so it is not used."""
     path: Path = tuple(error.absolute_path)
-    where = dotted(path)
+    allowed = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+    shown = f"{dotted(path)} is {display(error.instance)}"
     if error.validator == "additionalProperties":
         fields = list(error.schema.get("properties", {}))
+        parent = next((str(part) for part in reversed(path) if isinstance(part, str)), f"a {obj.kind}")
         for key in sorted(set(error.instance) - set(fields)):
-            why = f"{dotted((*path, key))} is not a field of {_what(obj, path)}"
+            why = f"{dotted((*path, key))} is not a field of {parent}"
             yield Fault("unknown-field", obj, (*path, key), why, suggestion(key, fields))
     elif error.validator == "required":
         key = error.message.split("'")[1]
         yield Fault("missing-field", obj, path, f"{dotted((*path, key))} is missing")
-    elif error.validator == "enum":
-        allowed = [str(value) for value in error.validator_value if value is not None]
-        yield Fault("wrong-value", obj, path, f"{where} is {display(error.instance)}", f"one of {', '.join(allowed)}")
-    elif error.validator == "type":
-        types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        words = " or ".join(TYPES.get(str(kind), str(kind)) for kind in types if kind != "null")
-        quotes = ": put it in quotes" if "string" in types and not isinstance(error.instance, dict | list) else ""
-        yield Fault("wrong-type", obj, path, f"{where} is {display(error.instance)}, but must be {words}{quotes}")
-    elif error.validator in ("oneOf", "anyOf"):
-        kinds = {str(kind) for part in error.validator_value for kind in _types(part)} - {"null"}
-        words = " or ".join(sorted(TYPES.get(kind, kind) for kind in kinds)) or "of another type"
-        yield Fault("wrong-type", obj, path, f"{where} is {display(error.instance)}, but must be {words}")
+    elif error.validator in ("type", "oneOf", "anyOf"):
+        types = {str(kind) for part in allowed for kind in _types(part)} - {"null"}
+        words = " or ".join(sorted(TYPES.get(kind, kind) for kind in types)) or "of another type"
+        quotes = ": put it in quotes" if types == {"string"} and not isinstance(error.instance, dict | list) else ""
+        yield Fault("wrong-type", obj, path, f"{shown}, but must be {words}{quotes}")
     else:
-        yield Fault("wrong-value", obj, path, f"{where} is {display(error.instance)}, which {error.validator} of the schema does not allow")
+        remedy = f"one of {', '.join(map(str, allowed))}" if error.validator == "enum" else None
+        yield Fault("wrong-value", obj, path, shown, remedy)
 
 
-def _types(part: Mapping[str, Any]) -> list[str]:
-    kind = part.get("type", [])
-    return kind if isinstance(kind, list) else [kind]
-
-
-def _what(obj: Object, path: Path) -> str:
-    parent = next((str(part) for part in reversed(path) if isinstance(part, str)), None)
-    return parent or f"a {obj.kind}"
+def _types(part: Any) -> list[str]:
+    """The types that a part of a schema allows: a name, or a schema."""
+    types = part.get("type", []) if isinstance(part, Mapping) else part
+    return types if isinstance(types, list) else [types]
 
 
 def suggestion(key: str, known: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mlops_build.verify import fields
 from mlops_build.verify.document import Path
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, containers_of, mapping, text, variables
+from mlops_build.verify.world import Container, Fault, Object, Pod, World, containers_of, mapping, select, text, variables
 
 # The end of a name of a secret: DB_PASSWORD, apiToken, aws_secret_access_key. Not PASSWORD_FILE, TOKEN_URL, SECRET_NAME.
 SECRET_NAME = re.compile(
@@ -28,6 +28,7 @@ HARMLESS = re.compile(
     r"\s*(?:[A-Z][A-Z_]+|\w+=.*"
     r"|(?i:|\$[({].*|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*))\s*"
 )
+MAX_CHARACTERS = 20_000
 ARGUMENT = re.compile(r"--?(?P<name>[A-Za-z0-9_.-]+)[= ](?P<value>\S+)")
 
 
@@ -59,31 +60,29 @@ def secret_in(name: str, value: str) -> str | None:
 
 
 def _variables(pod: Pod, container: Container) -> Iterator[Fault]:
-    for where, variable in variables(container):
-        name, value = text(variable.get("name")), variable.get("value")
-        if isinstance(value, str) and (reason := secret_in(name, value)):
+    for name, (where, variable) in variables(container).items():
+        if reason := secret_in(name, text(variable, "value")):
             yield Fault("secret-in-env", pod.owner, (*where, "value"), f"{name} of {container.name} is in plain text; {reason}")
 
 
 def _arguments(pod: Pod, container: Container) -> Iterator[Fault]:
     for key in ("command", "args"):
-        listed = container.data.get(key)
-        for index, argument in enumerate(listed if isinstance(listed, list) else []):
-            if not isinstance(argument, str) or len(argument) > 20000:
+        for path, argument in select(pod.owner.data, *container.path, key, "*"):
+            if not isinstance(argument, str) or len(argument) > MAX_CHARACTERS:
                 continue
             named = [(match["name"], match["value"]) for match in ARGUMENT.finditer(argument)]
             if any(secret_in(name, value) for name, value in [*named, ("", argument)]):
                 why = f"an argument of {container.name} contains a secret in plain text"
-                yield Fault("secret-in-env", pod.owner, (*container.path, key, index), why)
+                yield Fault("secret-in-env", pod.owner, path, why)
 
 
 def _config_map(obj: Object) -> Iterator[Fault]:
-    for key, value in mapping(obj.data.get("data")).items():
+    for key, value in mapping(obj.data, "data").items():
         if not isinstance(value, str):
             continue
         # The name counts only for a value of one line: a whole file may be named credentials and contain none.
         plain = len(value) < 200 and "\n" not in value.strip() and value[:1] not in "{["
-        reason = secret_in(key if plain else "", value if len(value) < 100_000 else "")
+        reason = secret_in(key if plain else "", value if len(value) < MAX_CHARACTERS else "")
         if reason:
             yield Fault("secret-in-configmap", obj, ("data", key), f"{key} must not be in a ConfigMap; {reason}")
 
@@ -91,15 +90,15 @@ def _config_map(obj: Object) -> Iterator[Fault]:
 def _secret(obj: Object) -> Iterator[Fault]:
     """A Secret in Git can be read by everyone with access to the repository."""
     for section in ("data", "stringData"):
-        for key, value in mapping(obj.data.get(section)).items():
-            if isinstance(value, str) and value and text(obj.data.get("type")) != "kubernetes.io/service-account-token":
+        for key, value in mapping(obj.data, section).items():
+            if isinstance(value, str) and value and text(obj.data, "type") != "kubernetes.io/service-account-token":
                 why = f"{obj} contains {key} in plain text (base64 is not encryption), and Git keeps it"
                 yield Fault("secret-in-git", obj, (section, key), why)
                 return
 
 
 def _root(pod: Pod, container: Container) -> Iterator[Fault]:
-    pod_context, context = mapping(pod.spec.get("securityContext")), mapping(container.data.get("securityContext"))
+    pod_context, context = mapping(pod.spec, "securityContext"), mapping(container.data, "securityContext")
     settings = {**pod_context, **context}
     if settings.get("runAsUser") == 0:
         level: Path = container.path if "runAsUser" in context else (*pod.path, "spec")

@@ -7,8 +7,9 @@ from typing import Any
 from mlops_build.verify.document import Path
 from mlops_build.verify.references import matches
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, text
+from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, select, text
 
+SELECTING = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Rollout")
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 # Kubernetes' defaults.
 PERIOD, FAILURES, DEADLINE, GRACE = 10, 3, 600, 30
@@ -25,41 +26,34 @@ def check(world: World) -> Iterator[Fault]:
 
 
 def _selector(pod: Pod) -> Iterator[Fault]:
-    owner = pod.owner
-    selector = mapping(owner.spec.get("selector"))
-    labels = mapping(selector.get("matchLabels"))
-    if (
-        owner.kind not in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Rollout")
-        or not selector
-        or matches(selector, pod.labels)
-    ):
+    selector = mapping(pod.owner.spec, "selector")
+    if pod.owner.kind not in SELECTING or not selector or matches(selector, pod.labels):
         return
+    labels = mapping(selector, "matchLabels")
     differing = [key for key, value in labels.items() if pod.labels.get(key) != value]
     mismatch = ", ".join(f"{key}={labels[key]}" for key in differing) or "its expressions"
     where: Path = ("spec", "selector", "matchLabels", differing[0]) if differing else ("spec", "selector")
-    yield Fault("selector-labels", owner, where, f"the selector requires {mismatch}, which the workload's own pods do not have")
+    yield Fault("selector-labels", pod.owner, where, f"the selector requires {mismatch}, which the workload's own pods do not have")
 
 
 def _mounts(pod: Pod) -> Iterator[Fault]:
-    volumes = {text(volume.get("name")) for volume in mappings(pod.spec.get("volumes"))}
-    volumes |= {text(mapping(template.get("metadata")).get("name")) for template in mappings(pod.owner.spec.get("volumeClaimTemplates"))}
+    volumes = {text(volume, "name") for volume in mappings(pod.spec, "volumes")}
+    volumes |= {text(template, "metadata", "name") for template in mappings(pod.owner.spec, "volumeClaimTemplates")}
     for container in pod.containers:
-        for index, mount in enumerate(mappings(container.data.get("volumeMounts"))):
-            where: Path = (*container.path, "volumeMounts", index)
-            name = text(mount.get("name"))
-            if name and name not in volumes:
+        for path, name in select(pod.owner.data, *container.path, "volumeMounts", "*", "name"):
+            if name not in volumes:
                 why = f"the container {container.name} mounts {display(name)}, but the pod has no such volume"
-                available = ", ".join(sorted(filter(None, volumes)))
-                yield Fault("mount-without-volume", pod.owner, (*where, "name"), why, f"the pod has {available}" if available else None)
+                available = ", ".join(sorted(volumes))
+                yield Fault("mount-without-volume", pod.owner, path, why, f"the pod has {available}" if available else None)
 
 
 def _probe_ports(world: World, pod: Pod, container: Container) -> Iterator[Fault]:
     """A probe must use a port of its container: one of its names or, in a service, one of the listed numbers."""
-    names = [text(entry.get("name")) for entry in container.ports if entry.get("name")]
+    names = [text(entry, "name") for entry in container.ports if entry.get("name")]
     numbers = [entry.get("containerPort") for entry in container.ports]
     for name in PROBES:
         for handler in ("httpGet", "tcpSocket", "grpc"):
-            port = mapping(mapping(container.data.get(name)).get(handler)).get("port")
+            port = mapping(container.data, name, handler).get("port")
             named = isinstance(port, str) and not port.isdigit()
             if (named and port not in names) or (isinstance(port, int) and world.service and numbers and port not in numbers):
                 listed = ", ".join(names if named else map(str, numbers)) or "no named port"
@@ -69,7 +63,7 @@ def _probe_ports(world: World, pod: Pod, container: Container) -> Iterator[Fault
 
 def startup_seconds(container: Container) -> int:
     """Seconds that a container may take to start before its startupProbe fails; 0 without a probe."""
-    probe = mapping(container.data.get("startupProbe"))
+    probe = mapping(container.data, "startupProbe")
     if not probe:
         return 0
     numbers = {"periodSeconds": PERIOD, "failureThreshold": FAILURES, "initialDelaySeconds": 0}
@@ -89,7 +83,7 @@ def _deadline(pod: Pod) -> Iterator[Fault]:
 def _grace(pod: Pod) -> Iterator[Fault]:
     grace = pod.spec.get("terminationGracePeriodSeconds", GRACE)
     for container in pod.containers:
-        pause = _stop_seconds(mapping(mapping(container.data.get("lifecycle")).get("preStop")))
+        pause = _stop_seconds(mapping(container.data, "lifecycle", "preStop"))
         if pause and isinstance(grace, int) and grace <= pause:
             why = f"the pod is killed after {grace} s, but the preStop hook of {container.name} alone takes {pause:g} s"
             is_set = "terminationGracePeriodSeconds" in pod.spec
@@ -99,8 +93,7 @@ def _grace(pod: Pod) -> Iterator[Fault]:
 
 def _stop_seconds(hook: Mapping[str, Any]) -> float:
     """Seconds that a preStop hook waits: `sleep: {seconds: 5}`, or the sleeps in its command; 0 if unknown."""
-    seconds = mapping(hook.get("sleep")).get("seconds")
-    command = mapping(hook.get("exec")).get("command")
-    command_line = " ".join(str(part) for part in command) if isinstance(command, list) else ""
+    seconds = mapping(hook, "sleep").get("seconds")
+    command_line = " ".join(str(part) for _, part in select(hook, "exec", "command", "*"))
     sleeps = re.findall(r"\bsleep\s+([0-9]{1,6}(?:\.[0-9]{1,3})?)\b", command_line)
     return seconds if isinstance(seconds, int) else sum(float(sleep) for sleep in sleeps)

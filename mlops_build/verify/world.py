@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,11 +23,11 @@ class Object:
 
     @property
     def kind(self) -> str:
-        return text(self.data.get("kind"))
+        return text(self.data, "kind")
 
     @property
     def api_version(self) -> str:
-        return text(self.data.get("apiVersion"))
+        return text(self.data, "apiVersion")
 
     @property
     def group(self) -> str:
@@ -35,24 +35,24 @@ class Object:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        return mapping(self.data.get("metadata"))
+        return mapping(self.data, "metadata")
 
     @property
     def name(self) -> str:
-        return text(self.metadata.get("name"))
+        return text(self.metadata, "name")
 
     @property
     def namespace(self) -> str:
         """Empty if the object does not set it: then the command that applies it does."""
-        return text(self.metadata.get("namespace"))
+        return text(self.metadata, "namespace")
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        return mapping(self.data.get("spec"))
+        return mapping(self.data, "spec")
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        return mapping(self.metadata.get("labels"))
+        return mapping(self.metadata, "labels")
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}" if self.name else self.kind or "an object"
@@ -99,11 +99,11 @@ class Container:
 
     @property
     def name(self) -> str:
-        return text(self.data.get("name"))
+        return text(self.data, "name")
 
     @property
     def ports(self) -> list[Mapping[str, Any]]:
-        return mappings(self.data.get("ports"))
+        return mappings(self.data, "ports")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +116,11 @@ class Pod:
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        return mapping(self.data.get("spec"))
+        return mapping(self.data, "spec")
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        return mapping(mapping(self.data.get("metadata")).get("labels"))
+        return mapping(self.data, "metadata", "labels")
 
     @property
     def namespace(self) -> str:
@@ -135,13 +135,11 @@ class Pod:
     @cached_property
     def containers(self) -> list[Container]:
         """Init containers first, then the others."""
-        containers = []
-        for kind in ("initContainers", "containers"):
-            listed = self.spec.get(kind)
-            for index, container in enumerate(listed if isinstance(listed, list) else []):
-                if isinstance(container, Mapping):
-                    containers.append(Container(container, (*self.path, "spec", kind, index), kind))
-        return containers
+        return [
+            Container(container, (*self.path, "spec", kind, index), kind)
+            for kind in ("initContainers", "containers")
+            for index, container in enumerate(mappings(self.spec, kind))
+        ]
 
     @property
     def serving(self) -> list[Container]:
@@ -208,21 +206,11 @@ BUILT_IN = {
 }
 
 
-def is_pod_template(data: Mapping[str, Any]) -> bool:
-    template = mapping(mapping(data.get("spec")).get("template"))
-    return isinstance(mapping(template.get("spec")).get("containers"), list)
-
-
 def pods_of(obj: Object) -> list[Pod]:
     """The pod that an object is or creates. A custom resource with a pod template (Argo's Rollout) creates pods too."""
-    if obj.kind == "Pod" and obj.group == "":
-        return [Pod(obj, (), obj.data)]
-    if obj.kind == "CronJob":
-        template = mapping(mapping(mapping(obj.spec.get("jobTemplate")).get("spec")).get("template"))
-        return [Pod(obj, ("spec", "jobTemplate", "spec", "template"), template)] if template else []
-    if is_pod_template(obj.data):
-        return [Pod(obj, ("spec", "template"), mapping(obj.spec.get("template")))]
-    return []
+    template: Path = ("spec", "template")
+    path = {"Pod": (), "CronJob": ("spec", "jobTemplate", *template)}.get(obj.kind, template)
+    return [Pod(obj, path, mapping(obj.data, *path))] if isinstance(at(obj.data, (*path, "spec", "containers")), list) else []
 
 
 def near_miss(name: str, names: Iterable[str]) -> str | None:
@@ -240,14 +228,14 @@ def gpus(pod: Pod) -> dict[str, int]:
     """GPUs of a device plugin that a pod requests, by resource name."""
     counts: dict[str, int] = {}
     for container in pod.containers:
-        resources = mapping(container.data.get("resources"))
-        for name, amount in {**mapping(resources.get("requests")), **mapping(resources.get("limits"))}.items():
+        amounts = {**mapping(container.data, "resources", "requests"), **mapping(container.data, "resources", "limits")}
+        for name, amount in amounts.items():
             if name.rpartition("/")[2] == "gpu" or name.startswith(("nvidia.com/", "amd.com/gpu", "gpu.intel.com/")):
                 counts[name] = counts.get(name, 0) + (int(str(amount)) if str(amount).isdigit() else 0)
     return counts
 
 
-def at(data: Any, path: Path) -> Any:
+def at(data: Any, path: Sequence[str | int]) -> Any:
     """The value at a path; None if it does not exist."""
     for part in path:
         inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -257,24 +245,39 @@ def at(data: Any, path: Path) -> Any:
     return data
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is a mapping, else an empty one: schema.py reports wrong types."""
+def select(data: Any, *path: str | int) -> Iterator[tuple[Path, Any]]:
+    """Every value at a path in which "*" is any item of a list, each with its own path."""
+    if not path:
+        yield (), data
+        return
+    for part in range(len(data)) if path[0] == "*" and isinstance(data, list) else path[:1]:
+        if (value := at(data, (part,))) is not None:
+            for inner, selected in select(value, *path[1:]):
+                yield (part, *inner), selected
+
+
+def mapping(data: object, *path: str | int) -> Mapping[str, Any]:
+    """The mapping at a path, or an empty one: schema.py reports wrong types."""
+    value = at(data, path)
     return value if isinstance(value, Mapping) else {}
 
 
-def mappings(value: object) -> list[Mapping[str, Any]]:
-    """The items of a list, with an empty mapping for each item that is not a mapping."""
+def mappings(data: object, *path: str | int) -> list[Mapping[str, Any]]:
+    """The items of the list at a path, with an empty mapping for each item that is not a mapping."""
+    value = at(data, path)
     return [mapping(item) for item in value] if isinstance(value, list) else []
 
 
-def text(value: object) -> str:
+def text(data: object, *path: str | int) -> str:
+    """The string at a path, or an empty one."""
+    value = at(data, path)
     return value if isinstance(value, str) else ""
 
 
-def variables(container: Container) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """A container's environment variables with their paths."""
-    for index, variable in enumerate(mappings(container.data.get("env"))):
-        yield (*container.path, "env", index), variable
+def variables(container: Container) -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """A container's environment variables by name, with their paths. The last one of a name wins."""
+    entries = enumerate(mappings(container.data, "env"))
+    return {text(variable, "name"): ((*container.path, "env", index), variable) for index, variable in entries}
 
 
 def containers_of(world: World) -> Iterable[tuple[Pod, Container]]:

@@ -327,14 +327,6 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("claim missing", "missing-claim", DEPLOYMENT, "claimName: digits-cache", "claimName: digits-cach", "digits-cach$"),
     Fault(
-        "claim that never binds",
-        "claim-volume",
-        CLAIM,
-        '  storageClassName: ""\n  volumeName',
-        "  storageClassName: fast\n  volumeName",
-        "fast",
-    ),
-    Fault(
         "ServiceAccount missing",
         "missing-service-account",
         DEPLOYMENT,
@@ -495,17 +487,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("PDB of all pods", "pdb-blocks", PDB, "maxUnavailable: 1", "minAvailable: 2", "minAvailable: 2", listed=True),
     Fault("PDB that lets none go", "pdb-blocks", PDB, "maxUnavailable: 1", "maxUnavailable: 0", "maxUnavailable: 0"),
     Fault("PDB of all pods, in percent", "pdb-blocks", PDB, "maxUnavailable: 1", "minAvailable: 51%", "minAvailable: 51%"),
-    Fault("HPA with min above max", "hpa-min-max", HPA, "minReplicas: 2", "minReplicas: 5", "minReplicas: 5"),
     Fault("HPA on CPU for a GPU", "hpa-cpu-gpu", HPA, PODS, CPU, "name: cpu"),
-    Fault(
-        "HPA without a request",
-        "hpa-no-request",
-        HPA,
-        PODS,
-        CPU,
-        "name: cpu",
-        also=(*NO_GPU, (DEPLOYMENT, "              cpu: 500m\n", "")),
-    ),
     Fault(
         "HPA on a metric that nobody collects",
         "hpa-no-monitoring",
@@ -514,15 +496,6 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "name: requests_in_progress",
         where=HPA,
-    ),
-    Fault(
-        "two HPAs of one workload",
-        "hpa-twice",
-        HPA,
-        "",
-        "---\napiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata:\n  name: second\nspec:\n  scaleTargetRef:\n"
-        "    apiVersion: apps/v1\n    kind: Deployment\n    name: digits # again\n  maxReplicas: 3\n",
-        "again",
     ),
     Fault(
         "HPA and replicas",
@@ -641,14 +614,6 @@ FAULTS: tuple[Fault, ...] = (
         "OrCreate",
         also=(*ON_FOLDER, (PATCH, "type: Directory", "type: DirectoryOrCreate")),
         where=PATCH,
-    ),
-    Fault(
-        "lease volume of another folder",
-        "gpu-leases",
-        *LEASES,
-        "path: /var",
-        also=(*ON_CLAIM, (CLAIM, "path: /run/mlops-gpu", "path: /var/leases")),
-        where=CLAIM,
     ),
     Fault(
         "lease claim read-only",

@@ -7,6 +7,7 @@ import pytest
 
 from mlops_build.ci import systems
 from mlops_build.verify import Report, check
+from mlops_build.verify.catalogue import RETIRED
 from tests.verify.faults import APP, FAULTS, LEASES, ON_CLAIM, ON_FOLDER, Fault
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
@@ -44,6 +45,45 @@ def places(report: Report) -> list[tuple[str, str | None, int | None]]:
 def test_every_rule_has_a_fault() -> None:
     elsewhere = {"duplicate-object", "contract-breaks", "api-server"}  # test_plain.py, test_contract.py, tests/ci/test_dry_run.py
     assert {fault.rule for fault in FAULTS} | elsewhere == set(check(APP, specs=systems.spec_checkers()).rules)
+
+
+@needs_kubectl
+def test_what_an_overlay_may_choose_is_a_remark(tmp_path: Path) -> None:
+    """Services of earlier releases have patched these on purpose; a new rule must not refuse their releases."""
+    root = Path(shutil.copytree(APP, tmp_path / "app"))
+    patch = root / "deploy/overlays/production/patch.yaml"
+    text = patch.read_text()
+    probe = "          readinessProbe:\n            httpGet:\n              path: PATH\n              port: http\n"
+    remarks = {
+        "on another path of the service": probe.replace("PATH", "/v2/health/live"),
+        "of a server of its own": "          args: [python, server.py]\n" + probe.replace("PATH", "/ready"),
+    }
+    for added in remarks.values():
+        patch.write_text(text + added)
+        report = check(root)
+        assert report.findings == []
+        assert any("[probe-path]" in note for note in report.notes)
+    home = "            - {name: HOME, value: /home/app}\n            - {name: XDG_CACHE_HOME, value: /tmp}\n"
+    patch.write_text(text + home + "          securityContext: {readOnlyRootFilesystem: true}\n")
+    report = check(root)
+    assert report.findings == []
+    assert any("[home-read-only]" in note for note in report.notes)
+
+
+@needs_kubectl
+def test_a_certificate_for_an_ingress_that_routes_every_host(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(APP, tmp_path / "app"))
+    ingress = root / "deploy/base/ingress.yaml"
+    tls = "  tls: [{hosts: [digits.example.org], secretName: tls}]\n  rules:\n    - http:\n"
+    ingress.write_text(ingress.read_text().replace("  rules:\n    - host: digits.example.com\n      http:\n", tls))
+    assert check(root).findings == []
+
+
+def test_retired_rules_may_be_ignored(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(APP, tmp_path / "app"))
+    with (root / "service.yaml").open("a") as settings:
+        settings.write("verify: {ignore: {" + ", ".join(f"{rule}: it was needed" for rule in RETIRED) + "}}\n")
+    assert check(root, environments=[], specs=systems.spec_checkers()).findings == []
 
 
 def test_the_faults_that_tools_were_compared_on_are_here() -> None:

@@ -159,7 +159,7 @@ def test_overlays_that_are_not_rendered_add_notes(tmp_path: Path) -> None:
         (tmp_path / name / "kustomization.yaml").write_text(f"resources: [{resource}]\n")
     report = check(tmp_path)
     assert report.findings == []
-    assert "network was not rendered: it loads https://example.com/app.yaml from the network" in report.notes
+    assert "network was not rendered: it loads 'https://example.com/app.yaml' from the network" in report.notes
     assert any(note.startswith("missing was not rendered: accumulating resources") for note in report.notes)
 
 
