@@ -37,7 +37,7 @@ def main() -> None:
         ours: dict[str, bool] = {}
         files: dict[str, Path] = {}
         faults = []
-        asked = [fault for fault in FAULTS if fault.in_manifests and not fault.rule.startswith(("overlay-", "bad-ignore"))]
+        asked = [fault for fault in FAULTS if not fault.rule.startswith(("overlay-", "bad-ignore"))]
         for number, fault in enumerate([None, *asked]):
             root = fault.apply(Path(scratch) / f"service{number}") if fault else APP
             done = kubectl.kustomize(root / OVERLAY)

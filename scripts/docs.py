@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from mlops_build.checklist import items, names
 from mlops_build.ci import systems
-from mlops_build.cli.parser import EXIT_CODES, command_parser, subparsers
+from mlops_build.cli.parser import EXIT_CODES, command_parser, problem_of, subparsers
 from mlops_build.cli.table import COMMANDS
 from mlops_build.service import json_schema
 from mlops_build.verify.catalogue import FAMILIES
@@ -127,7 +127,7 @@ def verify_rules() -> str:
     parts += ["(exit code 4) if there are findings. Exceptions are releases that go back to older versions, and `--despite-findings`."]
     parts += ["`rollback --from-git` checks nothing.", ""]
     families = dict(FAMILIES)
-    for checker in systems.spec_checkers():
+    for checker in systems.spec_checkers(problem_of):
         families |= checker.families
     for family, rules in families.items():
         parts += [

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mlops_build import service, verify
 from mlops_build.adapters import dvc, program
-from mlops_build.ci import dry_run, systems
+from mlops_build.ci import dry_run
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
+from mlops_build.verify.specs import SpecChecker
 
 STEP_SECONDS = 3600
 # The test report for CI systems, whose plans read it; ignored by Git.
@@ -24,8 +25,11 @@ class CheckFailed(Refused):
     """At least one check failed; its output is above."""
 
 
-def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
-    """Run every check, also after a failure; returns the names of the checks. Raises CheckFailed with the names of all failed checks."""
+def run(root: Path, *, specs: Sequence[SpecChecker], say: Callable[[str], None]) -> list[str]:
+    """Run every check, also after a failure; returns the names of the checks. specs: the checkers of CI specs.
+
+    Raises CheckFailed with the names of all failed checks.
+    """
     service.load(root)
     say("check service.yaml: ok")
     steps: list[tuple[str, Sequence[str]]] = [
@@ -34,7 +38,7 @@ def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
         ("tests", [sys.executable, "-m", "pytest", "-q", f"--junitxml={REPORT}"]),
     ]
     failed = [name for name, command in steps if not _passes(name, command, root, say)]
-    if not verified(root, say):
+    if not verified(root, specs, say):
         failed.append("manifests")
     if failed:
         raise CheckFailed(
@@ -44,9 +48,9 @@ def run(root: Path, *, say: Callable[[str], None]) -> list[str]:
     return ["service.yaml", *(name for name, _ in steps), "manifests"]
 
 
-def verified(root: Path, say: Callable[[str], None]) -> bool:
+def verified(root: Path, specs: Sequence[SpecChecker], say: Callable[[str], None]) -> bool:
     """Whether the manifests and CI specs have no findings; prints the findings."""
-    report = verify.check(root, specs=systems.spec_checkers())
+    report = verify.check(root, specs=specs)
     for note in report.notes:
         say(f"check manifests: {note}")
     for finding, why in report.ignored:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlops_build.checklist.plans import Plans
-    from mlops_build.verify.specs import SpecChecker
+    from mlops_build.verify.specs import Problem, SpecChecker
 
 
 class CiSystem(Protocol):
@@ -26,8 +26,8 @@ class CiSystem(Protocol):
     def variables(self, environment: Mapping[str, str], /) -> dict[str, str]:
         """Our variables for a build that its agent runs (see `variables` below), from its own; empty elsewhere."""
 
-    def spec_checker(self) -> "SpecChecker":
-        """The check of its specs."""
+    def spec_checker(self, problem_of: "Problem", /) -> "SpecChecker":
+        """The check of its specs, and of the commands in them."""
 
     def plans(self, root: "Path", /) -> "Plans":
         """The plans of the service at `root`, for the checklist. Raises NotFound or Refused if its specs cannot be used."""
@@ -45,9 +45,9 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for system in SYSTEMS for name, value in system.variables(environment).items() if not environment.get(name)}
 
 
-def spec_checkers() -> "list[SpecChecker]":
-    """The checks of all systems' specs."""
-    return [system.spec_checker() for system in SYSTEMS]
+def spec_checkers(problem_of: "Problem") -> "list[SpecChecker]":
+    """The checks of all systems' specs, and of the commands in them."""
+    return [system.spec_checker(problem_of) for system in SYSTEMS]
 
 
 def used_by(root: "Path") -> CiSystem:

@@ -8,6 +8,7 @@ examples.
 import argparse
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import problem_of
 
 EXAMPLE = "  mlops-build ci check\n  mlops-build ci train --build 12\n  mlops-build ci deploy staging"
 
@@ -38,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     root = service.find_root()
     if args.step == "check":
-        from mlops_build.ci import check
+        from mlops_build.ci import check, systems
 
-        result(args, {"checks": check.run(root, say=say)}, "")
+        result(args, {"checks": check.run(root, specs=systems.spec_checkers(problem_of), say=say)}, "")
     elif args.step == "train":
         from mlops_build.ci import train
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import takewhile
 from typing import NoReturn
@@ -10,6 +11,7 @@ from typing import NoReturn
 from mlops_build import __version__
 from mlops_build.cli.output import failure
 from mlops_build.cli.table import COMMANDS, Command
+from mlops_build.errors import UsageError
 
 DESCRIPTION = "From data to a deployed model service. Every command: --help with an example, --json for machines."
 EXIT_CODES = (
@@ -30,6 +32,27 @@ class Parser(argparse.ArgumentParser):
         if "--json" in takewhile(lambda word: word != "--", sys.argv):  # what follows belongs to the program of `gpu run`
             failure(message, f"{self.prog} --help", 2)
         super().error(message)
+
+
+class _Refusing(Parser):
+    """A parser that raises UsageError with the message instead of printing it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def problem_of(words: Sequence[str]) -> str | None:
+    """Why `mlops-build WORDS` would be refused as wrong usage; None if it would not."""
+    name, *arguments = words or [""]
+    if name.startswith("-") or not {"-h", "--help"}.isdisjoint(arguments):
+        return None
+    if name not in COMMANDS:
+        return f"{name!r} is not a command; there is {', '.join(COMMANDS)}"
+    try:
+        command_parser(name, COMMANDS[name], _Refusing).parse_args(arguments)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -67,11 +90,11 @@ def top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
+def command_parser(name: str, command: Command, kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     """The parser of a command; imports its (light) module. Every command has --json."""
     path, summary, _ = command
     module = import_module(path)
-    parser = Parser(
+    parser = kind(
         prog=f"mlops-build {name}",
         description=(module.__doc__ or summary).strip(),
         epilog=f"example:\n{module.EXAMPLE}",

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import problem_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and args.sarif == "-":
         raise UsageError("--json and --sarif - would both write to stdout", remedy="write SARIF to a file")
     root = Path(args.path) if args.path else service.find_root()
-    report = check(root, kubernetes=args.kubernetes, specs=systems.spec_checkers())
+    report = check(root, kubernetes=args.kubernetes, specs=systems.spec_checkers(problem_of))
     for note in report.notes:
         say(note)
     for ignored, why in report.ignored:

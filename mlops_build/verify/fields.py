@@ -1,7 +1,7 @@
 """What can be wrong in single fields, as data: JSON schemas in YAML files, with the rule and text of each violation.
 
-fields.yaml is about Kubernetes objects. `unique: KEY` (or a list of keys) is not a keyword of JSON Schema: the items of a list differ in
-their values of the key.
+verify/fields.yaml is about Kubernetes objects; other files are about CI specs. Two keywords are not of JSON Schema. `unique: KEY` (or a
+list of keys): the items of a list differ in their values of the key. `similar: WORDS`: a word is one of these, or resembles none of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from mlops_build.verify.document import Path, Tagged, parse
 from mlops_build.verify.schema import display, dotted, suggestion, without_nulls
 from mlops_build.verify.world import BUILT_IN, Fault, Object, at
 
+FILE = "verify/fields.yaml"
 # Groups whose names are path segments, not DNS names.
 OTHER_NAMES = {"rbac.authorization.k8s.io", "flowcontrol.apiserver.k8s.io"}
 
@@ -32,21 +33,22 @@ def check(obj: Object) -> Iterator[Fault]:
     """Faults in single fields of a Kubernetes object, or of a patch of one."""
     definition = "Any"
     if obj.group in BUILT_IN and obj.group not in OTHER_NAMES and obj.kind and not obj.kind.endswith("List"):
-        definition = obj.kind if obj.kind in _definitions("fields.yaml") else "object"
+        definition = obj.kind if obj.kind in definitions(FILE) else "object"
     yield from faults(obj, definition)
 
 
 def faults(obj: Object, definition: str, path: Path = ()) -> Iterator[Fault]:
     """Faults in single fields of the part of an object at `path`."""
-    for violation in violations("fields.yaml", definition, without_nulls(at(obj.data, path))):
+    for violation in violations(FILE, definition, without_nulls(at(obj.data, path))):
         yield Fault(violation.rule, obj, (*path, *violation.path), violation.why, violation.remedy)
 
 
 def violations(file: str, definition: str, data: object) -> Iterator[Violation]:
-    """Everything in `data` that a definition of a YAML file does not allow."""
-    reported: set[tuple[str, Path]] = set()
-    for violation in map(_violation, _validator(file, definition).iter_errors(data)):
-        if (violation.rule, violation.path) not in reported:  # a value may have to meet two definitions
+    """Everything in `data` that a definition of a YAML file does not allow. file: its path in mlops_build."""
+    reported: set[tuple[str, Path]] = set()  # a value may have to meet two definitions
+    for error in _validator(file, definition).iter_errors(data):
+        violation = _violation(error)
+        if not isinstance(error.instance, Tagged) and (violation.rule, violation.path) not in reported:
             reported.add((violation.rule, violation.path))
             yield violation
 
@@ -61,7 +63,7 @@ def _violation(error: Any) -> Violation:
     shown = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else display(value)
     why = schema.get("x-why", "{where} is {value}").format(where=dotted(path), value=shown)
     remedy = schema["x-remedy"].format(text=value) if "x-remedy" in schema else None
-    if error.validator == "enum" and remedy is None:
+    if error.validator in ("enum", "similar") and remedy is None:
         allowed = [str(word) for word in error.validator_value]
         remedy = suggestion(str(value), allowed) or f"one of {', '.join(allowed)}"
     return Violation(schema["x-rule"], (*path, *schema.get("x-at", [])), why, remedy)
@@ -88,17 +90,25 @@ def _unique(_: Any, keys: str | list[str], items: Any, __: Any) -> Iterator[Any]
             seen.add(values)
 
 
+def _similar(_: Any, words: list[str], word: Any, __: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if isinstance(word, str) and word.lower() not in words and suggestion(word, words):
+        yield ValidationError("")
+
+
 @cache
-def _definitions(file: str) -> Mapping[str, Any]:
-    text = files("mlops_build.verify").joinpath(file).read_text(encoding="utf-8")
-    definitions: Mapping[str, Any] = parse(text, file).documents[0].value["$defs"]
-    return definitions
+def definitions(file: str) -> Mapping[str, Any]:
+    """The definitions of a YAML file in mlops_build."""
+    text = files("mlops_build").joinpath(file).read_text(encoding="utf-8")
+    result: Mapping[str, Any] = parse(text, file).documents[0].value["$defs"]
+    return result
 
 
 @cache
 def _validator(file: str, definition: str) -> Any:
     from jsonschema.validators import Draft202012Validator, extend
 
-    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], "$ref": f"#/$defs/{definition}", "$defs": _definitions(file)}
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], "$ref": f"#/$defs/{definition}", "$defs": definitions(file)}
     types = Draft202012Validator.TYPE_CHECKER.redefine("string", lambda _, value: isinstance(value, str) and not isinstance(value, Tagged))
-    return extend(Draft202012Validator, {"unique": _unique}, type_checker=types)(schema)
+    return extend(Draft202012Validator, {"unique": _unique, "similar": _similar}, type_checker=types)(schema)

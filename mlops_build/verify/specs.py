@@ -8,6 +8,9 @@ from mlops_build.verify.catalogue import Families
 from mlops_build.verify.document import File
 from mlops_build.verify.world import Fault
 
+# Why the command line would refuse the words after `mlops-build` in a spec; None if it would not.
+Problem = Callable[[Sequence[str]], str | None]
+
 
 @dataclass(frozen=True)
 class SpecChecker:

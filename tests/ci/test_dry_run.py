@@ -62,7 +62,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def checked(service: Path) -> tuple[bool, list[str]]:
     """Whether `ci check` accepts the manifests, and what it prints about them."""
     lines: list[str] = []
-    return check.verified(service, lines.append), lines
+    return check.verified(service, [], lines.append), lines
 
 
 @pytest.mark.parametrize("answer", [UNREACHABLE, NOT_PERMITTED, NO_NAMESPACE, NO_DRY_RUN, LOGGED_OUT], ids=lambda answer: answer[:30])

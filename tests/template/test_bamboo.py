@@ -1,29 +1,15 @@
 """bamboo-specs/bamboo.yaml: two plans and a deployment, one line a script, and nothing secret for a branch.
 
-Bamboo's own schema is lax (misspelt keys and missing jobs pass), so the structure is checked here as well.
+tests/verify/test_template.py checks its grammar.
 """
 
 import fnmatch
 import json
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-
-# Atlassian's reference of Bamboo Specs in YAML: what may stand where.
-PLAN = {"version", "plan", "stages", "triggers", "branches", "branch-overrides", "notifications", "other"}
-JOB = {"key", "tasks", "final-tasks", "requirements", "artifacts", "other"}
-DEPLOYMENT = {"version", "deployment", "release-naming", "environments"}
-ENVIRONMENT = {"triggers", "requirements", "tasks", "notifications", "release-approval-prerequisite"}
-TASKS = {
-    "checkout": {"force-clean-build"},
-    "script": {"interpreter", "scripts", "conditions"},
-    "test-parser": {"type", "test-results"},
-    "artifact-download": {"artifacts"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +31,8 @@ def jobs(plan: dict[str, Any]) -> list[str]:
     return [job for stage in plan["stages"] for settings in stage.values() for job in settings["jobs"]]
 
 
-def tasks_of(document: dict[str, Any]) -> list[Any]:
-    owners = [document[name] for name in (jobs(document) if "stages" in document else document["environments"])]
-    return [task for owner in owners for task in [*owner["tasks"], *owner.get("final-tasks", [])]]
-
-
 def scripts(tasks: list[Any]) -> list[str]:
     return [line for task in tasks if isinstance(task, dict) and "script" in task for line in task["script"]["scripts"]]
-
-
-@pytest.mark.slow
-def test_it_fits_bamboos_schema(documents: list[dict[str, Any]]) -> None:
-    path = os.environ.get("MLOPS_TEST_BAMBOO_SCHEMA")
-    if not path:
-        pytest.skip("set MLOPS_TEST_BAMBOO_SCHEMA to a copy of https://json.schemastore.org/bamboo-spec.json")
-    from jsonschema import Draft7Validator
-
-    validator = Draft7Validator(json.loads(Path(path).read_text()))
-    for document in documents:
-        assert [error.message for error in validator.iter_errors(document)] == []
 
 
 def test_there_are_two_plans_and_one_deployment_with_permissions(documents: list[dict[str, Any]]) -> None:
@@ -73,31 +42,6 @@ def test_there_are_two_plans_and_one_deployment_with_permissions(documents: list
     ]
     assert kinds == ["stages", "environments", "plan-permissions", "deployment-permissions", "stages", "plan-permissions"]
     assert all(document["version"] == 2 for document in documents)
-
-
-def test_every_key_is_one_that_bamboo_knows(documents: list[dict[str, Any]]) -> None:
-    for document in documents:
-        if "stages" in document:
-            assert set(document) - set(jobs(document)) <= PLAN
-            assert set(document["plan"]) == {"project-key", "key", "name", "description"}
-            assert all(set(document[job]) <= JOB for job in jobs(document))
-        elif "environments" in document:
-            assert set(document) - set(document["environments"]) == DEPLOYMENT
-            assert all(set(document[env]) <= ENVIRONMENT for env in document["environments"])
-            assert set(document["release-naming"]) == {"next-version-name", "applies-to-branches", "auto-increment"}
-        else:
-            continue
-        for task in tasks_of(document):
-            ((kind, settings),) = ({task: {}} if isinstance(task, str) else task).items()
-            assert kind == "clean" or set(settings) <= TASKS[kind]
-
-
-def test_every_job_of_a_stage_is_defined_and_every_job_is_used(plans: dict[str, dict[str, Any]]) -> None:
-    for plan in plans.values():
-        assert set(jobs(plan)) == set(plan) - PLAN
-        keys = [plan[job]["key"] for job in jobs(plan)]
-        assert len(set(keys)) == len(keys)
-        assert all(re.fullmatch("[A-Z][A-Z0-9]+", key) for key in keys)
 
 
 def test_every_script_is_one_line_that_calls_the_wrapper(plans: dict[str, dict[str, Any]], deployment: dict[str, Any]) -> None:

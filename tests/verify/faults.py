@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 APP = Path(__file__).parent / "app"
-BASE, OVERLAY, SPEC = "deploy/base", "deploy/overlays/production", "bamboo-specs/bamboo.yaml"
+BASE, OVERLAY = "deploy/base", "deploy/overlays/production"
 DEPLOYMENT, SERVICE, INGRESS = f"{BASE}/deployment.yaml", f"{BASE}/service.yaml", f"{BASE}/ingress.yaml"
 HPA, PDB, POLICY, CLAIM = f"{BASE}/hpa.yaml", f"{BASE}/pdb.yaml", f"{BASE}/networkpolicy.yaml", f"{BASE}/claim.yaml"
 MONITOR, SETTINGS, CONFIG = f"{BASE}/servicemonitor.yaml", "service.yaml", f"{BASE}/configmap.yaml"
@@ -34,10 +34,6 @@ class Fault:
     also: tuple[tuple[str, str, str], ...] = ()
     where: str | None = None
     listed: bool = False
-
-    @property
-    def in_manifests(self) -> bool:
-        return self.file != SPEC
 
     def apply(self, folder: Path) -> Path:
         """A copy of the app in `folder` (which must not exist), with the fault."""
@@ -688,141 +684,4 @@ FAULTS: tuple[Fault, ...] = (
     Fault("root", "runs-as-root", DEPLOYMENT, "runAsUser: 10001", "runAsUser: 0", "runAsUser: 0"),
     Fault("latest", "image-tag", DEPLOYMENT, "digits:v3-0123456789ab", "digits:latest", "digits:latest", listed=True),
     Fault("no tag", "image-tag", DEPLOYMENT, "digits:v3-0123456789ab", "digits", "ml/digits$"),
-    # Bamboo
-    Fault(
-        "no version",
-        "bamboo-shape",
-        SPEC,
-        "version: 2\ndeployment:\n  name: digits\n  source",
-        "deployment: # no version\n  name: digits\n  source",
-        "no version",
-    ),
-    Fault("docker without an image", "bamboo-shape", SPEC, "  key: IMAGE\n", "  key: IMAGE\n  docker:\n    volumes: {}\n", "docker:"),
-    Fault("misspelt key of a job", "bamboo-unknown-key", SPEC, "  final-tasks:\n", "  finaltasks:\n", "finaltasks"),
-    Fault("misspelt key of the plan", "bamboo-unknown-key", SPEC, "  name: digits release\n", "  nam: digits release\n", "nam: digits"),
-    Fault("misspelt key at the root", "bamboo-unknown-key", SPEC, "triggers:\n  - bitbucket", "trigers:\n  - bitbucket", "trigers"),
-    Fault(
-        "misspelt key of a task",
-        "bamboo-unknown-key",
-        SPEC,
-        "        interpreter: SHELL\n",
-        "        interpretter: SHELL\n",
-        "interpretter",
-    ),
-    Fault("misspelt task", "bamboo-unknown-key", SPEC, "    - script: make image\n", "    - scripts: make image\n", "scripts: make image"),
-    Fault(
-        "misspelt key of a stage", "bamboo-unknown-key", SPEC, "      jobs: [Check]\n", "      manul: true\n      jobs: [Check]\n", "manul"
-    ),
-    Fault(
-        "misspelt key of an environment",
-        "bamboo-unknown-key",
-        SPEC,
-        "  triggers: [build-success]\n",
-        "  trigger: [build-success]\n",
-        "trigger: ",
-    ),
-    Fault("misspelt key of an artifact", "bamboo-unknown-key", SPEC, "      shared: true\n", "      share: true\n", "share: true"),
-    Fault("approval misspelt", "bamboo-value", SPEC, "prerequisite: approved", "prerequisite: approve", "prerequisite"),
-    Fault(
-        "key in small letters",
-        "bamboo-value",
-        SPEC,
-        "  key: DIGITS\n",
-        "  key: digits\n",
-        "key: digits",
-        also=((SPEC, "source-plan: ML-DIGITS", "source-plan: ML-digits"), (SPEC, "key: ML-DIGITS", "key: ML-digits")),
-        where=SPEC,
-    ),
-    Fault("permission misspelt", "bamboo-value", SPEC, "[view, edit]", "[view, edti]", "edti"),
-    Fault("job missing", "bamboo-missing-job", SPEC, "jobs: [Image]", "jobs: [Imag]", "jobs: \\[Imag\\]"),
-    Fault(
-        "job in no stage",
-        "bamboo-unused-job",
-        SPEC,
-        "triggers:\n  - bitbucket",
-        "Lint:\n  tasks:\n    - script: make lint\ntriggers:\n  - bitbucket",
-        "^Lint",
-    ),
-    Fault("two jobs of one key", "bamboo-duplicate-key", SPEC, "key: IMAGE", "key: CHECK # again", "again"),
-    Fault(
-        "two plans of one key",
-        "bamboo-duplicate-key",
-        SPEC,
-        "",
-        "---\nversion: 2\nplan: {project-key: ML, key: DIGITS, name: again}\nstages:\n  - One: {jobs: [One]}\n"
-        "One:\n  tasks:\n    - script: make\n",
-        "name: again",
-    ),
-    Fault(
-        "environment missing",
-        "bamboo-missing-environment",
-        SPEC,
-        "[staging, production]",
-        "[staging, prod, production]",
-        "prod, production",
-    ),
-    Fault(
-        "waits for no environment",
-        "bamboo-missing-environment",
-        SPEC,
-        "environment-success: staging",
-        "environment-success: stage",
-        "environment-success",
-    ),
-    Fault(
-        "environment that is not listed",
-        "bamboo-unused-environment",
-        SPEC,
-        "[staging, production]",
-        "[production]",
-        "^staging:",
-        also=((SPEC, "    - environment-success: staging\n", "    - build-success\n"),),
-    ),
-    Fault("artifact that nobody makes", "bamboo-artifact", SPEC, "artifact: report", "artifact: reports", "artifact: reports"),
-    Fault(
-        "artifact that is not shared",
-        "bamboo-artifact",
-        SPEC,
-        "      pattern: report.xml\n",
-        "      pattern: report.xml\n      shared: false\n",
-        "artifact: report",
-    ),
-    Fault(
-        "artifact of the same stage",
-        "bamboo-artifact",
-        SPEC,
-        "      jobs: [Check]\n  - Image:\n      jobs: [Image]\n",
-        "      jobs: [Check, Image]\n",
-        "artifact: report",
-    ),
-    Fault("download of no artifact", "bamboo-artifact", SPEC, "          - name: digest\n", "          - name: digset\n", "digset"),
-    Fault("another source plan", "bamboo-source-plan", SPEC, "source-plan: ML-DIGITS", "source-plan: ML-DIGIT", "source-plan"),
-    Fault("permissions of no plan", "bamboo-permissions", SPEC, "  key: ML-DIGITS\n", "  key: ML-DIGIT\n", "key: ML-DIGIT$"),
-    Fault("permissions of no environment", "bamboo-permissions", SPEC, "  - production:\n", "  - prod:\n", "- prod:"),
-    Fault("condition misspelt", "bamboo-condition", SPEC, "              equals:\n", "              equal:\n", "equal:$"),
-    Fault(
-        "condition without a value",
-        "bamboo-condition",
-        SPEC,
-        "              equals:\n                level: info\n",
-        "              equals: level\n",
-        "equals: level",
-    ),
-    Fault(
-        "stages after a manual one",
-        "bamboo-manual-stage",
-        SPEC,
-        "      jobs: [Check]\n",
-        "      manual: true\n      jobs: [Check]\n",
-        "manual",
-    ),
-    Fault("password in a plan variable", "bamboo-secret", SPEC, "  level: info\n", "  registry_password: hunter2\n", "hunter2"),
-    Fault(
-        "token in a script",
-        "bamboo-secret",
-        SPEC,
-        "    - script: make image\n",
-        "    - script: git push https://bot:0f6e8c1d9a@git.example.com/ml/digits.git\n",
-        "git push",
-    ),
 )

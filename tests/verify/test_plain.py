@@ -163,18 +163,6 @@ def test_overlays_that_are_not_rendered_add_notes(tmp_path: Path) -> None:
     assert any(note.startswith("missing was not rendered: accumulating resources") for note in report.notes)
 
 
-def test_specs_of_others_are_not_a_closed_world(tmp_path: Path) -> None:
-    specs = tmp_path / "bamboo-specs"
-    specs.mkdir()
-    (specs / "bamboo.yaml").write_text("---\n!include release.yaml\n")
-    (specs / "release.yaml").write_text(
-        "version: 2\nplan: {project-key: AB, key: CD, name: x}\nstages:\n  - One:\n      manual: true\n      jobs: [A]\n  - Two: [B]\n"
-        "A:\n  tasks:\n    - some-plugin: {anything: true}\n    - script: [make]\nB: !include job.yaml\n"
-        "---\nversion: 2\ndeployment: {name: x, source-plan: OTHER-PLAN}\nenvironments: [QA]\nQA:\n  tasks: [clean]\n"
-    )
-    assert places(tmp_path) == []
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_adds_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: 1\n")

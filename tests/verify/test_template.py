@@ -8,6 +8,7 @@ import pytest
 
 from mlops_build import service as service_file
 from mlops_build.ci import systems
+from mlops_build.cli.parser import problem_of
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
@@ -36,7 +37,7 @@ def release(root: Path) -> None:
 
 
 def assert_no_finding(root: Path) -> None:
-    report = check(root, specs=systems.spec_checkers())
+    report = check(root, specs=systems.spec_checkers(problem_of))
     assert [(finding.file, finding.line, finding.rule, finding.why) for finding in report.findings] == []
     assert report.notes == report.ignored == []
     assert report.objects >= 8

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlops_build.checklist.plans import Plans
-    from mlops_build.verify.specs import SpecChecker
+    from mlops_build.verify.specs import Problem, SpecChecker
 
 SPECS = "bamboo-specs/bamboo.yaml"
 # Our variables: Bamboo's.
@@ -22,10 +22,10 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {ours: environment[name] for ours, name in VARIABLES.items() if environment.get(name)}
 
 
-def spec_checker() -> "SpecChecker":
+def spec_checker(problem_of: "Problem") -> "SpecChecker":
     from mlops_build.ci.bamboo import specs
 
-    return specs.CHECKER
+    return specs.checker(problem_of)
 
 
 def plans(root: "Path") -> "Plans":

@@ -1,4 +1,4 @@
-"""The documents of Bamboo specs, their top-level keys, and the check for unknown keys."""
+"""The documents of Bamboo specs: plans, deployments and permissions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,37 +6,31 @@ from functools import cached_property
 from typing import Any
 
 from mlops_build.verify.document import File, Node, Path, Tagged
-from mlops_build.verify.schema import display, suggestion
-from mlops_build.verify.world import Fault, Part, mapping, mappings, text
+from mlops_build.verify.fields import definitions
+from mlops_build.verify.world import Fault, Part, mapping, text
 
-DOCUMENT = ["version", "server-name"]
-OVERRIDES = ["stages", "variables", "labels", "docker", "triggers", "branches", "branch-config", "notifications", "repositories", "other"]
-PLAN_ROOT = [*DOCUMENT, "plan", *OVERRIDES, "dependencies", "branch-overrides", "plan-permissions"]
-DEPLOYMENT_ROOT = [*DOCUMENT, "deployment", "release-naming", "environments", "variables"]
-PERMISSIONS = ["deployment-permissions", "default-environment-permissions", "environment-permissions"]
-# Task types whose keys are not checked.
-OTHER_TASKS = [
-    "ant",
-    "command",
-    "docker",
-    "dump-variables",
-    "nodejs",
-    "npm",
-    "ssh",
-    "scp",
-    "vcs-branch",
-    "vcs-commit",
-    "vcs-push",
-    "vcs-tag",
-]
-Stages = list[tuple[Path, str, Mapping[str, Any], list[tuple[Path, str]]]]
+GRAMMAR = "ci/bamboo/grammar.yaml"
+# Where a script task has texts: a list or one text, in a mapping or not.
+SCRIPTS = ("", "/#", "/scripts|script|argument|environment", "/scripts|script|argument|environment/#")
+PERMISSIONS = ("plan-permissions", "deployment-permissions", "default-environment-permissions", "environment-permissions")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a plan. jobs: path and name of each."""
+
+    path: Path
+    name: str
+    is_manual: bool
+    jobs: list[tuple[Path, str]]
 
 
 @dataclass(eq=False)
 class Document:
-    """One document of a spec with `version: 2`."""
+    """One document of a spec with `version: 2`. kind: the name of its definition in the grammar; empty for another document."""
 
     part: Part
+    kind: str
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -47,26 +41,51 @@ class Document:
         return mapping(self.data.get("plan"))
 
     @property
-    def is_plan(self) -> bool:
-        return "plan" in self.data and not self.is_permissions
-
-    @property
-    def is_deployment(self) -> bool:
-        return "deployment" in self.data and not self.is_permissions
-
-    @property
-    def is_permissions(self) -> bool:
-        return any(key in self.data for key in ("plan-permissions", *PERMISSIONS)) and "stages" not in self.data
-
-    @property
     def key(self) -> str:
         """PROJECT-PLAN of a plan."""
         project, key = text(self.plan.get("project-key")), text(self.plan.get("key"))
         return f"{project}-{key}" if project else key
 
+    @property
+    def name(self) -> str:
+        """The name of a deployment."""
+        deployment = self.data.get("deployment")
+        return deployment if isinstance(deployment, str) else text(mapping(deployment).get("name"))
+
     @cached_property
-    def stages(self) -> list[tuple[Path, str, Mapping[str, Any], list[tuple[Path, str]]]]:
-        return list(stages_of(self.data.get("stages"), ("stages",)))
+    def stages(self) -> list[Stage]:
+        return stages_of(self.data.get("stages"), ("stages",))
+
+    @property
+    def known_keys(self) -> list[str]:
+        """Those at the root that Bamboo knows."""
+        return list(definitions(GRAMMAR)[self.kind]["properties"]) if self.kind else []
+
+    @cached_property
+    def entries(self) -> dict[str, Any]:
+        """What stands at the root beside the known keys: the jobs of a plan, the environments of a deployment."""
+        return {key: value for key, value in self.data.items() if key not in self.known_keys}
+
+    @cached_property
+    def overrides(self) -> list[tuple[Path, list[Stage], dict[str, Any]]]:
+        """Path, stages and jobs of each branch override. Bamboo merges them over the plan's, key by key."""
+        known = definitions(GRAMMAR)["override"]["properties"]
+        return [
+            (where, stages_of(settings.get("stages"), (*where, "stages")), {key: settings[key] for key in settings if key not in known})
+            for where, settings in values(self.data, "branch-overrides/#/*")
+            if isinstance(settings, Mapping)
+        ]
+
+    @property
+    def overridden(self) -> dict[str, Any]:
+        """The jobs of all branch overrides."""
+        return {name: job for _, _, jobs in self.overrides for name, job in jobs.items()}
+
+    @property
+    def environments(self) -> list[str] | None:
+        """The listed environments; None if there is no list."""
+        listed = self.data.get("environments")
+        return [str(name) for name in listed] if isinstance(listed, list) else None
 
 
 @dataclass(eq=False)
@@ -80,11 +99,11 @@ class Specs:
 
     @property
     def plans(self) -> list[Document]:
-        return [document for document in self.documents if document.is_plan]
+        return [document for document in self.documents if document.kind == "plan"]
 
     @property
     def deployments(self) -> list[Document]:
-        return [document for document in self.documents if document.is_deployment]
+        return [document for document in self.documents if document.kind == "deployment"]
 
 
 def looks_like(data: object) -> bool:
@@ -104,14 +123,19 @@ def read(files: Iterable[File], *, closed: bool) -> Specs:
             elif isinstance(data, Mapping):
                 part = Part(_title(data, file.name), data, _locator(file.name, node))
                 if data.get("version") == 2:
-                    specs.documents.append(Document(part))
+                    specs.documents.append(Document(part, _kind(data)))
                 elif "version" not in data and ({"plan", "deployment"} & set(data)) and "project" not in data and closed:
                     specs.faults.append(Fault("bamboo-shape", part, (), "`version: 2` is missing"))
             elif closed:
-                specs.faults.append(
-                    Fault("bamboo-shape", Part(file.name, {}, _locator(file.name, node)), (), "the document is not a mapping")
-                )
+                part = Part(file.name, {}, _locator(file.name, node))
+                specs.faults.append(Fault("bamboo-shape", part, (), "the document is not a mapping"))
     return specs
+
+
+def _kind(data: Mapping[str, Any]) -> str:
+    if any(key in data for key in PERMISSIONS) and "stages" not in data:
+        return "permissions"
+    return "plan" if "plan" in data else "deployment" if "deployment" in data else ""
 
 
 def _title(data: Mapping[str, Any], name: str) -> str:
@@ -128,42 +152,42 @@ def _locator(name: str, node: Node) -> Any:
     return lambda path: (name, node.line_of(path)[0])
 
 
-def stages_of(value: object, where: Path) -> Iterator[tuple[Path, str, Mapping[str, Any], list[tuple[Path, str]]]]:
-    """(path, name, settings, jobs) of each stage, written as a list of jobs or as a mapping with `jobs`."""
-    for index, entry in enumerate(mappings(value)):
-        for name, settings in entry.items():
-            at: Path = (*where, index, name)
-            jobs = mapping(settings).get("jobs") if isinstance(settings, Mapping) else settings
-            base: Path = (*at, "jobs") if isinstance(settings, Mapping) else at
-            listed = jobs if isinstance(jobs, list) else []
-            yield (
-                at,
-                name,
-                mapping(settings),
-                [((*base, number), str(job)) for number, job in enumerate(listed) if not isinstance(job, dict)],
-            )
+def stages_of(listed: object, where: Path) -> list[Stage]:
+    """The stages in a list; each is written as a list of jobs or as a mapping with `jobs`."""
+    stages = []
+    for path, settings in values(listed, "#/*", where):
+        jobs = [(at, str(job)) for pattern in ("#", "jobs/#") for at, job in values(settings, pattern, path) if not isinstance(job, dict)]
+        stages.append(Stage(path, str(path[-1]), mapping(settings).get("manual") is True, jobs))
+    return stages
 
 
 def is_job(value: object) -> bool:
+    """Whether a value at the root is a job or an environment."""
     return isinstance(value, Tagged) or (isinstance(value, Mapping) and bool({"tasks", "final-tasks", "artifacts", "key"} & set(value)))
 
 
-def unknown_root_keys(document: Document, known: list[str], entries: Mapping[str, Any], named: set[str]) -> Iterator[Fault]:
-    """Root keys that are neither known nor a referenced job or environment."""
-    for key, value in entries.items():
-        if key in named or is_job(value):
-            continue
-        hint = suggestion(key, known) or suggestion(key, sorted(named))
-        yield Fault("bamboo-unknown-key", document.part, (key,), f"{display(key)} is neither a known key nor a job", hint)
+def values(data: object, pattern: str, where: Path = ()) -> Iterator[tuple[Path, object]]:
+    """The values that match a pattern such as `*/tasks|final-tasks/#`, with their paths.
+
+    `*` is any key, `#` any index, `a|b` one of these keys, and a final `**` the keys themselves.
+    """
+    head, _, rest = pattern.partition("/")
+    if not head:
+        yield where, data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            if head == "**":
+                yield (*where, key), key
+            elif head == "*" or key in head.split("|"):
+                yield from values(value, rest, (*where, key))
+    elif isinstance(data, list) and head == "#":
+        for index, value in enumerate(data):
+            yield from values(value, rest, (*where, index))
 
 
-def unknown_keys(document: Document, where: Path, data: object, known: list[str], owner: str, *, is_open: bool = False) -> Iterator[Fault]:
-    """Keys that Bamboo ignores. is_open: plugins may add keys, so only a key similar to a known one is a fault."""
-    for key in mapping(data):
-        if key in known or key == "<<":
-            continue
-        hint = suggestion(key, known)
-        if is_open and (hint is None or key in OTHER_TASKS):
-            continue
-        why = f"{display(key)} is not a key of {owner}; Bamboo ignores it"
-        yield Fault("bamboo-unknown-key", document.part, (*where, key), why, hint or f"known here: {', '.join(known)}")
+def scripts(owner: object, where: Path) -> Iterator[tuple[Path, str]]:
+    """The texts in the script tasks of a job or an environment, with their paths."""
+    for pattern in SCRIPTS:
+        for path, value in values(owner, f"tasks|final-tasks/#/script{pattern}", where):
+            if isinstance(value, str) and not isinstance(value, Tagged):
+                yield path, value
