@@ -3,6 +3,7 @@
 It needs openapi.json and Python's standard library, but no model, MLflow or torch. See docs/how-to/test-against-a-stub.md.
 """
 
+import base64
 import csv
 import datetime
 import io
@@ -198,7 +199,7 @@ class Stub:
         return Answer(200, json.dumps({"predictions": predictions}).encode())
 
     def _table_problem(self, content: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
-        """The first problem of a table that the schema cannot express: types of cells in `dataframe_split`, lengths of rows, dates."""
+        """The first problem of a table that the schema cannot express: types of cells in `dataframe_split`, lengths of rows, dates, base64."""
         row_schema = _row(schema)
         if row_schema is None:
             return None
@@ -206,12 +207,17 @@ class Stub:
             rows = _rows(content)
         except Refusal as error:
             return Problem(_form(content), error.message, "size")
-        dates = [name for name, column in row_schema.get("properties", {}).items() if column.get("format") == "date-time"]
+        columns = row_schema.get("properties", {}).items()
+        dates = [name for name, column in columns if column.get("format") == "date-time"]
+        encoded = [name for name, column in columns if column.get("contentEncoding") == "base64"]
         formats: dict[str, str] = {}  # the format of the first date in each column
         for position, cells in enumerate(rows):
             where = f"{_form(content)}, row {position}"
             if "dataframe_split" in content and (problem := json_schema.problem(cells, row_schema, self._document, where)):
                 return problem
+            for name in encoded:
+                if isinstance(text := cells.get(name), str) and not _is_base64(text):
+                    return Problem(f"{where}.{name}", f"{text[:40]!r} is not valid base64")
             for name in dates:
                 text = cells.get(name)
                 if not isinstance(text, str):
@@ -260,6 +266,14 @@ def _is_date(text: str) -> bool:
     except ValueError:
         return False
     return date.tzinfo is None and 1678 <= date.year <= 2261
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text.replace("\n", ""), validate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _count(rows: Any) -> int:
@@ -315,6 +329,9 @@ def _records(text: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
     """CSV with a header line, as records. Cells are converted to the type of their column if possible."""
     if row is None:
         raise Refusal("this model does not take columns, so it cannot take CSV")
+    properties = row.get("properties", {})
+    if any(column.get("format") == "date-time" for column in properties.values()):
+        raise Refusal("this model takes dates, which CSV cannot contain: send JSON")
     try:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
@@ -322,7 +339,6 @@ def _records(text: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
     if not lines:
         raise Refusal("the body is empty: CSV needs a header line")
     names, *rows = lines
-    properties = row.get("properties", {})
     records = []
     for number, cells in enumerate(rows, start=2):
         if len(cells) != len(names):

@@ -127,7 +127,8 @@ def _out_of_range(answers: Answers) -> bool:
     match = re.search(r"(\S+) does not fit into \w+ \((-?\d+) to (\d+)\)", answers.message)
     if not match or answers.ours.status != 400:
         return False
-    number = float(match[1].strip("'").rstrip("…"))
+    text = match[1].strip("'").rstrip("…")
+    number = int(text) if re.fullmatch(r"-?\d+", text) else float(text)
     return not int(match[2]) <= number <= int(match[3])
 
 

@@ -54,7 +54,7 @@ def requests(kind: Kind) -> Iterator[Request]:
         yield from _values(kind)
         usual = {"dataframe_split": {"columns": list(kind.types), "data": [list(row.values()) for row in kind.rows]}}
     if kind.tensor is not None:
-        yield from _tensors(kind.tensor)
+        yield from tensors(kind.tensor)
         usual = {"inputs": kind.tensor}
     for number, document in enumerate(kind.bodies):
         yield _json(f"further {number}", document)
@@ -222,7 +222,8 @@ def _values(kind: Kind) -> Iterator[Request]:
                 yield Request(f"{form}, {column}={value[:40]}", text.replace(json.dumps(PLACE), value).encode())
 
 
-def _tensors(tensor: Any) -> Iterator[Request]:
+def tensors(tensor: Any) -> Iterator[Request]:
+    """Requests to a model that takes such a tensor."""
     for form in ("inputs", "instances"):
         yield _json(form, {form: tensor})
         yield _json(f"{form}, extra key", {form: tensor, "more": 1})

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class Kind:
     tensor: Any = None
     bodies: tuple[Any, ...] = ()
     values: int | None = None
+
+    def save(self, folder: Path) -> Any:
+        """Save and load a model of this kind. Returns mlflow.pyfunc.PyFuncModel."""
+        return models.save(folder, self.signature, self.body, self.head)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -1,15 +1,20 @@
 """Small models for tests of the server: each returns its input, so that a wrong conversion gives a wrong answer."""
 
+import json
+import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import Array, Object, Property
+
+from mlops_build.model import files
+from mlops_build.model.version import ModelVersion
+from mlops_build.packaging.contents import Contents
 
 ECHO = """
     def predict(self, context, data, params=None):
@@ -39,6 +44,25 @@ def save(folder: Path, signature: ModelSignature | None, body: str = ECHO, head:
     return mlflow.pyfunc.load_model(str(folder / "model"))
 
 
+def context(folder: Path, **saved: Path) -> Path:
+    """A build context as in an image, with these models by name: the first answers at /invocations. They need no code of a service."""
+    versions = []
+    for name, model in saved.items():
+        shutil.copytree(model, folder / "models" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        versions.append(ModelVersion(name, 1, files.digest(folder / "models" / name)))
+    contents = Contents(versions[0].name, None, "3.11", "2.9.0", tuple(versions))
+    (folder / "context.json").write_text(json.dumps(contents.as_json()))
+    return folder
+
+
+def record(model: Path, rows: Sequence[Sequence[Any]], names: Sequence[str] = ("a", "b", "c")) -> Path:
+    """Give a saved model a recorded example. Returns its folder."""
+    (model / "examples").mkdir()
+    document = {"schema": 1, "input": {"dataframe_split": {"columns": list(names), "data": list(rows)}}, "predictions": []}
+    (model / "examples/recorded.json").write_text(json.dumps(document))
+    return model
+
+
 def columns(*specs: tuple[str, str] | tuple[str, str, bool], params: ParamSchema | None = None) -> ModelSignature:
     """A signature of columns. specs: (name, type[, required])."""
     inputs = [ColSpec(DataType[spec[1]], spec[0], required=spec[2] if len(spec) == 3 else True) for spec in specs]
@@ -54,12 +78,3 @@ MIXED = columns(
     ("d", "double"), ("i", "integer"), ("l", "long"), ("o", "boolean"), ("s", "string"), ("x", "float", False),
     params=ParamSchema([ParamSpec("depth", DataType.long, 3), ParamSpec("name", DataType.string, "n")]),
 )  # fmt: skip
-DATES = columns(("i", "integer"), ("t", "datetime"), ("s", "string"))
-UNNAMED = ModelSignature(inputs=Schema([ColSpec("integer"), ColSpec("long")]))
-NESTED = ModelSignature(
-    inputs=Schema([
-        ColSpec(Array(DataType.long), "a"), ColSpec(Object([Property("p", DataType.double)]), "o"), ColSpec("integer", "i"),
-    ])
-)  # fmt: skip
-TENSORS = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x"), TensorSpec(np.dtype("int32"), (-1,), "y")]))
-FRAME = pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]})

@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_build.errors import NotFound
@@ -26,10 +27,10 @@ from mlops_build.model import openapi
 from mlops_build.stub.answer import NoContract, Stub, document_of
 from mlops_build.stub.json_schema import UnknownSchema, check_schema, problem
 from mlops_build.stub.server import Server
-from tests.serving import models
 from tests.serving.conftest import Server as RealServer
-from tests.serving.forms import Request
-from tests.serving.test_differential import REQUESTS, WRITTEN, Pair
+from tests.serving.forms import requests
+from tests.serving.kinds import KINDS_OF_MODELS
+from tests.serving.test_differential import Pair
 
 JSON = {"Content-Type": "application/json"}
 COLUMNS = [{"type": "double", "name": name, "required": name != "c"} for name in "abc"]
@@ -232,75 +233,24 @@ def test_the_stub_starts_from_a_file_a_folder_or_a_context(document: dict[str, A
 
 # -- comparison with the real server --
 
-# The stub validates by the schema. The service accepts these cases beyond the schema; its contract does not promise that.
-LENIENT = {
-    "inputs of scalars",
-    "inputs of dicts",
-    "a number as text",
-    "a boolean",
-    "null and true",
-    "mixed, truncates",
-    "mixed, number as text",
-    "tensor, split",
-    "tensor, numbers as text",
-    "integers, truncated",
-}
 
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Stub]]:
-    """Each model behind the real decoder, and a stub with its contract."""
-    folder = tmp_path_factory.mktemp("models")
-    pairs_and_stubs = {}
-    for name, signature in (
-        ("floats", models.FLOATS),
-        ("mixed", models.MIXED),
-        ("dates", models.DATES),
-        ("tensor", models.tensor("float32", (-1, 3))),
-        ("whole", models.tensor("int64", (-1, 2, 2))),
-    ):
-        pair = Pair(models.save(folder / name, signature, models.KINDS if name in ("mixed", "dates") else models.ECHO))
-        model = openapi.Described("m", None, signature.to_dict(), {"input": {}, "predictions": [1]})
-        pairs_and_stubs[name] = pair, Stub(openapi.openapi("m", [model]))
-    return pairs_and_stubs
-
-
-@pytest.mark.parametrize("name", [name for name, (model, _) in WRITTEN.items() if model in ("floats", "mixed", "dates", "tensor", "whole")])
-def test_recorded_cases_have_the_same_status_as_the_service(both: dict[str, tuple[Pair, Stub]], name: str) -> None:
-    model, body = WRITTEN[name]
-    pair, stub = both[model]
-    sent = json.dumps(body).encode()
-    ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent).status
-    theirs = pair.ours(Request("", sent)).status
-    assert (ours, theirs) == ((400, 200) if name in LENIENT else (theirs, theirs))
-
-
-def test_the_service_accepts_what_the_stub_accepts(both: dict[str, tuple[Pair, Stub]]) -> None:
-    """For any request: the stub may be stricter than the service, but not the reverse."""
+@pytest.mark.parametrize("name", ["floats", "mixed", "dates", "matrix", "integers"])
+def test_the_service_accepts_what_the_stub_accepts(tmp_path: Path, name: str) -> None:
+    """The stub validates by the schema. It may be stricter than the service, but not the reverse."""
+    kind = KINDS_OF_MODELS[name]
+    pair = Pair(kind.save(tmp_path / name))
+    signature = {} if kind.signature is None else kind.signature.to_dict()
+    stub = Stub(openapi.openapi("m", [openapi.Described("m", None, signature, {"input": {}, "predictions": [1]})]))
     seen: Counter[tuple[int, int]] = Counter()
-
-    @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(REQUESTS.filter(lambda request: request[0] in both))
-    def ask(request: tuple[str, Any]) -> None:
-        pair, stub = both[request[0]]
-        sent = json.dumps(request[1]).encode()
-        ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent).status
-        theirs = pair.ours(Request("", sent)).status
-        seen[ours, theirs] += 1
-        assert ours != 200 or theirs == 200
-
-    ask()
-    assert seen[200, 200] >= 30, seen
-    assert seen[400, 400] >= 30, seen
-
-
-def test_the_dates_of_a_column_must_have_the_same_format(both: dict[str, tuple[Pair, Stub]]) -> None:
-    pair, stub = both["dates"]
-    for other, status in (("2001-02-03T04:05:06", 200), ("2001-02-03T04:05:06.5", 400), ("2001-02-03", 400)):
-        split = {"columns": ["t", "s", "i"], "data": [["2000-01-01T00:00:00", "", 0], [other, "", 0]]}
-        sent = json.dumps({"dataframe_split": split}).encode()
-        ours = stub.answer("POST", "/invocations", {"content-type": "application/json"}, sent)
-        assert (ours.status, pair.ours(Request("", sent)).status) == (status, status), ours.body
+    for request in islice(requests(kind), 0, None, 3):
+        # pandas cannot keep the half of a surrogate pair; a schema has no words for it.
+        if request.encoding is None and request.kind in ("application/json", "text/csv") and b"\\ud800" not in request.body:
+            ours = stub.answer("POST", "/invocations", {"content-type": request.kind}, request.body).status
+            theirs = pair.ours(request).status
+            assert ours == 400 or (ours, theirs) == (200, 200), request
+            seen[ours, theirs] += 1
+    assert seen[200, 200] >= 10, seen
+    assert seen[400, 400] >= 50, seen
 
 
 def test_the_stub_answers_like_the_real_server(context: Path, server: RealServer) -> None:
