@@ -96,7 +96,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_release_is_applied_by_digest_and_answers_as_recorded(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "server", str(world.folder / "one"), "--port", "0") as server:
+    with serving(tmp_path / "server", str(world.folder / "one")) as server:
         document, printed = run("staging", "--url", server.url, "--timeout", "77")
     assert document == {
         "environment": "staging",
@@ -125,7 +125,7 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
 def test_another_models_answers_are_refused(
     cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "server", str(world.folder / "two"), "--port", "0") as server:
+    with serving(tmp_path / "server", str(world.folder / "two")) as server:
         _, printed = run("staging", "--url", server.url, expect=4)
     assert "predictions[0].score: recorded 2.0, answered 4.0" in printed
     assert "mlops-build rollback points" in printed

@@ -19,6 +19,7 @@ from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.recipe import Recipe
 from tests.packaging.world import World, make
+from tests.serving import models
 
 
 @pytest.fixture(scope="session")
@@ -84,15 +85,15 @@ def wait_for_log(log: Path, pattern: str, alive: Callable[[], bool] = lambda: Tr
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """Run `mlops-build serve` in an empty folder, without settings for a registry or a GPU, until the end of the block."""
+    """Run `mlops-build serve` on a free port in an empty folder, on the CPU and without a registry, until the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     log, out = folder / "serve.log", folder / "serve.out"
     kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "MLOPS_DEVICE", "MLOPS_GPU_MEMORY")}
     with log.open("w") as stderr, out.open("w") as stdout:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlops_build", "serve", *arguments],
+            [sys.executable, "-m", "mlops_build", "serve", "--port", "0", *arguments],
             cwd=folder,
-            env={**kept, "HOLD": str(folder / "hold"), **environment},
+            env={**kept, "MLOPS_DEVICE": "cpu", "HOLD": str(folder / "hold"), **environment},
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -107,9 +108,73 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Serve
         process.wait(timeout=30)
 
 
+# The first column selects the behaviour, the second is the time of the prediction in seconds, and the third the length of the answer.
+# Panic is what pyo3's PanicException is: an exception outside Exception.
+BEHAVIOUR = """
+    def predict(self, context, data, params=None):
+        import asyncio
+        import os
+        import sys
+        import time
+
+        import torch
+
+        class Panic(BaseException):
+            pass
+
+        first = data["a"].to_numpy()
+        time.sleep(max(0, float(data["b"].max())))
+        raised = (
+            asyncio.CancelledError(), GeneratorExit(), KeyboardInterrupt(), SystemExit(0), StopIteration(1), Panic("panicked"),
+            asyncio.TimeoutError(), BaseExceptionGroup("several", [KeyboardInterrupt()]), ValueError("a secret of the model"),
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("CUDA error: device-side assert triggered"),
+        )
+        for number, error in enumerate(raised, 1):
+            if (first == -number).any():
+                raise error
+        while (first == -20).any() and os.path.exists(os.environ["HOLD"]):
+            time.sleep(0.005)
+        if (first == -21).any():
+            return asyncio.CancelledError()
+        if (first == -22).any():
+            sys.stderr.close()
+        if (first == -23).any():
+            os.chdir("/")
+        if (first == -24).any():
+            asyncio.run(asyncio.sleep(0))
+        if (first == -25).any():
+            print("line\\n" * 2**20)
+            print("line\\n" * 2**20, file=sys.stderr)
+        if (first == -26).any():
+            return [{1, 2}] * len(data)
+        return ["x" * int(size) if size > 0 else float(value) for value, size in zip(first, data["c"])]
+"""
+FAILS, OOM, FATAL, HELD, RETURNS_ERROR, CLOSES_STDERR, CHANGES_FOLDER, RUNS_LOOP, PRINTS, SET = -9, -10, -11, *range(-20, -27, -1)
+READ_SECONDS = 1.5
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with columns a, b and c, and BEHAVIOUR."""
+    folder = tmp_path_factory.mktemp("behaviour") / "saved"
+    models.save(folder, models.FLOATS, BEHAVIOUR)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def strict(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of that model with low limits."""
+    options = ["--body-limit", "1MiB", "--max-queue", "16", "--max-batch", "8", "--read", str(READ_SECONDS), "--connections", "400"]
+    with serving(tmp_path_factory.mktemp("strict"), str(folder), *options, "--rows-independent", "a function of each row") as running:
+        assert running.url
+        yield running
+        assert running.stop() == 0
+
+
 @pytest.fixture(scope="session")
 def server(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server"), str(context), "--port", "0", "--json") as running:
+    with serving(tmp_path_factory.mktemp("server"), str(context), "--json") as running:
         _ = running.url
         yield running
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlops_build.serving import memory
 from mlops_build.serving.input.decode import Decoder
 from tests.serving import models
-from tests.serving.bodies import CSV, JSON
+from tests.serving.forms import CSV, JSON
 
 SIZE = 2_500_000
 SIGNATURES = {

@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import json
 import logging
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow.pyfunc import scoring_server
 
-from mlops_build.model import files
 from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.refusal import Refusal
 from tests.serving import models
@@ -86,15 +85,9 @@ class Servers:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns for most requests
     folder = tmp_path_factory.mktemp("kinds")
-    loaded, entries = {}, []
-    for name, kind in KINDS_OF_MODELS.items():
-        loaded[name] = models.save(folder / name, kind.signature, kind.body, kind.head)
-        placed = folder / "context/models" / name
-        shutil.copytree(folder / name / "model", placed, ignore=shutil.ignore_patterns("__pycache__"))
-        entries.append({"name": name, "version": 1, "digest": files.digest(placed), "path": f"models/{name}"})
-    context = {"schema": 1, "service": "kinds", "image": None, "python": "3.11", "torch": "2.6", "models": entries}
-    (folder / "context/context.json").write_text(json.dumps(context))
-    with serving(folder / "served", str(folder / "context"), "--port", "0", "--device", "cpu") as server:
+    loaded = {name: kind.save(folder / name) for name, kind in KINDS_OF_MODELS.items()}
+    context = models.context(folder / "context", **{name: folder / name / "model" for name in loaded})
+    with serving(folder / "served", str(context)) as server:
         both = Servers(loaded, server)
         with closing(both.connection), closing(both.loop):
             yield both
@@ -127,7 +120,7 @@ def test_every_documented_difference_is_found(servers: Servers) -> None:
 
 
 def without_pyarrow(servers: Servers, found: "Counter[str]") -> None:
-    request = Request("parquet", models.FRAME.astype("float32").to_parquet(), PARQUET)
+    request = Request("parquet", pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}, dtype="float32").to_parquet(), PARQUET)
     theirs = servers.theirs(scoring_server.init(servers.loaded[FIRST]), request)
     decoder = Decoder(servers.loaded[FIRST])
     with pytest.MonkeyPatch.context() as patch:

@@ -11,11 +11,9 @@ import pytest
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import Promise
-from mlops_build.model import files
-from mlops_build.model.version import ModelVersion
-from mlops_build.packaging.contents import Contents
 from tests.conftest import mlops_build
 from tests.gpu.conftest import MakeNode, node, simulation
+from tests.serving import models
 from tests.serving.conftest import Server, serving
 from tests.serving.test_serve import ask
 
@@ -59,20 +57,17 @@ BODY = {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build context for a model with 3 GiB of weights."""
-    folder = tmp_path_factory.mktemp("card") / "context"
-    model = folder / "models/points"
-    model.mkdir(parents=True)
+    model = tmp_path_factory.mktemp("card") / "model"
+    model.mkdir()
     (model / "MLmodel").write_text(MLMODEL)
     (model / "predictor.py").write_text(PREDICTOR.format(amount=3 * GIB))
-    contents = Contents("points", None, "3.11", "2.9.0", (ModelVersion("points", 1, files.digest(model)),))
-    (folder / "context.json").write_text(json.dumps(contents.as_json()))
-    return folder
+    return models.context(model.with_name("context"), points=model)
 
 
 def on(node: testing.Node, *, cuda: bool = True, **more: str) -> dict[str, str]:
     """The environment of a service on the node. cuda: whether its torch has CUDA."""
     path = [str(SIMULATED)] if cuda else []
-    return {**node.environment, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)]), **more}
+    return {**node.environment, "MLOPS_DEVICE": "auto", "PYTHONPATH": os.pathsep.join([*path, str(ROOT)]), **more}
 
 
 def promises(node: testing.Node) -> list[Promise]:
@@ -90,7 +85,7 @@ def masked(server: Server) -> str:
 def test_a_service_leases_the_card_with_room_and_sees_no_other(node: MakeNode, context: Path, tmp_path: Path) -> None:
     machine = node(testing.SimulatedCard(used="20GiB"), "24GiB")
     second = machine.cards[1]
-    with serving(tmp_path, str(context), "--port", "0", "--json", "--gpu-memory", "6GiB", **on(machine)) as server:
+    with serving(tmp_path, str(context), "--json", "--gpu-memory", "6GiB", **on(machine)) as server:
         assert masked(server) == second.uuid
         (promise,) = promises(machine)
         assert (promise.uuids, promise.bytes, promise.service, promise.loaded) == ((second.uuid,), 6 * GIB, "points", True)
@@ -107,7 +102,7 @@ def test_a_service_leases_the_card_with_room_and_sees_no_other(node: MakeNode, c
 
 def test_a_killed_service_leaves_no_lease(node: MakeNode, context: Path, tmp_path: Path) -> None:
     machine = node("24GiB")
-    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", **on(machine, MLOPS_SERVICE="digits")) as server:
+    with serving(tmp_path, str(context), "--gpu-memory", "6GiB", **on(machine, MLOPS_SERVICE="digits")) as server:
         assert masked(server) == machine.cards[0].uuid
         assert [promise.service for promise in promises(machine)] == ["digits"]
         server.stop(signal.SIGKILL)
@@ -119,7 +114,7 @@ def test_a_service_waits_for_the_previous_pod(node: MakeNode, context: Path, tmp
     before = machine.start("6GiB")
     before.wait_for("loaded")
     environment = on(machine, MLOPS_DEVICE="gpu", MLOPS_GPU_MODE="shared", MLOPS_GPU_MEMORY="6GiB", MLOPS_GPU_WAIT="120")
-    with serving(tmp_path, str(context), "--port", "0", **environment) as server:
+    with serving(tmp_path, str(context), **environment) as server:
         server.wait_for("wait")
         assert "serving" not in server.log.read_text()
         before.terminate()
@@ -129,7 +124,7 @@ def test_a_service_waits_for_the_previous_pod(node: MakeNode, context: Path, tmp
 
 def test_sigterm_ends_the_wait(node: MakeNode, context: Path, tmp_path: Path) -> None:
     machine = node(testing.SimulatedCard(total="8GiB", used="6GiB"))
-    with serving(tmp_path, str(context), "--port", "0", "--gpu-memory", "6GiB", "--wait", "600", **on(machine)) as server:
+    with serving(tmp_path, str(context), "--gpu-memory", "6GiB", "--wait", "600", **on(machine)) as server:
         server.wait_for("waiting")
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
@@ -161,7 +156,7 @@ def test_an_exclusive_card_needs_no_lease(node: MakeNode, context: Path, tmp_pat
     environment = {**machine.view(cards=[2], hide_pids=True), "PYTHONPATH": on(machine)["PYTHONPATH"], "MLOPS_DEVICE": "gpu"}
     environment["MLOPS_GPU_MODE"] = "exclusive"
     environment["MLOPS_GPU_LEASE_DIR"] = str(tmp_path / "nowhere")
-    with serving(tmp_path, str(context), "--port", "0", **environment) as server:
+    with serving(tmp_path, str(context), **environment) as server:
         _ = server.url
         assert machine.used(2) >= (2 + 3) * GIB
         log = server.log.read_text()

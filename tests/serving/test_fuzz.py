@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import cycle, islice
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from mlops_build.serving.input.decode import UNREADABLE, Decoder
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.refusal import Refusal
-from tests.serving.bodies import BODIES, JSON, decoders
+from tests.serving.forms import JSON, Request, requests
+from tests.serving.kinds import KINDS_OF_MODELS
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "400"))
 # Fragments of valid bodies, and values that are often read wrongly.
@@ -20,12 +22,15 @@ PIECES = [
     b",,,",
 ]  # fmt: skip
 CHANGE = st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES) | st.binary(max_size=6))
-CASE = st.tuples(st.integers(0, 7), st.sampled_from(BODIES), st.lists(CHANGE, max_size=6))
+MODELS = ("floats", "mixed", "dates", "unnamed", "nested", "tensors", "matrix", "no-signature")
+REQUESTS = [request for model in MODELS for request in islice(requests(KINDS_OF_MODELS[model]), 0, None, 50) if len(request.body) < 2000]
+CASE = st.tuples(st.integers(0, len(MODELS) - 1), st.sampled_from(REQUESTS), st.lists(CHANGE, max_size=6))
 
 
 @pytest.fixture(scope="module")
 def all_decoders(tmp_path_factory: pytest.TempPathFactory) -> list[Decoder]:
-    return decoders(tmp_path_factory.mktemp("fuzz"))
+    folder = tmp_path_factory.mktemp("fuzz")
+    return [Decoder(KINDS_OF_MODELS[model].save(folder / model), ragged) for model, ragged in zip(MODELS, cycle(("refuse", "pad")))]
 
 
 def changed(body: bytes, changes: list[tuple[float, int, int | bytes]]) -> bytes:
@@ -35,7 +40,7 @@ def changed(body: bytes, changes: list[tuple[float, int, int | bytes]]) -> bytes
     return body
 
 
-def verdict(decoder: Decoder, body: bytes, kind: str) -> Rows | Refusal:
+def verdict(decoder: Decoder, body: bytes, kind: str | None = JSON) -> Rows | Refusal:
     try:
         return decoder.decode(body, kind)
     except Refusal as refused:
@@ -47,11 +52,10 @@ def fuzz(all_decoders: list[Decoder], examples: int) -> None:
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(CASE)
-    def check_case(case: tuple[int, tuple[bytes, str], list[tuple[float, int, int | bytes]]]) -> None:
-        number, (body, kind), changes = case
-        sent = changed(body, changes)
+    def check_case(case: tuple[int, Request, list[tuple[float, int, int | bytes]]]) -> None:
+        number, request, changes = case
         began = time.monotonic()
-        result = verdict(all_decoders[number], sent, kind)
+        result = verdict(all_decoders[number], changed(request.body, changes), request.kind)
         if isinstance(result, Refusal):
             assert 400 <= result.status < 500
             assert 0 < len(result.message) < 1000
@@ -93,6 +97,6 @@ def test_many_changed_bodies_are_decoded_or_refused(all_decoders: list[Decoder])
 def test_large_invalid_bodies_are_refused_quickly(all_decoders: list[Decoder], body: bytes) -> None:
     for decoder in all_decoders:
         began = time.monotonic()
-        result = verdict(decoder, body, JSON)
+        result = verdict(decoder, body)
         assert isinstance(result, Rows) or result.message != UNREADABLE
         assert time.monotonic() - began < 30, "it hangs"

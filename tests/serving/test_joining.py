@@ -22,7 +22,7 @@ from mlops_build.serving.load import from_folder, load, warm_up
 from mlops_build.serving.predictor import Predictor
 from tests.serving import models
 from tests.serving.conftest import serving
-from tests.serving.test_http import ask, metric, wait_for_metric
+from tests.serving.test_http import ask, body, metric, wait_for_metric
 
 # Answers with the function that a test sets, and notes the number of rows of each prediction.
 SET = """
@@ -447,17 +447,9 @@ PLAIN = """
 """
 
 
-def record(folder: Path, rows: Sequence[float]) -> Path:
-    (folder / "examples").mkdir()
-    sent = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[row, 0.0, 0.0] for row in rows]}}
-    (folder / "examples/recorded.json").write_text(json.dumps({"schema": 1, "input": sent, "predictions": []}))
-    return folder
-
-
 def concurrently(server: Any, values: Sequence[float]) -> list[Any]:
     def send(value: float) -> Any:
-        content = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[value, 0.0, 0.0]]}}).encode()
-        status, _, text = ask(server, content)
+        status, _, text = ask(server, body(value))
         assert status == 200
         return json.loads(text)["predictions"][0]
 
@@ -470,8 +462,8 @@ def test_eight_callers_of_a_model_that_subtracts_the_mean(tmp_path: Path, rows: 
     models.save(tmp_path / "mean", models.FLOATS, MEAN)
     folder = tmp_path / "mean/model"
     if rows:
-        record(folder, rows)
-    with serving(tmp_path / "served", str(folder), "--port", "0", "--device", "cpu") as server:
+        models.record(folder, [[row, 0.0, 0.0] for row in rows])
+    with serving(tmp_path / "served", str(folder)) as server:
         assert concurrently(server, [10.0 * number for number in range(200)]) == [0.0] * 200
         assert metric(server, 'mlops_build_batching{model="model"}') == 0
         server.wait_for("requests are not predicted in batches")
@@ -479,7 +471,7 @@ def test_eight_callers_of_a_model_that_subtracts_the_mean(tmp_path: Path, rows: 
 
 def test_the_metrics_and_the_log_show_when_batching_begins(tmp_path: Path) -> None:
     models.save(tmp_path / "plain", models.FLOATS, PLAIN)
-    with serving(tmp_path / "served", str(tmp_path / "plain/model"), "--port", "0", "--device", "cpu") as server:
+    with serving(tmp_path / "served", str(tmp_path / "plain/model")) as server:
         server.wait_for("serving.rows_independent in service.yaml")
         assert "since training.log_model has recorded no example. To batch at once, log the model with" in server.log.read_text()
         assert server.url
@@ -493,11 +485,11 @@ def test_the_metrics_and_the_log_show_when_batching_begins(tmp_path: Path) -> No
 
 def test_rows_independent_is_declared_and_a_failed_check_overrides_it(tmp_path: Path) -> None:
     messages: list[str] = []
-    for name, body, recorded in (("plain", PLAIN, ()), ("mean", MEAN, (1.0, 2.0))):
-        models.save(tmp_path / name, models.FLOATS, body)
+    for name, code, recorded in (("plain", PLAIN, ()), ("mean", MEAN, (1.0, 2.0))):
+        models.save(tmp_path / name, models.FLOATS, code)
         folder = tmp_path / name / "model"
         if recorded:
-            record(folder, recorded)
+            models.record(folder, [[row, 0.0, 0.0] for row in recorded])
         (loaded,) = load(from_folder(folder, lambda _: None), rows_independent="no layer across rows").models
         warm_up(loaded, messages.append)
         assert loaded.predictor.joining.on == (name == "plain")

@@ -24,7 +24,7 @@ from mlops_build.serving.http.body import Budget, MemoryFull, Reservation, held
 from mlops_build.serving.input.decode import Decoder
 from mlops_build.serving.refusal import PIECE, Refusal, inflated
 from tests.serving import models, peaks
-from tests.serving.bodies import CSV, JSON, PARQUET
+from tests.serving.forms import CSV, JSON, PARQUET
 
 # Constant amounts: modules and caches of pandas and MLflow, and the values of one batch of Parquet.
 SLACK = 2 << 20

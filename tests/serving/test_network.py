@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from mlops_build.serving import network
 from mlops_build.serving.input.decode import JSON, Decoder
 from mlops_build.serving.load import CannotLoad, from_folder, load, warm_up
 from mlops_build.serving.predictor import Predictor
-from tests.serving.models import columns, save
+from tests.serving.models import columns, record, save, tensor
 
 WIDTH = 4
-FRAMED = ModelSignature(inputs=Schema([ColSpec(DataType.float, f"f{place}") for place in range(WIDTH)]))
-TENSOR = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, WIDTH))]))
+NAMES = [f"f{place}" for place in range(WIDTH)]
+FRAMED = columns(*((name, "float") for name in NAMES))
+TENSOR = tensor("float32", (-1, WIDTH))
 ROWS = [[0.5, -1.0, 2.0, 0.25], [1.0, 1.0, 1.0, 1.0], [-3.0, 0.0, 0.125, 8.0]]
 
 HOLDING = """
@@ -52,7 +52,7 @@ def flavor(folder: Path, signature: ModelSignature, model: torch.nn.Module) -> A
 
 
 def named(rows: list[list[float]]) -> bytes:
-    return json.dumps({"dataframe_split": {"columns": [f"f{place}" for place in range(WIDTH)], "data": rows}}).encode()
+    return json.dumps({"dataframe_split": {"columns": NAMES, "data": rows}}).encode()
 
 
 @pytest.mark.parametrize("signature", [FRAMED, TENSOR], ids=["columns", "tensor"])
@@ -62,7 +62,7 @@ def test_the_pytorch_flavor_predicts_as_mlflow_does(tmp_path: Path, signature: M
     rows = Decoder(model).decode(body, JSON)
     (answer,) = Predictor(model).predict([rows])
     if signature is FRAMED:
-        expected = model.predict(pd.DataFrame(ROWS, columns=[f"f{place}" for place in range(WIDTH)], dtype="float32"))
+        expected = model.predict(pd.DataFrame(ROWS, columns=NAMES, dtype="float32"))
         assert [list(row) for row in answer] == [["0", "1"]] * len(ROWS)
         # A DataFrame stores its columns one after the other, so sums are computed in another order.
         np.testing.assert_allclose([list(row.values()) for row in answer], expected.to_numpy(), rtol=1e-5)
@@ -84,7 +84,7 @@ def test_an_output_of_two_tensors_is_refused_as_by_mlflow(tmp_path: Path) -> Non
 
 
 def test_a_predictor_runs_in_inference_mode(tmp_path: Path) -> None:
-    model = save(tmp_path / "made", columns(*((f"f{place}", "float") for place in range(WIDTH))), HOLDING)
+    model = save(tmp_path / "made", FRAMED, HOLDING)
     predictor = Predictor(model)
     rows = Decoder(model).decode(named(ROWS), JSON)
     predictor.predict([rows])
@@ -94,8 +94,7 @@ def test_a_predictor_runs_in_inference_mode(tmp_path: Path) -> None:
 
 
 def test_bf16_gives_close_and_compile_gives_equal_results(tmp_path: Path) -> None:
-    names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
-    plain, half = (save(tmp_path / name, names, HOLDING) for name in ("plain", "half"))
+    plain, half = (save(tmp_path / name, FRAMED, HOLDING) for name in ("plain", "half"))
     assert [name for name, _ in network.networks(plain)] == ["network"]
     rows = Decoder(plain).decode(named(ROWS), JSON)
     (expected,) = Predictor(plain).predict([rows])
@@ -105,6 +104,10 @@ def test_bf16_gives_close_and_compile_gives_equal_results(tmp_path: Path) -> Non
     np.testing.assert_allclose(near, expected, rtol=0.05, atol=0.05)
 
 
+NOTHING = """
+    def predict(self, context, data, params=None):
+        return [0.0] * len(data)
+"""
 LISTED = """
     def load_context(self, context):
         import torch
@@ -113,13 +116,11 @@ LISTED = """
         self.by_name = {"one": torch.nn.Sequential(torch.nn.Linear(1, 1))}
         self.whole = torch.nn.Sequential(inner)
 
-    def predict(self, context, data, params=None):
-        return [0.0] * len(data)
 """
 
 
 def test_each_network_is_found_once_with_its_name(tmp_path: Path) -> None:
-    model = save(tmp_path / "made", columns(("a", "float")), LISTED)
+    model = save(tmp_path / "made", columns(("a", "float")), f"{LISTED}{NOTHING}")
     assert [name for name, _ in network.networks(model)] == ["by_name['one']", "whole"]
 
 
@@ -134,22 +135,11 @@ GRADIENTS = """
         self.network(rows).sum().backward()
         return rows.grad[:, 0].tolist()
 """
-NOTHING = """
-    def predict(self, context, data, params=None):
-        return [0.0] * len(data)
-"""
-
-
-def recorded(folder: Path) -> Path:
-    (folder / "model" / "examples").mkdir()
-    example = {"schema": 1, "input": {"dataframe_split": {"columns": ["a"], "data": [[1.0]]}}, "predictions": [0.0]}
-    (folder / "model" / "examples" / "recorded.json").write_text(json.dumps(example))
-    return folder / "model"
 
 
 def test_a_model_that_needs_gradients_gets_them_and_a_message(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), GRADIENTS)
-    (loaded,) = load(from_folder(recorded(tmp_path / "made"), lambda _: None)).models
+    (loaded,) = load(from_folder(record(tmp_path / "made/model", [[1.0]], "a"), str)).models
     messages: list[str] = []
     warm_up(loaded, messages.append)
     assert any("fails with torch.inference_mode" in line for line in messages)
@@ -160,14 +150,11 @@ def test_a_model_that_needs_gradients_gets_them_and_a_message(tmp_path: Path) ->
 def test_a_model_without_a_network_to_compile_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "made", columns(("a", "float")), NOTHING)
     checked = from_folder(tmp_path / "made/model", lambda _: None)
-    with pytest.raises(CannotLoad, match="contains no torch network") as refused:
-        load(checked, precision="bf16")
-    assert "remove --precision (serving.precision in service.yaml)" in str(refused.value.remedy)
-    assert "compile" not in f"{refused.value} {refused.value.remedy}"
-    with pytest.raises(CannotLoad, match="contains no torch network") as refused:
-        load(checked, compile=True)
-    assert "remove --compile (serving.compile in service.yaml)" in str(refused.value.remedy)
-    assert "precision" not in f"{refused.value} {refused.value.remedy}"
+    for given, other, options in (("precision", "compile", {"precision": "bf16"}), ("compile", "precision", {"compile": True})):
+        with pytest.raises(CannotLoad, match="contains no torch network") as refused:
+            load(checked, **options)
+        assert f"remove --{given} (serving.{given} in service.yaml)" in str(refused.value.remedy)
+        assert other not in f"{refused.value} {refused.value.remedy}"
 
 
 def test_a_model_that_imports_a_missing_module_says_where_to_name_it(tmp_path: Path) -> None:
@@ -203,8 +190,8 @@ def test_a_model_that_cannot_be_compiled_is_an_error(tmp_path: Path, monkeypatch
         return forward
 
     monkeypatch.setattr("torch.compile", compile_without_compiler)
-    save(tmp_path / "made", columns(("a", "float")), HOLDING)
-    (loaded,) = load(from_folder(recorded(tmp_path / "made"), str), compile=True).models
+    save(tmp_path / "made", FRAMED, HOLDING)
+    (loaded,) = load(from_folder(record(tmp_path / "made/model", [ROWS[0]], NAMES), str), compile=True).models
     with pytest.raises(CannotLoad, match="fails on its own recorded example") as raised:
         warm_up(loaded, str)
     assert "add g++ to image.apt" in raised.value.remedy
@@ -213,11 +200,8 @@ def test_a_model_that_cannot_be_compiled_is_an_error(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", [True, False], ids=["with a compiler", "without"])
 def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, record_property: Callable[[str, object], None]) -> None:
-    names = columns(*((f"f{place}", "float") for place in range(WIDTH)))
-    model = save(tmp_path / "made", names, HOLDING)
-    (tmp_path / "made/model/examples").mkdir()
-    example = {"schema": 1, "input": json.loads(named(ROWS[:2])), "predictions": []}
-    (tmp_path / "made/model/examples/recorded.json").write_text(json.dumps(example))
+    model = save(tmp_path / "made", FRAMED, HOLDING)
+    record(tmp_path / "made/model", ROWS[:2], NAMES)
     environment = {
         "PATH": "/usr/bin:/bin" if compiler else "/nowhere",
         "HOME": str(tmp_path),
@@ -242,14 +226,11 @@ WARNING = """
     def load_context(self, context):
         import warnings
         warnings.warn("the weights are old", stacklevel=1)
-
-    def predict(self, context, data, params=None):
-        return [0.0] * len(data)
 """
 
 
 def test_warnings_of_the_model_are_shown_and_those_of_mlflow_are_not(tmp_path: Path) -> None:
-    save(tmp_path / "made", columns(("a", "float")), WARNING)
+    save(tmp_path / "made", columns(("a", "float")), f"{WARNING}{NOTHING}")
     load_it = "load(from_folder(Path(sys.argv[1]), str))"
     code = f"import sys; from pathlib import Path; from mlops_build.serving.load import from_folder, load; {load_it}"
     done = subprocess.run(

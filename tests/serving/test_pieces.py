@@ -133,7 +133,7 @@ def test_health_is_answered_while_a_large_response_is_written(tmp_path: Path, pa
     else:
         inputs = [{"name": name, "datatype": "FP32", "shape": [1], "data": [VALUES]} for name in "abc"]
         request = json.dumps({"inputs": inputs}).encode()
-    with serving(tmp_path, str(tmp_path / "saved/model"), "--port", "0", "--device", "cpu", "--deadline", "60") as server:
+    with serving(tmp_path, str(tmp_path / "saved/model"), "--deadline", "60") as server:
         assert ask(server, body(1.0))[0] == 200
         first_byte, sizes = threading.Event(), []
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -84,32 +83,9 @@ def test_each_model_answers_under_its_name(server: Server, world: World) -> None
     assert ask(f"{server.url}/models/nobody/invocations", SPLIT)[0] == 404
 
 
-@pytest.mark.parametrize(
-    ("kind", "body", "status"),
-    [
-        ("application/json", '{"dataframe_split": ', 400),
-        ("application/json", "", 400),
-        ("application/json", {"rows": []}, 400),
-        ("application/json", {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}, 400),
-        ("application/json", {"dataframe_split": {"columns": ["x", "y"], "data": [["abc", 1.0]]}}, 400),
-        ("text/csv", "x\n1\n", 400),
-        ("text/plain", "hello", 415),
-    ],
-)
-def test_a_bad_body_is_an_error_of_the_caller(server: Server, kind: str, body: Any, status: int) -> None:
-    actual, text = ask(f"{server.url}/invocations", body, kind)
-    assert actual == status
-    if status == 400:  # 415 is a plain sentence
-        assert json.loads(text)["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
-    assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
-
-
 def test_health_and_version(server: Server) -> None:
-    assert ask(f"{server.url}/ping") == (200, "\n")
-    assert ask(f"{server.url}/health") == (200, "\n")
+    assert ask(f"{server.url}/ping") == ask(f"{server.url}/health") == (200, "\n")
     assert ask(f"{server.url}/version") == (200, mlflow.version.VERSION)
-    assert ask(f"{server.url}/nope") == (404, '{"detail":"Not Found"}')
-    assert ask(f"{server.url}/invocations", method="GET")[0] == 405
 
 
 def test_metrics_are_prometheus(server: Server) -> None:
@@ -118,14 +94,8 @@ def test_metrics_are_prometheus(server: Server) -> None:
     def samples() -> dict[tuple[str, tuple[str, ...]], float]:
         status, text = ask(f"{server.url}/metrics")
         assert status == 200
-        return {
-            (
-                sample.name,
-                tuple(value for name, value in sample.labels.items() if name in ("model", "version", "status", "le")),
-            ): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        every = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {(sample.name, tuple(value for name, value in sample.labels.items() if name in LABELS)): sample.value for sample in every}
 
     before = samples()
     ask(f"{server.url}/invocations", SPLIT)
@@ -146,19 +116,9 @@ def test_metrics_are_prometheus(server: Server) -> None:
     assert ("process_resident_memory_bytes", ()) in after
 
 
-def test_concurrent_requests_are_all_answered(server: Server) -> None:
-    statuses: list[int] = []
-    threads = [threading.Thread(target=lambda: statuses.append(ask(f"{server.url}/invocations", SPLIT)[0])) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert statuses == [200] * 16
-
-
 def test_sigterm_ends_it_gracefully_and_it_writes_nothing_into_its_context(context: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in context.rglob("*")}
-    with serving(tmp_path, str(context), "--port", "0", "--device", "cpu") as server:
+    with serving(tmp_path, str(context), "--device", "cpu") as server:
         assert ask(f"{server.url}/invocations", SPLIT)[0] == 200
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
@@ -168,7 +128,7 @@ def test_sigterm_ends_it_gracefully_and_it_writes_nothing_into_its_context(conte
 
 @pytest.mark.real_python
 def test_sigterm_during_loading_ends_it(context: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, str(context), "--port", "0") as server:
+    with serving(tmp_path, str(context)) as server:
         server.wait_for("device: ")
         assert server.stop() == 0
         assert "serving" not in server.log.read_text()
@@ -176,7 +136,7 @@ def test_sigterm_during_loading_ends_it(context: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_shows_no_traceback(context: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, str(context), "--port", "0") as server:
+    with serving(tmp_path, str(context)) as server:
         _ = server.url
         assert server.stop(signal.SIGINT) == 130
         assert "interrupted" in server.log.read_text()
@@ -184,13 +144,13 @@ def test_ctrl_c_shows_no_traceback(context: Path, tmp_path: Path) -> None:
 
 
 def test_a_version_of_the_registry_is_served(world: World, tmp_path: Path) -> None:
-    with serving(tmp_path, "models:/points/1", "--port", "0", MLFLOW_TRACKING_URI=world.uri) as server:
+    with serving(tmp_path, "models:/points/1", MLFLOW_TRACKING_URI=world.uri) as server:
         assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "one")
         assert "serving points v1 on" in server.log.read_text()
 
 
 def test_a_model_without_a_digest_is_served_with_a_message(world: World, tmp_path: Path) -> None:
-    with serving(tmp_path, str(world.folder / "two"), "--port", "0") as server:
+    with serving(tmp_path, str(world.folder / "two")) as server:
         assert json.loads(ask(f"{server.url}/invocations", SPLIT)[1])["predictions"] == answered(world.folder / "two")
         assert "is a model without a recorded digest" in server.log.read_text()
         assert "serving two on" in server.log.read_text()
@@ -259,7 +219,7 @@ def test_the_gpu_of_a_pod_is_replaced_by_the_cpu_only_on_request(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert "4GiB" in refuses(str(context), "--port", "0", expect=5)
-    with serving(tmp_path, str(context), "--port", "0", "--device", "cpu", **environment) as server:
+    with serving(tmp_path, str(context), "--device", "cpu", **environment) as server:
         assert ask(f"{server.url}/ping")[0] == 200
 
 

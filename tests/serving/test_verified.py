@@ -159,7 +159,7 @@ def test_a_model_of_plain_mlflow_is_served_for_a_reason(tmp_path: Path) -> None:
         from_folder(tmp_path / "net", lambda _: None)
     assert "--unsafe-pickle" in str(caught.value.remedy)
     reason = {"MLOPS_SERVE_UNSAFE_PICKLE": "the team made it"}
-    with serving(tmp_path / "serve", str(tmp_path / "net"), "--port", "0", "--device", "cpu", **reason) as server:
+    with serving(tmp_path / "serve", str(tmp_path / "net"), **reason) as server:
         request = urllib.request.Request(f"{server.url}/invocations", json.dumps({"inputs": rows.tolist()}).encode())
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request, timeout=30) as answer:

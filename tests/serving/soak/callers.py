@@ -7,7 +7,7 @@ import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,25 +40,25 @@ def _number(dice: random.Random) -> float:
     return dice.randrange(-800, 800) / 16
 
 
-def _rows(dice: random.Random) -> Call:
+def rows(dice: random.Random) -> Call:
     """One row or many, in every form."""
-    rows = [[_number(dice) for _ in "abc"] for _ in range(dice.choice([1, 1, 1, 1, 2, 7, 64, 500]))]
-    totals = [a + 2 * b - 3 * c for a, b, c in rows]
+    sent = [[_number(dice) for _ in "abc"] for _ in range(dice.choice([1, 1, 1, 1, 2, 7, 64, 500]))]
+    totals = [a + 2 * b - 3 * c for a, b, c in sent]
     answer = [{"total": total, "sign": "plus" if total > 0 else "minus"} for total in totals]
-    records = [dict(zip("abc", row, strict=True)) for row in rows]
+    records = [dict(zip("abc", row, strict=True)) for row in sent]
     form = dice.choice(["split", "split", "split", "records", "instances", "inputs", "csv", "gzip", "v2"])
     path = dice.choice(["/invocations", "/models/rows/invocations"])
     documents: dict[str, Any] = {
-        "split": {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[c, a, b] for a, b, c in rows]}},
+        "split": {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[c, a, b] for a, b, c in sent]}},
         "records": {"dataframe_records": records},
         "instances": {"instances": records},
         "inputs": {"inputs": {name: [row[name] for row in records] for name in "abc"}},
     }
     if form == "csv":
-        text = "a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+        text = "a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in sent)
         return Call(path, text.encode(), lambda body: bool(body == {"predictions": answer}), CSV)
     if form == "v2":
-        inputs = [{"name": name, "datatype": "FP32", "shape": [len(rows)], "data": [row[name] for row in records]} for name in "abc"]
+        inputs = [{"name": name, "datatype": "FP32", "shape": [len(sent)], "data": [row[name] for row in records]} for name in "abc"]
         return Call(
             "/v2/models/rows/infer",
             json.dumps({"inputs": inputs}).encode(),
@@ -111,7 +111,8 @@ def _beside_errors(dice: random.Random) -> Call:
     return Call("/models/odd/invocations", body, lambda answer: bool(answer == {"predictions": values}))
 
 
-CALLS: list[Callable[[random.Random], Call]] = [_rows, _rows, _rows, _centred, _centred, _pixels, _text, _beside_errors]
+Calls = Sequence[Callable[[random.Random], Call]]
+CALLS: Calls = [rows, rows, rows, _centred, _centred, _pixels, _text, _beside_errors]
 
 
 def close(left: Any, right: Any) -> bool:
@@ -148,14 +149,15 @@ class Tally:
 class Caller(threading.Thread):
     """Sends one request after the other until `stop`, on a connection that it keeps for some of them."""
 
-    def __init__(self, address: Address, number: int, stop: threading.Event, tally: Tally) -> None:
+    def __init__(self, address: Address, number: int, stop: threading.Event, tally: Tally, calls: Calls = CALLS) -> None:
         super().__init__(daemon=True)
         self._address, self._dice, self._stop_event, self._tally = address, random.Random(number), stop, tally  # noqa: S311
+        self._calls = calls
 
     def run(self) -> None:
         connection = http.client.HTTPConnection(*self._address, timeout=WAIT_SECONDS)
         while not self._stop_event.is_set():
-            call = self._dice.choice(CALLS)(self._dice)
+            call = self._dice.choice(self._calls)(self._dice)
             try:
                 connection.request("POST", call.path, call.body, call.headers)
                 response = connection.getresponse()

@@ -110,7 +110,7 @@ def bombs() -> list[bytes]:
         bytes(1 << 28),
     ]
     packed = [gzip.compress(text, 9, mtime=0) for text in texts]
-    return [*packed, packed[-1] * 20, gzip.compress(packed[0], mtime=0)]
+    return [*packed, packed[-1] * 20, gzip.compress(packed[0], mtime=0), gzip.compress(b"", mtime=0) * 400_000]
 
 
 def gzip_bombs(address: Address, dice: random.Random) -> Statuses:
