@@ -199,7 +199,7 @@ class Stub:
         return Answer(200, json.dumps({"predictions": predictions}).encode())
 
     def _table_problem(self, content: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
-        """The first problem of a table that the schema cannot express: types of cells in `dataframe_split`, lengths of rows, dates, base64."""
+        """The first problem of a table that the schema cannot express: types in `dataframe_split`, lengths of rows, dates, base64."""
         row_schema = _row(schema)
         if row_schema is None:
             return None
