@@ -259,14 +259,14 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
 
 def registry(root: Path) -> Check:
     """MLflow answers."""
-    from mlops_build.adapters.registry import Registry, tracking_uri
+    from mlops_build import tracking
 
-    uri = tracking_uri(root)
+    place = tracking.find(root)
     try:
-        models = Registry(uri).alias_map()
+        models = tracking.registry(root).alias_map()
     except MlopsBuildError as error:
         return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
-    return Check("registry", f"{uri.rpartition('@')[2]}: {len(models)} registered models")
+    return Check("registry", f"{place.uri.rpartition('@')[2]}: {len(models)} registered models")
 
 
 def tasks(root: Path) -> Check:

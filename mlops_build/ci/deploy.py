@@ -10,9 +10,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mlops_build import service as service_file
+from mlops_build import tracking
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters import http, kubectl
-from mlops_build.adapters.registry import Registry, RegistryUnreachable, tracking_uri
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.ci import cluster, dry_run, image
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.finding import show_by_file
@@ -70,7 +71,7 @@ def run(
         )
     kubectl.check_installed()
     try:
-        registry: Registry | None = Registry(tracking_uri(root))
+        registry: Registry | None = tracking.registry(root)
         from_version = image.of_version(registry, record) if registry else None
     except RegistryUnreachable as error:
         say(f"deploy: {error.message}; the digest is taken from another source, and the recorded examples are not checked")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service as service_file
+from mlops_build import tracking
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import Registry, tracking_uri
+from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Refused
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
@@ -71,7 +72,7 @@ def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     if not images:
         say("image: nothing is released yet")
     if images:
-        registry, chosen = Registry(tracking_uri(root)), builder.choose()
+        registry, chosen = tracking.registry(root), builder.choose()
         for image in images:
             _settle(root, service, registry, chosen, image, say)
     _write_results(root, images)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service as service_file
+from mlops_build import tracking
 from mlops_build.adapters import dvc, githost
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import checked_ref
 from mlops_build.adapters.githost import PullRequest
-from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.release.alias import NextStep, next_step
 from mlops_build.service import Service
@@ -156,7 +156,7 @@ def _title(service: Service, trained: Sequence[Trained], branch: str) -> str:
 
 
 def _next_steps(service: Service, root: Path, trained: Sequence[Trained]) -> list[NextStep]:
-    registry = Registry(tracking_uri(root))
+    registry = tracking.registry(root)
     return [next_step(registry, service, model.name, model.version) for model in trained]
 
 

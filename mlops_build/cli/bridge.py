@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlops_build import tracking
     from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import reconcile
 
-    outcomes = reconcile.once(
-        args.repo, Registry(args.tracking_uri), branch=args.branch, dry_run=args.dry_run, despite_findings=args.despite_findings
-    )
+    registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
+    outcomes = reconcile.once(args.repo, registry, branch=args.branch, dry_run=args.dry_run, despite_findings=args.despite_findings)
     for outcome in outcomes:
         for remark in outcome.remarks:
             say(f"mlops-build bridge: {outcome.where}: {remark}")

@@ -12,12 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build.adapters.registry import Registry
+    from mlops_build import tracking
     from mlops_build.lineage import tree
     from mlops_build.model.identity import parse_uri
 
     ref = parse_uri(args.model_uri)
-    registry = Registry()
+    registry = tracking.registry()
     document = tree.read(registry, registry.version(ref.name, ref.which))
     result(args, document, tree.show(document))
     return 0

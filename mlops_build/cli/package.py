@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _environment(args: argparse.Namespace) -> "Contents":
-    from mlops_build import service
-    from mlops_build.adapters.registry import Registry, tracking_uri
+    from mlops_build import service, tracking
     from mlops_build.errors import NotFound
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.name import image_name
@@ -84,19 +83,19 @@ def _environment(args: argparse.Namespace) -> "Contents":
         say(
             f"the record of {args.what} has {released.image}, but service.yaml and this mlops-build give {image}: release {args.what} again"
         )
-    sources = context.from_registry(Registry(tracking_uri(root)), released.models)
+    sources = context.from_registry(tracking.registry(root), released.models)
     return context.write_context(chosen, image, sources, args.output, wheels=args.wheelhouse)
 
 
 def _version(args: argparse.Namespace) -> "Contents":
-    from mlops_build.adapters.registry import Registry
+    from mlops_build import tracking
     from mlops_build.model.identity import parse_uri
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.name import image_name
     from mlops_build.service.owner import owner
 
     reference = parse_uri(args.what)
-    registry = Registry()
+    registry = tracking.registry()
     version = registry.version(reference.name, reference.which)
     settings = owner(args.what)
     if settings is None:

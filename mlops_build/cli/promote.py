@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build.adapters.registry import Registry
+    from mlops_build import tracking
     from mlops_build.release import alias
 
     service = alias.service_here()
-    move = alias.promote(Registry(), service, args.model, args.version, args.env, force_dirty=args.force_dirty)
+    move = alias.promote(tracking.registry(), service, args.model, args.version, args.env, force_dirty=args.force_dirty)
     for line in alias.remarks(move, service):
         say(line)
     result(args, move.as_json(), str(move))

@@ -18,13 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build import service
-    from mlops_build.adapters.registry import Registry, tracking_uri
+    from mlops_build import service, tracking
     from mlops_build.release import write
 
     root = service.find_root()
     made = write.in_checkout(
-        root, args.env, Registry(tracking_uri(root)), despite_hold=args.despite_hold, despite_findings=args.despite_findings
+        root, args.env, tracking.registry(root), despite_hold=args.despite_hold, despite_findings=args.despite_findings
     )
     for remark in made.remarks:
         say(remark)

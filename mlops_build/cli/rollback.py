@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlops_build import tracking
     from mlops_build.errors import UsageError
 
     if args.from_git:
@@ -33,11 +34,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git --env ENV …")
     if not args.model:
         raise UsageError("MODEL is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
-    from mlops_build.adapters.registry import Registry
     from mlops_build.release import alias
 
     service = alias.service_here()
-    move = alias.rollback(Registry(), service, args.model, args.env, args.to, force_dirty=args.force_dirty)
+    move = alias.rollback(tracking.registry(), service, args.model, args.env, args.to, force_dirty=args.force_dirty)
     for line in alias.remarks(move, service):
         say(line)
     result(args, move.as_json(), str(move))

@@ -17,14 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlops_build import service
-    from mlops_build.adapters.registry import Registry, tracking_uri
+    from mlops_build import service, tracking
     from mlops_build.release import alias
     from mlops_build.training import pipeline
 
     root = service.find_root()
     outcome = pipeline.train(root, say=say, force=args.force, allow_dirty=args.allow_dirty)
-    settings, registry = service.load(root), Registry(tracking_uri(root))
+    settings, registry = service.load(root), tracking.registry(root)
     next_steps = [str(alias.next_step(registry, settings, model.name, model.version)) for model in outcome.models]
     lines = [f"{model.model_uri}  commit {model.commit[:12]}{' dirty' if model.dirty else ''}" for model in outcome.models]
     result(

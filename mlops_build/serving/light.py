@@ -6,6 +6,8 @@ import sys
 import types
 from collections.abc import Iterator
 
+from mlops_build.adapters.registry import quiet_mlflow
+
 # Evaluation and proxying of language models. `import mlflow` loads both, and FastAPI with them: a tenth of the start time.
 UNUSED = ("mlflow.genai", "mlflow.gateway")
 
@@ -14,6 +16,7 @@ def import_mlflow() -> None:
     """Import mlflow and mlflow.pyfunc. The parts in UNUSED are loaded on first use, as MLflow's own flavors are."""
     if "mlflow" in sys.modules:
         return
+    quiet_mlflow()
     sys.modules.update({name: types.ModuleType(name) for name in UNUSED})
     try:
         import mlflow.pyfunc

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_build.adapters.registry import Registry  # sets the variables that silence MLflow, before mlflow is imported
+from mlops_build import tracking
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.finding import Finding, show
 from mlops_build.model import files, scan
@@ -129,7 +129,7 @@ def from_registry(uri: str, scratch: Path, unsafe_pickle: str = "") -> Checked:
     Raises the registry's errors, and those of `from_folder`.
     """
     reference = parse_uri(uri)
-    registry = Registry()
+    registry = tracking.registry()
     version = registry.version(reference.name, reference.which)
     try:
         digest = version.checked().digest

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from mlops_build import service
+from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.errors import NotFound, UsageError
 from mlops_build.model import files, independence
 from mlops_build.model.identity import RUN_MODEL
@@ -48,6 +49,7 @@ def log_model(
     letters, digits and _, and starts with a letter; pickled files are refused, unless service.yaml has serving.unsafe_pickle.
     Raises UsageError, NotFound or UnsafeArtifact.
     """
+    quiet_mlflow()
     import mlflow
 
     root = service.find_root()
@@ -85,6 +87,7 @@ def write_model(predictor: type[Any], artifacts: Mapping[str, Path], example: An
 
 
 def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
+    quiet_mlflow()
     import mlflow
 
     code = scratch / "predictor.py"

@@ -17,10 +17,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mlops_build import finding
+from mlops_build import finding, tracking
 from mlops_build.adapters import dvc, dvc_remote
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import Registry, tracking_uri
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import identity, openapi
 from mlops_build.service import Service, load, tasks
@@ -245,7 +244,7 @@ def push_code(checkout: Checkout, say: Callable[[str], None], *, dirty: bool, br
 def register_models(
     checkout: Checkout, root: Path, service: Service, commit: str, metrics: Mapping[str, float], *, dirty: bool, say: Callable[[str], None]
 ) -> list[Trained]:
-    registry = Registry(tracking_uri(root), create=True)
+    registry = tracking.registry(root, create=True)
     params = read_params(root)
     trained = []
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build import service
+from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.training import artifacts
 from mlops_build.training.model import EXAMPLES, write_model
@@ -29,6 +30,7 @@ class NotRebuildable(Refused):
 
 def rebuild(version: Path, root: Path, scratch: Path) -> Path:
     """Build and return the new folder. Raises NotRebuildable, and the errors of the service's own code."""
+    quiet_mlflow()
     from mlflow.models import Model
     from mlflow.pyfunc.scoring_server import infer_and_parse_data
 

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops_build import __version__
+from mlops_build import __version__, tracking
 from mlops_build import service as service_file
 from mlops_build.adapters import dvc, program
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import RegisteredVersion, Registry, tracking_uri
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.finding import show
 from mlops_build.model import contract, environment, files, identity, openapi, scan
@@ -70,7 +70,7 @@ def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str
         known = ", ".join(model.name for model in service.models)
         raise UsageError(f"{service.name} has no model {reference.name}", remedy=f"its models: {known}")
     checkout = _checkout(root)
-    registry = Registry(tracking_uri(root))
+    registry = tracking.registry(root)
     version = registry.version(reference.name, reference.which)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         say(f"[1/5] fetch and check {version.uri}")

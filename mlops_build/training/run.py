@@ -6,6 +6,7 @@ mlflow is only imported when a run is opened, because it takes two seconds and t
 import atexit
 import contextlib
 import gc
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mlops_build import service
-from mlops_build.adapters.registry import Registry, tracking_uri
+from mlops_build import service, tracking
+from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import files
 from mlops_build.model.identity import RUN_MODEL, RUN_WEIGHTS
@@ -53,6 +54,7 @@ def params(root: Path | None = None) -> dict[str, Any]:
 @contextlib.contextmanager
 def start_run() -> Iterator[Run]:
     """Open a run in the service's experiment: set the seeds, log params.yaml, and tag the run with its origin."""
+    quiet_mlflow()
     import mlflow
 
     root = service.find_root()
@@ -71,6 +73,7 @@ def resume_run(made: Path) -> Iterator[Run]:
     If MLflow has no such run (for example because the model comes from DVC's cache), a new one is opened and tagged with the model.
     made: also the weights file of a script (`python -m mlops_build.training.script`), to log a model with it.
     """
+    quiet_mlflow()
     import mlflow
 
     root = service.find_root()
@@ -81,7 +84,7 @@ def resume_run(made: Path) -> Iterator[Run]:
     else:
         files.remove_bytecode(root / made)  # loading the model writes bytecode
         tag, digest = RUN_MODEL, files.digest(root / made)
-    existing = Registry().find_run(name, tag, digest)
+    existing = tracking.registry().find_run(name, tag, digest)
     with mlflow.start_run(run_id=existing.run_id) if existing else mlflow.start_run(experiment_id=experiment) as run:
         if not existing:
             mlflow.log_params(flat(values))
@@ -105,7 +108,9 @@ def _experiment(root: Path) -> str:
 
     # A stage ends with its run: skip the garbage collection of torch and MLflow at exit, which takes half a second.
     atexit.register(gc.freeze)
-    uri = tracking_uri(root)
-    mlflow.set_tracking_uri(uri)
-    registry = Registry(uri, create=True)
-    return registry.experiment(service.load(root).name, root / ARTIFACTS if uri.startswith("sqlite:") else None)
+    place = tracking.find(root)
+    mlflow.set_tracking_uri(place.uri)
+    if place.s3_endpoint_url:  # mlflow reads it from the environment only
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", place.s3_endpoint_url)
+    registry = tracking.registry(root, create=True)
+    return registry.experiment(service.load(root).name, root / ARTIFACTS if place.uri.startswith("sqlite:") else None)

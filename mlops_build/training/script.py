@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlops_build import service
 from mlops_build.adapters import program
+from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.model import files
 from mlops_build.model.identity import RUN_WEIGHTS
 from mlops_build.training.run import start_run
@@ -26,6 +27,7 @@ def run_script(module: str, arguments: Sequence[str], output: Path) -> None:
 
     Raises SystemExit with the script's exit code, or with 1 and a message if it did not write `output`; the run is then marked as failed.
     """
+    quiet_mlflow()
     import mlflow
 
     root = service.find_root()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.registry.artifacts import Artifacts
 from mlops_build.model import identity
 from tests.adapters.registry import server
 from tests.conftest import git, mlops_build
@@ -97,3 +98,22 @@ def test_the_pipeline_with_a_server_and_object_storage(
     # The address and the keys of the storage are in no commit and no context.
     for text in (git(service, "log", "--patch", "origin/main" if git(service, "branch", "--remotes") else "main"), str(context)):
         assert str(SECRET) not in text
+
+
+def test_files_go_through_the_gateway_of_service_yaml(
+    keys: dict[str, str], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    (tmp_path / "files/below").mkdir(parents=True)
+    (tmp_path / "files/below/a.txt").write_text("a\n")
+    (tmp_path / "files/b.bin").write_bytes(bytes(range(256)))
+    artifacts, uri = Artifacts("sqlite:///mlflow.db", None, ENDPOINT), f"s3://{bucket}/versions/one"
+    artifacts.upload(tmp_path / "files", uri)
+    assert artifacts.read(f"{uri}/below/a.txt") == b"a\n"
+    artifacts.download(uri, tmp_path / "copy")
+    copied = {
+        path.relative_to(tmp_path / "copy").as_posix(): path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()
+    }
+    assert copied == {"below/a.txt": b"a\n", "b.bin": bytes(range(256))}

@@ -13,36 +13,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import (
     NoAnswer,
+    NoFiles,
     RegisteredVersion,
     RegistryUnreachable,
     Rejected,
     Run,
     UnknownVersion,
     shown,
-    tracking_uri,
 )
 from mlops_build.errors import Failed, NotFound, Refused
 
 if TYPE_CHECKING:
+    from mlops_build.adapters.registry.artifacts import Artifacts
     from mlops_build.adapters.registry.database import Database
     from mlops_build.adapters.registry.http import Http
     from mlops_build.adapters.registry.server import Server
 
-__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "tracking_uri"]
-
-# Read by mlflow when it is imported, and by http.py. What the user has set wins.
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-for _name, _value in QUIET.items():
-    os.environ.setdefault(_name, _value)
+__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "quiet_mlflow"]
 
 SQLITE = "sqlite:///"
 SERVER = ("http://", "https://")
@@ -68,14 +58,16 @@ def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Co
 
 
 class Registry:
-    """A connection to MLflow at `uri` (default: `tracking_uri()`).
+    """A connection to MLflow at `uri`.
 
+    s3_endpoint_url: the gateway of its artifacts on S3, if the environment (MLFLOW_S3_ENDPOINT_URL) names none.
     Raises RegistryUnreachable for a sqlite file that does not exist, unless `create`: a misspelt path must not make an
     empty database that then knows no model.
     """
 
-    def __init__(self, uri: str | None = None, *, create: bool = False) -> None:
-        self.uri = uri or tracking_uri()
+    def __init__(self, uri: str, *, s3_endpoint_url: str | None = None, create: bool = False) -> None:
+        self.uri = uri
+        self._s3_endpoint_url = s3_endpoint_url
         if self.uri.startswith(SQLITE) and not create:
             file = Path(self.uri.removeprefix(SQLITE))
             if not file.is_file():
@@ -166,12 +158,10 @@ class Registry:
     @_translating
     def upload(self, run_id: str, folder: Path, artifact_path: str) -> str:
         """Put a folder's files under `artifact_path` of a run; returns the URI of that place."""
-        from mlops_build.adapters.registry import artifacts
-
         uri = f"{self._store.run(run_id).artifact_uri.rstrip('/')}/{artifact_path}"
         try:
-            artifacts.upload(folder, uri, self.uri, self._http)
-        except artifacts.NoFiles as error:
+            self._artifacts().upload(folder, uri)
+        except NoFiles as error:
             raise Failed(
                 f"the files cannot be written to {shown(uri)}: {error}",
                 remedy="check that the artifact store answers (`mlops-build doctor`)",
@@ -181,14 +171,12 @@ class Registry:
     @_translating
     def fetch(self, version: RegisteredVersion, destination: Path) -> Path:
         """Download a version's files into `destination`, which is made and must be empty. Nothing is loaded or checked here."""
-        from mlops_build.adapters.registry import artifacts
-
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as part:
             folder = Path(part) / "files"
             try:
-                artifacts.download(version.source, self.uri, self._http, folder)
-            except artifacts.NoFiles as error:
+                self._artifacts().download(version.source, folder)
+            except NoFiles as error:
                 raise UnknownVersion(
                     f"{version.uri}: its files cannot be read from {shown(version.source)}: {error}",
                     remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
@@ -199,11 +187,9 @@ class Registry:
     @_translating
     def read(self, version: RegisteredVersion, path: str) -> bytes:
         """One of a version's files. Raises UnknownVersion where it does not exist."""
-        from mlops_build.adapters.registry import artifacts
-
         try:
-            return artifacts.read(f"{version.source}/{path}", self.uri, self._http)
-        except artifacts.NoFiles as error:
+            return self._artifacts().read(f"{version.source}/{path}")
+        except NoFiles as error:
             raise UnknownVersion(
                 f"{version.uri}: {path} cannot be read from {shown(version.source)}: {error}",
                 remedy="was it registered by `mlops-build train`? check that the artifact store answers (`mlops-build doctor`)",
@@ -249,6 +235,11 @@ class Registry:
             if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return self._active(name)  # made meanwhile, or by a request whose response was lost
+
+    def _artifacts(self) -> "Artifacts":
+        from mlops_build.adapters.registry.artifacts import Artifacts
+
+        return Artifacts(self.uri, self._http, self._s3_endpoint_url)
 
     def _active(self, name: str) -> str:
         experiment_id, is_active = self._store.find_experiment(name)

@@ -1,6 +1,8 @@
 """The files of model versions: in a folder, behind the server's proxy, or on S3. Other stores are read and written by mlflow."""
 
 import contextlib
+import json
+import mimetypes
 import os
 import shutil
 import sys
@@ -13,60 +15,80 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from mlops_build.adapters.registry.http import Http, is_set
-from mlops_build.adapters.registry.records import NoAnswer, Rejected, first_line
+from mlops_build.adapters.registry.quiet import quiet_mlflow
+from mlops_build.adapters.registry.records import NoAnswer, NoFiles, Rejected, first_line
 
 PROXY = "api/2.0/mlflow-artifacts/artifacts"
 # mlflow sends larger files in parts, straight to the store, where the server offers that.
 LARGE = 500_000_000
 
 
-class NoFiles(Exception):
-    """Files that cannot be read. Translated by Registry."""
+@dataclass(frozen=True)
+class Artifacts:
+    """The artifact store of an MLflow. http: the session with its server, if there is one. s3_endpoint_url: see Registry."""
 
+    tracking_uri: str
+    http: Http | None
+    s3_endpoint_url: str | None = None
 
-def download(uri: str, tracking_uri: str, http: Http | None, destination: Path) -> None:
-    """Copy the folder at `uri` to `destination`, which does not exist yet. http: the session with the server, if there is one.
+    def download(self, uri: str, destination: Path) -> None:
+        """Copy the folder at `uri` to `destination`, which does not exist yet. Raises NoFiles."""
+        with _translated():
+            if folder := _local(uri):
+                shutil.copytree(folder, destination)
+            elif uri.startswith("s3://"):
+                _from_s3(self._s3(), uri, destination)
+            elif not ((proxy := _proxy(uri, self.http)) and proxy.download(destination)):
+                self._from_mlflow(uri, destination)
 
-    Raises NoFiles.
-    """
-    with _translated():
-        if folder := _local(uri):
-            shutil.copytree(folder, destination)
-        elif uri.startswith("s3://"):
-            _from_s3(uri, destination)
-        elif not ((proxy := _proxy(uri, http)) and proxy.download(destination)):
-            _from_mlflow(uri, tracking_uri, destination)
+    def read(self, uri: str) -> bytes:
+        """The bytes of the file at `uri`. Raises NoFiles."""
+        with _translated():
+            if file := _local(uri):
+                return file.read_bytes()
+            if uri.startswith("s3://"):
+                bucket, key = _bucket_and_key(uri)
+                return bytes(self._s3().get_object(Bucket=bucket, Key=key, **_owner())["Body"].read())
+            if proxy := _proxy(uri, self.http):
+                return proxy.http.send("GET", proxy.url()).content
+            with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+                self._from_mlflow(uri, Path(scratch) / "file")
+                return (Path(scratch) / "file").read_bytes()
 
+    def upload(self, folder: Path, uri: str) -> None:
+        """Copy a folder's files to `uri`, over those of the same names. Raises NoFiles."""
+        with _translated():
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            if local := _local(uri):
+                shutil.copytree(folder, local, dirs_exist_ok=True)
+            elif uri.startswith("s3://"):
+                _to_s3(self._s3(), uri, folder, files)
+            elif (proxy := _proxy(uri, self.http)) and all(file.stat().st_size < LARGE for file in files):
+                for file in files:
+                    proxy.http.send("PUT", proxy.url(file.relative_to(folder).as_posix()), file=file)
+            else:
+                quiet_mlflow()
+                from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-def read(uri: str, tracking_uri: str, http: Http | None) -> bytes:
-    """The bytes of the file at `uri`. Raises NoFiles."""
-    with _translated():
-        if file := _local(uri):
-            return file.read_bytes()
-        if uri.startswith("s3://"):
-            bucket, key = _bucket_and_key(uri)
-            return bytes(_s3().get_object(Bucket=bucket, Key=key, **_owner())["Body"].read())
-        if proxy := _proxy(uri, http):
-            return proxy.http.send("GET", proxy.url()).content
-        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
-            _from_mlflow(uri, tracking_uri, Path(scratch) / "file")
-            return (Path(scratch) / "file").read_bytes()
+                with contextlib.redirect_stdout(sys.stderr):
+                    get_artifact_repository(uri, tracking_uri=self.tracking_uri).log_artifacts(str(folder))
 
+    def _s3(self) -> Any:
+        return _s3(os.environ.get("MLFLOW_S3_ENDPOINT_URL") or self.s3_endpoint_url)
 
-def upload(folder: Path, uri: str, tracking_uri: str, http: Http | None) -> None:
-    """Copy a folder's files to `uri`, over those of the same names. Raises NoFiles."""
-    with _translated():
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if local := _local(uri):
-            shutil.copytree(folder, local, dirs_exist_ok=True)
-        elif (proxy := _proxy(uri, http)) and all(file.stat().st_size < LARGE for file in files):
-            for file in files:
-                proxy.http.send("PUT", proxy.url(file.relative_to(folder).as_posix()), file=file)
-        else:
-            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    def _from_mlflow(self, uri: str, destination: Path) -> None:
+        quiet_mlflow()
+        import mlflow.artifacts
 
-            with contextlib.redirect_stdout(sys.stderr):
-                get_artifact_repository(uri, tracking_uri=tracking_uri).log_artifacts(str(folder))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent) as part, contextlib.redirect_stdout(sys.stderr):
+            try:
+                copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=self.tracking_uri)
+            except ModuleNotFoundError as error:
+                raise NoFiles(f"mlflow needs the Python package {error.name!r} for {uri.partition(':')[0]}:, install it") from error
+            except Exception as error:  # its stores raise anything for an address that they cannot split
+                raise NoFiles(first_line(error)) from error
+            Path(copy).rename(destination)
 
 
 @contextlib.contextmanager
@@ -144,8 +166,18 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
     return parts.netloc, parts.path.strip("/")
 
 
-def _from_s3(uri: str, destination: Path) -> None:
-    client, owner = _s3(), _owner()
+def _to_s3(client: Any, uri: str, folder: Path, files: list[Path]) -> None:
+    bucket, root = _bucket_and_key(uri)
+    extra = {**_owner(), **json.loads(os.environ.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS") or "{}")}
+    for file in files:
+        content_type, encoding = mimetypes.guess_type(file.name)
+        described = {"ContentType": content_type or "application/octet-stream", **({"ContentEncoding": encoding} if encoding else {})}
+        key = f"{root}/{file.relative_to(folder).as_posix()}".lstrip("/")
+        client.upload_file(str(file), bucket, key, ExtraArgs={**described, **extra})
+
+
+def _from_s3(client: Any, uri: str, destination: Path) -> None:
+    owner = _owner()
     bucket, root = _bucket_and_key(uri)
     prefix = f"{root}/" if root else ""
     count = 0
@@ -166,7 +198,7 @@ def _owner() -> dict[str, str]:
     return {"ExpectedBucketOwner": owner} if owner else {}
 
 
-def _s3() -> Any:
+def _s3(endpoint: str | None) -> Any:
     """boto3's client with the settings that MLflow's own reads."""
     try:
         import boto3
@@ -183,18 +215,4 @@ def _s3() -> Any:
         read_timeout=30,
     )
     verify = False if is_set("MLFLOW_S3_IGNORE_TLS") else None
-    return boto3.client("s3", config=config, endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"), verify=verify)
-
-
-def _from_mlflow(uri: str, tracking_uri: str, destination: Path) -> None:
-    import mlflow.artifacts
-
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent) as part, contextlib.redirect_stdout(sys.stderr):
-        try:
-            copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=tracking_uri)
-        except ModuleNotFoundError as error:
-            raise NoFiles(f"mlflow needs the Python package {error.name!r} for {uri.partition(':')[0]}:, install it") from error
-        except Exception as error:  # its stores raise anything for an address that they cannot split
-            raise NoFiles(first_line(error)) from error
-        Path(copy).rename(destination)
+    return boto3.client("s3", config=config, endpoint_url=endpoint, verify=verify)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, first_line, quoted
 
 PAGE = 1000
@@ -19,6 +20,7 @@ class Database:
     @cached_property
     def _client(self) -> Any:
         # Not mlflow.set_tracking_uri: it writes into the environment of this process and of everything that it starts.
+        quiet_mlflow()
         from mlflow import MlflowClient
 
         return MlflowClient(self._uri, registry_uri=self._uri)

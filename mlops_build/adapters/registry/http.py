@@ -14,6 +14,7 @@ from typing import Any
 import requests
 
 from mlops_build import __version__
+from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import NoAnswer, Rejected, first_line, shown
 from mlops_build.errors import UsageError
 
@@ -183,6 +184,7 @@ def _auth() -> Any:
                 "MLFLOW_TRACKING_AWS_SIGV4 needs a package that is not installed", remedy="pip install requests-auth-aws-sigv4"
             ) from None
     if plugin := os.environ.get("MLFLOW_TRACKING_AUTH"):
+        quiet_mlflow()
         from mlflow.tracking.request_auth.registry import fetch_auth
 
         return fetch_auth(plugin)

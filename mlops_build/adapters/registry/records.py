@@ -1,9 +1,7 @@
 """What the registry knows: model versions and runs, where it is, and the errors that it raises."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
 from mlops_build.model.identity import DIGEST_TAG, ModelRef
@@ -35,6 +33,10 @@ class Rejected(Exception):
 
 class NoAnswer(Exception):
     """There was no complete response: no connection, a timeout, or a proxy that reaches no server. Translated by Registry."""
+
+
+class NoFiles(Exception):
+    """Files that cannot be read. Translated by Registry."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +79,6 @@ class Run:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
-
-
-def tracking_uri(root: Path | None = None) -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else what the service at `root` (default: around the current folder) says.
-
-    A relative sqlite file is taken from the service's root. Raises UsageError where neither exists.
-    """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    from mlops_build import service
-
-    try:
-        root = root or service.find_root()
-    except NotFound:
-        raise UsageError(
-            "no MLflow: MLFLOW_TRACKING_URI is not set, and the current folder is not a service",
-            remedy="set MLFLOW_TRACKING_URI=https://…, or run this inside a service",
-        ) from None
-    tracking = service.load(root, strict=False).tracking
-    if tracking.s3_endpoint_url:
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", tracking.s3_endpoint_url)
-    prefix = "sqlite:///"
-    if tracking.uri.startswith(prefix) and not tracking.uri.startswith(f"{prefix}/"):
-        return f"{prefix}{root / tracking.uri.removeprefix(prefix)}"
-    return tracking.uri
 
 
 def shown(uri: str) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from mlops_build import tracking
 from mlops_build.adapters import registry as border
 from mlops_build.adapters.registry import Registry, RegistryUnreachable, UnknownVersion
 from mlops_build.adapters.registry.sqlite import Sqlite
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unreachable, UsageError
+from mlops_build.tracking import Tracking
 from tests.adapters.registry.server import Proxy, mlflow_server
 
 
@@ -160,20 +162,20 @@ def test_where_mlflow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
-        border.tracking_uri()
+        tracking.find()
     service = "schema: 1\nname: a\nteam: b\nmodels: [{name: a}]\nenvironments: {staging: {namespace: a, host: a}}\n"
     (tmp_path / "service.yaml").write_text(service)
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    assert border.tracking_uri() == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    assert tracking.find().uri == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     (tmp_path / "service.yaml").write_text(
         service + "tracking: {uri: 'https://mlflow.example.com', s3_endpoint_url: 'https://s3.example.com'}\n"
     )
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
-    assert border.tracking_uri() == "https://mlflow.example.com"
-    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "https://s3.example.com"
+    assert tracking.find() == Tracking("https://mlflow.example.com", "https://s3.example.com")
+    assert "MLFLOW_S3_ENDPOINT_URL" not in os.environ
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    assert border.tracking_uri() == "http://elsewhere"
+    assert tracking.find() == Tracking("http://elsewhere")
 
 
 def test_talking_to_a_registry_leaves_the_environment_alone(store: Registry) -> None:
