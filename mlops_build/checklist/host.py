@@ -40,10 +40,10 @@ def identity(names: Names) -> Result:
 
 def pull_requests(names: Names) -> Result:
     """Whether the token may read the repository through the API. A pull request is not opened."""
-    if not names.repository:
-        return no(f"{names.origin or 'no origin'} is not a clone address of Bitbucket")
+    git = names.service.git
     try:
-        githost.check(str(names.service.git.api), names.repository)
+        repository = githost.HOSTS[git.pull_requests].repository_of(names.origin or "no origin")
+        githost.HOSTS[git.pull_requests].check(str(git.api), repository)
     except MlopsBuildError as error:
         return no(error.message)
-    return ok(f"{names.service.git.api} accepts the token and has {names.repository}")
+    return ok(f"{git.api} accepts the token and has {repository}")

@@ -85,7 +85,7 @@ def _conditions(names: Names) -> dict[str, bool]:
         "secrets": bool(secrets(names)),
         "commit-prefix": bool(service.git.commit_prefix),
         "no-commit-prefix": not service.git.commit_prefix,
-        "pull-requests": service.git.pull_requests != "none",
+        "pull-requests": service.git.opens_pull_requests,
         "gpu-exclusive": service.gpu.mode == "exclusive",
         "gpu-shared": service.gpu.mode == "shared",
         "gpu-runtime-class": service.gpu.mode == "shared" and bool(service.gpu.runtime_class),

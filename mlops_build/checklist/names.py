@@ -8,7 +8,6 @@ from mlops_build import service as service_file
 from mlops_build.adapters import dvc_remote, githost
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.checklist.plans import Plans
-from mlops_build.errors import UsageError
 from mlops_build.service import Service
 
 
@@ -38,16 +37,13 @@ class Names:
 
     @property
     def repository(self) -> githost.Repository | None:
-        """The repository on Bitbucket; None if origin is on another host."""
-        try:
-            return githost.repository_of(self.origin) if self.origin else None
-        except UsageError:
-            return None
+        """The repository on the Git host; None if origin is on a host that is not known."""
+        return githost.repository_of(self.origin) if self.origin else None
 
     @property
     def wants_token(self) -> bool:
         """Whether git or the API of the host needs MLOPS_GIT_TOKEN."""
-        return self.service.git.pull_requests != "none" or str(self.origin).startswith("https://")
+        return self.service.git.opens_pull_requests or str(self.origin).startswith("https://")
 
 
 def read(root: Path, plans: Plans, *, origin: str | None = None) -> Names:

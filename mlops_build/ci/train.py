@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlops_build.service import Service
 from mlops_build.training import pipeline
 from mlops_build.training.pipeline import Trained
 
+OpenPullRequest = Callable[..., PullRequest | None]
 PREFIX = "retrain/"
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -49,14 +51,14 @@ def run(root: Path, *, build: str | None, force: bool, say: Callable[[str], None
     target = _target(checkout)
     pipeline.check_dirt(root, allow_dirty=False)
     branch = f"{PREFIX}{_number(build, checkout)}"
-    repository = _check_host(service, checkout)
+    open_pull_request = _check_host(service, checkout)
     say(f"train: from {target}, onto {branch}")
     _resume(checkout, root, branch, say)
     outcome = pipeline.train(root, say=say, force=force, branch=branch, pull=True)
     document: dict[str, Any] = {"models": [trained.as_json() for trained in outcome.models], "warnings": list(outcome.warnings)}
     if checkout.branch() != branch:
         return {**document, "branch": None, "pull_request": None}
-    opened = _open_pull_request(service, checkout, root, repository, branch, target, outcome.models, say)
+    opened = _open_pull_request(service, checkout, root, open_pull_request, branch, target, outcome.models, say)
     return {**document, "branch": branch, "pull_request": opened.as_json() if opened else None}
 
 
@@ -81,16 +83,17 @@ def _number(build: str | None, checkout: Checkout) -> int:
     return max((int(number) for number in taken if NUMBER.fullmatch(number)), default=0) + 1
 
 
-def _check_host(service: Service, checkout: Checkout) -> githost.Repository | None:
-    """The repository of the pull request, if service.yaml enables them. This is checked before the training, not after it."""
-    if service.git.pull_requests == "none":
+def _check_host(service: Service, checkout: Checkout) -> OpenPullRequest | None:
+    """The function that opens the pull request, if service.yaml enables them. The host is checked before the training, not after it."""
+    host = githost.HOSTS.get(service.git.pull_requests)
+    if host is None:
         return None
     url = checkout.origin_url()
     if url is None:
         raise Refused("there is no Git remote called origin, so no pull request can be opened", remedy="git remote add origin URL")
-    repository = githost.repository_of(url)
-    githost.check(str(service.git.api), repository)
-    return repository
+    repository = host.repository_of(url)
+    host.check(str(service.git.api), repository)
+    return partial(host.open_pull_request, str(service.git.api), repository)
 
 
 def _resume(checkout: Checkout, root: Path, branch: str, say: Callable[[str], None]) -> None:
@@ -121,7 +124,7 @@ def _open_pull_request(
     service: Service,
     checkout: Checkout,
     root: Path,
-    repository: githost.Repository | None,
+    open_pull_request: OpenPullRequest | None,
     branch: str,
     target: str,
     trained: Sequence[Trained],
@@ -131,13 +134,11 @@ def _open_pull_request(
     if not checkout.origin_url():
         say(f"train: the commit is on {branch}, on this machine only; `git switch {target}` returns to the original branch")
         return None
-    if repository is None:
+    if open_pull_request is None:
         say(f"train: {branch} is pushed; open a pull request from it to {target} (or set `git.pull_requests` in {service_file.FILE})")
         return None
     before = _metrics_at(checkout, root, checkout.parents("HEAD"))
-    opened = githost.open_pull_request(
-        str(service.git.api),
-        repository,
+    opened = open_pull_request(
         source=branch,
         target=target,
         title=service.git.subject(_title(service, trained, branch)),

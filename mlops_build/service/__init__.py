@@ -241,9 +241,13 @@ class Git(_Section):
 
     @model_validator(mode="after")
     def _has_address(self) -> "Git":
-        if self.pull_requests != "none" and not self.api:
+        if self.opens_pull_requests and not self.api:
             raise ValueError(f"pull_requests: {self.pull_requests} needs `api:`, the host's address")
         return self
+
+    @property
+    def opens_pull_requests(self) -> bool:
+        return self.pull_requests != "none"
 
     def subject(self, text: str) -> str:
         """A commit's subject, prefixed with the issue that a hook of the host may require."""

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.adapters import githost, http
-from mlops_build.adapters.githost import HostRefused, HostUnreachable, Repository
+from mlops_build.adapters import http
+from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, Repository
+from mlops_build.adapters.githost import bitbucket as githost
 from mlops_build.errors import MlopsBuildError, UsageError
+from mlops_build.service import json_schema
 from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.conftest import git
 
@@ -203,3 +205,7 @@ def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("GIT_SSL_CAINFO", str(key))
         with pytest.raises(HostUnreachable, match=r"GIT_SSL_CAINFO is .* contains no certificates"):
             ask(server)
+
+
+def test_each_host_is_a_value_of_service_yaml() -> None:
+    assert json_schema()["$defs"]["Git"]["properties"]["pull_requests"]["enum"] == ["none", *HOSTS]

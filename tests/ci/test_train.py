@@ -130,15 +130,21 @@ def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Plac
 @pytest.mark.slow  # the steps of `train` are killed in the fast tests
 def test_killed_between_any_two_steps_another_agent_finishes_it(place: Place) -> None:
     # The first four on the same agent, whose folder is kept; then on others, which use what was pushed.
-    steps = ["pipeline.commit_results", "pipeline.push_data", "pipeline.push_code", "pipeline.register_models", "githost.open_pull_request"]
+    steps = [
+        "pipeline.commit_results",
+        "pipeline.push_data",
+        "pipeline.push_code",
+        "pipeline.register_models",
+        "bitbucket.open_pull_request",
+    ]
     agent = place.agent()
     script = """
 import os, signal, sys
 from mlops_build.ci import train
-from mlops_build.adapters import githost
+from mlops_build.adapters.githost import bitbucket
 from mlops_build.training import pipeline
 module, name = sys.argv[1].split(".")
-setattr({"pipeline": pipeline, "githost": githost}[module], name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+setattr({"pipeline": pipeline, "bitbucket": bitbucket}[module], name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
 """
     bamboo = {"MLOPS_GIT_BRANCH": "main", "MLOPS_GIT_URL": place.url}
@@ -146,7 +152,7 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
     for step in steps:
         done = subprocess.run(
             [sys.executable, "-c", script, step],
-            cwd=agent if step != "githost.open_pull_request" else place.agent(),
+            cwd=agent if step != "bitbucket.open_pull_request" else place.agent(),
             env={**os.environ, **place.environment, **bamboo},
             capture_output=True,
             text=True,
@@ -157,9 +163,9 @@ train.run(__import__("pathlib").Path.cwd(), build="7", force=False, say=print)
         seen[step] = place.head("retrain/7")
         assert place.host.pull_requests == []
     assert seen["pipeline.push_code"] is None, "data is pushed first"
-    assert seen["pipeline.register_models"] == seen["githost.open_pull_request"] is not None
+    assert seen["pipeline.register_models"] == seen["bitbucket.open_pull_request"] is not None
     result = place.train(place.agent())
-    assert result["models"][0]["commit"] == place.head("retrain/7") == seen["githost.open_pull_request"]
+    assert result["models"][0]["commit"] == place.head("retrain/7") == seen["bitbucket.open_pull_request"]
     assert [version.version for version in place.registry.versions("points")] == [1]
     assert len(place.host.pull_requests) == 1
 

@@ -1,4 +1,4 @@
-"""Pull requests on the Git host: Bitbucket Data Center's REST API.
+"""Bitbucket Data Center's REST API.
 
 The token is MLOPS_GIT_TOKEN, which is also used for git push. It is sent only to the host in service.yaml: redirects are not followed,
 and plain http is allowed only to this machine.
@@ -7,13 +7,13 @@ and plain http is allowed only to this machine.
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlops_build.adapters import http
 from mlops_build.adapters.git.command import checked_ref, masked
-from mlops_build.errors import Refused, Unreachable, UsageError
+from mlops_build.adapters.githost.host import HostRefused, HostUnreachable, PullRequest, Repository
+from mlops_build.errors import UsageError
 
 SECONDS = 30
 # Bitbucket's own limits: 255 characters of a title, 32768 of a description.
@@ -26,37 +26,6 @@ HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})(?::[0-9]{1,5})?"
 # https://HOST[/CONTEXT]/scm/PROJECT/NAME.git and ssh://[USER@]HOST[:PORT]/PROJECT/NAME.git, the formats of Bitbucket's clone button.
 HTTP = re.compile(rf"https?://(?:[^/@\s]+@)?{HOST}(?:/[A-Za-z0-9_.-]+)*?/scm/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
 SSH = re.compile(rf"ssh://(?:{NAME}@)?{HOST}/(?P<project>{PROJECT})/(?P<name>{NAME}?)(?:\.git)?/?")
-
-
-class HostUnreachable(Unreachable):
-    """The Git host does not answer, or is temporarily unavailable."""
-
-
-class HostRefused(Refused):
-    """The Git host refuses access, or does not have the repository."""
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository on Bitbucket: its project's key (~USER for a personal one) and its name in addresses."""
-
-    project: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.project}/{self.name}"
-
-
-@dataclass(frozen=True)
-class PullRequest:
-    """A pull request. new: it was opened by this call."""
-
-    number: int
-    url: str
-    new: bool
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def repository_of(url: str) -> Repository:
