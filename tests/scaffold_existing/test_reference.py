@@ -204,10 +204,3 @@ def test_names_in_other_scripts_than_latin_stay_apart(tmp_path: Path) -> None:
         "raw",
         "raw_2",
     ]
-
-
-def test_the_columns_of_a_table_that_is_not_utf8_are_not_guessed(tmp_path: Path) -> None:
-    for encoding, columns in (("utf-8", ["цена", "a"]), ("utf-8-sig", ["цена", "a"]), ("cp1251", [])):
-        (tmp_path / "rows.csv").write_text("цена,a\n1,2\n", encoding=encoding)
-        (one,) = sources.plan([str(tmp_path / "rows.csv")], tmp_path / "train.py", by_reference=False)
-        assert one.columns() == columns

@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 
 from mlops_build.errors import MlopsBuildError
-from mlops_build.scaffold.existing import options, pipeline, script
+from mlops_build.scaffold.existing import options, script, written
 
 
 def parsed(folder: Path, text: str) -> script.Script:
     (folder / "train.py").write_text(text)
     return script.read(folder / "train.py")
+
+
+def files(folder: Path, text: str, **defaults: object) -> list[written.Written]:
+    train = parsed(folder, text)
+    return list(written.written(train, script.Values(train, defaults)))
 
 
 ARGPARSE = """
@@ -34,8 +39,8 @@ parser.add_argument("--version", action="version", version="1")
 
 
 def test_argparse_options_become_a_command_line_and_numbers(tmp_path: Path) -> None:
-    said = pipeline.arguments(options.options(parsed(tmp_path, ARGPARSE)), {"data": "data/my rows.csv", "out": "model.pt"})
-    assert said.words == ("'data/my rows.csv'", "--seed", "${seed}", "--out", "model.pt", "${train}")
+    said = options.command_line(options.options(parsed(tmp_path, ARGPARSE)), {"data": "data/my rows.csv", "out": "model.pt"})
+    assert said.words == ["'data/my rows.csv'", "--seed", "${seed}", "--out", "model.pt", "${train}"]
     assert said.seed == 3
     assert said.numbers == {
         "epochs": 20,
@@ -45,18 +50,16 @@ def test_argparse_options_become_a_command_line_and_numbers(tmp_path: Path) -> N
         "amp": False,
         "no-cuda": False,
     }
-    assert "  learning-rate: 1.0e-05\n" in pipeline.params_yaml("train.py", said, 3, "accuracy: {min: 0.9}", 1)
 
 
-def test_options_without_a_long_name_are_named_one_by_one(tmp_path: Path) -> None:
+def test_options_without_a_long_name_are_written_in_the_command(tmp_path: Path) -> None:
     text = (
         'p.add_argument("size", nargs="?", default=8)\np.add_argument("-b", type=int, default=16)\np.add_argument("--epochs", default=2)\n'
     )
     text += 'p.add_argument("-n", default="two words")\np.add_argument("--resume", default="")\n'
-    said = pipeline.arguments(options.options(parsed(tmp_path, text)), {})
-    assert said.words == ("${arguments.size}", "-b", "${arguments.b}", "-n", "'two words'", "${train}")
-    assert (said.numbers, said.others) == ({"epochs": 2, "resume": ""}, {"size": 8, "b": 16})
-    assert said.sections == ["seed", "train", "arguments"]
+    said = options.command_line(options.options(parsed(tmp_path, text)), {})
+    assert said.words == ["8", "-b", "16", "-n", "'two words'", "${train}"]
+    assert said.numbers == {"epochs": 2, "resume": ""}
 
 
 CLICK = """
@@ -76,11 +79,11 @@ def main(data, epochs, width, shuffle, amp, out):
 def test_click_options_are_read_too(tmp_path: Path) -> None:
     one = parsed(tmp_path, CLICK)
     read = options.options(one)
-    said = pipeline.arguments(read, {"data": "data/x.csv", "out": "runs/last.pt"})
-    assert said.words == ("data/x.csv", "--out", "runs/last.pt", "${train}")
+    said = options.command_line(read, {"data": "data/x.csv", "out": "runs/last.pt"})
+    assert said.words == ["data/x.csv", "--out", "runs/last.pt", "${train}"]
     assert said.numbers == {"epochs": 5, "hidden-size": 16, "amp": False}
-    (saved,) = script.written(one, {option.dest: option.default for option in read})
-    assert (saved.path, saved.by) == ("runs/last.pt", "torch.save")
+    (saved,) = files(tmp_path, CLICK, **{option.dest: option.default for option in read})
+    assert (saved.path, saved.purpose) == ("runs/last.pt", "weights")
 
 
 @pytest.mark.parametrize(
@@ -106,15 +109,33 @@ def test_click_options_are_read_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_written_is_followed_as_far_as_it_is_certain(tmp_path: Path, code: str, path: str | None) -> None:
-    found = script.written(parsed(tmp_path, code), {"dir": "checkpoints"})
-    assert {one.path for one in found} == {path}
+    assert {file.path for file in files(tmp_path, code, dir="checkpoints")} == {path}
+
+
+@pytest.mark.parametrize(
+    ("code", "path", "purpose"),
+    [
+        ('joblib.dump(scaler, f"{args.out}/scaler.joblib")', "runs/scaler.joblib", "pickle"),
+        ('json.dump(words, open(os.path.join(args.out, "vocab.json"), "w"))', "runs/vocab.json", "artifact"),
+        ('np.savez(f"{args.out}/scale.npz", mean=mean, std=std)', "runs/scale.npz", "artifact"),
+        ('Path(args.out, "labels.txt").write_text(text)', "runs/labels.txt", "artifact"),
+        ('bpe.save("bpe.json")', "bpe.json", "artifact"),
+        ('tokenizer.save_pretrained(os.path.join(args.out, "hf"))', "runs/hf", "artifact"),
+        ('model.save_pretrained("hf-model")', "hf-model", "other"),
+        ('np.save(f"{args.out}/rows.npy", rows)', "runs/rows.npy", "unsure"),
+        ('json.dump(labels, open(f"{args.out}/metrics.json", "w"))', "runs/metrics.json", "other"),
+        ('plt.savefig("labels.png")', "labels.png", "other"),
+    ],
+)
+def test_the_name_of_a_file_decides_whether_serving_reads_it(tmp_path: Path, code: str, path: str, purpose: str) -> None:
+    assert [(file.path, file.purpose) for file in files(tmp_path, code, out="runs")] == [(path, purpose)]
 
 
 @pytest.mark.parametrize(
     "code", ['open("rows.csv")', 'open("rows.csv", "rb")', 'Image.open("a.png")', "open(name, mode)", "json.dump(x, f)"]
 )
 def test_what_is_read_is_not_taken_for_written(tmp_path: Path, code: str) -> None:
-    assert script.written(parsed(tmp_path, code), {}) == []
+    assert files(tmp_path, code) == []
 
 
 @pytest.mark.parametrize(
@@ -144,5 +165,5 @@ def test_what_is_no_script_is_refused_with_its_place(tmp_path: Path, name: str, 
 def test_a_declared_encoding_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_bytes("# -*- coding: latin-1 -*-\r\nname = 'Zoë'\r\n".encode("latin-1"))
     one = script.read(tmp_path / "train.py")
-    assert [node.value for node in one.strings()] == ["Zoë"]
+    assert [node.value for node in one.strings] == ["Zoë"]
     assert "\r" not in one.text

@@ -19,12 +19,12 @@ from mlops_build.adapters.git import command as git
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 from mlops_build.scaffold import render
 from mlops_build.scaffold.existing import data as sources
-from mlops_build.scaffold.existing import modules as modules_of
 from mlops_build.scaffold.existing import script as scripts
 from mlops_build.scaffold.existing.copied import Copied
 from mlops_build.scaffold.existing.data import Source
 from mlops_build.scaffold.existing.generated import Generated
-from mlops_build.scaffold.existing.todo import Left, listing
+from mlops_build.scaffold.existing.imports import collect
+from mlops_build.scaffold.existing.todo import Task
 
 NAME_LENGTH = 40  # of project_name, as copier.yml allows it
 
@@ -39,16 +39,16 @@ class BadName(Refused):
 
 @dataclass(frozen=True)
 class Made:
-    """The generated service and the remaining tasks."""
+    """The generated service, and the remaining tasks (`left`)."""
 
     destination: Path
     script: str
     package: str
     model: str
     command: str
-    copied: tuple[Copied, ...]
-    data: tuple[Source, ...]
-    left: tuple[Left, ...]
+    copied: Sequence[Copied]
+    data: Sequence[Source]
+    left: Sequence[Task]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -68,7 +68,7 @@ class Made:
             lines.append(f"  {file.path}: {file.original}, " + (f"{count} line{'s' * (count > 1)} changed" if file.diff else "unchanged"))
         lines += [f"  {source.inside}: {'a reference to' if source.by_reference else 'a copy of'} {source.place}" for source in self.data]
         lines += ["", *(file.diff for file in self.copied if file.diff), "The train stage runs:", f"  {self.command}", ""]
-        lines += ["Remaining tasks (TODO.md lists them with examples):", listing(self.left), ""]
+        lines += ["Remaining tasks (TODO.md lists them with examples):", *(task.as_text() for task in self.left), ""]
         lines += ["Then (Git is initialized, nothing is committed yet):", f"  cd {shlex.quote(str(self.destination))}"]
         lines += ['  git add --all && git commit --message "Generate the service from the script"', "  mlops-build train"]
         return "\n".join(lines)
@@ -93,7 +93,7 @@ def scaffold(
         raise _unwritable(destination, error) from None
     if "example" in answers:
         raise UsageError("--answer example=… cannot be used with --from: your script replaces the example", remedy="remove this answer")
-    modules, outside = modules_of.collect(scripts.read(script.absolute()))
+    modules = collect(scripts.read(script.absolute()))
     planned = sources.plan(data, script, by_reference=by_reference)
     given = {
         "example": "none",
@@ -101,39 +101,27 @@ def scaffold(
         "description": "Serves the model of a training script",
         **answers,
     }
-    folder: Path | None = None
     try:
         # The whole name might be too long with what mkdtemp appends.
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name[:NAME_LENGTH]}-", dir=destination.parent))
-        root = folder / destination.name
-        try:
-            render.copy(template, root, given, version=version)
-        except render.ScaffoldError as error:
-            raise error if "project_name" in answers else _named_by_folder(destination.name, error) from None
-        git.run(root, "init", "--quiet", "--initial-branch=main")
-        generated = Generated(root, modules, planned)
-        generated.write(outside)
-        for source in planned:
-            say(source.progress())
-            sources.put(source, root, sources.endpoint_of(given))
-        shutil.rmtree(root / ".dvc/tmp", ignore_errors=True)  # it contains the path of the temporary folder
-        made = Made(
-            destination,
-            generated.name,
-            generated.package,
-            generated.model,
-            generated.command,
-            tuple(generated.copied[module.script.path] for module in modules),
-            tuple(planned),
-            tuple(generated.write_todo()),
-        )
-        _place(root, destination)
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name[:NAME_LENGTH]}-", dir=destination.parent) as folder:
+            root = Path(folder) / destination.name
+            try:
+                render.copy(template, root, given, version=version)
+            except render.ScaffoldError as error:
+                raise error if "project_name" in answers else _named_by_folder(destination.name, error) from None
+            git.run(root, "init", "--quiet", "--initial-branch=main")
+            service = Generated(root, modules, planned)
+            service.write()
+            for source in planned:
+                say(source.progress())
+                sources.put(source, root, sources.endpoint_of(given))
+            shutil.rmtree(root / ".dvc/tmp", ignore_errors=True)  # it contains the path of the temporary folder
+            service.write_todo()
+            _place(root, destination)
     except OSError as error:
         raise _unwritable(destination, error) from None
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-    return made
+    copied = [service.copied[module.script.path] for module in modules]
+    return Made(destination, service.name, service.package, service.model, service.command, copied, planned, service.todo.tasks)
 
 
 def _unwritable(destination: Path, error: OSError) -> Failed:
@@ -162,14 +150,8 @@ def _place(root: Path, destination: Path) -> None:
     if not destination.exists():
         root.rename(destination)
         return
-    moved = []
-    try:
-        for path in sorted(root.iterdir()):
-            moved.append(path.rename(destination / path.name))
-    except OSError:
-        for path in moved:
-            path.rename(root / path.name)
-        raise
+    for path in root.iterdir():
+        path.rename(destination / path.name)
 
 
 def _check_destination(destination: Path) -> None:

@@ -1,16 +1,15 @@
 """Copy the script's modules into the service's package. Only imports of each other and paths to the data are changed."""
 
 import difflib
+import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_build.scaffold.existing import modules as modules_of
-from mlops_build.scaffold.existing import script as scripts
 from mlops_build.scaffold.existing.data import Source
-from mlops_build.scaffold.existing.modules import Edit, Module
+from mlops_build.scaffold.existing.imports import Edit, Module, changed
 from mlops_build.scaffold.existing.script import Script
 
 
@@ -21,7 +20,7 @@ class Copied:
     original: str
     path: str
     diff: str
-    edits: tuple[Edit, ...]
+    edits: Sequence[Edit]
 
     def line(self, line: int) -> int:
         """The line number in the copy; an import that became two statements moves the following lines."""
@@ -34,42 +33,36 @@ class Copied:
 
 def copy(modules: Sequence[Module], sources: Sequence[Source], root: Path, package: str) -> dict[Path, Copied]:
     """Copy the modules into `root`/src/PACKAGE. The result is keyed by the path of the original."""
-    folder = modules[0].script.path.parent
-    imports = modules_of.localized(modules, folder, package)
     copied = {}
     for module in modules:
         script = module.script
-        edits = [*imports.get(script.path, []), *_places(script, sources)]
-        path, original = f"src/{package}/{module.inside}", script.path.relative_to(folder).as_posix()
-        new = modules_of.changed(script, edits)
+        edits = [*module.edits(package), *_data_edits(script, sources)]
+        path, original = f"src/{package}/{module.inside}", script.path.relative_to(module.folder).as_posix()
+        new = changed(script, edits)
         diff = "\n".join(difflib.unified_diff(script.lines, new.split("\n"), original, path, lineterm="", n=1))
         (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(script.path, root / path)
         if edits:
             script.write(new, root / path)
-            shutil.copymode(script.path, root / path)
-        else:
-            shutil.copy(script.path, root / path)
-        copied[script.path] = Copied(original, path, diff + "\n" if diff else "", tuple(edits))
+        copied[script.path] = Copied(original, path, diff + "\n" if diff else "", edits)
     return copied
 
 
-def bases(script: Script) -> list[Path]:
+def starts(script: Script) -> list[Path]:
     """The folders that a relative path in the script may start from: the script's folder and the working directory."""
     return list(dict.fromkeys([script.path.parent, Path.cwd()]))
 
 
-def place(value: str, sources: Sequence[Source], start: Sequence[Path]) -> str | None:
+def place(value: object, sources: Sequence[Source], script: Script) -> str | None:
     """The path in the service for a path to the data in the script; None for any other value."""
-    if len(value) > 4096 or value.strip(f"{os.sep}. ") == "":
+    if not isinstance(value, str) or len(value) > 4096 or value.strip(f"{os.sep}. ") == "":
         return None
-    return next((inside for source in sources if (inside := source.within(value, start)) is not None), None)
+    return next((inside for source in sources if (inside := source.within(value, starts(script))) is not None), None)
 
 
-def _places(script: Script, sources: Sequence[Source]) -> list[Edit]:
-    edits = []
-    for node in script.strings():
-        inside, quote = place(str(node.value), sources, bases(script)), scripts.quote(script, node)
-        if inside is not None and quote is not None:
-            end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
-            edits.append(Edit((node.lineno, node.col_offset), end, f"{quote}{inside}{quote[-1]}"))
-    return edits
+def _data_edits(script: Script, sources: Sequence[Source]) -> list[Edit]:
+    return [
+        Edit((node.lineno, node.col_offset), (node.lineno, node.end_col_offset or 0), json.dumps(inside))
+        for node in script.strings
+        if node.lineno == node.end_lineno and (inside := place(node.value, sources, script)) is not None
+    ]

@@ -1,6 +1,5 @@
 """The data of an existing script: locate it and track it with DVC, without changing or moving the original."""
 
-import csv
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ from mlops_build.errors import Failed, NotFound, UsageError
 # Larger data is not copied: it stays where it is, and DVC records its hash.
 LARGEST = 2**30
 S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9!_.*'()=+@, -]+)*/?")
-HEADER_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,6 @@ class Source:
             return f"hashing {self.place}; it is not copied"
         size = self.size or 0
         return f"copying {self.place} ({size / 2**20:,.1f} MiB)" if size > 2**20 else f"copying {self.place} ({size:,} bytes)"
-
-    def columns(self) -> list[str]:
-        """The column names of a CSV file in UTF-8; empty for other files."""
-        if self.is_remote or not self.place.endswith(".csv") or not Path(self.place).is_file():
-            return []
-        with Path(self.place).open("rb") as file:
-            line = file.readline(HEADER_BYTES)
-        try:
-            first = line.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return []
-        return [name for name in next(csv.reader([first]), []) if name]
 
     def as_json(self) -> dict[str, Any]:
         return {"from": self.place, "path": self.inside, "by_reference": self.by_reference}

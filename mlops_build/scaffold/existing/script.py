@@ -1,7 +1,7 @@
-"""Read options, imports and written files from the syntax tree of a Python file. The file is never imported or run.
+"""A Python file as a syntax tree. It is never imported or run.
 
-These values are resolved: literals, names that are assigned once, defaults of command line options (`args.out`), os.path.join,
-Path(…) / …, f-strings and sums of these. Any other value is None, and becomes a task in TODO.md.
+These values are known: literals, names that are assigned once, defaults of command line options (`args.out`), os.path.join, Path(…) / …,
+f-strings and sums of these. Any other value is None, and becomes a task in TODO.md.
 """
 
 import ast
@@ -9,60 +9,22 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from mlops_build.errors import NotFound, Refused, UsageError
 
 LARGEST = 1_000_000  # bytes; a syntax tree takes a hundred times as much memory
-# Methods and functions that write a file, with the position of the path argument.
-WRITERS = {
-    "torch.save": 1,
-    "torch.jit.save": 1,
-    "torch.onnx.export": 2,
-    "save_file": 1,
-    "joblib.dump": 1,
-    "numpy.save": 0,
-    "np.save": 0,
-    "np.savez": 0,
-    "np.savetxt": 0,
-    ".savefig": 0,
-    ".to_csv": 0,
-    ".to_parquet": 0,
-    ".to_pickle": 0,
-    ".to_feather": 0,
-    ".save_pretrained": 0,
-    ".save_vocabulary": 0,
-}
-PATH_KEYWORDS = ("f", "path", "filename", "fname", "file", "path_or_buf", "save_directory")
+JOINS = {"os.path.join", "path.join", "join", "Path", "pathlib.Path", "PurePath", "str", "os.fspath"}
+Node = TypeVar("Node", bound=ast.AST)
 
 
 class BadScript(Refused):
     """A file that cannot be read as Python."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that a script writes. path: None if it is not known; target: its expression. what: the saved expression (torch.save only)."""
-
-    script: "Script" = field(repr=False, compare=False)
-    path: str | None
-    by: str
-    line: int
-    source: str
-    what: ast.expr | None = field(default=None, repr=False, compare=False)
-    target: ast.expr | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Import:
-    """An imported module: its dotted name, the names imported from it, and the number of leading dots."""
-
-    module: str
-    names: tuple[str, ...]
-    level: int
-    node: ast.Import | ast.ImportFrom = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,46 +50,64 @@ class Script:
         text = " ".join((ast.get_source_segment(self.text, node) or "").split())
         return text if len(text) <= 120 else f"{text[:117]}…"
 
-    def imports(self) -> list[Import]:
-        """Every import in the file, also inside functions."""
-        imports = []
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                imports += [Import(alias.name, (), 0, node) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                imports.append(Import(node.module or "", tuple(alias.name for alias in node.names), node.level, node))
-        return imports
+    def nodes(self, kind: type[Node]) -> list[Node]:
+        """All statements or expressions of a kind, in line order."""
+        nodes = [node for node in ast.walk(self.tree) if isinstance(node, kind)]
+        return sorted(nodes, key=lambda node: (getattr(node, "lineno", 0), getattr(node, "col_offset", 0)))
 
-    def calls(self) -> Iterator[tuple[str, ast.Call]]:
-        """Every call with its dotted name, where "…" stands for an expression that is not a name."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Call):
-                yield dotted(node.func), node
+    @cached_property
+    def calls(self) -> Sequence[tuple[str, ast.Call]]:
+        """All calls with their dotted names, in line order."""
+        return [(dotted(call.func), call) for call in self.nodes(ast.Call)]
 
-    def strings(self) -> list[ast.Constant]:
-        """Every string literal that is a value: not a docstring, and not a piece of an f-string."""
-        pieces = {id(part) for node in ast.walk(self.tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-        prose = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)}
-        return [
-            node
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces | prose
-        ]
+    @cached_property
+    def strings(self) -> Sequence[ast.Constant]:
+        """All string literals that are values: no docstrings, and no parts of f-strings."""
+        parts = {id(part) for node in self.nodes(ast.JoinedStr) for part in ast.walk(node)}
+        parts |= {id(node.value) for node in self.nodes(ast.Expr)}
+        return [node for node in self.nodes(ast.Constant) if isinstance(node.value, str) and id(node) not in parts]
+
+    @cached_property
+    def assigned(self) -> Mapping[str, Sequence[ast.expr]]:
+        """The values that are assigned to each name, in line order."""
+        assigned: dict[str, list[ast.expr]] = {}
+        for node in self.nodes(ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    assigned.setdefault(target.id, []).append(node.value)
+        return assigned
+
+    def value_before(self, name: str, line: int) -> ast.expr | None:
+        """The last value that is assigned to a name up to a line, else the first one after it."""
+        values = self.assigned.get(name, ())
+        return next((value for value in reversed(values) if value.lineno <= line), values[0] if values else None)
+
+    @cached_property
+    def constants(self) -> Mapping[str, ast.expr]:
+        """The names that are assigned exactly once, with their values."""
+        counts = Counter(node.id for node in self.nodes(ast.Name) if not isinstance(node.ctx, ast.Load))
+        counts.update(node.arg for node in self.nodes(ast.arg))
+        return {name: values[0] for name, values in self.assigned.items() if counts[name] == 1}
+
+    def conditions(self, line: int) -> list[str]:
+        """The names of the conditions around a line: `save` for a line below `if args.save:`."""
+        around = [node for node in self.nodes(ast.If) if node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0)]
+        return [dotted(node.test).rpartition(".")[2] for node in around]
 
     def is_guarded(self) -> bool:
         """Whether importing it runs nothing: its top level has only definitions, imports, assignments and `if __name__ == …`."""
-        quiet = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+        quiet = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.AnnAssign)
         for node in self.tree.body:
-            if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
-                continue
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                continue
-            if not isinstance(node, quiet) or (isinstance(node, ast.Assign) and _is_costly(node.value)):
+            if isinstance(node, ast.Assign):
+                called = {dotted(part.func).rpartition(".")[2] for part in ast.walk(node) if isinstance(part, ast.Call)}
+                is_quiet = not called & {"parse_args", "read_csv", "load", "open"}
+            elif isinstance(node, ast.If):
+                is_quiet = "__name__" in ast.dump(node.test)
+            else:
+                is_quiet = isinstance(node, quiet) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            if not is_quiet:
                 return False
         return True
-
-    def classes(self) -> set[str]:
-        return {node.name for node in self.tree.body if isinstance(node, ast.ClassDef)}
 
 
 def read(path: Path) -> Script:
@@ -145,11 +125,9 @@ def read(path: Path) -> Script:
         raise UsageError(f"{path} is not a Python file", remedy="give the training script, such as train.py")
     if not re.fullmatch(r"[\w .-]+", path.name):
         raise UsageError(f"{path.name!r} is not a valid file name of a module", remedy="rename it with letters, digits and _")
-    if path.stat().st_size > LARGEST:
-        raise BadScript(
-            f"{path} has {path.stat().st_size:,} bytes; the limit is {LARGEST:,}", remedy="move data out of the code, then try again"
-        )
     content = path.read_bytes()
+    if len(content) > LARGEST:
+        raise BadScript(f"{path} has {len(content):,} bytes; the limit is {LARGEST:,}", remedy="move data out of the code, then try again")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         decoded = content.decode(encoding)
@@ -173,34 +151,14 @@ def dotted(node: ast.expr) -> str:
     return "…"
 
 
-def written(script: Script, arguments: Mapping[str, object]) -> list[Written]:
-    """The files that the script writes, in order. arguments: dest → default of the options of all modules."""
-    known = constants(script, arguments)
-    files = []
-    for called, call in sorted(script.calls(), key=lambda pair: pair[1].lineno):
-        if called.lower().endswith("sentencepiecetrainer.train"):
-            prefix = next((known.path(keyword.value) for keyword in call.keywords if keyword.arg == "model_prefix"), None)
-            paths = [f"{prefix}{suffix}" for suffix in (".model", ".vocab")] if prefix else [None]
-            files += [Written(script, path, "SentencePieceTrainer.train", call.lineno, script.source(call)) for path in paths]
-            continue
-        target = _target(called, call, known)
-        if called == "torch.save" and len(call.args) > 1 and isinstance(call.args[1], ast.Name):
-            target = _opened(script, call.args[1].id) or call.args[1]
-        if target is not None:
-            path = known.path(target)
-            what = call.args[0] if called == "torch.save" and call.args else None
-            files.append(Written(script, path, called.replace("….", "."), call.lineno, script.source(call), what, target))
-    return files
-
-
 @dataclass(frozen=True)
-class Constants:
-    """Names with known values in a file. arguments: the default of `args.NAME`."""
+class Values:
+    """What the expressions of a file evaluate to. options: the default of each command line option, by its name in the code."""
 
-    names: Mapping[str, ast.expr]
-    arguments: Mapping[str, object]
+    script: Script
+    options: Mapping[str, object]
 
-    def value(self, node: ast.expr, depth: int = 0) -> object:
+    def of(self, node: ast.expr, depth: int = 0) -> object:
         """The value of an expression; None if it is not known."""
         if depth > 20:
             return None
@@ -211,153 +169,30 @@ class Constants:
                 return ast.literal_eval(node)
             except (ValueError, TypeError, RecursionError):
                 return None
-        if isinstance(node, ast.Name) and node.id in self.names:
-            return self.value(self.names[node.id], depth + 1)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in ("self", "cls"):
-            return self.arguments.get(node.attr)
         if isinstance(node, ast.Name):
-            return self.arguments.get(node.id)  # click passes its options as parameters
-        return None
+            # click passes its options as parameters
+            return self.of(self.script.constants[node.id], depth + 1) if node.id in self.script.constants else self.options.get(node.id)
+        if isinstance(node, ast.Attribute):
+            return self.options.get(node.attr) if isinstance(node.value, ast.Name) and node.value.id not in ("self", "cls") else None
+        return self._text(node, depth + 1)
 
-    def path(self, node: ast.expr, depth: int = 0) -> str | None:
+    def path(self, node: ast.expr) -> str | None:
         """The path that an expression evaluates to; None if it is not known."""
-        if depth > 20:
-            return None
-        parts: Sequence[ast.expr] | None = None
-        if isinstance(node, ast.Call) and not node.keywords:
-            called = dotted(node.func)
-            if called in ("os.path.join", "path.join", "join", "Path", "pathlib.Path", "PurePath", "str", "os.fspath"):
-                parts = node.args
-        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        value = self.of(node)
+        return value if isinstance(value, str) and value.strip() else None
+
+    def _text(self, node: ast.expr, depth: int) -> str | None:
+        """The value of an f-string, a sum of strings, or an expression that joins a path."""
+        parts: Sequence[ast.expr] = ()
+        kinds: tuple[type, ...] = (str,)
+        if isinstance(node, ast.JoinedStr):
+            parts, kinds = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values], (str, int)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Div):
             parts = [node.left, node.right]
-        elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
-            values = node.values if isinstance(node, ast.JoinedStr) else [node.left, node.right]
-            pieces = [self.path(part.value if isinstance(part, ast.FormattedValue) else part, depth + 1) for part in values]
-            return None if None in pieces else "".join(map(str, pieces))
-        elif isinstance(node, ast.Name) and node.id in self.names:
-            return self.path(self.names[node.id], depth + 1)
-        if parts is not None:
-            paths = [self.path(part, depth + 1) for part in parts]
-            return None if not paths or None in paths else os.path.join(*map(str, paths))  # noqa: PTH118  (paths of the script, kept as text)
-        value = self.value(node, depth)
-        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip() else None
-
-
-def constants(script: Script, arguments: Mapping[str, object] | None = None) -> Constants:
-    """The names that a file assigns exactly once, with their values."""
-    assigned: dict[str, ast.expr] = {}
-    counts: dict[str, int] = {}
-    for node in ast.walk(script.tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
-            counts[node.id] = counts.get(node.id, 0) + 1
-        elif isinstance(node, ast.arg):
-            counts[node.arg] = counts.get(node.arg, 0) + 1
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            assigned[node.targets[0].id] = node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            assigned[node.target.id] = node.value
-    return Constants({name: value for name, value in assigned.items() if counts.get(name) == 1}, arguments or {})
-
-
-def assigned(script: Script, name: str) -> ast.Call | None:
-    """The first constructor call assigned to a name: `Net(…)` for `model = Net(…).to(device)`."""
-    for value in _values(script.tree, name):
-        while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
-            value = value.func.value
-        if isinstance(value, ast.Call) and dotted(value.func).rpartition(".")[2] not in ("load", "to", "cuda", "DataParallel", "compile"):
-            return value
-    return None
-
-
-def value_at(script: Script, name: str, line: int) -> ast.expr | None:
-    """The last value assigned to a name above a line in the same function, else its only assignment in the file."""
-    functions = [
-        node
-        for node in ast.walk(script.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line <= (node.end_lineno or node.lineno)
-    ]
-    for scope in sorted(functions, key=lambda node: -node.lineno):
-        if above := [value for value in _values(scope, name) if value.lineno <= line]:
-            return above[-1]
-    return constants(script).names.get(name)
-
-
-def conditions(script: Script, line: int) -> list[str]:
-    """The names of the conditions around a line: `save` for a line below `if args.save:`."""
-    return [
-        node.test.attr if isinstance(node.test, ast.Attribute) else node.test.id
-        for node in ast.walk(script.tree)
-        if isinstance(node, ast.If)
-        and isinstance(node.test, ast.Attribute | ast.Name)
-        and node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0)
-    ]
-
-
-def _target(called: str, call: ast.Call, known: Constants) -> ast.expr | None:
-    """The expression of the path that a call writes; None for a call that writes no file."""
-    method = f".{called.rpartition('.')[2]}"
-    if called in ("open", "io.open") or method == ".open":
-        if called in ("webbrowser.open", "Image.open", "os.open", "urllib.request.urlopen"):
+        elif isinstance(node, ast.Call) and dotted(node.func) in JOINS and not node.keywords:
+            parts = node.args
+        values = [self.of(part, depth) for part in parts]
+        if not values or not all(isinstance(value, kinds) for value in values):
             return None
-        place = 1 if called in ("open", "io.open", "gzip.open", "bz2.open") else 0
-        mode = next(
-            (keyword.value for keyword in call.keywords if keyword.arg == "mode"), call.args[place] if len(call.args) > place else None
-        )
-        text = known.value(mode) if mode is not None else "r"
-        if not isinstance(text, str) or not re.fullmatch(r"[rwaxbt+]{1,4}", text) or not set(text) & set("wax"):
-            return None
-        if place == 0:
-            return call.func.value if isinstance(call.func, ast.Attribute) else None
-        return call.args[0] if call.args else None
-    if method in (".write_text", ".write_bytes"):
-        return call.func.value if isinstance(call.func, ast.Attribute) else None
-    place = WRITERS.get(called, WRITERS.get(method, -1))
-    if place < 0 and method == ".save" and call.args and str(known.path(call.args[0])).endswith(".json"):
-        return call.args[0]  # Tokenizer.save of the package tokenizers
-    if place < 0:
-        return None
-    named = next((keyword.value for keyword in call.keywords if keyword.arg in PATH_KEYWORDS), None)
-    target = call.args[place] if len(call.args) > place else named
-    # An open file or a buffer: the call of open() is handled above.
-    return None if target is None or (isinstance(target, ast.Name) and target.id in ("f", "file", "fh", "buffer", "out_file")) else target
-
-
-def _values(scope: ast.AST, name: str) -> list[ast.expr]:
-    """All values assigned to a name in a scope, in line order."""
-    values = [
-        node.value
-        for node in ast.walk(scope)
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-    ]
-    return sorted(values, key=lambda value: value.lineno)
-
-
-def _opened(script: Script, name: str) -> ast.expr | None:
-    """The path of `with open(PATH, …) as NAME`."""
-    for node in ast.walk(script.tree):
-        if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name) and node.optional_vars.id == name:
-            call = node.context_expr
-            if isinstance(call, ast.Call) and dotted(call.func) in ("open", "io.open") and call.args:
-                return call.args[0]
-    return None
-
-
-def _is_costly(node: ast.expr) -> bool:
-    return any(
-        isinstance(part, ast.Call) and dotted(part.func).rpartition(".")[2] in ("parse_args", "read_csv", "load", "open")
-        for part in ast.walk(node)
-    )
-
-
-def quote(script: Script, node: ast.Constant) -> str | None:
-    """The opening quote of a string literal, with its prefix; None for a concatenated or triple-quoted literal."""
-    text = ast.get_source_segment(script.text, node) or ""
-    match = re.match(r"""[rRuU]?(["'])""", text)
-    if not match or node.lineno != node.end_lineno or text.startswith(('"""', "'''")) or text.count(match[1]) != 2:
-        return None
-    return match[0]
-
-
-def uses_of_file(script: Script) -> list[int]:
-    """The lines that use `__file__`."""
-    return [node.lineno for node in ast.walk(script.tree) if isinstance(node, ast.Name) and node.id == "__file__"]
+        is_path = isinstance(node, ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div))
+        return os.path.join(*map(str, values)) if is_path else "".join(map(str, values))  # noqa: PTH118  (text of the script)

@@ -1,21 +1,20 @@
-"""The tasks that are left to the script's author, each with file, line, description and an example."""
+"""The tasks that are left to the script's author. Their texts are in tasks.yaml."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-HEAD = """\
-# Remaining tasks
+from ruamel.yaml import YAML
 
-`mlops-build scaffold` generated this service from `{script}`. It only reads code, so these tasks are left to you. Generated code
-is marked with `TODO` and the number of the task. When all tasks are done, run `mlops-build train` and delete this file.
-"""
+from mlops_build.scaffold.existing.copied import Copied
+from mlops_build.scaffold.existing.script import Script
 
 
 @dataclass(frozen=True)
-class Left:
+class Task:
     """A task. file, line: in the service. needed: the pipeline fails without it. example: code or a command; "" for none."""
 
     number: int
@@ -28,45 +27,43 @@ class Left:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def as_text(self) -> str:
+        """Two lines for a terminal."""
+        return f"{self.number:>3}. {self.file}:{self.line}{'' if self.needed else ' (recommended)'}\n     {self.what}"
 
-@dataclass
+
 class Todo:
-    """The list of tasks. `add` returns the task's number; the generated file names it, so that its line can be found later."""
+    """The tasks of a service. copied: the copies of the script's modules, by the path of the original."""
 
-    left: list[Left] = field(default_factory=list)
+    def __init__(self, copied: Mapping[Path, Copied]) -> None:
+        self.copied = copied
+        self.tasks: list[Task] = []
 
-    def add(self, file: str, what: str, example: str = "", *, line: int = 0, needed: bool = True) -> int:
-        """Add a task. line: 0 if the file is marked with TODO and the number."""
-        self.left.append(Left(len(self.left) + 1, file, line, what, needed, example))
-        return len(self.left)
+    def add(self, name: str, place: str | Script, line: int = 0, /, **values: object) -> int:
+        """Add a task of tasks.yaml, and return its number.
 
-    def placed(self, root: Path) -> list[Left]:
-        """The list with the line numbers of the marks in the files at `root`."""
-        return [item if item.line else replace(item, line=_line(root / item.file, item.number)) for item in self.left]
+        place: a file of the service, or a module of the script, whose copy has the line. line: 0 if the file has a mark `TODO NUMBER`.
+        values: to be filled into the texts.
+        """
+        if isinstance(place, Script):
+            copied = self.copied[place.path]
+            place, line = copied.path, copied.line(line)
+        text = _texts()[name]
+        what, example = (str(text.get(part, "")).format(**values).rstrip("\n") for part in ("what", "example"))
+        self.tasks.append(Task(len(self.tasks) + 1, place, line, what, bool(text.get("needed")), example))
+        return len(self.tasks)
+
+    def find_marks(self, root: Path) -> None:
+        """Set the lines of the tasks whose files at `root` have marks."""
+        self.tasks = [task if task.line else replace(task, line=_marked(root / task.file, task.number)) for task in self.tasks]
 
 
-def _line(file: Path, number: int) -> int:
+def _marked(file: Path, number: int) -> int:
     lines = file.read_text(encoding="utf-8").splitlines()
     return next((index for index, line in enumerate(lines, 1) if re.search(rf"\bTODO {number}\b", line)), 1)
 
 
-def page(script: str, left: Sequence[Left]) -> str:
-    """TODO.md."""
-    parts = [HEAD.format(script=script)]
-    for title, needed in (("Needed before the first training", True), ("Recommended", False)):
-        some = [item for item in left if item.needed is needed]
-        parts += [f"\n## {title}\n"] if some else []
-        for item in some:
-            parts.append(f"\n{item.number}. [ ] `{item.file}:{item.line}`: {item.what}\n")
-            if item.example:
-                language = "console" if item.example.startswith("$ ") else "python" if item.file.endswith(".py") else "yaml"
-                indented = "\n".join(f"    {line}".rstrip() for line in item.example.splitlines())
-                parts.append(f"\n    ```{language}\n{indented}\n    ```\n")
-    return "".join(parts)
-
-
-def listing(left: Sequence[Left]) -> str:
-    """The list for a terminal, two lines for each task."""
-    return "\n".join(
-        f"{item.number:>3}. {item.file}:{item.line}{'' if item.needed else ' (recommended)'}\n     {item.what}" for item in left
-    )
+@cache
+def _texts() -> Mapping[str, Mapping[str, Any]]:
+    texts: Mapping[str, Mapping[str, Any]] = YAML(typ="safe").load(Path(__file__).with_name("tasks.yaml"))
+    return texts

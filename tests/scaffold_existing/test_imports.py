@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from mlops_build.errors import Refused
-from mlops_build.scaffold.existing import modules, script
+from mlops_build.scaffold.existing import imports, script
+from mlops_build.scaffold.existing.copied import copy
 
 BESIDE = {
     "net.py": "import layers.conv\nfrom layers import conv as other\nWIDTH = layers.conv.SIZE + other.SIZE\n",
     "layers/__init__.py": "",
     "layers/conv.py": "from . import sizes\nfrom .sizes import SIZE\n",
     "layers/sizes.py": "SIZE = 3\n",
+    "names/space.py": "SIZE = 4\n",
     "metrics.py": "NAME = 'accuracy'\n",
     "unused.py": "raise SystemExit('never imported')\n",
 }
@@ -27,17 +29,11 @@ def written(folder: Path, files: Mapping[str, str]) -> Path:
     return folder
 
 
-def moved(folder: Path, package: str = "service") -> Path:
-    """The script and what comes along, as a package in a folder of its own."""
-    found, _ = modules.collect(script.read(folder / "train.py"))
-    edits = modules.localized(found, folder, package)
+def moved(folder: Path) -> Path:
+    """The script and its modules as the package `service` in another folder."""
     target = folder.parent / "moved"
-    (target / package).mkdir(parents=True)
-    (target / package / "__init__.py").touch()
-    for module in found:
-        (target / package / module.inside).parent.mkdir(parents=True, exist_ok=True)
-        (target / package / module.inside).write_text(modules.changed(module.script, edits.get(module.script.path, [])))
-    return target
+    copy(imports.collect(script.read(folder / "train.py")), [], target, "service")
+    return target / "src"
 
 
 def run(where: Path, *arguments: str) -> str:
@@ -60,7 +56,7 @@ def run(where: Path, *arguments: str) -> str:
 )
 def test_the_scripts_own_name_can_be_imported_and_is_free(tmp_path: Path, name: str, inside: str) -> None:
     work = written(tmp_path / "work", {"train.py": "", "layers_1.py": "", name: "import layers_1\n"})
-    assert modules.collect(script.read(work / name))[0][0].inside == inside
+    assert imports.collect(script.read(work / name))[0].inside == inside
 
 
 @pytest.mark.parametrize(
@@ -74,6 +70,7 @@ def test_the_scripts_own_name_can_be_imported_and_is_free(tmp_path: Path, name: 
         "import layers.conv as conv\nprint(conv.SIZE)\n",
         "def f():\n    import net\n    from layers.sizes import (\n        SIZE,\n    )\n    return net.WIDTH, SIZE\nprint(f())\n",
         "if True:  # ü\n    import json, layers.sizes\n    print(json.dumps(layers.sizes.SIZE))\n",
+        "from names import space\nprint(space.SIZE)\n",
         "from layers import *\nfrom net import *\nprint(WIDTH)\n",
     ],
 )
@@ -98,28 +95,23 @@ def test_a_script_in_a_package_of_its_own_keeps_its_relative_imports(tmp_path: P
     assert run(target, "-m", "service.train") == before
 
 
-def test_an_import_from_above_the_folder_is_reported(tmp_path: Path) -> None:
-    folder = written(tmp_path / "work", {"train.py": "import os\nfrom ..shared import nets\n"})
-    _, outside = modules.collect(script.read(folder / "train.py"))
-    assert [(line, text) for _, line, text in outside] == [(2, "from ..shared import nets")]
-
-
 def test_a_project_is_not_a_script(tmp_path: Path) -> None:
     files = {f"m{number}.py": "" for number in range(250)}
     folder = written(tmp_path / "work", {**files, "train.py": "\n".join(f"import m{number}" for number in range(250))})
     with pytest.raises(Refused, match="more than 200 local modules"):
-        modules.collect(script.read(folder / "train.py"))
+        imports.collect(script.read(folder / "train.py"))
 
 
 def test_a_syntax_error_in_a_module_beside_it_names_that_file(tmp_path: Path) -> None:
     folder = written(tmp_path / "work", {"train.py": "import net\n", "net.py": "\nclass Net(\n"})
     with pytest.raises(script.BadScript, match=r"net\.py:2: "):
-        modules.collect(script.read(folder / "train.py"))
+        imports.collect(script.read(folder / "train.py"))
 
 
 def test_packages_are_named_by_their_distribution_and_never_guessed() -> None:
     installed = {"yaml": ["PyYAML"], "google": ["protobuf", "google-auth"]}
-    assert (modules.distribution("yaml", installed) or ("",))[0] == "pyyaml"
-    assert modules.distribution("cv2", installed) == ("opencv-python-headless", None)
-    assert modules.distribution("google", installed) is None
-    assert modules.distribution("torchh", installed) is None
+    assert (imports.distribution("yaml", installed) or ("",))[0] == "pyyaml"
+    assert imports.distribution("cv2", installed) == ("opencv-python-headless", None)
+    assert imports.distribution("sentence_transformers", installed) == ("sentence-transformers", None)
+    assert imports.distribution("google", installed) is None
+    assert imports.distribution("torchh", installed) is None
