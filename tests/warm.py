@@ -8,6 +8,7 @@ use the real Python.
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import hashlib
 import importlib
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -115,6 +117,20 @@ if status < 0:
     os.kill(os.getpid(), -status)
 os._exit(status)
 """
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, which `make` fills in the first process that needs it; the others wait for it. No test may change it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    done = folder.with_name(f"{folder.name}.done")
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # an attempt that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @cache
@@ -273,10 +289,12 @@ def copy_tables(folder: Path) -> None:
     from mlflow.store.db import utils
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    database = folder / f"{os.getpid()}.db"
-    logging.getLogger(utils.__name__).setLevel(logging.WARNING)
-    SqlAlchemyStore(f"sqlite:///{database}", str(folder)).engine.dispose()
-    logging.getLogger(utils.__name__).setLevel(logging.NOTSET)
+    def create(tables: Path) -> None:
+        logging.getLogger(utils.__name__).setLevel(logging.WARNING)
+        SqlAlchemyStore(f"sqlite:///{tables}/mlflow.db", str(tables)).engine.dispose()
+        logging.getLogger(utils.__name__).setLevel(logging.NOTSET)
+
+    database = made_once(folder / "tables", create) / "mlflow.db"
     migrate = utils._upgrade_db
 
     def upgrade(engine: Any) -> None:

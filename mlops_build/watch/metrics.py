@@ -1,4 +1,5 @@
-"""The table of all exported metrics, and their samples for a snapshot. Used for Prometheus, Graphite and Zabbix.
+"""The metrics of a node, and their samples for a snapshot. Prometheus and Graphite get all of them. Zabbix gets some, under other names
+and partly in other units, beside values of its own (zabbix.py).
 
 Names and units follow https://prometheus.io/docs/practices/naming/: base units (bytes, seconds, ratios of 0 to 1), `_total` for counters.
 An unknown value has no sample; it is never 0.

@@ -2,37 +2,33 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mlops_build import __version__
+from tests.conftest import MadeOnce, git
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE_URL = "https://github.com/mlops-build/mlops-build"
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(made_once: MadeOnce) -> Path:
     """The working tree, as it would be published: a repository with one commit, tagged."""
-    folder = tmp_path_factory.mktemp("published")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    for command in (
-        ["init", "--quiet", "--initial-branch=main"],
-        ["add", "--all"],
-        ["commit", "--quiet", "--message=Publish"],
-        ["tag", __version__],
-    ):
-        subprocess.run(["git", "-C", str(folder), *command], check=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        git(folder, "init", "--quiet", "--initial-branch=main")
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message=Publish")
+        git(folder, "tag", __version__)
+
+    return made_once("published", make)
 
 
 @pytest.fixture

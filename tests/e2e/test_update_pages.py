@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MadeOnce
 from tests.e2e import console
 from tests.template.releases import published
 
@@ -14,8 +15,8 @@ TEMPLATE_URL = "https://github.com/mlops-build/mlops-build"
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("published") / "template")
+def template(made_once: MadeOnce) -> Path:
+    return made_once("releases", published)
 
 
 @pytest.mark.parametrize("page", ["roll-a-template-change-out.md", "resolve-a-conflicting-update.md"])

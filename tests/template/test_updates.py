@@ -13,7 +13,7 @@ import pytest
 
 from mlops_build.scaffold.ownership import owner_of
 from mlops_build.scaffold.update import Update, Version, update
-from tests.conftest import git
+from tests.conftest import MadeOnce, git
 from tests.scaffold.trees import Content, commit, same, taken
 from tests.template.releases import NEXT, RELEASES, ROOT, published
 
@@ -47,8 +47,8 @@ Make = Callable[[str, dict[str, str]], Path]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("published") / "template")
+def source(made_once: MadeOnce) -> Path:
+    return made_once("releases", published)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from mlops_build.scaffold import render
+from tests.conftest import MadeOnce, git
 from tests.template.releases import RELEASES, published
 
 # The pipeline's commands in one process: torch and MLflow are imported once.
@@ -25,16 +26,20 @@ for module, *arguments in COMMANDS:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("published") / "template")
+def template(made_once: MadeOnce) -> Path:
+    return made_once("releases", published)
 
 
-@pytest.mark.parametrize("version", RELEASES)
+OLDEST, *MIDDLE, NEWEST = RELEASES
+
+
+@pytest.mark.parametrize("version", [OLDEST, *(pytest.param(version, marks=pytest.mark.slow) for version in MIDDLE), NEWEST])
 def test_trains_with_this_package(template: Path, version: str, tmp_path: Path) -> None:
     root = tmp_path / "points"
     render.copy(str(template), root, {"project_name": "Points", "example": "none"}, version=version)
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=Start"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True, timeout=60)
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=Start")
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["prepare", "train", "evaluate"]
     commands = [["points.data", "fetch"]]
@@ -43,15 +48,8 @@ def test_trains_with_this_package(template: Path, version: str, tmp_path: Path) 
         assert (python, option) == ("python", "-m")
         commands.append(words)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.replace("COMMANDS", repr(commands))],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, "-c", RUN.replace("COMMANDS", repr(commands))]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((root / "metrics.json").read_text())["accuracy"] >= 0.9
     assert (root / "models/points/MLmodel").is_file()
