@@ -86,29 +86,6 @@ def test_a_failing_stage_is_an_error_of_ours_and_keeps_what_is_done(service: Pat
     assert [stage.name for stage in dvc.stages(service)] == ["prepare"]
 
 
-@pytest.mark.parametrize(
-    ("break_it", "said"),
-    [
-        (lambda text: text.replace("x,y,label", "x,label", 1), "column"),
-        (lambda text: text.replace(text.splitlines()[5], "NaN," + text.splitlines()[5].partition(",")[2]), "row 6, column 'x'"),
-        (lambda text: text.replace(text.splitlines()[7], "99," + text.splitlines()[7].partition(",")[2]), "row 8, column 'x'"),
-    ],
-)
-def test_bad_data_stops_the_pipeline_with_file_row_and_column(
-    service: Path, break_it: "object", said: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = service / "data/raw/arcs.csv"
-    text = file.read_text()
-    file.unlink()
-    file.write_text(break_it(text))  # type: ignore[operator]
-    with pytest.raises(dvc.PipelineFailed):
-        dvc.repro(service)
-    printed = "".join(capfd.readouterr())
-    assert "data/raw/arcs.csv" in printed
-    assert said in printed
-    assert not (service / "dvc.lock").exists()
-
-
 def test_remotes_are_found_however_long_their_address_is(service: Path) -> None:
     config = service / ".dvc/config"
     config.write_text(config.read_text().replace("../dvc-remote", "s3://bucket/" + "x" * 200))

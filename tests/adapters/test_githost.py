@@ -94,12 +94,9 @@ def test_a_pull_request_is_opened_once(server: Bitbucket) -> None:
     assert headers["Authorization"] == f"Bearer {TOKEN}"
 
 
-def test_what_is_merged_already_needs_none(server: Bitbucket) -> None:
-    assert ask(server, "merged") is None
-    assert server.pull_requests == []
-
-
 def test_bitbuckets_limits_are_kept(server: Bitbucket) -> None:
+    assert ask(server, "merged") is None, "what is merged already needs no pull request"
+    assert server.pull_requests == []
     assert ask(server, title="t" * 300, text="d" * 40000) is not None
     assert (len(server.pull_requests[0]["title"]), len(server.pull_requests[0]["description"])) == (255, 32768)
 
@@ -171,10 +168,6 @@ def test_the_token_does_not_travel_in_the_clear(api: str, monkeypatch: pytest.Mo
         githost.check(api, POINTS)
     assert caught.value.exit_code in (2, 4)
     assert ":word" not in caught.value.message
-
-
-def test_nobody_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with pytest.raises(HostUnreachable, match="does not answer"):
         githost.check("http://127.0.0.1:9", POINTS)
 

@@ -13,10 +13,12 @@ import pytest
 
 from mlops_build.gpu import testing
 from tests.gpu.holder import lease as lease
+from tests.gpu.holder import start as start
 from tests.gpu.nodes import Shared, shared_node
 
 ROOT = Path(__file__).parents[2]
 MakeNode = Callable[..., testing.Node]
+RunPython = Callable[..., str]
 
 
 @pytest.fixture(scope="session", autouse=True)

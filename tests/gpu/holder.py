@@ -1,25 +1,25 @@
-"""Processes that hold leases, for the tests of leases."""
+"""Python processes that are told and read line by line, and such processes that hold a lease."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import pytest
 
 # A process that takes a lease, prints it, and then executes each line of its input.
 HOLDER = """
-import contextlib, ctypes, json, os, sys, time
+import contextlib, json, os, sys, time
 from mlops_build import gpu
 from mlops_build.errors import MlopsBuildError
-def allocate(size, ordinal=0, kept=[]):
-    cuda = ctypes.CDLL("libcuda.so.1")
-    device, context, pointer = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
-    kept.append(context)
-    assert not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), ordinal)
-    assert not (cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) or cuda.cuCtxSetCurrent(context))
-    assert not cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size)), "out of memory"
+def allocate(size):
+    from tests.gpu.tenant import allocate
+    assert allocate(size) == 0, "out of memory"
 def say(**what): print(json.dumps(what), flush=True)
 try:
     lease = gpu.lease(**eval(sys.argv[1]))
@@ -31,24 +31,36 @@ for line in sys.stdin:
     try:
         exec(line)
     except BaseException as error:
-        say(error=type(error).__name__, message=str(error), remedy=getattr(error, "remedy", None))
+        say(error=type(error).__name__, message=str(error), remedy=getattr(error, "remedy", None), code=getattr(error, "exit_code", None))
     else:
         say(done=True)
 """
 
 
-class Holder(subprocess.Popen[str]):
-    """A process with a lease. answer: the lease, or the error."""
+class Script(subprocess.Popen[str]):
+    """A process with pipes for text. answer: of a HOLDER, the lease or the error."""
 
-    answer: dict
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+    answer: dict[str, Any]
 
-    def do(self, line: str) -> dict:
-        """Let it run a line of Python, and return its first answer."""
+    def line(self) -> str:
+        """The next line of its output; without one, the test fails with its errors."""
+        line = self.stdout.readline()
+        assert line, self.communicate()[1]
+        return line.strip()
+
+    def tell(self, line: str) -> None:
         self.stdin.write(line + "\n")
         self.stdin.flush()
-        answer = json.loads(self.stdout.readline())
+
+    def do(self, line: str) -> dict[str, Any]:
+        """Let a HOLDER run a line of Python, and return its first answer."""
+        self.tell(line)
+        answer: dict[str, Any] = json.loads(self.line())
         if "done" not in answer and "error" not in answer:
-            assert "done" in json.loads(self.stdout.readline())
+            assert "done" in json.loads(self.line())
         return answer
 
     def end(self) -> str:
@@ -56,28 +68,49 @@ class Holder(subprocess.Popen[str]):
         return self.communicate()[1]
 
 
-@pytest.fixture
-def lease() -> Iterator[Callable[..., Holder]]:
-    """Start a process with a lease: lease(environment, memory="4GiB", …). before: a command that runs it."""
-    started = []
+Start = Callable[..., Script]
 
-    def start(
-        environment: Mapping[str, str], *, script: str = HOLDER, expression: str = "", before: Sequence[str] = (), **arguments: object
-    ) -> Holder:
-        options = "{**" + repr(arguments) + (f", **{expression}" if expression else "") + "}"
+
+@contextlib.contextmanager
+def started() -> Iterator[Start]:
+    """start(script, environment, *arguments, before=…) starts a Python script, or a command, which ends with the block. before: a
+    command that runs it."""
+    processes: list[Script] = []
+
+    def start(script: str | Sequence[str], environment: Mapping[str, str], *arguments: str, before: Sequence[str] = ()) -> Script:
+        command = [*before, *([sys.executable, "-c", script] if isinstance(script, str) else script), *arguments]
         pipe = subprocess.PIPE
-        holder = Holder([*before, sys.executable, "-c", script, options], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        started.append(holder)
-        line = holder.stdout.readline()
-        assert line, holder.communicate()[1]
-        holder.answer = json.loads(line)
+        process = Script(command, env=dict(environment), stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with started() as start:
+        yield start
+
+
+@pytest.fixture
+def lease(start: Start) -> Start:
+    """Start a process with a lease: lease(environment, memory="4GiB", …). expression: more arguments, as Python's text."""
+
+    def begin(
+        environment: Mapping[str, str], *, script: str = HOLDER, expression: str = "", before: Sequence[str] = (), **arguments: object
+    ) -> Script:
+        holder = start(script, environment, f"{{**{arguments!r}, **{expression or {}}}}", before=before)
+        holder.answer = json.loads(holder.line())
         return holder
 
-    yield start
-    for holder in started:
-        if holder.poll() is None:
-            holder.kill()
-            holder.communicate()
+    return begin
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build.gpu import testing
+from mlops_build.gpu.ledger import Ledger
+from mlops_build.gpu.promise import Promise
 from mlops_build.gpu.testing.build import NAMES
 
 GIB = 1 << 30
+CONTEXT = 300 << 20  # bytes of a CUDA context on a simulated card
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds; for a busy machine, not part of any test
 BASE = Path(sys.base_prefix).resolve()
@@ -174,6 +177,17 @@ def shared_node(folder: Path, cards: int = 1, total: str = "24GiB") -> Iterator[
                     tenant.signal(signal.SIGKILL)
                 tenant.end()
                 tenant.errors.close()
+
+
+def promises(node: testing.Node) -> list[Promise]:
+    with Ledger.open(node.directory / "leases") as ledger:
+        return ledger.promises()
+
+
+def tickets(node: testing.Node) -> list[Promise]:
+    """The requests that wait."""
+    with Ledger.open(node.directory / "leases") as ledger:
+        return ledger.tickets()
 
 
 def backdate(directory: Path, seconds: float) -> None:

@@ -50,30 +50,18 @@ def with_torch(node, tmp_path: Path):
 ASK = "import torch; lease.limit_torch(); say(fractions=[torch.fractions[key] for key in sorted(torch.fractions)])"
 
 
-def test_the_measured_context_is_subtracted(with_torch, lease) -> None:
-    machine, environment = with_torch("24GiB")
-    (fraction,) = lease(environment, memory="4GiB").do(ASK)["fractions"]
-    assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
+def test_the_measured_context_is_subtracted_on_each_card(with_torch, lease) -> None:
+    machine, environment = with_torch("24GiB", "24GiB")
+    holder = lease(environment, memory="6GiB", count=2)
+    holder.do(f"import torch; allocate({GIB}); torch.reserved[0] = {GIB}")  # what the allocator has reserved is not the context
+    assert holder.do(ASK)["fractions"] == pytest.approx([(6 * GIB - machine.context_bytes) / (24 * GIB)] * 2)
+    assert holder.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
 
 
 def test_a_context_that_cannot_be_measured_is_assumed_to_be_large(with_torch, lease) -> None:
     _, environment = with_torch("24GiB", hidden=True)
     (fraction,) = lease(environment, memory="4GiB").do(ASK)["fractions"]
     assert fraction == pytest.approx((4 * GIB - 512 * MIB) / (24 * GIB))
-
-
-def test_each_of_two_cards(with_torch, lease) -> None:
-    machine, environment = with_torch("24GiB", "24GiB")
-    fractions = lease(environment, memory="6GiB", count=2).do(ASK)["fractions"]
-    assert fractions == pytest.approx([(6 * GIB - machine.context_bytes) / (24 * GIB)] * 2)
-
-
-def test_memory_that_the_allocator_has_reserved_is_not_the_context(with_torch, lease) -> None:
-    machine, environment = with_torch("24GiB")
-    holder = lease(environment, memory="4GiB")
-    holder.do(f"import torch; allocate({GIB}); torch.reserved[0] = {GIB}")
-    (fraction,) = holder.do(ASK)["fractions"]
-    assert fraction == pytest.approx((4 * GIB - machine.context_bytes) / (24 * GIB))
 
 
 def test_a_budget_below_the_context_is_refused_with_a_remedy(with_torch, lease) -> None:
@@ -90,12 +78,6 @@ def test_the_cpu_has_no_limit_and_no_load_slots(with_torch, lease) -> None:
     holder = lease(environment, memory="40GiB", otherwise="cpu")
     assert holder.do("lease.limit_torch(); say(device=lease.device)")["device"] == "cpu"
     assert holder.do("with lease.loading(): pass") == {"done": True}
-
-
-def test_devices_under_the_mask(with_torch, lease) -> None:
-    _, environment = with_torch("8GiB", "24GiB", "24GiB")
-    holder = lease(environment, memory="10GiB", count=2)
-    assert holder.do("say(device=lease.device, devices=lease.devices)") == {"device": "cuda:0", "devices": ["cuda:0", "cuda:1"]}
 
 
 def test_torch_reports_the_use_where_pids_are_hidden(with_torch, lease) -> None:

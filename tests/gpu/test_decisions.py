@@ -8,14 +8,6 @@ from mlops_build.gpu import decisions
 from mlops_build.gpu.ledger import Ledger
 
 ASK = """
-import sys
-from mlops_build import gpu
-for memory in sys.argv[1:]:
-    try: gpu.lease(memory, service=f"asks {memory}").release()
-    except gpu.NoRoom: pass
-"""
-
-ASK_MORE = """
 from dataclasses import replace
 from mlops_build import gpu
 from mlops_build.gpu.ledger import Ledger
@@ -27,37 +19,23 @@ def first(cards, request, rng):
 with Ledger.open() as ledger:
     held = ledger.hold(replace(new([gpu.cards()[0].uuid], 2 << 30, "older"), pid=0))  # of another process
     gpu.lease("1GiB", strategy=first, names=["*L4*"], max_utilisation=50, min_compute_capability=(7, 0)).release()
+    for memory in ("6GiB", "9GiB"):
+        try: gpu.lease(memory, service=f"asks {memory}").release()
+        except gpu.NoRoom: pass
 """
 
 
 def test_every_decision_is_recorded_with_its_inputs(node, run_python) -> None:
-    machine = node("8GiB", "4GiB")
-    run_python(ASK, machine.environment, "1GiB", "6GiB", "9GiB")
-    with Ledger.open(machine.directory / "leases") as ledger:
-        read = decisions.read(ledger)
-        assert [(decision["outcome"], decision["service"], decision["uid"]) for decision in read] == [
-            ("granted", "asks 1GiB", os.geteuid()),
-            ("granted", "asks 6GiB", os.geteuid()),
-            ("refused", "asks 9GiB", os.geteuid()),
-        ]
-        assert {"used_bytes", "external_counted_bytes", "committed_bytes", "left_bytes"} <= read[0]["cards"][0].keys()
-        assert [len(decision["chosen"]) for decision in read] == [1, 1, 0]
-
-
-def test_a_file_has_a_limit(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path) as ledger:
-        for number in range(400):
-            decisions.record(ledger, json.dumps({"outcome": "refused", "time": number, "filling": "x" * 2000}), os.geteuid())
-        assert decisions.read(ledger)[-1]["time"] == 399
-    assert (tmp_path / f"decisions-{os.geteuid()}.jsonl").stat().st_size <= decisions.LIMIT
-
-
-def test_a_record_has_all_inputs(node, run_python) -> None:
     """Other users' strategies, filters and leases are in it, as plain JSON."""
     machine = node("8GiB", "4GiB")
-    run_python(ASK_MORE, machine.environment)
+    run_python(ASK, machine.environment)
     with Ledger.open(machine.directory / "leases") as ledger:
-        (record,) = decisions.read(ledger)
+        record, *others = decisions.read(ledger)
+    assert [(decision["outcome"], decision["service"], decision["uid"], len(decision["chosen"])) for decision in others] == [
+        ("granted", "asks 6GiB", os.geteuid(), 1),
+        ("refused", "asks 9GiB", os.geteuid(), 0),
+    ]
+    assert {"used_bytes", "external_counted_bytes", "committed_bytes", "left_bytes"} <= record["cards"][0].keys()
     assert record["request"] == {
         "bytes": 1 << 30,
         "count": 1,
@@ -71,6 +49,17 @@ def test_a_record_has_all_inputs(node, run_python) -> None:
     (promise,) = record["cards"][0]["leases"]
     assert (promise["service"], promise["bytes"], promise["seen"]) == ("older", 2 << 30, None)
     assert [(card["trouble"], card["compute_capability"]) for card in record["cards"]] == [(None, [8, 9])] * 2
+
+
+def test_a_file_has_a_limit(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        for number in range(400):
+            decisions.record(ledger, json.dumps({"outcome": "refused", "time": number, "filling": "x" * 2000}), os.geteuid())
+        times = [decision["time"] for decision in decisions.read(ledger)]
+    assert times == list(range(times[0], 400)), "the newest"
+    status = (tmp_path / f"decisions-{os.geteuid()}.jsonl").stat()
+    assert decisions.LIMIT // 3 < status.st_size <= decisions.LIMIT
+    assert status.st_mode & 0o777 == 0o644
 
 
 def test_only_valid_lines_of_the_owner_of_the_file_are_read(tmp_path: Path) -> None:

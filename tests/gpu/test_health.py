@@ -67,13 +67,13 @@ def test_faulty_cards_are_findings_with_a_remedy(node: MakeNode) -> None:
     assert "nvidia-smi --gpu-reset" in findings[0]["remedy"]
 
 
-@pytest.mark.parametrize(("code", "remedy"), [(9, "modprobe"), (18, "reboot"), (4, "/dev/nvidia")])
-def test_a_driver_that_fails_is_a_finding(node: MakeNode, code: int, remedy: str) -> None:
+def test_a_driver_that_fails_is_a_finding(node: MakeNode) -> None:
     made = node("24GiB")
-    made.fail_init(code)
-    (finding,) = look(made.environment)[1]
-    assert finding["rule"] == "gpu-driver"
-    assert remedy in finding["remedy"]
+    for code, remedy in ((9, "modprobe"), (18, "reboot"), (4, "/dev/nvidia")):
+        made.fail_init(code)
+        (finding,) = look(made.environment)[1]
+        assert finding["rule"] == "gpu-driver"
+        assert remedy in finding["remedy"]
 
 
 def test_a_missing_driver_is_not_a_finding(tmp_path: Path) -> None:
@@ -83,15 +83,8 @@ def test_a_missing_driver_is_not_a_finding(tmp_path: Path) -> None:
         pytest.skip("this machine has a card")
     assert summary == f"no GPU: libnvidia-ml.so.1 is not found: {no_gpu.no_driver()}; everything runs on the CPU"
     assert findings == []
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "doctor"],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "mlops_build", "doctor"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert "\n--  gpu " in done.stdout, "it must not read as if a GPU were fine"
     assert "\n--  gpu leases " in done.stdout
 
@@ -130,12 +123,10 @@ def test_a_user_who_may_not_use_the_directory_is_not_told_to_create_it(shared: S
     assert "install" not in finding["remedy"]
 
 
-@pytest.mark.parametrize("mask", ["", "7"])
-def test_a_mask_that_hides_every_card_is_a_finding(node: MakeNode, mask: str) -> None:
-    made = node("24GiB")
-    (finding,) = look({**made.environment, "CUDA_VISIBLE_DEVICES": mask})[1]
+def test_a_mask_that_hides_every_card_is_a_finding(node: MakeNode) -> None:
+    (finding,) = look({**node("24GiB").environment, "CUDA_VISIBLE_DEVICES": "7"})[1]
     assert finding["rule"] == "gpu-mask"
-    assert f"hidden by CUDA_VISIBLE_DEVICES={mask!r}" in finding["why"]
+    assert "hidden by CUDA_VISIBLE_DEVICES='7'" in finding["why"]
 
 
 def test_a_lock_that_is_held(node: MakeNode) -> None:

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 
-import pytest
-
+from mlops_build import gpu
 from mlops_build.gpu import testing
 from tests.gpu.holder import HOLDER
+from tests.gpu.nodes import GIB, promises
 
+DONE = {"done": True}
 HOLD_THE_LOCK = """
 import sys
 from mlops_build.gpu.ledger import Ledger
@@ -18,27 +19,23 @@ with Ledger.open().turn():
     print("{}", flush=True)
     sys.stdin.read()
 """
-GIB = 1 << 30
+FAKE_TORCH = "from types import SimpleNamespace as Fake; torch = sys.modules['torch'] = Fake(cuda=Fake(is_initialized=lambda: True))"
 
 
-def promised(node: testing.Node, run_python) -> dict[str, int]:
+def promised(node: testing.Node) -> dict[str, int]:
     """Bytes promised on each card."""
-    script = """
-import json
-from mlops_build.gpu.ledger import Ledger
-sums = {}
-for promise in Ledger.open().promises():
-    for uuid in promise.uuids: sums[uuid] = sums.get(uuid, 0) + promise.bytes
-print(json.dumps(sums))
-"""
-    return json.loads(run_python(script, node.environment))
+    sums: dict[str, int] = {}
+    for promise in promises(node):
+        for uuid in promise.uuids:
+            sums[uuid] = sums.get(uuid, 0) + promise.bytes
+    return sums
 
 
 def uuids(node: testing.Node) -> list[str]:
     return [card.uuid for card in node.cards]
 
 
-def test_a_process_sees_only_the_card_that_it_leased(node, lease, run_python) -> None:
+def test_a_process_sees_only_the_card_that_it_leased(node, lease) -> None:
     machine = node("24GiB", "24GiB")
     first = lease(machine.environment, memory="4GiB", service="ranker")
     second = lease(machine.environment, memory="4GiB")
@@ -46,12 +43,12 @@ def test_a_process_sees_only_the_card_that_it_leased(node, lease, run_python) ->
     assert {a, b} == set(uuids(machine)), "spread: on different cards"
     assert first.answer["mask"] == a
     assert first.answer["order"] == "PCI_BUS_ID"
-    assert promised(machine, run_python) == {a: 4 * GIB, b: 4 * GIB}
+    assert promised(machine) == {a: 4 * GIB, b: 4 * GIB}
     assert first.do("lease.release(); say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))")["mask"] is None
-    assert promised(machine, run_python) == {b: 4 * GIB}
+    assert promised(machine) == {b: 4 * GIB}
     second.kill()
     second.wait()
-    assert promised(machine, run_python) == {}
+    assert promised(machine) == {}
 
 
 def test_no_room_gives_the_reason_for_each_card(node, lease) -> None:
@@ -74,11 +71,11 @@ def test_no_room_gives_the_reason_for_each_card(node, lease) -> None:
     assert "wait=" in refused["remedy"]
 
 
-def test_promises_count_before_anything_is_loaded_and_never_exceed_the_card(node, lease, run_python) -> None:
+def test_promises_count_before_anything_is_loaded_and_never_exceed_the_card(node, lease) -> None:
     machine = node("10GiB")
     got = [lease(machine.environment, memory="3GiB").answer for _ in range(4)]
     assert ["uuids" in answer for answer in got] == [True, True, True, False]
-    assert promised(machine, run_python) == {uuids(machine)[0]: 9 * GIB}
+    assert promised(machine) == {uuids(machine)[0]: 9 * GIB}
 
 
 def test_waiting_for_room_names_the_holder(node, lease) -> None:
@@ -88,7 +85,7 @@ def test_waiting_for_room_names_the_holder(node, lease) -> None:
     waiter = lease(machine.environment, script=script, memory="4GiB", wait=60, expression="{'progress': progress}")
     assert "promised to ranker" in waiter.answer["waiting"]
     holder.kill()
-    assert json.loads(waiter.stdout.readline())["uuids"] == uuids(machine)
+    assert json.loads(waiter.line())["uuids"] == uuids(machine)
 
 
 def test_waiting_is_bounded_and_skipped_if_it_cannot_help(node, lease) -> None:
@@ -115,14 +112,6 @@ def test_the_cpu_is_used_only_on_request_and_with_a_warning(node, lease) -> None
     assert "using the CPU (otherwise: cpu)" in allowed.end()
 
 
-@pytest.mark.parametrize("mask", ["", "-1"])
-def test_a_mask_that_hides_every_card_is_no_room(node, lease, mask: str) -> None:
-    machine = node("24GiB")
-    refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).answer
-    assert refused["error"] == "NoRoom"
-    assert f"hidden by CUDA_VISIBLE_DEVICES={mask!r}" in refused["message"]
-
-
 def test_an_existing_mask_is_respected_and_restored(node, lease) -> None:
     machine = node("24GiB", "24GiB", "24GiB")
     second = uuids(machine)[1]
@@ -130,13 +119,17 @@ def test_an_existing_mask_is_respected_and_restored(node, lease) -> None:
     assert holder.answer["uuids"] == [second]
     assert holder.answer["mask"] == second
     assert holder.do("lease.release(); say(mask=os.environ['CUDA_VISIBLE_DEVICES'])")["mask"] == "1"
+    for mask in ("", "-1"):
+        refused = lease(machine.environment | {"CUDA_VISIBLE_DEVICES": mask}, memory="1GiB", wait=600).answer
+        assert refused["error"] == "NoRoom"
+        assert f"hidden by CUDA_VISIBLE_DEVICES={mask!r}" in refused["message"]
 
 
-def test_two_cards_at_once(node, lease, run_python) -> None:
+def test_two_cards_at_once(node, lease) -> None:
     machine = node("8GiB", "8GiB", "8GiB")
     pair = lease(machine.environment, memory="6GiB", count=2)
     assert pair.answer["mask"] == ",".join(pair.answer["uuids"])
-    assert promised(machine, run_python) == dict.fromkeys(pair.answer["uuids"], 6 * GIB)
+    assert promised(machine) == dict.fromkeys(pair.answer["uuids"], 6 * GIB)
     refused = lease(machine.environment, memory="6GiB", count=2).answer
     assert "2 cards are requested" in refused["message"]
 
@@ -169,86 +162,65 @@ def test_a_lost_card_is_never_chosen_and_does_not_hide_others(node, lease) -> No
 
 def test_refused_once_cuda_is_started(node, lease) -> None:
     """Uses a stand-in for torch, which is built without CUDA here."""
-    machine = node("24GiB")
-    torch = machine.directory / "modules" / "torch"
-    torch.mkdir(parents=True)
-    (torch / "__init__.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
-    environment = machine.environment
-    environment["PYTHONPATH"] = os.pathsep.join([str(torch.parent), environment["PYTHONPATH"]])
-    refused = lease(environment, script="import torch\n" + HOLDER, memory="1GiB").answer
+    refused = lease(node("24GiB").environment, script=f"import sys; {FAKE_TORCH}\n{HOLDER}", memory="1GiB").answer
     assert (refused["error"], refused["code"]) == ("CudaStarted", 4)
     assert "before" in refused["remedy"]
 
 
-def test_a_second_call_releases_the_first_lease(node, lease, run_python) -> None:
+def test_a_second_call_releases_the_first_lease(node, lease) -> None:
     """As a cell of a notebook that runs again does."""
     machine = node("24GiB")
     holder = lease(machine.environment, memory="20GiB")
-    assert holder.do("lease = gpu.lease('22GiB')") == {"done": True}
-    assert promised(machine, run_python) == {uuids(machine)[0]: 22 * GIB}
-    assert holder.do("lease.release(); lease = gpu.lease('2GiB')") == {"done": True}
-    assert holder.do("lease.release(); lease.release()") == {"done": True}
+    assert holder.do("lease = gpu.lease('22GiB')") == DONE
+    assert promised(machine) == {uuids(machine)[0]: 22 * GIB}
+    assert holder.do("lease.release(); lease = gpu.lease('2GiB')") == DONE
+    assert holder.do("lease.release(); lease.release()") == DONE
     assert "the earlier lease of this process is released" in holder.end()
 
 
-def test_a_second_call_below_gpu_run_keeps_the_shared_lease_without_a_warning(node, lease, run_python) -> None:
+def test_a_second_call_below_gpu_run_keeps_the_shared_lease_without_a_warning(node, lease) -> None:
     machine = node("24GiB")
     wrapper = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "20GiB", "--"]
     holder = lease(machine.environment, before=wrapper, memory="8GiB")
-    assert holder.do("lease = gpu.lease('6GiB')") == {"done": True}
-    assert promised(machine, run_python) == {uuids(machine)[0]: 20 * GIB}
+    assert holder.do("lease = gpu.lease('6GiB')") == DONE
+    assert promised(machine) == {uuids(machine)[0]: 20 * GIB}
     assert "released" not in holder.end()
 
 
-@pytest.mark.parametrize("end", ["with lease: pass", "del lease", "lease = None"])
-def test_a_lease_ends_with_its_block_and_its_last_reference(node, lease, run_python, end: str) -> None:
+def test_a_lease_ends_with_its_block_and_its_last_reference(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="20GiB")
-    assert holder.do(end) == {"done": True}
-    assert promised(machine, run_python) == {}
-    assert holder.do("say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))") == {"mask": None}
-
-
-def test_a_released_lease_has_no_device(node, lease) -> None:
-    """Without the mask, cuda:0 would be a card that is not reserved."""
-    machine = node("24GiB")
-    holder = lease(machine.environment, memory="20GiB")
+    for end in ("with lease: pass", "del lease", "lease = None"):
+        assert holder.do(end) == DONE
+        assert promised(machine) == {}
+        assert holder.do("say(mask=os.environ.get('CUDA_VISIBLE_DEVICES'))") == {"mask": None}
+        assert holder.do("lease = gpu.lease('20GiB')") == DONE
     assert holder.do("again = gpu.lease('40GiB')")["error"] == "NoRoom"
-    holder.do("from types import SimpleNamespace as Fake; sys.modules['torch'] = Fake()")
-    refused = holder.do("lease.device")
-    assert (refused["error"], refused["remedy"]) == ("Released", "call gpu.lease again")
+    assert holder.do(FAKE_TORCH) == DONE
+    released = holder.do("lease.device")  # without the mask, cuda:0 would be a card that is not reserved
+    assert (released["error"], released["remedy"]) == ("Released", "call gpu.lease again")
 
 
-def test_a_lease_without_a_reference_stays_while_its_memory_is_used(node, lease, run_python) -> None:
+def test_a_lease_without_a_reference_stays_while_its_memory_is_used(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="20GiB")
-    holder.do("from types import SimpleNamespace as Fake; torch = sys.modules['torch'] = Fake(cuda=Fake(is_initialized=lambda: True))")
-    assert holder.do("del lease") == {"done": True}
-    assert promised(machine, run_python) == {uuids(machine)[0]: 20 * GIB}
+    assert holder.do(f"{FAKE_TORCH}; del lease") == DONE
+    assert promised(machine) == {uuids(machine)[0]: 20 * GIB}
 
 
-def test_a_forked_child_does_not_end_its_parents_lease(node, lease, run_python) -> None:
+def test_a_forked_child_does_not_end_its_parents_lease(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="1GiB")
-    assert holder.do("child = os.fork() or (lease.release(), os._exit(0)); os.waitpid(child, 0)") == {"done": True}
-    assert promised(machine, run_python) == {uuids(machine)[0]: GIB}
+    assert holder.do("child = os.fork() or (lease.release(), os._exit(0)); os.waitpid(child, 0)") == DONE
+    assert promised(machine) == {uuids(machine)[0]: GIB}
 
 
 def test_invalid_arguments_are_refused_with_a_remedy(node, lease) -> None:
-    machine = node("24GiB")
-    for wrong in (
-        {"memory": "4GB"},
-        {"memory": 0},
-        {"memory": "2"},
-        {"memory": 8},
-        {"memory": -5},
-        {"memory": "1GiB", "count": 0},
-        {"memory": "1GiB", "wait": -1},
-        {"memory": "1GiB", "otherwise": "tpu"},
-        {"memory": "1GiB", "strategy": "best"},
-        {"memory": "1GiB", "names": "A100"},
-    ):
-        refused = lease(machine.environment, **wrong).answer
+    holder = lease(node("24GiB").environment, memory="1GiB")
+    budgets = [{"memory": memory} for memory in ("4GB", 0, "2", 8, -5)]
+    others = ({"count": 0}, {"wait": -1}, {"otherwise": "tpu"}, {"strategy": "best"}, {"names": "A100"})
+    for wrong in (*budgets, *({"memory": "1GiB"} | other for other in others)):
+        refused = holder.do(f"gpu.lease(**{wrong!r})")
         assert refused["code"] == 2, wrong
         assert refused["remedy"], wrong
 
@@ -261,26 +233,20 @@ def test_a_traceback_shows_the_remedy(node) -> None:
     assert "GiB" in done.stderr.splitlines()[-1]
 
 
-def test_the_default_budget_is_four_gibibytes_with_a_warning(node, lease, run_python) -> None:
+def test_the_budget_is_from_the_environment_or_four_gibibytes_with_a_warning(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment)
-    assert promised(machine, run_python) == {uuids(machine)[0]: 4 * GIB}
+    assert promised(machine) == {uuids(machine)[0]: 4 * GIB}
     assert "4.0 GiB are assumed" in (warning := holder.end())
     assert "MLOPS_GPU_MEMORY" in warning
-
-
-def test_the_budget_is_from_the_environment_if_the_call_does_not_say_it(node, lease, run_python) -> None:
-    machine = node("24GiB")
     environment = machine.environment | {"MLOPS_GPU_MEMORY": "6GiB"}
     holder = lease(environment)
-    assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
+    assert promised(machine) == {uuids(machine)[0]: 6 * GIB}
     assert lease(environment, memory="2GiB").end() == holder.end() == ""
     assert "MLOPS_GPU_MEMORY is '6G'" in lease(machine.environment | {"MLOPS_GPU_MEMORY": "6G"}).answer["message"]
 
 
 def test_the_errors_that_the_documentation_names_can_be_caught() -> None:
-    from mlops_build import gpu
-
     assert {gpu.CudaStarted, gpu.Nested, gpu.Released, gpu.NoRoom, gpu.NoDriver} <= {getattr(gpu, name) for name in gpu.__all__}
 
 
@@ -291,29 +257,30 @@ def test_filters_and_a_custom_strategy(node, lease) -> None:
         testing.SimulatedCard(total="16GiB", name="Tesla T4", compute_capability=(7, 5)),
     )
     machine = node(big, busy, old)
-    all_of_them = uuids(machine)
+    first, second, third = uuids(machine)
+    holder = lease(machine.environment, memory="1GiB")
+    own = "lambda cards, request, rng: sorted(cards, key=lambda card: card.name == 'NVIDIA L4', reverse=True)"
+    for filters, chosen in (
+        ("names=['*t4*']", third),
+        (f"uuids=['{second[:20]}']", second),
+        ("strategy='pack', max_utilisation=50, min_compute_capability=(8, 0)", first),
+        ("strategy='pack'", third),
+        ("strategy='WORST_FIT'", first),
+        (f"strategy={own}", second),
+    ):
+        answer = holder.do(f"lease.release(); lease = gpu.lease('1GiB', {filters}); say(uuids=lease.uuids)")
+        assert answer["uuids"] == [chosen], filters
 
-    def chosen(**filters: object) -> str:
-        return lease(machine.environment, memory="1GiB", **filters).answer["uuids"][0]
 
-    assert chosen(names=["*t4*"]) == all_of_them[2]
-    assert chosen(uuids=[all_of_them[1][:20]]) == all_of_them[1]
-    assert chosen(strategy="pack", max_utilisation=50, min_compute_capability=(8, 0)) == all_of_them[0]
-    assert chosen(strategy="pack") == all_of_them[2]
-    assert chosen(strategy="WORST_FIT") == all_of_them[0]
-    own = "{'strategy': lambda cards, request, rng: sorted(cards, key=lambda card: card.name == 'NVIDIA L4', reverse=True)}"
-    assert lease(machine.environment, memory="1GiB", expression=own).answer["uuids"] == [all_of_them[1]]
-
-
-def test_a_stopped_holder_of_the_lock_blocks_no_other(node, lease, run_python) -> None:
+def test_a_stopped_holder_of_the_lock_blocks_no_other(node, lease) -> None:
     machine = node("8GiB")
     lease(machine.environment, script=HOLD_THE_LOCK).send_signal(signal.SIGSTOP)
     got = [lease(machine.environment, memory="6GiB") for _ in range(2)]
     assert ["uuids" in holder.answer for holder in got] == [True, False], "no memory is promised twice"
-    assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
+    assert promised(machine) == {uuids(machine)[0]: 6 * GIB}
 
 
-def test_a_process_stopped_while_deciding_promises_no_memory_that_others_took(node, lease, run_python) -> None:
+def test_a_process_stopped_while_deciding_promises_no_memory_that_others_took(node, lease) -> None:
     """It chose before it was stopped. Others stopped waiting for its lock, and decided without the lock."""
     machine = node("8GiB")
     pauses = """
@@ -333,10 +300,9 @@ search._choose = choose_and_pause
     stopped = lease(machine.environment, script=pauses + HOLDER, memory="6GiB")
     quick = lease(machine.environment, memory="6GiB")
     assert quick.answer["uuids"] == uuids(machine)
-    stopped.stdin.write("go on\n")
-    stopped.stdin.flush()
-    assert json.loads(stopped.stdout.readline())["error"] == "NoRoom"
-    assert promised(machine, run_python) == {uuids(machine)[0]: 6 * GIB}
+    stopped.tell("go on")
+    assert json.loads(stopped.line())["error"] == "NoRoom"
+    assert promised(machine) == {uuids(machine)[0]: 6 * GIB}
 
 
 def test_a_process_stopped_after_its_promise_reads_the_cards_again(node, lease) -> None:
@@ -356,17 +322,16 @@ search.Search._settled = settle_later
 """
     stopped = lease(machine.environment, script=pauses + HOLDER, memory="16GiB")
     machine.set_used(0, "20GiB")
-    stopped.stdin.write("go on\n")
-    stopped.stdin.flush()
-    assert json.loads(stopped.stdout.readline())["error"] == "NoRoom"
+    stopped.tell("go on")
+    assert json.loads(stopped.line())["error"] == "NoRoom"
 
 
-def test_a_lock_that_cannot_be_used_does_not_make_decisions_unsafe(node, lease, run_python) -> None:
+def test_a_lock_that_cannot_be_used_does_not_make_decisions_unsafe(node, lease) -> None:
     machine = node("24GiB")
     (machine.directory / "leases" / "lock").mkdir()
     got = [lease(machine.environment, memory="15GiB") for _ in range(2)]
     assert ["uuids" in holder.answer for holder in got] == [True, False]
-    assert promised(machine, run_python) == {uuids(machine)[0]: 15 * GIB}
+    assert promised(machine) == {uuids(machine)[0]: 15 * GIB}
 
 
 def test_a_child_that_is_forked_while_another_thread_waits_can_lease(node, lease) -> None:
@@ -382,7 +347,7 @@ def test_a_child_that_is_forked_while_another_thread_waits_can_lease(node, lease
     assert waiter.do(fork) == {"code": 7}
 
 
-def test_an_interrupt_leaves_no_promise(node, lease, run_python) -> None:
+def test_an_interrupt_leaves_no_promise(node, lease) -> None:
     machine = node("8GiB")
     interrupted = """
 import sys
@@ -395,7 +360,7 @@ sys.modules["mlops_build.gpu.search"].Search._record = interrupt
     )
     script = script.split("    say(error=type(error).__name__, code")[0]
     assert lease(machine.environment, script=script, memory="6GiB").answer == {"interrupted": True}
-    assert promised(machine, run_python) == {}
+    assert promised(machine) == {}
 
 
 def test_there_is_no_warning_about_the_lease_directory_without_a_driver(lease, tmp_path) -> None:

@@ -2,43 +2,25 @@
 
 import json
 import os
+import select
 from pathlib import Path
 
 import pytest
 
-from mlops_build.gpu import loading, testing
+from mlops_build.gpu import loading
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise
-
-GIB = 1 << 30
-
-
-def promises(machine: testing.Node) -> list[Promise]:
-    with Ledger.open(machine.directory / "leases") as ledger:
-        return ledger.promises()
+from tests.gpu.nodes import GIB, promises
 
 
 def test_a_service_says_when_it_has_loaded(node, lease) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="6GiB")
-    assert holder.do(f"with lease.loading(): allocate({GIB})") == {"done": True}
-    assert [promise.loaded for promise in promises(machine)] == [True]
-
-
-def test_a_failed_load_confirms_nothing(node, lease) -> None:
-    machine = node("24GiB")
-    holder = lease(machine.environment, memory="6GiB")
     assert holder.do("with lease.loading(): raise OSError('no such model')")["error"] == "OSError"
-    (promise,) = promises(machine)
-    assert not promise.loaded
-    assert holder.do("with lease.loading(): pass") == {"done": True}, "the load slot is free again"
-
-
-def test_a_driver_that_stops_answering_does_not_prevent_loading(node, lease) -> None:
-    machine = node("24GiB")
-    holder = lease(machine.environment, memory="6GiB")
+    assert not promises(machine)[0].loaded
+    assert holder.do(f"with lease.loading(): allocate({GIB})") == {"done": True}, "the load slot is free again"
+    assert promises(machine)[0].loaded
     machine.fail_init(18)
-    assert holder.do("with lease.loading(): pass") == {"done": True}
+    assert holder.do("with lease.loading(): pass") == {"done": True}, "a driver that stops answering does not prevent loading"
     assert "is not reported" in holder.end()
 
 
@@ -47,18 +29,11 @@ def test_one_service_at_a_time_loads_onto_a_card(node, lease) -> None:
     first, second = (lease(machine.environment, memory="1GiB") for _ in range(2))
     enter = "slots = lease.loading(); slots.__enter__()"
     assert first.do(enter) == {"done": True}
-    second.stdin.write(enter + "\n")
-    second.stdin.flush()
+    second.tell(enter)
     assert "waiting to load onto" in second.stderr.readline()
-    assert not second_is_through(second)
+    assert not select.select([second.stdout], [], [], 0.3)[0]
     first.kill()
-    assert json.loads(second.stdout.readline()) == {"done": True}, "the slot of an ended process is free"
-
-
-def second_is_through(process) -> bool:
-    import select
-
-    return bool(select.select([process.stdout], [], [], 0.3)[0])
+    assert json.loads(second.line()) == {"done": True}, "the slot of an ended process is free"
 
 
 def test_the_administrator_sets_how_many_services_load(node, lease) -> None:

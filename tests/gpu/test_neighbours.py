@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +15,12 @@ from mlops_build.gpu import testing
 from mlops_build.gpu.cards import REST_NAME
 from mlops_build.gpu.neighbours import Known, Neighbour, key_of, known, name_of
 from mlops_build.gpu.promise import pid_namespace
-from tests.gpu.conftest import MakeNode
-from tests.gpu.nodes import backdate
+from tests.gpu.conftest import MakeNode, RunPython
+from tests.gpu.holder import Start
+from tests.gpu.nodes import CONTEXT, GIB, backdate
+from tests.gpu.test_namespaces import UNSHARE, needs_namespaces, needs_root
 
-RunPython = Callable[..., str]
-GIB = 2**30
+Cards = Callable[..., list[dict[str, Any]]]
 
 CARDS = """
 import json
@@ -41,11 +40,11 @@ print(json.dumps([
 
 
 @pytest.fixture
-def cards(run_python: RunPython) -> Callable[..., list[dict[str, Any]]]:
+def cards(run_python: RunPython) -> Cards:
     return lambda environment: json.loads(run_python(CARDS, environment))
 
 
-def test_the_host_shows_names(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_the_host_shows_names(node: MakeNode, cards: Cards) -> None:
     nodes = node("24GiB")
     old, older = nodes.start("3GiB", name="score"), nodes.start("2GiB", name="train")
     for service in (old, older):
@@ -70,7 +69,7 @@ def test_an_invalid_declaration_is_an_error(node: MakeNode) -> None:
 
 
 @pytest.mark.parametrize("view", [{"hide_pids": True}, {"hide_process_memory": True}])
-def test_a_container_counts_all_neighbours_together(node: MakeNode, cards: Callable[..., Any], view: dict[str, bool]) -> None:
+def test_a_container_counts_all_neighbours_together(node: MakeNode, cards: Cards, view: dict[str, bool]) -> None:
     nodes = node("24GiB")
     nodes.start("3GiB").wait_for("loaded")
     nodes.set_used(0, "1GiB")
@@ -79,74 +78,39 @@ def test_a_container_counts_all_neighbours_together(node: MakeNode, cards: Calla
     assert card["neighbours"][0] == ["nobody that can be seen", None, None, 4 * GIB, 4 * GIB, "used"]
 
 
-LEASE = """
-import os, subprocess, sys
-from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import new
-with Ledger.open() as ledger:
-    held = ledger.hold(new([sys.argv[1]], int(sys.argv[2]), "mine"))
-os.execvp(sys.executable, [sys.executable, "-IS", *sys.argv[3:]])
-"""
-
-
-def leased(node: Any, memory: str, budget: int, *prefix: str) -> subprocess.Popen[str]:
-    """A service that holds a lease, and has loaded."""
-    from mlops_build.gpu.testing import service
-
-    command = [*prefix, sys.executable, "-c", LEASE, node.cards[0].uuid, str(budget), service.__file__, "--memory", memory]
-    process = subprocess.Popen([*command, "--load-seconds", "0"], env=node.environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while '"loaded"' not in (line := process.stdout.readline()):
-        assert line, "it ended"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-
-
-def test_the_process_of_a_lease_is_not_a_neighbour(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_the_process_of_a_lease_is_not_a_neighbour(node: MakeNode, cards: Cards, lease: Start) -> None:
     """Without a report, by NVML's pid."""
     nodes = node("24GiB")
-    process = leased(nodes, str(3 * GIB), 4 * GIB)
-    try:
-        nodes.start("2GiB").wait_for("loaded")
-        [card] = cards(nodes.environment)
-        assert card["leases"] == [["mine", {nodes.cards[0].uuid: 3 * GIB}]]
-        assert (card["external"], card["committed"], len(card["neighbours"])) == (2 * GIB, 6 * GIB, 1)
-        # With hidden pids it counts twice until it reports: with its budget, and as use without a lease.
-        [card] = cards(nodes.view(hide_pids=True))
-        assert (card["external"], card["committed"]) == (5 * GIB, 9 * GIB)
-    finally:
-        end(process)
+    holder = lease(nodes.environment, memory="4GiB", service="mine", report=False)
+    holder.do(f"allocate({3 * GIB})")
+    nodes.start("2GiB").wait_for("loaded")
+    [card] = cards(nodes.environment)
+    assert card["leases"] == [["mine", {nodes.cards[0].uuid: 3 * GIB + CONTEXT}]]
+    assert (card["external"], card["committed"], len(card["neighbours"])) == (2 * GIB, 6 * GIB, 1)
+    # With hidden pids it counts twice until it reports: with its budget, and as use without a lease.
+    [card] = cards(nodes.view(hide_pids=True))
+    assert (card["external"], card["committed"]) == (5 * GIB + CONTEXT, 9 * GIB + CONTEXT)
+    holder.kill()
+    holder.wait()
     [card] = cards(nodes.environment)
     assert (card["leases"], card["external"]) == ([], 2 * GIB)
 
 
-def test_a_lease_in_another_pid_namespace(node: MakeNode, cards: Callable[..., Any]) -> None:
+@needs_namespaces
+def test_a_lease_in_another_pid_namespace(node: MakeNode, lease: Start, cards: Cards, start: Start) -> None:
     """A pod's lease, seen from the host, where it has another pid."""
-    unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("unshare cannot make a pid namespace here (needs root)")
     nodes = node("24GiB")
-    process = leased(nodes, str(3 * GIB), 4 * GIB, *unshare)
-    try:
-        [card] = cards(nodes.environment)
-        assert (card["external"], card["committed"], card["neighbours"]) == (0, 4 * GIB, [])
-        # In another container the host's pids are not valid: the lease counts, and its memory counts as a neighbour's, too.
-        script = f"import subprocess, sys; sys.exit(subprocess.run({[*unshare, sys.executable, '-c', CARDS]!r}).returncode)"
-        done = subprocess.run([sys.executable, "-c", script], env=nodes.environment, capture_output=True, text=True, timeout=60, check=True)
-        [card] = json.loads(done.stdout)
-        assert (card["external"], card["committed"]) == (3 * GIB, 7 * GIB)
-        assert card["neighbours"][0][:3] == ["others (their processes cannot be seen from here)", None, None]
-    finally:
-        end(process)
+    holder = lease(nodes.environment, before=UNSHARE, memory="4GiB", report=False)
+    holder.do(f"allocate({3 * GIB})")
+    [card] = cards(nodes.environment)
+    assert (card["external"], card["committed"], card["neighbours"]) == (0, 4 * GIB, [])
+    # In another container the host's pids are not valid: the lease counts, and its memory counts as a neighbour's, too.
+    [card] = json.loads(start(CARDS, nodes.environment, before=UNSHARE).line())
+    assert (card["external"], card["committed"]) == (3 * GIB + CONTEXT, 7 * GIB + CONTEXT)
+    assert card["neighbours"][0][:3] == ["others (their processes cannot be seen from here)", None, None]
 
 
-def test_cards_have_the_visibility_of_the_mask(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_cards_have_the_visibility_of_the_mask(node: MakeNode, cards: Cards) -> None:
     nodes = node("24GiB", "24GiB")
     mask = {"CUDA_VISIBLE_DEVICES": str(nodes.cards[1].uuid)[:12]}
     assert [card["visible"] for card in cards(nodes.environment | mask)] == [False, True]
@@ -166,16 +130,13 @@ def test_data_of_processes() -> None:
         assert processes[os.getppid()].command == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root sets groups")
+@needs_root
 def test_a_process_in_many_groups() -> None:
-    process = subprocess.Popen(["sleep", "60"], extra_groups=range(1_000_000, 1_001_000))
-    try:
+    with subprocess.Popen(["sleep", "60"], extra_groups=range(1_000_000, 1_001_000)) as process:
         processes = known([process.pid], {})
-        assert processes is not None
-        assert processes[process.pid].place == (pid_namespace(), process.pid)
-    finally:
         process.kill()
-        process.wait()
+    assert processes is not None
+    assert processes[process.pid].place == (pid_namespace(), process.pid)
 
 
 WORKER = """
@@ -190,28 +151,19 @@ worker.kill()
 """
 
 
-def test_a_worker_of_a_service_with_pid_1_has_its_lease() -> None:
-    unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("unshare cannot make a pid namespace here (needs root)")
-    script = f"import subprocess; subprocess.run({[*unshare, sys.executable, '-c', WORKER]!r}, check=True)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["1", "True"]
+@needs_namespaces
+def test_a_worker_of_a_service_with_pid_1_has_its_lease(start: Start) -> None:
+    assert start(WORKER, os.environ, before=UNSHARE).line() == "1 True"
 
 
-def test_a_process_name_that_is_not_text(tmp_path: Path) -> None:
+def test_a_process_name_that_is_not_text(start: Start) -> None:
     """A program's name can look like a line of /proc/PID/status or a bracket of /proc/PID/stat."""
-    script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1\\nUid: 0\\xff', 0, 0, 0); print(flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        processes = known([process.pid], {})
-        assert processes is not None
-        assert (processes[process.pid].parent, processes[process.pid].uid) == (os.getpid(), os.geteuid())
-    finally:
-        process.kill()
-        process.communicate()
+    script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1\\nUid: 0\\xff', 0, 0, 0); print('named', flush=True); input()"
+    process = start(script, os.environ)
+    assert process.line() == "named"
+    processes = known([process.pid], {})
+    assert processes is not None
+    assert (processes[process.pid].parent, processes[process.pid].uid) == (os.getpid(), os.geteuid())
 
 
 def process(command: str, cgroup: str = "/user.slice", uid: int = 1000) -> Known:
@@ -256,7 +208,15 @@ def test_names_are_short_and_printable(command: str, cgroup: str, kind: str) -> 
     assert len(key_of(known_process)) <= 60
 
 
-def test_peaks_are_stored_in_the_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
+STABLE = {"a.py (pod 0123abcd)": "a.py", "a.py (container aaaaaaaaaaaa)": "a.py"}
+
+
+@pytest.mark.parametrize("name", [*STABLE, "digits (its lease is for another card)", REST_NAME])
+def test_a_stable_name_has_no_container(name: str) -> None:
+    assert Neighbour(name=name, used_bytes=0, counted_bytes=0, why="used").stable_name == STABLE.get(name, name)
+
+
+def test_peaks_are_stored_in_the_lease_directory(node: MakeNode, cards: Cards) -> None:
     nodes = node("24GiB")
     leases = nodes.directory / "leases"
     large, small = nodes.start("5GiB"), nodes.start("1GiB")
@@ -282,20 +242,7 @@ def test_peaks_are_stored_in_the_lease_directory(node: MakeNode, cards: Callable
     assert cards(nodes.environment)[0]["counted"] == 0
 
 
-def test_cards_without_a_lease_directory(node: MakeNode, cards: Callable[..., Any]) -> None:
+def test_cards_without_a_lease_directory(node: MakeNode, cards: Cards) -> None:
     nodes = node(testing.SimulatedCard(used="2GiB"))
     [card] = cards(nodes.environment | {"MLOPS_GPU_LEASE_DIR": "/nonexistent/leases"})
     assert (card["external"], card["leases"]) == (2 * GIB, [])
-
-
-@pytest.mark.parametrize(
-    ("name", "stable"),
-    [
-        ("a.py (pod 0123abcd)", "a.py"),
-        ("a.py (container aaaaaaaaaaaa)", "a.py"),
-        ("digits (its lease is for another card)", "digits (its lease is for another card)"),
-        (REST_NAME, REST_NAME),
-    ],
-)
-def test_a_stable_name_has_no_container(name: str, stable: str) -> None:
-    assert Neighbour(name=name, used_bytes=0, counted_bytes=0, why="used").stable_name == stable

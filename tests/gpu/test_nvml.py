@@ -3,8 +3,6 @@
 import _ctypes
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from typing import Any
 import pytest
 
 from mlops_build.gpu import testing
-from tests.gpu.conftest import MakeNode
+from tests.gpu.conftest import MakeNode, RunPython
+from tests.gpu.holder import Start
 
-RunPython = Callable[..., str]
 GIB = 2**30
 
 READ = """
@@ -85,15 +83,14 @@ def test_a_fault_affects_only_its_card(node: MakeNode, read: Callable[..., Any],
     assert readings[1]["uuid"] == ("unknown-1" if call in ("*", "nvmlDeviceGetHandleByIndex") else nodes.cards[1].uuid)
 
 
-def test_a_card_that_shares_the_host_s_memory(node: MakeNode, read: Callable[..., Any]) -> None:
-    nodes = node(testing.SimulatedCard(name="NVIDIA GB10", memory_supported=False))
-    [card] = read(nodes.environment)
-    assert (card["trouble"], card["total_bytes"], card["name"]) == ("memory not supported", None, "NVIDIA GB10")
-
-
-def test_a_card_with_a_prohibited_compute_mode(node: MakeNode, read: Callable[..., Any]) -> None:
-    nodes = node(testing.SimulatedCard(compute_mode=2), testing.SimulatedCard(compute_mode=3))
-    first, second = read(nodes.environment)
+def test_cards_that_cannot_be_used(node: MakeNode, read: Callable[..., Any]) -> None:
+    nodes = node(
+        testing.SimulatedCard(compute_mode=2),
+        testing.SimulatedCard(compute_mode=3),
+        testing.SimulatedCard(name="NVIDIA GB10", memory_supported=False),
+    )
+    first, second, of_host = read(nodes.environment)
+    assert (of_host["trouble"], of_host["total_bytes"], of_host["name"]) == ("memory not supported", None, "NVIDIA GB10")
     assert (first["trouble"], "PROHIBITED" in first["why"], first["total_bytes"]) == ("permission denied", True, 24 * GIB)
     assert second["trouble"] is None
     service = nodes.start("1GiB")
@@ -125,20 +122,15 @@ pynvml.nvmlDeviceGetMemoryInfo = memory_info
 
 
 def test_no_optional_value_hides_a_card(node: MakeNode, read: Callable[..., Any]) -> None:
-    nodes = node("24GiB")
+    nodes = node("24GiB", testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
     optional = ("Name", "CudaComputeCapability", "PciInfo", "MigMode", "ComputeMode", "UtilizationRates", "Temperature", "PowerUsage")
     lists = ("ComputeRunningProcesses", "GraphicsRunningProcesses", "MPSComputeRunningProcesses")
     for name in (*optional, *lists, "TotalEccErrors"):
         nodes.fault(0, f"nvmlDeviceGet{name}", code=25)
-    [card] = read(nodes.environment, "full")
+    card, bare = read(nodes.environment, "full")
     assert (card["trouble"], card["uuid"], card["total_bytes"], card["used_bytes"]) == (None, nodes.cards[0].uuid, 24 * GIB, 0)
     assert (card["name"], card["processes"], card["bus_id"], card["temperature"]) == ("unknown", None, None, None)
-
-
-def test_missing_optional_values_are_not_a_trouble(node: MakeNode, read: Callable[..., Any]) -> None:
-    nodes = node(testing.SimulatedCard(utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
-    [card] = read(nodes.environment, "full")
-    assert (card["trouble"], card["utilisation"], card["temperature"], card["power_watts"], card["ecc_errors"]) == (None,) * 5
+    assert (bare["trouble"], bare["utilisation"], bare["temperature"], bare["power_watts"], bare["ecc_errors"]) == (None,) * 5
 
 
 def test_mig(node: MakeNode, read: Callable[..., Any]) -> None:
@@ -179,27 +171,20 @@ with Nvml(seconds=0.5) as nvml:
 """
 
 
-def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, read: Callable[..., Any]) -> None:
+def test_a_card_that_hangs_does_not_hang_the_others(node: MakeNode, start: Start) -> None:
     """Only the first read waits for it, not each read adds a thread, and it is read again once it answers."""
     nodes = node("24GiB", "24GiB")
     nodes.fault(1, "nvmlDeviceGetMemoryInfo", delay_ms=60_000)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANG], env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "twice\n"
-        nodes.restore(1)
-        out, _ = process.communicate("go on\n", timeout=30)
-    finally:
-        process.kill()
-    output = json.loads(out)
+    process = start(HANG, nodes.environment)
+    assert process.line() == "twice"
+    nodes.restore(1)
+    process.tell("go on")
+    output = json.loads(process.line())
     assert [look[0] for look in output["looks"]] == [[None, "does not answer"], [None, "does not answer"], [None, None]]
     assert output["looks"][0][1] == [card.uuid for card in nodes.cards]
     assert output["looks"][0][2] >= 0.5 > output["looks"][1][2]
     assert output["threads"] == 1
-    assert process.returncode == 0
+    assert process.wait(30) == 0
 
 
 def test_many_cards_that_hang_do_not_hide_the_last(node: MakeNode, run_python: RunPython) -> None:
@@ -235,7 +220,6 @@ def test_the_process_ends_although_a_call_hangs(node: MakeNode, read: Callable[.
     assert (card["trouble"], card["uuid"]) == ("does not answer", "unknown-0")
 
 
-# Code written against 0.3 catches NoRoom.
 DRIVER = """
 import json
 from mlops_build.gpu import NoRoom
@@ -248,23 +232,22 @@ except NoRoom as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "reason", "remedy"),
-    [
-        (9, "driver not loaded", "modprobe"),
-        (18, "driver and library differ", "reboot"),
-        (4, "permission denied", "/dev/nvidiactl"),
-        (10, "does not answer", "dmesg"),
-        (999, "fault", "nvidia-smi"),
-    ],
-)
-def test_faults_of_the_driver(node: MakeNode, run_python: RunPython, code: int, reason: str, remedy: str) -> None:
+DRIVER_FAULTS = {
+    9: ("driver not loaded", "modprobe"),
+    18: ("driver and library differ", "reboot"),
+    4: ("permission denied", "/dev/nvidiactl"),
+    10: ("does not answer", "dmesg"),
+    999: ("fault", "nvidia-smi"),
+}
+
+
+def test_faults_of_the_driver(node: MakeNode, run_python: RunPython) -> None:
     nodes = node("24GiB")
-    nodes.fail_init(code)
-    error = json.loads(run_python(DRIVER, nodes.environment))
-    assert error[0] == reason
-    assert remedy in error[2]
-    assert error[3] == 5
+    for code, (reason, remedy) in DRIVER_FAULTS.items():
+        nodes.fail_init(code)
+        error = json.loads(run_python(DRIVER, nodes.environment))
+        assert (error[0], error[3]) == (reason, 5)
+        assert remedy in error[2]
 
 
 def test_a_driver_that_hangs(node: MakeNode, run_python: RunPython) -> None:
@@ -305,6 +288,7 @@ def test_a_container_s_view(node: MakeNode, read: Callable[..., Any]) -> None:
     nodes = node("24GiB", "40GiB", "80GiB")
     readings = read(nodes.view(cards=[2]))
     assert [(reading["index"], reading["uuid"], reading["total_bytes"]) for reading in readings] == [(0, nodes.cards[2].uuid, 80 * GIB)]
+    assert read(nodes.view([])) == []
 
 
 def test_only_some_cards_are_read(node: MakeNode, run_python: RunPython) -> None:
@@ -346,7 +330,7 @@ print(read()[0].used_bytes)
     assert int(run_python(script, machine.environment, str(call))) == 14 * GIB
 
 
-def test_a_card_that_is_lost_between_reads_keeps_its_name(node: MakeNode, run_python: RunPython) -> None:
+def test_a_card_that_is_lost_between_reads_keeps_its_name(node: MakeNode, start: Start) -> None:
     """An exporter's NVML stays open: a card that is lost between two reads keeps its name, and is read again once it works."""
     nodes = node("24GiB", "24GiB")
     script = """
@@ -356,19 +340,9 @@ with Nvml() as nvml:
     for _ in sys.stdin:
         print([(reading.uuid[-4:], reading.trouble and reading.trouble.value) for reading in nvml.read()], flush=True)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        names = [str(card.uuid)[-4:] for card in nodes.cards]
-        for trouble in (None, "lost", None):
-            nodes.lose(1) if trouble else nodes.restore(1)
-            process.stdin.write("\n")
-            process.stdin.flush()
-            assert process.stdout.readline() == f"{[(names[0], None), (names[1], trouble)]}\n"
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        process.stdout.close()
+    process = start(script, nodes.environment)
+    names = [str(card.uuid)[-4:] for card in nodes.cards]
+    for trouble in (None, "lost", None):
+        nodes.lose(1) if trouble else nodes.restore(1)
+        process.tell("")
+        assert process.line() == f"{[(names[0], None), (names[1], trouble)]}"

@@ -15,12 +15,12 @@ from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import new
 from mlops_build.gpu.release import NoSuchLease, SeveralLeases, find
 from tests.gpu.conftest import MakeNode
-from tests.gpu.holder import HOLDER, Holder
-from tests.gpu.nodes import GIB, ROOT, Shared, Tenant, user
+from tests.gpu.holder import HOLDER, Script, Start, wait_until
+from tests.gpu.nodes import GIB, ROOT, Shared, Tenant, promises, user
 from tests.gpu.test_namespaces import UNSHARE, needs_namespaces, needs_root
 
 MLOPS = [sys.executable, "-m", "mlops_build"]
-MakeLease = Callable[..., Holder]
+MakeLease = Callable[..., Script]
 # A program that ignores SIGTERM for as long as its input is open.
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
@@ -31,7 +31,7 @@ def release(environment: dict[str, str], *arguments: str, before: Sequence[str] 
 
 
 def ids(node: testing.Node) -> list[str]:
-    return sorted(file.stem for file in (node.directory / "leases").glob("*.lease"))
+    return sorted(promise.id for promise in promises(node))
 
 
 def test_a_lease_is_found_by_id_service_or_first_letters(tmp_path: Path) -> None:
@@ -89,29 +89,28 @@ def test_without_a_lease_directory_no_lease_is_found(node: MakeNode) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["with its parent", "its parent was killed"])
-def test_a_program_under_gpu_run_receives_the_signal(node: MakeNode, killed: bool) -> None:
+def test_a_program_under_gpu_run_receives_the_signal(node: MakeNode, start: Start, killed: bool) -> None:
     machine = node("24GiB")
     program = "trap 'echo received; exit 7' TERM; echo ready; while true; do sleep 0.1; done"
-    command = [*MLOPS, "gpu", "run", "--memory", "4GiB", "--service", "spam", "--", "sh", "-c", program]
-    with subprocess.Popen(command, env=machine.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        if killed:
-            process.kill()
-            process.wait()
-        assert release(machine.environment, "spam").returncode == 0
-        assert process.stdout.readline() == "received\n"
-        assert process.wait(20) == (-signal.SIGKILL if killed else 7)
+    process = start([*MLOPS, "gpu", "run"], machine.environment, "--memory", "4GiB", "--service", "spam", "--", "sh", "-c", program)
+    assert process.line() == "ready"
+    if killed:
+        process.kill()
+        process.wait()
+    done = release(machine.environment, "spam", "--json")
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)["pids"]) >= 1
+    assert process.line() == "received"
+    assert process.wait(20) == (-signal.SIGKILL if killed else 7)
+    wait_until(lambda: ids(machine) == [])
 
 
-def test_descendants_that_keep_the_lease_receive_the_signal_too(node: MakeNode) -> None:
+def test_descendants_that_keep_the_lease_receive_the_signal_too(node: MakeNode, start: Start) -> None:
     machine = node("24GiB")
-    command = [*MLOPS, "gpu", "run", "--memory", "4GiB", "--service", "spam", "--", "sh", "-c", "cat; true"]
-    with subprocess.Popen(command, env=machine.environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        assert "GiB on" in process.stderr.readline()
-        done = release(machine.environment, "spam", "--json")
-        assert (done.returncode, len(json.loads(done.stdout)["pids"])) == (0, 2), done.stderr
+    process = start([*MLOPS, "gpu", "run"], machine.environment, "--memory", "4GiB", "--service", "spam", "--", "sh", "-c", "cat; true")
+    assert "GiB on" in process.stderr.readline()
+    done = release(machine.environment, "spam", "--json")
+    assert (done.returncode, len(json.loads(done.stdout)["pids"])) == (0, 2), done.stderr
     assert ids(machine) == []
 
 
@@ -157,13 +156,12 @@ def test_a_container_is_released_from_the_host_or_from_inside_but_not_from_anoth
 
 @needs_root
 def test_only_its_user_and_root_may_end_a_process(shared: Shared) -> None:
-    first: Tenant = shared.tenant("4GiB", uid=12001, service="spam")
+    tenant: Tenant = shared.tenant("4GiB", uid=12001, service="spam")
     done = release(shared.environment, "spam", before=user(12002))
     assert done.returncode == 4
     assert "belongs to uid 12001, and this is uid 12002" in done.stderr
-    assert first.process.poll() is None
-    assert release(shared.environment, "spam", before=user(12001)).returncode == 0
-    first.process.wait(20)
-    second = shared.tenant("4GiB", uid=12001, service="spam")
-    assert release(shared.environment, "spam").returncode == 0, f"as uid {os.geteuid()}"
-    second.process.wait(20)
+    assert tenant.process.poll() is None
+    for by in (user(12001), []):
+        assert release(shared.environment, "spam", before=by).returncode == 0
+        tenant.process.wait(20)
+        tenant = shared.tenant("4GiB", uid=12001, service="spam")

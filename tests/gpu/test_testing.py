@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,11 +19,12 @@ from mlops_build.errors import Failed, UsageError
 from mlops_build.gpu import testing
 from mlops_build.gpu.testing import SimulatedCard
 from tests.e2e import console
-from tests.gpu.conftest import ROOT, MakeNode
+from tests.gpu.conftest import ROOT, MakeNode, RunPython
+from tests.gpu.holder import Script, Start, started
 
 GIB = 2**30
 MIB = 2**20
-RunPython = Callable[..., str]
+Seen = Callable[..., list[str] | int]
 
 LOOK = """
 import json, pynvml
@@ -108,67 +107,29 @@ def test_a_process_sees_the_memory_of_another(node: MakeNode, run_python: RunPyt
     assert json.loads(run_python(LOOK, made.environment))[1]["used"] == 3 * GIB
 
 
-def test_a_context_costs_memory(node: MakeNode) -> None:
+def test_a_service_loads_grows_and_is_refused_on_a_full_card(node: MakeNode) -> None:
     made = node("24GiB", context="500MiB")
-    made.start(0, load_seconds=0).wait_for("loaded")
-    assert made.used(0) == 500 * MIB
-
-
-def test_a_service_grows_and_ends_at_sigterm(node: MakeNode) -> None:
-    made = node("24GiB")
-    service = made.start("4GiB", load_seconds=0.05, grow_to="6GiB", grow_after=0.05)
-    assert service.wait_for("loaded")["held_bytes"] == 4 * GIB
-    assert service.wait_for("grown")["held_bytes"] == 6 * GIB
-    assert made.used(0) == 6 * GIB
+    service = made.start("14GiB", load_seconds=0.05, grow_to="20GiB", grow_after=0.05)
+    assert service.wait_for("loaded")["held_bytes"] == 14 * GIB
+    assert service.wait_for("grown")["held_bytes"] == 20 * GIB
+    assert made.used(0) == 20 * GIB, "with its context"
+    newcomer = made.start("5GiB", load_seconds=0)
+    with pytest.raises(Failed, match="exit code 77 before the event 'loaded'"):
+        newcomer.wait_for("loaded")
+    assert made.used(0) == 20 * GIB
     service.terminate()
     assert service.wait(10) == 0
     assert made.used(0) == 0
 
 
-def test_a_full_card_has_no_room(node: MakeNode) -> None:
+def test_cuda_answers_with_its_own_codes(node: MakeNode, run_python: RunPython) -> None:
     made = node("24GiB")
-    made.start("20GiB", load_seconds=0).wait_for("loaded")
-    newcomer = made.start("5GiB", load_seconds=0)
-    assert newcomer.wait_for("out of memory")["held_bytes"] > 0
-    assert newcomer.wait(10) == 77
-    assert "out of memory" in newcomer.stderr.read()  # type: ignore[union-attr]
-    assert made.used(0) == 20 * GIB
-
-
-def test_a_service_that_cannot_load_is_an_error_with_the_reason(node: MakeNode) -> None:
-    made = node("24GiB")
-    with pytest.raises(Failed, match="exit code 77 before the event 'loaded'"):
-        made.start("25GiB", load_seconds=0).wait_for("loaded")
-
-
-def test_of_many_services_as_many_load_as_have_room(node: MakeNode) -> None:
-    made = node("24GiB")
-    services = [made.start("4GiB", load_seconds=0, steps=1) for _ in range(12)]
-    ends = []
-    for service in services:
-        line = json.loads(service.stdout.readlines(1)[0])  # type: ignore[union-attr]
-        assert line["event"] == "started"
-        ends.append(json.loads(service.stdout.readline())["event"])  # type: ignore[union-attr]
-    # The context of another service can take the memory that the last one needs, as on a real card.
-    assert ends.count("loaded") in (5, 6)
-    assert set(ends) == {"loaded", "out of memory"}
-    for service, end in zip(services, ends, strict=True):
-        if end == "out of memory":
-            service.wait(10)
-    assert made.used(0) == ends.count("loaded") * 4 * GIB
-
-
-def test_freed_memory_is_free(node: MakeNode, run_python: RunPython) -> None:
-    made = node("24GiB")
-    output = run_python(
-        CUDA
-        + """
+    script = """
 context()
-for _ in range(50):
-    code, address = allocate(20 << 30)
-    assert code == 0
-    assert allocate(20 << 30)[0] == 2
-    call("cuMemFree_v2", address)
+code, address = allocate(20 << 30)
+assert code == 0
+assert allocate(20 << 30)[0] == 2
+call("cuMemFree_v2", address)
 assert cuda.cuMemFree_v2(address) == 1
 left, total = ctypes.c_size_t(), ctypes.c_size_t()
 call("cuMemGetInfo_v2", ctypes.byref(left), ctypes.byref(total))
@@ -177,9 +138,8 @@ assert allocate(1)[0] == 201
 text = ctypes.c_char_p()
 call("cuGetErrorString", 2, ctypes.byref(text))
 print(left.value, total.value, text.value.decode())
-""",
-        made.environment,
-    )
+"""
+    output = run_python(CUDA + script, made.environment)
     assert output.split(maxsplit=2) == [str(24 * GIB - 300 * MIB), str(24 * GIB), "out of memory\n"]
     assert made.used(0) == 0
 
@@ -187,91 +147,61 @@ print(left.value, total.value, text.value.decode())
 # ── death ──
 
 
-def test_a_killed_process_holds_nothing(node: MakeNode) -> None:
+def test_a_forked_child_owns_nothing_and_cannot_use_cuda(node: MakeNode, start: Start) -> None:
     made = node("24GiB")
-    service = made.start("20GiB", load_seconds=0)
-    service.wait_for("loaded")
-    service.kill()
-    service.wait()
-    assert made.used(0) == 0
-    assert made.start("20GiB", load_seconds=0).wait_for("loaded")["held_bytes"] == 20 * GIB
-
-
-def test_a_forked_child_owns_nothing_and_cannot_use_cuda(node: MakeNode) -> None:
-    made = node("24GiB")
-    script = (
-        CUDA
-        + """
+    script = """
 context()
 assert allocate(4 << 30)[0] == 0
 if not os.fork():
     os.write(1, f"{os.getpid()} {cuda.cuInit(0)} {allocate(1)[0]}\\n".encode())
     sys.stdin.read()
     os._exit(0)
-os.write(1, f"{os.getpid()} parent\\n".encode())
 signal.pause()
 """
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=made.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout
-        lines = [parent.stdout.readline().split(), parent.stdout.readline().split()]
-        child = next(line for line in lines if line[1] != "parent")
-        assert child[1:] == ["3", "3"]
-        assert made.processes(0) == {parent.pid: 4 * GIB + 300 * MIB}
-        parent.kill()
-        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
-        os.kill(int(child[0]), 0)
-        assert made.used(0) == 0
+    parent = start(CUDA + script, made.environment)
+    child, *codes = parent.line().split()
+    assert codes == ["3", "3"]
+    assert made.processes(0) == {parent.pid: 4 * GIB + 300 * MIB}
+    parent.kill()
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(int(child), 0)
+    assert made.used(0) == 0
 
 
-def test_a_process_that_execs_frees_its_memory(node: MakeNode) -> None:
+def test_a_process_that_execs_frees_its_memory(node: MakeNode, start: Start) -> None:
     made = node("24GiB")
-    script = CUDA + 'context(); allocate(4 << 30); os.execvp("sh", ["sh", "-c", "echo there; read line"])'
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=made.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "there\n"
-        assert made.used(0) == 0
-        process.communicate("done\n")
+    script = 'context(); allocate(4 << 30); os.execvp("sh", ["sh", "-c", "echo there; read line"])'
+    assert start(CUDA + script, made.environment).line() == "there"
+    assert made.used(0) == 0
 
 
-HAMMER = (
-    CUDA
-    + """
+HAMMER = """
 context()
 print("ready", flush=True)
 while True:
     code, address = allocate(1 << 30)
     if code == 0: call("cuMemFree_v2", address)
 """
-)
 
 
-def test_processes_killed_at_random_times_leave_no_memory(node: MakeNode) -> None:
+def test_processes_killed_at_random_times_leave_no_memory(node: MakeNode, start: Start) -> None:
     made = node("24GiB")
     dice = random.Random(7)  # noqa: S311
-    for _ in range(6):
-        processes = [subprocess.Popen([sys.executable, "-c", HAMMER], env=made.environment, stdout=subprocess.PIPE) for _ in range(5)]
+    for _ in range(3):
+        processes = [start(CUDA + HAMMER, made.environment) for _ in range(5)]
         for process in processes:
-            assert process.stdout
-            process.stdout.readline()
+            assert process.line() == "ready"
         for process in dice.sample(processes, len(processes)):
             time.sleep(dice.uniform(0, 0.005))
             process.kill()
         for process in processes:
             process.wait()
-            process.stdout.close()  # type: ignore[union-attr]
         assert made.used(0) == 0
     assert made.start("24GiB", load_seconds=0).wait_for("loaded", timeout=5)
 
 
-# A process that reads lines: a size to allocate, or the negative index of an allocation to free. It prints the code.
-OBEDIENT = (
-    CUDA
-    + """
+# It reads lines: a size to allocate, or the negative index of an allocation to free. It prints the code.
+OBEDIENT = """
 context()
 addresses = []
 print(0, flush=True)
@@ -284,66 +214,44 @@ for line in sys.stdin:
     else:
         print(cuda.cuMemFree_v2(addresses.pop(-what)), flush=True)
 """
-)
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["take", "take", "give", "kill"]), st.integers(1, 12 * GIB)), max_size=25)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["take", "take", "give", "kill"]), st.integers(1, 12 * GIB)), max_size=25)
-)
-def test_random_processes_hold_what_they_allocated(shared_node: testing.Node, steps: list[tuple[int, str, int]]) -> None:
+@pytest.mark.usefixtures("simulation")
+@settings(max_examples=15, deadline=None)
+@given(steps=STEPS)
+def test_random_processes_hold_what_they_allocated(steps: list[tuple[int, str, int]]) -> None:
     """Compare NVML with a model: 3 processes that allocate, free and are killed on a card of 24 GiB."""
-    made = shared_node
-    processes: dict[int, subprocess.Popen[str]] = {}
+    processes: dict[int, Script] = {}
     model: dict[int, list[int]] = {}
 
-    def tell(process: subprocess.Popen[str], what: int) -> int:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{what}\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
+    def has_room(amount: int) -> bool:
+        return sum(map(sum, model.values())) + amount <= 24 * GIB
 
-    try:
+    with testing.Node(["24GiB"]) as made, started() as start:
         for who, what, amount in steps:
             if who not in processes:
-                processes[who] = subprocess.Popen(
-                    [sys.executable, "-c", OBEDIENT], env=made.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                )
-                there = processes[who].stdout.readline()  # type: ignore[union-attr]
-                room = sum(map(sum, model.values())) + 300 * MIB <= 24 * GIB
-                assert (there == "0\n") == room
-                if not room:
-                    processes.pop(who).communicate()
+                process = start(CUDA + OBEDIENT, made.environment)
+                if not has_room(300 * MIB):
+                    assert process.stdout.readline() != "0\n"
                     continue
-                model[who] = [300 * MIB]
+                assert process.line() == "0"
+                processes[who], model[who] = process, [300 * MIB]
             if what == "take":
-                fits = sum(map(sum, model.values())) + amount <= 24 * GIB
-                assert tell(processes[who], amount) == (0 if fits else 2)
-                if fits:
-                    model[who].append(amount)
+                processes[who].tell(str(amount))
+                assert processes[who].line() == ("0" if has_room(amount) else "2")
+                model[who] += [amount] if has_room(amount) else []
             elif what == "give" and len(model[who]) > 1:
                 place = amount % (len(model[who]) - 1)
-                assert tell(processes[who], -place) == 0
+                processes[who].tell(str(-place))
+                assert processes[who].line() == "0"
                 del model[who][1 + place]
             elif what == "kill":
-                process = processes.pop(who)
-                process.kill()
-                process.communicate()
+                processes[who].kill()
+                processes.pop(who).wait()
                 del model[who]
             assert made.processes(0) == {process.pid: sum(model[who]) for who, process in processes.items()}
             assert made.used(0) == sum(map(sum, model.values()))
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-    assert made.used(0) == 0
-
-
-@pytest.fixture
-def shared_node(node: MakeNode) -> testing.Node:
-    """One node for all examples of a property."""
-    return node("24GiB")
 
 
 # ── which devices ──
@@ -361,62 +269,26 @@ def mixed(node: MakeNode) -> testing.Node:
 
 
 @pytest.fixture
-def seen(simulation: Path) -> Iterator[Callable[[testing.Node, str | None, str | None], list[str] | int]]:
+def seen(start: Start) -> Seen:
     """What a process sees that starts CUDA with a mask and an order: the digits of UUIDs, or cuInit's code."""
-    processes: dict[Path, subprocess.Popen[str]] = {}
+    processes: dict[Path, Script] = {}
 
     def ask(on: testing.Node, mask: str | None, order: str | None = None) -> list[str] | int:
         if on.directory not in processes:
-            processes[on.directory] = subprocess.Popen(
-                [sys.executable, "-c", MASKS], env=on.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        process = processes[on.directory]
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(json.dumps([mask, order]) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())  # type: ignore[no-any-return]
+            processes[on.directory] = start(MASKS, on.environment)
+        processes[on.directory].tell(json.dumps([mask, order]))
+        return json.loads(processes[on.directory].line())  # type: ignore[no-any-return]
 
-    yield ask
-    for process in processes.values():
-        process.communicate()
+    return ask
 
 
-def test_cuda_counts_the_fastest_first_by_default(mixed: testing.Node, seen: Callable[..., list[str] | int]) -> None:
+def test_cuda_counts_the_fastest_first_by_default(mixed: testing.Node, seen: Seen) -> None:
     uuids = [digits(card.uuid or "") for card in mixed.cards]
     assert seen(mixed, None) == [uuids[index] for index in (2, 0, 1, 3)]
     assert seen(mixed, None, "FASTEST_FIRST") == [uuids[index] for index in (2, 0, 1, 3)]
     assert seen(mixed, None, "PCI_BUS_ID") == uuids
     assert seen(mixed, "0") == [uuids[2]]
     assert seen(mixed, "0", "PCI_BUS_ID") == [uuids[0]]
-
-
-def test_the_mask_is_read_as_cuda_reads_it(mixed: testing.Node, seen: Callable[..., list[str] | int]) -> None:
-    cards = [card.uuid or "" for card in mixed.cards]
-    no_device = 100
-    for mask, expected in {
-        "": no_device,
-        "-1": no_device,
-        "0,1": [0, 1],
-        "1,-1,0": [1],
-        "3,9,0": [3],
-        "0,0": no_device,
-        "0,9,0": no_device,
-        "1,2,1": no_device,
-        " 1, 2": [1, 2],
-        "1x,2": [1, 2],
-        "none": no_device,
-        cards[3]: [3],
-        f"{cards[3]},{cards[0]}": [3, 0],
-        cards[3][:12]: [3],
-        f"{cards[3][:12]},{cards[3]}": no_device,
-        "GPU-": no_device,  # ambiguous
-        f"{cards[1]},GPU-nobody,{cards[0]}": [1],
-        f"{cards[1]},0": [1],
-        f"0,{cards[1]}": [0],
-    }.items():
-        wanted = expected if isinstance(expected, int) else [digits(cards[index]) for index in expected]
-        assert seen(mixed, mask, "PCI_BUS_ID") == wanted, mask
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +312,7 @@ def as_torch_reads_it() -> Callable[[str, list[str]], list[int]]:
 @given(data=st.data())
 def test_the_mask_is_read_as_torch_reads_it(
     mixed: testing.Node,
-    seen: Callable[..., list[str] | int],
+    seen: Seen,
     as_torch_reads_it: Callable[[str, list[str]], list[int]],
     data: st.DataObject,
 ) -> None:
@@ -454,8 +326,24 @@ def test_the_mask_is_read_as_torch_reads_it(
 
 # ── MIG ──
 
+# The use of the whole card and its instances; then what only the host is told.
+PARTS = """
+import json, pynvml
+pynvml.nvmlInit()
+def supported(call, *arguments):
+    try: return call(*arguments)
+    except pynvml.NVMLError: return None
+card = pynvml.nvmlDeviceGetHandleByIndex(0)
+parts = [part for index in range(2) if (part := supported(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, card, index))]
+memory = supported(pynvml.nvmlDeviceGetMemoryInfo, card)
+shown = [memory and memory.used, [pynvml.nvmlDeviceGetUUID(part) for part in parts]]
+if memory:
+    shown += [pynvml.nvmlDeviceGetMigMode(card), pynvml.nvmlDeviceGetName(parts[0]), supported(pynvml.nvmlDeviceGetUtilizationRates, card)]
+print(json.dumps(shown))
+"""
 
-def test_a_card_is_divided_into_instances(node: MakeNode, run_python: RunPython, seen: Callable[..., list[str] | int]) -> None:
+
+def test_a_card_is_divided_into_instances(node: MakeNode, run_python: RunPython, seen: Seen) -> None:
     made = node(SimulatedCard(total="80GiB", name="NVIDIA A100", compute_capability=(8, 0)), "24GiB")
     first, second = made.mig(0, ["10GiB", "40GiB"])
     assert first.startswith("MIG-")
@@ -477,177 +365,19 @@ def test_a_card_is_divided_into_instances(node: MakeNode, run_python: RunPython,
     service = made.start("8GiB", load_seconds=0, environment={**made.environment, "CUDA_VISIBLE_DEVICES": second})
     service.wait_for("loaded")
     assert (made.used(first), made.used(second), made.used(0)) == (0, 8 * GIB, 8 * GIB)
-    output = run_python(
-        """
-import json, pynvml
-pynvml.nvmlInit()
-card = pynvml.nvmlDeviceGetHandleByIndex(0)
-parts = [pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index) for index in range(2)]
-try: pynvml.nvmlDeviceGetUtilizationRates(card)
-except pynvml.NVMLError_NotSupported: busy = None
-try: whole = pynvml.nvmlDeviceGetMemoryInfo(card).used
-except pynvml.NVMLError_NotSupported: whole = None
-process, = pynvml.nvmlDeviceGetComputeRunningProcesses(parts[1])
-print(json.dumps([pynvml.nvmlDeviceGetMigMode(card), whole, busy, [pynvml.nvmlDeviceGetMemoryInfo(part).total for part in parts],
-    pynvml.nvmlDeviceGetName(parts[0]), process.gpuInstanceId,
-    pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(parts[0]))]))
-""",
-        made.environment,
-    )
-    assert json.loads(output) == [[1, 1], 8 * GIB, None, [10 * GIB, 40 * GIB], "NVIDIA A100 MIG 1g.10gb", 2, card]
+    assert json.loads(run_python(PARTS, made.environment)) == [8 * GIB, [first, second], [1, 1], "NVIDIA A100 MIG 1g.10gb", None]
+    assert json.loads(run_python(PARTS, made.view([second]))) == [None, [second]], "a container does not see the whole card's use"
     with pytest.raises(UsageError, match="in use"):
         made.mig(0, [])
-
-
-def test_a_container_does_not_see_the_memory_of_a_card_with_mig(node: MakeNode, run_python: RunPython) -> None:
-    made = node("80GiB", "24GiB")
-    _, second = made.mig(0, ["10GiB", "40GiB"])
-    output = run_python(
-        """
-import json, pynvml
-pynvml.nvmlInit()
-card = pynvml.nvmlDeviceGetHandleByIndex(0)
-try: whole = pynvml.nvmlDeviceGetMemoryInfo(card).used
-except pynvml.NVMLError_NotSupported: whole = None
-print(json.dumps([pynvml.nvmlDeviceGetCount(), whole, pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, 0))]))
-""",
-        made.view([second]),
-    )
-    assert json.loads(output) == [1, None, second]
-
-
-def test_a_card_with_mig_and_without_instances_is_not_a_device(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
-    made = node("80GiB", "24GiB")
-    made.mig(0, [])
-    assert seen(made, None) == [digits(made.cards[1].uuid or "")]
-
-
-# ── views ──
-
-
-def test_a_container_sees_its_cards_renumbered(node: MakeNode, run_python: RunPython) -> None:
-    made = node(*["24GiB"] * 6)
-    service = made.start("4GiB", load_seconds=0, environment=made.view([3, 5]))
-    service.wait_for("loaded")
-    first, second = json.loads(run_python(LOOK, made.view([3, 5])))
-    assert (first["uuid"], second["uuid"]) == (made.cards[3].uuid, made.cards[5].uuid)
-    assert (first["minor"], second["minor"]) == (3, 5)
-    assert first["processes"] == {str(service.pid): 4 * GIB}
-    hidden, _ = json.loads(run_python(LOOK, made.view([3, 5], hide_pids=True)))
-    assert (hidden["used"], hidden["processes"]) == (4 * GIB, {})
-    bare, _ = json.loads(run_python(LOOK, made.view([3, 5], hide_process_memory=True)))
-    assert bare["processes"] == {str(service.pid): None}
-    assert json.loads(run_python(LOOK, made.view([]))) == []
-
-
-def test_pids_are_of_the_nodes_namespace(node: MakeNode, run_python: RunPython) -> None:
-    made = node("24GiB")
-    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("unshare makes no pid namespaces here")
-    script = CUDA + "context(); allocate(4 << 30); print(os.getpid(), flush=True); signal.pause()"
-    with subprocess.Popen([*inside, sys.executable, "-c", script], env=made.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "1\n"
-        (pid,) = made.processes(0)
-        assert Path(f"/proc/{pid}/stat").read_text().split()[3] == str(process.pid)
-        (card,) = json.loads(run_python(LOOK, made.environment))
-        assert card["processes"] == {str(pid): 4 * GIB + 300 * MIB}
-        process.kill()  # --kill-child: the kernel ends what is inside
-        process.wait()
-        deadline = time.monotonic() + 10
-        while made.used(0):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-
-def test_processes_of_other_users_share_the_node(simulation: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can start a process of another user")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        folder.chmod(0o755)
-        libraries = shutil.copytree(simulation, folder / "libraries")
-        with testing.Node(["24GiB"], directory=folder / "node") as made:
-            (folder / "node").chmod(0o755)
-            script = CUDA + 'context(); allocate(4 << 30); print("there", flush=True); signal.pause()'
-            environment = {**made.environment, "LD_LIBRARY_PATH": str(libraries)}
-            python = Path(os.path.realpath(sys.executable))
-            start = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(python), "-c", script]
-            with subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-                assert process.stdout
-                if process.stdout.readline() != "there\n":
-                    pytest.skip(f"another user cannot run this Python: {process.communicate()[1].strip()[-200:]}")
-                assert made.processes(0) == {process.pid: 4 * GIB + 300 * MIB}
-                process.kill()
-    finally:
-        shutil.rmtree(folder)
+    empty = node("80GiB", "24GiB")
+    empty.mig(0, [])
+    assert seen(empty, None) == [digits(empty.cards[1].uuid or "")], "a divided card without instances is not a device"
 
 
 # ── faults ──
 
-CODES = """
-import json, pynvml
-def code(call, *arguments, **options):
-    try: return call(*arguments, **options) and 0
-    except pynvml.NVMLError as error: return error.value
-begun = code(pynvml.nvmlInit)
-print(json.dumps([begun] if begun else [code(pynvml.nvmlDeviceGetHandleByIndex, 0) or [
-    code(pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlDeviceGetHandleByIndex(0)) or 0,
-    code(pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlDeviceGetHandleByIndex(0), version=pynvml.nvmlMemory_v2) or 0,
-], code(pynvml.nvmlDeviceGetHandleByIndex, 1) or 0]))
-"""
 
-
-def test_any_call_can_fail(node: MakeNode, run_python: RunPython) -> None:
-    made = node("24GiB", "24GiB")
-
-    def codes() -> list[object]:
-        return json.loads(run_python(CODES, made.environment))  # type: ignore[no-any-return]
-
-    assert codes() == [[0, 0], 0]
-    made.fault(0, "nvmlDeviceGetMemoryInfo", code=3)
-    assert codes() == [[3, 3], 0]
-    made.restore(0)
-    made.fault(0, "nvmlDeviceGetMemoryInfo", code=999, times=1)
-    assert codes() == [[999, 0], 0]
-    made.lose(0)
-    assert codes() == [15, 0]
-    made.restore(0)
-    made.fault(None, "nvmlDeviceGetHandleByIndex", code=4)
-    assert codes() == [4, 4]
-    made.fail_init(18)
-    assert codes() == [18]
-    made.restore()
-    assert codes() == [[0, 0], 0]
-
-
-def test_a_hanging_call_hangs_until_the_card_is_restored(node: MakeNode) -> None:
-    made = node("24GiB")
-    made.fault(0, "nvmlDeviceGetMemoryInfo", delay_ms=600_000)
-    script = """
-import pynvml
-pynvml.nvmlInit()
-card = pynvml.nvmlDeviceGetHandleByIndex(0)
-print("asks", flush=True)
-print(pynvml.nvmlDeviceGetMemoryInfo(card).total)
-"""
-    with subprocess.Popen([sys.executable, "-c", script], env=made.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "asks\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.3)
-        made.restore(0)
-        assert process.stdout.readline() == f"{24 * GIB}\n"
-
-
-def test_a_process_that_started_cuda_has_the_device_open(node: MakeNode, run_python: RunPython) -> None:
-    made = node("24GiB")
-    script = CUDA + 'call("cuInit", 0); print(*[os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")])'
-    assert str(made.directory / "nvidia-uvm") in run_python(script, made.environment).split()
-
-
-def test_faults_of_cuda(node: MakeNode, seen: Callable[..., list[str] | int]) -> None:
+def test_faults_of_cuda(node: MakeNode, seen: Seen) -> None:
     made = node("24GiB", "24GiB")
     made.lose(0)
     assert seen(made, None) == [digits(made.cards[1].uuid or "")]
@@ -661,40 +391,6 @@ def test_faults_of_cuda(node: MakeNode, seen: Callable[..., list[str] | int]) ->
     assert seen(made, None) == 100
     made.fail_init(18)
     assert seen(made, None) == 803
-
-
-def test_unsupported_values_of_a_card(node: MakeNode, run_python: RunPython) -> None:
-    made = node(SimulatedCard(memory_supported=False, utilisation=None, temperature=None, power_watts=None, ecc_errors=None))
-    script = """
-import pynvml as n
-n.nvmlInit()
-card = n.nvmlDeviceGetHandleByIndex(0)
-for call in (n.nvmlDeviceGetMemoryInfo, n.nvmlDeviceGetUtilizationRates, n.nvmlDeviceGetPowerUsage, n.nvmlDeviceGetEccMode,
-             lambda card: n.nvmlDeviceGetTemperature(card, 0),
-             lambda card: n.nvmlDeviceGetTotalEccErrors(card, 1, 0), n.nvmlDeviceGetMigMode):
-    try: print(call(card))
-    except n.NVMLError_NotSupported: pass
-"""
-    assert run_python(script, made.environment) == ""
-
-
-def test_set_condition(node: MakeNode, run_python: RunPython) -> None:
-    made = node("24GiB")
-    made.set_condition(0, utilisation=77, temperature=88, power_watts=66.5, ecc_errors=5)
-    script = """
-import pynvml as n
-n.nvmlInit()
-card = n.nvmlDeviceGetHandleByIndex(0)
-print(n.nvmlDeviceGetUtilizationRates(card).gpu, n.nvmlDeviceGetTemperature(card, 0), n.nvmlDeviceGetPowerUsage(card))
-print(n.nvmlDeviceGetTotalEccErrors(card, 1, 0))
-"""
-    assert run_python(script, made.environment).split() == ["77", "88", "66500", "5"]
-
-
-def test_without_the_node_there_is_no_driver(node: MakeNode, run_python: RunPython) -> None:
-    environment = node("24GiB").environment
-    del environment["MLOPS_SIMULATED_NODE"]
-    assert json.loads(run_python(CODES, environment)) == [9]
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,18 @@ import pytest
 
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
-from mlops_build.gpu.promise import Promise, boot_time, new
-from tests.gpu.holder import HOLDER, wait_until
+from mlops_build.gpu.promise import boot_time, new
+from tests.gpu.holder import HOLDER, Script, wait_until
+from tests.gpu.nodes import GIB, tickets
 
-GIB = 1 << 30
 IMPORT = "from mlops_build import gpu\n"
 QUICK = HOLDER.replace(IMPORT, f"{IMPORT}from mlops_build.gpu import search\nsearch.TICKET_SECONDS = 0.5\n")
 
 
-def tickets(machine: testing.Node) -> list[Promise]:
-    with Ledger.open(machine.directory / "leases") as ledger:
-        return ledger.tickets()
-
-
-def begin(holder, memory: str, wait: float) -> None:
-    """Let it request memory, without waiting for the result."""
-    holder.stdin.write(f"second = gpu.lease('{memory}', wait={wait})\n")
-    holder.stdin.flush()
+def waits(machine: testing.Node, holder: Script, memory: str, number: int = 1) -> None:
+    """Let it request memory that is not free; returns when it waits, as one of this number."""
+    holder.tell(f"second = gpu.lease('{memory}', wait=600)")
+    wait_until(lambda: len(tickets(machine)) == number)
 
 
 def test_a_large_request_is_not_overtaken_by_small_ones_that_keep_arriving(node, lease) -> None:
@@ -32,14 +27,13 @@ def test_a_large_request_is_not_overtaken_by_small_ones_that_keep_arriving(node,
     small = [lease(machine.environment, memory="4GiB") for _ in range(6)]
     large = lease(machine.environment, memory="1GiB", otherwise="cpu")
     assert large.answer["cpu"]
-    begin(large, "16GiB", 600)
-    wait_until(lambda: len(tickets(machine)) == 1)
+    waits(machine, large, "16GiB")
     for holder in small[:3]:
         holder.kill()
         refused = lease(machine.environment, memory="4GiB").answer
         assert "(waiting)" in refused["message"], "the room is kept for the request that waits"
     small[3].kill()
-    assert json.loads(large.stdout.readline()) == {"done": True}
+    assert json.loads(large.line()) == {"done": True}
     assert large.do("say(uuids=second.uuids)")["uuids"] == [machine.cards[0].uuid]
     assert tickets(machine) == []
 
@@ -50,8 +44,7 @@ def test_only_one_card_is_kept_for_a_request_that_waits(node, lease, run_python)
         lease(machine.environment, memory=memory)
     large = lease(machine.environment, memory="1GiB", otherwise="cpu")
     large.do("lease.release()")
-    begin(large, "16GiB", 600)
-    wait_until(lambda: len(tickets(machine)) == 1)
+    waits(machine, large, "16GiB")
     (ticket,) = tickets(machine)
     script = (
         "from mlops_build import gpu; print([lease.service for card in gpu.cards() for lease in card.leases if 'waiting' in lease.service])"
@@ -66,8 +59,7 @@ def test_the_ticket_of_a_killed_request_ends_with_it(node, lease) -> None:
     lease(machine.environment, memory="20GiB")
     large = lease(machine.environment, memory="1GiB")
     large.do("lease.release()")
-    begin(large, "16GiB", 600)
-    wait_until(lambda: len(tickets(machine)) == 1)
+    waits(machine, large, "16GiB")
     large.kill()
     large.wait()
     assert tickets(machine) == []
@@ -81,7 +73,7 @@ def test_a_request_keeps_another_card_if_nothing_becomes_free(node, lease) -> No
         lease(machine.environment, memory="20GiB")
     large = lease(machine.environment, script=QUICK, memory="1GiB", otherwise="cpu")
     large.do("lease.release()")
-    begin(large, "16GiB", 600)
+    waits(machine, large, "16GiB")
     kept: set[str] = set()
 
     def both_were_kept() -> bool:
@@ -100,8 +92,7 @@ def test_each_waiting_request_keeps_a_card_of_its_own(node, lease) -> None:
     for number in (1, 2):
         waiting = lease(machine.environment, memory="1GiB", otherwise="cpu")
         waiting.do("lease.release()")
-        begin(waiting, "16GiB", 600)
-        wait_until(lambda number=number: len(tickets(machine)) == number)
+        waits(machine, waiting, "16GiB", number)
     assert {uuid for ticket in tickets(machine) for uuid in ticket.uuids} == {card.uuid for card in machine.cards}
 
 
@@ -120,8 +111,7 @@ def test_a_large_request_gathers_memory_on_one_card_although_small_ones_keep_arr
     machine = node("24GiB", "24GiB")
     small = [lease(machine.environment, memory="6GiB") for _ in range(8)]
     large = lease(machine.environment, script=QUICK.replace("0.5", "1.0"), memory="1GiB", otherwise="cpu")
-    begin(large, "20GiB", 150)
-    wait_until(lambda: len(tickets(machine)) == 1)
+    waits(machine, large, "20GiB")
     for _ in range(40):
         small.pop(0).kill()
         time.sleep(1.5)
@@ -131,4 +121,4 @@ def test_a_large_request_gathers_memory_on_one_card_although_small_ones_keep_arr
             later = lease(machine.environment, memory="6GiB", otherwise="cpu")
             if not later.answer["cpu"]:
                 small.append(later)
-    assert json.loads(large.stdout.readline()) == {"done": True}
+    assert json.loads(large.line()) == {"done": True}

@@ -156,29 +156,6 @@ def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_
     assert [version.version for version in registry(service).versions("points")] == [1]
 
 
-@pytest.mark.slow  # test_generated_service.py does so for each example
-def test_two_runs_give_the_same_bits(service: Path) -> None:
-    before = (service / "dvc.lock").read_text()
-    files.remove_bytecode(service / "models/points")
-    weights = files.digest(service / "models/points")
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "--force"],
-        cwd=service,
-        env=in_service(service),
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (service / "dvc.lock").read_text() == before
-    files.remove_bytecode(service / "models/points")
-    assert files.digest(service / "models/points") == weights
-
-
-def in_service(service: Path) -> dict[str, str]:
-    return dvc.environment(service)
-
-
 def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path) -> None:
     params = service / "params.yaml"
     params.write_text(params.read_text().replace("accuracy: {min: 0.", "accuracy: {min: 1."))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.conftest import _package_for_processes, node, run_python, simulation  # noqa: F401 -- fixtures
+from tests.gpu.conftest import _package_for_processes, lease, node, run_python, simulation, start  # noqa: F401 -- fixtures
 
 ROOT = Path(__file__).parents[2]
 

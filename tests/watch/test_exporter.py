@@ -4,11 +4,9 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,27 +16,25 @@ from mlops_build.gpu.peaks import SETTLE_SECONDS
 from mlops_build.gpu.testing import SimulatedCard
 from mlops_build.watch.metrics import METRICS
 from tests.gpu.conftest import MakeNode
+from tests.gpu.holder import Script, Start
 from tests.gpu.nodes import backdate
 from tests.watch.zabbix_server import until
 
 GIB = 2**30
 # Sample by name and labels: ("mlops_gpu_cards", frozenset()) -> 2.0
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-LEASE = """
-import sys
-from mlops_build import gpu
-with gpu.lease(memory=sys.argv[1], service=sys.argv[2]) as lease:
-    print(lease.uuids[0], flush=True)
-    sys.stdin.read()
-"""
 
 
 class Exporter:
     """A running exporter."""
 
-    def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
+    def __init__(self, process: Script) -> None:
         self.process = process
-        self.url = url
+        match = None
+        while not match and (line := process.stderr.readline()):
+            match = re.search(r"listening on (\S+)", line)
+        assert match
+        self.url = match[1]
 
     def text(self) -> str:
         # Ends a test whose scrape blocks on a hanging card.
@@ -52,47 +48,23 @@ class Exporter:
             for sample in family.samples
         }
 
+    def until(self, metric: str, value: float | None, /, **labels: str) -> Samples:
+        """Scrape until a metric has a value."""
 
-Start = Callable[[Mapping[str, str]], Exporter]
+        def reached() -> Samples | None:
+            samples = self.scrape()
+            return samples if value_of(samples, metric, **labels) == value else None
+
+        return until(reached, f"{metric} {value}")
+
+
+Export = Callable[[Mapping[str, str]], Exporter]
+COMMAND = [sys.executable, "-m", "mlops_build", "watch", "exporter", "--host", "127.0.0.1", "--port"]
 
 
 @pytest.fixture
-def exporter() -> Iterator[Start]:
-    with ExitStack() as stack:
-        yield lambda environment: stack.enter_context(exporting(environment))
-
-
-@contextmanager
-def exporting(environment: Mapping[str, str]) -> Iterator[Exporter]:
-    command = [sys.executable, "-m", "mlops_build", "watch", "exporter", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    try:
-        match = None
-        while not match and (line := process.stderr.readline()):
-            match = re.search(r"listening on (\S+)", line)
-        assert match
-        yield Exporter(process, match[1])
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stderr.close()
-
-
-@contextmanager
-def leasing(memory: str, service: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """A process that holds a lease; gives its card."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LEASE, memory, service], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    assert process.stdout
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        process.stdout.close()
+def exporter(start: Start) -> Export:
+    return lambda environment: Exporter(start([*COMMAND, "0"], environment))
 
 
 def value_of(samples: Samples, metric: str, /, **labels: str) -> float | None:
@@ -111,7 +83,7 @@ def test_every_metric_is_named_by_the_conventions_and_has_a_help() -> None:
         assert unit or not re.search(r"mib|gib|percent|milli", metric.name)
 
 
-def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Start) -> None:
+def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Export, lease: Start) -> None:
     gpus = node(
         SimulatedCard(total="24GiB", utilisation=37, temperature=61, power_watts=55.5, ecc_errors=2),
         SimulatedCard(total="80GiB", name="NVIDIA H100", temperature=None, power_watts=None, ecc_errors=None, utilisation=None),
@@ -120,10 +92,10 @@ def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Star
     notebook = gpus.start("6GiB", name="notebook", environment={**gpus.environment, "CUDA_VISIBLE_DEVICES": small})
     notebook.wait_for("loaded")
     started = exporter(gpus.environment)
-    with leasing("10GiB", "digits", gpus.environment) as card:
-        assert card == large
-        samples = until(lambda: current if value_of(current := started.scrape(), "mlops_gpu_service_leases") else None, "the lease")
-        text = started.text()
+    holder = lease(gpus.environment, memory="10GiB", service="digits")
+    assert holder.answer["uuids"] == [large]
+    samples = started.until("mlops_gpu_service_leases", 1)
+    text = started.text()
     assert value_of(samples, "mlops_gpu_driver_up") == 1
     assert value_of(samples, "mlops_gpu_cards") == 2
     assert value_of(samples, "mlops_gpu_memory_total_bytes", uuid=small, index="0", name="NVIDIA L4") == 24 * GIB
@@ -147,52 +119,13 @@ def test_cards_leases_and_neighbours_are_exported(node: MakeNode, exporter: Star
         assert value_of(samples, f"mlops_gpu_{name}", uuid=large) is None, name
     # All metrics of the table are exported, with their help.
     assert set(re.findall(r"^# HELP (\S+) \S", text, re.MULTILINE)) == {metric.name for metric in METRICS}
-    # The lease has ended.
-    assert value_of(until(lambda: without_lease(started), "the end of the lease"), "mlops_gpu_memory_left_bytes", uuid=large) == 80 * GIB
+    holder.kill()
+    assert value_of(started.until("mlops_gpu_service_leases", None), "mlops_gpu_memory_left_bytes", uuid=large) == 80 * GIB
 
 
-def without_lease(started: Exporter) -> Samples | None:
-    samples = started.scrape()
-    return samples if value_of(samples, "mlops_gpu_service_leases") is None else None
-
-
-def test_a_failed_card_is_reported_and_hides_no_other(node: MakeNode, exporter: Start) -> None:
+def test_faults_are_reported_until_they_end_and_hide_nothing_else(node: MakeNode, exporter: Export) -> None:
     gpus = node("24GiB", "24GiB", SimulatedCard(memory_supported=False))
-    lost, well, unsized = (card.uuid or "" for card in gpus.cards)
-    started = exporter(gpus.environment)
-    samples = started.scrape()
-    assert value_of(samples, "mlops_gpu_trouble", uuid=unsized, reason="memory not supported") == 1
-    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=unsized) is None
-    assert value_of(samples, "mlops_gpu_trouble", uuid=lost) is None
-    gpus.lose(0)
-    samples = until(lambda: with_trouble(started, "lost"), "the lost card")
-    assert value_of(samples, "mlops_gpu_trouble", uuid=lost, index="0") == 1
-    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=lost) is None
-    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
-    assert value_of(samples, "mlops_gpu_cards") == 3
-    assert value_of(samples, "mlops_gpu_cards_ready") == 1
-
-
-def with_trouble(started: Exporter, reason: str) -> Samples | None:
-    samples = started.scrape()
-    return samples if value_of(samples, "mlops_gpu_trouble", reason=reason) else None
-
-
-def test_a_card_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Start) -> None:
-    gpus = node("24GiB", "24GiB")
-    hanging, well = (card.uuid or "" for card in gpus.cards)
-    started = exporter(gpus.environment)
-    assert value_of(started.scrape(), "mlops_gpu_memory_used_bytes", uuid=hanging) == 0
-    gpus.fault(0, delay_ms=120_000)
-    samples = until(lambda: with_trouble(started, "does not answer"), "the card that hangs")
-    assert value_of(samples, "mlops_gpu_trouble", uuid=hanging) == 1
-    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=hanging) is None
-    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
-    gpus.restore()
-
-
-def test_a_missing_driver_is_reported_until_it_is_back(node: MakeNode, exporter: Start) -> None:
-    gpus = node("24GiB")
+    faulty, well, unsized = (card.uuid or "" for card in gpus.cards)
     gpus.fail_init(9)
     started = exporter(gpus.environment)
     samples = started.scrape()
@@ -201,11 +134,21 @@ def test_a_missing_driver_is_reported_until_it_is_back(node: MakeNode, exporter:
     assert value_of(samples, "mlops_gpu_cards") is None
     assert value_of(samples, "mlops_gpu_memory_used_bytes") is None
     gpus.restore()
-    samples = until(lambda: current if value_of(current := started.scrape(), "mlops_gpu_driver_up") else None, "the driver")
-    assert value_of(samples, "mlops_gpu_cards") == 1
+    samples = started.until("mlops_gpu_driver_up", 1)
+    assert value_of(samples, "mlops_gpu_trouble", uuid=unsized, reason="memory not supported") == 1
+    assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=unsized) is None
+    assert value_of(samples, "mlops_gpu_trouble", uuid=faulty) is None
+    for fault, reason in ((lambda: gpus.lose(0), "lost"), (lambda: gpus.fault(0, delay_ms=120_000), "does not answer")):
+        fault()
+        samples = started.until("mlops_gpu_trouble", 1, uuid=faulty, reason=reason)
+        assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=faulty) is None
+        assert value_of(samples, "mlops_gpu_memory_used_bytes", uuid=well) == 0
+        assert (value_of(samples, "mlops_gpu_cards"), value_of(samples, "mlops_gpu_cards_ready")) == (3, 1)
+        gpus.restore()
+        started.until("mlops_gpu_trouble", None, uuid=faulty)
 
 
-def test_a_driver_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Start) -> None:
+def test_a_driver_that_hangs_blocks_no_scrape(node: MakeNode, exporter: Export) -> None:
     gpus = node("24GiB")
     gpus.fault(None, "nvmlDeviceGetCount", delay_ms=120_000)
     samples = exporter(gpus.environment).scrape()
@@ -221,7 +164,7 @@ def test_a_driver_that_hangs_for_ever_does_not_fill_the_process_with_threads(nod
 import threading
 from mlops_build.watch.node import Watcher
 watcher = Watcher(fresh=0, patience=5, nvml_seconds=0.01)
-snapshots = [watcher.snapshot() for _ in range(120)]
+snapshots = [watcher.snapshot() for _ in range(70)]
 assert all(snapshot.driver == "does not answer" and not snapshot.cards for snapshot in snapshots), snapshots
 print(threading.active_count())
 """
@@ -229,18 +172,15 @@ print(threading.active_count())
     gpus.restore()
 
 
-def test_refusals_are_counted(node: MakeNode, exporter: Start) -> None:
+def test_refusals_are_counted(node: MakeNode, exporter: Export, lease: Start) -> None:
     gpus = node("8GiB")
     started = exporter(gpus.environment)
     assert value_of(started.scrape(), "mlops_gpu_refusals_total") == 0
-    refused = subprocess.run(
-        [sys.executable, "-c", LEASE, "20GiB", "large"], env=gpus.environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "NoRoom" in refused.stderr
-    assert until(lambda: value_of(started.scrape(), "mlops_gpu_refusals_total") or None, "the refusal") == 1
+    assert lease(gpus.environment, memory="20GiB").answer["error"] == "NoRoom"
+    started.until("mlops_gpu_refusals_total", 1)
 
 
-def test_peaks_of_processes_without_a_lease_are_recorded(node: MakeNode, exporter: Start) -> None:
+def test_peaks_of_processes_without_a_lease_are_recorded(node: MakeNode, exporter: Export) -> None:
     gpus = node("24GiB")
     # With visible processes, an ended one would no longer be counted.
     started = exporter(gpus.view(hide_pids=True))
@@ -258,54 +198,35 @@ def test_peaks_of_processes_without_a_lease_are_recorded(node: MakeNode, exporte
     assert until(remembered, "the peak") == 6 * GIB
     notebook.terminate()
     notebook.wait(20)
-    samples = until(
-        lambda: current if value_of(current := started.scrape(), "mlops_gpu_memory_used_bytes") == 0 else None, "the end of the notebook"
-    )
+    samples = started.until("mlops_gpu_memory_used_bytes", 0)
     assert value_of(samples, "mlops_gpu_memory_external_bytes") == 0
     assert (value_of(samples, "mlops_gpu_memory_external_counted_bytes") or 0) > 5 * GIB
 
 
-def test_without_a_lease_directory_cards_are_exported_too(node: MakeNode, exporter: Start, tmp_path: Path) -> None:
+def test_without_a_lease_directory_or_a_valid_configuration_cards_are_exported_too(
+    node: MakeNode, exporter: Export, tmp_path: Path
+) -> None:
     gpus = node("24GiB")
+    Path(gpus.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbour\n")
     samples = exporter({**gpus.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "none")}).scrape()
+    assert value_of(samples, "mlops_gpu_driver_up") == 1
     assert value_of(samples, "mlops_gpu_lease_directory_up") == 0
     assert value_of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
 
 
-def test_cards_are_exported_if_the_administrators_file_is_not_valid(node: MakeNode, exporter: Start) -> None:
-    gpus = node("24GiB")
-    Path(gpus.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbour\n")
-    samples = exporter(gpus.environment).scrape()
-    assert value_of(samples, "mlops_gpu_driver_up") == 1
-    assert value_of(samples, "mlops_gpu_memory_left_bytes") == 24 * GIB
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(node: MakeNode, exporter: Start, number: signal.Signals) -> None:
+def test_a_signal_ends_it_cleanly(node: MakeNode, exporter: Export, number: signal.Signals) -> None:
     started = exporter(node("24GiB").environment)
     started.scrape()
     started.process.send_signal(number)
     assert started.process.wait(20) == 0
-    assert started.process.stderr
     assert started.process.stderr.read() == ""
 
 
-def test_a_port_that_is_taken_is_an_error_with_a_remedy(node: MakeNode) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        command = [
-            sys.executable,
-            "-m",
-            "mlops_build",
-            "watch",
-            "exporter",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(listener.getsockname()[1]),
-        ]
-        done = subprocess.run(command, env=node("24GiB").environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "another --port" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_port_that_is_taken_is_an_error_with_a_remedy(node: MakeNode, start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = start([*COMMAND, str(listener.getsockname()[1])], node("24GiB").environment)
+        assert process.wait(60) == 1
+    errors = process.stderr.read()
+    assert "another --port" in errors
+    assert "Traceback" not in errors

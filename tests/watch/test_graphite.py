@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlops_build.__main__ import main
 from mlops_build.adapters.graphite import MAX_QUEUED, Sender
 from mlops_build.errors import Unreachable, UsageError
 from mlops_build.gpu.testing import SimulatedCard
@@ -137,16 +138,9 @@ def test_a_snapshot_that_was_sent_in_part_is_sent_again(carbon: socket.socket) -
 
 
 def test_an_unreachable_server_is_exit_code_5(node: MakeNode, carbon: socket.socket) -> None:
-    address = carbon.getsockname()[1]
+    address = command(carbon, "--once")
     carbon.close()
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "watch", "graphite", f"127.0.0.1:{address}", "--once", "--node", "gpu-1"],
-        env=node("24GiB").environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = subprocess.run(address, env=node("24GiB").environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 5
     assert "2003" in done.stderr
     assert "Traceback" not in done.stderr
@@ -155,12 +149,13 @@ def test_an_unreachable_server_is_exit_code_5(node: MakeNode, carbon: socket.soc
 @pytest.mark.parametrize(
     "arguments", [["nowhere"], ["h:0"], ["h:2003", "--prefix", "a b"], ["h:2003", "--prefix", "a..b"], ["h:2003", "--interval", "0"]]
 )
-def test_invalid_arguments_are_exit_code_2(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "watch", "graphite", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_invalid_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = main(["watch", "graphite", *arguments])
+    except SystemExit as ended:  # from the parser
+        code = ended.code
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "expected"), [("a.b", "a_b"), ("x y\n1", "x_y_1"), ("", "_"), ("GPU-1", "GPU-1"), ("é", "_")])

@@ -11,9 +11,9 @@ import pytest
 
 from mlops_build.watch import shipped
 from tests.gpu.conftest import MakeNode
+from tests.gpu.holder import Start
 from tests.watch.agent import running
 from tests.watch.conftest import program
-from tests.watch.test_exporter import leasing
 from tests.watch.zabbix_server import Zabbix, until, zabbix
 
 BOTH = {"createMissing": True, "updateExisting": True}
@@ -25,7 +25,7 @@ MOVABLE = "GPU: could move to a card with more room"
 
 @pytest.mark.soak
 def test_the_template_discovers_cards_and_triggers_when_one_is_full_or_lost(
-    node: MakeNode, commands: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    node: MakeNode, lease: Start, commands: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     packages = Path(program("MLOPS_TEST_ZABBIX_SERVER"))
     began = time.monotonic()
@@ -48,21 +48,22 @@ def test_the_template_discovers_cards_and_triggers_when_one_is_full_or_lost(
         discovered = time.monotonic()
 
         # Without a lease on the first card, beside a lease; the other cards have room.
-        with leasing("1GiB", "digits", gpus.environment) as leased:
-            assert leased == gpus.cards[0].uuid
-            notebooks = [gpus.start("11GiB", name=f"notebook{number}") for number in range(2)]
-            for notebook in notebooks:
-                notebook.wait_for("loaded")
-            filled = "GPU: processes without a lease fill a card while another has room"
-            expected = {"GPU 0: memory is at least 90 % full", "GPU 0: memory used without a lease grows", filled, MOVABLE}
-            until(lambda: expected <= _names(server, host) or None, f"the triggers {expected}")
-            assert f"{MOVABLE}: digits on card 0 (1.0 GiB)" in _problems(server, host)
-            # Only the trigger of the higher threshold fires.
-            assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
-            rang = time.monotonic()
-            for notebook in notebooks:
-                notebook.terminate()
-                notebook.wait(20)
+        holder = lease(gpus.environment, memory="1GiB", service="digits")
+        assert holder.answer["uuids"] == [gpus.cards[0].uuid]
+        notebooks = [gpus.start("11GiB", name=f"notebook{number}") for number in range(2)]
+        for notebook in notebooks:
+            notebook.wait_for("loaded")
+        filled = "GPU: processes without a lease fill a card while another has room"
+        expected = {"GPU 0: memory is at least 90 % full", "GPU 0: memory used without a lease grows", filled, MOVABLE}
+        until(lambda: expected <= _names(server, host) or None, f"the triggers {expected}")
+        assert f"{MOVABLE}: digits on card 0 (1.0 GiB)" in _problems(server, host)
+        # Only the trigger of the higher threshold fires.
+        assert "GPU 0: memory is at least 80 % full" not in _problems(server, host)
+        rang = time.monotonic()
+        for notebook in notebooks:
+            notebook.terminate()
+            notebook.wait(20)
+        holder.kill()
         gpus.lose(2)
         lost = "GPU: card 2: lost: has fallen off the bus: reset the card or reboot the node"
         until(lambda: (lost in _problems(server, host) and not {filled, MOVABLE} & _names(server, host)) or None, lost)

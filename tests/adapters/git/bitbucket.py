@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 PULL = "com.atlassian.bitbucket.pull"
 PROTECTED = """#!/bin/sh
 while read old new ref; do
-    [ "$ref" != refs/heads/main ] || { echo "main is protected: open a pull request" >&2; exit 1; }
+    [ "$ref" != refs/heads/BRANCH ] || { echo "BRANCH is protected: open a pull request" >&2; exit 1; }
 done
 """
 
@@ -50,10 +50,10 @@ class Bitbucket:
             self.protect(project, name)
         return f"{self.url}/scm/{project}/{name}.git"
 
-    def protect(self, project: str, name: str) -> None:
-        """From now on nobody pushes to main."""
+    def protect(self, project: str, name: str, branch: str = "main") -> None:
+        """From now on nobody pushes to this branch."""
         hook = self.folder / project / f"{name}.git/hooks/pre-receive"
-        hook.write_text(PROTECTED)
+        hook.write_text(PROTECTED.replace("BRANCH", branch))
         hook.chmod(0o755)
 
     def head(self, project: str, name: str, ref: str) -> str | None:

@@ -1,24 +1,14 @@
-"""Real repositories: bare ones over file://, and one behind `git http-backend` with a password and a rule."""
+"""Real repositories: bare ones over file://, and one behind an HTTP server with a token and a rule."""
 
-import base64
-import os
-import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
+from tests.adapters.git.bitbucket import bitbucket
 from tests.conftest import git
 
 USER, TOKEN = "bridge", "s3cret-token"
-PROTECTED = """#!/bin/sh
-while read old new ref; do
-    [ "$ref" != refs/heads/protected ] || { echo "protected branch: open a pull request" >&2; exit 1; }
-done
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -50,51 +40,12 @@ def person(remote: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def http_remote(remote: Path) -> Iterator[str]:
-    """The address of `remote` over http: basic authentication, and a hook that protects the branch `protected`."""
+def http_remote(remote: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of `remote` over http: with a token, and a rule that protects the branch `protected`."""
     git(remote, "config", "http.receivepack", "true")
     git(remote, "branch", "protected", "main")
-    hook = remote / "hooks" / "pre-receive"
-    hook.write_text(PROTECTED)
-    hook.chmod(0o755)
-    allowed = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.headers.get("Authorization") != allowed:
-                self.send_response(401)
-                self.send_header("WWW-Authenticate", 'Basic realm="git"')
-                self.end_headers()
-                return
-            address = urlsplit(self.path)
-            variables = {
-                "GIT_PROJECT_ROOT": str(remote.parent),
-                "GIT_HTTP_EXPORT_ALL": "1",
-                "PATH_INFO": address.path,
-                "QUERY_STRING": address.query,
-                "REQUEST_METHOD": self.command,
-                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-                "REMOTE_USER": USER,
-            }
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            done = subprocess.run(["git", "http-backend"], env={**os.environ, **variables}, input=body, capture_output=True, check=True)
-            head, _, content = done.stdout.partition(b"\r\n\r\n")
-            fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
-            self.send_response(int(fields.pop("Status", "200").split()[0]))
-            for name, value in fields.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/{remote.name}"
-    server.shutdown()
-    server.server_close()
+    with bitbucket(tmp_path / "host", TOKEN) as host:
+        (host.folder / "ml").mkdir()
+        (host.folder / "ml/remote.git").symlink_to(remote)
+        host.protect("ml", "remote", "protected")
+        yield f"{host.url}/scm/ml/remote.git"
