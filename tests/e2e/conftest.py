@@ -33,19 +33,22 @@ def published(made_once: MadeOnce) -> Path:
 
 @pytest.fixture
 def environment(published: Path, tmp_path: Path) -> dict[str, str]:
-    """A reader's shell: this environment is activated, and the published address means the working tree."""
-    (tmp_path / "settings.yml").write_text("{}\n")
+    return reader(published, tmp_path)
+
+
+def reader(template: Path, folder: Path) -> dict[str, str]:
+    """A reader's shell: this environment is activated, and the published address means this repository. folder: for settings."""
+    (folder / "settings.yml").write_text("{}\n")
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "VIRTUAL_ENV": str(Path(sys.executable).parent.parent),
         # copier adds .git to an address on GitHub.
         "GIT_CONFIG_COUNT": "2",
-        "GIT_CONFIG_KEY_0": f"url.{published.as_uri()}.insteadOf",
+        **{f"GIT_CONFIG_KEY_{number}": f"url.{template.as_uri()}.insteadOf" for number in range(2)},
         "GIT_CONFIG_VALUE_0": TEMPLATE_URL,
-        "GIT_CONFIG_KEY_1": f"url.{published.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_1": f"{TEMPLATE_URL}.git",
-        "COPIER_SETTINGS_PATH": str(tmp_path / "settings.yml"),
+        "COPIER_SETTINGS_PATH": str(folder / "settings.yml"),
         "PIP_CONFIG_FILE": os.devnull,
         "PYTHONUNBUFFERED": "1",
     }

@@ -61,10 +61,15 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_folder_inside_the_repository_must_be_ignored(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    (clone / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository with the script alone."""
+    (tmp_path / "clone/scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/demo.py", tmp_path / "clone/scripts")
+    return tmp_path / "clone"
+
+
+def test_a_folder_inside_the_repository_must_be_ignored(clone: Path) -> None:
     (clone / ".gitignore").write_text("/demo-service/\n")
     subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
     done = demo(clone / "elsewhere", repository=clone)
@@ -74,10 +79,8 @@ def test_a_folder_inside_the_repository_must_be_ignored(tmp_path: Path) -> None:
     assert not (clone / "elsewhere").exists()
 
 
-def test_a_failing_step_is_named_and_ends_the_demo(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    (clone / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/demo.py", clone / "scripts")  # there is no template, so there is no data
+def test_a_failing_step_is_named_and_ends_the_demo(clone: Path, tmp_path: Path) -> None:
+    """There is no template, so there is no data."""
     done = demo(tmp_path / "demo", repository=clone)
     assert done.returncode == 1
     assert "FAILED at track data" in done.stdout

@@ -74,15 +74,8 @@ def test_the_pipeline_with_a_server_and_object_storage(
     # Another clone can fetch the version's data.
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), str(clone))
-    pulled = subprocess.run(
-        [sys.executable, "-m", "dvc", "pull"],
-        cwd=clone,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-m", "dvc", "pull"]
+    pulled = subprocess.run(command, cwd=clone, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False)
     assert pulled.returncode == 0, pulled.stderr
     assert (clone / "data/raw/arcs.csv").read_bytes() == (service / "data/raw/arcs.csv").read_bytes()
     assert (clone / "models/points/MLmodel").exists()

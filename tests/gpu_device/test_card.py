@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -39,18 +40,19 @@ with gpu.lease(sys.argv[1], service=sys.argv[2]) as lease:
 )
 
 
-def listed(environment: dict[str, str]) -> list[dict[str, object]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops_build", "gpu", "list", "--json"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    document = json.loads(done.stdout)
-    cards: list[dict[str, object]] = document["cards"] if isinstance(document, dict) else document
+def mlops_build(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mlops_build", "gpu", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def listed(environment: dict[str, str]) -> list[dict[str, Any]]:
+    document = json.loads(mlops_build(environment, "list", "--json").stdout)
+    cards: list[dict[str, Any]] = document["cards"] if isinstance(document, dict) else document
     return cards
+
+
+def leases(environment: dict[str, str]) -> list[dict[str, Any]]:
+    return [lease for card in listed(environment) for lease in card["leases"]]
 
 
 def hold(environment: dict[str, str], memory: str, service: str, size: int) -> "subprocess.Popen[str]":
@@ -58,8 +60,10 @@ def hold(environment: dict[str, str], memory: str, service: str, size: int) -> "
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_cards_have_the_values_of_nvml(program: Program) -> None:
+def test_cards_have_the_values_of_nvml_and_reading_them_uses_no_memory(program: Program) -> None:
+    """torch would create a context of 300 to 500 MiB."""
     code = """
+import os
 from mlops_build import gpu
 import pynvml
 cards = {card.uuid: card for card in gpu.cards() if card.mig_parent is None}
@@ -68,6 +72,7 @@ for index in range(pynvml.nvmlDeviceGetCount()):
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     card = cards[pynvml.nvmlDeviceGetUUID(handle)]
     assert card.index == index and card.name == pynvml.nvmlDeviceGetName(handle)
+    assert os.getpid() not in [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     if card.trouble is None:
         total = pynvml.nvmlDeviceGetMemoryInfo(handle).total
         assert 0.9 * total <= card.total_bytes <= total and 0 <= card.used_bytes <= card.total_bytes
@@ -100,13 +105,12 @@ def test_processes_see_each_others_leases_until_they_are_killed(environment: dic
         for process in (first, second):
             assert process.stdout
             assert json.loads(process.stdout.readline())["uuids"]
-        cards = listed(environment)
-        assert sorted(lease["service"] for card in cards for lease in card["leases"]) == ["first", "second"]  # type: ignore[attr-defined]
-        seen = [lease["seen_bytes"] for card in cards for lease in card["leases"]]  # type: ignore[attr-defined]
+        assert sorted(lease["service"] for lease in leases(environment)) == ["first", "second"]
+        seen = [lease["seen_bytes"] for lease in leases(environment)]
         assert all(256 << 20 <= size <= 2 << 30 for size in seen), f"what it allocated, and a context: {seen}"
         first.kill()
         first.wait()
-        assert [lease["service"] for card in listed(environment) for lease in card["leases"]] == ["second"]  # type: ignore[attr-defined]
+        assert [lease["service"] for lease in leases(environment)] == ["second"]
     finally:
         for process in (first, second):
             process.kill()
@@ -114,8 +118,7 @@ def test_processes_see_each_others_leases_until_they_are_killed(environment: dic
 
 
 def test_a_request_above_the_card_is_refused_with_the_reason_for_each_card(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "mlops_build", "gpu", "pick", "--memory", "4096GiB"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = mlops_build(environment, "pick", "--memory", "4096GiB")
     assert done.returncode == 6
     assert done.stdout == "", "an empty output would mean the CPU"
     assert all(str(card["uuid"])[:8] in done.stderr or str(card["name"]) in done.stderr for card in listed(environment))
@@ -123,8 +126,7 @@ def test_a_request_above_the_card_is_refused_with_the_reason_for_each_card(envir
 
 def test_a_program_that_hardcodes_ordinal_0_runs_on_the_leased_card(environment: dict[str, str]) -> None:
     inner = CUDA + "start(); allocate(64 << 20); import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    command = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "1GiB", "--", sys.executable, "-c", inner]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = mlops_build(environment, "run", "--memory", "1GiB", "--", sys.executable, "-c", inner)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in {str(card["uuid"]) for card in listed(environment)}
 
@@ -148,20 +150,6 @@ except Exception as error:
     assert program(code) == "CudaStarted True"
 
 
-def test_reading_uses_no_memory_of_the_card(program: Program) -> None:
-    """torch would create a context of 300 to 500 MiB."""
-    code = """
-import os, pynvml
-from mlops_build import gpu
-gpu.cards()
-pynvml.nvmlInit()
-for index in range(pynvml.nvmlDeviceGetCount()):
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    assert os.getpid() not in [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-"""
-    program(code)
-
-
 def test_gpu_run_reports_what_its_program_uses(environment: dict[str, str]) -> None:
     inner = CUDA + "start(); allocate(256 << 20); print('allocated', flush=True); input()"
     command = [sys.executable, "-m", "mlops_build", "gpu", "run", "--memory", "1GiB", "--", "sh", "-c", '"$@"; true', "sh", sys.executable]
@@ -175,8 +163,7 @@ def test_gpu_run_reports_what_its_program_uses(environment: dict[str, str]) -> N
         while seen < 256 << 20:
             assert time.monotonic() < deadline, f"{seen} bytes are reported"
             time.sleep(0.2)
-            leases = [lease for card in listed(environment) for lease in card["leases"]]  # type: ignore[attr-defined]
-            assert len(leases) == 1, "the shell and the program share a lease"
-            seen = leases[0]["seen_bytes"] or 0
+            (lease,) = leases(environment)  # the shell and the program share it
+            seen = lease["seen_bytes"] or 0
         process.communicate("\n")
     assert process.returncode == 0

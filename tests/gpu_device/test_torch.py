@@ -22,25 +22,8 @@ with gpu.lease("2GiB") as lease:
     assert program(code) == "1024.0"
 
 
-def test_the_budget_is_enforced_on_the_process_that_exceeds_it(program: Program) -> None:
-    """Half of the budget can be allocated; more than all of it fails, although the card has room; then the process continues."""
-    code = """
-import torch
-from mlops_build import gpu
-with gpu.lease("2GiB") as lease:
-    lease.limit_torch()
-    half = torch.empty(1 << 30, dtype=torch.uint8, device=lease.device)
-    try:
-        torch.empty(2 << 30, dtype=torch.uint8, device=lease.device)
-    except torch.OutOfMemoryError:
-        del half
-        print(torch.ones(8, device=lease.device).sum().item())
-"""
-    assert program(code) == "8.0"
-
-
 def test_context_and_allocator_together_stay_within_the_budget(program: Program) -> None:
-    """By NVML's count: the context, which torch's fraction does not include, is subtracted."""
+    """By NVML's count: the context, which torch's fraction does not include, is subtracted. The card has room for more."""
     code = """
 import os, torch, pynvml
 from mlops_build import gpu
@@ -51,9 +34,9 @@ with gpu.lease(budget) as lease:
     taken = []
     try:
         while True:
-            taken.append(torch.empty(16 << 20, dtype=torch.uint8, device=lease.device))
+            taken.append(torch.zeros(16 << 20, dtype=torch.uint8, device=lease.device))
     except torch.OutOfMemoryError:
-        pass
+        assert taken.pop().sum().item() == 0, "the process continues"
     after = next(card.used_bytes for card in gpu.cards() if card.uuid == lease.uuids[0])
     used = after - before
     reserved = torch.cuda.memory_reserved()
@@ -63,19 +46,6 @@ with gpu.lease(budget) as lease:
 """
     used, reserved = map(int, program(code).split())
     print(f"context: {(used - reserved) >> 20} MiB")
-
-
-def test_a_budget_below_the_context_is_refused_with_a_remedy(program: Program) -> None:
-    code = """
-from mlops_build import gpu
-from mlops_build.errors import MlopsBuildError
-with gpu.lease("64MiB") as lease:
-    try:
-        lease.limit_torch()
-    except MlopsBuildError as error:
-        print(bool(error.remedy))
-"""
-    assert program(code) == "True"
 
 
 def test_a_lease_after_torch_has_started_cuda_is_refused_with_the_remedy(program: Program) -> None:
@@ -89,16 +59,6 @@ except Exception as error:
     print(type(error).__name__, bool(error.remedy))
 """
     assert program(code) == "CudaStarted True"
-
-
-def test_torch_can_be_imported_before_the_lease(program: Program) -> None:
-    code = """
-import torch
-from mlops_build import gpu
-with gpu.lease("1GiB") as lease:
-    print(torch.ones(2, device=lease.device).device)
-"""
-    assert program(code) == "cuda:0"
 
 
 def test_checking_for_cuda_before_the_lease_never_gives_a_wrong_card(program: Program) -> None:
