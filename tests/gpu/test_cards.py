@@ -67,15 +67,13 @@ def gib(amount: int) -> float:
     return round(amount / GIB, 3)
 
 
-def test_an_empty_card() -> None:
-    accounted = card(reading(0))
-    assert (accounted.committed_bytes, accounted.left_bytes, accounted.headroom) == (0, 24 * GIB, 1.0)
-    assert accounted.neighbours == accounted.leases == ()
-
-
 def test_a_lease_that_has_not_loaded_is_counted_at_its_budget() -> None:
+    empty = card(reading(0))
+    assert (empty.committed_bytes, empty.left_bytes, empty.headroom) == (0, 24 * GIB, 1.0)
+    assert empty.neighbours == empty.leases == ()
     accounted = card(reading(0), lease("a", 6), lease("b", 4))
     assert (gib(accounted.committed_bytes), gib(accounted.left_bytes)) == (10, 14)
+    assert gib(card(reading(2), reserve=GIB).left_bytes) == 21, "a reserve is kept on each card"
 
 
 def test_a_loaded_lease_is_not_counted_twice() -> None:
@@ -109,15 +107,11 @@ def test_a_report_above_the_use_of_the_card_hides_no_neighbour() -> None:
     assert gib(freed.committed_bytes) == 5
 
 
-def test_workers_belong_to_the_lease_of_their_parent() -> None:
+def test_workers_belong_to_the_nearest_lease_of_their_ancestors() -> None:
     processes = [known(10), known(11, 10), known(12, 11), known(30, 1)]
     accounted = card(reading(6, {11: 2, 12: 2, 30: 2}), lease("a", 5, pid=10), processes=processes)
     assert (gib(accounted.external_bytes), gib(accounted.committed_bytes)) == (2, 7)
     assert [neighbour.pid for neighbour in accounted.neighbours] == [30]
-
-
-def test_the_nearest_lease_of_several_generations() -> None:
-    processes = [known(10), known(11, 10)]
     accounted = card(reading(4, {10: 1, 11: 3}), lease("outer", 2, pid=10), lease("inner", 3, pid=11), processes=processes)
     assert [gib(promise.seen[UUID]) for promise in accounted.leases] == [1, 3]
 
@@ -142,11 +136,7 @@ def test_the_host_recognises_the_lease_of_a_container() -> None:
 def test_a_reused_pid_is_not_the_owner_of_the_lease() -> None:
     accounted = card(reading(3, {10: 3}), lease("a", 4, pid=10), processes=[known(10, started=950.0)])
     assert gib(accounted.committed_bytes) == 7
-
-
-def test_a_change_of_the_wall_clock_changes_no_owner() -> None:
-    """As on a node before NTP. `created` is for releases before 0.7."""
-    for created in (NOW - 1e6, NOW + 1e6):
+    for created in (NOW - 1e6, NOW + 1e6):  # for releases before 0.7; a change of the wall clock, as before NTP, changes no owner
         accounted = card(reading(3, {10: 3}), lease("a", 4, pid=10, created=created), processes=[known(10)])
         assert gib(accounted.committed_bytes) == 4
 
@@ -242,10 +232,6 @@ def test_all_keys_of_a_declaration_must_match() -> None:
         (Declared("d", 6 * GIB, uid=0), False),
     ):
         assert gib(card(used, processes=processes, declared=[declared]).committed_bytes) == (6 if fits else 2)
-
-
-def test_a_reserve_is_kept_on_each_card() -> None:
-    assert gib(card(reading(2), reserve=GIB).left_bytes) == 21
 
 
 def test_nothing_is_left_on_a_card_with_a_trouble() -> None:

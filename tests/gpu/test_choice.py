@@ -104,24 +104,18 @@ def test_spread_compares_shares_and_pack_compares_bytes() -> None:
     assert order(pack, small, large) == [0, 1], "18 GiB left, 40"
     assert order(spread, card(0, 24, 20), large) == [1, 0]
     assert order(pack, card(0, 24, 20), card(1, 24, 22)) == [1, 0]
-
-
-def test_spread_includes_the_request() -> None:
-    """With different cards, the card with the larger share left before the request can have the smaller share after it."""
+    # The card with the larger share left before the request can have the smaller share after it.
     small, large = card(0, 16, 0), card(1, 80, 8)
     assert order(spread, small, large, size=GIB) == [0, 1]
     assert order(spread, small, large, size=12 * GIB) == [1, 0]
+    assert (pack, spread, random) == (choices.BEST_FIT, choices.WORST_FIT, choices.RANDOM), "the names of gpu-utilities"
+    assert choices.name_of(pack) == "pack"
 
 
 def test_random_is_weighted_by_what_is_left() -> None:
     cards = [card(0, 24, 21), card(1, 24, 0)]
     first = [random(cards, Request(GIB), Random(seed))[0].index for seed in range(1000)]  # noqa: S311
     assert 60 <= first.count(0) <= 170, "3 of 27 GiB are left on it"
-
-
-def test_the_names_from_gpu_utilities_are_aliases() -> None:
-    assert (pack, spread, random) == (choices.BEST_FIT, choices.WORST_FIT, choices.RANDOM)
-    assert choices.name_of(pack) == "pack"
 
 
 def test_a_custom_strategy_receives_cards_with_room_and_must_return_them() -> None:

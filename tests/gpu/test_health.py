@@ -56,6 +56,10 @@ def test_a_node_without_findings(node: MakeNode) -> None:
     seen, findings = look(made.environment)
     assert findings == []
     assert "NVIDIA L4" in seen
+    Path(made.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbor]]\n")
+    (finding,) = look(made.environment)[1]
+    assert finding["rule"] == "gpu-config"
+    assert "neighbor" in finding["why"]
 
 
 def test_faulty_cards_are_findings_with_a_remedy(node: MakeNode) -> None:
@@ -89,28 +93,23 @@ def test_a_missing_driver_is_not_a_finding(tmp_path: Path) -> None:
     assert "\n--  gpu leases " in done.stdout
 
 
-def test_a_lease_directory_is_checked_without_a_card(node: MakeNode) -> None:
+def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
     made = node()
     assert look(made.environment) == ("no GPU, but a driver", [])
-    leases(made).chmod(0o755)
-    assert rules(made.environment) == ["gpu-leases"]
-    made.fail_init(9)
-    assert rules(made.environment) == ["gpu-driver", "gpu-leases"]
-
-
-def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
-    made = node("24GiB")
     for mode in (0o777, 0o755):
         leases(made).chmod(mode)
         assert rules(made.environment) == ["gpu-leases"]
+    made.fail_init(9)
+    assert rules(made.environment) == ["gpu-driver", "gpu-leases"]
+    made.restore()
     for mode in (0o1777, 0o3770):  # writable for all users, or for a group
         leases(made).chmod(mode)
         assert rules(made.environment) == []
+    assert report(made.environment)["directory"] == f"{leases(made)}, mode 3770, 0 in use"
     _, (finding,) = look({**made.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
     assert finding["rule"] == "gpu-leases"
     assert "tmpfiles.d" in finding["remedy"]
     assert "restart the services" in finding["remedy"], "those that run have no lease"
-    assert report(made.environment)["directory"] == f"{leases(made)}, mode 3770, 0 in use"
 
 
 @needs_root
@@ -135,12 +134,3 @@ def test_a_lock_that_is_held(node: MakeNode) -> None:
     with (leases(made) / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert rules(made.environment) == ["gpu-lock"]
-    assert rules(made.environment) == []
-
-
-def test_an_unreadable_configuration(node: MakeNode) -> None:
-    made = node("24GiB")
-    Path(made.environment["MLOPS_GPU_CONFIG"]).write_text("[[neighbor]]\n")
-    (finding,) = look(made.environment)[1]
-    assert finding["rule"] == "gpu-config"
-    assert "neighbor" in finding["why"]

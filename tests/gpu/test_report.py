@@ -5,8 +5,11 @@ import pytest
 from mlops_build.gpu import testing
 from mlops_build.gpu.ledger import Ledger
 from mlops_build.gpu.promise import new
-from tests.gpu.holder import wait_until
+from tests.gpu.holder import HOLDER, wait_until
 from tests.gpu.nodes import CONTEXT, GIB, promises
+
+# It is loaded when its memory has been the same for some seconds.
+QUICK = f"from mlops_build.gpu import report; report.LOADED_SECONDS = 0.5\n{HOLDER}"
 
 
 def seen(machine: testing.Node) -> list[int]:
@@ -22,7 +25,7 @@ def test_memory_that_appears_belongs_to_the_lease(node, lease, run_python, hidde
     machine = node("24GiB")
     machine.set_used(0, "1GiB")
     environment = machine.view(hide_pids=hidden)
-    holder = lease(environment, memory="6GiB")
+    holder = lease(environment, script=QUICK, memory="6GiB")
     assert [promise.loaded for promise in promises(machine)] == [False]
     holder.do(f"allocate({4 * GIB})")
     wait_until(lambda: seen(machine) == [4 * GIB + CONTEXT])
