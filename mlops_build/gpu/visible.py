@@ -20,6 +20,7 @@ from mlops_build.gpu.nvml import Reading, Trouble
 
 Seen = TypeVar("Seen", bound=Reading)
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+UUID_PREFIXES = ("GPU-", "MIG-")
 
 
 class AmbiguousMask(UsageError):
@@ -36,7 +37,7 @@ def visible(readings: Sequence[Seen], environ: Mapping[str, str] = os.environ) -
     if mask is None:
         return list(readings)
     entries = [entry.strip() for entry in mask.split(",")]
-    named = [entry.startswith(("GPU-", "MIG-")) for entry in entries]
+    named = [entry.startswith(UUID_PREFIXES) for entry in entries]
     if any(named) and any(_index(entry) >= 0 for entry in entries):
         raise AmbiguousMask(
             f"{VARIABLE}={mask} mixes indices and UUIDs, and it is not documented how CUDA reads that", remedy="use only UUIDs"
@@ -69,6 +70,7 @@ def cuda_started() -> str | None:
 
 
 def _by_uuid(entries: Sequence[str], readings: Sequence[Seen]) -> list[Seen]:
+    entries = list(takewhile(lambda entry: entry.startswith(UUID_PREFIXES), entries))
     if len(set(entries)) < len(entries):
         return []  # CUDA shows no card if an entry is repeated
     selected: list[Seen] = []

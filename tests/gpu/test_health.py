@@ -106,7 +106,7 @@ def test_the_lease_directory(node: MakeNode, tmp_path: Path) -> None:
         leases(made).chmod(mode)
         assert rules(made.environment) == []
     assert report(made.environment)["directory"] == f"{leases(made)}, mode 3770, 0 in use"
-    _, (finding,) = look({**made.environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
+    _, (finding,) = look({**node("24GiB").environment, "MLOPS_GPU_LEASE_DIR": str(tmp_path / "nowhere")})
     assert finding["rule"] == "gpu-leases"
     assert "tmpfiles.d" in finding["remedy"]
     assert "restart the services" in finding["remedy"], "those that run have no lease"

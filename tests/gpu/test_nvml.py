@@ -45,6 +45,9 @@ def test_a_reading_has_the_usable_memory(node: MakeNode, read: Callable[..., Any
     assert second["total_bytes"] == 16 * GIB
     [first, _] = read(nodes.environment, "full")
     assert (first["utilisation"], first["temperature"], first["power_watts"], first["ecc_errors"]) == (0, 55, 30.0, 3)
+    nodes.set_condition(0, utilisation=77, temperature=88, power_watts=66.5, ecc_errors=5)
+    [first, _] = read(nodes.environment, "full")
+    assert (first["utilisation"], first["temperature"], first["power_watts"], first["ecc_errors"]) == (77, 88, 66.5, 5)
 
 
 def test_a_reading_lists_processes(node: MakeNode, read: Callable[..., Any]) -> None:

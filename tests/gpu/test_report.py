@@ -38,6 +38,14 @@ def test_memory_that_appears_belongs_to_the_lease(node, lease, run_python, hidde
     assert not list((machine.directory / "leases").glob("*.seen"))
 
 
+def test_two_services_that_load_side_by_side_are_counted_once(node, lease, run_python) -> None:
+    """In containers, where NVML shows no processes."""
+    environment = node("24GiB").view(hide_pids=True)
+    for holder in [lease(environment, memory="6GiB") for _ in range(2)]:
+        holder.do(f"allocate({3 * GIB})")
+    wait_until(lambda: left(environment, run_python) == 12 * GIB)
+
+
 def test_a_lease_without_a_report_counts_twice_rather_than_not_at_all(node, lease, run_python) -> None:
     machine = node("24GiB")
     holder = lease(machine.environment, memory="6GiB", report=False)

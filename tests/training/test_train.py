@@ -14,7 +14,7 @@ from mlops_build import __version__, doctor
 from mlops_build.adapters import dvc
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry
-from mlops_build.errors import Refused
+from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.model import contract, files, identity
 from mlops_build.service.tasks import OpenTasks
 from mlops_build.training.pipeline import DirtyTree, check_gate, check_outputs_are_ignored, train
@@ -33,6 +33,15 @@ def service(piped: Path, tmp_path: Path) -> Path:
 
 def registry(service: Path) -> Registry:
     return Registry(f"sqlite:///{service / 'mlflow.db'}")
+
+
+def refusal(service: Path, kind: type[MlopsBuildError], match: str) -> MlopsBuildError:
+    """Why `train` refuses, before it says or runs anything."""
+    said: list[str] = []
+    with pytest.raises(kind, match=match) as caught:
+        train(service, say=said.append)
+    assert said == []
+    return caught.value
 
 
 def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_path: Path) -> None:
@@ -184,11 +193,8 @@ def test_a_dirty_tree_is_not_registered_unless_asked_for(service: Path, tmp_path
     (service / "src/points/new.py").write_text("ANSWER = 42\n")
     (service / "README.md").write_text("changed\n")
     head = git(service, "rev-parse", "HEAD")
-    said: list[str] = []
-    with pytest.raises(DirtyTree, match=r"uncommitted changes in README\.md, src/points/new\.py") as caught:
-        train(service, say=said.append)
-    assert "--allow-dirty" in str(caught.value.remedy)
-    assert said == []  # before the pipeline
+    refused = refusal(service, DirtyTree, r"uncommitted changes in README\.md, src/points/new\.py")
+    assert "--allow-dirty" in str(refused.remedy)
     assert registry(service).versions("points") == []
     assert git(service, "rev-parse", "HEAD") == head
 
@@ -220,11 +226,8 @@ def test_an_output_that_dvc_would_add_to_a_gitignore_is_refused_before_the_pipel
     pipeline = (service / "dvc.yaml").read_text()
     (service / "dvc.yaml").write_text(pipeline.replace("      - models/points\n", "      - models/points\n      - embeddings.npy\n", 1))
     git(service, "commit", "--quiet", "--all", "--message=Keep the embeddings")
-    said: list[str] = []
-    with pytest.raises(DirtyTree, match=r"Git does not ignore embeddings\.npy") as caught:
-        train(service, say=said.append)
-    assert said == []
-    subprocess.run(["sh", "-c", str(caught.value.remedy)], cwd=service, check=True, capture_output=True, timeout=60)
+    refused = refusal(service, DirtyTree, r"Git does not ignore embeddings\.npy")
+    subprocess.run(["sh", "-c", str(refused.remedy)], cwd=service, check=True, capture_output=True, timeout=60)
     check_outputs_are_ignored(Checkout(service), service)
     assert git(service, "status", "--porcelain", ".gitignore") == ""
 
@@ -232,20 +235,14 @@ def test_an_output_that_dvc_would_add_to_a_gitignore_is_refused_before_the_pipel
 def test_open_tasks_of_a_scaffolded_service_are_refused_before_the_pipeline(service: Path) -> None:
     model = service / "src/points/model.py"
     model.write_text(f'{model.read_text()}\n\ndef example():\n    raise NotImplementedError("TODO 3, see TODO.md")\n')
-    lines: list[str] = []
-    with pytest.raises(OpenTasks, match=r"TODO 3 \(src/points/model\.py\) of TODO\.md is not done yet"):
-        train(service, say=lines.append)
-    assert lines == []
+    refusal(service, OpenTasks, r"TODO 3 \(src/points/model\.py\) of TODO\.md is not done yet")
     (finding,) = doctor.tasks(service).findings
     assert (finding.subject, finding.rule) == ("src/points/model.py", "task-open")
 
 
 def test_in_a_clone_without_the_data_nothing_runs(service: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", str(tmp_path / "origin.git"), "clone")
-    said: list[str] = []
-    with pytest.raises(dvc.DataMissing, match="data/raw is tracked by DVC, but it is not on this machine"):
-        train(tmp_path / "clone", say=said.append)
-    assert said == []
+    refusal(tmp_path / "clone", dvc.DataMissing, "data/raw is tracked by DVC, but it is not on this machine")
 
 
 def test_a_dvc_remote_that_does_not_answer_stops_before_git_is_pushed(service: Path, tmp_path: Path) -> None:

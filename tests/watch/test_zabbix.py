@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from mlops_build.errors import UsageError
 from mlops_build.gpu import testing
 from mlops_build.watch import shipped
-from mlops_build.watch.zabbix import CARD, NODE
-from tests.watch.agent import running, settings
+from mlops_build.watch.zabbix import CARD, NODE, parse_key
+from tests.watch.agent import running
 from tests.watch.conftest import program
 
 GIB = 2**30
@@ -59,26 +60,19 @@ def test_values_by_key(gpus: testing.Node, environment: Mapping[str, str]) -> No
     assert json.loads(watch_zabbix(environment, "get", "ready", "--json").stdout) == {"key": "ready", "value": "2"}
 
 
-@pytest.mark.parametrize(
-    ("key", "code"),
-    [
-        ("memory.used", 2),
-        ("nonsense[GPU-1]", 2),
-        ("cards[GPU-1]", 2),
-        ("cards; id", 2),
-        ("memory.used[$(id)]", 2),
-        ("memory.used[GPU-1", 2),
-        ("", 2),
-        ("x" * 5000, 2),
-        ("memory.used[GPU-00000000]", 3),
-        ("power[UUID]", 3),
-    ],
-)
-def test_a_key_that_has_no_value_is_an_error(gpus: testing.Node, environment: Mapping[str, str], key: str, code: int) -> None:
-    done = watch_zabbix(environment, "get", key.replace("UUID", gpus.cards[0].uuid or ""))
-    assert done.returncode == code
-    assert done.stdout == ("ZBX_NOTSUPPORTED\n" if code == 3 else "")
-    assert len(done.stderr) < 1000
+INVALID = ("memory.used", "nonsense[GPU-1]", "cards[GPU-1]", "cards; id", "memory.used[$(id)]", "memory.used[GPU-1", "", "x" * 5000)
+
+
+def test_a_key_that_has_no_value_is_an_error(gpus: testing.Node, environment: Mapping[str, str]) -> None:
+    for key in INVALID:
+        with pytest.raises(UsageError) as refused:
+            parse_key(key)
+        assert len(refused.value.message) < 500
+    for key in ("memory.used[GPU-00000000]", f"power[{gpus.cards[0].uuid}]"):
+        done = watch_zabbix(environment, "get", key)
+        assert (done.returncode, done.stdout) == (3, "ZBX_NOTSUPPORTED\n")
+        assert len(done.stderr) < 1000
+    assert watch_zabbix(environment, "get", "cards; id").returncode == 2
 
 
 def test_without_a_driver_discovery_is_not_supported(simulation: Path, tmp_path: Path) -> None:
@@ -113,34 +107,22 @@ def test_every_path_of_the_template_leads_to_a_value(gpus: testing.Node, environ
 
 @pytest.mark.slow
 def test_the_real_agent_answers_every_key(gpus: testing.Node, environment: Mapping[str, str], tmp_path: Path) -> None:
-    agent = program("MLOPS_TEST_ZABBIX_AGENTD")
-    file = settings(tmp_path, 10050)
-
-    def test(key: str) -> str:
-        done = subprocess.run([agent, "-c", file, "-t", key], env=dict(environment), capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.startswith(key), done
-        return done.stdout.removeprefix(key).strip()
-
+    get = program("MLOPS_TEST_ZABBIX_GET")
+    first, second = (card.uuid for card in gpus.cards)
     template = YAML(typ="safe").load(shipped.read("zabbix-template.yaml"))["zabbix_export"]["templates"][0]
     agent_keys = [item["key"] for item in (*template["items"], *template["discovery_rules"]) if item.get("type") != "DEPENDENT"]
     assert agent_keys == ["mlops.gpu[node]", "mlops.gpu.discovery"]
-    for key in agent_keys:
-        assert json.loads(test(key).removeprefix("[t|").removesuffix("]")), key
-    assert test("mlops.gpu[imbalance]") == "[t|2.0]"
-    assert test(f"mlops.gpu[memory.used,{gpus.cards[0].uuid}]") == f"[t|{6 * GIB}]"
-
-
-@pytest.mark.slow
-def test_zabbix_get_asks_the_running_agent(gpus: testing.Node, environment: Mapping[str, str], tmp_path: Path) -> None:
-    get = program("MLOPS_TEST_ZABBIX_GET")
     with running(program("MLOPS_TEST_ZABBIX_AGENTD"), tmp_path, environment) as port:
 
         def value(key: str) -> str:
             command = [get, "-s", "127.0.0.1", "-p", str(port), "-k", key]
             return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
 
-        assert value(f"mlops.gpu[memory.left,{gpus.cards[1].uuid}]") == str(24 * GIB)
         assert json.loads(value("mlops.gpu[node]"))["cards"] == 2
+        assert len(json.loads(value("mlops.gpu.discovery"))) == 2
+        assert value("mlops.gpu[imbalance]") == "2.0"
+        assert value(f"mlops.gpu[memory.used,{first}]") == str(6 * GIB)
+        assert value(f"mlops.gpu[memory.left,{second}]") == str(24 * GIB)
         assert value("mlops.gpu[memory.used,GPU-none]").startswith("ZBX_NOTSUPPORTED")
         # The agent passes nothing to the shell.
         harmful = tmp_path / "harmed"
