@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import merge
+from mlops_build.scaffold.ownership import Owners
 from mlops_build.scaffold.update import update
 from tests.conftest import git
 from tests.scaffold.histories import History, histories, lines_of
@@ -62,7 +63,7 @@ def merged(history: History) -> None:
             commit(folder)
             trees.append(tree.read(folder, "HEAD"))
         ours = git(folder, "rev-parse", "HEAD^{tree}")
-        done = merge(folder, trees[0], ours, trees[1], owner=lambda _: "template", together=str)
+        done = merge(folder, trees[0], ours, trees[1], owners=Owners())
         conflicts = {conflict.path for conflict in done.conflicts}
         event("conflict" if conflicts else "clean")
         git(folder, "read-tree", "--reset", "-u", done.tree)

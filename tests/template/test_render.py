@@ -78,7 +78,7 @@ def commit_after(template: Path, tmp_path_factory: pytest.TempPathFactory) -> st
     ("answers", "expected"),
     [
         ({"team": "a b"}, "team: allowed are 1 to 63 ASCII letters, digits and . _ - that start and end with a letter or digit"),
-        ({"project_name": "torch"}, 'project_name: "torch" is the name of a Python keyword or package that the service uses'),
+        ({"project_name": "torch"}, 'project_name: "torch" is the name of a Python keyword or module'),
         ({"gpu": "everything"}, "gpu: 'everything' is not in ['none', 'shared', 'exclusive']"),
         ({"team": None}, "team"),
         ({"teem": "ml"}, "teem: the template has no such question → did you mean team?"),

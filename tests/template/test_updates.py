@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from mlops_build.scaffold.ownership import owner_of
+from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.scaffold.update import update
 from tests.conftest import MadeOnce, git
 from tests.scaffold.trees import Content, commit, same, taken
 from tests.template.releases import NEXT, RELEASES, ROOT, published
 
-COPIER_YML = ROOT / "copier.yml"
+OWNERS = owners(settings((ROOT / "copier.yml").read_bytes()))
 first, *_, last = RELEASES
 # The description is an answer, since its default differs between releases.
 SMALL = {"project_name": "Points", "description": "Finds the class of a point", "example": "none"}
@@ -80,8 +80,8 @@ def make(rendered: Callable[[str, tuple[tuple[str, str], ...]], Path], tmp_path:
     return copy
 
 
-def owned(files: dict[str, Content], *owners: str) -> dict[str, Content]:
-    return {path: content for path, content in files.items() if owner_of(path, COPIER_YML) in owners}
+def owned(files: dict[str, Content], *wanted: str) -> dict[str, Content]:
+    return {path: content for path, content in files.items() if OWNERS.of(path) in wanted}
 
 
 @pytest.mark.parametrize(("version", "answers"), fast_first([(first, LARGE), (last, SMALL)], product(RELEASES, (SMALL, LARGE))))
@@ -153,7 +153,7 @@ def test_an_edit_in_every_file_is_kept_or_reported(make: Make, version: str, whe
             continue
         assert now in listed, path
         assert line in git(service, "show", f"{done.merged.tree}:{now}") + "\n", path
-        if owner_of(path, COPIER_YML) == "template":
+        if OWNERS.of(path) == "template":
             assert now in done.merged.kept
     if conflicts:
         assert taken(service) == edited
