@@ -1,8 +1,6 @@
 """Decode bodies into the model's input, by their media type. docs/reference/http-contract.md says which models take which bodies."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from mlops_build.serving.input import csv_body, form, image, json_body, parquet, plain_text
@@ -40,27 +38,22 @@ class Decoder:
         reader = reader_of(content_type)
         if reader not in self.readers:
             raise _not_read(content_type, reader)
-        with limits(body):
-            try:
-                if not reader.only:
-                    check_parameters(content_type)
-                return reader.read(self.signature, body, content_type or "", reserve)
-            except (Unanswered, RecursionError, MemoryError):
-                raise
-            except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
-                log.warning("a body cannot be read", exc_info=True)
-                raise Refusal(UNREADABLE) from None
+        try:
+            if not reader.only:
+                check_parameters(content_type)
+            return reader.read(self.signature, body, content_type or "", reserve)
+        except Unanswered:
+            raise
+        except (RecursionError, MemoryError) as error:
+            raise beyond(error, body) from None
+        except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
+            log.warning("a body cannot be read", exc_info=True)
+            raise Refusal(UNREADABLE) from None
 
 
-@contextlib.contextmanager
-def limits(body: bytes) -> Iterator[None]:
-    """Refuse a body that is nested too deeply, or for which there is no memory."""
-    try:
-        yield
-    except RecursionError:
-        raise Refusal("the body is nested too deeply") from None
-    except MemoryError:
-        raise no_memory(body) from None
+def beyond(error: RecursionError | MemoryError, body: bytes) -> Refusal:
+    """The refusal of a body that is nested too deeply, or for which the system has no memory."""
+    return no_memory(body) if isinstance(error, MemoryError) else Refusal("the body is nested too deeply")
 
 
 def _not_read(content_type: str | None, reader: Reader | None) -> Refusal:

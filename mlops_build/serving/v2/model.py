@@ -17,7 +17,7 @@ from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.http.answer import JSON, Answer
 from mlops_build.serving.http.head import INFERENCE_LENGTH
 from mlops_build.serving.input import quick
-from mlops_build.serving.input.decode import Decoder, limits
+from mlops_build.serving.input.decode import Decoder, beyond
 from mlops_build.serving.input.json_text import Reserve
 from mlops_build.serving.input.mismatch import listed, short
 from mlops_build.serving.input.rows import Rows
@@ -98,10 +98,12 @@ class V2:
         """
         if media_type(kind) not in READ:
             raise Refusal(f"Content-Type must be {READ[1]}, or {READ[2]} with binary tensors", status=415)
-        with limits(body):
+        try:
             tensors, parameters, options = parse(body, json_bytes, reserve)
             params = {name: parameters[name] for name in self._decoder.signature.parameters if name in parameters}
             return self._rows(tensors, params or None), options
+        except (RecursionError, MemoryError) as error:
+            raise beyond(error, body) from None
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
         model = self._decoder.signature
