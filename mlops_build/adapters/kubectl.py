@@ -12,8 +12,8 @@ from mlops_build.errors import Unreachable
 RENDER_SECONDS = 60
 DRY_RUN_SECONDS, REQUEST_SECONDS = 60, 10
 UNREACHABLE = re.compile(
-    r"unable to connect|connection to the server|(?:was|connection) refused|no such host|no route to host|network is unreachable|timeout"
-    r"|deadline exceeded|x509|no configuration|failed to download openapi",
+    r"unable to connect|connection to the server|(?:was|connection) refused|no such host|no route to host|network is unreachable"
+    r"|i/o timeout|handshake timeout|Client\.Timeout|deadline exceeded|x509|no configuration|failed to download openapi",
     re.IGNORECASE,
 )
 NO_ANSWER = "the cluster does not answer"
@@ -37,19 +37,23 @@ def check_installed() -> None:
 
 def run(arguments: Sequence[str], *, seconds: float, stdin: str | None = None) -> Ended:
     """Run kubectl, whatever its exit code. Raises ClusterUnreachable."""
-    check_installed()
-    try:
-        done = program.run(["kubectl", *arguments], seconds=seconds, stdin=None if stdin is None else stdin.encode())
-    except program.DoesNotEnd as error:
-        raise ClusterUnreachable(error.message, remedy=REMEDY) from None
+    done = _run(arguments, seconds, stdin)
     if done.code and UNREACHABLE.search(done.last_line):
         raise ClusterUnreachable(f"{NO_ANSWER}: {done.last_line}", remedy=REMEDY)
     return done
 
 
+def _run(arguments: Sequence[str], seconds: float, stdin: str | None = None) -> Ended:
+    check_installed()
+    try:
+        return program.run(["kubectl", *arguments], seconds=seconds, stdin=None if stdin is None else stdin.encode())
+    except program.DoesNotEnd as error:
+        raise ClusterUnreachable(error.message, remedy=REMEDY) from None
+
+
 def kustomize(overlay: Path, seconds: float = RENDER_SECONDS) -> Ended:
     """Render an overlay, which needs no cluster. Raises ClusterUnreachable if kubectl is missing or does not end."""
-    return run(["kustomize", str(overlay)], seconds=seconds)
+    return _run(["kustomize", str(overlay)], seconds)
 
 
 def dry_run(manifests: str) -> Ended:

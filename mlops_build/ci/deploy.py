@@ -120,7 +120,7 @@ def by_digest(rendered: str, record: Record, reference: str) -> str:
 
 def _accepted(rendered: str, root: Path, service: Service, env: str, say: Callable[[str], None]) -> None:
     """Raises Refused if the API server would refuse an object, before anything is changed."""
-    sources = overlay.read_sources(root / "deploy" / "overlays" / env, root)
+    sources = overlay.read_sources(root / "deploy" / "overlays" / env, root, {})
     answer = dry_run.ask(overlay.objects(rendered, sources), env, service.verify.ignore)
     for remark in answer.remarks:
         say(f"deploy: {remark}")

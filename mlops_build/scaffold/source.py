@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.command import GitFailed
-from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import NotFound
 
 # A tag, a branch, a commit, or `git describe`'s 0.1.0-3-gabcdef1.
@@ -81,11 +80,17 @@ class Source:
 
     def releases(self) -> dict[str, str]:
         """CHANGELOG.md's table at HEAD: version → commit."""
-        return releases((self.file("HEAD", "CHANGELOG.md") or b"").decode(errors="replace"))
+        try:
+            return releases(command.text(self.clone, "cat-file", "blob", "HEAD:CHANGELOG.md"))
+        except GitFailed:
+            return {}
 
     def file(self, commit: str, path: str) -> bytes | None:
         """A file's content at a commit."""
-        return Objects(self.clone).read(commit, path)
+        try:
+            return command.run(self.clone, "cat-file", "blob", f"{commit}:{path}")
+        except GitFailed:
+            return None
 
     def keep(self, commit: str) -> None:
         """Create a branch for a commit, so that copies of the clone have it, too."""

@@ -83,8 +83,7 @@ def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Ite
 def _overlay(root: Path, folder: Path, service: Service, version: str | None, report: Report, collected: Collected) -> World | None:
     """Render one overlay and check every rule; returns its objects, None if it cannot be rendered."""
     env = folder.name
-    sources = overlay.read_sources(folder, root)
-    collected.files |= sources.files
+    sources = overlay.read_sources(folder, root, collected.files)
     try:
         objects = overlay.rendered(folder, sources)
     except overlay.NotRendered as error:

@@ -45,9 +45,13 @@ class Piece:
 
 @dataclass
 class Sources:
-    """The sources of an overlay. files: every YAML file that was read, by name. remote: (file, line, address)."""
+    """The sources of an overlay. files: every YAML file that was read, by name. remote: (file, line, address).
+
+    parsed: files that were read before, also for other overlays.
+    """
 
     root: FilePath
+    parsed: dict[str, File]
     pieces: list[Piece] = field(default_factory=list)
     files: dict[str, File] = field(default_factory=dict)
     remote: list[tuple[str, int, str]] = field(default_factory=list)
@@ -121,16 +125,17 @@ def _follow(node: Node, data: Any, path: Path) -> tuple[Node, int]:
 def _item(node: Node, item: Any, index: int) -> Node | None:
     """The item of a source list that became `item`: kustomize merges lists by the keys that identify items."""
     items = node.children if isinstance(node.children, list) else []
-    key = next((key for key in ITEM_KEYS if key in mapping(item)), None)
+    # A key that a patch has added is in no source item.
+    key = next((key for key in ITEM_KEYS if key in mapping(item) and any(key in mapping(child.value) for child in items)), None)
     matching = [child for child in items if key and mapping(child.value).get(key) == item[key]]
     if key and len(matching) < 2:
         return matching[0] if matching else None
     return next((child for child in items if child.value == item), node.child(index))
 
 
-def read_sources(overlay: FilePath, root: FilePath) -> Sources:
-    """Read the sources of the overlay in a folder. Nothing outside `root` is read."""
-    result = Sources(root.resolve())
+def read_sources(overlay: FilePath, root: FilePath, parsed: dict[str, File]) -> Sources:
+    """Read the sources of the overlay in a folder. Nothing outside `root` is read, and nothing in `parsed`, to which files are added."""
+    result = Sources(root.resolve(), parsed)
     _read(result, overlay.resolve())
     return result
 
@@ -178,8 +183,9 @@ def _file(sources: Sources, path: FilePath) -> File | None:
     if not path.is_relative_to(sources.root) or not path.is_file():
         return None
     name = path.relative_to(sources.root).as_posix()
-    if name not in sources.files:
-        sources.files[name] = parse(read(path), name)
+    if name not in sources.parsed:
+        sources.parsed[name] = parse(read(path), name)
+    sources.files[name] = sources.parsed[name]
     return sources.files[name]
 
 

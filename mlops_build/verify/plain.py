@@ -52,7 +52,7 @@ def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) 
             file = collected.files[name] = parse(content, name)
             if checker := _checker_of(file, source, specs or ()):
                 spec_files[checker.folder].append(file)
-            elif "patch" not in source.name:  # a patch is not a complete object
+            elif "patch" not in name:  # a patch is not a complete object
                 objects = list(_objects(file))
                 collected.add(_duplicate_objects(objects))
                 worlds.setdefault(source.parent, []).extend(objects)
@@ -90,11 +90,10 @@ def yaml_files(folder: Path) -> list[Path]:
 def _kustomizations(root: Path, version: str | None, report: Report, collected: Collected) -> set[str]:
     """Check each kustomization that no other one includes, as it renders. Returns the files that belong to any kustomization."""
     folders = [Path(place) for place, inner, files in os.walk(root) if not set(files).isdisjoint(overlay.NAMES) and _no_chart(inner, files)]
-    read = {folder.resolve(): overlay.read_sources(folder, root) for folder in folders[:MAX_RENDERED]}
+    read = {folder.resolve(): overlay.read_sources(folder, root, collected.files) for folder in folders[:MAX_RENDERED]}
     named = {folder for sources in read.values() for folder in sources.folders[1:]}
     files: set[str] = set()
     for folder, sources in read.items():
-        collected.files |= sources.files
         files |= set(sources.files)
         where = folder.relative_to(root).as_posix()
         if folder in named or sources.component:

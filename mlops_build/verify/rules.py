@@ -17,8 +17,8 @@ FAMILIES: tuple[Callable[[World], Iterator[Fault]], ...] = (
 )
 
 
-# To be replaced before the manifest is applied: ${NAME}, <name>, {name}, __NAME__, ko://path.
-PLACEHOLDER = re.compile(r"\$[{(]|[<>{}]|__[A-Z_]+__|^ko://")
+# To be replaced before the manifest is applied: ${NAME}, $$name$$, <name>, {name}, __NAME__, APP_NAME, REPLACEME, ko://path.
+PLACEHOLDER = re.compile(r"\$[{($]|[<>{}]|__[A-Z_]+__|\b[A-Z]+_[A-Z_]+\b|\b(?:REPLACE|CHANGE)_?ME|^ko://")
 
 
 def check_objects(world: World, version: str | None = None) -> Iterator[Fault]:

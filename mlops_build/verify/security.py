@@ -16,7 +16,9 @@ SECRET_NAME = re.compile(
     r"(?i)(?:^|[_.-]|(?<=[a-z]))(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_.-]?key|secret[_.-]?(?:access[_.-]?)?key|private[_.-]?key|credentials?)$"
 )
 # Names that only look like one.
-NOT_SECRET = re.compile(r"(?i)(?:csrf|cancel|page|next|max|min|num|eos|bos|pad|unk|stop|public)[_.-]?tokens?$|access[_.-]?key[_.-]?id$")
+NOT_SECRET = re.compile(
+    r"(?i)(?:csrf|cancel|page|next|max|min|num|eos|bos|pad|unk|stop|public|cluster)[_.-]?tokens?$|access[_.-]?key[_.-]?id$"
+)
 # Values that are secrets under any name.
 SECRET_VALUE = re.compile(
     r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}|\bglpat-[A-Za-z0-9_-]{20,}"
@@ -25,8 +27,8 @@ SECRET_VALUE = re.compile(
 URL_WITH_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}$]*:(?P<secret>[^\s/@'\"<>{}$*]{3,})@[a-zA-Z0-9]")
 # Not secrets: a placeholder in capitals, a setting, an empty value, a reference, a path, a number, a boolean, a URL.
 HARMLESS = re.compile(
-    r"\s*(?:[A-Z][A-Z_]+|\w+=.*"
-    r"|(?i:|\$[({].*|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*))\s*"
+    r"\s*(?:[A-Z][A-Z_]+|\w+=.*|\{\{.*|.*\$[({].*"
+    r"|(?i:|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*))\s*"
 )
 MAX_CHARACTERS = 20_000
 ARGUMENT = re.compile(r"--?(?P<name>[A-Za-z0-9_.-]+)[= ](?P<value>\S+)")

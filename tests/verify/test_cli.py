@@ -11,34 +11,23 @@ import pytest
 
 from mlops_build import __version__
 from tests.conftest import mlops_build
-from tests.verify.faults import APP, FAULTS
+from tests.verify.faults import edit
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
 SERVICE = "deploy/base/service.yaml"
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(APP, tmp_path / "app"))
-
-
-@pytest.fixture
-def faulty(tmp_path: Path) -> Path:
-    """The app with one fault: a port out of range, on line 12 of the Service."""
-    return next(fault for fault in FAULTS if fault.name == "port out of range").apply(tmp_path / "faulty")
-
-
-def edit(root: Path, file: str, old: str, new: str) -> None:
-    text = (root / file).read_text()
-    assert old in text
-    (root / file).write_text(text.replace(old, new, 1))
+def faulty(service: Path) -> Path:
+    """A port out of range, on line 12 of the Service."""
+    edit(service, SERVICE, "port: 80\n", "port: 80800\n")
+    return service
 
 
 @needs_kubectl
-def test_nothing_wrong(app: Path) -> None:
-    done = mlops_build(app / "deploy" / "base", "verify")  # the service around the folder
-    assert done.stdout == ""
-    assert done.stderr == "14 files, 11 objects: no findings\n"
+def test_nothing_wrong(service: Path) -> None:
+    done = mlops_build(service / "deploy" / "base", "verify")  # the service around the folder
+    assert (done.stdout, done.stderr) == ("", "17 files, 16 objects: no findings\n")
 
 
 @needs_kubectl
@@ -49,7 +38,7 @@ def test_findings_are_grouped_by_file(faulty: Path) -> None:
         "  line 12  Service/digits: spec.ports[0].port is 80800; a port number must be between 1 and 65535 [bad-port]",
         "      correct the number or name",
     ]
-    assert done.stderr.endswith("11 objects: 1 finding\n")
+    assert done.stderr.endswith("16 objects: 1 finding\n")
 
 
 @needs_kubectl
@@ -58,7 +47,7 @@ def test_json_is_one_document(faulty: Path) -> None:
     (finding,) = document["findings"]
     assert (finding["file"], finding["line"], finding["rule"]) == (SERVICE, 12, "bad-port")
     assert set(finding) == {"subject", "rule", "why", "remedy", "file", "line"}
-    assert (document["ignored"], document["notes"], document["objects"]) == ([], [], 11)
+    assert (document["ignored"], document["notes"], document["objects"]) == ([], [], 16)
 
 
 @needs_kubectl
@@ -85,7 +74,12 @@ def test_another_rules_comment_ignores_nothing(faulty: Path) -> None:
 
 @needs_kubectl
 def test_sarif(faulty: Path) -> None:
-    edit(faulty, "deploy/base/pdb.yaml", "maxUnavailable: 1", "maxUnavailable: 0 # mlops-build: ignore pdb-blocks: never drained")
+    edit(
+        faulty,
+        "deploy/overlays/production/release/pdb.yaml",
+        "maxUnavailable: 1",
+        "maxUnavailable: 0 # mlops-build: ignore pdb-blocks: never drained",
+    )
     done = mlops_build(faulty, "verify", "--sarif", "-", expect=4)
     written = mlops_build(faulty, "verify", "--sarif", "found.sarif", expect=4)
     assert "[bad-port]" in written.stdout
@@ -128,36 +122,27 @@ def check_sarif(log: Mapping[str, Any]) -> None:
 
 
 @needs_kubectl
-def test_a_finding_of_one_environment_names_it(app: Path) -> None:
-    shutil.copytree(app / "deploy/overlays/production", app / "deploy/overlays/staging")
-    edit(app, "service.yaml", "gpu:\n", "  staging:\n    namespace: ml\n    host: staging.example.com\ngpu:\n")
-    edit(app, "deploy/base/ingress.yaml", "    - host: digits.example.com\n      http:", "    - http:")
-    for env in ("staging", "production"):
-        (app / f"deploy/overlays/{env}/kustomization.yaml").write_text(
-            (app / f"deploy/overlays/{env}/kustomization.yaml").read_text()
-            + "  - target: {kind: Deployment}\n    patch: |-\n      - op: replace\n        path: /spec/progressDeadlineSeconds\n"
-            + f"        value: {60 if env == 'staging' else 900}\n"
-        )
-    done = mlops_build(app, "verify", "--json", expect=4)
-    (finding,) = json.loads(done.stdout)["findings"]
+def test_a_finding_of_one_environment_names_it(service: Path) -> None:
+    file = "deploy/overlays/staging/kustomization.yaml"
+    operation = "{op: replace, path: /spec/progressDeadlineSeconds, value: 60}"
+    edit(service, file, "patches: []", f"patches:\n  - target: {{kind: Deployment}}\n    patch: |-\n      - {operation}\n")
+    (finding,) = json.loads(mlops_build(service, "verify", "--json", expect=4).stdout)["findings"]
     assert finding["subject"] == "Deployment/digits in staging"
-    assert (finding["rule"], finding["file"]) == ("progress-deadline", "deploy/overlays/staging/kustomization.yaml")
-    line = (app / finding["file"]).read_text().splitlines()[finding["line"] - 1]
-    assert line == "        value: 60"
+    assert (finding["rule"], finding["file"]) == ("progress-deadline", file)
+    assert (service / file).read_text().splitlines()[finding["line"] - 1] == f"      - {operation}"
     # A single overlay is checked as a part of its service.
-    assert mlops_build(app, "verify", "deploy/overlays/production").stdout == ""
-    assert "progress-deadline" in mlops_build(app, "verify", "deploy/overlays/staging", expect=4).stdout
+    assert mlops_build(service, "verify", "deploy/overlays/production").stdout == ""
+    assert "progress-deadline" in mlops_build(service, "verify", "deploy/overlays/staging", expect=4).stdout
 
 
 @needs_kubectl
-def test_a_clusters_version(app: Path) -> None:
-    sleep = "              sleep:\n                seconds: 10\n"
-    edit(app, "deploy/base/deployment.yaml", '              exec:\n                command: [sleep, "10"]\n', sleep)
-    assert mlops_build(app, "verify").stdout == ""
-    assert "sleep is not a field of preStop [unknown-field]" in mlops_build(app, "verify", "--kubernetes", "1.28", expect=4).stdout
-    edit(app, "service.yaml", "gpu:\n", 'verify:\n  kubernetes: "1.28"\ngpu:\n')
-    assert "[unknown-field]" in mlops_build(app, "verify", expect=4).stdout
-    assert "no schema for Kubernetes '1.2'" in mlops_build(app, "verify", "--kubernetes", "1.2", expect=2).stderr
+def test_a_clusters_version(service: Path) -> None:
+    edit(service, "deploy/base/deployment.yaml", 'exec:\n                command: [sleep, "10"]', "sleep: {seconds: 10}")
+    assert mlops_build(service, "verify").stdout == ""
+    assert "sleep is not a field of preStop [unknown-field]" in mlops_build(service, "verify", "--kubernetes", "1.28", expect=4).stdout
+    edit(service, "service.yaml", "", 'verify: {kubernetes: "1.28"}\n')
+    assert "[unknown-field]" in mlops_build(service, "verify", expect=4).stdout
+    assert "no schema for Kubernetes '1.2'" in mlops_build(service, "verify", "--kubernetes", "1.2", expect=2).stderr
 
 
 def test_without_kubectl_a_note_is_printed_and_specs_are_checked(faulty: Path, tmp_path: Path) -> None:
@@ -180,6 +165,6 @@ def test_usage_errors(tmp_path: Path) -> None:
         assert "cannot be read" in mlops_build(tmp_path, "verify", "a.yaml", expect=3).stderr
 
 
-def test_an_invalid_service_yaml_is_refused_first(app: Path) -> None:
-    edit(app, "service.yaml", "schema: 1", "schema: one")
-    assert "service.yaml line 1" in mlops_build(app, "verify", expect=4).stderr
+def test_an_invalid_service_yaml_is_refused_first(service: Path) -> None:
+    edit(service, "service.yaml", "schema: 1", "schema: one")
+    assert "service.yaml line 3" in mlops_build(service, "verify", expect=4).stderr

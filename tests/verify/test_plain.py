@@ -69,6 +69,17 @@ data: {a: b}
     "a template": DEPLOYMENT.replace("name: web}", "name: web}\n  replicas: {{ replicas }}") + "status: {{ status }}\n",
     "a host to be replaced": "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: web}\nspec: {rules: [{host: __HOST__}]}\n",
     "placeholders in names": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '${NAME}', namespace: <namespace>}\n",
+    "words to be replaced": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: APP_NAME, namespace: REPLACEME, labels: {app: $$app$$}}\n",
+    "a number to be replaced": DEPLOYMENT.replace("spec:\n  selector", "spec:\n  replicas: NUM_PODS\n  selector"),
+    "an empty value beside valueFrom": DEPLOYMENT.replace(
+        "          envFrom:", "          env: [{name: A, value: '', valueFrom: {fieldRef: {fieldPath: metadata.name}}}]\n          envFrom:"
+    ),
+    "a Job with dots in its name": "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a.stress.1}\nspec:\n  template:\n"
+    + POD.replace("serviceAccountName", "restartPolicy: Never\n      serviceAccountName"),
+    "arguments that name tokens": DEPLOYMENT.replace(
+        "          ports:",
+        "          args: [--initial-cluster-token=etcd-1, '--token=a-$(NAMESPACE)', '--api-secret={{ secret }}']\n          ports:",
+    ),
     "a privileged DaemonSet": DEPLOYMENT.replace("Deployment", "DaemonSet").replace("image: nginx", PRIVILEGED),
     "null is absent": DEPLOYMENT.replace("metadata: {name: web}", "metadata: {name: web, creationTimestamp: null}") + "status: null\n",
     "a list of objects": "apiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: ConfigMap\n    metadata: {name: a}\n",

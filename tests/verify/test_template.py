@@ -9,31 +9,15 @@ import pytest
 from mlops_build import service as service_file
 from mlops_build.ci import systems
 from mlops_build.cli.parser import problem_of
-from mlops_build.model.version import ModelVersion
-from mlops_build.release import record as records
-from mlops_build.release.record import Record
 from mlops_build.verify import check
 from tests.conftest import Render
+from tests.verify.faults import GPUS, release
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
-GPUS, MONITORING, EXAMPLES = (
-    ("none", "shared", "exclusive"),
+MONITORING, EXAMPLES = (
     ("annotations", "prometheus-operator", "none"),
     ("image", "tabular", "text", "none"),
 )
-
-
-def release(root: Path) -> None:
-    """Write the release record of each environment."""
-    service = service_file.load(root)
-    for env in service.environments:
-        model = ModelVersion(service.models[0].name, 3, f"sha256:{'0' * 64}", "1" * 32)
-        record = Record(env, (model,), "2" * 40, f"{service.image.registry}/{service.name}:v3-0123456789ab")
-        folder = root / records.folder(env)
-        shutil.rmtree(folder)
-        folder.mkdir()
-        for path, content in records.paths(env, records.render(record, service)).items():
-            (root / path).write_bytes(content)
 
 
 def assert_no_finding(root: Path) -> None:

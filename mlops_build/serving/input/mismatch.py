@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops_build.serving.input.text import SHOWN
-
+SHOWN = 80
 LISTED = 12
 SPARSE = 1_000_000  # cells
 # Limits for columns that are not in the signature, and for rows that MLflow validates one by one.
