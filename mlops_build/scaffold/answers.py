@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mlops_build.adapters.git import command
-from mlops_build.adapters.git.command import GitFailed
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import NotFound, Refused
 
 FILE = ".copier-answers.yml"
@@ -46,14 +46,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Origin:
-    """The commit that wrote the record. commit: the template's full commit in the service's pin. values: the answers at that commit.
-
-    complete: False if a shallow clone does not have that commit.
-    """
+    """The commit that wrote the record. commit: the template's full commit in the service's pin. values: the answers at that commit."""
 
     commit: str | None
     values: Mapping[str, Any]
-    complete: bool
 
 
 def parse(text: str, where: str) -> Answers:
@@ -80,10 +76,10 @@ def parse(text: str, where: str) -> Answers:
 
 def read(repository: Path, treeish: str, where: Path) -> Answers:
     """The record in a service's tree. Raises NotFound, Refused."""
-    content = _file(repository, treeish, FILE)
+    content = Objects(repository).read(treeish, FILE)
     if content is None:
         raise _not_generated(f"{where} has no {FILE} in Git")
-    return parse(content, str(where / FILE))
+    return parse(content.decode(errors="replace"), str(where / FILE))
 
 
 def in_folder(service: Path) -> Answers:
@@ -99,24 +95,20 @@ def _not_generated(why: str) -> NotFound:
 
 def origin(repository: Path, head: str, prefix: str) -> Origin:
     """Find the commit that wrote the version in the record at `head`."""
-    path = f"{prefix}{FILE}"
-    wanted = parse(_file(repository, head, path) or "", FILE)
+    path, store = f"{prefix}{FILE}", Objects(repository)
+    wrote, version = head, None
+    values: Mapping[str, Any] = {}
     log = command.text(repository, "log", "--format=%H", "--max-count=200", head, "--", path).split()
-    wrote, values = head, wanted.values
-    for commit in log:
-        content = _file(repository, commit, path)
-        if content is None:
-            break
+    for commit in [head, *log]:
         try:
-            record = parse(content, FILE)
+            record = parse((store.read(commit, path) or b"").decode(errors="replace"), FILE)
         except Refused:
             break
-        if (record.source, record.version) != (wanted.source, wanted.version):
+        if version not in (None, (record.source, record.version)):
             break
-        wrote, values = commit, record.values
-    pinned = PINNED.search(_file(repository, wrote, f"{prefix}{PIN}") or "")
-    shallow = command.text(repository, "rev-parse", "--is-shallow-repository") == "true"
-    return Origin(pinned[1] if pinned else None, values, not (shallow and wrote == (log or [head])[-1]))
+        wrote, values, version = commit, record.values, (record.source, record.version)
+    pinned = PINNED.search((store.read(wrote, f"{prefix}{PIN}") or b"").decode(errors="replace"))
+    return Origin(pinned[1] if pinned else None, values)
 
 
 def differing(before: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,10 +139,3 @@ def of_service(values: Mapping[str, Any], service_yaml: str | None) -> dict[str,
     if python and "python_version" in values and python[1] != str(values["python_version"]):
         different["python_version"] = python[1]
     return different
-
-
-def _file(repository: Path, treeish: str, path: str) -> str | None:
-    try:
-        return command.run(repository, "cat-file", "blob", f"{treeish}:{path}").decode(errors="replace")
-    except GitFailed:
-        return None

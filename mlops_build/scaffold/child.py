@@ -14,8 +14,8 @@ from types import CodeType
 from typing import Any
 
 from mlops_build.adapters.git import command as git
+from mlops_build.scaffold.render import REFUSED
 
-INVALID = re.compile(r"(?:Validation error for question|Invalid choice for) '\w+': (.*)", re.DOTALL)
 REQUIRED = re.compile(r"Question \"(\w+)\" is required")
 
 
@@ -52,8 +52,8 @@ def _render(source: str, job: Mapping[str, Any]) -> dict[str, Any]:
             message = str(error)
             name = _question(error)
             if name in answers:
-                match = INVALID.match(message)
-                problems.append({"name": name, "why": " ".join((match[1] if match else message).split()), "value": answers.pop(name)})
+                match = REFUSED.match(message)
+                problems.append({"name": name, "why": " ".join((match["why"] if match else message).split()), "value": answers.pop(name)})
                 continue
             if required := REQUIRED.match(message):
                 problems.append({"name": required[1], "why": "this question is new and has no default", "value": None})

@@ -10,7 +10,7 @@ new version. Git merges them and follows renames. Before that, the trees are ada
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from mlops_build.adapters.git import command
 from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.errors import Failed
 from mlops_build.scaffold import pin, tree
-from mlops_build.scaffold.ownership import Owner
+from mlops_build.scaffold.ownership import Owners
 from mlops_build.scaffold.tree import Change, Entry, Tree
 
 NEEDED = (2, 38)
@@ -73,7 +73,7 @@ class Merged:
     """
 
     tree: str
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     stages: tuple[Stage, ...] = ()
     kept: tuple[str, ...] = ()
@@ -94,21 +94,19 @@ def merge(
     ours: str,
     new: Tree,
     *,
-    owner: Callable[[str], Owner],
-    together: Callable[[str], str],
+    owners: Owners,
     answers: str = ".copier-answers.yml",
     labels: tuple[str, str] = ("yours", "template"),
     is_newer: pin.IsNewer = pin.unknown,
 ) -> Merged:
     """Merge the changes from `old` to `new` into the tree `ours`; all objects are in the repository's store.
 
-    owner, together: functions of a path: its owner, and the folder that is managed as a unit (ownership.py). answers: the path of copier's
-    answers file, which is always taken from the new rendering. labels: the names of the two sides in conflict markers. is_newer: compares
-    two commits of the template's repository.
+    answers: the path of copier's answers file, which is always taken from the new rendering. labels: the names of the two sides in conflict
+    markers. is_newer: compares two commits of the template's repository.
     """
     service = tree.read(repository, ours)
     base, theirs = dict(old), dict(new)
-    in_the_way = _leave_owned(base, theirs, service, owner, together)
+    in_the_way = _leave_owned(base, theirs, service, owners)
     if answers in service:
         base[answers] = service[answers]
     write = _Writer(repository, {ours: service})
@@ -123,7 +121,7 @@ def merge(
     result, stages, conflicts = _three_way(repository, write(base), write({**service, **chosen}), write(theirs), labels)
     edited = {path for path, entry in old.items() if service.get(path, entry) != entry} | set(moved_by_team)
     edited -= {conflict.path for conflict in conflicts} | {answers}
-    after = {path: moved_by_team.get(path) or moved.get(path, path) for path in edited if owner(path) == "template"}
+    after = {path: moved_by_team.get(path) or moved.get(path, path) for path in edited if owners.of(path) == "template"}
     return Merged(
         result,
         tuple(tree.changes(repository, ours, result)),
@@ -132,7 +130,9 @@ def merge(
         tuple(sorted(after.values())),
         tuple(changed_since),
         tuple(
-            path for path in sorted(new) if owner(path) == "team" and path in service and new[path] not in (old.get(path), service[path])
+            path
+            for path in sorted(new)
+            if owners.of(path) == "team" and path in service and new[path] not in (old.get(path), service[path])
         ),
     )
 
@@ -151,21 +151,21 @@ class _Writer:
         return self.known[content]
 
 
-def _leave_owned(base: Tree, theirs: Tree, service: Tree, owner: Callable[[str], Owner], together: Callable[[str], str]) -> list[Conflict]:
+def _leave_owned(base: Tree, theirs: Tree, service: Tree, owners: Owners) -> list[Conflict]:
     """Remove all differences in files of the team or of a machine. New files of the template are added, as copier does.
 
     A machine's folder is a unit: its files are added only if neither the service nor the old rendering has any of them.
     """
-    started = {together(path) for path in (*base, *service) if owner(path) == "machine"}
+    started = {owners.together(path) for path in (*base, *service) if owners.of(path) == "machine"}
     for path in {*base, *theirs, *service}:
-        if (who := owner(path)) == "template":
+        if (owner := owners.of(path)) == "template":
             continue
         if path in service:
             base[path] = theirs[path] = service[path]
-        elif path in base or (who == "machine" and together(path) in started):
+        elif path in base or (owner == "machine" and owners.together(path) in started):
             base.pop(path, None)
             theirs.pop(path, None)
-    kept = {path for path in service if owner(path) != "template"}
+    kept = {path for path in service if owners.of(path) != "template"}
     for path in _clashes(base, kept):
         base.pop(path)
     clashes = sorted(_clashes(theirs, kept))

@@ -105,16 +105,16 @@ class Inputs:
         return {path: content for path, content in contents.items() if content is not None}
 
     def _alike(self, rendered: Tree, service: Tree) -> int:
-        return sum(service.get(path) == entry for path, entry in rendered.items() if self.template.owner(path) == "template")
+        return sum(service.get(path) == entry for path, entry in rendered.items() if self.template.owners.of(path) == "template")
+
+    def _differing(self, rendered: Tree, other: Tree) -> list[str]:
+        """The template's own files that differ between two renderings, without the answers."""
+        paths = sorted(path for path in rendered.keys() | other.keys() if rendered.get(path) != other.get(path))
+        return [path for path in paths if path != answers.FILE and self.template.owners.of(path) == "template"]
 
     def _refuse_edited_record(self, record: Answers, origin: Origin, answered: Tree, recorded: Tree, service: Tree) -> None:
         """Raises Drift if files still match the former answers and not the recorded ones."""
-        files = [
-            path
-            for path in sorted(answered.keys() | recorded.keys())
-            if path != answers.FILE and self.template.owner(path) == "template" and answered.get(path) != recorded.get(path)
-        ]
-        stale = [path for path in files if path in service and service[path] == answered.get(path)]
+        stale = [path for path in self._differing(answered, recorded) if path in service and service[path] == answered.get(path)]
         if stale:
             changed = answers.differing(origin.values, record.values)
             gone = answers.differing(record.values, origin.values)
@@ -127,12 +127,7 @@ class Inputs:
 
     def _refuse_service(self, wanted: Mapping[str, Any], seeded: Mapping[str, Any], new: Tree, as_service_says: Tree) -> None:
         """Raises Drift if service.yaml and the answers differ in a value from which template files are rendered."""
-        files = [
-            path
-            for path in sorted(new.keys() | as_service_says.keys())
-            if path != answers.FILE and self.template.owner(path) == "template" and new.get(path) != as_service_says.get(path)
-        ]
-        if files:
+        if files := self._differing(new, as_service_says):
             raise Drift(
                 f"service.yaml has {_listed(seeded)}, the answers have {_listed({name: wanted[name] for name in seeded})}; "
                 f"{_some(files)} are rendered from the answers",

@@ -20,12 +20,15 @@ from typing import Any
 
 from mlops_build.adapters.git import command
 from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused, Unreachable, UsageError
+from mlops_build.scaffold.source import address
 
 TEMPLATE = "https://github.com/mlops-build/mlops-build"
 ANSWERS = ".copier-answers.yml"
 # Addresses that copier itself treats as a Git repository; others need the prefix `git+` (copier, "Generating a project").
 GIT_PREFIX = ("git@", "git://", "git+", "gh:", "gl:", "https://github.com/", "https://gitlab.com/")
 URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s]+|(?:[\w.-]+@)?[\w.-]+:(?!//)[^\s]+")
+# copier's messages about an answer.
+REFUSED = re.compile(r"(?:Validation error for question|Invalid choice for) '(?P<name>\w+)': (?P<why>.*)", re.DOTALL)
 NETWORK = re.compile(
     r"resolve host|[Cc]onnection|timed out|unable to access|Network is|Authentication failed|could not read Username|Permission denied"
 )
@@ -197,11 +200,9 @@ def _refusal(source: str, version: str | None, message: str) -> MlopsBuildError:
     if "--trust" in message:
         remedy = "mlops-build does not run code of a template; give another one"
         return ScaffoldError(f"{source}: {message.partition(' If you trust')[0]}", remedy=remedy)
-    if match := re.match(r"Validation error for question '(?P<name>\w+)': (?P<why>.*)", message):
+    if match := REFUSED.match(message):
         # Until 0.1.0 the validators' messages began with the name.
         return ScaffoldError(f"{match['name']}: {match['why'].removeprefix(match['name'] + ': ')}")
-    if match := re.match(r"Invalid choice for '(?P<name>\w+)': (?P<why>.*)", message):
-        return ScaffoldError(f"{match['name']}: {match['why']}")
     return ScaffoldError(f"{source}: {message}")
 
 
@@ -215,16 +216,11 @@ def _failure(source: str, destination: Path, version: str | None, error: OSError
     if re.search(r"invalid reference|unknown revision|pathspec|not a commit|not a valid object", reason):
         return _no_version(source, version)
     if NETWORK.search(output):
-        remedy = f"check the address, the network, and your permission to read it: git ls-remote {_for_git(source)}"
+        remedy = f"check the address, the network, and your permission to read it: git ls-remote {address(source)}"
         return TemplateUnreachable(f"{source}: {reason}", remedy=remedy)
-    return BadTemplate(f"{source}: {reason}", remedy=f"check the address: git ls-remote {_for_git(source)}")
+    return BadTemplate(f"{source}: {reason}", remedy=f"check the address: git ls-remote {address(source)}")
 
 
 def _no_version(source: str, version: str | None) -> BadTemplate:
-    remedy = f"give an existing tag, branch or commit: git ls-remote {_for_git(source)}"
+    remedy = f"give an existing tag, branch or commit: git ls-remote {address(source)}"
     return BadTemplate(f"{source} has no version {version}" if version else f"{source}: it has no commit to render", remedy=remedy)
-
-
-def _for_git(source: str) -> str:
-    """The address in a form that git understands."""
-    return re.sub(r"^gl:/?", "https://gitlab.com/", re.sub(r"^gh:/?", "https://github.com/", source.removeprefix("git+")))

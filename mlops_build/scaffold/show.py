@@ -52,7 +52,7 @@ def show(service: Path, file: str, *, to: str | None = None, data: Mapping[str, 
     with tempfile.TemporaryDirectory(prefix="mlops-build-show-") as folder:
         scratch = Path(folder)
         source = fetch(recordable(template) if template else record.source, scratch / "template.git")
-        version = Template.at(source, source.target(to), scratch)
+        version = Template.at(source, source.target(to))
         version.check_names(data or {})
         given = {**record.values, **(data or {})}
         (problems,) = render(source, [Job(str(scratch / TEMPLATE), version.commit, given)], scratch)
@@ -64,9 +64,9 @@ def show(service: Path, file: str, *, to: str | None = None, data: Mapping[str, 
 def _check(path: str, rendered: Path, version: Template) -> None:
     paths = sorted(other.relative_to(rendered).as_posix() for other in rendered.rglob("*") if other.is_file())
     if path not in paths:
-        of_team = [other for other in paths if version.owner(other) == "team"]
+        of_team = [other for other in paths if version.owners.of(other) == "team"]
         raise NotFound(f"the template ({version.name}) has no file {path}", remedy=f"its files of the team: {', '.join(of_team)}")
-    if (owner := version.owner(path)) != "team":
+    if (owner := version.owners.of(path)) != "team":
         raise Refused(f"{path} {NOT_OF_TEAM[owner]}", remedy="mlops-build update --dry-run lists what an update changes")
 
 

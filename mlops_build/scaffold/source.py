@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.command import GitFailed
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import NotFound
 
 # A tag, a branch, a commit, or `git describe`'s 0.1.0-3-gabcdef1.
@@ -80,17 +81,11 @@ class Source:
 
     def releases(self) -> dict[str, str]:
         """CHANGELOG.md's table at HEAD: version → commit."""
-        try:
-            return releases(command.text(self.clone, "cat-file", "blob", "HEAD:CHANGELOG.md"))
-        except GitFailed:
-            return {}
+        return releases((self.file("HEAD", "CHANGELOG.md") or b"").decode(errors="replace"))
 
     def file(self, commit: str, path: str) -> bytes | None:
         """A file's content at a commit."""
-        try:
-            return command.run(self.clone, "cat-file", "blob", f"{commit}:{path}")
-        except GitFailed:
-            return None
+        return Objects(self.clone).read(commit, path)
 
     def keep(self, commit: str) -> None:
         """Create a branch for a commit, so that copies of the clone have it, too."""

@@ -3,58 +3,38 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from ruamel.yaml.error import YAMLError
 
 from mlops_build.errors import UsageError
 from mlops_build.scaffold import ownership
-from mlops_build.scaffold.ownership import Owner
+from mlops_build.scaffold.ownership import Owners
 from mlops_build.scaffold.rendering import BadAnswers, Problem
 from mlops_build.scaffold.source import NoSuchVersion, Source
 
 
 @dataclass(frozen=True)
 class Template:
-    """A version of a fetched template. copier_yml: a copy of its questions; `at` writes it."""
+    """A version of a fetched template. settings: of its copier.yml, with the questions; empty if only copier can read them."""
 
     source: Source
     commit: str
-    copier_yml: Path
+    settings: Mapping[str, Any]
+    owners: Owners
 
     @classmethod
-    def at(cls, source: Source, commit: str, scratch: Path) -> "Template":
-        """The template at this commit. scratch: a folder for its questions. Raises NoSuchVersion if it has none."""
+    def at(cls, source: Source, commit: str) -> "Template":
+        """The template at this commit. Raises NoSuchVersion if it has no copier.yml."""
         content = source.file(commit, "copier.yml")
         if content is None:
             raise NoSuchVersion(f"the template has no copier.yml at {commit[:12]}", remedy="give another version: --to VERSION")
-        (scratch / "copier.yml").write_bytes(content)
         source.keep(commit)
-        return cls(source, commit, scratch / "copier.yml")
+        settings = ownership.settings(content)
+        return cls(source, commit, settings, ownership.owners(settings))
 
     @cached_property
     def name(self) -> str:
         """The version as copier records it."""
         return self.source.describe(self.commit)
-
-    def owner(self, path: str) -> Owner:
-        """The owner of a file of a service."""
-        return ownership.owner_of(path, self.copier_yml)
-
-    def together(self, path: str) -> str:
-        """The folder that its owner manages as a unit, else the path itself."""
-        return ownership.owned_together(path, self.copier_yml)
-
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """Questions and settings by name; empty if only copier can read them (`!include`)."""
-        try:
-            parts = ownership.documents(self.copier_yml)
-        except YAMLError:
-            return {}
-        merged = {name: value for part in parts for name, value in part.items()}
-        return merged | {"_exclude": [pattern for part in parts for pattern in part.get("_exclude", [])]}
 
     @property
     def questions(self) -> Mapping[str, Any]:

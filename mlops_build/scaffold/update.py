@@ -57,21 +57,17 @@ class Update:
 
     def as_json(self) -> dict[str, object]:
         """For --json; undecodable bytes in paths become backslash escapes."""
-        merged = self.merged
+        merged = asdict(self.merged or Merged(""))
         return {
             "status": self.status,
             "template": self.template,
             "from": asdict(self.before),
             "to": asdict(self.after),
-            "changes": [{name: shown(value) for name, value in asdict(change).items() if value} for change in merged.changes]
-            if merged
-            else [],
-            "conflicts": [{name: shown(value) for name, value in asdict(conflict).items()} for conflict in merged.conflicts]
-            if merged
-            else [],
-            "kept": [*map(shown, merged.kept)] if merged else [],
-            "deleted_by_you": [*map(shown, merged.deleted)] if merged else [],
-            "outdated": [*map(shown, merged.outdated)] if merged else [],
+            "changes": [{name: shown(value) for name, value in change.items() if value} for change in merged["changes"]],
+            "conflicts": [{name: shown(value) for name, value in conflict.items()} for conflict in merged["conflicts"]],
+            "kept": [*map(shown, merged["kept"])],
+            "deleted_by_you": [*map(shown, merged["deleted"])],
+            "outdated": [*map(shown, merged["outdated"])],
             "notes": list(self.notes),
             "written": self.written,
             "commit": self.commit,
@@ -146,7 +142,7 @@ def plan(
         source = fetch(recordable(template) if template else record.source, Path(scratch, "template.git"))
         origin = answers.origin(repository, head, prefix)
         candidates = _made_from(source, record, origin)
-        version = Template.at(source, source.target(to), Path(scratch))
+        version = Template.at(source, source.target(to))
         after = Version(version.name, version.commit)
         changes = bool(data) or template is not None
         notes = list(_untaken(source, to, version.commit))
@@ -169,8 +165,7 @@ def plan(
             renderings[0],
             ours,
             renderings[1],
-            owner=version.owner,
-            together=version.together,
+            owners=version.owners,
             answers=answers.FILE,
             labels=("yours", f"template {after.name}"),
             is_newer=source.is_newer,

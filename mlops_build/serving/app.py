@@ -20,8 +20,8 @@ from mlops_build.serving import docs_page, memory
 from mlops_build.serving.batcher import Batcher, Disconnected
 from mlops_build.serving.encode import encode
 from mlops_build.serving.endpoint import Call, Endpoint, Write, answer_bytes
-from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, mlflow_error, retry_after
-from mlops_build.serving.http.answer import Answer
+from mlops_build.serving.failure import error_at, failed, inference_error, is_inference, retry_after
+from mlops_build.serving.http.answer import Answer, mlflow_error, no_route
 from mlops_build.serving.http.body import Budget, Reservation, held, read_body
 from mlops_build.serving.http.exchange import Exchange, Submit
 from mlops_build.serving.http.head import Head, read_head
@@ -235,18 +235,12 @@ class Service:
             if path in self._probes and (why := self.liveness.why(self._probes[path])):
                 return error_at(path)(503, "TEMPORARILY_UNAVAILABLE", why, retry_after(10))
             return answer
-        inference = is_inference(path)
-        if answer is not None or path in self._endpoints:
-            allow = ((b"allow", b"POST" if path in self._endpoints else b"GET"),)
-            if inference:
-                return v2.refusal(405, "this method is not allowed", allow)
-            return Answer(405, b'{"detail":"Method Not Allowed"}', headers=allow)
-        if inference:
-            return v2.refusal(404, "no such model, version or path; GET /openapi.json lists them")
-        bare = path.rstrip("/")
-        if bare != path and (bare in self._static or bare in self._endpoints):
-            return Answer(307, b"", headers=((b"location", bare.encode()),))
-        return Answer(404, b'{"detail":"Not Found"}')
+        refused = no_route(path, self._static, self._endpoints)
+        if not is_inference(path):
+            return refused
+        if refused.status == 405:
+            return v2.refusal(405, "this method is not allowed", refused.headers)
+        return v2.refusal(404, "no such model, version or path; GET /openapi.json lists them")
 
     def _call(self, endpoint: Endpoint, exchange: Exchange, head: Head, caller: str | None) -> Call:
         return Call(endpoint, exchange, head, caller, Reservation(self._budget), time.perf_counter())

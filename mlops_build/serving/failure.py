@@ -3,13 +3,10 @@
 import logging
 from collections.abc import Callable
 
-import orjson
-
-from mlops_build.serving.http.answer import JSON, Answer
+from mlops_build.serving.http.answer import Answer, Headers, mlflow_error
 from mlops_build.serving.refusal import Unanswered
 from mlops_build.serving.v2 import model as v2
 
-Headers = tuple[tuple[bytes, bytes], ...]
 # Builds an error response from status, code, message and headers.
 ErrorResponse = Callable[[int, str, str, Headers], Answer]
 
@@ -38,13 +35,6 @@ def is_inference(path: str) -> bool:
 def error_at(path: str) -> ErrorResponse:
     """The form of errors at a path."""
     return inference_error if is_inference(path) else mlflow_error
-
-
-def mlflow_error(status: int, code: str, message: str, headers: Headers = ()) -> Answer:
-    if status == 415:  # plain text, as in MLflow's server
-        return Answer(status, message.encode("utf-8", "replace"), b"text/plain; charset=utf-8", headers)
-    body = orjson.dumps({"error_code": code, "message": message.encode("utf-8", "replace").decode()})
-    return Answer(status, body, JSON, headers)
 
 
 def inference_error(status: int, _: str, message: str, headers: Headers = ()) -> Answer:

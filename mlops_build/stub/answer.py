@@ -20,12 +20,13 @@ from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import openapi
 from mlops_build.model.openapi import Described
 from mlops_build.packaging import contents
+from mlops_build.serving.http.answer import Answer, mlflow_error, no_route
+from mlops_build.serving.input.text import FORMS, check_parameters, decoded, media_type
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal, inflated
 from mlops_build.stub import json_schema
 from mlops_build.stub.json_schema import Problem
 
 JSON, CSV = "application/json", "text/csv"
-FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 # The statuses that a request can ask for, with the service's error_code for each.
 FAULTS = {
     400: BAD_REQUEST,
@@ -52,16 +53,6 @@ class Faults:
     every: int | None = None
     status: int = 503
     delay_ms: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response. kind: the content type. headers: all except Content-Type and Content-Length."""
-
-    status: int
-    body: bytes
-    kind: str = JSON
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 def document_of(what: Path) -> dict[str, Any]:
@@ -138,7 +129,7 @@ class Stub:
         for position, model in enumerate(self.models):
             self._schemas[model.name] = json_schema.resolve(f"#/components/schemas/{model.name}.request", document)
             json_schema.check_schema(self._schemas[model.name], document)
-            version = Answer(200, (model.mlflow or "unknown").encode(), "text/plain")
+            version = Answer(200, (model.mlflow or "unknown").encode(), b"text/plain")
             for at in (f"/models/{model.name}", *([""] if position == 0 else [])):
                 self._endpoints[f"{at}/invocations"] = model
                 self._static |= {f"{at}/ping": Answer(200, b"\n"), f"{at}/health": Answer(200, b"\n"), f"{at}/version": version}
@@ -151,21 +142,15 @@ class Stub:
         try:
             status = self._fault(headers)
             if status is not None:
-                return error_answer(status, FAULTS[status], "this fault was requested from the stub")
+                return mlflow_error(status, FAULTS[status], "this fault was requested from the stub", _retry(status))
             return self._invocation(model, headers, body)
         except Refusal as error:
-            return error_answer(error.status, error.code, error.message)
+            return mlflow_error(error.status, error.code, error.message)
 
     def _other(self, method: str, path: str) -> Answer:
         if method == "GET" and path in self._static:
             return self._static[path]
-        if path in self._static or path in self._endpoints:
-            allowed = "POST" if path in self._endpoints else "GET"
-            return Answer(405, b'{"detail":"Method Not Allowed"}', headers=(("Allow", allowed),))
-        bare = path.rstrip("/")
-        if bare != path and (bare in self._static or bare in self._endpoints):
-            return Answer(307, b"", headers=(("Location", bare),))
-        return Answer(404, b'{"detail":"Not Found"}')
+        return no_route(path, self._static, self._endpoints)
 
     def _fault(self, headers: Mapping[str, str]) -> int | None:
         """Wait for the requested delay. Returns the status of a requested fault, None without one."""
@@ -179,12 +164,16 @@ class Stub:
         return requested if requested is not None else self._faults.status if due else None
 
     def _invocation(self, model: Described, headers: Mapping[str, str], body: bytes) -> Answer:
-        kind = _media_type(headers.get("content-type"))
+        kind = media_type(headers.get("content-type"))
+        check_parameters(headers.get("content-type"))
+        if kind not in (JSON, CSV):
+            raise Refusal(f"Content-Type is {kind[:60] or 'none'}; this stub reads {JSON} and {CSV}", status=415)
         encoding = headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
             body = inflated(body, encoding.encode("latin-1", "replace"), BODY_LIMIT)
         schema = self._schemas[model.name]
-        content = _records(_text(body), _row(schema)) if kind == CSV else _parsed(_text(body))
+        text = decoded(body, "the body").removeprefix("\ufeff")
+        content = _records(text, _row(schema)) if kind == CSV else _parsed(text)
         form = _form(content)
         if content.get("params", ...) is None:  # null: the defaults
             del content["params"]
@@ -192,7 +181,7 @@ class Stub:
         if problem is not None:
             raise Refusal(str(problem), code=BAD_REQUEST if problem.kind == "value" else INVALID)
         if model.recorded is None:
-            return error_answer(501, "NOT_IMPLEMENTED", f"{model.name} has no recorded example to answer with")
+            return mlflow_error(501, "NOT_IMPLEMENTED", f"{model.name} has no recorded example to answer with")
         predictions = model.recorded["predictions"]
         if isinstance(predictions, list) and predictions:
             predictions = [predictions[row % len(predictions)] for row in range(_count(content[form]))]
@@ -228,6 +217,10 @@ class Stub:
                 if formats.setdefault(name, DIGITS.sub("0", text)) != DIGITS.sub("0", text):  # pandas uses the format of the first date
                     return Problem(f"{where}.{name}", f"{text[:40]!r} has another format than the first date of its column")
         return None
+
+
+def _retry(status: int) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"retry-after", b"1"),) if status in RETRY else ()
 
 
 def _row(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -283,23 +276,6 @@ def _count(rows: Any) -> int:
     if isinstance(rows, dict):
         rows = next(iter(rows.values()), [])
     return len(rows) if isinstance(rows, list) else 1
-
-
-def _media_type(header: str | None) -> str:
-    kind, *parameters = (part.strip() for part in (header or "").lower().split(";"))
-    values = {name: value.strip('"') for name, _, value in (parameter.partition("=") for parameter in parameters)}
-    if values.get("charset", "utf-8") != "utf-8" or set(values) - {"charset"}:
-        raise Refusal("Content-Type may have no parameter except charset=utf-8", status=415)
-    if kind not in (JSON, CSV):
-        raise Refusal(f"Content-Type is {kind[:60] or 'none'}; this stub reads {JSON} and {CSV}", status=415)
-    return kind
-
-
-def _text(body: bytes) -> str:
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -369,11 +345,3 @@ def _number(headers: Mapping[str, str], name: str, default: int, allowed: Any) -
         values = ", ".join(map(str, allowed)) if isinstance(allowed, dict) else f"0 to {max(allowed)}"
         raise Refusal(f"{name} is {text[:40]!r}; allowed values: {values}")
     return int(text)
-
-
-def error_answer(status: int, code: str, message: str) -> Answer:
-    """An error in the form of the service."""
-    if status == 415:  # plain text, as the service sends it
-        return Answer(status, message.encode("utf-8", "replace"), "text/plain; charset=utf-8")
-    body = json.dumps({"error_code": code, "message": message}).encode()
-    return Answer(status, body, headers=(("Retry-After", "1"),) if status in RETRY else ())

@@ -5,8 +5,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mlops_build.errors import Failed
+from mlops_build.serving.http.answer import Answer, mlflow_error
 from mlops_build.serving.refusal import Refusal, too_large
-from mlops_build.stub.answer import BODY_LIMIT, Answer, Stub, error_answer
+from mlops_build.stub.answer import BODY_LIMIT, Stub
 
 IDLE_SECONDS = 60
 
@@ -22,7 +23,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body(headers)
         except Refusal as error:
             self.close_connection = True  # the rest of the body would be read as the next request
-            answer = error_answer(error.status, error.code, error.message)
+            answer = mlflow_error(error.status, error.code, error.message)
         else:
             answer = self.server.stub.answer(self.command, self.path.partition("?")[0], headers, body)
         self._send(answer, headers.get("x-request-id"))
@@ -66,10 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer, request_id: str | None) -> None:
         self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Type", answer.kind.decode())
         self.send_header("Content-Length", str(len(answer.body)))
         for name, value in answer.headers:
-            self.send_header(name, value)
+            self.send_header(name.decode(), value.decode())
         if request_id and request_id.isascii() and request_id.isprintable():
             self.send_header("X-Request-Id", request_id[:128])
         if self.close_connection:

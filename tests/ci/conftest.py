@@ -1,7 +1,11 @@
-"""A service with released environments, and a small registry with the released versions."""
+"""A service with released environments, a small registry with the released versions, and a real container engine for tests with Docker."""
 
+import os
+import secrets
 import shutil
-from collections.abc import Callable
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,47 @@ from mlops_build.release.record import Record
 from tests.packaging.world import COMMIT, World, make
 
 Release = Callable[..., Record]
+DOCKER = ("MLOPS_TEST_DOCKER_HOST", "MLOPS_TEST_DOCKER_CLI", "MLOPS_TEST_IMAGE_REGISTRY")
+
+
+def simulate_kubectl(folder: Path, script: str) -> Path:
+    """Write a kubectl into a new folder; `{real}` in the script is the real one, for `kustomize`, and `{folder}` the folder."""
+    real = shutil.which("kubectl")
+    if not real:
+        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
+    folder.mkdir()
+    (folder / "kubectl").write_text(script.format(real=real, folder=folder))
+    (folder / "kubectl").chmod(stat.S_IRWXU)
+    return folder
+
+
+def client(*arguments: str) -> str:
+    """The output of a docker command; for tests with the fixture `engine`."""
+    done = subprocess.run([os.environ["DOCKER_CLI"], *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """The image registry; the environment names client and engine while these tests run."""
+    for variable in DOCKER:
+        if not os.environ.get(variable):
+            pytest.skip(f"set {variable} (and the others of {', '.join(DOCKER)}) to build real images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", os.environ["MLOPS_TEST_DOCKER_HOST"])
+        patch.setenv("DOCKER_CLI", os.environ["MLOPS_TEST_DOCKER_CLI"])
+        patch.setenv("MLOPS_BUILD_DOCKER_ARGS", os.environ.get("MLOPS_TEST_DOCKER_ARGS", "--network host"))
+        yield os.environ["MLOPS_TEST_IMAGE_REGISTRY"]
+
+
+@pytest.fixture(scope="module")
+def repository(engine: str) -> Iterator[str]:
+    """A repository in the registry that no earlier run has used."""
+    name = f"{engine}/{secrets.token_hex(4)}"
+    yield name
+    if images := client("image", "ls", "--quiet", f"{name}/*").split():
+        client("image", "rm", "--force", *set(images))
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,11 @@ from mlops_build.errors import UsageError
 from mlops_build.release.record import Record
 from tests.packaging.world import World
 
+# Called with the names of commands; the result reads their calls.
+Agent = Callable[..., Callable[[], list[str]]]
 DIGEST = f"sha256:{'a' * 64}"
 NAME = "registry.example.com/ml/points:v1-0123456789ab"
+VERSION = "docker version --format {{.Server.Version}}"
 # Records its calls; its registry has an image only after a push.
 STAND_IN = """#!/bin/sh
 echo "{name} $*" >> {folder}/calls
@@ -38,7 +41,7 @@ esac
 
 
 @pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], list[str]]]:
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Agent:
     """Create an agent with only these commands; returns a function that reads their calls."""
     folder = tmp_path / "agent"
     folder.mkdir()
@@ -61,35 +64,31 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Call
 
 
 @pytest.mark.parametrize(
-    ("has", "engine", "named", "taken"),
+    ("has", "engine", "named", "taken", "seen"),
     [
-        (("docker",), "echo 24.0.7", None, docker),
-        (("buildah",), "", None, buildah),
-        (("docker", "buildah"), "echo 24.0.7", None, docker),
-        (("docker", "buildah"), "exit 1", None, buildah),
-        (("docker", "buildah"), "echo 24.0.7", "buildah", buildah),
-        (("docker", "buildah"), "exit 1", "docker", docker),
-        ((), "", None, docker),
+        (("docker",), "echo 24.0.7", None, docker, "Docker 24.0.7"),
+        (("buildah",), "", None, buildah, "buildah version 1.28.2"),
+        (("docker", "buildah"), "echo 24.0.7", None, docker, "Docker 24.0.7"),
+        (("docker", "buildah"), "exit 1", None, buildah, "buildah version 1.28.2"),
+        (("docker", "buildah"), "echo 24.0.7", "buildah", buildah, "buildah version 1.28.2"),
+        (("docker", "buildah"), "exit 1", "docker", docker, "the Docker Engine does not answer"),
+        ((), "", None, docker, "neither docker nor buildah is installed"),
     ],
     ids=["docker", "buildah", "both", "both, no engine", "both, buildah named", "both, docker named", "none"],
 )
-def test_the_builder_is_one_that_the_agent_has(
-    agent: Callable[..., Callable[[], list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
-    has: tuple[str, ...],
-    engine: str,
-    named: str | None,
-    taken: object,
+def test_the_builder_is_one_that_the_agent_has_and_doctor_reports_it(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, has: tuple[str, ...], engine: str, named: str | None, taken: object, seen: str
 ) -> None:
     agent(*has, docker=engine)
     if named:
         monkeypatch.setenv("MLOPS_BUILD_ENGINE", named)
     assert builder.choose() is taken
+    check = doctor.engine(required=True)
+    assert check.seen.startswith(seen)
+    assert bool(check.findings) is (not seen.startswith(("Docker", "buildah")))
 
 
-def test_another_name_is_refused_and_a_missing_builder_is_named(
-    agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_name_is_refused_and_a_missing_builder_is_named(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     agent()
     with pytest.raises(engine.EngineUnreachable, match="the command 'docker' is not installed") as caught:
         builder.choose().digest_of(NAME)
@@ -107,7 +106,6 @@ def test_another_name_is_refused_and_a_missing_builder_is_named(
             "MLOPS_BUILD_DOCKER_ARGS",
             [
                 "docker manifest inspect --verbose NAME",
-                "docker version --format {{.Server.Version}}",
                 "docker build --tag NAME --build-arg PIP_INDEX_URL=https://me:hush@index.example.com CONTEXT",
                 "docker push NAME",
                 "docker manifest inspect --verbose NAME",
@@ -132,7 +130,7 @@ def test_ci_image_prints_its_commands(
     service: Path,
     release: Callable[..., Record],
     world: World,
-    agent: Callable[..., Callable[[], list[str]]],
+    agent: Agent,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     name: str,
@@ -146,11 +144,9 @@ def test_ci_image_prints_its_commands(
     (made,) = image.run(service, say=lines.append)["images"]
     assert made["reference"] == f"{str(record.image).rpartition(':')[0]}@{DIGEST}"
     assert made["built"] is True
-    calls = [line if " CONTEXT" in line else line.replace(str(record.image), "NAME") for line in called()]
-    calls = [f"{line.rpartition(' ')[0]} CONTEXT" if line.split()[1] in ("build", "bud") else line for line in calls]
-    assert [line for line in calls if line != "docker version --format {{.Server.Version}}"] == [
-        line for line in calls if line != "docker version --format {{.Server.Version}}"
-    ]
+    made_calls = [line.replace(str(record.image), "NAME") for line in called()]
+    made_calls = [f"{line.rpartition(' ')[0]} CONTEXT" if line.split()[1] in ("build", "bud") else line for line in made_calls]
+    assert [line for line in made_calls if line != VERSION] == calls
     assert any(f"building it with {'Docker 24.0.7' if name == 'docker' else 'buildah 1.28.2'}" in line for line in lines)
     err = capfd.readouterr().err
     assert f"+ {name} {'build' if name == 'docker' else 'bud'} " in err
@@ -161,7 +157,7 @@ def test_ci_image_prints_its_commands(
 
 
 def test_ci_image_uses_the_packages_of_the_agents_wheelhouse(
-    service: Path, release: Callable[..., Record], agent: Callable[..., Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
+    service: Path, release: Callable[..., Record], agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release("staging")
     called = agent("docker")
@@ -203,30 +199,3 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
     with pytest.raises(engine.BuildFailed, match="buildah bud exited with"):
         chosen.build(context, name)
-
-
-@pytest.mark.parametrize(
-    ("has", "engine", "named", "seen"),
-    [
-        (("docker",), "echo 24.0.7", None, "Docker 24.0.7"),
-        (("docker", "buildah"), "exit 1", None, "buildah version 1.28.2"),
-        (("docker", "buildah"), "echo 24.0.7", "buildah", "buildah version 1.28.2"),
-        (("docker", "buildah"), "exit 1", "docker", "the Docker Engine does not answer"),
-        ((), "", None, "neither docker nor buildah is installed"),
-    ],
-    ids=["docker", "buildah", "buildah named", "docker named", "none"],
-)
-def test_doctor_reports_the_builder_that_ci_image_chooses(
-    agent: Callable[..., Callable[[], list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
-    has: tuple[str, ...],
-    engine: str,
-    named: str | None,
-    seen: str,
-) -> None:
-    agent(*has, docker=engine)
-    if named:
-        monkeypatch.setenv("MLOPS_BUILD_ENGINE", named)
-    check = doctor.engine(required=True)
-    assert check.seen.startswith(seen)
-    assert bool(check.findings) is (not seen.startswith(("Docker", "buildah")))

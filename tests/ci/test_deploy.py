@@ -1,9 +1,8 @@
 """`ci deploy` with a simulated cluster behind `kubectl`; rendering, digests, the service and its answers are real."""
 
 import json
-import shutil
-import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from mlops_build.__main__ import main
+from mlops_build.adapters.engine import docker
 from mlops_build.ci import deploy
 from mlops_build.errors import Refused
 from mlops_build.model import identity
 from mlops_build.model.answers import differences
 from mlops_build.release.record import Record
+from tests.ci.conftest import Release, simulate_kubectl
 from tests.packaging.world import World
 from tests.serving.conftest import free_port, serving
 
-Release = Callable[..., Record]
 DIGEST = f"sha256:{'1' * 64}"
 
 # kustomize is real. Other calls are recorded; CLUSTER defines the cluster's answers.
@@ -49,19 +49,28 @@ esac
 echo "$1 done"
 """
 
+Run = Callable[..., tuple[Any, str]]
+
+
+@dataclass
+class Cluster:
+    """A simulated cluster. folder: with the recorded calls, and what was applied."""
+
+    folder: Path
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines() if (self.folder / "calls").exists() else []
+
+    def objects(self, file: str = "applied.yaml") -> dict[str, Any]:
+        """The applied objects by kind."""
+        return {item["kind"]: item for item in YAML(typ="safe").load_all((self.folder / file).read_text())}
+
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with the recorded calls."""
-    real = shutil.which("kubectl")
-    if not real:
-        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    (folder / "kubectl").write_text(KUBECTL.format(real=real, folder=folder))
-    (folder / "kubectl").chmod(stat.S_IRWXU)
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    folder = simulate_kubectl(tmp_path / "cluster", KUBECTL)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    return folder
+    return Cluster(folder)
 
 
 @pytest.fixture
@@ -74,8 +83,9 @@ def released(release: Release, world: World) -> Record:
 
 
 @pytest.fixture
-def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `mlops-build ci deploy` in the service; returns its JSON and its stderr."""
+    monkeypatch.setattr(deploy, "ROUTE_SECONDS", 1)  # an ingress needs up to a minute
 
     def call(*arguments: str, expect: int = 0) -> tuple[Any, str]:
         monkeypatch.chdir(service)
@@ -87,20 +97,33 @@ def run(service: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return call
 
 
-@pytest.fixture(autouse=True)
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait a minute for an ingress."""
-    monkeypatch.setattr(deploy, "ROUTE_SECONDS", 1)
+@pytest.fixture
+def stuck(service: Path, release: Release, run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """stuck(old, new) edits service.yaml, releases staging and deploys it into a cluster without room for pods; returns stderr.
+
+    The image registry has every image; test_image.py uses a real one.
+    """
+    monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
+    monkeypatch.setenv("CLUSTER", "stuck")
+
+    def edit(old: str = "", new: str = "", expect: int = 1) -> str:
+        text = (service / "service.yaml").read_text()
+        assert old in text
+        (service / "service.yaml").write_text(text.replace(old, new, 1))
+        release("staging")
+        return run("staging", expect=expect)[1]
+
+    return edit
 
 
 def test_a_release_is_applied_by_digest_and_answers_as_recorded(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
+    cluster: Cluster, released: Record, run: Run, world: World, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "server", str(world.folder / "one")) as server:
+    with serving(tmp_path / "server", str(world.folder / "one"), "--port", "0") as server:
         document, printed = run("staging", "--url", server.url, "--timeout", "77")
     assert document == {
         "environment": "staging",
-        "namespace": document["namespace"],
+        "namespace": "ml-staging",
         "image": released.image,
         "reference": f"{str(released.image).rpartition(':')[0]}@{DIGEST}",
         "models": [{"name": "points", "version": 1}],
@@ -109,244 +132,145 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
     }
     labels = "app.kubernetes.io/name=points,app.kubernetes.io/managed-by=mlops-build"
     kinds = "horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy,persistentvolumeclaims"
-    assert (cluster / "calls").read_text().splitlines() == [
-        f"get {kinds} --namespace {document['namespace']} --selector {labels} --output name --ignore-not-found",
+    assert cluster.calls() == [
+        f"get {kinds} --namespace ml-staging --selector {labels} --output name --ignore-not-found",
         "apply --filename -",
-        f"rollout status deployment/points --namespace {document['namespace']} --timeout=77s",
+        "rollout status deployment/points --namespace ml-staging --timeout=77s",
     ]
-    objects = {item["kind"]: item for item in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
-    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == document["reference"]
-    assert objects["Deployment"]["metadata"]["namespace"] == document["namespace"]
-    assert str(released.image) not in (cluster / "applied.yaml").read_text()
+    deployment = cluster.objects()["Deployment"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == document["reference"]
+    assert deployment["metadata"]["namespace"] == "ml-staging"
+    assert str(released.image) not in (cluster.folder / "applied.yaml").read_text()
     assert "2 recorded rows have the recorded answers" in printed
 
 
-def test_another_models_answers_are_refused(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], world: World, tmp_path: Path
-) -> None:
-    with serving(tmp_path / "server", str(world.folder / "two")) as server:
+def test_another_models_answers_are_refused(cluster: Cluster, released: Record, run: Run, world: World, tmp_path: Path) -> None:
+    with serving(tmp_path / "server", str(world.folder / "two"), "--port", "0") as server:
         _, printed = run("staging", "--url", server.url, expect=4)
     assert "predictions[0].score: recorded 2.0, answered 4.0" in printed
     assert "mlops-build rollback points" in printed
 
 
-def test_nothing_released_is_not_found_and_nothing_is_applied(cluster: Path, run: Callable[..., tuple[Any, str]]) -> None:
-    _, printed = run("staging", expect=3)
-    assert "nothing is released to staging yet" in printed
-    _, printed = run("stagin", expect=3)
-    assert "staging, production" in printed
+def test_nothing_released_is_not_found_and_nothing_is_applied(cluster: Cluster, run: Run) -> None:
+    assert "nothing is released to staging yet" in run("staging", expect=3)[1]
+    assert "staging, production" in run("stagin", expect=3)[1]
     document, printed = run("staging", "--if-released")
     assert (document["image"], document["models"]) == (None, [])
     assert "nothing is released to staging yet" in printed
-    assert not (cluster / "calls").exists()
+    assert cluster.calls() == []
 
 
 @pytest.mark.parametrize(
     ("state", "expect", "message"),
-    [
-        ("down", 5, "the cluster does not answer: Unable to connect"),
-        ("forbidden", 1, "is forbidden"),
-        ("stuck", 1, "points in "),
-    ],
+    [("down", 5, "the cluster does not answer: Unable to connect"), ("forbidden", 1, "is forbidden"), ("stuck", 1, "points in ")],
 )
 def test_the_cluster_s_message_is_shown(
-    cluster: Path,
-    released: Record,
-    run: Callable[..., tuple[Any, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    state: str,
-    expect: int,
-    message: str,
+    cluster: Cluster, released: Record, run: Run, monkeypatch: pytest.MonkeyPatch, state: str, expect: int, message: str
 ) -> None:
     monkeypatch.setenv("CLUSTER", state)
-    _, printed = run("staging", "--timeout", "5", expect=expect)
-    assert message in printed
-    assert ("rollout" in (cluster / "calls").read_text()) == (state == "stuck")
+    assert message in run("staging", "--timeout", "5", expect=expect)[1]
+    assert any("rollout" in call for call in cluster.calls()) == (state == "stuck")
 
 
-def test_a_service_that_does_not_answer_is_an_error(cluster: Path, released: Record, run: Callable[..., tuple[Any, str]]) -> None:
-    _, printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)
+def test_a_service_that_does_not_answer_is_an_error(cluster: Cluster, released: Record, run: Run) -> None:
+    printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)[1]
     assert "does not answer" in printed
     assert "--url" in printed
     assert "write --url https://HOST" in run("staging", "--url", "file:///etc/passwd", expect=2)[1]
 
 
-@pytest.fixture
-def image_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image registry has every image; test_image.py uses a real one."""
-    from mlops_build.adapters.engine import docker
-
-    monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
-
-
-@pytest.fixture
-def promise(service: Path) -> Callable[[str, str], None]:
-    """promise(old, new) edits service.yaml."""
-
-    def edit(old: str, new: str) -> None:
-        text = (service / "service.yaml").read_text()
-        assert old in text
-        (service / "service.yaml").write_text(text.replace(old, new, 1))
-
-    return edit
-
-
-def applied(cluster: Path) -> dict[str, Any]:
-    return {item["kind"]: item for item in YAML(typ="safe").load_all((cluster / "applied.yaml").read_text())}
-
-
 @pytest.mark.parametrize(("live", "expected"), [("", 2), ("0", 2), ("1", 2), ("4", 4), ("9", 6)])
 def test_a_scaled_deployment_keeps_its_number_of_pods(
-    cluster: Path,
-    promise: Callable[[str, str], None],
-    release: Release,
-    run: Callable[..., tuple[Any, str]],
-    image_is_there: None,
-    monkeypatch: pytest.MonkeyPatch,
-    live: str,
-    expected: int,
+    cluster: Cluster, stuck: Callable[..., str], monkeypatch: pytest.MonkeyPatch, live: str, expected: int
 ) -> None:
-    promise("replicas: 1", "replicas: 2\n    autoscale: {max_replicas: 6, target: 4}")
-    release("staging")
     monkeypatch.setenv("LIVE_REPLICAS", live)
-    monkeypatch.setenv("CLUSTER", "stuck")
-    run("staging", expect=1)
-    objects = applied(cluster)
+    stuck("replicas: 1", "replicas: 2\n    autoscale: {max_replicas: 6, target: 4}")
+    objects = cluster.objects()
     assert objects["Deployment"]["spec"]["replicas"] == expected
     assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
     assert {"Service", "Ingress", "NetworkPolicy"} <= set(objects)
 
 
-def test_objects_that_a_release_no_longer_has_are_removed_before_it_is_applied(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+def test_only_objects_that_a_release_no_longer_has_are_removed_before_it_is_applied(
+    cluster: Cluster, stuck: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = "horizontalpodautoscaler.autoscaling/points poddisruptionbudget.policy/points persistentvolumeclaim/points-gpu-leases-1 strange"
     monkeypatch.setenv("LIVE_OBJECTS", there)
-    monkeypatch.setenv("CLUSTER", "stuck")
-    _, printed = run("staging", expect=1)
-    calls = (cluster / "calls").read_text().splitlines()
+    printed = stuck()
+    calls = cluster.calls()
     assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points --namespace ")
     assert calls[2].startswith("delete poddisruptionbudgets.policy/points --namespace ")
     assert calls[3] == "apply --filename -"
     assert "persistentvolumeclaim points-gpu-leases-1" in printed
     assert "delete it and its volume" in printed
     assert not any("persistentvolumeclaim" in call for call in calls[1:])
+    monkeypatch.setenv("LIVE_OBJECTS", "poddisruptionbudget.policy/points")
+    stuck("replicas: 1", "replicas: 2")
+    assert not any("delete" in call for call in cluster.calls()[len(calls) :])
+    assert "PodDisruptionBudget" in cluster.objects()
 
 
 @pytest.mark.parametrize(("kind", "goes_on"), [("poddisruptionbudget.policy", True), ("horizontalpodautoscaler.autoscaling", False)])
 def test_only_a_scaler_that_may_not_be_removed_stops_a_deployment(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, kind: str, goes_on: bool
+    cluster: Cluster, released: Record, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, goes_on: bool
 ) -> None:
     monkeypatch.setenv("LIVE_OBJECTS", f"{kind}/points")
     monkeypatch.setenv("CLUSTER", "careful")
-    _, printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5 if goes_on else 1)
-    assert "may not delete" in printed
-    assert ("apply" in (cluster / "calls").read_text()) is goes_on
-
-
-def test_objects_that_a_release_still_has_are_not_removed(
-    cluster: Path,
-    promise: Callable[[str, str], None],
-    release: Release,
-    run: Callable[..., tuple[Any, str]],
-    image_is_there: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    promise("replicas: 1", "replicas: 2")
-    release("staging")
-    monkeypatch.setenv("LIVE_OBJECTS", "poddisruptionbudget.policy/points")
-    monkeypatch.setenv("CLUSTER", "stuck")
-    run("staging", expect=1)
-    assert "delete" not in (cluster / "calls").read_text()
-    assert "PodDisruptionBudget" in applied(cluster)
+    assert "may not delete" in run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5 if goes_on else 1)[1]
+    assert any("apply" in call for call in cluster.calls()) is goes_on
 
 
 @pytest.mark.parametrize("state", ["absent", "there", "forbidden"])
 def test_the_volume_of_gpu_leases_is_created_once(
-    cluster: Path,
-    promise: Callable[[str, str], None],
-    release: Release,
-    run: Callable[..., tuple[Any, str]],
-    image_is_there: None,
-    monkeypatch: pytest.MonkeyPatch,
-    state: str,
+    cluster: Cluster, stuck: Callable[..., str], service: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    promise("mode: none", "mode: shared")
-    release("staging")
-    volume = next(
-        line.split()[1]
-        for line in (cluster.parent / "points/deploy/overlays/staging/release/gpu-leases.yaml").read_text().splitlines()
-        if line.startswith("  name: ml-")
-    )
+    stuck("mode: none", "mode: shared")
+    leases = (service / "deploy/overlays/staging/release/gpu-leases.yaml").read_text().splitlines()
+    volume = next(line.split()[1] for line in leases if line.startswith("  name: ml-"))
+    for file in cluster.folder.glob("*.yaml"):
+        file.unlink()
+    before = len(cluster.calls())
     monkeypatch.setenv("LIVE_VOLUME", f"persistentvolume/{volume}" if state == "there" else "")
-    monkeypatch.setenv("CLUSTER", "modest" if state == "forbidden" else "stuck")
-    _, printed = run("staging", expect=4 if state == "forbidden" else 1)
     if state == "forbidden":
-        assert "kubectl --namespace ml-staging apply --filename deploy/overlays/staging/release/gpu-leases.yaml" in printed
-        assert "rollout" not in (cluster / "calls").read_text()
+        monkeypatch.setenv("CLUSTER", "modest")
+        by_hand = "kubectl --namespace ml-staging apply --filename deploy/overlays/staging/release/gpu-leases.yaml"
+        assert by_hand in stuck(expect=4)
+        assert not any("rollout" in call for call in cluster.calls()[before:])
         return
-    assert (cluster / "volume.yaml").exists() is (state == "absent")
-    objects = applied(cluster)
-    assert "PersistentVolume" not in objects
-    claim = objects["PersistentVolumeClaim"]
+    stuck()
+    assert (cluster.folder / "volume.yaml").exists() is (state == "absent")
+    assert "PersistentVolume" not in cluster.objects()
+    claim = cluster.objects()["PersistentVolumeClaim"]
     assert claim["spec"]["volumeName"] == volume
     if state == "absent":
-        made = YAML(typ="safe").load((cluster / "volume.yaml").read_text())
+        made = cluster.objects("volume.yaml")["PersistentVolume"]
         assert made["metadata"]["name"] == volume
-        assert made["spec"]["claimRef"] == {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "namespace": claim["metadata"]["namespace"],
-            "name": claim["metadata"]["name"],
-        }
+        names = {"namespace": claim["metadata"]["namespace"], "name": claim["metadata"]["name"]}
+        assert made["spec"]["claimRef"] == {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **names}
 
 
-def test_the_time_limit_depends_on_the_models_start(
-    cluster: Path,
-    promise: Callable[[str, str], None],
-    release: Release,
-    run: Callable[..., tuple[Any, str]],
-    image_is_there: None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_time_limit_depends_on_the_models_start(cluster: Cluster, stuck: Callable[..., str]) -> None:
+    stuck("startup_seconds: 120", "startup_seconds: 1800")
+    assert int(cluster.calls()[-1].rstrip("s").rpartition("--timeout=")[2]) > 1800
+
+
+def test_what_a_deployment_needs(
+    cluster: Cluster, release: Release, run: Run, service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    promise("startup_seconds: 120", "startup_seconds: 1800")
     release("staging")
-    monkeypatch.setenv("CLUSTER", "stuck")
-    run("staging", expect=1)
-    waited = int((cluster / "calls").read_text().rstrip("s\n").rpartition("--timeout=")[2])
-    assert waited > 1800
-
-
-def test_a_missing_kubectl_is_an_error(
-    released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    assert "no-such-docker" in run("staging", expect=5)[1], "without a digest on the version the image registry is queried"
+    monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
+    overlay = service / "deploy/overlays/staging/kustomization.yaml"
+    overlay.write_text("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n")
+    assert "components: [release]" in run("staging", expect=4)[1]
+    assert cluster.calls() == []
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "kubectl is not installed" in run("staging", expect=5)[1]
 
 
-def test_an_overlay_without_the_release_is_refused(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], service: Path
-) -> None:
-    (service / "deploy/overlays/staging/kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n"
-    )
-    assert "components: [release]" in run("staging", expect=4)[1]
-    assert not (cluster / "calls").exists()
-
-
-def test_without_a_digest_on_the_version_the_image_registry_is_queried(
-    cluster: Path, release: Release, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release("staging")
-    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
-    _, printed = run("staging", expect=5)
-    assert "no-such-docker" in printed
-    assert not (cluster / "calls").exists()
-
-
 def test_the_digest_of_the_build_is_preferred_to_that_of_the_version(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cluster: Cluster, released: Record, run: Run, service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reference = f"{str(released.image).rpartition(':')[0]}@sha256:{'2' * 64}"
     (service / "build").mkdir()
@@ -354,22 +278,19 @@ def test_the_digest_of_the_build_is_preferred_to_that_of_the_version(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
     assert run("staging")[0]["reference"] == reference
-    assert reference in (cluster / "applied.yaml").read_text()
+    assert reference in (cluster.folder / "applied.yaml").read_text()
 
 
 def test_while_mlflow_is_down_a_release_by_git_still_deploys(
-    cluster: Path, released: Record, run: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cluster: Cluster, released: Record, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from mlops_build.adapters.engine import docker
-
-    # The image registry's answer; test_image.py uses a real one.
     monkeypatch.setattr(docker, "digest_of", lambda name: DIGEST if name == released.image else None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
     document, printed = run("staging")
     assert document["examples"] is None
     assert document["reference"].endswith(DIGEST)
     assert "the recorded examples are not checked" in printed
-    assert "rollout" in (cluster / "calls").read_text()
+    assert any("rollout" in call for call in cluster.calls())
 
 
 @pytest.mark.parametrize(

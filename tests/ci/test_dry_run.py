@@ -1,7 +1,5 @@
 """The API server's dry run in `ci check` and `ci deploy`, with a simulated kubectl that answers as the real one does."""
 
-import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from mlops_build.ci import check, deploy
 from mlops_build.errors import Refused
 from mlops_build.model import identity
-from tests.ci.conftest import Release
+from tests.ci.conftest import Release, simulate_kubectl
 from tests.packaging.world import World
 
 # kustomize is real. $ANSWER is the answer to the objects of the kind $KIND; other objects are accepted.
@@ -43,14 +41,7 @@ LOGGED_OUT = "error: You must be logged in to the server (Unauthorized)"
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """cluster(answer) sets the answer to Services, cluster(answer, kind) to another kind."""
-    real = shutil.which("kubectl")
-    if not real:
-        pytest.skip("put kubectl on PATH to render overlays (its `kustomize` needs no cluster)")
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "kubectl"
-    program.write_text(KUBECTL.format(real=real, folder=tmp_path))
-    program.chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("PATH", str(simulate_kubectl(tmp_path / "bin", KUBECTL)), prepend=":")
     monkeypatch.setenv("KIND", "Service")
 
     def answers(answer: str) -> None:
@@ -119,4 +110,4 @@ def test_nothing_is_changed_by_a_deployment_that_the_server_refuses(
     with pytest.raises(Refused, match=r"refuses 1 object of staging:\ndeploy/base/service.yaml\n  line \d+  Service/points") as caught:
         deploy.run(service, "staging", url=None, timeout_s=None, say=print)
     assert "nothing was applied" in str(caught.value.remedy)
-    assert not (tmp_path / "calls").exists()
+    assert not (tmp_path / "bin/calls").exists()

@@ -29,6 +29,7 @@ from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.recipe import Recipe
 from mlops_build.release.record import Record
+from tests.ci.conftest import client
 from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered, make
 from tests.serving.conftest import free_port
@@ -135,25 +136,6 @@ def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, releas
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[str]:
-    """The image registry; the environment names client and engine while these tests run."""
-    for variable in ("MLOPS_TEST_DOCKER_HOST", "MLOPS_TEST_DOCKER_CLI", "MLOPS_TEST_IMAGE_REGISTRY"):
-        if not os.environ.get(variable):
-            pytest.skip(f"set {variable} (and the others of MLOPS_TEST_DOCKER_HOST, _DOCKER_CLI, _IMAGE_REGISTRY) to build real images")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOCKER_HOST", os.environ["MLOPS_TEST_DOCKER_HOST"])
-        patch.setenv("DOCKER_CLI", os.environ["MLOPS_TEST_DOCKER_CLI"])
-        patch.setenv("MLOPS_BUILD_DOCKER_ARGS", os.environ.get("MLOPS_TEST_DOCKER_ARGS", "--network host"))
-        yield os.environ["MLOPS_TEST_IMAGE_REGISTRY"]
-
-
-def client(*arguments: str) -> str:
-    done = subprocess.run([os.environ["DOCKER_CLI"], *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
-    return done.stdout.strip()
-
-
-@pytest.fixture(scope="module")
 def built_world(engine: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Versions with a lock that can be installed."""
     made = make(tmp_path_factory.mktemp("world"))
@@ -169,16 +151,6 @@ def world(request: pytest.FixtureRequest, small_world: World) -> World:
     """A single world for all tests with Docker, so that the image is built once; the small one for the others."""
     world: World = request.getfixturevalue("built_world") if request.node.get_closest_marker("docker") else small_world
     return world
-
-
-@pytest.fixture(scope="module")
-def repository(engine: str) -> Iterator[str]:
-    """A repository in the registry that no earlier run has used."""
-    name = f"{engine}/{secrets.token_hex(4)}"
-    yield name
-    images = client("image", "ls", "--quiet", f"{name}/*").split()
-    if images:
-        client("image", "rm", "--force", *set(images))
 
 
 @pytest.fixture

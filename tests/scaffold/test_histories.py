@@ -16,10 +16,11 @@ from hypothesis.strategies import SearchStrategy
 
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import merge
+from mlops_build.scaffold.ownership import Owners
 from mlops_build.scaffold.update import update
 from tests.conftest import git
 from tests.scaffold.histories import History, histories, lines_of
-from tests.scaffold.trees import Content, Files, Run, commit, only, put, same, taken
+from tests.scaffold.trees import Files, Run, commit, only, same, taken
 
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "400"))
 HISTORIES: SearchStrategy[History] = histories()
@@ -62,7 +63,7 @@ def merged(history: History) -> None:
             commit(folder)
             trees.append(tree.read(folder, "HEAD"))
         ours = git(folder, "rev-parse", "HEAD^{tree}")
-        done = merge(folder, trees[0], ours, trees[1], owner=lambda _: "template", together=str)
+        done = merge(folder, trees[0], ours, trees[1], owners=Owners())
         conflicts = {conflict.path for conflict in done.conflicts}
         event("conflict" if conflicts else "clean")
         git(folder, "read-tree", "--reset", "-u", done.tree)
@@ -147,32 +148,3 @@ def test_many_histories(history: History) -> None:
 @given(HISTORIES)
 def test_many_histories_against_copier(history: History) -> None:
     compared_with_copier(history)
-
-
-@pytest.mark.parametrize(
-    ("template", "team", "gone"),
-    [
-        pytest.param({"renamed.txt": "1\n2\n3\n4\n5\n6\n"}, {"a.txt": "1\n2\nmine\n4\n5\n6\n"}, "mine", id="renamed by the template"),
-        pytest.param({}, {"a.txt": "1\n2\nmine\n4\n5\n6\n"}, "mine", id="deleted by the template"),
-        pytest.param({"a.txt": "1\n2\nnew\n4\n5\n6\n"}, {"b.txt": "1\n2\n3\n4\n5\n6\n"}, "new", id="renamed by the team"),
-    ],
-)
-def test_where_copier_is_not_right(template: dict[str, Content], team: dict[str, Content], gone: str) -> None:
-    """What the first lines of this file say of copier is so: if this fails, copier has become better, and the docs are to say so."""
-    from copier import run_copy, run_update
-
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        (Path(scratch) / "settings.yml").write_text("{}\n")
-        patch.setenv("COPIER_SETTINGS_PATH", str(Path(scratch) / "settings.yml"))
-        source, service = Path(scratch) / "template", Path(scratch) / "service"
-        for version, files in (("0.1.0", {"a.txt": "1\n2\n3\n4\n5\n6\n"}), ("0.2.0", template)):
-            source.mkdir(exist_ok=True)
-            only(source, {**TEMPLATE, "template/same": "same\n", **{f"template/{name}": content for name, content in files.items()}})
-            commit(source)
-            git(source, "tag", version)
-        run_copy(str(source), service, vcs_ref="0.1.0", defaults=True, quiet=True)
-        (service / "a.txt").unlink()
-        put(service, team)
-        commit(service)
-        run_update(str(service), defaults=True, overwrite=True, quiet=True)
-        assert gone not in lines_of(taken(service))

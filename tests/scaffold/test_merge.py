@@ -7,12 +7,12 @@ import pytest
 
 from mlops_build.scaffold import tree
 from mlops_build.scaffold.merge import Merged, merge
-from mlops_build.scaffold.ownership import owned_together, owner_of
+from mlops_build.scaffold.ownership import owners, settings
 from tests.conftest import git
 from tests.scaffold.trees import Content, Files, Link, Run, commit, only, same, taken
 
 TEN = "".join(f"line {number}\n" for number in range(10))
-TABLE = "_machine: [/run/*/out/, /state.lock]\n---\n_team: [/src/, /run/, /mine.yaml]\n"
+OWNERS = owners(settings(b"_machine: [/run/*/out/, /state.lock]\n---\n_team: [/src/, /run/, /mine.yaml]\n"))
 
 # merged(old, ours, new): what came out, and its files.
 Outcome = tuple[Merged, dict[str, Content]]
@@ -23,8 +23,6 @@ Merge = Callable[..., Outcome]
 def merged(tmp_path: Path) -> Merge:
     folder = tmp_path / "repository"
     folder.mkdir()
-    table = tmp_path / "copier.yml"
-    table.write_text(TABLE)
 
     def run(old: Files, ours: Files, new: Files, **options: object) -> Outcome:
         trees = []
@@ -37,8 +35,7 @@ def merged(tmp_path: Path) -> Merge:
             trees[0],
             git(folder, "rev-parse", "HEAD^{tree}"),
             trees[1],
-            owner=lambda path: owner_of(path, table),
-            together=lambda path: owned_together(path, table),
+            owners=OWNERS,
             **options,  # type: ignore[arg-type]
         )
         git(folder, "read-tree", "--reset", "-u", result.tree)

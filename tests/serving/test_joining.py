@@ -105,6 +105,11 @@ def minus_mean(data: Any) -> Any:
     return (data["a"] - data["a"].mean()).tolist()
 
 
+def large(data: Any) -> Any:
+    """Only rows of 1000 and more change."""
+    return [value if value < 1000 else value + len(data) * 100.0 for value in data["a"].tolist()]
+
+
 def softmax(data: Any) -> Any:
     exponents = np.exp(data["a"] - data["a"].max())
     return (exponents / exponents.sum()).tolist()
@@ -131,6 +136,14 @@ ALONE: dict[str, tuple[str, Answer]] = {
     "batch norm": ("numbers", normalised),
     "padded": ("texts", padded),
 }
+
+
+def batched(saved: dict[str, Path], answer: Answer) -> Model:
+    """A model whose recorded example has shown that it may be batched."""
+    model = Model(saved["numbers"], answer)
+    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    del model.python.sizes[:]
+    return model
 
 
 def example(kind: str, rows: int) -> Rows:
@@ -234,8 +247,7 @@ def test_a_model_with_random_answers_is_not_batched(saved: dict[str, Path]) -> N
 
 
 def test_a_wrong_shape_does_not_end_batching(saved: dict[str, Path]) -> None:
-    model = Model(saved["numbers"], without_nan)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, without_nan)
     for _ in range(3):
         assert model.answers(numbers(1.0), numbers(math.nan), numbers(3.0)) == [[2.0], [], [6.0]]
     assert model.on
@@ -261,15 +273,8 @@ def test_a_wrong_shape_is_followed_by_a_check_of_the_evidence(saved: dict[str, P
 
 
 def test_a_difference_in_the_first_batches_is_never_answered(saved: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    """The evidence does not show it: only rows of 1000 and more change."""
-
-    def large(data: Any) -> Any:
-        return [value if value < 1000 else value + len(data) * 100.0 for value in data["a"].tolist()]
-
-    for options in ({}, {"declared": "they are"}):
-        model = Model(saved["numbers"], large, **options)
-        if not options:
-            assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    """The evidence does not show it."""
+    for model in (batched(saved, large), Model(saved["numbers"], large, declared="they are")):
         assert model.on
         assert model.answers(numbers(1.0), numbers(1000.0, request_id=b"call-7")) == [[1.0], [1100.0]]
         assert not model.on
@@ -281,11 +286,7 @@ def test_a_difference_in_the_first_batches_is_never_answered(saved: dict[str, Pa
 def test_a_sample_of_later_batches_is_compared_in_idle_moments(
     saved: dict[str, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def large(data: Any) -> Any:
-        return [value if value < 1000 else value + len(data) * 100.0 for value in data["a"].tolist()]
-
-    model = Model(saved["numbers"], large)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, large)
     for _ in range(joining.FIRST):
         model.predictor.predict([numbers(float(row)) for row in range(8)])
     monkeypatch.setattr(joining, "SHARE", 0.0)
@@ -314,8 +315,7 @@ def test_a_sample_of_later_batches_is_compared_in_idle_moments(
 
 def test_every_row_of_a_request_may_be_compared(saved: dict[str, Path]) -> None:
     """Only the second row of each request is wrong."""
-    model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, large)
     for _ in range(joining.FIRST):
         answers = model.answers(*(numbers(1.0, 1000.0) for _ in range(4)))
         if not model.on:
@@ -327,8 +327,7 @@ def test_every_row_of_a_request_may_be_compared(saved: dict[str, Path]) -> None:
 def test_a_sample_is_compared_under_constant_load_too(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "SHARE", 1.0)
     monkeypatch.setattr(joining, "BUSY_SECONDS", -1.0)
-    model = Model(saved["numbers"], lambda data: [value if value < 1000 else value + len(data) * 100 for value in data["a"].tolist()])
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, large)
     for _ in range(joining.FIRST):
         model.predictor.predict([numbers(1.0), numbers(2.0)])
     for _ in range(joining.SAMPLE + 2):
@@ -337,8 +336,7 @@ def test_a_sample_is_compared_under_constant_load_too(saved: dict[str, Path], mo
 
 
 def test_requests_with_other_params_need_their_own_evidence(saved: dict[str, Path]) -> None:
-    model = Model(saved["numbers"], scores)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, scores)
     other = [Rows("block", numbers(row).data, 1, {"scale": 2}) for row in range(8)]
     del model.python.sizes[:]
     model.answers(*other)
@@ -367,18 +365,12 @@ class Clock:
 
 def test_a_large_request_is_predicted_in_parts_if_its_rows_are_independent(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = numbers(*range(1000))
-    for checked in (True, False):
-        model = Model(saved["numbers"], scores)
-        if checked:
-            assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
-        del model.python.sizes[:]
+    for model, first in ((batched(saved, scores), 128), (Model(saved["numbers"], scores), 1000)):
         assert model.answers(whole) == [[row / 3 for row in range(1000)]]
-        assert model.python.sizes[0] == (128 if checked else 1000)
+        assert model.python.sizes[0] == first
     monkeypatch.setattr(predictor_module, "time", clock := Clock())
     for per_call, per_row, expected in ((1.0, 0.0, [128, 256, 512, 104]), (0.0, 1.0, [128, 256, 256, 256, 104])):
-        model = Model(saved["numbers"], clock.taking(per_call, per_row, scores))
-        assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
-        del model.python.sizes[:]
+        model = batched(saved, clock.taking(per_call, per_row, scores))
         model.predictor.predict([whole])
         assert model.python.sizes[: len(expected)] == expected, "larger parts only if they make it faster"
     dependent = Model(saved["numbers"], minus_mean, declared="they are")
@@ -448,25 +440,10 @@ PLAIN = """
 
 
 def concurrently(server: Any, values: Sequence[float]) -> list[Any]:
-    def send(value: float) -> Any:
-        status, _, text = ask(server, body(value))
-        assert status == 200
-        return json.loads(text)["predictions"][0]
-
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(send, values))
-
-
-@pytest.mark.parametrize("rows", [pytest.param((), marks=pytest.mark.slow), (1.0,), pytest.param((1.0, 2.0), marks=pytest.mark.slow)])
-def test_eight_callers_of_a_model_that_subtracts_the_mean(tmp_path: Path, rows: tuple[float, ...]) -> None:
-    models.save(tmp_path / "mean", models.FLOATS, MEAN)
-    folder = tmp_path / "mean/model"
-    if rows:
-        models.record(folder, [[row, 0.0, 0.0] for row in rows])
-    with serving(tmp_path / "served", str(folder)) as server:
-        assert concurrently(server, [10.0 * number for number in range(200)]) == [0.0] * 200
-        assert metric(server, 'mlops_build_batching{model="model"}') == 0
-        server.wait_for("requests are not predicted in batches")
+        answers = list(pool.map(lambda value: ask(server, body(value)), values))
+    assert {status for status, _, _ in answers} == {200}
+    return [json.loads(text)["predictions"][0] for _, _, text in answers]
 
 
 def test_the_metrics_and_the_log_show_when_batching_begins(tmp_path: Path) -> None:
@@ -505,8 +482,7 @@ def test_a_batch_that_is_larger_than_any_before_is_compared_before_it_is_answere
         values = data["a"]
         return (values - values.mean() * (len(values) > 16)).tolist()
 
-    model = Model(saved["numbers"], above)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, above)
     for _ in range(2 * joining.FIRST):
         assert model.predictor.predict([numbers(1.0), numbers(2.0)]) == [[1.0], [2.0]]
     batch = [numbers(float(row)) for row in range(17)]
@@ -540,8 +516,7 @@ def test_a_model_may_change_its_input(saved: dict[str, Path]) -> None:
         data.loc[:, "a"] = data["a"] / 2
         return data["a"].tolist()
 
-    model = Model(saved["numbers"], in_place)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    batched(saved, in_place)
 
 
 def test_requests_beside_one_whose_error_has_no_text_are_answered(saved: dict[str, Path]) -> None:
@@ -554,8 +529,7 @@ def test_requests_beside_one_whose_error_has_no_text_are_answered(saved: dict[st
             raise Silent
         return data["a"].tolist()
 
-    model = Model(saved["numbers"], fails)
-    assert model.predictor.joining.check(numbers(1.0, 2.0)).independent
+    model = batched(saved, fails)
     good, bad, other = model.predictor.predict([numbers(1.0), numbers(9.0), numbers(2.0)])
     assert (good, other) == ([1.0], [2.0])
     assert isinstance(bad, Exception)

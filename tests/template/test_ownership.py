@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 
-from mlops_build.scaffold.ownership import owner_of, table
+from mlops_build.scaffold import ownership
 
 ROOT = Path(__file__).parents[2]
+OWNERS = ownership.owners(ownership.settings((ROOT / "copier.yml").read_bytes()))
 
 
 def test_the_table_covers_every_file_of_a_service(render: Any) -> None:
     root = render()
-    owners: dict[str, set[str]] = {"team": set(), "machine": set(), "template": set()}
+    owned: dict[str, set[str]] = {"team": set(), "machine": set(), "template": set()}
     for path in root.rglob("*"):
         if path.is_file():
-            owners[owner_of(path.relative_to(root))].add(path.relative_to(root).as_posix())
-    assert owners["team"] == {
+            owned[OWNERS.of(path.relative_to(root).as_posix())].add(path.relative_to(root).as_posix())
+    assert owned["team"] == {
         "deploy/overlays/production/kustomization.yaml",
         "deploy/overlays/staging/kustomization.yaml",
         "dvc.yaml",
@@ -26,10 +27,10 @@ def test_the_table_covers_every_file_of_a_service(render: Any) -> None:
         "tests/test_data.py",
         "tests/test_model.py",
     }
-    assert owners["machine"] == {
+    assert owned["machine"] == {
         f"deploy/overlays/{env}/release/{name}.yaml" for env in ("staging", "production") for name in ("kustomization", "record")
     }
-    assert {"Makefile", "pyproject.toml", "bamboo-specs/bamboo.yaml", "deploy/base/deployment.yaml", ".copier-answers.yml"} <= owners[
+    assert {"Makefile", "pyproject.toml", "bamboo-specs/bamboo.yaml", "deploy/base/deployment.yaml", ".copier-answers.yml"} <= owned[
         "template"
     ]
 
@@ -51,7 +52,7 @@ def test_the_table_covers_every_file_of_a_service(render: Any) -> None:
     ],
 )
 def test_files_that_come_later_have_an_owner(path: str, owner: str) -> None:
-    assert owner_of(path) == owner
+    assert OWNERS.of(path) == owner
 
 
 def test_copier_never_overwrites_what_is_the_teams_or_a_machines(template: Path, service: Any) -> None:
@@ -63,11 +64,5 @@ def test_copier_never_overwrites_what_is_the_teams_or_a_machines(template: Path,
         path.write_text("changed\n")
     run_copy(str(template), root, data={"team": "another"}, defaults=True, quiet=True, overwrite=True)
     kept = {path.relative_to(root).as_posix() for path in paths if path.read_text() == "changed\n"}
-    assert kept == {name for path in paths if owner_of(name := path.relative_to(root).as_posix()) != "template"}
+    assert kept == {name for path in paths if OWNERS.of(name := path.relative_to(root).as_posix()) != "template"}
     assert "team: another" in (root / ".copier-answers.yml").read_text()
-
-
-def test_the_table_of_another_template_can_be_asked(tmp_path: Path) -> None:
-    (tmp_path / "copier.yml").write_text("_machine: [/lock]\n---\n_team: [/mine/]\n")
-    assert [owner_of(path, tmp_path / "copier.yml") for path in ("lock", "mine/a/b", "src/x.py")] == ["machine", "team", "template"]
-    assert set(table(ROOT / "copier.yml")) == {"machine", "team"}

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from mlops_build.scaffold.ownership import owner_of
-from mlops_build.scaffold.update import Update, Version, update
+from mlops_build.scaffold.ownership import owners, settings
+from mlops_build.scaffold.update import update
 from tests.conftest import MadeOnce, git
 from tests.scaffold.trees import Content, commit, same, taken
 from tests.template.releases import NEXT, RELEASES, ROOT, published
 
-COPIER_YML = ROOT / "copier.yml"
+OWNERS = owners(settings((ROOT / "copier.yml").read_bytes()))
 first, *_, last = RELEASES
 # The description is an answer, since its default differs between releases.
 SMALL = {"project_name": "Points", "description": "Finds the class of a point", "example": "none"}
@@ -80,8 +80,8 @@ def make(rendered: Callable[[str, tuple[tuple[str, str], ...]], Path], tmp_path:
     return copy
 
 
-def owned(files: dict[str, Content], *owners: str) -> dict[str, Content]:
-    return {path: content for path, content in files.items() if owner_of(path, COPIER_YML) in owners}
+def owned(files: dict[str, Content], *wanted: str) -> dict[str, Content]:
+    return {path: content for path, content in files.items() if OWNERS.of(path) in wanted}
 
 
 @pytest.mark.parametrize(("version", "answers"), fast_first([(first, LARGE), (last, SMALL)], product(RELEASES, (SMALL, LARGE))))
@@ -153,67 +153,11 @@ def test_an_edit_in_every_file_is_kept_or_reported(make: Make, version: str, whe
             continue
         assert now in listed, path
         assert line in git(service, "show", f"{done.merged.tree}:{now}") + "\n", path
-        if owner_of(path, COPIER_YML) == "template":
+        if OWNERS.of(path) == "template":
             assert now in done.merged.kept
     if conflicts:
         assert taken(service) == edited
         assert all(conflict.why and conflict.remedy for conflict in done.merged.conflicts)
-
-
-def untagged(source: Path, folder: Path) -> Path:
-    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(source), str(folder)], check=True)
-    return folder
-
-
-def test_from_clones_without_tags(source: Path, make: Make, tmp_path: Path) -> None:
-    from copier import run_copy
-
-    version, release = first, git(source, "rev-parse", first)
-
-    clone = untagged(source, tmp_path / "untagged")
-    service = tmp_path / "service"
-    (tmp_path / "settings.yml").write_text("{}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COPIER_SETTINGS_PATH", str(tmp_path / "settings.yml"))
-        run_copy(str(clone), service, data=SMALL, vcs_ref=release, defaults=True, quiet=True)
-    commit(service)
-    recorded = next(line for line in (service / ".copier-answers.yml").read_text().splitlines() if line.startswith("_commit: "))
-    assert release.startswith(recorded.removeprefix("_commit: ").strip("'"))
-    fresh = owned(taken(make(NEXT, SMALL)), "template")
-
-    def as_fresh(done: Update) -> None:
-        assert done.status == "merged"
-        after = owned(taken(service), "template")
-        # These two name the clone.
-        for name in (".copier-answers.yml", "requirements-mlops-build.txt"):
-            assert str(clone) in str(after.pop(name))
-        assert same(
-            after, {name: content for name, content in fresh.items() if name not in (".copier-answers.yml", "requirements-mlops-build.txt")}
-        )
-
-    as_fresh(update(service))
-    # A service that names a tag, and a clone that has lost it: copier stops with a traceback.
-    git(service, "reset", "--quiet", "--hard")
-    text = (service / ".copier-answers.yml").read_text()
-    (service / ".copier-answers.yml").write_text(text.replace(recorded, f"_commit: {version}"))
-    commit(service)
-    done = update(service)
-    assert done.before == Version(version, release)
-    as_fresh(done)
-    # Tags that came back (`make tag`).
-    git(service, "reset", "--quiet", "--hard")
-    git(clone, "tag", version, release)
-    git(clone, "tag", NEXT)
-    done = update(service)
-    assert (done.before.name, done.after.name) == (version, NEXT)
-    as_fresh(done)
-    # A tag that somebody moved: what was rendered counts.
-    git(service, "reset", "--quiet", "--hard")
-    git(clone, "tag", "--force", version, f"{NEXT}~1")
-    done = update(service)
-    assert done.before == Version(version, release)
-    assert "is another commit now" in done.notes[0]
-    as_fresh(done)
 
 
 @pytest.mark.parametrize("version", fast_first([first, last], RELEASES))

@@ -8,19 +8,18 @@ from typing import Any
 from mlops_build.serving.input import mismatch
 from mlops_build.serving.input.json_text import INLINE_BYTES, Reserve
 from mlops_build.serving.input.mismatch import short
-from mlops_build.serving.input.reader import Reader, check_parameters, decoded
+from mlops_build.serving.input.reader import Reader
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.signature import Signature, refuse_if
+from mlops_build.serving.input.text import decoded
 from mlops_build.serving.refusal import Refusal
 
 # The memory to read CSV: for a character, and for a value. tests/serving/test_memory.py measures it.
 CSV_CHARACTER, CSV_VALUE = 5, 24
 
 
-def _read(signature: Signature, body: bytes, content_type: str, reserve: Reserve) -> Rows:
+def _read(signature: Signature, body: bytes, _: str, reserve: Reserve) -> Rows:
     import pandas as pd
-
-    check_parameters(content_type)
 
     if len(body) > INLINE_BYTES:
         reserve(CSV_CHARACTER * len(body) + CSV_VALUE * (body.count(b",") + body.count(b"\n")))

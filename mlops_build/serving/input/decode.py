@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from mlops_build.serving.input import csv_body, form, image, json_body, parquet, plain_text
 from mlops_build.serving.input.json_text import Reserve
-from mlops_build.serving.input.mismatch import SHOWN
-from mlops_build.serving.input.reader import Reader, check_parameters
+from mlops_build.serving.input.reader import Reader
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.signature import Signature
+from mlops_build.serving.input.text import SHOWN, check_parameters, media_type
 from mlops_build.serving.refusal import Refusal, Unanswered, no_memory
 
 # A new media type is a module with a reader, and a line here.
@@ -22,7 +22,7 @@ log = logging.getLogger("mlops_build.serving")
 
 def reader_of(content_type: str | None) -> Reader | None:
     """The reader of a media type; None if there is none."""
-    kind = _kind(content_type)
+    kind = media_type(content_type)
     return _by_kind.get(kind) or _by_kind.get(f"{kind.partition('/')[0]}/*")
 
 
@@ -39,27 +39,28 @@ class Decoder:
         if reader not in self.readers:
             raise _not_read(content_type, reader)
         try:
+            if not reader.only:
+                check_parameters(content_type)
             return reader.read(self.signature, body, content_type or "", reserve)
-        except RecursionError:
-            raise Refusal("the body is nested too deeply") from None
-        except MemoryError:
-            raise no_memory(body) from None
         except Unanswered:
             raise
+        except (RecursionError, MemoryError) as error:
+            raise beyond(error, body) from None
         except Exception:  # pandas and MLflow raise unexpected exceptions for some bodies: an error of the caller
             log.warning("a body cannot be read", exc_info=True)
             raise Refusal(UNREADABLE) from None
 
 
+def beyond(error: RecursionError | MemoryError, body: bytes) -> Refusal:
+    """The refusal of a body that is nested too deeply, or for which the system has no memory."""
+    return no_memory(body) if isinstance(error, MemoryError) else Refusal("the body is nested too deeply")
+
+
 def _not_read(content_type: str | None, reader: Reader | None) -> Refusal:
-    kind = _kind(content_type)
+    kind = media_type(content_type)
     if reader is not None:
         return Refusal(f"Content-Type is {kind[:SHOWN]!r}, which only {reader.only} accepts", status=415)
-    check_parameters(content_type or "")
+    check_parameters(content_type)
     *others, last = [reader.kind for reader in READERS if not reader.only]
     sent = f"{kind[:SHOWN]!r}" if kind else "none"
     return Refusal(f"Content-Type is {sent}; this service reads {', '.join(others)} and {last}", status=415)
-
-
-def _kind(content_type: str | None) -> str:
-    return (content_type or "").partition(";")[0].strip().lower()

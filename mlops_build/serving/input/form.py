@@ -12,9 +12,10 @@ from python_multipart.multipart import FormParser, parse_options_header
 from mlops_build.serving.input.json_text import INLINE_BYTES, Reserve, parse
 from mlops_build.serving.input.mismatch import INTEGERS
 from mlops_build.serving.input.quick import typed
-from mlops_build.serving.input.reader import FILE, Reader, decoded, only_type
+from mlops_build.serving.input.reader import FILE, Reader, only_type
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.signature import Signature
+from mlops_build.serving.input.text import decoded
 from mlops_build.serving.refusal import Refusal
 
 KIND = "multipart/form-data"
@@ -49,7 +50,7 @@ def _rows(signature: Signature, parts: Sequence[tuple[str, bool, bytes]], reserv
         if name in known:
             columns.setdefault(name, []).append(value)
         elif name == "params":
-            params = _params(value, reserve)
+            params = parse(value, reserve, what="the field 'params'")
     for name in signature.required:
         if name not in columns:
             raise Refusal(f"the form has no field {name!r}; the model takes {', '.join(known)[:200]}")
@@ -109,13 +110,6 @@ def _value(value: bytes, kind: str, name: str, row: int) -> Any:
     if kind in ("float", "double") and NUMBER.fullmatch(number):
         return float(number)
     raise Refusal(f"row {row}, field {name!r}: expected {kind}, got {number[:80]!r}")
-
-
-def _params(value: bytes, reserve: Reserve) -> Any:
-    try:
-        return parse(value, reserve, what="the field 'params'")
-    except RecursionError:
-        raise Refusal("the field 'params' must be a JSON object") from None
 
 
 READER = Reader(

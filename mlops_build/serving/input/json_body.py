@@ -1,16 +1,16 @@
 """JSON bodies, as MLflow's scoring protocol defines them."""
 
 from mlops_build.serving.input.json_text import CONVERSION, INLINE_BYTES, TABLE_CONVERSION, Reserve, parse, size
-from mlops_build.serving.input.reader import Reader, check_parameters
+from mlops_build.serving.input.reader import Reader
 from mlops_build.serving.input.rows import Rows
-from mlops_build.serving.input.signature import FORMS, Signature
+from mlops_build.serving.input.signature import Signature
+from mlops_build.serving.input.text import FORMS
 from mlops_build.serving.refusal import Refusal
 
 JSON = "application/json"
 
 
-def _read(signature: Signature, body: bytes, content_type: str, reserve: Reserve) -> Rows:
-    check_parameters(content_type)
+def _read(signature: Signature, body: bytes, _: str, reserve: Reserve) -> Rows:
     document = parse(body, reserve, exact=signature.exact)
     if not isinstance(document, dict):
         raise Refusal(f"the body must be a JSON object with exactly one of {', '.join(FORMS)}")

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-SHOWN = 80
+from mlops_build.serving.input.text import SHOWN
+
 LISTED = 12
 SPARSE = 1_000_000  # cells
 # Limits for columns that are not in the signature, and for rows that MLflow validates one by one.

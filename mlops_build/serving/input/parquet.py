@@ -6,7 +6,7 @@ from typing import Any
 from mlops_build.serving.input import mismatch
 from mlops_build.serving.input.json_text import Reserve
 from mlops_build.serving.input.mismatch import short
-from mlops_build.serving.input.reader import Reader, check_parameters
+from mlops_build.serving.input.reader import Reader
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.signature import Signature, refuse_if
 from mlops_build.serving.refusal import Refusal, Unanswered
@@ -24,8 +24,7 @@ PLAIN = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
 NUMBERS = ("NONE", "INT", "TIMESTAMP")
 
 
-def _read(signature: Signature, body: bytes, content_type: str, reserve: Reserve) -> Rows:
-    check_parameters(content_type)
+def _read(signature: Signature, body: bytes, _: str, reserve: Reserve) -> Rows:
     try:
         frame = frame_of(body, reserve, signature.most)
     except ImportError:

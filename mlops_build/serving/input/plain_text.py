@@ -3,9 +3,10 @@
 from python_multipart.multipart import parse_options_header
 
 from mlops_build.serving.input.json_text import Reserve
-from mlops_build.serving.input.reader import Reader, decoded, only_type
+from mlops_build.serving.input.reader import Reader, only_type
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.signature import Signature
+from mlops_build.serving.input.text import decoded
 from mlops_build.serving.refusal import Refusal
 
 

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mlops_build.serving.input import mismatch
-from mlops_build.serving.input.mismatch import SHOWN, short
+from mlops_build.serving.input.mismatch import short
 from mlops_build.serving.input.quick import Quick
 from mlops_build.serving.input.rows import Rows
+from mlops_build.serving.input.text import FORMS, SHOWN
 from mlops_build.serving.refusal import BAD_REQUEST, INVALID, Refusal
-
-FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
 class Signature:

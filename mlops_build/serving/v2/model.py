@@ -17,12 +17,13 @@ from mlops_build.serving.encode import encode, plain
 from mlops_build.serving.http.answer import JSON, Answer
 from mlops_build.serving.http.head import INFERENCE_LENGTH
 from mlops_build.serving.input import quick
-from mlops_build.serving.input.decode import Decoder
+from mlops_build.serving.input.decode import Decoder, beyond
 from mlops_build.serving.input.json_text import Reserve
 from mlops_build.serving.input.mismatch import listed, short
 from mlops_build.serving.input.rows import Rows
+from mlops_build.serving.input.text import media_type
 from mlops_build.serving.pieces import together
-from mlops_build.serving.refusal import Refusal, no_memory
+from mlops_build.serving.refusal import Refusal
 from mlops_build.serving.v2.output import as_tensor
 from mlops_build.serving.v2.request import ResponseOptions, parse
 from mlops_build.serving.v2.tensors import (
@@ -95,16 +96,14 @@ class V2:
 
         kind: Content-Type, which Triton's clients do not send. json_bytes: Inference-Header-Content-Length.
         """
-        if kind is not None and kind.partition(";")[0].strip().lower() not in READ:
+        if media_type(kind) not in READ:
             raise Refusal(f"Content-Type must be {READ[1]}, or {READ[2]} with binary tensors", status=415)
         try:
             tensors, parameters, options = parse(body, json_bytes, reserve)
             params = {name: parameters[name] for name in self._decoder.signature.parameters if name in parameters}
             return self._rows(tensors, params or None), options
-        except RecursionError:
-            raise Refusal("the body is nested too deeply") from None
-        except MemoryError:
-            raise no_memory(body) from None
+        except (RecursionError, MemoryError) as error:
+            raise beyond(error, body) from None
 
     def _rows(self, tensors: Sequence[Tensor], params: dict[str, Any] | None) -> Rows:
         model = self._decoder.signature

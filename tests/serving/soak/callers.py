@@ -6,6 +6,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.serving.forms import CSV, JSON
-from tests.serving.soak.served import SHAPE
 
 Address = tuple[str, int]
 # A caller's probe of a pod waits this long (timeoutSeconds of the template's livenessProbe).
@@ -83,17 +83,6 @@ def _centred(dice: random.Random) -> Call:
     return Call(f"/models/{name}/invocations", body, lambda answer: close(answer["predictions"], [value - mean for value in values]))
 
 
-def _pixels(dice: random.Random) -> Call:
-    count = dice.choice([1, 1, 4])
-    images = [
-        [[[float(dice.randrange(256)) for _ in range(SHAPE[2])] for _ in range(SHAPE[1])] for _ in range(SHAPE[0])] for _ in range(count)
-    ]
-    flat = [[value for channel in image for row in channel for value in row] for image in images]
-    answer = [[sum(values), max(values)] for values in flat]
-    body = json.dumps({dice.choice(["inputs", "instances"]): images}).encode()
-    return Call("/models/pixels/invocations", body, lambda body: close(body["predictions"], answer))
-
-
 def _text(dice: random.Random) -> Call:
     rows = [
         ("".join(dice.choices('abcé😀 ,"\n', k=dice.randrange(1, 30))), dice.randrange(-(2**63), 2**63))
@@ -112,7 +101,7 @@ def _beside_errors(dice: random.Random) -> Call:
 
 
 Calls = Sequence[Callable[[random.Random], Call]]
-CALLS: Calls = [rows, rows, rows, _centred, _centred, _pixels, _text, _beside_errors]
+CALLS: Calls = [rows, rows, rows, _centred, _centred, _text, _beside_errors]
 
 
 def close(left: Any, right: Any) -> bool:
@@ -187,8 +176,6 @@ class Prober(threading.Thread):
         self._address, self._stop_event, self._tally = address, stop, tally
 
     def run(self) -> None:
-        import time
-
         failed = 0
         while not self._stop_event.wait(0.5):
             began = time.monotonic()

@@ -17,6 +17,7 @@ from typing import Any
 from tests.serving.forms import CSV, JSON, PARQUET
 from tests.serving.soak.callers import Address
 from tests.serving.soak.served import ERRORS
+from tests.serving.test_hard import WRONG
 
 Statuses = Counter[str]
 Attack = Callable[[Address, random.Random], Statuses]
@@ -45,10 +46,6 @@ def exchange(address: Address, content: bytes, *, half: bool = False) -> Statuse
                 connection.shutdown(socket.SHUT_WR)
         while b"\r\n\r\n" not in received and (data := connection.recv(65536)):
             received += data
-    return counted(received)
-
-
-def counted(received: bytes) -> Statuses:
     statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", received)
     return Counter(status.decode() for status in statuses) if statuses else Counter(["closed"])
 
@@ -67,23 +64,12 @@ def slow_senders(address: Address, dice: random.Random) -> Statuses:
     return received
 
 
-def half_closed(address: Address, dice: random.Random) -> Statuses:
+def broken_http(address: Address, dice: random.Random) -> Statuses:
+    """What test_hard.py sends, pipelined requests, and half-closed connections."""
     whole = request(SMALL)
-    return exchange(address, whole if dice.random() < 0.5 else whole[: dice.randrange(len(whole))], half=True)
-
-
-def pipelined(address: Address, dice: random.Random) -> Statuses:
-    return exchange(address, request(SMALL) * dice.choice([10, 64, 500]) + request(SMALL, b"Connection: close"))
-
-
-def headers(address: Address, dice: random.Random) -> Statuses:
-    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\n"
-    return exchange(
-        address,
-        dice.choice(
-            [head + b"X: " + b"a" * 300_000, head + b"A: b\r\n" * 20_000, b"GET /" + b"a" * 300_000, head + b"Cookie: " + b"c" * 70_000]
-        ),
-    )
+    pipelined = whole * dice.choice([10, 64, 500]) + request(SMALL, b"Connection: close")
+    sent = dice.choice([pipelined, whole, whole[: dice.randrange(len(whole))], *(content() for content, _ in WRONG.values())])
+    return exchange(address, sent, half=dice.random() < 0.5)
 
 
 @cache
@@ -94,21 +80,14 @@ def bombs() -> list[bytes]:
     def filled(start: bytes, unit: bytes, end: bytes) -> bytes:
         return start + unit * ((most - len(start) - len(end)) // len(unit)) + end
 
+    split, record = b'{"dataframe_split":{"columns":["a","b","c"],"data":[', b'{"a":1,"b":2,"c":3}'
     texts = [
-        filled(b'{"inputs":[', b"[],", b"[]]}"),
-        filled(b'{"inputs":[', b"{},", b"{}]}"),
-        filled(b'{"inputs":[[', b"1,", b"1]]}"),
-        filled(b'{"inputs":[', b'"",', b'""]}'),
-        filled(b'{"dataframe_records":[', b'{"a":1,"b":2,"c":3},', b'{"a":1,"b":2,"c":3}]}'),
-        filled(b'{"dataframe_split":{"columns":["a","b","c"],"data":[', b"[1,2,3],", b"[1,2,3]]}}"),
-        filled(b'{"dataframe_split":{"data":[', b"[],", b"[]]}}"),
-        filled(b'{"inputs":' + b"[" * 5_000_000, b" ", b"]" * 5_000_000 + b"}"),
-        filled(b'{"inputs":{"a":[', b"null,", b'null],"b":[1],"c":[1]}}'),
-        filled(b'{"params":{"x":[', b"0,", b"0]}}"),
-        b"a,b,c\n" + b"1,2,3\n" * (most // 6),
-        b" " * (1 << 28),
-        bytes(1 << 28),
-    ]
+        *(filled(b'{"inputs":[', unit + b",", unit + b"]}") for unit in (b"[]", b"{}", b"1", b'""')),
+        filled(b'{"dataframe_records":[', record + b",", record + b"]}"), filled(split, b"[1,2,3],", b"[1,2,3]]}}"),
+        filled(b'{"dataframe_split":{"data":[', b"[],", b"[]]}}"), filled(b'{"inputs":{"a":[', b"null,", b'null],"b":[1],"c":[1]}}'),
+        filled(b'{"inputs":' + b"[" * 5_000_000, b" ", b"]" * 5_000_000 + b"}"), filled(b'{"params":{"x":[', b"0,", b"0]}}"),
+        b"a,b,c\n" + b"1,2,3\n" * (most // 6), b" " * (1 << 28), bytes(1 << 28),
+    ]  # fmt: skip
     packed = [gzip.compress(text, 9, mtime=0) for text in texts]
     return [*packed, packed[-1] * 20, gzip.compress(packed[0], mtime=0), gzip.compress(b"", mtime=0) * 400_000]
 
@@ -171,12 +150,9 @@ def parquet_bombs(address: Address, dice: random.Random) -> Statuses:
 
 
 def garbage(address: Address, dice: random.Random) -> Statuses:
-    kind = dice.choice(
-        [JSON, CSV, PARQUET, "text/plain", "image/png", "", "multipart/form-data; boundary=x", "application/json; charset=x"]
-    )
-    body = dice.choice(
-        [b"\xff\xfe" * 5_000, dice.randbytes(dice.randrange(100_000)), SMALL, b'{"inputs": "\xed\xa0\x80"}', b"--x\r\n" * 50_000]
-    )
+    kind = dice.choice([JSON, CSV, PARQUET, "text/plain", "image/png", "", "multipart/form-data; boundary=x", f"{JSON}; charset=x"])
+    texts = [b"\xff\xfe" * 5_000, SMALL, b'{"inputs": "\xed\xa0\x80"}', b"--x\r\n" * 50_000]
+    body = dice.choice([*texts, dice.randbytes(dice.randrange(100_000))])
     if dice.random() < 0.3:
         changed = bytearray(request(body[:2000], kind=kind))
         for _ in range(5):
@@ -188,17 +164,12 @@ def garbage(address: Address, dice: random.Random) -> Statuses:
 def shapes(address: Address, dice: random.Random) -> Statuses:
     """Requests of the Open Inference Protocol whose shape is larger than their data."""
     shape = dice.choice([[10**9], [10**6, 10**6], [2**63], [-1], [0], [10**4] * 16])
-    tensor: dict[str, Any] = {"name": "a", "datatype": dice.choice(["FP32", "BYTES", "INT64"]), "shape": shape, "data": [1]}
+    tensor: dict[str, Any] = {"name": "a", "datatype": dice.choice(["FP32", "BYTES", "INT64"]), "shape": shape}
+    binary = dice.random() < 0.5
+    tensor |= {"parameters": {"binary_data_size": dice.choice([10**9, 4, -1])}} if binary else {"data": [1]}
     head = json.dumps({"inputs": [tensor]}).encode()
-    if dice.random() < 0.5:
-        tensor["parameters"] = {"binary_data_size": dice.choice([10**9, 4, -1])}
-        del tensor["data"]
-        head = json.dumps({"inputs": [tensor]}).encode()
-        return exchange(
-            address,
-            request(head + b"\xff\xff\xff\x7f" * 4, b"Inference-Header-Content-Length: %d" % len(head), path="/v2/models/rows/infer"),
-        )
-    return exchange(address, request(head, path="/v2/models/rows/infer"))
+    lengths = [b"Inference-Header-Content-Length: %d" % len(head)] if binary else []
+    return exchange(address, request(head + b"\xff\xff\xff\x7f" * (4 * binary), *lengths, path="/v2/models/rows/infer"))
 
 
 def disconnects(address: Address, dice: random.Random) -> Statuses:
@@ -246,9 +217,7 @@ def unread(address: Address, dice: random.Random) -> Statuses:
 
 ATTACKS: dict[str, Attack] = {
     "slow senders": slow_senders,
-    "half-closed connections": half_closed,
-    "pipelined requests": pipelined,
-    "large headers": headers,
+    "broken HTTP": broken_http,
     "gzip bombs": gzip_bombs,
     "deep nesting": deep,
     "16 MiB bodies": large,
