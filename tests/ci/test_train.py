@@ -84,7 +84,8 @@ def place(piped: Path, tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, host, url, f"sqlite:///{person / 'mlflow.db'}")
 
 
-def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Place) -> None:
+@pytest.mark.parametrize("forced", [[], pytest.param(["--force"], marks=pytest.mark.slow)], ids=["", "forced"])
+def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Place, forced: list[str]) -> None:
     main = place.head("main")
     agent = place.agent()
     result = place.train(agent)
@@ -118,9 +119,9 @@ def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Plac
     assert [version.version for version in place.registry.versions("points")] == [1]
     assert place.head("retrain/7") == model["commit"]
 
-    # After the merge, another training changes nothing, even with --force: no branch, no commit, no pull request.
+    # After the merge, another training changes nothing, also with --force: no branch, no commit, no pull request.
     git(place.folder / "bitbucket/ml/points.git", "update-ref", "refs/heads/main", model["commit"])
-    nothing = place.train(place.agent(), 8, "--force")
+    nothing = place.train(place.agent(), 8, *forced)
     assert (nothing["branch"], nothing["pull_request"]) == (None, None)
     assert nothing["models"][0]["new"] is False
     assert place.head("retrain/8") is None

@@ -15,7 +15,7 @@ from tests.e2e.conftest import reader
 from tests.template.releases import published as published_releases
 
 SLOW = ("tutorial/first-service", "how-to/host-your-own-copy", "how-to/experiment", "how-to/use-a-pickled-model")
-UPDATES = ("how-to/roll-a-template-change-out", "how-to/resolve-a-conflicting-update")
+UPDATES = (pytest.param("how-to/roll-a-template-change-out", marks=pytest.mark.slow), "how-to/resolve-a-conflicting-update")
 
 
 def page(name: str) -> str:
@@ -43,6 +43,7 @@ def test_the_pages_about_updates(name: str, tmp_path: Path, made_once: MadeOnce)
     console.check(page(name), tmp_path / "reader", environment, at_least=10)
 
 
+@pytest.mark.slow
 def test_a_script_becomes_a_service_that_trains_registers_and_answers(tmp_path: Path, environment: dict[str, str]) -> None:
     text = page("how-to/start-from-an-existing-train-py")
     console.check(text, tmp_path, environment)

@@ -65,7 +65,7 @@ def cards_of(node: list[Reading], leases: list[Promise]) -> list[Card]:
     return Snapshot(node, leases).cards()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(nodes, promises, requests, seeds)
 def test_a_chosen_card_has_room_and_can_be_read(node: list[Reading], leases: list[Promise], request: Request, seed: int) -> None:
     cards = cards_of(node, leases)

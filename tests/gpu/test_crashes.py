@@ -42,7 +42,7 @@ def killed_at_random_moments(shared: Shared, times: int, seed: int) -> None:
 
 
 def test_killed_at_random_moments_of_deciding_and_loading(shared: Shared) -> None:
-    killed_at_random_moments(shared, 6, seed=10)
+    killed_at_random_moments(shared, 4, seed=10)
 
 
 @pytest.mark.soak

@@ -201,7 +201,7 @@ def play(history: list[tuple[str, object]]) -> None:
 
 
 @pytest.mark.usefixtures("simulation")
-@settings(SETTLED, max_examples=3, phases=[Phase.generate])
+@settings(SETTLED, max_examples=2, phases=[Phase.generate])
 @given(st.lists(steps, min_size=4, max_size=8))
 def test_histories_of_real_processes(history: list[tuple[str, object]]) -> None:
     play(history)

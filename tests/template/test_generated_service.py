@@ -42,9 +42,7 @@ def package(root: Path) -> str:
     return next((root / "src").iterdir()).name
 
 
-@pytest.mark.parametrize(
-    "example", ["image", "none", pytest.param("text", marks=pytest.mark.slow), pytest.param("tabular", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("example", ["none", *(pytest.param(example, marks=pytest.mark.slow) for example in EXAMPLES[:3])])
 def test_its_own_lint_and_tests_are_green_at_once(service: Any, example: str) -> None:
     root = service(example=example)
     output = run(root, "make", "lint", "test", f"VENV={Path(sys.executable).parents[1]}")

@@ -149,6 +149,7 @@ pipeline.train(__import__("pathlib").Path.cwd(), say=print)
     assert git(tmp_path / "origin.git", "rev-parse", "main") == git(service, "rev-parse", "HEAD") == first["commit"]
 
 
+@pytest.mark.slow  # DVC does this
 def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_stage(with_data: Path, tmp_path: Path) -> None:
     service = Path(shutil.copytree(with_data, tmp_path / "points"))
     running = subprocess.Popen(
@@ -163,6 +164,17 @@ def test_killed_in_the_middle_of_the_pipeline_it_goes_on_from_the_last_finished_
     done = mlops_build(service, "train")
     assert "Stage 'prepare' didn't change, skipping" in done.stderr
     assert [version.version for version in registry(service).versions("points")] == [1]
+
+
+@pytest.mark.slow  # test_generated_service.py does so for another example
+def test_two_runs_give_the_same_bits(service: Path) -> None:
+    before = (service / "dvc.lock").read_text()
+    files.remove_bytecode(service / "models/points")
+    weights = files.digest(service / "models/points")
+    dvc.repro(service, force=True)
+    assert (service / "dvc.lock").read_text() == before
+    files.remove_bytecode(service / "models/points")
+    assert files.digest(service / "models/points") == weights
 
 
 def test_a_model_below_its_threshold_is_logged_and_not_registered(service: Path) -> None:
