@@ -10,6 +10,7 @@ new version. Git merges them and follows renames. Before that, the trees are ada
 """
 
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,8 +102,8 @@ def merge(
 ) -> Merged:
     """Merge the changes from `old` to `new` into the tree `ours`; all objects are in the repository's store.
 
-    answers: the path of copier's answers file, which is always taken from the new rendering. labels: the names of the two sides in conflict
-    markers. is_newer: compares two commits of the template's repository.
+    answers: the path of copier's answers file, which is always taken from the new rendering. labels: the names of the two sides in
+    conflicts; valid names of branches. is_newer: compares two commits of the template's repository.
     """
     service = tree.read(repository, ours)
     base, theirs = dict(old), dict(new)
@@ -237,30 +238,34 @@ def _newer_pins(repository: Path, base: Tree, service: Tree, theirs: Tree, is_ne
 def _three_way(
     repository: Path, base: str, ours: str, theirs: str, labels: tuple[str, str]
 ) -> tuple[str, tuple[Stage, ...], tuple[Conflict, ...]]:
-    """Git's merge of three trees, through commits that are on no branch."""
+    """Git's merge of three trees, through commits that are on no branch of the repository."""
     if theirs == base:
         return ours, (), ()
     store = Objects(repository)
     root = store.commit_tree(base, [], "before", NOBODY)
-    sides = [store.commit_tree(side, [root], label, NOBODY) for side, label in zip((ours, theirs), labels, strict=True)]
+    objects, kind = command.text(
+        repository, "rev-parse", "--path-format=absolute", "--git-path", "objects", "--show-object-format"
+    ).splitlines()
     settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
-    merged = command.run(repository, *settings, "merge-tree", "--write-tree", "-z", "--messages", *sides, good=(0, 1))
-    printed = merged.decode(errors="surrogateescape")
-    named = {sides[0]: labels[0], sides[1]: labels[1], root: "before"}
-    if any(f"~{commit}" in printed for commit in named):
-        paths = tree.read(repository, printed.partition("\0")[0])
-        named = {commit: _unused(label, paths) for commit, label in named.items()}
-    result, *fields = _with_names(printed, named).split("\0")
+    # Git names the two sides in conflicts as they are named here, so they are branches of another repository with the same objects.
+    with tempfile.TemporaryDirectory(prefix="mlops-build-") as folder:
+        scratch, environment = Path(folder), {"GIT_OBJECT_DIRECTORY": objects}
+        command.run(scratch, "init", "--quiet", "--bare", "--template=", f"--object-format={kind}")
+        (scratch / "info").mkdir()
+        (scratch / "info/attributes").write_bytes(store.read(ours, ".gitattributes") or b"")
+        for label, side in zip(labels, (ours, theirs), strict=True):
+            commit = store.commit_tree(side, [root], label, NOBODY)
+            command.run(scratch, "update-ref", f"refs/heads/{label}", commit, environment=environment)
+        arguments = ["merge-tree", "--write-tree", "-z", "--messages", *labels]
+        merged = command.run(scratch, *settings, *arguments, environment=environment, good=(0, 1))
+    result, *fields = merged.decode(errors="surrogateescape").split("\0")
     end = fields.index("")
     stages = []
     for line in fields[:end]:
         about, _, path = line.partition("\t")
         mode, blob, number = about.split()
         stages.append(Stage(path, int(number), Entry(mode, blob)))
-    conflicts = _conflicts(fields[end + 1 :], {stage.path for stage in stages})
-    if conflicts:
-        result = _with_labels(repository, result, {stage.path for stage in stages}, named)
-    return result, tuple(stages), conflicts
+    return result, tuple(stages), _conflicts(fields[end + 1 :], {stage.path for stage in stages})
 
 
 def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
@@ -278,34 +283,3 @@ def _conflicts(fields: list[str], unmerged: set[str]) -> tuple[Conflict, ...]:
                 if kinds.get(path, "") in ("", "content"):
                     kinds[path] = match[1]
     return tuple(Conflict(path, kind, *WHY.get(kind, UNKNOWN)) for path, kind in sorted(kinds.items()))
-
-
-def _unused(label: str, paths: Collection[str]) -> str:
-    """The label, with underscores until no path ends with it."""
-    while any(path.endswith(_suffix(label)) for path in paths):
-        label += "_"
-    return label
-
-
-def _suffix(label: str) -> str:
-    return f"~{label.replace(' ', '-')}"
-
-
-def _with_names(text: str, named: Mapping[str, str]) -> str:
-    """Replace the commit ids that Git appends to a path (`docs~ID`) where the other side has a folder."""
-    for commit, label in named.items():
-        text = text.replace(f"~{commit}", _suffix(label))
-    return text
-
-
-def _with_labels(repository: Path, result: str, paths: set[str], named: Mapping[str, str]) -> str:
-    """Replace the commit ids in conflict markers and in paths by the names of the sides."""
-    files = {_with_names(path, named): entry for path, entry in tree.read(repository, result).items()}
-    present = [path for path in sorted(paths) if path in files and files[path].mode in REGULAR]
-    contents = tree.blobs(repository, [files[path].blob for path in present])
-    for path in present:
-        content = contents[files[path].blob]
-        for commit, label in named.items():
-            content = re.sub(rf"(?m)^(<{{7,}}|>{{7,}}|\|{{7,}}) {commit}".encode(), rf"\1 {label}".encode(), content)
-        files[path] = Entry(files[path].mode, tree.add_blob(repository, content))
-    return tree.write(repository, files)

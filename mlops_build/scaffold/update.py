@@ -167,7 +167,7 @@ def plan(
             renderings[1],
             owners=version.owners,
             answers=answers.FILE,
-            labels=("yours", f"template {after.name}"),
+            labels=("yours", f"template-{after.name}"),
             is_newer=source.is_newer,
         )
     notes += _stale_lock(repository, ours, merged)

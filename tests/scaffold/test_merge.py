@@ -130,13 +130,13 @@ def test_conflicts(merged: Merge, old: Files, ours: Files, new: Files, expected:
 
 
 def test_a_conflict_says_whose_side_is_which(merged: Merge) -> None:
-    result, files = merged({"a": TEN}, {"a": line(1, "mine")}, {"a": line(1, "new")}, labels=("yours", "template 0.2.0"))
-    assert "<<<<<<< yours\nmine\n=======\nnew\n>>>>>>> template 0.2.0\n" in str(files["a"])
+    result, files = merged({"a": TEN}, {"a": line(1, "mine")}, {"a": line(1, "new")}, labels=("yours", "template-0.2.0"))
+    assert "<<<<<<< yours\nmine\n=======\nnew\n>>>>>>> template-0.2.0\n" in str(files["a"])
     assert {(stage.path, stage.number) for stage in result.stages} == {("a", 1), ("a", 2), ("a", 3)}
 
 
 def test_a_path_in_conflict_names_the_side(merged: Merge) -> None:
-    result, files = merged({"a": "x\n"}, {"a": "x\n", "b": "mine\n"}, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template 0.2.0"))
+    result, files = merged({"a": "x\n"}, {"a": "x\n", "b": "mine\n"}, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template-0.2.0"))
     assert files == {"a": "x\n", "b/c": "new\n", "b~yours": "mine\n"}
     assert [*kinds(result)] == ["b~yours"]
     assert {stage.path for stage in result.stages} == {"b~yours"}
@@ -144,8 +144,8 @@ def test_a_path_in_conflict_names_the_side(merged: Merge) -> None:
 
 def test_a_path_in_conflict_does_not_replace_a_file(merged: Merge) -> None:
     ours = {"a": "x\n", "b": "mine\n", "b~yours": "keep\n"}
-    _, files = merged({"a": "x\n"}, ours, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template 0.2.0"))
-    assert files == {"a": "x\n", "b/c": "new\n", "b~yours": "keep\n", "b~yours_": "mine\n"}
+    _, files = merged({"a": "x\n"}, ours, {"a": "x\n", "b/c": "new\n"}, labels=("yours", "template-0.2.0"))
+    assert files == {"a": "x\n", "b/c": "new\n", "b~yours": "keep\n", "b~yours_0": "mine\n"}
 
 
 @pytest.mark.parametrize(

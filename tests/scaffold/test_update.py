@@ -92,10 +92,10 @@ def test_a_conflict_leaves_everything_as_it_was(service: Path) -> None:
     # On demand both sides are put in, as a merge would.
     done = mlops_build(service, "update", "--write-conflicts", expect=4)
     assert "git status lists them" in done.stderr
-    assert "<<<<<<< yours\nmine\n=======\nline eight\n>>>>>>> template 0.2.0\n" in (service / "kept.txt").read_text()
+    assert "<<<<<<< yours\nmine\n=======\nline eight\n>>>>>>> template-0.2.0\n" in (service / "kept.txt").read_text()
     assert "UU kept.txt" in git(service, "status", "--porcelain")
     assert (service / "added.txt").read_text() == "new\n"
-    edit(service, "kept.txt", "<<<<<<< yours\nmine\n=======\nline eight\n>>>>>>> template 0.2.0\n", "mine, eight\n")
+    edit(service, "kept.txt", "<<<<<<< yours\nmine\n=======\nline eight\n>>>>>>> template-0.2.0\n", "mine, eight\n")
     commit(service)
     assert document(service)["status"] == "nothing"
 
