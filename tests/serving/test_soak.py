@@ -1,13 +1,10 @@
-"""The long forms of test_hard.py, with numeric goals (`make soak`): SOAK_SECONDS of overload (60). soak/ has the mixed traffic.
+"""The long form of the overload in test_hard.py, with numeric goals (`make soak`): SOAK_SECONDS (60). soak/ has the mixed traffic.
 Measurements are printed, and appended to the file SOAK_RECORD as a line of JSON. docs/reference/benchmarks.md has the latest figures."""
 
-import contextlib
 import json
 import os
-import resource
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -15,8 +12,8 @@ import pytest
 
 from tests.serving.conftest import Server, serving
 from tests.serving.openloop import offer
-from tests.serving.test_hard import connect, request, statuses
-from tests.serving.test_http import address, alive, ask, body
+from tests.serving.test_hard import request
+from tests.serving.test_http import address, ask, body
 
 pytestmark = [pytest.mark.soak, pytest.mark.real_python]
 
@@ -71,46 +68,3 @@ def test_ten_times_the_capacity(folder: Path, tmp_path: Path) -> None:
         assert outcome.lost == 0
         assert memory(server) < 1.1 * before
         assert server.stop() == 0
-
-
-def test_ten_thousand_connections(folder: Path, tmp_path: Path) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 10_000
-    if hard != resource.RLIM_INFINITY and hard < wanted + 500:
-        pytest.skip(f"only {hard} files may be open here (ulimit -Hn)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 500, hard))
-    options = ["--connections", "4096", "--read", "300"]
-    with serving(tmp_path, str(folder), *options) as server:
-        alive(server)
-        before = memory(server)
-        old = connect(server)
-        old.sendall(request(body(1.5))[:-10])
-        others = []
-        try:
-            for _ in range(wanted):
-                others.append(connect(server))
-                if len(others) % 500 == 0:
-                    time.sleep(0.1)
-            time.sleep(3)
-            received: Counter[int] = Counter()
-            for connection in others:
-                connection.setblocking(False)
-                with contextlib.suppress(BlockingIOError, ConnectionResetError):
-                    received.update(statuses(connection.recv(4096)))
-            record(
-                "connections",
-                opened=len(others),
-                refused_503=received[503],
-                memory_mib=round(memory(server) / 2**20),
-                before_mib=round(before / 2**20),
-            )
-            assert set(received) == {503}
-            assert received[503] >= wanted - 4096 - 600
-            old.sendall(request(body(1.5))[-10:])
-            assert statuses(old.recv(4096)) == [200]
-        finally:
-            for connection in others:
-                connection.close()
-        time.sleep(1)
-        alive(server)
-        assert memory(server) - before < 200 << 20

@@ -28,9 +28,8 @@ def _read(signature: Signature, body: bytes, _: str, reserve: Reserve) -> Rows:
     if signature.schema is not None:
         if signature.schema.is_tensor_spec():
             raise Refusal("this model takes a tensor, which CSV cannot contain: send JSON with 'inputs'")
-        named = signature.schema.has_input_names()
-        for name, column in signature.schema.input_dict().items() if named else enumerate(signature.schema.inputs):
-            kind = getattr(column.type, "name", "")
+        for name, column in mismatch.specs(signature.schema).items():
+            kind = mismatch.type_of(column)
             if kind in ("", "datetime"):
                 raise Refusal(
                     f"column {name!r} contains {'dates' if kind else column.type}, which CSV cannot contain: send JSON or Parquet"

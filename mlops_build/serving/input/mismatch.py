@@ -40,6 +40,16 @@ def short(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def specs(schema: Any) -> dict[Any, Any]:
+    """The columns or tensors of MLflow's schema, by name, or by position if they have no names."""
+    return dict(schema.input_dict()) if schema.has_input_names() else dict(enumerate(schema.inputs))
+
+
+def type_of(spec: Any) -> str:
+    """The name of MLflow's type of a column; empty for a nested type."""
+    return getattr(getattr(spec, "type", None), "name", "")
+
+
 def shape(sizes: Sequence[int]) -> str:
     return f"({', '.join('any' if size == -1 else str(size) for size in sizes)})"
 
@@ -63,13 +73,9 @@ def overflow(name: Any, kind: str, values: Sequence[Any]) -> str | None:
 
 def overflow_of_frame(frame: Any, schema: Any) -> str | None:
     """`overflow` for all integer columns of a pandas.DataFrame that MLflow has not converted yet."""
-    named = dict(schema.input_dict()) if schema.has_input_names() else {}
+    known = specs(schema)
     for position, label in enumerate(frame.columns):
-        if named:
-            spec = named.get(label) if isinstance(label, str) else None
-        else:
-            spec = schema.inputs[0] if schema.is_tensor_spec() else schema.inputs[position] if position < len(schema.inputs) else None
-        kind = getattr(getattr(spec, "type", None), "name", "")
+        kind = type_of(known.get(label if schema.has_input_names() else 0 if schema.is_tensor_spec() else position))
         if kind not in INTEGERS:
             continue
         least, most = INTEGERS[kind]
@@ -88,15 +94,12 @@ def overflow_of_frame(frame: Any, schema: Any) -> str | None:
 
 def lost_dates(form: str, sent: Any, schema: Any) -> str | None:
     """The message for the first date of an `inputs` or `instances` body that numpy would convert to a date in another century."""
-    if schema.is_tensor_spec() or not any(getattr(column.type, "name", "") == "datetime" for column in schema.inputs):
-        return None
-    specs = list(schema.input_dict().items() if schema.has_input_names() else enumerate(schema.inputs))
-    sent_columns = columns(form, sent, [name for name, _ in specs]) or {}
-    for name, spec in specs:
-        if getattr(spec.type, "name", "") == "datetime":
-            for row, value in enumerate(sent_columns.get(name, ())):
-                if isinstance(value, str) and _is_lost(value):
-                    return f"row {row}, column {name!r}: expected {EXPECTED['datetime']}, got {short(value)}"
+    dates = [name for name, spec in specs(schema).items() if type_of(spec) == "datetime"]
+    sent_columns = (columns(form, sent, dates) if dates else None) or {}
+    for name in dates:
+        for row, value in enumerate(sent_columns.get(name, ())):
+            if isinstance(value, str) and _is_lost(value):
+                return f"row {row}, column {name!r}: expected {EXPECTED['datetime']}, got {short(value)}"
     return None
 
 
@@ -170,8 +173,8 @@ def explain(form: str, sent: Any, schema: Any) -> str | None:
         return f"the rows have {_values(width)}; expected {len(schema.inputs)}, one for each column"
     if schema.is_tensor_spec():
         return _tensors(form, sent_columns, schema)
-    specs = list(schema.input_dict().items() if schema.has_input_names() else zip(sent_columns, schema.inputs, strict=False))
-    for name, spec in specs:
+    known = specs(schema) if schema.has_input_names() else dict(zip(sent_columns, schema.inputs, strict=False))
+    for name, spec in known.items():
         cells = sent_columns.get(name, ())
         for row, value in enumerate(cells if hasattr(spec.type, "name") else cells[:SLOW_ROWS]):
             if why := _mismatch(form, value, spec):
@@ -255,7 +258,7 @@ def listed(names: Sequence[Any]) -> str:
 
 
 def _mismatch(form: str, value: Any, spec: Any) -> str | None:
-    kind = getattr(spec.type, "name", "")
+    kind = type_of(spec)
     if value is None and not spec.required:
         return None
     if kind in INTEGERS:

@@ -45,7 +45,7 @@ class Quick:
         if schema.is_tensor_spec():
             if not schema.has_input_names() and np.dtype(schema.inputs[0].type).kind in "fiub":
                 self.tensor = (np.dtype(schema.inputs[0].type), tuple(schema.inputs[0].shape))
-        elif schema.has_input_names() and all(getattr(column.type, "name", "") in PLAIN for column in schema.inputs):
+        elif schema.has_input_names() and all(mismatch.type_of(column) in PLAIN for column in schema.inputs):
             self.columns = {column.name: column.type.name for column in schema.inputs}
             self.names = list(self.columns)
             self._row = itemgetter(*self.names) if len(self.names) > 1 else lambda record: (record[self.names[0]],)

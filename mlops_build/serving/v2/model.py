@@ -19,7 +19,7 @@ from mlops_build.serving.http.head import INFERENCE_LENGTH
 from mlops_build.serving.input import quick
 from mlops_build.serving.input.decode import Decoder, beyond
 from mlops_build.serving.input.json_text import Reserve
-from mlops_build.serving.input.mismatch import listed, short
+from mlops_build.serving.input.mismatch import listed, short, type_of
 from mlops_build.serving.input.rows import Rows
 from mlops_build.serving.input.text import media_type
 from mlops_build.serving.pieces import together
@@ -64,7 +64,7 @@ class V2:
             self._arrays = {tensor.name: (np.dtype(tensor.type), tuple(tensor.shape)) for tensor in inputs.inputs}
         self._columns: dict[str, str] = {}  # name → MLflow's type, "" for nested types
         if self._named and not self._tensors:
-            self._columns = {column.name: getattr(column.type, "name", "") for column in inputs.inputs}
+            self._columns = {column.name: type_of(column) for column in inputs.inputs}
 
     @property
     def metadata(self) -> dict[str, Any]:
