@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any
 
 Path = tuple[str | int, ...]
 
@@ -38,14 +38,13 @@ class Problem:
 
 @dataclass(slots=True)
 class Node:
-    """A value with its lines, from 1. line: of its key or dash. text_line: where the value itself begins.
+    """A value with its line, from 1, which is that of its key if it has one.
 
     children: the nodes of a mapping by key or of a list by index; None for a scalar.
     """
 
     value: Any
     line: int
-    text_line: int
     children: dict[str | int, "Node"] | list["Node"] | None = None
 
     def line_of(self, path: Path) -> tuple[int, int]:
@@ -111,10 +110,8 @@ def parse(text: str, name: str) -> File:
     if len(text) > MAX_BYTES:
         file.problems.append(Problem(1, "too-large", f"the file has {len(text):,} characters; the limit is {MAX_BYTES:,}"))
         return file
-    composer = _Composer(file)
     try:
-        for event in _events(text):
-            composer.take(event)
+        _Reader(text, file).read()
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -122,12 +119,6 @@ def parse(text: str, name: str) -> File:
     except _Stop as error:
         file.problems.append(error.problem)
     return file
-
-
-def _events(text: str) -> Iterator[Any]:
-    import yaml
-
-    yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _ignored(text: str) -> Iterator[Ignored]:
@@ -147,100 +138,78 @@ class _Stop(Exception):
         self.problem = Problem(line, rule, why)
 
 
-@dataclass(slots=True)
-class _Open:
-    """A mapping or list that is being parsed. key: the mapping's key whose value comes next, as (key, line)."""
+class _Reader:
+    """Builds nodes from parser events."""
 
-    node: Node
-    key: tuple[str, int] | None = None
-    merged: list[Node] = field(default_factory=list)
+    def __init__(self, text: str, file: File) -> None:
+        import yaml
 
-
-class _Composer:
-    """Builds nodes from parser events, with its own stack."""
-
-    def __init__(self, file: File) -> None:
+        self.events: Iterator[Any] = iter(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         self.file = file
-        self.stack: list[_Open] = []
         self.anchors: dict[str, tuple[Node, int]] = {}  # and the number of nodes below
-        self.sizes: list[tuple[str, Node, int]] = []  # anchors of open collections, and the count at their start
         self.nodes = 0
 
-    def take(self, event: Any) -> None:
-        kind = type(event).__name__
-        line = event.start_mark.line + 1
-        if kind == "DocumentStartEvent":
-            self.anchors.clear()
-        elif kind == "ScalarEvent":
-            self._count(line)
-            node = Node(_scalar(event), line, line)
-            if event.anchor:
-                self.anchors[event.anchor] = (node, 1)
-            self._put(node, line, event.value)
-        elif kind == "AliasEvent":
+    def read(self) -> None:
+        """Add the documents of the text to the file. Raises _Stop, YAMLError."""
+        for event in self.events:
+            kind = type(event).__name__
+            if kind == "DocumentStartEvent":
+                self.anchors.clear()
+                node = self._node(next(self.events), 0)
+                if node.value is not None:
+                    self.file.documents.append(node)
+
+    def _node(self, event: Any, depth: int) -> Node:
+        """The node that begins with an event."""
+        kind, line, before = type(event).__name__, event.start_mark.line + 1, self.nodes
+        self._count(line)
+        if kind == "AliasEvent":
             if event.anchor not in self.anchors:
                 raise _Stop(line, "yaml-syntax", f"the alias *{event.anchor} is used inside or before its anchor")
-            node, size = self.anchors[event.anchor]
+            same, size = self.anchors[event.anchor]
             self._count(line, size)
-            self._put(Node(node.value, line, node.text_line, node.children), line)
-        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
-            self._count(line)
-            if len(self.stack) >= MAX_DEPTH:
-                raise _Stop(line, "too-large", f"nested deeper than {MAX_DEPTH} levels")
-            node = Node({}, line, line, {}) if kind == "MappingStartEvent" else Node([], line, line, [])
-            if event.anchor:
-                self.sizes.append((event.anchor, node, self.nodes))
-            self.stack.append(_Open(node))
-        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
-            collection = self.stack.pop()
-            for source in collection.merged:
-                _merge(collection.node, source)
-            if self.sizes and self.sizes[-1][1] is collection.node:
-                anchor, node, before = self.sizes.pop()
-                self.anchors[anchor] = (node, self.nodes - before + 1)
-            self._put(collection.node, collection.node.text_line)
+            return Node(same.value, line, same.children)
+        if depth > MAX_DEPTH:
+            raise _Stop(line, "too-large", f"nested deeper than {MAX_DEPTH} levels")
+        if kind == "ScalarEvent":
+            node = Node(_scalar(event), line)
+        elif kind == "SequenceStartEvent":
+            items = list(self._until_end("SequenceEndEvent", depth))
+            node = Node([item.value for item in items], line, items)
+        else:
+            node = self._mapping(line, depth)
+        if event.anchor:
+            self.anchors[event.anchor] = node, self.nodes - before
+        return node
+
+    def _until_end(self, end: str, depth: int) -> Iterator[Node]:
+        while type(event := next(self.events)).__name__ != end:
+            # The name of a key is its text: `on`, not true.
+            self.key = event.value if type(event).__name__ == "ScalarEvent" else ""
+            yield self._node(event, depth + 1)
+
+    def _mapping(self, line: int, depth: int) -> Node:
+        children: dict[str | int, Node] = {}
+        merged: list[Node] = []
+        for key_node in self._until_end("MappingEndEvent", depth):
+            key = self.key or str(key_node.value)
+            node = self._node(next(self.events), depth + 1)
+            node.line = key_node.line
+            if key == "<<" and node.children is not None:
+                merged += node.children if isinstance(node.children, list) else [node]
+                continue
+            if key in children:
+                why = f"duplicate key {key!r}; the first is on line {children[key].line}"
+                self.file.problems.append(Problem(node.line, "duplicate-key", why))
+            children[key] = node
+        for source in merged:
+            children = {**(source.children if isinstance(source.children, dict) else {}), **children}
+        return Node({key: node.value for key, node in children.items()}, line, children)
 
     def _count(self, line: int, count: int = 1) -> None:
         self.nodes += count
         if self.nodes > MAX_NODES:
             raise _Stop(line, "too-large", f"more than {MAX_NODES:,} values, aliases expanded")
-
-    def _put(self, node: Node, line: int, written: str | None = None) -> None:
-        """Add a finished node to its parent. written: a scalar's text, which is its name if it is a key."""
-        if not self.stack:
-            if node.value is not None:
-                self.file.documents.append(node)
-            return
-        parent = self.stack[-1]
-        if isinstance(parent.node.children, list):
-            node.line = line
-            parent.node.children.append(node)
-            parent.node.value.append(node.value)
-        elif parent.key is None:
-            parent.key = (str(node.value) if written is None else written, line)
-        else:
-            (key, key_line), parent.key = parent.key, None
-            node.line = key_line
-            siblings = cast("dict[str | int, Node]", parent.node.children)
-            if key == "<<" and isinstance(node.value, dict | list):
-                parent.merged += node.children if isinstance(node.children, list) else [node]
-                return
-            if key in siblings:
-                first = siblings[key].line
-                why = f"duplicate key {key!r}; the first is on line {first}"
-                self.file.problems.append(Problem(key_line, "duplicate-key", why))
-            siblings[key] = node
-            parent.node.value[key] = node.value
-
-
-def _merge(into: Node, source: Node) -> None:
-    """Add the entries of a `<<` mapping that `into` does not have."""
-    if not isinstance(source.children, dict) or not isinstance(into.children, dict):
-        return
-    for key, node in source.children.items():
-        if key not in into.children:
-            into.children[key] = node
-            into.value[key] = node.value
 
 
 def _scalar(event: Any) -> Any:
