@@ -75,8 +75,8 @@ def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Ite
     for world in worlds:
         for ingress in world.of("Ingress"):
             for path, host in select(ingress.data, "spec", "rules", "*", "host"):
-                env = world.env or ""
-                if first.setdefault(host, env) != env and host != service.environments[env].host:
+                env, own = world.env or "", world.environment
+                if first.setdefault(host, env) != env and not (own and own.host == host):
                     yield Fault("same-host", ingress, path, f"it routes {host}, which {first[host]} has too")
 
 

@@ -36,10 +36,10 @@ def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) 
     worlds: dict[Path, list[Object]] = {}
     spec_files: dict[str, list[File]] = {checker.folder: [] for checker in specs or ()}
     rendered = _kustomizations(root, version, report, collected) if path.is_dir() else set()
-    for source in yaml_files(root) if path.is_dir() else [path.resolve()]:
-        name = source.relative_to(root).as_posix()
+    named = {source.relative_to(root).as_posix(): source for source in (yaml_files(root) if path.is_dir() else [path.resolve()])}
+    for name in sorted(named.keys() - rendered):
         try:
-            content = read(source) if name not in rendered else ""
+            content = read(named[name])
         except OSError as error:
             if path.is_file():
                 remedy = "change the file's permissions so that you can read it"
@@ -48,14 +48,14 @@ def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) 
             continue
         if TEMPLATE.search(content):
             report.notes.append(f"{name} was not checked: it is a template, with values such as {{{{ NAME }}}}")
-        elif name not in rendered:
-            file = collected.files[name] = parse(content, name)
-            if checker := _checker_of(file, source, specs or ()):
-                spec_files[checker.folder].append(file)
-            elif "patch" not in name:  # a patch is not a complete object
-                objects = list(_objects(file))
-                collected.add(_duplicate_objects(objects))
-                worlds.setdefault(source.parent, []).extend(objects)
+            continue
+        file = collected.files[name] = parse(content, name)
+        if checker := _checker_of(file, named[name], specs or ()):
+            spec_files[checker.folder].append(file)
+        elif "patch" not in name:  # a patch is not a complete object
+            objects = list(_objects(file))
+            collected.add(_duplicate_objects(objects))
+            worlds.setdefault(named[name].parent, []).extend(objects)
     for objects in worlds.values():
         report.objects += len(objects)
         collected.add(check_objects(World(objects), version))
@@ -73,45 +73,34 @@ def _checker_of(file: File, source: Path, specs: Sequence[SpecChecker]) -> SpecC
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The YAML files below a folder, sorted, without symbolic links out of it. Helm charts are skipped: their files are templates."""
-    paths: list[Path] = []
+    """The YAML files below a folder, sorted, without symbolic links out of it."""
+    return [path for path in _files(folder) if path.suffix in SUFFIXES and path.resolve().is_relative_to(folder.resolve())][:MAX_FILES]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder that may be manifests. Helm charts are skipped: their files are templates."""
     for place, folders, files in os.walk(folder):
-        if "Chart.yaml" in files:
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if name not in NOT_MANIFESTS)
-        inside = [Path(place) / name for name in sorted(files) if name.endswith(SUFFIXES)]
-        paths += [path for path in inside if path.resolve().is_relative_to(folder.resolve())]
-        if len(paths) > MAX_FILES:
-            break
-    return paths[:MAX_FILES]
+        is_chart = "Chart.yaml" in files
+        folders[:] = [] if is_chart else sorted(name for name in folders if name not in NOT_MANIFESTS)
+        yield from () if is_chart else (Path(place) / name for name in sorted(files))
 
 
 def _kustomizations(root: Path, version: str | None, report: Report, collected: Collected) -> set[str]:
     """Check each kustomization that no other one includes, as it renders. Returns the files that belong to any kustomization."""
-    folders = [Path(place) for place, inner, files in os.walk(root) if not set(files).isdisjoint(overlay.NAMES) and _no_chart(inner, files)]
-    read = {folder.resolve(): overlay.read_sources(folder, root, collected.files) for folder in folders[:MAX_RENDERED]}
-    named = {folder for sources in read.values() for folder in sources.folders[1:]}
-    files: set[str] = set()
-    for folder, sources in read.items():
-        files |= set(sources.files)
-        where = folder.relative_to(root).as_posix()
-        if folder in named or sources.component:
+    folders = [path.parent for path in _files(root) if path.name in overlay.NAMES][:MAX_RENDERED]
+    sources_of = {folder.resolve(): overlay.read_sources(folder, root, collected.files) for folder in folders}
+    included = {folder for sources in sources_of.values() for folder in sources.folders[1:]}
+    for folder, sources in sources_of.items():
+        if folder in included or sources.component:
             continue
         try:
             objects = overlay.rendered(folder, sources)
         except overlay.NotRendered as error:
-            report.notes.append(f"{where} was not rendered: {str(error).splitlines()[0][:200]}")
+            report.notes.append(f"{folder.relative_to(root).as_posix()} was not rendered: {str(error).splitlines()[0][:200]}")
             continue
         report.objects += len(objects)
         collected.add([*check_sources(sources), *check_objects(World(objects, rendered=True), version)])
-    return files
-
-
-def _no_chart(inner: list[str], files: list[str]) -> bool:
-    """Whether a folder is not a Helm chart. Prunes os.walk like `yaml_files`."""
-    inner[:] = [] if "Chart.yaml" in files else sorted(name for name in inner if name not in NOT_MANIFESTS)
-    return "Chart.yaml" not in files
+    return {name for sources in sources_of.values() for name in sources.files}
 
 
 def _objects(file: File) -> Iterator[Object]:

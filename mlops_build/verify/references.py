@@ -133,14 +133,12 @@ def _ports(obj: Object) -> Iterator[tuple[Path, object]]:
 def _missing_port(world: World, pod: Pod, target: object) -> str | None:
     """The problem with a port: no container has the name, or, in a service, lists the number."""
     ports = [port for container in pod.serving for port in container.ports]
-    if isinstance(target, str):
-        named = [text(port, "name") for port in ports if port.get("name")]
-        return None if target in named else f"no container port is named {display(target)} (named: {', '.join(named) or 'none'})"
     # containerPort is informational: a container may listen on a port that it does not list.
-    numbers = [port.get("containerPort") for port in ports]
-    if world.service is None or not isinstance(target, int) or target in numbers or not all(item.ports for item in pod.serving):
+    listed = world.service is not None and isinstance(target, int) and all(item.ports for item in pod.serving)
+    known = [port.get("name" if isinstance(target, str) else "containerPort") for port in ports]
+    if target in known or not (listed or isinstance(target, str)):
         return None
-    return f"no container lists the port {target} (listed: {', '.join(map(str, numbers))})"
+    return f"no container has the port {display(target)} (there is {', '.join(str(port) for port in known if port) or 'none'})"
 
 
 def _ingress(world: World, ingress: Object) -> Iterator[Fault]:

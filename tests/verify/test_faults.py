@@ -60,6 +60,11 @@ def test_a_certificate_for_an_ingress_that_routes_every_host(service: Path) -> N
     assert "tls-host" not in {rule for rule, _, _ in places(check(service, environments=["production"]))}
 
 
+def test_an_overlay_that_service_yaml_does_not_name_may_not_take_a_host(service: Path) -> None:
+    shutil.copytree(service / "deploy/overlays/staging", service / "deploy/overlays/extra")
+    assert [rule for rule, _, _ in places(check(service))] == ["same-host"]
+
+
 def test_retired_rules_may_be_ignored(service: Path) -> None:
     edit(service, "service.yaml", "", "verify: {ignore: {" + ", ".join(f"{rule}: it was needed" for rule in RETIRED) + "}}\n")
     assert check(service, environments=[], specs=[]).findings == []
