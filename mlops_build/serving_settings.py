@@ -90,6 +90,8 @@ class Settings:
     unsafe_pickle, rows_independent: a reason; empty for none.
     """
 
+    # RUF009 does not see that a default of these types is text.
+
     max_batch: int = _number(128, "ROWS", "the most rows in a batch; 1: no batching", ge=1, le=65536)
     max_delay_ms: float = _number(0.0, "MS", "how long a batch under load waits for more rows, in ms", ge=0, le=10000)
     max_queue: int = _number(4096, "ROWS", "rows that may wait; further requests receive 429", ge=1, le=10**7)
@@ -100,12 +102,12 @@ class Settings:
     body_limit: int = _memory("16MiB", "1KiB", "the largest body, also after decompression")
     read: float = _number(30.0, "SECONDS", "how long a request may take to arrive, in seconds", gt=0)
     connections: int = _number(4096, "N", "concurrent connections; further ones receive 503", ge=1)
-    nan: Literal["null", "literal"] = _choice("null", Nan, "how NaN is written in answers", "literal is MLflow's way and not valid JSON")
-    ragged: Literal["refuse", "pad"] = _choice("refuse", Ragged, "rows of different lengths", "pad is MLflow's way")
+    nan: Nan = _choice("null", Nan, "how NaN is written in answers", "literal is MLflow's way and not valid JSON")  # noqa: RUF009
+    ragged: Ragged = _choice("refuse", Ragged, "rows of different lengths", "pad is MLflow's way")  # noqa: RUF009
     tokens: str = _text("FILE", "file with hashes of the allowed bearer tokens; without it, no token is needed", lambda setting: setting[0])
     access_log: bool = _boolean(True, "a line of JSON for each request")
     compile: bool = _boolean(False, "torch.compile for the model's networks; loading then takes longer")
-    precision: Literal["float32", "bf16"] = _choice("float32", Precision, "the precision of the networks")
+    precision: Precision = _choice("float32", Precision, "the precision of the networks")  # noqa: RUF009
     unsafe_pickle: str = _text(
         "REASON", "why pickled files are accepted; doctor and the annotation mlops-build/unsafe-pickle show it", _reason
     )

@@ -27,7 +27,7 @@ def test_flags_come_before_the_environment_and_the_environment_before_defaults()
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe"),
+        ("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "0"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe"),
         ("BODY_LIMIT", "0"), ("BODY_LIMIT", "16"), ("BODY_LIMIT", "16MB"), ("BODY_LIMIT", "-1"), ("DEADLINE", "1e9"), ("STUCK", "nan"),
         ("MAX_DELAY_MS", "-1"), ("CONNECTIONS", "1.5"),
     ],
@@ -35,6 +35,11 @@ def test_flags_come_before_the_environment_and_the_environment_before_defaults()
 def test_an_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"MLOPS_SERVE_{name} is '{value}'"):
         settings({}, {f"MLOPS_SERVE_{name}": value})
+
+
+def test_serve_accepts_what_service_yaml_accepts() -> None:
+    assert settings({}, service.parse(YAML % "{deadline: 0.0005, max_batch: 65536}").serving.variables()).deadline == 0.0005
+    assert settings({}, {"MLOPS_SERVE_MAX_BATCH": "100000"}).max_batch == 100_000  # as in earlier releases, and unlike service.yaml
 
 
 def test_the_reason_for_pickles_is_one_line() -> None:
