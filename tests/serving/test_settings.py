@@ -27,7 +27,8 @@ def test_flags_come_before_the_environment_and_the_environment_before_defaults()
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "0"), ("DEADLINE", "inf"), ("NAN", "zero"), ("ACCESS_LOG", "maybe"),
+        ("MAX_BATCH", "0"), ("MAX_BATCH", "many"), ("DEADLINE", "-1"), ("DEADLINE", "0"), ("DEADLINE", "inf"), ("NAN", "zero"),
+        ("ACCESS_LOG", "maybe"),
         ("BODY_LIMIT", "0"), ("BODY_LIMIT", "16"), ("BODY_LIMIT", "16MB"), ("BODY_LIMIT", "-1"), ("DEADLINE", "1e9"), ("STUCK", "nan"),
         ("MAX_DELAY_MS", "-1"), ("CONNECTIONS", "1.5"),
     ],
