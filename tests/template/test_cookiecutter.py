@@ -21,7 +21,6 @@ from mlops_build.errors import Failed, Refused, UsageError
 from mlops_build.scaffold import cookiecutter as door
 from mlops_build.scaffold import render as rendering
 from tests.conftest import Render, git
-from tests.template.test_questions import QUESTIONS
 from tests.template.test_rendered import MATRIX
 
 ROOT = Path(__file__).parents[2]
@@ -84,27 +83,6 @@ def what_is_there(where: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def asked() -> dict[str, Any]:
     return dict(json.loads((ROOT / "cookiecutter.json").read_text()))
-
-
-@pytest.fixture(scope="module")
-def questions() -> dict[str, Any]:
-    documents = YAML(typ="safe").load_all((ROOT / "copier.yml").read_text())
-    return {name: question for document in documents for name, question in document.items() if not name.startswith("_")}
-
-
-def test_both_doors_ask_the_same_questions_in_the_same_order(asked: dict[str, Any], questions: dict[str, Any]) -> None:
-    assert [name for name in asked if not name.startswith("_")] == QUESTIONS
-    computed = [f"__{name}" for name, question in questions.items() if question.get("when") is False and name != "module_names"]
-    assert [name for name in asked if name in computed] == computed
-    for name in QUESTIONS:
-        question, prompt = questions[name], asked["__prompts__"][name]
-        assert question["help"] in (prompt if isinstance(prompt, str) else prompt["__prompt__"]).replace("\\[", "["), name
-        if choices := question.get("choices"):
-            values = list(choices.values() if isinstance(choices, dict) else choices)
-            assert asked[name][0] == question["default"], name
-            assert sorted(asked[name]) == sorted(values), name
-            if isinstance(choices, dict):
-                assert {value: label for label, value in choices.items()}.items() <= prompt.items(), name
 
 
 @pytest.mark.parametrize("name", ["Digits", "Fraud score_v2", "a-b C_d", "X" * 40])
