@@ -5,6 +5,8 @@ import secrets
 import shutil
 import stat
 import subprocess
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +40,21 @@ def client(*arguments: str) -> str:
     done = subprocess.run([os.environ["DOCKER_CLI"], *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
     return done.stdout.strip()
+
+
+def answer(url: str, body: bytes | None = None, seconds: float = 60) -> str:
+    """The answer of a server, which may still be starting."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+            with opener.open(request, timeout=30) as response:
+                return str(response.read().decode())
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ FAULTS: list[tuple[str, ...]] = [
     ("artifact that nobody makes", "bamboo-artifact", "artifact: reports", *REPORT, *SUBSCRIBED, "artifact: report}", "artifact: reports}"),
     ("artifact that is not shared", "bamboo-artifact", "artifact: report", *REPORT, *SUBSCRIBED, "tests.xml}", "tests.xml, shared: false}"),
     ("artifact of the same stage", "bamboo-artifact", "artifact: report",
-     *REPORT, *SUBSCRIBED, "ci check]", "--version]",
+     *REPORT, *SUBSCRIBED,
      "      jobs: [Check]\n  - Image:\n      jobs: [Image]\n", "      jobs: [Check, Image]\n"),
     ("two artifacts of one name", "bamboo-artifact", "again",
      *REPORT, "name: report,", "name: release,", "    - name: release\n", "    - name: release # again\n"),
@@ -163,7 +163,9 @@ def test_what_other_projects_write_is_not_a_fault(tmp_path: Path) -> None:
 def test_commands_that_a_script_may_have(service: Path, render: Render) -> None:
     commands = "A=b mlops-build train && python -m mlops_build ci deploy --timeout 9 staging; mlops-build ci deploy ${bamboo.env} | cat"
     text = (render() / bamboo.SPECS).read_text()
-    (service / bamboo.SPECS).write_text(text.replace("[./ci/mlops-build ci check]", f'["{commands}", "mlops-build gpu --help # twice"]'))
+    (service / bamboo.SPECS).write_text(
+        text.replace("[./ci/mlops-build ci check]", f'["{commands}", "mlops-build gpu --help # twice", ./mlops-build.sh x]')
+    )
     assert found(check(service, environments=[], specs=SPECS)) == []
 
 

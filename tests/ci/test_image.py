@@ -9,11 +9,9 @@ import subprocess
 import sys
 import tarfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,7 +27,7 @@ from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.recipe import Recipe
 from mlops_build.release.record import Record
-from tests.ci.conftest import client
+from tests.ci.conftest import answer, client
 from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered, make
 from tests.serving.conftest import free_port
@@ -160,6 +158,22 @@ def in_registry(service: Path, repository: str) -> None:
     path.write_text(text.replace(f"registry: {service_file.load(service).image.registry}", f"registry: {repository}"))
 
 
+def layers_of(image: str) -> list[str]:
+    layers: list[str] = json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", image))
+    return layers
+
+
+def layers_of_build(folder: Path, *options: str) -> list[str]:
+    """The layers of the image that BuildKit makes of a folder."""
+    tag = f"mlops-build-test:{secrets.token_hex(4)}"
+    command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "host", *options, "--tag", tag, str(folder)]
+    subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=300)
+    try:
+        return layers_of(tag)
+    finally:
+        client("image", "rm", tag)
+
+
 def tags(world: World, version: int) -> dict[str, str]:
     return dict(Registry(world.uri).version("points", version).tags)
 
@@ -205,9 +219,7 @@ def test_only_the_last_layer_of_a_second_version_is_new(service: Path, release: 
     first, second = release("staging", 1), release("production", 2)
     result = image.run(service, say=quiet)
     assert len({image["reference"] for image in result["images"]}) == 2
-    layers = [
-        json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", str(record.image))) for record in (first, second)
-    ]
+    layers = [layers_of(str(record.image)) for record in (first, second)]
     assert layers[0][:-1] == layers[1][:-1]
     assert layers[0][-1] != layers[1][-1]
     assert len(layers[0]) == len(layers[1])
@@ -224,13 +236,7 @@ def test_a_new_version_in_the_same_folder_is_read_again(world: World, tmp_path: 
         files_of = world.folder / name
         source = Source(ModelVersion("points", number, files.digest(files_of)), partial(shutil.copytree, files_of))
         write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
-        tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
-        # The stage of the model: nothing is installed.
-        with_buildkit = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "host", "--target", "model", "--tag", tag, str(folder)]
-        subprocess.run(command, env=with_buildkit, check=True, capture_output=True, timeout=120)
-        layers.append(json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", tag)))
-        client("image", "rm", tag)
+        layers.append(layers_of_build(folder, "--target", "model"))  # the stage of the model: nothing is installed
     assert layers[0] != layers[1]
 
 
@@ -253,11 +259,7 @@ def test_two_uncached_builds_have_the_same_layers_of_code_and_model(world: World
         text = path.read_text()
         # Without the packages of the lock, which take minutes and belong to a lower layer.
         path.write_text(text[: text.index("COPY requirements.lock")] + text[text.index("FROM dependencies AS code") :])
-        tag = f"mlops-build-test:{tmp_path.name.lower()}-{number}"
-        command = [os.environ["DOCKER_CLI"], "build", "--quiet", "--network", "host", "--no-cache", "--tag", tag, str(path.parent)]
-        subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True, capture_output=True, timeout=300)
-        layers.append(json.loads(client("image", "inspect", "--format", "{{json .RootFS.Layers}}", tag)))
-        client("image", "rm", tag)
+        layers.append(layers_of_build(path.parent, "--no-cache"))
     assert layers[0][-2:] == layers[1][-2:]
     assert layers[0][-3] != layers[1][-3], "the environment's layer was taken from a cache, so this test compares nothing"
 
@@ -292,19 +294,6 @@ def container(*arguments: str) -> Iterator[str]:
         yield name
     finally:
         client("rm", "--force", name)
-
-
-def answer(url: str, body: bytes | None = None, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=10) as response:
-                return response.read().decode()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
 
 
 @pytest.mark.docker

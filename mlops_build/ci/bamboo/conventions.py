@@ -55,7 +55,7 @@ def _environment(document: Document, name: str, service: Service) -> Iterator[Fa
 
 
 def _order(document: Document) -> Iterator[Fault]:
-    """Images are built after the check, in a later stage: the jobs of a stage run at the same time."""
+    """Images are not built in an earlier stage than the check."""
     stages: dict[str, list[tuple[int, Path, str]]] = {"check": [], "image": []}
     for number, stage in enumerate(document.stages):
         for path, job in stage.jobs:
@@ -63,7 +63,7 @@ def _order(document: Document) -> Iterator[Fault]:
                 if words[:1] == ["ci"] and words[1:2] and words[1] in stages:
                     stages[words[1]].append((number, path, job))
     for number, path, job in stages["image"]:
-        if stages["check"] and all(checked >= number for checked, _, _ in stages["check"]):
+        if stages["check"] and all(checked > number for checked, _, _ in stages["check"]):
             why = f"the job {display(job)} builds the image before {display(stages['check'][0][2])} has passed"
             yield Fault("bamboo-order", document.part, path, why)
 
@@ -87,5 +87,10 @@ def _commands(script: str) -> Iterator[tuple[str, list[str]]]:
             words = words[1:]
         if words[1:3] == ["-m", "mlops_build"]:
             yield PROGRAM, words[3:]
-        elif words and difflib.get_close_matches(program := words[0].rpartition("/")[2], [PROGRAM], cutoff=0.8):
+        elif words and _resembles_program(program := words[0].rpartition("/")[2]):
             yield program, words[1:]
+
+
+def _resembles_program(word: str) -> bool:
+    """Whether a word is mlops-build or a misspelling of it, but not another name such as mlops-build.sh."""
+    return abs(len(word) - len(PROGRAM)) <= 1 and bool(difflib.get_close_matches(word, [PROGRAM], cutoff=0.8))
