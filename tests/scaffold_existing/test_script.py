@@ -120,7 +120,7 @@ def test_what_is_written_is_followed_as_far_as_it_is_certain(tmp_path: Path, cod
         ('np.savez(f"{args.out}/scale.npz", mean=mean, std=std)', "runs/scale.npz", "artifact"),
         ('Path(args.out, "labels.txt").write_text(text)', "runs/labels.txt", "artifact"),
         ('bpe.save("bpe.json")', "bpe.json", "artifact"),
-        ('tokenizer.save_pretrained(os.path.join(args.out, "hf"))', "runs/hf", "artifact"),
+        ('self.tokenizer.save_pretrained(os.path.join(args.out, "hf"))', "runs/hf", "artifact"),
         ('model.save_pretrained("hf-model")', "hf-model", "other"),
         ('np.save(f"{args.out}/rows.npy", rows)', "runs/rows.npy", "unsure"),
         ('json.dump(labels, open(f"{args.out}/metrics.json", "w"))', "runs/metrics.json", "other"),

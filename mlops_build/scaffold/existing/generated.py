@@ -15,7 +15,7 @@ from mlops_build.scaffold.existing.imports import Module, distribution, reached,
 from mlops_build.scaffold.existing.look import look
 from mlops_build.scaffold.existing.network import network
 from mlops_build.scaffold.existing.options import Option, command_line, options
-from mlops_build.scaffold.existing.script import Values
+from mlops_build.scaffold.existing.script import Script, Values
 from mlops_build.scaffold.existing.todo import Todo
 from mlops_build.scaffold.existing.written import Written, is_inside, within, written
 
@@ -52,7 +52,10 @@ class Generated:
             path.unlink(missing_ok=True)
         self.copied = copies.copy(modules, sources, root, self.package)
         self.todo = Todo(self.copied)
-        self.options = {option.name: (option, module.script) for module in reversed(modules) for option in options(module.script)}
+        self.options: dict[str, tuple[Option, Script]] = {}
+        for module in modules:
+            for option in options(module.script):
+                self.options.setdefault(option.name, (option, module.script))
         self.defaults = {option.dest: option.default for option, _ in self.options.values() if option.default is not None}
         self.files = [file for module in modules for file in written(module.script, Values(module.script, self.defaults))]
 

@@ -54,7 +54,7 @@ class Written:
         if path.suffix.lower() in PICKLES:
             return "pickle"
         if self.writer.endswith(".save_pretrained"):
-            return "artifact" if re.match(r"\w*(?:token|processor|extractor)", self.source, re.I) else "other"
+            return "artifact" if re.search("token|processor|extractor", self.writer, re.I) else "other"
         if path.suffix.lower() not in DATA:
             return "other"
         return "artifact" if NEEDED.search(path.stem) else "unsure"
