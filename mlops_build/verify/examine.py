@@ -95,7 +95,7 @@ def _overlay(root: Path, folder: Path, service: Service, version: str | None, re
         return None
     report.objects += len(objects)
     report.rendered[env] = objects
-    world = World(objects, rendered=True, service=service, env=env, released=_released(root, env))
+    world = World(objects, service=service, env=env, released=_released(root, env))
     collected.add([*check_sources(sources), *check_objects(world, version)], env)
     return world
 

@@ -56,7 +56,7 @@ class Sources:
     files: dict[str, File] = field(default_factory=dict)
     remote: list[tuple[str, int, str]] = field(default_factory=list)
     component: bool = False
-    # Folders whose kustomizations were read, the overlay's first; the names of these kustomizations, and of JSON patches.
+    # Folders whose kustomizations were read, the overlay's first; the names of JSON patches and of these kustomizations.
     folders: list[FilePath] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class Sources:
         return exact if any(piece.name for piece in exact) else [piece for piece in pieces if piece.name in name]
 
     def _mentioned(self, value: object) -> tuple[str, int] | None:
-        """The last line of the first kustomization that contains a value; of an image, also one that contains only its name."""
+        """The last line of the first JSON patch or kustomization that contains a value, or the name of an image."""
         if value is None or isinstance(value, Mapping | list):
             return None
         written = str(value).lower() if isinstance(value, bool) else str(value)
@@ -213,7 +213,7 @@ def _add(sources: Sources, file: File | None, node: Node, target: Mapping[str, A
         about = target or {"kind": node.value.get("kind"), "name": text(node.value, "metadata", "name")}
         sources.pieces.append(Piece(file, node, text(about, "kind"), text(about, "name")))
     elif file:  # the operations of a JSON patch
-        sources.others.append(file.name)
+        sources.others.insert(0, file.name)
 
 
 class NotRendered(Exception):

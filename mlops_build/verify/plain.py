@@ -99,7 +99,7 @@ def _kustomizations(root: Path, version: str | None, report: Report, collected: 
             report.notes.append(f"{folder.relative_to(root).as_posix()} was not rendered: {str(error).splitlines()[0][:200]}")
             continue
         report.objects += len(objects)
-        collected.add([*check_sources(sources), *check_objects(World(objects, rendered=True), version)])
+        collected.add([*check_sources(sources), *check_objects(World(objects), version)])
     return {name for sources in sources_of.values() for name in sources.files}
 
 

@@ -17,7 +17,7 @@ FAMILIES: tuple[Callable[[World], Iterator[Fault]], ...] = (
 )
 
 
-# To be replaced before the manifest is applied: ${NAME}, $$name$$, <name>, {name}, __NAME__, APP_NAME, REPLACEME, ko://path.
+# Outside a service, to be replaced before the manifest is applied: ${NAME}, $$name$$, <name>, {name}, __NAME__, APP_NAME, REPLACEME, ko://path.
 PLACEHOLDER = re.compile(r"\$[{($]|[<>{}]|__[A-Z_]+__|\b[A-Z]+_[A-Z_]+\b|\b(?:REPLACE|CHANGE)_?ME|^ko://")
 
 
@@ -26,7 +26,7 @@ def check_objects(world: World, version: str | None = None) -> Iterator[Fault]:
     for obj in world.objects:
         for fault in (*schema.check(obj, version), *fields.check(obj)):
             value = at(obj.data, fault.path)
-            if world.rendered or not (isinstance(value, str) and PLACEHOLDER.search(value)):
+            if world.service or not (isinstance(value, str) and PLACEHOLDER.search(value)):
                 yield fault
     for family in FAMILIES:
         yield from family(world)

@@ -64,62 +64,41 @@ def _chosen(version: str | None) -> str:
 
 
 @cache
-def _registry(version: str) -> Any:
+def _definitions(version: str) -> Mapping[str, Any]:
     from kubernetes_validate.utils import schema_contents
-    from referencing import Registry, Resource
 
-    definitions = schema_contents(f"{_folder(version)}/_definitions.json", version)
-    return Resource.from_contents(definitions) @ Registry()
+    contents = schema_contents(f"kubernetes-json-schema/v{version}.0-local-strict/_definitions.json", version)
+    definitions: Mapping[str, Any] = contents["$defs"]
+    return definitions
+
+
+@cache
+def _kinds(version: str) -> dict[str, dict[str, Any]]:
+    """The schemas of each kind of object by apiVersion."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for schema in _definitions(version).values():
+        for identity in schema.get("x-kubernetes-group-version-kind", []) if "metadata" in schema.get("properties", {}) else ():
+            api_version = f"{identity['group']}/{identity['version']}".lstrip("/")
+            kinds.setdefault(identity["kind"], {})[api_version] = schema
+    return kinds
 
 
 @cache
 def _validator(version: str, kind: str, api_version: str) -> Any:
     """A validator; None if this version has no such kind."""
     from jsonschema.validators import Draft202012Validator
-    from kubernetes_validate.utils import schema_contents
 
-    # File names contain only the first part of the group: networking.k8s.io/v1 is networking-v1.
-    suffix = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
-    name = f"{kind.lower()}-{suffix}.json"
-    if not re.fullmatch(r"[a-z0-9-]+\.json", name):
-        return None
-    try:
-        schema = schema_contents(f"{_folder(version)}/{name}", version)
-    except FileNotFoundError:
-        return None
-    # Schemas of parts (a PodSpec) are in the same folder; only those of objects name their kind.
-    if not any(entry.get("kind") == kind for entry in schema.get("x-kubernetes-group-version-kind", [])):
-        return None
-    return Draft202012Validator(schema, registry=_registry(version))
-
-
-def _folder(version: str) -> str:
-    return f"kubernetes-json-schema/v{version}.0-local-strict"
+    schema = _kinds(version).get(kind, {}).get(api_version)
+    return Draft202012Validator({**schema, "$defs": _definitions(version)}) if schema else None
 
 
 def _unknown_kind(obj: Object, version: str) -> Fault:
-    api_versions = _homes(version).get(obj.kind)
-    if api_versions:
+    if api_versions := _kinds(version).get(obj.kind):
         why = f"Kubernetes {version} has no {obj.kind} in {obj.api_version}"
         return Fault("bad-api-version", obj, ("apiVersion",), why, f"write apiVersion: {' or '.join(api_versions)}")
-    close = difflib.get_close_matches(obj.kind, _homes(version), n=1)
+    close = difflib.get_close_matches(obj.kind, _kinds(version), n=1)
     hint = f"did you mean {close[0]}?" if close else "see `kubectl api-resources`"
     return Fault("bad-api-version", obj, ("kind",), f"Kubernetes {version} has no kind {obj.kind} in {obj.api_version}", hint)
-
-
-@cache
-def _homes(version: str) -> dict[str, list[str]]:
-    """The apiVersions of each kind of object."""
-    from kubernetes_validate.utils import schema_contents
-
-    result: dict[str, list[str]] = {}
-    definitions = schema_contents(f"{_folder(version)}/_definitions.json", version)
-    for schema in definitions["$defs"].values():
-        if "metadata" not in schema.get("properties", {}):
-            continue
-        for gvk in schema.get("x-kubernetes-group-version-kind", []):
-            result.setdefault(gvk["kind"], []).append(f"{gvk['group']}/{gvk['version']}".lstrip("/"))
-    return result
 
 
 def _shallow(obj: Object) -> Mapping[str, Any]:

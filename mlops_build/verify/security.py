@@ -27,7 +27,7 @@ SECRET_VALUE = re.compile(
 URL_WITH_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}$]*:(?P<secret>[^\s/@'\"<>{}$*]{3,})@[a-zA-Z0-9]")
 # Not secrets: a placeholder in capitals, a setting, an empty value, a reference, a path, a number, a boolean, a URL.
 HARMLESS = re.compile(
-    r"\s*(?:[A-Z][A-Z_]+|\w+=.*|\{\{.*|.*\$[({].*"
+    r"\s*(?:[A-Z][A-Z_]+|\w+=.*|[{}]{2}.*|.*\$[({].*"
     r"|(?i:|/.*|[0-9.]{1,4}|true|false|none|null|yes|no|https?://\S*|<.*>|\*+|x+|\.\.\.|change[-_ ]?me.*|your[-_ ].*))\s*"
 )
 MAX_CHARACTERS = 20_000

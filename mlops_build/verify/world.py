@@ -151,12 +151,10 @@ class Pod:
 class World:
     """Objects that are applied together.
 
-    rendered: whether they are a rendered overlay, in which every placeholder is replaced.
     service, env: the service and environment that they belong to; None for manifests outside a service.
     """
 
     objects: list[Object]
-    rendered: bool = False
     service: Service | None = None
     env: str | None = None
     released: bool = True

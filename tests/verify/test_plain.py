@@ -78,7 +78,7 @@ data: {a: b}
     + POD.replace("serviceAccountName", "restartPolicy: Never\n      serviceAccountName"),
     "arguments that name tokens": DEPLOYMENT.replace(
         "          ports:",
-        "          args: [--initial-cluster-token=etcd-1, '--token=a-$(NAMESPACE)', '--api-secret={{ secret }}']\n          ports:",
+        "          args: [--initial-cluster-token=etcd-1, '--token=a-$(NAMESPACE)', '--api-secret={{ api-secret }}']\n          ports:",
     ),
     "a privileged DaemonSet": DEPLOYMENT.replace("Deployment", "DaemonSet").replace("image: nginx", PRIVILEGED),
     "null is absent": DEPLOYMENT.replace("metadata: {name: web}", "metadata: {name: web, creationTimestamp: null}") + "status: null\n",
@@ -94,6 +94,13 @@ def test_manifests_that_may_be_right_have_no_finding(name: str, tmp_path: Path) 
     (tmp_path / "all.yaml").write_text(GOOD[name])
     assert [(finding.rule, finding.line, finding.why) for finding in check(tmp_path).findings] == []
     assert check(tmp_path / "all.yaml").findings == []
+
+
+@needs_kubectl
+def test_a_kustomization_may_leave_words_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(GOOD["a number to be replaced"])
+    (tmp_path / "kustomization.yaml").write_text("resources: [all.yaml]\n")
+    assert places(tmp_path) == []
 
 
 def places(folder: Path) -> list[tuple[str, str | None, int | None]]:
