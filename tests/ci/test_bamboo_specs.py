@@ -51,6 +51,8 @@ FAULTS: list[tuple[str, ...]] = [
      "key: ML-DIGITS\n", "key: ml-DIGITS\n"),
     ("job key in lower case", "bamboo-value", "key: image", "key: IMAGE", "key: image"),
     ("permission misspelt", "bamboo-value", "edti", "[view, edit, build", "[view, edti, build"),
+    ("cron with five fields", "bamboo-value", "expression:",
+     "  triggers: [build-success]\n", "  triggers: [{cron: 0 3 * * 0}, {cron: {expression: 0 0 3 ? * SUN}}]\n"),
     ("job missing", "bamboo-missing-job", r"jobs: \[Imag\]", "jobs: [Image]", "jobs: [Imag]"),
     ("job of a branch missing", "bamboo-missing-job", r"jobs: \[Chek\]", "            jobs: [Check]", "            jobs: [Chek]"),
     ("job in no stage", "bamboo-unused-job", "^Lint", NOTIFICATIONS, f"Lint:\n  tasks:\n    - script: make lint\n{NOTIFICATIONS}"),
@@ -93,6 +95,7 @@ FAULTS: list[tuple[str, ...]] = [
     ("password in an argument", "bamboo-secret", "hunter2",
      "scripts: [./ci/mlops-build ci image]", "script: docker login --password hunter2x"),
     ("step misspelt", "bamboo-command", "chekc", "ci check]", "ci chekc]"),
+    ("step misspelt before a redirection", "bamboo-command", "chek", "ci check]", "'(cd . && ./ci/mlops-build ci chek --json 2>&1) >log']"),
     ("command misspelt", "bamboo-command", "mlops-build co", "mlops-build ci image", "mlops-build co image"),
     ("program misspelt", "bamboo-command", "mlops-buidl", "mlops-build ci train", "mlops-buidl ci train"),
     ("option misspelt", "bamboo-command", "if-relased", "--if-released", "--if-relased"),
@@ -160,12 +163,25 @@ def test_what_other_projects_write_is_not_a_fault(tmp_path: Path) -> None:
     assert found(check(tmp_path, specs=SPECS)) == []
 
 
+VALID = [
+    "A=b mlops-build train && python -m mlops_build ci deploy --timeout 9 staging; mlops-build ci deploy ${bamboo.env} | cat",
+    "mlops-build gpu --help # twice, isn't it",
+    "./mlops-build.sh x",
+    "./ci/mlops-build ci check 2>&1 | tee check.log",
+    "./ci/mlops-build ci check > check.log 2>&1",
+    "./ci/mlops-build ci check --json >out.json",
+    "(cd . && ./ci/mlops-build ci check)",
+    "./ci/mlops-build ci check & wait",
+    "./ci/mlops-build ci check \\\n  --json",
+    "mlops-build ci deploy `cat environment`",
+    "cat <<END\nmlops-build is used here\nEND",
+    "echo 'one\nmlops-build is used here\n# two'",
+]
+
+
 def test_commands_that_a_script_may_have(service: Path, render: Render) -> None:
-    commands = "A=b mlops-build train && python -m mlops_build ci deploy --timeout 9 staging; mlops-build ci deploy ${bamboo.env} | cat"
     text = (render() / bamboo.SPECS).read_text()
-    (service / bamboo.SPECS).write_text(
-        text.replace("[./ci/mlops-build ci check]", f'["{commands}", "mlops-build gpu --help # twice", ./mlops-build.sh x]')
-    )
+    (service / bamboo.SPECS).write_text(text.replace("[./ci/mlops-build ci check]", json.dumps(VALID)))
     assert found(check(service, environments=[], specs=SPECS)) == []
 
 

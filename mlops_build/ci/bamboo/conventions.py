@@ -13,8 +13,10 @@ from mlops_build.verify.specs import Problem
 from mlops_build.verify.world import Fault, mapping, text
 
 PROGRAM, PRODUCTION = "mlops-build", "production"
-# The commands of a line, and the variables that may stand before a program.
-SEPARATOR = re.compile(r"\|\||&&|[;|\n]")
+OPERATORS = "();<>|&\n"
+# A comment, or a quoted text (group 1), in which # begins none.
+COMMENT = re.compile(r"""('[^']*'|"(?:\\.|[^"\\])*"|\\.)|(?<![^\s;&|(])#[^\n]*""", re.DOTALL)
+# The variables that may stand before a program.
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
@@ -34,7 +36,7 @@ def check(specs: Specs, service: Service, problem_of: Problem) -> Iterator[Fault
 def _command(document: Document, path: Path, program: str, words: Sequence[str], problem_of: Problem) -> Iterator[Fault]:
     if program != PROGRAM:
         yield Fault("bamboo-command", document.part, path, f"{display(program)} is not a program", f"did you mean {PROGRAM!r}?")
-    elif not any("$" in word for word in words) and (problem := problem_of(words)):
+    elif not any("$" in word or "`" in word for word in words) and (problem := problem_of(words)):
         why = f"`{PROGRAM} {shlex.join(words)}` is not a valid command: {problem}"
         yield Fault("bamboo-command", document.part, path, why)
 
@@ -78,17 +80,42 @@ def _steps(owner: object, name: str) -> Iterator[tuple[Path, list[str]]]:
 
 def _commands(script: str) -> Iterator[tuple[str, list[str]]]:
     """The programs in a shell script that are mlops-build or a misspelling of it, with the words after them."""
-    for line in SEPARATOR.split(script):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # a part of a quoted text
-            continue
+    for words in _split(script):
         while words and ASSIGNMENT.match(words[0]):
             words = words[1:]
         if words[1:3] == ["-m", "mlops_build"]:
             yield PROGRAM, words[3:]
         elif words and _resembles_program(program := words[0].rpartition("/")[2]):
             yield program, words[1:]
+
+
+def _split(script: str) -> list[list[str]]:
+    """The words of each command, without redirections. None of a script with a here-document, or that is not valid shell."""
+    plain = COMMENT.sub(lambda match: match[1] or "", script.replace("\\\n", " "))
+    lexer = shlex.shlex(plain, posix=True, punctuation_chars=OPERATORS)
+    lexer.whitespace, lexer.commenters, lexer.whitespace_split = " \t\r", "", True
+    try:
+        tokens = list(lexer)
+    except ValueError:
+        return []
+    commands: list[list[str]] = [[]]
+    redirected = False
+    for token in tokens:
+        is_operator = token != "" and set(token) <= set(OPERATORS)
+        if is_operator and "<<" in token:
+            return []
+        if is_operator and not {"<", ">"}.isdisjoint(token):
+            redirected = True
+            if commands[-1] and commands[-1][-1].isdigit():  # the 2 of `2>&1`
+                commands[-1].pop()
+        elif is_operator:
+            commands.append([])
+            redirected = False
+        elif redirected:
+            redirected = False
+        else:
+            commands[-1].append(token)
+    return commands
 
 
 def _resembles_program(word: str) -> bool:
