@@ -68,7 +68,7 @@ class Sources:
             value = at(obj, path)
             candidates = [(piece.file.name, *_follow(piece.node, obj, path)) for piece in pieces]
             complete = [(file, node) for file, node, depth in candidates if depth == len(path)]
-            equal = [(file, node) for file, node in complete if node.value == value]
+            equal = [(file, node) for file, node in complete if _written(node.value) == _written(value)]
             if complete and (equal or isinstance(value, Mapping | list)):
                 file, node = complete[0] if isinstance(value, Mapping | list) else equal[-1]
             elif mentioned := self._mentioned(value):
@@ -92,7 +92,7 @@ class Sources:
         """The last line of the first JSON patch or kustomization that contains a value, or the name of an image."""
         if value is None or isinstance(value, Mapping | list):
             return None
-        written = str(value).lower() if isinstance(value, bool) else str(value)
+        written = _written(value)
         for words in (written, re.split("[:@]", written)[0]):
             whole = re.compile(rf"(?<![\w.-]){re.escape(words)}(?![\w.-])")
             for file in self.others if words else ():
@@ -100,6 +100,11 @@ class Sources:
                 if numbers := [number for number, line in lines if whole.search(line)]:
                     return file, numbers[-1]
         return None
+
+
+def _written(value: object) -> str:
+    """A value as a text. kustomize quotes some numbers: a source's `memory: 512` is "512" where it is rendered."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _fits(pattern: str, value: str) -> bool:
@@ -238,9 +243,20 @@ def rendered(overlay: FilePath, sources: Sources) -> list[Object]:
         raise NotRendered(error.message, "overlay-render" if kubectl.is_installed() else None, first) from None
     if done.code:
         message = _error_message(done.message).replace(f"{sources.root}{os.sep}", "")
-        named = (name for name in sources.files if FilePath(name).name in message and FilePath(name).name not in NAMES)
-        raise NotRendered(message, "overlay-render", (next(named, first[0]), 1))
+        raise NotRendered(message, "overlay-render", (_named(message, sources) or first[0], 1))
     return objects(done.text, sources)
+
+
+def _named(message: str, sources: Sources) -> str | None:
+    """The file that a message of kustomize names, by as much of its path as possible."""
+
+    def matching(name: str) -> int:
+        parts = FilePath(name).parts
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        return max((len(tail) for tail in tails if re.search(rf"(?<![\w.-]){re.escape(tail)}(?![\w-])", message)), default=0)
+
+    best = max((name for name in sources.files if FilePath(name).name not in NAMES), key=matching, default="")
+    return best if matching(best) else None
 
 
 def _error_message(stderr: str) -> str:
