@@ -6,7 +6,20 @@ from pathlib import PurePosixPath
 from mlops_build.verify import fields
 from mlops_build.verify.schema import display
 from mlops_build.verify.workloads import startup_seconds
-from mlops_build.verify.world import Container, Fault, Object, Pod, World, mapping, mappings, select, serving_containers, text, variables
+from mlops_build.verify.world import (
+    Container,
+    Fault,
+    Object,
+    Pod,
+    World,
+    mapping,
+    mappings,
+    select,
+    serving_containers,
+    text,
+    texts,
+    variables,
+)
 
 # Volumes that a container cannot write.
 READ_ONLY = {"configMap", "secret", "downwardAPI", "projected", "image"}
@@ -52,7 +65,7 @@ def _home(pod: Pod, container: Container) -> Iterator[Fault]:
         return
     home = PurePosixPath(text(variable, "value"))
     volumes = {text(volume, "name") for volume in mappings(pod.spec, "volumes") if READ_ONLY.isdisjoint(volume)}
-    mounts = [mount for mount in mappings(container.data, "volumeMounts") if mount.get("name") in volumes]
+    mounts = [mount for mount in mappings(container.data, "volumeMounts") if text(mount, "name") in volumes]
     folders = {PurePosixPath(text(mount, "mountPath")) for mount in mounts if mount.get("readOnly") is not True}
     if folders.isdisjoint({home, *home.parents}):
         why = f"HOME of {container.name} is {display(str(home))}, which is on its read-only file system"
@@ -70,7 +83,7 @@ def _scraped(pod: Pod) -> Iterator[Fault]:
 def _certificates(ingress: Object) -> Iterator[Fault]:
     """The hosts of an Ingress' certificates must be hosts that it routes. A rule without a host routes all."""
     routed = {text(rule, "host") for rule in mappings(ingress.spec, "rules")}
-    for path, host in select(ingress.data, "spec", "tls", "*", "hosts", "*"):
+    for path, host in texts(ingress.data, "spec", "tls", "*", "hosts", "*"):
         if routed and "" not in routed and not any(host in (known, f"*.{known.partition('.')[2]}") for known in routed):
             why = f"the certificate is for {host}, but the Ingress routes {', '.join(sorted(routed))}"
             yield Fault("tls-host", ingress, path, why)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlops_build.verify.references import selected
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Fault, Object, Pod, World, gpus, mapping, select, text
+from mlops_build.verify.world import Fault, Object, Pod, World, gpus, mapping, same_namespace, select, text
 
 
 def check(world: World) -> Iterator[Fault]:
@@ -15,7 +15,7 @@ def check(world: World) -> Iterator[Fault]:
             if pod.owner.kind in ("Deployment", "StatefulSet", "ReplicaSet", "Rollout"):
                 yield from _blocked(budget, pod, fewest(world, pod))
                 break
-    for scaler in world.of("HorizontalPodAutoscaler") if world.service else ():
+    for scaler in world.of("HorizontalPodAutoscaler"):
         for pod in world.pods:
             if _scales(scaler, pod):
                 yield from _scaler(world, scaler, pod)
@@ -47,7 +47,8 @@ def fewest(world: World, pod: Pod) -> int:
 
 def _scales(scaler: Object, pod: Pod) -> bool:
     target = mapping(scaler.spec, "scaleTargetRef")
-    return (target.get("kind"), target.get("name")) == (pod.owner.kind, pod.owner.name)
+    is_target = (target.get("kind"), target.get("name")) == (pod.owner.kind, pod.owner.name)
+    return is_target and same_namespace(scaler.namespace, pod.namespace)
 
 
 def _blocked(budget: Object, pod: Pod, replicas: int) -> Iterator[Fault]:
@@ -61,13 +62,16 @@ def _blocked(budget: Object, pod: Pod, replicas: int) -> Iterator[Fault]:
 
 
 def _scaler(world: World, scaler: Object, pod: Pod) -> Iterator[Fault]:
-    """An autoscaler of a service and the pods that it scales."""
+    """An autoscaler and the pods that it scales."""
     owner = pod.owner
     on_gpu = gpus(pod) or (world.service and world.service.gpu.mode == "shared")
-    for path, name in select(scaler.data, "spec", "metrics", "*", "resource", "name"):
-        if name == "cpu" and on_gpu:
-            why = f"it scales {owner} on CPU, but the GPU does the work: the CPU stays idle under load"
-            yield Fault("hpa-cpu-gpu", scaler, path, why)
+    on_cpu = [path for path, name in select(scaler.data, "spec", "metrics", "*", "resource", "name") if name == "cpu"]
+    on_cpu += [path for path, _ in select(scaler.data, "spec", "targetCPUUtilizationPercentage")]  # of autoscaling/v1
+    for path in on_cpu if on_gpu else ():
+        why = f"it scales {owner} on CPU, but the GPU does the work: the CPU stays idle under load"
+        yield Fault("hpa-cpu-gpu", scaler, path, why)
+    if world.service is None:
+        return
     for path, name in select(scaler.data, "spec", "metrics", "*", "pods", "metric", "name"):
         if world.released and not _is_scraped(world, pod):
             why = f"it scales {owner} on the pod metric {name}, but nothing here makes Prometheus scrape the pods"

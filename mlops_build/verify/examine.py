@@ -10,7 +10,7 @@ from mlops_build.verify.document import parse, read
 from mlops_build.verify.report import Collected, Report, finish, start
 from mlops_build.verify.rules import check_objects, check_sources
 from mlops_build.verify.specs import SpecChecker
-from mlops_build.verify.world import Fault, Part, World, mapping, select
+from mlops_build.verify.world import Fault, Part, World, mapping, texts
 
 OVERLAYS = "deploy/overlays"
 
@@ -74,7 +74,7 @@ def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Ite
             yield Fault("same-host", settings, ("environments", env, "host"), why)
     for world in worlds:
         for ingress in world.of("Ingress"):
-            for path, host in select(ingress.data, "spec", "rules", "*", "host"):
+            for path, host in texts(ingress.data, "spec", "rules", "*", "host"):
                 env, own = world.env or "", world.environment
                 if first.setdefault(host, env) != env and not (own and own.host == host):
                     yield Fault("same-host", ingress, path, f"it routes {host}, which {first[host]} has too")

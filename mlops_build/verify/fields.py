@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from mlops_build.verify.document import Path, Tagged, parse
-from mlops_build.verify.schema import display, dotted, suggestion, without_nulls
+from mlops_build.verify.schema import display, dotted, suggestion
 from mlops_build.verify.world import BUILT_IN, Fault, Object, at
 
 FILE = "verify/fields.yaml"
@@ -32,14 +32,15 @@ class Violation:
 def check(obj: Object) -> Iterator[Fault]:
     """Faults in single fields of a Kubernetes object, or of a patch of one."""
     definition = "Any"
-    if obj.group in BUILT_IN and obj.group not in OTHER_NAMES and obj.kind and not obj.kind.endswith("List"):
-        definition = obj.kind if obj.kind in definitions(FILE) else "object"
+    if obj.group in BUILT_IN and obj.api_version and obj.kind and not obj.kind.endswith("List"):
+        of_other_kinds = "path-segment-named" if obj.group in OTHER_NAMES else "object"
+        definition = obj.kind if obj.kind in definitions(FILE) else of_other_kinds
     yield from faults(obj, definition)
 
 
 def faults(obj: Object, definition: str, path: Path = ()) -> Iterator[Fault]:
     """Faults in single fields of the part of an object at `path`."""
-    for violation in violations(FILE, definition, without_nulls(at(obj.data, path))):
+    for violation in violations(FILE, definition, at(obj.data, path)):
         yield Fault(violation.rule, obj, (*path, *violation.path), violation.why, violation.remedy)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlops_build.verify.document import Path
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, select, text
+from mlops_build.verify.world import Fault, Object, Pod, World, mapping, mappings, near_miss, same_namespace, select, text, texts
 
 # Objects that the cluster creates in every namespace.
 CREATED_BY_CLUSTER = {"kube-root-ca.crt", "openshift-service-ca.crt", "default"}
@@ -186,7 +186,7 @@ def _read_by(world: World, pod: Pod, where: Path, value: object) -> Iterator[Fau
 def _keys(world: World, pod: Pod, where: Path, name: str) -> Iterator[Fault]:
     """The keys of a ConfigMap that a pod needs. (Keys of a Secret are often added later.)"""
     source = world.find("ConfigMap", name, pod.namespace)
-    wanted = (*select(pod.owner.data, *where, "key"), *select(pod.owner.data, *where, "items", "*", "key"))
+    wanted = (*texts(pod.owner.data, *where, "key"), *texts(pod.owner.data, *where, "items", "*", "key"))
     for path, key in wanted if source else ():
         data = {**mapping(source.data, "data"), **mapping(source.data, "binaryData")} if source else {}
         if key not in data:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from mlops_build.verify import conventions, disruption, fields, leases, overlay, references, resources, schema, security, workloads
 from mlops_build.verify.world import Fault, World, at
@@ -23,6 +24,7 @@ PLACEHOLDER = re.compile(r"\$[{($]|[<>{}]|__[A-Z_]+__|\b[A-Z]+_[A-Z_]+\b|\b(?:RE
 
 def check_objects(world: World, version: str | None = None) -> Iterator[Fault]:
     """Check every rule about Kubernetes objects. version: of Kubernetes, for the schemas. Raises UnknownVersion."""
+    world = replace(world, objects=[replace(obj, data=schema.without_nulls(obj.data)) for obj in world.objects])
     for obj in world.objects:
         for fault in (*schema.check(obj, version), *fields.check(obj)):
             value = at(obj.data, fault.path)

@@ -49,7 +49,7 @@ def check(obj: Object, version: str | None = None) -> Iterator[Fault]:
     if validator is None:
         yield _unknown_kind(obj, chosen)
         return
-    for error in validator.iter_errors(without_nulls(_shallow(obj))):
+    for error in validator.iter_errors(_shallow(obj)):
         yield from _translated(obj, error)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from mlops_build.verify.document import Path
 from mlops_build.verify.references import matches
 from mlops_build.verify.schema import display
-from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, select, text
+from mlops_build.verify.world import Container, Fault, Pod, World, containers_of, mapping, mappings, select, text, texts
 
 SELECTING = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Rollout")
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -40,7 +40,7 @@ def _mounts(pod: Pod) -> Iterator[Fault]:
     volumes = {text(volume, "name") for volume in mappings(pod.spec, "volumes")}
     volumes |= {text(template, "metadata", "name") for template in mappings(pod.owner.spec, "volumeClaimTemplates")}
     for container in pod.containers:
-        for path, name in select(pod.owner.data, *container.path, "volumeMounts", "*", "name"):
+        for path, name in texts(pod.owner.data, *container.path, "volumeMounts", "*", "name"):
             if name not in volumes:
                 why = f"the container {container.name} mounts {display(name)}, but the pod has no such volume"
                 available = ", ".join(sorted(volumes))
@@ -78,6 +78,10 @@ def _deadline(pod: Pod) -> Iterator[Fault]:
     if owner.kind == "Deployment" and isinstance(deadline, int) and 0 < deadline <= longest:
         why = f"the rollout fails after {deadline} s{'' if is_set else ' (the default)'}, but a start may take {longest} s"
         yield Fault("progress-deadline", owner, ("spec", "progressDeadlineSeconds") if is_set else ("spec",), why)
+    ready = owner.spec.get("minReadySeconds")
+    if owner.kind == "Deployment" and isinstance(deadline, int) and isinstance(ready, int) and 0 < deadline <= ready:
+        why = f"progressDeadlineSeconds ({deadline}) must be greater than minReadySeconds ({ready})"
+        yield Fault("progress-deadline", owner, ("spec", "minReadySeconds"), why)
 
 
 def _grace(pod: Pod) -> Iterator[Fault]:

@@ -254,6 +254,11 @@ def select(data: Any, *path: str | int) -> Iterator[tuple[Path, Any]]:
                 yield (part, *inner), selected
 
 
+def texts(data: Any, *path: str | int) -> Iterator[tuple[Path, str]]:
+    """Every string at a path in which "*" is any item of a list, each with its own path: schema.py reports wrong types."""
+    return ((where, value) for where, value in select(data, *path) if isinstance(value, str))
+
+
 def mapping(data: object, *path: str | int) -> Mapping[str, Any]:
     """The mapping at a path, or an empty one: schema.py reports wrong types."""
     value = at(data, path)

@@ -68,3 +68,10 @@ def test_an_overlay_that_service_yaml_does_not_name_may_not_take_a_host(service:
 def test_retired_rules_may_be_ignored(service: Path) -> None:
     edit(service, "service.yaml", "", "verify: {ignore: {" + ", ".join(f"{rule}: it was needed" for rule in RETIRED) + "}}\n")
     assert check(service, environments=[], specs=[]).findings == []
+
+
+def test_the_lease_directory_may_be_a_volume_that_all_pods_see(services: Services, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(services("shared"), tmp_path / "service"))
+    claim = "persistentVolumeClaim:\n            claimName: digits-gpu-leases-277207b3"
+    edit(root, "deploy/overlays/production/release/patch.yaml", claim, "nfs: {server: nfs.example.com, path: /leases}")
+    assert places(check(root, environments=["production"], specs=[])) == []

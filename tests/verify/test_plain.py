@@ -31,6 +31,7 @@ DEPLOYMENT = (
     f"apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  template:\n{POD}"
 )
 SERVICE = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n"
+ROLE = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\n"
 PRIVILEGED = "image: nginx\n          securityContext: {privileged: true}"
 VARIABLES = """\
           env:
@@ -65,6 +66,7 @@ data: {a: b}
     + "  selector: {app: web, statefulset.kubernetes.io/pod-name: web-0}\n  ports: [{port: 80}]\n",
     "a Service without a selector": SERVICE + "  {type: ExternalName, externalName: db.example.com}\n",
     "a custom resource": "apiVersion: example.com/v1\nkind: Anything\nmetadata: {name: a.b.c}\nspec: {whatever: [1, {deep: true}]}\n",
+    "a role": ROLE + "metadata: {name: 'system:Node'}\nrules: []\n",
     "a configuration file": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 10\n",
     "a template": DEPLOYMENT.replace("name: web}", "name: web}\n  replicas: {{ replicas }}") + "status: {{ status }}\n",
     "a host to be replaced": "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: web}\nspec: {rules: [{host: __HOST__}]}\n",
@@ -105,6 +107,56 @@ def test_a_kustomization_may_leave_words_to_be_replaced(tmp_path: Path) -> None:
 
 def places(folder: Path) -> list[tuple[str, str | None, int | None]]:
     return [(finding.rule, finding.file, finding.line) for finding in check(folder).findings]
+
+
+GPU_ON_CPU = (
+    DEPLOYMENT.replace("ports:", "resources: {limits: {nvidia.com/gpu: 1}}\n          ports:")
+    + """---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec:
+  maxReplicas: 3
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}}]
+"""
+)
+BUDGET = """---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web}
+spec: {minAvailable: null, maxUnavailable: 0, selector: {matchLabels: {app: web}}}
+"""
+MONITOR = """apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata: {name: web}
+spec: {selector: {matchLabels: {app: web}}, endpoints: [{port: http}]}
+"""
+VOLUME = "apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: a}\n"
+STORAGE = "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteAll], hostPath: {path: /x}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "why"),
+    [
+        ("apiVersion: v1\nkind: ServiceAccount\n", "missing-field", "metadata.name is missing"),
+        ("apiVersion: v1\nkind: Namespace\nmetadata: {labels: {a: b}}\n", "missing-field", "metadata.name is missing"),
+        ("apiVersion: v1\nkind: ConfigMap\nmetadata: null\n", "missing-field", "metadata.name is missing"),
+        (f"{ROLE}metadata: {{}}\n", "missing-field", "metadata.name is missing"),
+        (f"{ROLE}metadata: {{name: a/b}}\n", "bad-name", "'a/b', which is not a name without / and %"),
+        (MONITOR.replace("name: web", "name: Bad Name"), "bad-name", "metadata.name is 'Bad Name'"),
+        (MONITOR.replace("app: web", "app: x y"), "bad-label", "spec.selector.matchLabels.app is 'x y'"),
+        (VOLUME + STORAGE, "wrong-value", "spec.accessModes[0] is 'ReadWriteAll'"),
+        (DEPLOYMENT.replace("spec:\n", "spec:\n  progressDeadlineSeconds: 0\n", 1), "progress-deadline", "is 0; the minimum is 1"),
+        (DEPLOYMENT.replace("spec:\n", "spec:\n  minReadySeconds: 600\n", 1), "progress-deadline", "must be greater than minReadySeconds"),
+        (GPU_ON_CPU, "hpa-cpu-gpu", "it scales Deployment/web on CPU"),
+        (DEPLOYMENT + BUDGET, "pdb-blocks", "maxUnavailable 0 allows no eviction"),
+    ],
+)
+def test_what_the_api_server_refuses_or_never_works(tmp_path: Path, text: str, rule: str, why: str) -> None:
+    (tmp_path / "all.yaml").write_text(text)
+    [finding] = [finding for finding in check(tmp_path).findings if finding.rule == rule]
+    assert why in finding.why
 
 
 def test_what_may_be_defined_elsewhere_is_left_to_the_cluster(tmp_path: Path) -> None:
