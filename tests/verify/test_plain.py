@@ -41,15 +41,17 @@ VARIABLES = """\
             - {name: API_KEY, value: ''}
             - {name: SECRET_NAME, value: web}
 """
-GOOD = {
-    "references to objects that are not defined": DEPLOYMENT
-    + """---
+INGRESS = """\
 apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata: {name: web}
 spec:
   rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: other-team, port: {number: 80}}}}]}}]
----
+"""
+GOOD = {
+    "references to objects that are not defined": DEPLOYMENT
+    + f"---\n{INGRESS}"
+    + """---
 apiVersion: v1
 kind: Service
 metadata: {name: metrics}
@@ -146,6 +148,8 @@ STORAGE = "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteAll], hostPat
         (f"{ROLE}metadata: {{name: a/b}}\n", "bad-name", "'a/b', which is not a name without / and %"),
         (MONITOR.replace("name: web", "name: Bad Name"), "bad-name", "metadata.name is 'Bad Name'"),
         (MONITOR.replace("app: web", "app: x y"), "bad-label", "spec.selector.matchLabels.app is 'x y'"),
+        (f"{VOLUME}spec: {{capacity: {{storage: 1Gi}}}}\n", "missing-field", "spec needs accessModes and capacity"),
+        (INGRESS.replace("{number: 80}", "{}"), "ingress-backend", "service.port has neither a name nor a number"),
         (VOLUME + STORAGE, "wrong-value", "spec.accessModes[0] is 'ReadWriteAll'"),
         (DEPLOYMENT.replace("spec:\n", "spec:\n  progressDeadlineSeconds: 0\n", 1), "progress-deadline", "is 0; the minimum is 1"),
         (DEPLOYMENT.replace("spec:\n", "spec:\n  minReadySeconds: 600\n", 1), "progress-deadline", "must be greater than minReadySeconds"),
