@@ -59,10 +59,16 @@ def _service(root: Path, kubernetes: str | None, environments: Sequence[str] | N
 
 
 def _environments(root: Path, service: Service, settings: Part) -> Iterator[Fault]:
+    """Environments without an overlay. A copied overlay has the release of another environment, until the first release to its own."""
+    with_overlay = [env for env in service.environments if overlay.kustomization(root / OVERLAYS / env)]
     for env in service.environments:
-        if not overlay.kustomization(root / OVERLAYS / env):
+        if env not in with_overlay:
             why = f"the environment {env} has no {OVERLAYS}/{env}/kustomization.yaml"
-            yield Fault("overlay-missing", settings, ("environments", env), why)
+            promotions = [f"mlops-build promote {model.name} VERSION --to {env}" for model in service.models]
+            commands = ", ".join(f"`{command}`" for command in (*promotions, f"mlops-build release {env}"))
+            copy = f"`cp -r {OVERLAYS}/{with_overlay[0]} {OVERLAYS}/{env}`, commit, and run {commands}" if with_overlay else None
+            remedy = f"{copy}; or remove the environment" if copy else None
+            yield Fault("overlay-missing", settings, ("environments", env), why, remedy)
 
 
 def _same_host(service: Service, worlds: Sequence[World], settings: Part) -> Iterator[Fault]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlops_build.finding import Finding
+from mlops_build.verify import released
 from mlops_build.verify.catalogue import RETIRED, RULES, Rule, by_name
 from mlops_build.verify.document import File
 from mlops_build.verify.schema import suggestion
@@ -52,7 +53,8 @@ class Collected:
 def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Mapping[str, str], settings: File | None) -> Report:
     """Add the findings to the report. envs: the overlays that were rendered. ignore: service.yaml's section; settings: its parsed file."""
     report.files = len(collected.files)
-    shown_in: dict[tuple[str, str, int, str, str, str], list[str]] = {}
+    # remedy: None for a new release to the environments.
+    shown_in: dict[tuple[str, str, int, str, str | None, str], list[str]] = {}
     remarks = []
     for fault, env in collected.faults:
         file, line = fault.about.where(fault.path)
@@ -60,15 +62,17 @@ def finish(report: Report, collected: Collected, envs: Sequence[str], ignore: Ma
             if fault.rule not in ignore:
                 remarks.append(f"{file} line {line}: {fault.about}: {fault.why} [{fault.rule}]")
             continue
-        key = (file, fault.rule, line, fault.why, fault.remedy or report.rules[fault.rule].remedy, str(fault.about))
+        remedy = None if env and released.removes(fault, env) else fault.remedy or report.rules[fault.rule].remedy
+        key = (file, fault.rule, line, fault.why, remedy, str(fault.about))
         shown_in.setdefault(key, []).append(env or "")
     report.notes += dict.fromkeys(remarks)
     findings = []
     for (file, rule, line, why, remedy, subject), environments in shown_in.items():
         # Name the environments only if the finding is not in all of them.
-        only = ", ".join(dict.fromkeys(filter(None, environments)))
+        named = list(dict.fromkeys(filter(None, environments)))
+        only = ", ".join(named)
         where = f"{subject} in {only}" if only and 0 < len(set(environments)) < len(envs) else subject
-        findings.append(Finding(where, rule, why, remedy, file, line))
+        findings.append(Finding(where, rule, why, remedy or released.remedy(named), file, line))
     for source in collected.files.values():
         findings += [
             Finding(source.name, problem.rule, problem.why, RULES[problem.rule].remedy, source.name, problem.line)

@@ -1,6 +1,8 @@
 """Single faults in a generated service: each is found by its rule, in its file and line. What works has no finding."""
 
+import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from mlops_build.verify import Report, check
 from mlops_build.verify.catalogue import RETIRED, RULES
 from tests.verify.conftest import Services
-from tests.verify.faults import GPUS, TABLE, TEAM, apply, edit
+from tests.verify.faults import GPUS, OVERLAY, TABLE, TEAM, apply, edit, release
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
 
@@ -63,6 +65,45 @@ def test_a_certificate_for_an_ingress_that_routes_every_host(service: Path) -> N
 def test_an_overlay_that_service_yaml_does_not_name_may_not_take_a_host(service: Path) -> None:
     shutil.copytree(service / "deploy/overlays/staging", service / "deploy/overlays/extra")
     assert [rule for rule, _, _ in places(check(service))] == ["same-host"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "file", "old", "new", "rules"),
+    [
+        ("none", "service.yaml", "startup_seconds: 120", "startup_seconds: 600", {"startup-budget"}),
+        ("none", "service.yaml", "mode: none", "mode: shared", {"gpu-runtime-class", "gpu-budget", "gpu-leases", "gpu-surge"}),
+        ("none", "service.yaml", "mode: none", "mode: exclusive", {"gpu-mode", "gpu-surge"}),
+        ("none", "service.yaml", 'namespace: "ml"', "namespace: mlx", {"namespace"}),
+        ("shared", f"{OVERLAY}/release/patch.yaml", "  progressDeadline", "  replicas: 2\n  progressDeadline", {"hpa-replicas"}),
+    ],
+)
+def test_the_remedy_of_an_outdated_release_is_a_release(
+    services: Services, tmp_path: Path, gpu: str, file: str, old: str, new: str, rules: set[str]
+) -> None:
+    root = Path(shutil.copytree(services(gpu), tmp_path / "service"))
+    edit(root, file, old, new)
+    findings = check(root).findings
+    assert {finding.rule for finding in findings} == rules
+    assert [finding.remedy for finding in findings if not finding.remedy.startswith("run `mlops-build release ")] == []
+    release(root)
+    assert check(root).findings == []
+
+
+def test_the_remedy_of_a_missing_overlay_leaves_no_finding(service: Path) -> None:
+    edit(service, "service.yaml", "gpu:\n", "  canary: {namespace: ml-canary, host: canary.example.com}\ngpu:\n")
+    (finding,) = check(service).findings
+    commands = re.findall(r"`(.*?)`", finding.remedy)
+    assert commands[1:] == ["mlops-build promote digits VERSION --to canary", "mlops-build release canary"]
+    subprocess.run(commands[0].split(), cwd=service, check=True, timeout=60)
+    release(service)  # what the second command writes
+    assert check(service).findings == []
+
+
+def test_the_remedy_of_a_fault_in_the_teams_own_patch_is_not_a_release(service: Path) -> None:
+    for added in ("          startupProbe: {failureThreshold: 2}\n", "          resources: {limits: {nvidia.com/gpu: 1}}\n"):
+        (service / "deploy/overlays/production/team.yaml").write_text(TEAM + added)
+        (finding,) = check(service).findings
+        assert "run `mlops-build release production`" not in finding.remedy
 
 
 def test_retired_rules_may_be_ignored(service: Path) -> None:
