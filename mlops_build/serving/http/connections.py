@@ -2,13 +2,10 @@
 
 import asyncio
 from collections.abc import MutableSet
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlops_build.serving.http.exchange import Exchange
+from mlops_build.serving.http.exchange import App, Exchange
 from mlops_build.serving.http.protocol import TOO_MANY, Connection
-
-if TYPE_CHECKING:
-    from mlops_build.serving.app import Service
 
 # Connections above the limit that are accepted for probes: otherwise idle connections would make Kubernetes restart the pod. Each must send
 # the request at once. If all are in use, a new one replaces the oldest, so that idle ones cannot occupy the reserve.
@@ -29,7 +26,7 @@ class Connections:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, app: "Service", seconds: float, limit: int) -> None:
+    def __init__(self, app: App, seconds: float, limit: int) -> None:
         self.app, self.seconds, self._limit = app, seconds, limit
         self.probes = app.probes
         self.connections: MutableSet[Connection] = set()

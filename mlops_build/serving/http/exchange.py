@@ -4,16 +4,13 @@ import asyncio
 import http
 import logging
 import urllib.parse
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import httptools
 
 from mlops_build.serving.batcher import Disconnected
 from mlops_build.serving.http.answer import Answer
-
-if TYPE_CHECKING:
-    from mlops_build.serving.http.protocol import Connection
 
 Headers = Sequence[tuple[bytes, bytes]]
 # Submits a request with this body.
@@ -39,6 +36,28 @@ def http_head(answer: Answer, *headers: bytes) -> bytes:
     return b"\r\n".join([*head, b"", b""])
 
 
+class App(Protocol):
+    """What handles requests. probes: the paths that are also answered at the limit of connections."""
+
+    probes: frozenset[bytes]
+
+    def begin(self, exchange: "Exchange", /) -> Submit | None:
+        """How the body of a small request is submitted; None if the request needs a task."""
+
+    async def __call__(self, exchange: "Exchange", /) -> None:
+        """Handle a request in a task."""
+
+
+class Connection(Protocol):
+    """What a request needs of its connection."""
+
+    transport: Any
+
+    def respond(self, head: bytes, body: bytes | bytearray, /) -> None: ...
+    def when_sent(self, function: Callable[[], None], /) -> None: ...
+    def pause_or_read(self) -> None: ...
+
+
 class Exchange:
     """A request whose headers have arrived, and its response.
 
@@ -48,7 +67,7 @@ class Exchange:
     waits for; it receives the exception Disconnected if the caller disconnects.
     """
 
-    def __init__(self, connection: "Connection", method: bytes, target: bytes, headers: Headers, keep_alive: bool, expects: bool) -> None:
+    def __init__(self, connection: Connection, method: bytes, target: bytes, headers: Headers, keep_alive: bool, expects: bool) -> None:
         self._connection = connection
         self.method, self.target, self.headers = method, target, headers
         self.keep_alive, self.expects = keep_alive, expects
@@ -77,7 +96,7 @@ class Exchange:
         if self.complete and self.submit is not None:
             self.submit(self, self._take())
 
-    async def run(self, app: "Callable[[Exchange], Awaitable[None]]") -> None:
+    async def run(self, app: App) -> None:
         """Handle the request in a task."""
         try:
             self.path = urllib.parse.unquote((httptools.parse_url(self.target).path or b"").decode("ascii"))

@@ -19,15 +19,12 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
 
 from mlops_build.serving.http.answer import Answer
-from mlops_build.serving.http.exchange import CLOSE, PLAIN, Exchange, http_head
-
-if TYPE_CHECKING:
-    from mlops_build.serving.http.connections import Connections
+from mlops_build.serving.http.exchange import CLOSE, PLAIN, App, Exchange, http_head
 
 # The largest body that is collected without pausing the caller.
 SMALL_BYTES = 64 * 1024
@@ -57,12 +54,27 @@ HEAD_TOO_LARGE = _closing(431, b"the request has more than %d headers, or they a
 INVALID = _closing(400, b"invalid HTTP, or too many pipelined requests on one connection")
 
 
+class Shared(Protocol):
+    """What the connections of a server share (connections.py). seconds: the time limit of a request and of its response."""
+
+    app: App
+    seconds: float
+    loop: asyncio.AbstractEventLoop
+    probes: frozenset[bytes]
+    now: Callable[[], float]
+
+    def add(self, connection: "Connection", /) -> None: ...
+    def remove(self, connection: "Connection", /) -> None: ...
+    def may_linger(self) -> bool: ...
+    def run(self, exchange: Exchange, /) -> None: ...
+
+
 class Connection(asyncio.Protocol):
     """One connection. close_at, abort_at: times of the event loop's clock, in seconds. reserved: only for a probe."""
 
     transport: Any
 
-    def __init__(self, shared: "Connections") -> None:
+    def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._unsent: list[Callable[[], None]] = []
         self._parser: Any = httptools.HttpRequestParser(self)
