@@ -32,7 +32,7 @@ def boolean(setting: Given) -> bool:
 
 
 def number(setting: Given, kind: type[int] | type[float], least: float, *, above: bool = False) -> Any:
-    """The value as a number from `least`, or with `above` from more than it, to below 1e9. Raises UsageError."""
+    """The value as a number of at least `least`, or with `above` more than it, and below 1e9. Raises UsageError."""
     value, source = setting
     try:
         parsed = kind(value)
@@ -41,7 +41,7 @@ def number(setting: Given, kind: type[int] | type[float], least: float, *, above
     if not least <= parsed < 1e9 or (above and parsed == least):  # excludes nan
         raise UsageError(
             f"{source} is {value!r}, which is not a valid number",
-            remedy=f"set it to a {'whole ' * (kind is int)}number {'above' if above else 'from'} {least} to below 1e9",
+            remedy=f"set it to a {'whole ' * (kind is int)}number {'above' if above else 'of at least'} {least} and below 1e9",
         )
     return parsed
 

@@ -16,6 +16,8 @@ UNREACHABLE = re.compile(
     r"|i/o timeout|handshake timeout|Client\.Timeout|deadline exceeded|x509|no configuration|failed to download openapi",
     re.IGNORECASE,
 )
+# The server itself says this, whatever else its message contains: a field may be called timeoutSeconds, and a webhook may not answer.
+ANSWERED = re.compile(r"Error from server|^The \S+ \".*\" is invalid", re.MULTILINE)
 NO_ANSWER = "the cluster does not answer"
 REMEDY = "check KUBECONFIG, the context and the network"
 
@@ -38,7 +40,7 @@ def check_installed() -> None:
 def run(arguments: Sequence[str], *, seconds: float, stdin: str | None = None) -> Ended:
     """Run kubectl, whatever its exit code. Raises ClusterUnreachable."""
     done = _run(arguments, seconds, stdin)
-    if done.code and UNREACHABLE.search(done.last_line):
+    if done.code and UNREACHABLE.search(done.last_line) and not ANSWERED.search(done.message):
         raise ClusterUnreachable(f"{NO_ANSWER}: {done.last_line}", remedy=REMEDY)
     return done
 

@@ -43,28 +43,29 @@ def ask(objects: Sequence[Object], env: str, ignore: Mapping[str, str]) -> Answe
 
     ignore: that of service.yaml.
     """
+    answer = Answer()
     try:
         if not kubectl.dry_run(_manifests(objects)).code:
             return Answer(accepted=len(objects))
-        return _one_by_one(objects, env, ignore.get(RULE))
+        # kubectl's errors do not always name their object, so each object gets a call of its own.
+        for obj in objects:
+            _ask(obj, env, ignore.get(RULE), answer)
     except kubectl.ClusterUnreachable as error:
-        return Answer(reached=False, remarks=[f"no API server has checked the objects of {env}: {error.message}"])
-
-
-def _one_by_one(objects: Sequence[Object], env: str, ignored: str | None) -> Answer:
-    """kubectl's errors do not always name their object, so each object gets a call of its own."""
-    answer = Answer()
-    for obj in objects:
-        done = kubectl.dry_run(_manifests([obj]))
-        if not done.code:
-            answer.accepted += 1
-        elif NOT_CHECKED.search(done.message) or not REFUSED.search(done.message):
-            answer.remarks.append(f"the API server has not checked {obj} of {env}: {_reason(done.message)}")
-        elif ignored:
-            answer.remarks.append(f"ignored: the API server refuses {obj} of {env} [{RULE}]: {ignored}")
-        else:
-            answer.findings.append(_finding(obj, env, _reason(done.message)))
+        answer.reached = False
+        answer.remarks.append(f"no API server has checked {'all ' * bool(answer.findings)}the objects of {env}: {error.message}")
     return answer
+
+
+def _ask(obj: Object, env: str, ignored: str | None, answer: Answer) -> None:
+    done = kubectl.dry_run(_manifests([obj]))
+    if not done.code:
+        answer.accepted += 1
+    elif NOT_CHECKED.search(done.message) or not REFUSED.search(done.message):
+        answer.remarks.append(f"the API server has not checked {obj} of {env}: {_reason(done.message)}")
+    elif ignored:
+        answer.remarks.append(f"ignored: the API server refuses {obj} of {env} [{RULE}]: {ignored}")
+    else:
+        answer.findings.append(_finding(obj, env, _reason(done.message)))
 
 
 def _manifests(objects: Sequence[Object]) -> str:
@@ -74,6 +75,7 @@ def _manifests(objects: Sequence[Object]) -> str:
 def _reason(message: str) -> str:
     """kubectl's error on one line, without the patch that it repeats."""
     reason = re.sub(r"\s*\n\s*\*?\s*", " ", message.rpartition('"STDIN": ')[2].strip()).removeprefix("error: ")
+    reason = "".join(character if character.isprintable() else "\ufffd" for character in reason)
     return reason if len(reason) <= MESSAGE_LENGTH else f"{reason[:MESSAGE_LENGTH]}…"
 
 

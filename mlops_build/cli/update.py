@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if not name or not equals:
             raise UsageError(f"--data {answer}: not of the form NAME=VALUE", remedy="for example --data python_version=3.12")
         data[name] = value
-    if args.show:
+    if args.show is not None:
         shown = show(Path(args.path), args.show, to=args.to, data=data, template=args.template)
         result(args, shown.as_json(), shown.as_text())
         return 0

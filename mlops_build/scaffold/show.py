@@ -72,7 +72,7 @@ def _check(path: str, rendered: Path, version: Template) -> None:
 
 def _difference(service: Path, path: str, scratch: Path) -> str:
     mine = os.devnull
-    if (service / path).exists():
+    if (service / path).is_file():
         mine = f"{YOURS}/{path}"
         (scratch / mine).parent.mkdir(parents=True)
         shutil.copy(service / path, scratch / mine)

@@ -206,7 +206,7 @@ def _stale_lock(repository: Path, ours: str, merged: Merged) -> list[str]:
 
 
 def _requirements(pyproject: bytes | None) -> list[object] | None:
-    """The requirements that requirements.lock resolves, without mlops-build, which is pinned elsewhere. None if they cannot be read."""
+    """The requirements that requirements.lock resolves, without the pinned version of mlops-build. None if they cannot be read."""
     try:
         content = tomllib.loads((pyproject or b"").decode())
         project = content["project"]
@@ -219,7 +219,7 @@ def _requirements(pyproject: bytes | None) -> list[object] | None:
     ]
     return [
         project.get("requires-python"),
-        *([requirement for requirement in part if not str(requirement).startswith("mlops-build")] for part in parts),
+        *([re.sub(r"^(mlops-build(?:\[[^]]*\])?).*", r"\1", str(requirement)) for requirement in part] for part in parts),
     ]
 
 

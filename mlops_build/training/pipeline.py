@@ -20,6 +20,7 @@ from typing import Any
 from mlops_build import finding, tracking
 from mlops_build.adapters import dvc, dvc_remote
 from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import identity, openapi
 from mlops_build.service import Service, load, tasks
@@ -92,6 +93,7 @@ def train(
         check_outputs_are_ignored(checkout, root)
     if not pull:
         dvc_remote.check_present(root)
+    quiet_mlflow()  # for the stages, too, whose code imports mlflow first
     # The pipeline runs in another process; meanwhile this one imports mlflow, which takes two seconds, for the registration.
     threading.Thread(target=_import_mlflow, daemon=True).start()
     say("[1/6] pipeline: dvc repro")

@@ -34,6 +34,9 @@ POD_SECURITY = 'Error from server (Forbidden): error when creating "STDIN": pods
 NOT_PERMITTED = """Error from server (Forbidden): error when retrieving current configuration of: Resource: "/v1, Resource=services"
 from server for: "STDIN": services "points" is forbidden: User "agent" cannot get resource "services" in API group "" """
 NO_NAMESPACE = 'Error from server (NotFound): error when creating "STDIN": namespaces "ml" not found'
+TIMEOUT_FIELD = 'The Service "points" is invalid: spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: -1: x509, i/o timeout'
+WEBHOOK = """Error from server (InternalError): error when creating "STDIN": Internal error occurred: failed calling webhook \
+"a.example.com": context deadline exceeded"""
 NO_DRY_RUN = 'Error from server (BadRequest): error when creating "STDIN": admission webhook "a.example.com" does not support dry run'
 LOGGED_OUT = "error: You must be logged in to the server (Unauthorized)"
 
@@ -56,7 +59,9 @@ def checked(service: Path) -> tuple[bool, list[str]]:
     return check.verified(service, [], lines.append), lines
 
 
-@pytest.mark.parametrize("answer", [UNREACHABLE, NOT_PERMITTED, NO_NAMESPACE, NO_DRY_RUN, LOGGED_OUT], ids=lambda answer: answer[:30])
+@pytest.mark.parametrize(
+    "answer", [UNREACHABLE, NOT_PERMITTED, NO_NAMESPACE, NO_DRY_RUN, WEBHOOK, LOGGED_OUT], ids=lambda answer: answer[:30]
+)
 def test_an_object_that_cannot_be_checked_is_a_remark(service: Path, cluster: Callable[[str], None], answer: str) -> None:
     cluster(answer)
     passed, lines = checked(service)
@@ -71,6 +76,7 @@ def test_an_object_that_cannot_be_checked_is_a_remark(service: Path, cluster: Ca
     [
         (IMMUTABLE, 'Service "points" is invalid: spec.ports[0].port: Invalid value: 80: field is immutable', "port: 80"),
         (STRICT, 'unknown field "spec.selectors"', "spec:"),
+        (TIMEOUT_FIELD, "timeoutSeconds: Invalid value: -1: x509, i/o timeout", "spec:"),
         (DENIED, "label team is missing", ""),
         (NO_KIND, 'no matches for kind "Service" in version "v1" ensure CRDs are installed first', ""),
         (POD_SECURITY, 'violates PodSecurity "restricted:latest"', ""),

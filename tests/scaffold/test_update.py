@@ -540,12 +540,16 @@ def test_requirements_that_changed_and_the_lock_that_did_not(make_template: Make
         text = f'[project]\nname = "x"\ndependencies = ["{package}"]\n\n\n\n[dependency-groups]\ndev = ["mlops-build~={version}"]\n'
         return {**FIRST, "template/pyproject.toml": text}
 
-    releases = {"0.1.0": pyproject("a", "0.1.0"), "0.2.0": pyproject("a", "0.2.0"), "0.3.0": pyproject("b", "0.3.0")}
+    extra = pyproject("a", "0.2.0")
+    extra["template/pyproject.toml"] = extra["template/pyproject.toml"].replace("mlops-build~", "mlops-build[serve]~")
+    releases = {"0.1.0": pyproject("a", "0.1.0"), "0.2.0": pyproject("a", "0.2.0"), "0.3.0": pyproject("b", "0.3.0"), "0.4.0": extra}
     service = make_service(make_template(releases))
     put(service, {"requirements.lock": "a==1\n"})
     commit(service)
     assert document(service, "--to", "0.2.0", "--commit")["notes"] == []
-    assert document(service)["notes"] == ["the requirements in pyproject.toml have changed: make lock updates requirements.lock"]
+    for to in ("0.3.0", "0.4.0"):
+        notes = document(service, "--to", to, "--dry-run")["notes"]
+        assert notes == ["the requirements in pyproject.toml have changed: make lock updates requirements.lock"]
 
 
 def test_a_clone_of_the_template_without_tags(service: Path, template: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_answer_says_what_is_pinned(render: Render, commit: str, answer: str
     assert lines[1:] == [pin.replace("COMMIT", commit)]
     major, minor, *_ = __version__.split(".")
     train = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
-    assert f"mlops-build[train]{versions or f'~={major}.{minor}.0'}" in train
+    assert f"mlops-build[serve,train]{versions or f'~={major}.{minor}.0'}" in train
 
 
 @pytest.fixture

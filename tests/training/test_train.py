@@ -44,6 +44,21 @@ def refusal(service: Path, kind: type[MlopsBuildError], match: str) -> MlopsBuil
     return caught.value
 
 
+def test_mlflow_is_quiet_in_the_stages_too(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's own code imports mlflow before it calls anything of ours."""
+    stage: dict[str, str] = {}
+
+    def repro(*_: object, **__: object) -> None:
+        stage.update(os.environ)
+        raise Refused("stopped here")
+
+    monkeypatch.setattr(dvc, "repro", repro)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    with pytest.raises(Refused, match="stopped here"):
+        train(service, say=lambda _: None)
+    assert stage["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
 def test_a_version_carries_everything_that_packaging_needs(service: Path, tmp_path: Path) -> None:
     settings = (service / "service.yaml").read_text()
     (service / "service.yaml").write_text(settings.replace("\n  registry: ", "\n  files: [params.yaml]\n  registry: "))
