@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mlops_build.ci import systems
 from mlops_build.cli.output import failure
 from mlops_build.cli.parser import command_parser, top_parser
 from mlops_build.cli.table import COMMANDS
@@ -19,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000)
     # Skip the collection at exit, which takes half a second with MLflow and torch.
     atexit.register(gc.freeze)
-    # Also for the programs that a command starts.
-    os.environ |= systems.variables(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.platform == "win32":
         print(
@@ -36,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = None
     try:
         args = command_parser(name, command).parse_args(arguments[1:])
+        _name_the_build()
         return int(args.run(args))
     except MlopsBuildError as error:
         if args is not None and args.json:
@@ -57,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the output (such as head) has ended.
         sys.stderr.close()
         return 1
+
+
+def _name_the_build() -> None:
+    """Set our variables of a CI build, also for the programs that a command starts. Imported here: no help text needs it."""
+    from mlops_build.ci import systems
+
+    os.environ |= systems.variables(os.environ)
 
 
 def show_error(name: str, error: MlopsBuildError) -> int:
