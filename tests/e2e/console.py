@@ -49,6 +49,10 @@ def steps(page: str) -> list[Command | File]:
     return steps
 
 
+# bash prints this after whatever command runs when a background job ends.
+JOB_ENDED = re.compile(r"^\[\d+\][+-]? +Done .*\n", re.MULTILINE)
+
+
 def run(page: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[Command, str]]:
     """Run a page in one bash, started in `folder`; returns each command with its output (stdout and stderr)."""
     script, commands = [], []
@@ -74,7 +78,7 @@ def run(page: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[C
     for number, command in enumerate(commands):
         printed, marker, rest = rest.partition(END.format(number) + "\n")
         assert marker, f"the shell ended in: {command.text}\n{printed}"
-        outputs.append((command, printed))
+        outputs.append((command, JOB_ENDED.sub("", printed)))
     return outputs
 
 
