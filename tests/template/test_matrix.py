@@ -162,8 +162,8 @@ def test_what_its_lint_and_tests_read_depends_on_nothing_else(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", CHOICES["example"])
-def test_mypy_finds_nothing(services: dict[tuple[str, ...], Path], example: str, tmp_path: Path) -> None:
+def test_mypy_finds_nothing(services: dict[tuple[str, ...], Path], example: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = next(services[values] for values in SERVICES if values[0] == example)
-    mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path_factory.getbasetemp() / "mypy")]
     done = subprocess.run(mypy, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, "no issues found in 5 source files" in done.stdout) == (0, True), done.stdout

@@ -23,8 +23,8 @@ import pytest
 from mlops_build.quantity import parse_bytes
 from mlops_build.serving.app import CHECK_SECONDS
 from mlops_build.serving.http import body
-from tests.ci.conftest import engine as engine
-from tests.ci.test_image import answer, client, container
+from tests.ci.conftest import answer, client, engine
+from tests.ci.test_image import container
 from tests.serving.conftest import free_port
 from tests.serving.soak import hostile, served
 from tests.serving.soak.callers import Address, Caller, Prober, Tally
