@@ -5,7 +5,7 @@ run at once: they create the same commit, and one of the pushes succeeds.
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,12 +13,18 @@ from typing import Any, Literal
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.registry import RegisteredVersion, Registry
-from mlops_build.errors import MlopsBuildError
+from mlops_build.adapters.registry import Registry, UnknownVersion
+from mlops_build.errors import MlopsBuildError, NotFound
 from mlops_build.release import gate
 from mlops_build.release.changes import shown
+from mlops_build.release.record import Record
 from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, recorded, service_at
 from mlops_build.service import Service
+
+
+class ReleasedVersionGone(NotFound):
+    """A version that Git releases no longer exists in the registry."""
+
 
 State = Literal["released", "would release", "unchanged", "held", "nothing promoted yet", "failed"]
 
@@ -71,26 +77,44 @@ def once(
     Raises RegistryUnreachable, because the alias map is required.
     """
     aliases = registry.alias_map()
+    version_of = cache(registry.version)
 
-    @cache
-    def version_of(name: str, number: int) -> RegisteredVersion:
-        return registry.version(name, number)
+    def aliases_now(model: str) -> Mapping[str, int]:
+        try:
+            return registry.aliases(model)
+        except UnknownVersion:
+            return {}
 
     outcomes: list[Outcome] = []
     for url in dict.fromkeys(urls):
-        outcomes += repository(url, branch, aliases, version_of, dry_run=dry_run, despite_findings=despite_findings)
+        outcomes += repository(url, branch, aliases, aliases_now, version_of, dry_run=dry_run, despite_findings=despite_findings)
     return outcomes
 
 
 def repository(
-    url: str, branch: str, aliases: Aliases, version_of: VersionOf, *, dry_run: bool = False, despite_findings: bool = False
+    url: str,
+    branch: str,
+    aliases: Aliases,
+    aliases_now: Callable[[str], Mapping[str, int]],
+    version_of: VersionOf,
+    *,
+    dry_run: bool = False,
+    despite_findings: bool = False,
 ) -> list[Outcome]:
-    """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed."""
+    """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed.
+
+    aliases: of all models, read before. They only tell whether there may be a difference: a release is made from `aliases_now` of its
+    models, read after the head of the branch, or this bridge could take back what another one has released meanwhile.
+    """
     address = masked(url)
     outcomes: list[Outcome] = []
 
     def make(head: str) -> str | None:
         outcomes[:], commit = on_top(mirror, head, address, aliases, version_of, despite_findings=despite_findings)
+        if commit is None:
+            return None
+        now = {model.name: aliases_now(model.name) for model in service_at(mirror, head).models}
+        outcomes[:], commit = on_top(mirror, head, address, now, version_of, despite_findings=despite_findings)
         return commit
 
     try:
@@ -140,10 +164,26 @@ def _environment(
             return Outcome(address, env, "unchanged", before, str(wanted.record))
         remarks = gate.check(mirror, made.commit, there, wanted.record, despite_findings=despite_findings)
     except NothingPromoted:
-        return Outcome(address, env, "nothing promoted yet", before, before)
+        gone = _gone(there, version_of)
+        return Outcome(address, env, "failed" if gone else "nothing promoted yet", before, before, error=gone)
     except MlopsBuildError as error:
         return Outcome(address, env, "failed", before, error=error)
     return Outcome(address, env, "released", before, str(wanted.record), made.commit, remarks=tuple(remarks), changes=made.changes)
+
+
+def _gone(there: Record | None, version_of: VersionOf) -> MlopsBuildError | None:
+    """The error if a released version no longer exists: MLflow then removes its aliases, too."""
+    if there is None:
+        return None
+    for model in there.models:
+        try:
+            version_of(model.name, model.version)
+        except UnknownVersion as error:
+            return ReleasedVersionGone(
+                f"{model} was deleted or renamed in MLflow, but {there.environment} is released with it: {error.message}",
+                remedy=f"mlops-build promote {model.name} VERSION --to {there.environment}",
+            )
+    return None
 
 
 def _would(outcome: Outcome) -> Outcome:

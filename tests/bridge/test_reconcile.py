@@ -56,6 +56,41 @@ def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, re
     assert git(checkout, "log", "-1", "--format=%s") == "Release digits 1 to staging"
 
 
+def test_a_bridge_does_not_take_back_what_another_one_releases_meanwhile(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its aliases were read before the head that it compares them with."""
+    register(), register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url(checkout)], registry)
+    fetch, meanwhile = Mirror.fetch, ["once"]
+
+    def late(mirror: Mirror, **options: Any) -> str:
+        if meanwhile.pop() if meanwhile else None:
+            alias.promote(registry, None, "digits", 2, "staging")
+            assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
+        return fetch(mirror, **options)
+
+    monkeypatch.setattr(Mirror, "fetch", late)
+    outcome = reconcile.once([url(checkout)], registry)[0]
+    assert (outcome.state, outcome.after) == ("unchanged", "digits 2")
+
+
+def test_a_released_version_that_was_deleted_is_a_failure(checkout: Path, registry: Registry, register: Register) -> None:
+    from mlflow import MlflowClient
+
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url(checkout)], registry)
+    registry.delete_alias("digits", "staging")
+    assert states(reconcile.once([url(checkout)], registry))["staging"] == "nothing promoted yet"
+    MlflowClient(registry.uri).delete_model_version("digits", "1")
+    outcomes = reconcile.once([url(checkout)], registry)
+    assert states(outcomes) == {"staging": "failed", "production": "nothing promoted yet"}
+    assert "digits 1 was deleted or renamed in MLflow, but staging is released with it" in str(outcomes[0])
+    assert reconcile.exit_code(outcomes) == 3
+
+
 def test_one_commit_for_each_environment_in_one_push(checkout: Path, registry: Registry, register: Register) -> None:
     register(), register()
     alias.promote(registry, None, "digits", 2, "staging")
@@ -210,15 +245,20 @@ def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, reg
     assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
 
 
-def test_the_alias_map_is_read_once(make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alias_map_is_read_once_and_aliases_again_for_a_release(
+    make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     checkouts = [make_repository(name) for name in ("one", "two", "three")]
     requests = []
-    for name in ("alias_map", "version"):
+    for name in ("alias_map", "aliases", "version"):
         real = getattr(Registry, name)
         monkeypatch.setattr(Registry, name, lambda *args, real=real, name=name: (requests.append(name), real(*args))[1])
     assert len(reconcile.once(map(url, checkouts), registry)) == 6
+    assert sorted(requests) == ["alias_map", "aliases", "aliases", "aliases", "version"]
+    requests.clear()
+    reconcile.once(map(url, checkouts), registry)
     assert requests == ["alias_map", "version"]
 
 
@@ -256,7 +296,7 @@ def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry
 
     def reconcile_once() -> None:
         start.wait()
-        results.append(reconcile.repository(url(checkout), "main", aliases, lambda *_: version))
+        results.append(reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, lambda *_: version))
 
     threads = [threading.Thread(target=reconcile_once) for _ in range(6)]
     for thread in threads:
@@ -283,7 +323,7 @@ def test_a_person_who_pushes_all_the_time_loses_nothing(checkout: Path, registry
             git(checkout, "push", "--quiet")
         return version
 
-    outcomes = reconcile.repository(url(checkout), "main", aliases, racing)
+    outcomes = reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, racing)
     assert states(outcomes)["staging"] == "released"
     log = git(checkout.with_name("digits.git"), "log", "--format=%s", "main").splitlines()
     assert log == ["Release digits 1 to staging", "Person 2", "Person 1", "First"]
@@ -302,7 +342,7 @@ def test_a_change_between_fetch_and_push_is_respected(checkout: Path, registry: 
             change_service(checkout, "hold: {}", "hold: {staging: stop}")
         return version
 
-    outcomes = reconcile.repository(url(checkout), "main", aliases, racing)
+    outcomes = reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, racing)
     assert states(outcomes)["staging"] == "held"
     assert git(checkout.with_name("digits.git"), "log", "-1", "--format=%s", "main") == "Edit service.yaml"
 
