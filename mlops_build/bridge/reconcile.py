@@ -16,6 +16,7 @@ from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound
 from mlops_build.release import gate
+from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
 from mlops_build.release.record import Record
 from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, recorded, service_at
@@ -155,7 +156,7 @@ def _environment(
 ) -> Outcome:
     there = recorded(mirror, parent, env)
     before = str(there) if there and there.models else None
-    if hold := service.hold.get(env):
+    if hold := holds.of(mirror, parent, env, service):
         return Outcome(address, env, "held", before, before, hold=hold)
     try:
         wanted = desired(service, env, aliases, version_of)

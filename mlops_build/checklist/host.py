@@ -4,7 +4,7 @@ import re
 
 from mlops_build.adapters import githost
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.git.objects import EMAIL, NAME
+from mlops_build.adapters.git.objects import EMAIL, NAME, Identity
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 from mlops_build.errors import MlopsBuildError
@@ -30,7 +30,8 @@ def push(names: Names) -> Result:
 def identity(names: Names) -> Result:
     """The author of training's commits."""
     checkout = Checkout.find(names.root)
-    name, email = checkout.signs_as() if checkout else (NAME, EMAIL)
+    author = checkout.signs_as() if checkout else Identity(NAME, EMAIL, 0)
+    name, email = author.name, author.email
     if email == EMAIL:
         return no(f"commits would have the author {NAME} <{EMAIL}>, which no host knows")
     if not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", email):

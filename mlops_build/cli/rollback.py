@@ -1,6 +1,6 @@
 """Point an environment's alias back at the previous version: the one stored by `promote`, or the one given by --to.
 
---from-git needs no MLflow: it restores the previous release in Git, and sets `hold` in service.yaml so that the bridge does not undo it.
+--from-git needs no MLflow: it restores the previous release in Git, and holds the environment so that the bridge does not undo it.
 In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout.
 """
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-git", action="store_true", help="restore the previous release in Git; MLflow may be down")
     parser.add_argument("--repo", metavar="URL", help="with --from-git: this remote instead of the checkout around the current folder")
     parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
-    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: the reason, written into service.yaml's hold")
+    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: the reason of the hold")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def _from_git(args: argparse.Namespace) -> int:
         restored, pushed = restore.in_checkout(service.find_root(), args.env, args.reason)
         if not pushed:
             say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
-    say(f"the bridge does not change {args.env} until `hold` is removed from service.yaml")
+    say(f"the bridge does not change {args.env} until its hold is removed: mlops-build hold {args.env} --remove")
     document = {
         "environment": args.env,
         "before": restored.before and str(restored.before),

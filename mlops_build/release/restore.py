@@ -6,18 +6,16 @@ Without the hold, the bridge would release the bad version again as soon as MLfl
 import re
 import tempfile
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from mlops_build import service as service_file
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.git.objects import Objects
-from mlops_build.errors import Refused
+from mlops_build.adapters.git.objects import Identity, Objects
+from mlops_build.errors import NotFound, Refused
+from mlops_build.release import hold as holds
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.release.write import checkout_of, land, recorded, service_at
+from mlops_build.service import ServiceError
 
 RESTORES = re.compile(r"^Restores: ([0-9a-f]{40})$", re.MULTILINE)
 
@@ -57,24 +55,35 @@ def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> Res
     return commits[-1]
 
 
-def restore(objects: Objects, head: str, env: str, reason: str | None = None) -> Restored:
-    """Create the commit on top of `head`; no ref is moved. Needs the history. Raises NothingBefore, NotFound, ServiceError."""
-    service = service_at(objects, head)
-    service.environment(env)
+def restore(objects: Objects, head: str, env: str, reason: str | None = None, *, author: Identity | None = None) -> Restored:
+    """Create the commit on top of `head`; no ref is moved. Needs the history; service.yaml may be broken. Raises NothingBefore, NotFound.
+
+    author: of a deterministic commit; default: the configured one, now.
+    """
+    _check_environment(objects, head, env)
     source = earlier(objects, head, env)
     before, after = recorded(objects, head, env), recorded(objects, source, env)
     if after is None:
         raise NothingBefore(f"the release record of {env} at {source[:12]} cannot be read")
     folder = records.folder(env)
-    hold = reason or f"rolled back from Git to {after}" + (f" (was {before})" if before else "")
-    text = (objects.read(head, service_file.FILE) or b"").decode()
+    default = f"rolled back from Git to {after}" + (f" (was {before})" if before else "")
+    hold = holds.begin(reason or default[: holds.WHY_LENGTH], author or objects.signs_as())
     files: dict[str, bytes | None] = dict.fromkeys(objects.files(head, folder))
     files |= {path: objects.read(source, path) for path in objects.files(source, folder)}
-    files[service_file.FILE] = with_hold(text, env, hold).encode()
-    commit = objects.commit(head, files, _message(env, before, after, source))
+    files |= holds.changes(objects, head, env, hold)
+    commit = objects.commit(head, files, _message(env, before, after, source), author)
     if commit is None:
         raise NothingBefore(f"{env} has this release and this hold already")
-    return Restored(before, after, hold, commit)
+    return Restored(before, after, hold.why, commit)
+
+
+def _check_environment(objects: Objects, head: str, env: str) -> None:
+    """Raises NotFound for an environment that service.yaml does not have, or, if it cannot be read, that has no release folder."""
+    try:
+        service_at(objects, head).environment(env)
+    except ServiceError:
+        if objects.tree(head, records.folder(env)) is None:
+            raise NotFound(f"there is no {records.folder(env)}", remedy="git ls-files deploy/overlays shows the environments") from None
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:
@@ -104,31 +113,6 @@ def earlier(objects: Objects, head: str, env: str) -> str:
     )
 
 
-def with_hold(text: str, env: str, reason: str) -> str:
-    """service.yaml's text with `hold: {env: reason}` added; comments, quotes and order stay. Raises ServiceError."""
-    was = service_file.parse(text, strict=False)
-    editor = YAML(typ="rt")
-    editor.preserve_quotes = True
-    editor.width = 2**16
-    # Keep the file's indentation of lists.
-    flush = re.search(r"^models:[^\n]*\n(?:[ ]*#[^\n]*\n)*- ", text, re.MULTILINE)
-    editor.indent(mapping=2, sequence=2 if flush else 4, offset=0 if flush else 2)
-    document = editor.load(text)
-    if document.get("hold") is None:
-        document["hold"] = {env: reason}
-    else:
-        document["hold"][env] = reason
-    stream = StringIO()
-    editor.dump(document, stream)
-    now = service_file.parse(stream.getvalue(), strict=False)
-    if now != was.model_copy(update={"hold": {**was.hold, env: reason}}):
-        raise Refused(
-            f"{service_file.FILE} cannot be edited without changing more than `hold`",
-            remedy=f"add `hold: {{{env}: why}}` to the file yourself",
-        )
-    return stream.getvalue()
-
-
 def _message(env: str, before: Record | None, after: Record, source: str) -> str:
     trailers = []
     for model in after.models:
@@ -142,7 +126,7 @@ def _message(env: str, before: Record | None, after: Record, source: str) -> str
         [
             f"Roll {env} back to {after}",
             "",
-            f"The release that Git had before, and a hold in {service_file.FILE}: the bridge leaves {env} alone until it is removed.",
+            f"The release that Git had before, and a hold in {holds.file(env)}: the bridge leaves {env} alone until it is removed.",
             "",
             *trailers,
             f"Code: {after.commit}",

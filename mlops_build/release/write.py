@@ -22,6 +22,7 @@ from mlops_build.model.identity import COMMIT, DIGEST
 from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.packaging.name import image_name
 from mlops_build.release import gate
+from mlops_build.release import hold as holds
 from mlops_build.release import record as records
 from mlops_build.release.changes import changes, shown
 from mlops_build.release.record import Record
@@ -41,7 +42,7 @@ class HalfPromoted(Refused):
 
 
 class Held(Refused):
-    """service.yaml holds the environment."""
+    """The environment is held."""
 
 
 class NothingPromoted(NotFound):
@@ -97,9 +98,9 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     checkout, head = checkout_of(root)
     service = service_at(checkout, head)
     service.environment(env)
-    hold = service.hold.get(env)
+    hold = holds.of(checkout, head, env, service)
     if hold and not despite_hold:
-        raise Held(f"{env} is held: {hold}", remedy=f"remove it from `hold` in {service_file.FILE} and commit, or add --despite-hold")
+        raise Held(f"{env} is held: {hold}", remedy=f"mlops-build hold {env} --remove, or add --despite-hold")
     wanted = desired(service, env, registry.alias_map(), registry.version)
     there = recorded(checkout, head, env)
     before = str(there) if there and there.models else None

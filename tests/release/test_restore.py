@@ -12,7 +12,8 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.errors import NotFound, Refused
 from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
-from mlops_build.release.restore import NothingBefore, with_hold
+from mlops_build.release.hold import in_service
+from mlops_build.release.restore import NothingBefore
 from tests.conftest import git
 from tests.release.world import SERVICE, change_service
 
@@ -47,8 +48,7 @@ def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Pat
     assert str(records.read(released, "staging")) == "digits 2"
     assert git(released, "status", "--porcelain") == ""
     changed = git(released, "show", "--format=", "--name-only", "HEAD").splitlines()
-    assert "service.yaml" in changed
-    assert all(path == "service.yaml" or path.startswith(FOLDER) for path in changed)
+    assert {path for path in changed if not path.startswith(f"{FOLDER}/")} == {"service.yaml", "deploy/overlays/staging/hold.yaml"}
     assert service_file.load(released).hold == {"staging": "it answers nonsense"}
     said = git(released, "log", "-1", "--format=%B")
     assert said.startswith("Roll staging back to digits 2")
@@ -111,6 +111,20 @@ def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
     assert (released / "service.yaml").read_text().endswith("# mine\n")
 
 
+def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
+    (released / "service.yaml").write_text("models: [\n")
+    git(released, "commit", "--quiet", "--all", "--message=Break it")
+    git(released, "push", "--quiet")
+    restored, pushed = restore.in_checkout(released, "staging")
+    assert pushed
+    assert str(restored.after) == "digits 2"
+    assert (released / "service.yaml").read_text() == "models: [\n"
+    assert "rolled back from Git" in (released / "deploy/overlays/staging/hold.yaml").read_text()
+    assert str(restore.on_remote(f"file://{remote}", "main", "staging").after) == "digits 1"
+    with pytest.raises(NotFound, match="there is no deploy/overlays/nowhere/release"):
+        restore.in_checkout(released, "nowhere")
+
+
 def test_where_nothing_was_released_before(checkout: Path, registry: Registry, register: Callable[..., Any]) -> None:
     with pytest.raises(NothingBefore):
         restore.in_checkout(checkout, "staging")
@@ -157,7 +171,7 @@ def test_a_hold_of_another_environment_stays(released: Path) -> None:
 @pytest.mark.parametrize("reason", ["bad", "it's: {a} # [test]", "é" * 200, "line\nbreak", "null"])
 def test_only_hold_changes_in_service_yaml(old: str, new: str, reason: str) -> None:
     text = SERVICE.replace(old, new) if old else SERVICE
-    edited = with_hold(text, "staging", reason)
+    edited = in_service(text, "staging", reason)
     assert service_file.parse(edited).hold["staging"] == reason
     assert service_file.parse(edited).model_copy(update={"hold": {}}) == service_file.parse(text).model_copy(update={"hold": {}})
     above = text.index("hold:") if "hold:" in text else len(text)

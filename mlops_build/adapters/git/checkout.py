@@ -180,12 +180,6 @@ class Checkout(Objects):
         target = f"refs/heads/{command.checked_ref(branch)}"
         command.run(self.path, "push", "--quiet", "--dry-run", "--end-of-options", self._origin() or "origin", f"HEAD:{target}")
 
-    def signs_as(self) -> tuple[str, str]:
-        """Name and email address of the committer."""
-        identity = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
-        name, _, rest = identity.partition(" <")
-        return name, rest.partition(">")[0]
-
     def export_dirty(self, folder: Path) -> bytes:
         """Export the working tree's files, except ignored ones, into `folder`; returns the patch from HEAD."""
         with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:

@@ -145,6 +145,13 @@ class Objects:
                     variables[variable] = fallback
         return variables
 
+    def signs_as(self) -> Identity:
+        """The configured committer (or the fallback), now."""
+        line = command.text(self.path, "var", "GIT_COMMITTER_IDENT", environment=self._own_identity())
+        name, _, rest = line.partition(" <")
+        email, _, date = rest.partition("> ")
+        return Identity(name, email, int(date.split()[0]))
+
     def _setting(self, name: str) -> str | None:
         try:
             return command.text(self.path, "config", "--get", name)

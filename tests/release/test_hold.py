@@ -1,0 +1,101 @@
+"""Holding an environment: where the hold is, which release commands respect it, and how it ends."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build import verify
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.objects import Identity
+from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import reconcile
+from mlops_build.errors import UsageError
+from mlops_build.release import alias, hold, write
+from mlops_build.scaffold.ownership import owners, settings
+from mlops_build.service import ServiceError
+from tests.conftest import ROOT, git
+
+FILE = "deploy/overlays/staging/hold.yaml"
+ADA = Identity("Ada", "ada@example.com", 1_764_500_000)
+
+
+def commit(checkout: Path, *, remove: str | None = None, **texts: str) -> str:
+    """Commit and push these files ("/" in a name is written "__"); returns the commit."""
+    for name, text in texts.items():
+        (checkout / name.replace("__", "/").replace("_yaml", ".yaml").replace("_toml", ".toml")).write_text(text)
+    if remove:
+        (checkout / remove).unlink()
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message=Edit")
+    git(checkout, "push", "--quiet")
+    return git(checkout, "rev-parse", "HEAD")
+
+
+def effective(checkout: Path) -> str | None:
+    objects = Checkout(checkout)
+    head = git(checkout, "rev-parse", "HEAD")
+    try:
+        service = write.service_at(objects, head)
+    except ServiceError:
+        service = None
+    return hold.of(objects, head, "staging", service)
+
+
+@pytest.mark.parametrize(
+    ("pin", "in_service"), [('"mlops-build[serve,train]~=0.8.0"', True), ('"mlops-build[serve,train]~=0.9.0"', False), ("", True)]
+)
+@pytest.mark.parametrize("why", ["it answers nonsense", 'it\'s: {a} # "x"', "é" * 200, "😀", "null"])
+def test_a_hold_is_read_as_it_was_written_and_ends_in_both_places(checkout: Path, pin: str, in_service: bool, why: str) -> None:
+    head = commit(checkout, pyproject_toml=f"train = [{pin}]\n")
+    before = (checkout / "service.yaml").read_text()
+    objects = Checkout(checkout)
+    files = hold.changes(objects, head, "staging", hold.begin(f"{why}\n", ADA))
+    assert set(files) == {FILE, *(["service.yaml"] if in_service else [])}
+    assert (files[FILE] or b"").decode().endswith('by: "Ada <ada@example.com>"\nat: "2025-11-30T10:53:20+00:00"\n')
+    for path, content in files.items():
+        (checkout / path).write_bytes(content or b"")
+    head = commit(checkout)
+    assert effective(checkout) == why
+    assert service_file.load(checkout).hold == ({"staging": why} if in_service else {})
+    ended = hold.changes(objects, head, "staging", None)
+    assert ended[FILE] is None
+    if in_service:
+        assert (ended["service.yaml"] or b"").decode() == before
+    assert hold.changes(objects, git(checkout, "rev-parse", "HEAD~1"), "staging", None) == {}
+
+
+@pytest.mark.parametrize("text", ["why: [\n", "[]\n", "", "schema: 2\nwhy: x\n", "schema: 1\n", "schema: 1\nwhy: 3\n", "why: \x07\n"])
+def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, register: Callable[..., Any], text: str) -> None:
+    commit(checkout, deploy__overlays__staging__hold_yaml=text)
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    outcome = reconcile.once([f"file://{checkout}.git"], registry)[0]
+    assert (outcome.state, outcome.hold) == ("held", f"{FILE} cannot be read: restore or remove it")
+    with pytest.raises(write.Held, match="mlops-build hold staging --remove"):
+        write.in_checkout(checkout, "staging", registry)
+
+
+def test_service_yaml_alone_holds_too_and_is_left_alone_while_it_is_broken(checkout: Path) -> None:
+    commit(checkout, service_yaml=(checkout / "service.yaml").read_text().replace("hold: {}", "hold: {staging: by hand}"))
+    assert effective(checkout) == "by hand"
+    head = commit(checkout, service_yaml="models: [\n")
+    assert effective(checkout) is None
+    assert set(hold.changes(Checkout(checkout), head, "staging", hold.begin("bad", ADA))) == {FILE}
+
+
+def test_neither_verify_nor_an_update_changes_a_hold(checkout: Path) -> None:
+    before = verify.check(checkout)
+    hold_yaml = checkout / FILE
+    hold_yaml.write_text(hold.begin("bad", ADA).text("staging"))
+    report = verify.check(checkout)
+    assert (report.findings, report.objects) == (before.findings, before.objects)
+    assert owners(settings((ROOT / "copier.yml").read_bytes())).of(FILE) == "machine"
+
+
+@pytest.mark.parametrize("why", ["", " \n", "x" * 501, "bell \x07"])
+def test_what_is_no_reason(why: str) -> None:
+    with pytest.raises(UsageError):
+        hold.begin(why, ADA)
