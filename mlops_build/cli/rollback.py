@@ -1,22 +1,25 @@
 """Point an environment's alias back at the previous version: the one stored by `promote`, or the one given by --to.
 
 --from-git needs no MLflow: it restores the previous release in Git, and holds the environment so that the bridge does not undo it.
-In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout.
+In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout. If the branch is
+protected, it opens a pull request from rollback/ENV, or prints the commands to run by hand (exit code 4).
 """
 
 import argparse
 
 from mlops_build.cli.output import result, say
 
-EXAMPLE = "  mlops-build rollback digits --env production\n  mlops-build rollback --from-git --env production"
+EXAMPLE = "  mlops-build rollback digits --env production\n  mlops-build rollback --from-git production"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the registered model's name (not needed with --from-git)")
-    parser.add_argument("--env", required=True, metavar="ENV", help="the environment, such as production")
+    parser.add_argument("--env", metavar="ENV", help="the environment, such as production")
     parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the stored one")
     parser.add_argument("--force-dirty", action="store_true", help="with --to: allow a version with uncommitted changes in production")
-    parser.add_argument("--from-git", action="store_true", help="restore the previous release in Git; MLflow may be down")
+    parser.add_argument(
+        "--from-git", nargs="?", const="", metavar="ENV", help="restore the environment's previous release in Git; MLflow may be down"
+    )
     parser.add_argument("--repo", metavar="URL", help="with --from-git: this remote instead of the checkout around the current folder")
     parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
     parser.add_argument("--reason", metavar="TEXT", help="with --from-git: the reason of the hold")
@@ -26,12 +29,18 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.errors import UsageError
 
-    if args.from_git:
+    if args.from_git is not None:
+        if args.from_git and args.env not in (None, args.from_git):
+            raise UsageError(f"--from-git {args.from_git} and --env {args.env} differ", remedy="give one of them")
+        args.env = args.from_git or args.env
         if args.to is not None or args.model:
             raise UsageError("--from-git takes no MODEL and no --to", remedy="remove them: it restores the whole previous release in Git")
+    if not args.env:
+        raise UsageError("the environment is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git ENV")
+    if args.from_git is not None:
         return _from_git(args)
     if args.repo or args.reason:
-        raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git --env ENV …")
+        raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git ENV …")
     if not args.model:
         raise UsageError("MODEL is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
     from mlops_build.release import alias
@@ -45,24 +54,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _from_git(args: argparse.Namespace) -> int:
+    from mlops_build import service
     from mlops_build.release import restore
 
+    env = args.env
     if args.repo:
-        restored, pushed = restore.on_remote(args.repo, args.branch, args.env, args.reason), True
+        restored, landed = restore.on_remote(args.repo, args.branch, env, args.reason)
     else:
-        from mlops_build import service
-
-        restored, pushed = restore.in_checkout(service.find_root(), args.env, args.reason)
-        if not pushed:
-            say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
-    say(f"the bridge does not change {args.env} until its hold is removed: mlops-build hold {args.env} --remove")
+        restored, landed = restore.in_checkout(service.find_root(), env, args.reason)
+    if landed.request:
+        say(f"{args.branch if args.repo else 'the branch'} is protected: merge {landed.request.url} to roll {env} back")
+    elif not landed.pushed:
+        say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
+    say(f"the bridge does not change {env} until its hold is removed: mlops-build hold {env} --remove")
     document = {
-        "environment": args.env,
+        "environment": env,
         "before": restored.before and str(restored.before),
         "after": str(restored.after),
         "hold": restored.hold,
         "commit": restored.commit,
-        "pushed": pushed,
+        "pushed": landed.pushed,
+        "request": landed.request and landed.request.as_json(),
     }
-    result(args, document, f"{args.env}: {restored.before or 'unknown'} → {restored.after}  commit {restored.commit[:12]}")
+    result(args, document, f"{env}: {restored.before or 'unknown'} → {restored.after}  commit {restored.commit[:12]}")
     return 0

@@ -12,6 +12,7 @@ COMMANDS: dict[str, Command] = {
     "register": ("mlops_build.cli.register", "register a version with the weights of another one", "train"),
     "promote": ("mlops_build.cli.promote", "point an environment's alias at a model version", "operate"),
     "rollback": ("mlops_build.cli.rollback", "point an environment's alias back at the previous version", "operate"),
+    "hold": ("mlops_build.cli.hold", "stop machines from changing an environment, or end that", "operate"),
     "release": ("mlops_build.cli.release", "write an environment's release record from its alias", "operate"),
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),

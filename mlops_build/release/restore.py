@@ -4,18 +4,17 @@ Without the hold, the bridge would release the bad version again as soon as MLfl
 """
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.git.objects import Identity, Objects
-from mlops_build.errors import NotFound, Refused
+from mlops_build.errors import Refused
 from mlops_build.release import hold as holds
+from mlops_build.release import protected
 from mlops_build.release import record as records
+from mlops_build.release.protected import Landed, Make
 from mlops_build.release.record import Record
-from mlops_build.release.write import checkout_of, land, recorded, service_at
-from mlops_build.service import ServiceError
+from mlops_build.release.write import recorded
 
 RESTORES = re.compile(r"^Restores: ([0-9a-f]{40})$", re.MULTILINE)
 
@@ -34,25 +33,30 @@ class Restored:
     commit: str
 
 
-def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, bool]:
-    """Restore in the checkout at a service's root; also returns whether it was pushed. Raises the errors of `restore` and `land`."""
-    checkout, head = checkout_of(root)
-    restored = restore(checkout, head, env, reason)
-    return restored, land(checkout, restored.commit, head, checkout.differing(head, restored.commit))
+def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
+    """Restore in the checkout at a service's root. Raises the errors of `restore` and `protected.in_checkout`."""
+    made: list[Restored] = []
+    landed = protected.in_checkout(root, _branch(env), _maker(env, reason, made))
+    return made[-1], landed
 
 
-def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> Restored:
-    """Restore on a remote, without a checkout. Raises the errors of `restore`, RemoteUnreachable and PushRejected."""
-    commits: list[Restored] = []
+def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
+    """Restore on a remote, without a checkout. Raises the errors of `restore` and `protected.on_remote`."""
+    made: list[Restored] = []
+    landed = protected.on_remote(url, branch, _branch(env), _maker(env, reason, made))
+    return made[-1], landed
 
-    def make(head: str) -> str:
-        commits.append(restore(mirror, head, env, reason))
-        return commits[-1].commit
 
-    with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
-        mirror = Mirror(url, branch, Path(scratch))
-        mirror.publish(make, depth=None)
-    return commits[-1]
+def _branch(env: str) -> str:
+    return f"rollback/{env}"
+
+
+def _maker(env: str, reason: str | None, made: list[Restored]) -> Make:
+    def make(objects: Objects, head: str) -> str:
+        made.append(restore(objects, head, env, reason))
+        return made[-1].commit
+
+    return make
 
 
 def restore(objects: Objects, head: str, env: str, reason: str | None = None, *, author: Identity | None = None) -> Restored:
@@ -60,7 +64,7 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
 
     author: of a deterministic commit; default: the configured one, now.
     """
-    _check_environment(objects, head, env)
+    protected.check_environment(objects, head, env)
     source = earlier(objects, head, env)
     before, after = recorded(objects, head, env), recorded(objects, source, env)
     if after is None:
@@ -71,19 +75,11 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
     files: dict[str, bytes | None] = dict.fromkeys(objects.files(head, folder))
     files |= {path: objects.read(source, path) for path in objects.files(source, folder)}
     files |= holds.changes(objects, head, env, hold)
-    commit = objects.commit(head, files, _message(env, before, after, source), author)
+    message = protected.git_settings(objects, head).subject(_message(env, before, after, source))
+    commit = objects.commit(head, files, message, author)
     if commit is None:
         raise NothingBefore(f"{env} has this release and this hold already")
     return Restored(before, after, hold.why, commit)
-
-
-def _check_environment(objects: Objects, head: str, env: str) -> None:
-    """Raises NotFound for an environment that service.yaml does not have, or, if it cannot be read, that has no release folder."""
-    try:
-        service_at(objects, head).environment(env)
-    except ServiceError:
-        if objects.tree(head, records.folder(env)) is None:
-            raise NotFound(f"there is no {records.folder(env)}", remedy="git ls-files deploy/overlays shows the environments") from None
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:

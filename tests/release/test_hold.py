@@ -1,5 +1,6 @@
 """Holding an environment: where the hold is, which release commands respect it, and how it ends."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 
 from mlops_build import service as service_file
 from mlops_build import verify
+from mlops_build.__main__ import main
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
-from mlops_build.release import alias, hold, write
+from mlops_build.release import alias, hold, restore, write
+from mlops_build.release import record as records
 from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.service import ServiceError
 from tests.conftest import ROOT, git
@@ -99,3 +102,77 @@ def test_neither_verify_nor_an_update_changes_a_hold(checkout: Path) -> None:
 def test_what_is_no_reason(why: str) -> None:
     with pytest.raises(UsageError):
         hold.begin(why, ADA)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
+    """Run `mlops-build hold` in the checkout; returns the exit code and the JSON."""
+    monkeypatch.chdir(checkout)
+
+    def call(*arguments: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = main([*arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def rolled_back(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+    """staging was rolled back in Git from digits 2 to digits 1, while the alias still points at digits 2."""
+    for number in (1, 2):
+        register()
+        alias.promote(registry, None, "digits", number, "staging")
+        write.in_checkout(checkout, "staging", registry)
+    restore.in_checkout(checkout, "staging")
+    return checkout
+
+
+@pytest.mark.parametrize("place", [[], ["--repo"]])
+def test_holding_and_ending_the_hold(
+    checkout: Path, remote: Path, registry: Registry, run: Callable[..., tuple[int, Any]], place: list[str]
+) -> None:
+    place = [*place, f"file://{remote}"] if place else []
+    code, document = run("hold", "staging", "--why", "an audit", *place)
+    assert (code, document["pushed"], document["commit"]) == (0, True, git(remote, "rev-parse", "main"))
+    git(checkout, "pull", "--quiet")
+    assert effective(checkout) == "an audit"
+    assert run("hold", "staging", "--remove", *place)[0] == 0
+    git(checkout, "pull", "--quiet")
+    assert effective(checkout) is None
+    assert git(checkout, "status", "--porcelain") == ""
+    assert run("hold", "staging", "--remove", *place)[1]["commit"] is None
+    assert run("hold", "nowhere", "--remove", *place)[0] == 3
+    assert run("hold", "staging", "--why", "x", "--release")[0] == 2
+
+
+def test_a_hold_does_not_end_while_the_alias_points_at_the_bad_version(
+    rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]
+) -> None:
+    code, document = run("hold", "staging", "--remove")
+    assert code == 4
+    assert "staging has digits 1 in Git, but its aliases point at digits 2" in document["error"]
+    assert (document["registry"], document["git"]) == ({"digits": 2}, {"digits": 1})
+    assert effective(rolled_back) is not None
+    first, second = (line for line in document["remedy"].splitlines() if "mlops-build" in line)
+    assert second == "to release digits 2: mlops-build hold staging --remove --release, then mlops-build release staging"
+    assert run(*first.split()[1:])[0] == 0
+    assert run("hold", "staging", "--remove")[0] == 0
+    assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
+
+
+def test_a_hold_can_end_in_favour_of_the_alias(rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]) -> None:
+    assert run("hold", "staging", "--remove", "--release")[0] == 0
+    assert run("release", "staging")[0] == 0
+    assert str(records.read(rolled_back, "staging")) == "digits 2"
+    assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
+
+
+def test_without_mlflow_a_hold_ends_only_on_request(
+    rolled_back: Path, run: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
+    code, document = run("hold", "staging", "--remove")
+    assert code == 5
+    assert "mlops-build hold staging --remove --release" in document["remedy"]
+    assert run("hold", "staging", "--remove", "--release")[0] == 0

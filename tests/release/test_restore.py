@@ -39,8 +39,8 @@ def tree(checkout: Path, commit: str) -> str:
 def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     before = git(released, "rev-parse", "HEAD")
-    restored, pushed = restore.in_checkout(released, "staging", "it answers nonsense")
-    assert pushed
+    restored, landed = restore.in_checkout(released, "staging", "it answers nonsense")
+    assert landed.pushed
     assert (str(restored.before), str(restored.after)) == ("digits 3", "digits 2")
     assert git(released, "rev-parse", "HEAD~1") == before
     assert git(remote, "rev-parse", "main") == restored.commit
@@ -87,7 +87,7 @@ def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, reg
 
 
 def test_on_a_remote_without_a_checkout(released: Path, remote: Path) -> None:
-    restored = restore.on_remote(f"file://{remote}", "main", "staging")
+    restored, _ = restore.on_remote(f"file://{remote}", "main", "staging")
     assert str(restored.after) == "digits 2"
     assert git(remote, "rev-parse", "main") == restored.commit
     git(released, "pull", "--quiet")
@@ -115,12 +115,12 @@ def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
     (released / "service.yaml").write_text("models: [\n")
     git(released, "commit", "--quiet", "--all", "--message=Break it")
     git(released, "push", "--quiet")
-    restored, pushed = restore.in_checkout(released, "staging")
-    assert pushed
+    restored, landed = restore.in_checkout(released, "staging")
+    assert landed.pushed
     assert str(restored.after) == "digits 2"
     assert (released / "service.yaml").read_text() == "models: [\n"
     assert "rolled back from Git" in (released / "deploy/overlays/staging/hold.yaml").read_text()
-    assert str(restore.on_remote(f"file://{remote}", "main", "staging").after) == "digits 1"
+    assert str(restore.on_remote(f"file://{remote}", "main", "staging")[0].after) == "digits 1"
     with pytest.raises(NotFound, match="there is no deploy/overlays/nowhere/release"):
         restore.in_checkout(released, "nowhere")
 

@@ -55,8 +55,11 @@ class Checkout(Objects):
         url = self._setting("remote.origin.url") if address == "origin" else address
         return command.masked(url) if url else None
 
-    def _origin(self) -> str | None:
+    def remote(self) -> str:
         """The push target for git: "origin", or an address if origin is not usable."""
+        return self._origin() or "origin"
+
+    def _origin(self) -> str | None:
         if named := os.environ.get("MLOPS_GIT_URL"):
             return command.checked_url(named)
         if self._setting("remote.origin.url") not in (None, *NO_ADDRESS):
@@ -104,7 +107,9 @@ class Checkout(Objects):
         origin = self._origin()
         if origin is None:
             raise Refused("there is no Git remote called origin", remedy="git remote add origin URL")
-        command.run(self.path, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", origin, f"refs/heads/{branch}")
+        # A depth would cut off the history of a clone that has all of it.
+        depth = ["--depth=1"] if self.is_shallow() else []
+        command.run(self.path, "fetch", "--quiet", "--no-tags", *depth, "--end-of-options", origin, f"refs/heads/{branch}")
         return command.text(self.path, "rev-parse", "FETCH_HEAD")
 
     def switch(self, branch: str, commit: str) -> None:
@@ -173,12 +178,12 @@ class Checkout(Objects):
     def push(self, commit: str = "HEAD") -> None:
         """Push HEAD, or a commit on top of it, to the same branch of origin. Raises PushRejected or RemoteUnreachable."""
         target = f"refs/heads/{command.checked_ref(self.branch())}"
-        command.run(self.path, "push", "--quiet", "--end-of-options", self._origin() or "origin", f"{commit}:{target}")
+        command.run(self.path, "push", "--quiet", "--end-of-options", self.remote(), f"{commit}:{target}")
 
     def try_push(self, branch: str) -> None:
         """Check that HEAD can be pushed to a branch of origin, without pushing. Raises PushRejected or RemoteUnreachable."""
         target = f"refs/heads/{command.checked_ref(branch)}"
-        command.run(self.path, "push", "--quiet", "--dry-run", "--end-of-options", self._origin() or "origin", f"HEAD:{target}")
+        command.run(self.path, "push", "--quiet", "--dry-run", "--end-of-options", self.remote(), f"HEAD:{target}")
 
     def export_dirty(self, folder: Path) -> bytes:
         """Export the working tree's files, except ignored ones, into `folder`; returns the patch from HEAD."""

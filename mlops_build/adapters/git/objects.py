@@ -85,6 +85,19 @@ class Objects:
         """The commits that changed `path`, newest first, along first parents."""
         return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
 
+    def is_ancestor(self, commit: str, other: str) -> bool:
+        """Whether `other` is `commit` or has it in its history."""
+        try:
+            command.run(self.path, "merge-base", "--is-ancestor", commit, other)
+        except GitFailed:
+            return False
+        return True
+
+    def push_branch(self, remote: str, commit: str, branch: str) -> None:
+        """Create or replace a branch that only machines write. Raises PushRejected or RemoteUnreachable."""
+        target = f"refs/heads/{command.checked_ref(branch)}"
+        command.run(self.path, "push", "--quiet", "--force", "--end-of-options", remote, f"{commit}:{target}")
+
     def differing(self, commit: str, other: str) -> list[str]:
         """The paths of the files that differ between two commits."""
         return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", commit, other).decode().split("\0")[:-1]

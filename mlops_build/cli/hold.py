@@ -1,0 +1,52 @@
+"""Hold an environment: no bridge and no `release` changes what it runs until the hold is removed. Rolling back stays possible.
+
+The hold is a commit that is pushed like a rollback from Git. --remove is refused while the environment's aliases point at other versions
+than Git's release (exit code 4), such as the bad version after `rollback --from-git`, or while MLflow does not answer (exit code 5).
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = '  mlops-build hold production --why "the audit reads it until Friday"\n  mlops-build hold production --remove'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", metavar="ENV", help="the environment, such as production")
+    act = parser.add_mutually_exclusive_group(required=True)
+    act.add_argument("--why", metavar="TEXT", help="hold it, for this reason")
+    act.add_argument("--remove", action="store_true", help="end its hold")
+    parser.add_argument("--release", action="store_true", help="with --remove: also if other versions may be released then")
+    parser.add_argument("--repo", metavar="URL", help="this remote instead of the checkout around the current folder")
+    parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from mlops_build import service, tracking
+    from mlops_build.errors import UsageError
+    from mlops_build.release import holding, protected
+
+    if args.release and not args.remove:
+        raise UsageError("--release needs --remove", remedy=f"mlops-build hold {args.env} --remove --release")
+    root = None if args.repo else service.find_root()
+    land = partial(protected.on_remote, args.repo, args.branch) if root is None else partial(protected.in_checkout, root)
+    if args.remove:
+        landed = holding.end(land, args.env, lambda: tracking.registry(root), release=args.release)
+    else:
+        landed = holding.begin(land, args.env, args.why)
+    if landed.request:
+        say(f"the branch is protected: merge {landed.request.url}")
+    elif landed.commit and not landed.pushed:
+        say("no Git remote called origin: the commit stays on this machine")
+    document = {
+        "environment": args.env,
+        "hold": args.why,
+        "commit": landed.commit,
+        "pushed": landed.pushed,
+        "request": landed.request and landed.request.as_json(),
+    }
+    state = "is no longer held" if args.remove else f"is held: {args.why}"
+    result(args, document, f"{args.env} {state}  commit {landed.commit[:12]}" if landed.commit else f"{args.env} is not held")
+    return 0

@@ -1,0 +1,142 @@
+"""Land a commit that cannot wait, a rollback or a hold, also on a protected branch: push it, else open a pull request, else say which
+command a person with permission can run.
+
+Neither MLflow nor a service.yaml that can be read is needed.
+"""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_build import service as service_file
+from mlops_build.adapters import githost
+from mlops_build.adapters.git.command import PushRejected, RemoteUnreachable
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.objects import Objects
+from mlops_build.adapters.githost import PullRequest
+from mlops_build.errors import MlopsBuildError, NotFound, Refused
+from mlops_build.release import record as records
+from mlops_build.release.write import checkout_of, land, service_at
+from mlops_build.service import Git, ServiceError
+
+# Creates a commit on top of a head; None: nothing to change.
+Make = Callable[[Objects, str], str | None]
+# `in_checkout` or `on_remote` with a place: lands a commit, with a branch for a pull request.
+Land = Callable[[str, Make], "Landed"]
+
+
+class NotLanded(Refused):
+    """The host refuses the push, and no pull request could be opened; the remedy has the commands to run by hand."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """commit: None if nothing had to be changed. pushed: whether its branch has it at the remote. request: it waits for this merge."""
+
+    commit: str | None
+    pushed: bool
+    request: PullRequest | None = None
+
+
+def in_checkout(root: Path, source: str, make: Make) -> Landed:
+    """Land what `make` returns on the branch of the checkout at a service's root; without an origin it stays there.
+
+    source: the branch of a pull request. Raises NotLanded, PushRejected if the branch has new commits, and the errors of `make` and `land`.
+    """
+    checkout, head = checkout_of(root)
+    commit = make(checkout, head)
+    if commit is None:
+        return Landed(None, pushed=False)
+    try:
+        return Landed(commit, land(checkout, commit, head, checkout.differing(head, commit)))
+    except PushRejected as error:
+        target = checkout.branch()
+        if not checkout.is_ancestor(checkout.fetch(target), head):
+            raise
+        return _request(checkout, checkout.remote(), checkout.origin_url() or "", source, target, commit, error)
+
+
+def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:
+    """Land what `make` returns on a branch of a remote. Raises NotLanded, RemoteUnreachable, PushRejected and the errors of `make`."""
+    made: list[str | None] = []
+
+    def remembered(head: str) -> str | None:
+        made.append(make(mirror, head))
+        return made[-1]
+
+    folder = Path(tempfile.mkdtemp(prefix="mlops-build-"))
+    needed = False
+    try:
+        mirror = Mirror(url, branch, folder)
+        try:
+            commit = mirror.publish(remembered, depth=None)
+            return Landed(commit, pushed=commit is not None)
+        except PushRejected as error:
+            return _request(mirror, mirror.url, mirror.url, source, branch, str(made[-1]), error)
+    except NotLanded as error:
+        needed = str(folder) in str(error.remedy)
+        raise
+    finally:
+        if not needed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _request(objects: Objects, remote: str, url: str, source: str, target: str, commit: str, error: PushRejected) -> Landed:
+    """Push the commit as the branch `source`, and open a pull request from it. Raises NotLanded."""
+    by_hand = f"git -C {shlex.quote(str(objects.path))} push {shlex.quote(remote)} {commit}:refs/heads/{target}"
+    try:
+        objects.push_branch(remote, commit, source)
+    except (PushRejected, RemoteUnreachable) as refusal:
+        message = f"{error.message}; as the branch {source}: {refusal.message}"
+        raise NotLanded(message, remedy=f"with permission to push to {target}:\n{by_hand}", details={"commands": [by_hand]}) from None
+    try:
+        if request := _opened(objects, url, source, target, commit):
+            return Landed(commit, pushed=False, request=request)
+        reason = "it is merged already"
+    except MlopsBuildError as refusal:
+        reason = refusal.message
+    commands = [by_hand]
+    if isinstance(objects, Mirror):
+        folder = shlex.quote(source.replace("/", "-"))
+        commands = [
+            f"git clone --quiet --branch {source} {shlex.quote(remote)} {folder}",
+            f"git -C {folder} push origin HEAD:refs/heads/{target}",
+        ]
+    raise NotLanded(
+        f"{error.message}; it was pushed as the branch {source}, but no pull request was opened: {reason}",
+        remedy="\n".join([f"open a pull request from {source} to {target}, or with permission to push to {target}:", *commands]),
+        details={"branch": source, "commands": commands},
+    )
+
+
+def _opened(objects: Objects, url: str, source: str, target: str, commit: str) -> PullRequest | None:
+    """Open a pull request, or return the open one. Raises NotFound without a Git host, and the errors of its adapter."""
+    settings = git_settings(objects, f"{commit}^")
+    if not settings.opens_pull_requests:
+        raise NotFound("service.yaml names no Git host in `git.pull_requests`")
+    host = githost.HOSTS[settings.pull_requests]
+    title, _, description = objects.message(commit).partition("\n")
+    repository = host.repository_of(url)
+    return host.open_pull_request(str(settings.api), repository, source=source, target=target, title=title, description=description.strip())
+
+
+def git_settings(objects: Objects, head: str) -> Git:
+    """`git` of the newest service.yaml that can be read; the defaults if there is none."""
+    for commit in objects.log(head, service_file.FILE)[:20]:
+        try:
+            return service_at(objects, commit).git
+        except (ServiceError, NotFound):
+            continue
+    return Git()
+
+
+def check_environment(objects: Objects, head: str, env: str) -> None:
+    """Raises NotFound for an environment that service.yaml does not have, or, if it cannot be read, that has no release folder."""
+    try:
+        service_at(objects, head).environment(env)
+    except ServiceError:
+        if objects.tree(head, records.folder(env)) is None:
+            raise NotFound(f"there is no {records.folder(env)}", remedy="git ls-files deploy/overlays shows the environments") from None
