@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from mlops_build.errors import Unreachable
 STDERR = 2  # the descriptor: progress goes to stderr, the result to stdout
 PROBE_SECONDS = 15
 END_SECONDS = 2  # from SIGTERM to SIGKILL
+
+_running: "set[subprocess.Popen[bytes]]" = set()
+_lock = threading.Lock()
+_ending = threading.Event()
 
 
 class NotInstalled(Unreachable):
@@ -76,7 +81,7 @@ def run(
         )
     except (FileNotFoundError, PermissionError):
         raise NotInstalled(f"the command {name!r} is not installed", remedy=f"install {name}, or add its folder to PATH") from None
-    with process:
+    with process, _listed(process):
         try:
             output, errors = process.communicate(stdin, timeout=seconds)
         except BaseException as error:
@@ -85,6 +90,28 @@ def run(
                 raise
             raise DoesNotEnd(f"`{' '.join([name, *command[1:2]])}` did not end within {seconds:g} s", remedy=remedy) from None
     return Ended(process.returncode, output or b"", errors or b"")
+
+
+@contextlib.contextmanager
+def _listed(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    with _lock:
+        _running.add(process)
+    if _ending.is_set():  # it was started after end_all had looked
+        _end(process)
+    try:
+        yield
+    finally:
+        with _lock:
+            _running.discard(process)
+
+
+def end_all() -> None:
+    """Stop the programs of all threads, also those that they start from now on. For a process that ends."""
+    _ending.set()
+    with _lock:
+        processes = list(_running)
+    for process in processes:
+        _end(process)
 
 
 def probe(command: Sequence[str], *, seconds: float = PROBE_SECONDS, environment: Mapping[str, str] | None = None) -> Ended | None:

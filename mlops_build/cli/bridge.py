@@ -1,27 +1,47 @@
-"""Update the release records of many repositories to the registry's aliases: one pass, with a commit only if they differ.
+"""Update the release records of many repositories to the registry's aliases, with a commit only if they differ.
+
+once: one pass, then end. run: a pass every INTERVAL and after each delivery of MLflow's webhook, until SIGTERM; it answers /health,
+/metrics and POST /webhook.
 
 It is safe to run at any time, repeatedly, and in several places at once. An environment held in service.yaml is not changed. A release with
-findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code: 0, or the code of the
-failures if all have the same, else 1.
+findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code of `once`: 0, or the code of
+the failures if all have the same, else 1.
 """
 
 import argparse
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import port
 
-EXAMPLE = "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git"
+EXAMPLE = (
+    "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
+    "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["once"], help="once: one pass, then end")
-    parser.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
-    parser.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
-    parser.add_argument("--despite-findings", action="store_true", help="also release with findings of `mlops-build verify`")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be released without writing it")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    once = actions.add_parser("once", help="one pass, then end")
+    run = actions.add_parser("run", help="passes until SIGTERM")
+    for action in (once, run):
+        action.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
+        action.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
+        action.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
+    once.add_argument("--despite-findings", action="store_true", help="also release with findings of `mlops-build verify`")
+    once.add_argument("--dry-run", action="store_true", help="show what would be released without writing it")
+    run.add_argument("--interval", type=_seconds, default=60.0, metavar="SECONDS", help="between two passes (default: 60)")
+    run.add_argument("--workers", type=_workers, default=4, metavar="N", help="repositories of a Git host at the same time (default: 4)")
+    run.add_argument("--port", type=port, default=9401, metavar="N", help="of /health, /metrics and /webhook (default: 9401; 0: any)")
+    run.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (default: 127.0.0.1)")
+    for action in actions.choices.values():
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
+    return {"once": _once, "run": _run}[args.action](args)
+
+
+def _once(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import reconcile
@@ -37,3 +57,43 @@ def run(args: argparse.Namespace) -> int:
                 say(f"    {outcome.error.remedy}")
     result(args, {"outcomes": [outcome.as_json() for outcome in outcomes]}, "\n".join(map(str, outcomes)))
     return reconcile.exit_code(outcomes)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mlops_build import tracking
+    from mlops_build.adapters.registry import Registry
+    from mlops_build.bridge import server, webhook
+    from mlops_build.bridge.loop import Loop
+    from mlops_build.serving import listen
+
+    uri = args.tracking_uri or tracking.find().uri
+    loop = Loop(args.repo, lambda: Registry(uri), branch=args.branch, interval=args.interval, workers=args.workers, say=_log)
+    has_secret = bool(webhook.secrets())
+    bound = listen.bind(args.host, args.port, is_ready=True)
+    where = listen.url(args.host, bound)
+    result(args, {"url": where, "repositories": len(loop.repositories)}, "")
+    _log(f"watches {len(loop.repositories)} repositories; listens on {where}")
+    if not has_secret:
+        _log(f"{webhook.SECRET} is not set, so /webhook refuses every request")
+    server.serve(loop, bound)
+    return 0
+
+
+def _log(line: str) -> None:
+    say(f"mlops-build bridge: {line}")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 s and a day")
+    return seconds
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 64")
+    return int(text)

@@ -50,7 +50,7 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
 
     from mlops_build.gpu import device
     from mlops_build.service.owner import owner
-    from mlops_build.serving import load, server
+    from mlops_build.serving import listen, load, server
     from mlops_build.serving.http.tokens import Tokens
     from mlops_build.serving.light import without_garbage_collection
 
@@ -60,7 +60,7 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
         say(f"settings of service.yaml: {', '.join(applied)}")
     options = settings(vars(args), own=own)
     callers = Tokens(Path(options.tokens)) if options.tokens else None
-    bound = server.bind_port(args.host, args.port)
+    bound = listen.bind(args.host, args.port)
     request = device.requested(args.device, args.gpu_memory, args.wait)
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         with without_garbage_collection():
@@ -84,7 +84,7 @@ def _serve(args: argparse.Namespace, output: "Output") -> int:
                 chosen.lease.report(loaded=True)
             from mlops_build.serving.app import Service
 
-            where = server.url(args.host, bound)
+            where = listen.url(args.host, bound)
             names = ", ".join(map(str, serving.models))
 
             def ready() -> None:

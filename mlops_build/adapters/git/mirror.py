@@ -16,6 +16,8 @@ TRIES = 6
 class Mirror(Objects):
     """A private bare copy of one branch of a remote, in `folder`. Raises RemoteUnreachable, or UsageError for a bad address."""
 
+    lost_races = 0  # pushes of this process that were tried again
+
     def __init__(self, url: str, branch: str, folder: Path) -> None:
         self.url, self.branch = command.checked_url(url), command.checked_ref(branch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,5 +70,6 @@ class Mirror(Objects):
                 rule = "lock" not in error.message and self.fetch(depth=depth) == head
                 if rule or attempt == TRIES - 1:
                     raise
+                Mirror.lost_races += 1
                 time.sleep(SystemRandom().uniform(0.05, 0.15) * 2**attempt)
         raise AssertionError("unreachable: the last try returns or raises")

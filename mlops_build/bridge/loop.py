@@ -1,0 +1,284 @@
+"""The loop of the bridge: reconcile the repositories that changed, again and again, until the process ends.
+
+A pass reads the alias map of the registry and the head of each repository. A repository is reconciled if its head or an alias that its last
+reconciliation read has changed. What the loop remembers is only a cache: without it, the next pass reconciles every repository.
+
+Each host of repositories has its own threads, so a host that does not answer delays only its own repositories.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from random import SystemRandom
+
+from mlops_build.adapters.git import command, remote
+from mlops_build.adapters.registry import Registry, UnknownVersion
+from mlops_build.bridge import reconcile
+from mlops_build.bridge.reconcile import Outcome
+from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+
+log = logging.getLogger("mlops_build.bridge")
+# States in which the loop has nothing to do for an environment.
+SETTLED = frozenset({"released", "unchanged", "held", "nothing promoted yet"})
+# Between two passes, however often the loop is woken.
+GAP_SECONDS = 0.5
+# A failed repository is tried again after the first, then after twice as long, up to the last.
+FIRST_WAIT, LAST_WAIT = 10.0, 300.0
+# An unchanged repository is reconciled all the same after about this time: not every change of the registry moves an alias.
+REFRESH_SECONDS = 1800.0
+
+AliasMap = Mapping[str, Mapping[str, int]]
+AliasesOf = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+
+
+@dataclass
+class Watched:
+    """What the loop remembers of a repository. Times are of time.monotonic.
+
+    address: the URL without user. models: those whose aliases its last reconciliation read. examined: its head and the aliases of these
+    models then; None if it could not be reached. again_at: the time of the next reconciliation if nothing changes. failures: consecutive
+    ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines: the last report of each
+    environment. requested: to be examined again when the running examination ends.
+    """
+
+    url: str
+    address: str
+    models: frozenset[str] = frozenset()
+    examined: tuple[str, AliasesOf] | None = None
+    again_at: float = 0.0
+    failures: int = 0
+    all_failures: int = 0
+    changed_at: float | None = None
+    states: dict[str | None, str] = field(default_factory=dict)
+    lines: dict[str | None, str] = field(default_factory=dict)
+    running: bool = False
+    requested: bool = False
+
+
+class Reads(Mapping[str, Mapping[str, int]]):
+    """An alias map that records the models whose aliases are read."""
+
+    def __init__(self, aliases: AliasMap) -> None:
+        self._aliases = aliases
+        self.models: set[str] = set()
+
+    def __getitem__(self, model: str) -> Mapping[str, int]:
+        self.models.add(model)
+        return self._aliases[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._aliases)
+
+    def __len__(self) -> int:
+        return len(self._aliases)
+
+
+class Loop:
+    """Reconciles repositories until `stop`.
+
+    registry: opens a connection; called once in each thread. interval: seconds between two passes. workers: the most repositories of a host
+    that are examined at the same time. say: prints a line of the log.
+    """
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        registry: Callable[[], Registry],
+        *,
+        branch: str = "main",
+        interval: float = 60.0,
+        workers: int = 4,
+        say: Callable[[str], None] = log.info,
+    ) -> None:
+        self.repositories = [Watched(command.checked_url(url), command.masked(url)[:200]) for url in dict.fromkeys(urls)]
+        self.interval = interval
+        self.beat = time.monotonic()  # when the last pass began
+        self.passes = 0
+        self.pass_seconds = self._began = 0.0
+        self.refusals = 0
+        self.registry_answers: bool | None = None
+        self._branch, self._workers, self._say = command.checked_ref(branch), workers, say
+        self._registry, self._of_thread = registry, threading.local()
+        self._aliases: AliasMap = {}
+        self._queues: dict[str, queue.SimpleQueue[Watched]] = {}
+        self._left: set[str] = set()  # URLs that the current pass has not examined
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._woken, self._stopping = threading.Event(), threading.Event()
+
+    def wake(self) -> None:
+        """Read the alias map soon, and reconcile the repositories whose aliases changed."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Begin nothing new."""
+        self._stopping.set()
+        self._woken.set()
+
+    def is_idle(self, seconds: float) -> bool:
+        """Whether no repository is being examined, after waiting for that for at most `seconds`."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not any(watched.running for watched in self.repositories), seconds)
+
+    def run(self) -> None:
+        """Run passes until `stop`. The heads of all repositories are read every interval, the alias map also when woken."""
+        self._start_threads()
+        next_pass = 0.0
+        while not self._stopping.is_set():
+            self.beat = time.monotonic()
+            self._woken.clear()
+            is_whole = self.beat >= next_pass
+            if is_whole:
+                next_pass = self.beat + self.interval
+            if self._read_aliases():
+                self._request_changed(is_whole)
+            self._woken.wait(max(0.0, next_pass - time.monotonic()))
+            self._stopping.wait(GAP_SECONDS)
+
+    def _start_threads(self) -> None:
+        of_host: dict[str, int] = {}
+        for watched in self.repositories:
+            host = remote.host(watched.url)
+            waiting = self._queues.setdefault(host, queue.SimpleQueue())
+            of_host[host] = of_host.get(host, 0) + 1
+            if of_host[host] <= self._workers:
+                threading.Thread(target=self._work, args=(waiting,), daemon=True).start()
+
+    def _read_aliases(self) -> bool:
+        try:
+            self._aliases = self._connection().alias_map()
+        except Exception as error:  # the loop outlives every failure
+            if self.registry_answers is not False:
+                self._say(f"the registry cannot be read: {_message(error)}")
+            self.registry_answers = False
+            return False
+        self.registry_answers = True
+        return True
+
+    def _connection(self) -> Registry:
+        if not hasattr(self._of_thread, "registry"):
+            self._of_thread.registry = self._registry()
+        connection: Registry = self._of_thread.registry
+        return connection
+
+    def _request_changed(self, is_whole: bool) -> None:
+        """Request an examination of the repositories whose aliases changed; of all if is_whole."""
+        now = time.monotonic()
+        with self._lock:
+            if is_whole and not self._left:
+                self._left, self._began = {watched.url for watched in self.repositories}, now
+            for watched in self.repositories:
+                is_moved = watched.examined is not None and watched.examined[1] != _aliases_of(self._aliases, watched.models)
+                if is_moved and watched.changed_at is None:
+                    watched.changed_at = now
+                if is_whole or is_moved:
+                    self._request(watched)
+
+    def _request(self, watched: Watched) -> None:
+        if watched.running:
+            watched.requested = True
+        else:
+            watched.running = True
+            self._queues[remote.host(watched.url)].put(watched)
+
+    def _work(self, waiting: "queue.SimpleQueue[Watched]") -> None:
+        while True:
+            watched = waiting.get()
+            try:
+                if not self._stopping.is_set():
+                    self._examine(watched)
+            except Exception as error:  # a defect, or a full disk: the other repositories go on
+                log.exception("%s", watched.address)
+                self._record(watched, None, [_failure(watched, MlopsBuildError(_message(error)))])
+            with self._lock:
+                self._finish(watched)
+
+    def _finish(self, watched: Watched) -> None:
+        watched.running = False
+        if self._left:
+            self._left.discard(watched.url)
+            if not self._left:
+                self.passes += 1
+                self.pass_seconds = time.monotonic() - self._began
+        if watched.requested:
+            watched.requested = False
+            self._request(watched)
+        self._idle.notify_all()
+
+    def _examine(self, watched: Watched) -> None:
+        """Reconcile a repository if it changed, or if it is time to.
+
+        What is remembered as examined was read before the reconciliation, so that a change during it is noticed by the next pass.
+        """
+        now = time.monotonic()
+        if watched.examined is None and now < watched.again_at:
+            return
+        aliases = self._aliases
+        try:
+            head = remote.head(watched.url, self._branch)
+        except MlopsBuildError as error:
+            self._record(watched, None, [_failure(watched, error)])
+            return
+        if now < watched.again_at and watched.examined == (head, _aliases_of(aliases, watched.models)):
+            return
+        reads = Reads(aliases)
+        outcomes = self._reconcile(watched.url, reads)
+        if any(outcome.error for outcome in outcomes):
+            reads.models |= watched.models  # it may have failed before it read them
+        if not any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes):
+            watched.models = frozenset(reads.models)
+            self._record(watched, (head, _aliases_of(aliases, watched.models)), outcomes)
+        else:
+            self._record(watched, None, outcomes)
+
+    def _reconcile(self, url: str, aliases: Reads) -> list[Outcome]:
+        registry = self._connection()
+
+        def aliases_now(model: str) -> Mapping[str, int]:
+            aliases.models.add(model)
+            try:
+                return registry.aliases(model)
+            except UnknownVersion:
+                return {}
+
+        return reconcile.repository(url, self._branch, aliases, aliases_now, cache(registry.version))
+
+    def _record(self, watched: Watched, examined: tuple[str, AliasesOf] | None, outcomes: Sequence[Outcome]) -> None:
+        """Remember the outcome of an examination, and report what is new in it."""
+        if self._stopping.is_set():
+            return  # the failure of a program that was stopped
+        now, has_failed = time.monotonic(), any(outcome.error for outcome in outcomes)
+        is_settled = all(outcome.state in SETTLED for outcome in outcomes)
+        with self._lock:
+            self.refusals += sum(isinstance(outcome.error, Refused) for outcome in outcomes)
+            watched.examined = examined
+            watched.failures = watched.failures + 1 if has_failed else 0
+            watched.all_failures += has_failed
+            wait = min(FIRST_WAIT * 2.0 ** min(watched.failures - 1, 10), LAST_WAIT) if has_failed else REFRESH_SECONDS if is_settled else 0
+            watched.again_at = now + wait * SystemRandom().uniform(0.5, 1)
+            if any(outcome.environment for outcome in outcomes):
+                watched.states = {outcome.environment: outcome.state for outcome in outcomes}
+                watched.changed_at = None if is_settled else watched.changed_at or now
+            lines = {outcome.environment: str(outcome)[:500] for outcome in outcomes}
+            news = [outcome for outcome in outcomes if watched.lines.get(outcome.environment) != lines[outcome.environment]]
+            watched.lines = lines
+        for outcome in news:
+            self._say(str(outcome))
+            if outcome.error and outcome.error.remedy:
+                self._say(f"    {outcome.error.remedy}")
+
+
+def _aliases_of(aliases: AliasMap, models: Iterable[str]) -> AliasesOf:
+    return tuple((model, tuple(sorted(aliases.get(model, {}).items()))) for model in sorted(models))
+
+
+def _failure(watched: Watched, error: MlopsBuildError) -> Outcome:
+    return Outcome(watched.address, None, "failed", error=error)
+
+
+def _message(error: Exception) -> str:
+    return error.message if isinstance(error, MlopsBuildError) else f"{type(error).__name__}: {error}"[:300]

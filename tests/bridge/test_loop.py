@@ -1,0 +1,273 @@
+"""The loop with real repositories, hosts that hang and a real registry: what it reconciles, when, and what it reports."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import loop as loops
+from mlops_build.bridge import reconcile
+from mlops_build.bridge.loop import Loop
+from mlops_build.release import alias
+from tests.bridge.test_reconcile import head, url
+from tests.conftest import git
+from tests.release.world import SERVICE
+
+Register = Callable[..., Any]
+HOUR = 3600.0
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running(*urls: str, registry: Registry, interval: float = 1.0, **options: Any) -> Iterator[Loop]:
+    loop = Loop(urls, lambda: Registry(registry.uri), interval=interval, say=[].append, **options)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.stop()
+        thread.join(timeout=60)
+
+
+@pytest.fixture
+def silent_host() -> Iterator[socket.socket]:
+    """A Git host that accepts connections and never answers, until it is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def at(host: socket.socket, name: object) -> str:
+    return f"git://127.0.0.1:{host.getsockname()[1]}/{name}.git"
+
+
+@pytest.fixture
+def reconciled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The repositories that are reconciled."""
+    urls: list[str] = []
+    repository = reconcile.repository
+
+    def recorded(url: str, *arguments: Any, **options: Any) -> Any:
+        urls.append(url)
+        return repository(url, *arguments, **options)
+
+    monkeypatch.setattr(reconcile, "repository", recorded)
+    return urls
+
+
+def subject(checkout: Path) -> str:
+    return git(checkout.with_name(f"{checkout.name}.git"), "log", "-1", "--format=%s", "main")
+
+
+def test_it_reconciles_what_changed_and_nothing_else(
+    checkout: Path, make_repository: Callable[..., Path], registry: Registry, register: Register, reconciled: list[str]
+) -> None:
+    other = make_repository("spam", SERVICE.replace("digits", "spam"))
+    register()
+    with running(url(checkout), url(other), registry=registry) as loop:
+        until(lambda: loop.passes >= 3)
+        assert sorted(reconciled) == [url(checkout), url(other)]
+        alias.promote(registry, None, "digits", 1, "staging")
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+        passes = loop.passes
+        until(lambda: loop.passes >= passes + 3)
+        # Again after its own commit, which is a new head.
+        assert (reconciled.count(url(checkout)), reconciled.count(url(other))) == (3, 1)
+        git(other, "commit", "--quiet", "--allow-empty", "--message=Empty")
+        git(other, "push", "--quiet")
+        until(lambda: reconciled.count(url(other)) == 2)
+        assert reconciled.count(url(checkout)) == 3
+
+
+def test_an_unchanged_repository_is_refreshed(
+    checkout: Path, registry: Registry, reconciled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every change of the registry moves an alias."""
+    monkeypatch.setattr(loops, "REFRESH_SECONDS", 0.1)
+    with running(url(checkout), registry=registry):
+        until(lambda: len(reconciled) > 2)
+
+
+def test_a_host_that_hangs_delays_only_its_own_repositories(
+    checkout: Path, registry: Registry, register: Register, silent_host: socket.socket
+) -> None:
+    register()
+    hanging = [at(silent_host, number) for number in range(30)]
+    with running(*hanging, url(checkout), registry=registry, workers=2) as loop:
+        until(lambda: loop.repositories[-1].examined)
+        alias.promote(registry, None, "digits", 1, "staging")
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+        assert all(watched.running for watched in loop.repositories[:-1])
+        assert loop.passes == 0
+        silent_host.close()
+        until(lambda: loop.passes)
+
+
+def test_a_failed_repository_is_tried_again(
+    tmp_path: Path, checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    bare = checkout.with_name("digits.git")
+    bare.rename(tmp_path / "away.git")
+    with running(url(checkout), registry=registry) as loop:
+        watched = loop.repositories[0]
+        until(lambda: watched.failures)
+        assert loops.FIRST_WAIT / 2 - 5 < watched.again_at - time.monotonic() <= loops.FIRST_WAIT
+        passes = loop.passes
+        until(lambda: loop.passes > passes + 2)
+        assert watched.failures == 1
+        (tmp_path / "away.git").rename(bare)
+        watched.again_at = 0
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+        until(lambda: not watched.failures)
+
+
+def test_a_failed_environment_is_tried_again_at_once_after_a_change(
+    checkout: Path, registry: Registry, register: Register, reconciled: list[str]
+) -> None:
+    register(), register(tags={"mlops_build.digest": None})
+    alias.promote(registry, None, "digits", 1, "staging")
+    registry.set_alias("digits", "staging", 2)
+    with running(url(checkout), registry=registry) as loop:
+        watched = loop.repositories[0]
+        until(lambda: watched.failures)
+        assert watched.changed_at
+        passes = loop.passes
+        until(lambda: loop.passes > passes + 1)
+        assert len(reconciled) == 1
+        registry.set_alias("digits", "staging", 1)
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+        until(lambda: watched.changed_at is None)
+
+
+def test_a_defect_in_one_reconciliation_does_not_end_the_loop(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, defects = reconcile.repository, [True]
+
+    def defective(*arguments: Any, **options: Any) -> Any:
+        if defects and defects.pop():
+            raise RuntimeError("a defect")
+        return repository(*arguments, **options)
+
+    monkeypatch.setattr(reconcile, "repository", defective)
+    monkeypatch.setattr(loops, "FIRST_WAIT", 0.1)
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    with running(url(checkout), registry=registry):
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+
+
+def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: Registry, register: Register, tmp_path: Path) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    database = Path(registry.uri.removeprefix("sqlite:///"))
+    database.rename(tmp_path / "away.db")
+    with running(url(checkout), registry=registry) as loop:
+        until(lambda: loop.registry_answers is False)
+        (tmp_path / "away.db").rename(database)
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+        assert loop.registry_answers
+
+
+# -- as a process --
+
+
+@contextlib.contextmanager
+def process(*urls: str, interval: float = 1, **environment: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`mlops-build bridge run`, and its address."""
+    command = [sys.executable, "-m", "mlops_build", "bridge", "run", "--port", "0", "--interval", str(interval)]
+    for address in urls:
+        command += ["--repo", address]
+    bridge = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    try:
+        assert bridge.stderr
+        where = ""
+        while not where:
+            line = bridge.stderr.readline()
+            assert line, "it ended"
+            where = (re.findall(r"listens on (http://\S+)", line) or [""])[0]
+        threading.Thread(target=bridge.stderr.read, daemon=True).start()
+        yield bridge, where
+    finally:
+        bridge.kill()
+        bridge.wait(timeout=30)
+
+
+def read(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+def metrics(where: str) -> dict[str, float]:
+    """Metric → value; the values of its labels are part of its name."""
+    samples = [sample for family in text_string_to_metric_families(read(f"{where}/metrics")) for sample in family.samples]
+    return {"/".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
+
+
+@pytest.mark.real_python
+def test_metrics_and_health(checkout: Path, registry: Registry, register: Register, tmp_path: Path) -> None:
+    register(), register(tags={"mlops_build.digest": None})
+    alias.promote(registry, None, "digits", 1, "staging")
+    registry.set_alias("digits", "live", 2)
+    missing = f"file://{tmp_path}/missing.git"
+    with process(url(checkout), missing) as (_, where):
+        until(lambda: metrics(where)["mlops_bridge_passes_total"] >= 2)
+        values = metrics(where)
+        assert values["mlops_bridge_repositories"] == 2
+        assert values["mlops_bridge_registry_up"] == 1
+        assert values["mlops_bridge_drift_environments"] == values["mlops_bridge_environments/failed"] == 1
+        assert values["mlops_bridge_unreleased_age_seconds"] > 0
+        assert values["mlops_bridge_pass_duration_seconds"] > 0
+        assert values[f"mlops_bridge_failures_total/{missing}"] == values[f"mlops_bridge_failing/{missing}"] == 1
+        health = read(f"{where}/health")
+        assert '"registry": true' in health
+        registry.set_alias("digits", "live", 1)
+        until(lambda: metrics(where)["mlops_bridge_drift_environments"] == 0)
+        until(lambda: metrics(where)["mlops_bridge_failing/" + url(checkout)] == 0)
+
+
+@pytest.mark.real_python
+def test_sigterm_ends_it_and_the_programs_that_it_runs(checkout: Path, registry: Registry, silent_host: socket.socket) -> None:
+    with process(at(silent_host, "a"), url(checkout)) as (bridge, where):
+        until(lambda: metrics(where)["mlops_bridge_environments/nothing promoted yet"] == 2)
+        children = subprocess.run(["pgrep", "-P", str(bridge.pid)], capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        assert children
+        bridge.send_signal(signal.SIGTERM)
+        assert bridge.wait(timeout=30) == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.real_python
+@pytest.mark.slow
+def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, registry: Registry, register: Register) -> None:
+    first = head(checkout)
+    for number in range(1, 9):
+        register()
+        alias.promote(registry, None, "digits", number, "staging")
+        with process(url(checkout)):
+            time.sleep(number * 0.2)
+    with process(url(checkout)):
+        until(lambda: subject(checkout) == "Release digits 8 to staging")
+    subjects = git(checkout.with_name("digits.git"), "log", "--format=%s", f"{first}..main").splitlines()
+    assert len(subjects) == len(set(subjects))
