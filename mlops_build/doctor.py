@@ -189,18 +189,12 @@ def service_file(root: Path) -> Check:
 
 def versions(root: Path) -> Check:
     """This version of mlops-build is in the range that the service requires."""
-    import tomllib
-
-    from packaging.requirements import Requirement
+    from mlops_build.service.pin import requirement
 
     path = root / "pyproject.toml"
     if not path.is_file():
         return Check("versions", "no pyproject.toml", [Finding("pyproject.toml", "versions", f"{path} is missing", "restore it from Git")])
-    project = tomllib.loads(path.read_text())
-    lines = [*project.get("project", {}).get("dependencies", [])]
-    for group in (project.get("project", {}).get("optional-dependencies", {}), project.get("dependency-groups", {})):
-        lines += [line for lines in group.values() for line in lines if isinstance(line, str)]
-    wanted = next((requirement for line in lines if (requirement := Requirement(line)).name == "mlops-build"), None)
+    wanted = requirement(path.read_text(encoding="utf-8", errors="replace"))
     if wanted and not wanted.specifier.contains(__version__, prereleases=True):
         why = f"the service requires mlops-build{wanted.specifier}, but this is {__version__}"
         return Check(

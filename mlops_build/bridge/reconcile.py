@@ -19,7 +19,7 @@ from mlops_build.release import gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
 from mlops_build.release.record import Record
-from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, recorded, service_at
+from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, pin_at, recorded, service_at
 from mlops_build.service import Service
 
 
@@ -159,7 +159,7 @@ def _environment(
     if hold := holds.of(mirror, parent, env, service):
         return Outcome(address, env, "held", before, before, hold=hold)
     try:
-        wanted = desired(service, env, aliases, version_of)
+        wanted = desired(service, env, aliases, version_of, pin_at(mirror, parent))
         made = change(mirror, parent, service, wanted)
         if made is None:
             return Outcome(address, env, "unchanged", before, str(wanted.record))

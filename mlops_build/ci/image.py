@@ -22,7 +22,7 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Refused
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
-from mlops_build.packaging.name import image_name
+from mlops_build.packaging.name import image_name, is_valid
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.service import Service
@@ -35,7 +35,7 @@ FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
 
 
 class OtherName(Refused):
-    """The record's image name differs from the one computed from service.yaml by this version of mlops-build."""
+    """No release of mlops-build computes the record's image name from the record and service.yaml."""
 
 
 class OtherImage(Refused):
@@ -120,13 +120,13 @@ def _named(root: Path, service: Service) -> list[Image]:
         record = records.read(root, env)
         if not record.models or record.image is None:
             continue
-        computed = image_name(service, record.models)
-        if computed != record.image:
+        if not is_valid(record.image, service, record.models):
+            computed = image_name(service, record.models)
             raise OtherName(
-                f"the record of {env} has the image {record.image}, but service.yaml and this version of mlops-build give {computed}",
-                remedy=f"run `mlops-build release {env}` with CI's version of mlops-build (or wait for the bridge)",
+                f"the record of {env} has the image {record.image}, but its models and service.yaml give {computed}",
+                remedy=f"run `mlops-build release {env}` (or wait for the bridge)",
             )
-        images.setdefault(computed, Image(computed, record)).environments.append(env)
+        images.setdefault(record.image, Image(record.image, record)).environments.append(env)
     return list(images.values())
 
 

@@ -63,8 +63,9 @@ def _environment(args: argparse.Namespace) -> "Contents":
     from mlops_build import service, tracking
     from mlops_build.errors import NotFound
     from mlops_build.packaging import context, recipe
-    from mlops_build.packaging.name import image_name
+    from mlops_build.packaging.name import image_name, is_valid
     from mlops_build.release import record
+    from mlops_build.service import pin
 
     root = service.find_root()
     settings = service.load(root)
@@ -76,13 +77,13 @@ def _environment(args: argparse.Namespace) -> "Contents":
             remedy=f"mlops-build promote {settings.models[0].name} VERSION --to {args.what}, then mlops-build release {args.what}",
         )
     chosen = recipe.of_service(settings, **_options(args))
-    image = image_name(settings, released.models, chosen)
+    image = image_name(settings, released.models, chosen, pin=pin.at(root))
     if chosen != recipe.of_service(settings):
         say(f"the record of {args.what} has {released.image}; with these flags the image is {image}")
-    elif image != released.image:
-        say(
-            f"the record of {args.what} has {released.image}, but service.yaml and this mlops-build give {image}: release {args.what} again"
-        )
+    elif is_valid(released.image, settings, released.models):
+        image = str(released.image)
+    else:
+        say(f"the record of {args.what} has {released.image}, but its models and service.yaml give {image}: release {args.what} again")
     sources = context.from_registry(tracking.registry(root), released.models)
     return context.write_context(chosen, image, sources, args.output, wheels=args.wheelhouse)
 
@@ -92,6 +93,7 @@ def _version(args: argparse.Namespace) -> "Contents":
     from mlops_build.model.identity import parse_uri
     from mlops_build.packaging import context, recipe
     from mlops_build.packaging.name import image_name
+    from mlops_build.service import find_root, pin
     from mlops_build.service.owner import owner
 
     reference = parse_uri(args.what)
@@ -103,7 +105,7 @@ def _version(args: argparse.Namespace) -> "Contents":
     model = version.checked()
     # A single one of several models is not the service's image, so it does not get its name.
     chosen = recipe.of_service(settings, **_options(args))
-    image = image_name(settings, [model], chosen) if len(settings.models) == 1 else None
+    image = image_name(settings, [model], chosen, pin=pin.at(find_root())) if len(settings.models) == 1 else None
     return context.write_context(chosen, image, context.from_registry(registry, [model]), args.output, wheels=args.wheelhouse)
 
 

@@ -27,6 +27,8 @@ from mlops_build.release import record as records
 from mlops_build.release.changes import changes, shown
 from mlops_build.release.record import Record
 from mlops_build.service import Service
+from mlops_build.service import pin as pins
+from mlops_build.service.pin import Pin
 
 # The author of a release. MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL replace it for a host that checks committers.
 NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
@@ -101,7 +103,7 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     hold = holds.of(checkout, head, env, service)
     if hold and not despite_hold:
         raise Held(f"{env} is held: {hold}", remedy=f"mlops-build hold {env} --remove, or add --despite-hold")
-    wanted = desired(service, env, registry.alias_map(), registry.version)
+    wanted = desired(service, env, registry.alias_map(), registry.version, pin_at(checkout, head))
     there = recorded(checkout, head, env)
     before = str(there) if there and there.models else None
     made = change(checkout, head, service, wanted)
@@ -119,8 +121,8 @@ def _uncommitted(checkout: Checkout) -> tuple[str, ...]:
     return (f"uncommitted changes in {', '.join(paths)} are ignored: commit them, then release again",) if paths else ()
 
 
-def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf) -> Desired:
-    """What `env` should run by the registry's alias map.
+def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf, pin: Pin | None) -> Desired:
+    """What `env` should run by the registry's alias map. pin: the service's, which decides the image's name.
 
     Raises NothingPromoted, HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
     """
@@ -138,7 +140,7 @@ def desired(service: Service, env: str, aliases: Aliases, version_of: VersionOf)
         )
     versions = tuple(version_of(name, number) for name, number in numbers.items() if number is not None)
     models = tuple(released(version) for version in versions)
-    record = Record(env, models, versions[0].tags[identity.COMMIT_TAG], image_name(service, models))
+    record = Record(env, models, versions[0].tags[identity.COMMIT_TAG], image_name(service, models, pin=pin))
     return Desired(alias, record, versions)
 
 
@@ -174,6 +176,12 @@ def service_at(objects: Objects, commit: str) -> Service:
     if text is None:
         raise NotFound(f"no {service_file.FILE} at commit {commit[:12]}", remedy="is this repository a service made from the template?")
     return service_file.parse(text.decode(errors="replace"), f"{service_file.FILE} at {commit[:12]}", strict=False)
+
+
+def pin_at(objects: Objects, commit: str) -> Pin | None:
+    """The service's pin of mlops-build at a commit; None if there is none, or it cannot be read."""
+    text = objects.read(commit, pins.FILE)
+    return pins.pin_of(text.decode(errors="replace")) if text is not None else None
 
 
 def recorded(objects: Objects, commit: str, env: str) -> Record | None:

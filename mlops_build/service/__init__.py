@@ -197,6 +197,17 @@ class Image(_Section):
             "Debian or Ubuntu has the model's Python as a package"
         ),
     ] = "wheels"
+    revision: Annotated[
+        int | None,
+        Field(
+            ge=1, le=99999999, description="another number gives the image another name, so it is built again, such as with a patched base"
+        ),
+    ] = None
+    _newer: dict[str, Any] = {}
+
+    def set_keys(self) -> dict[str, Any]:
+        """The keys that are set, also those of a newer mlops-build."""
+        return {**self._newer, **self.model_dump(exclude_unset=True)}
 
 
 def _flag(name: str) -> Any:
@@ -371,14 +382,16 @@ def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
         raise ServiceError(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None
     if not isinstance(document, dict):
         raise ServiceError(f"{where}: not a mapping", remedy=f"the file starts with `schema: 1`; see {REFERENCE}")
-    plain = problems.plain(document)
+    plain = read = problems.plain(document)
     if not strict:
         plain = problems.known(plain, Service)
     try:
-        return Service.model_validate(plain)
+        service = Service.model_validate(plain)
     except ValidationError as error:
         lines = [problems.text(document, problem, Service) for problem in error.errors(include_url=False)]
         raise ServiceError("\n".join(f"{where} {line}" for line in lines), remedy=f"see {REFERENCE}") from None
+    service.image._newer.update({key: value for key, value in read.get("image", {}).items() if key not in Image.model_fields})
+    return service
 
 
 def json_schema() -> dict[str, Any]:

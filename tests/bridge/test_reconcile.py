@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from mlops_build import service
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
 from mlops_build.model import identity, openapi
-from mlops_build.release import alias, write
+from mlops_build.packaging.name import image_name
+from mlops_build.release import alias, record, write
+from mlops_build.service.pin import Pin
 from tests.conftest import git
 from tests.release.world import SERVICE, change_service, service_files
 from tests.release.world import write as write_files
@@ -54,6 +57,22 @@ def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, re
         assert head(checkout) == outcomes[0].commit
     git(checkout, "pull", "--quiet")
     assert git(checkout, "log", "-1", "--format=%s") == "Release digits 1 to staging"
+
+
+def test_the_image_has_the_name_that_the_services_own_release_computes(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    for text, pin in (("~=0.2.0", Pin(0, 2)), ("~=0.8.0", Pin(0, 8)), ("~=0.9.0", None)):
+        requires = f'[project.optional-dependencies]\ntrain = ["mlops-build[train]{text}"]\n'
+        write_files(checkout, {"pyproject.toml": requires})
+        git(checkout, "add", "pyproject.toml")
+        git(checkout, "commit", "--quiet", f"--message=Require {text}")
+        git(checkout, "push", "--quiet", "origin", "HEAD:main")
+        registry.set_alias("digits", "staging", register().version)
+        assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
+        git(checkout, "pull", "--quiet")
+        made = record.read(checkout, "staging")
+        assert made.image == image_name(service.load(checkout), made.models, pin=pin)
 
 
 def test_a_bridge_does_not_take_back_what_another_one_releases_meanwhile(

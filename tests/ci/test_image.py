@@ -25,8 +25,10 @@ from mlops_build.model import environment, files, identity
 from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
+from mlops_build.packaging.name import image_name
 from mlops_build.packaging.recipe import Recipe
 from mlops_build.release.record import Record
+from mlops_build.service.pin import Pin
 from tests.ci.conftest import answer, client
 from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered, make
@@ -58,6 +60,14 @@ def test_another_name_than_the_records_is_refused(
     assert str(written.image) in printed
     assert str(computed) in printed
     assert "mlops-build release staging" in printed
+
+
+def test_the_record_of_another_release_of_the_bridge_keeps_its_name(service: Path, release: Release) -> None:
+    settings, models = service_file.load(service), release("staging").models
+    names = [image_name(settings, models, pin=pin) for pin in (Pin(0, 2), Pin(0, 8))]
+    release("staging", image=names[0])
+    release("production", image=names[1])
+    assert [named.image for named in image._named(service, settings)] == names
 
 
 def test_a_missing_engine_and_an_unreachable_registry_are_errors(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:

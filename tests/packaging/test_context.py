@@ -22,6 +22,7 @@ from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import dockerfile
 from mlops_build.packaging.grammar import BadValue
 from mlops_build.packaging.recipe import Recipe
+from mlops_build.service.pin import Pin
 from tests.conftest import mlops_build
 from tests.packaging.world import COMMIT, LOCK, SERVICE, World
 
@@ -362,6 +363,9 @@ def test_an_environment_is_packaged_as_its_record_says(package: Callable[..., st
     assert tree(in_service / "build/context") == tree(in_service / "build/other")
 
     path = in_service / record.folder("staging") / "record.yaml"
+    older = image_name(settings, released, pin=Pin(0, 8))
+    path.write_text(path.read_text().replace(image, older))
+    assert json.loads(package(in_service, "staging", "-o", "build/context", "--json"))["image"] == older
     path.write_text(path.read_text().replace(released[0].digest, f"sha256:{'0' * 64}"))
     assert "find out who wrote the tag" in package(in_service, "staging", "-o", "build/context", expect=4)
 

@@ -10,7 +10,8 @@ import pytest
 from mlops_build import service
 from mlops_build.errors import Refused
 from mlops_build.model.version import ModelVersion
-from mlops_build.packaging import name
+from mlops_build.packaging import bases, dockerfile, name
+from mlops_build.service.pin import Pin
 
 TEXT = """\
 schema: 1
@@ -24,14 +25,73 @@ image: {registry: registry.example.com/ml, base: "python:3.11-slim", apt: [libgl
 MODELS = [ModelVersion("digits", 3, f"sha256:{'a' * 64}"), ModelVersion("letters", 1, f"sha256:{'b' * 64}")]
 
 
-def image(text: str = TEXT, models: list[ModelVersion] = MODELS) -> str:
-    return name.image_name(service.parse(text), models)
+def image(text: str = TEXT, models: list[ModelVersion] = MODELS, pin: Pin | None = None) -> str:
+    return name.image_name(service.parse(text), models, pin=pin)
+
+
+def asked(more: str) -> str:
+    """The name for more keys in `image:`."""
+    return image(TEXT.replace("curl]}", f"curl], {more}}}"))
 
 
 def test_the_name_is_that_of_earlier_releases() -> None:
-    """Golden, from mlops-build 0.4 and 0.5: the bridge writes the name into a record, and a CI of another release computes it again."""
-    assert image() == "registry.example.com/ml/digits:v3-15f049afba32"
-    assert image(TEXT + "gpu: {mode: shared}\nserving: {port: 9000}\n") == "registry.example.com/ml/digits:v3-7cae214b8df7"
+    """Golden: the bridge writes the name into a record, and a CI of another release computes it again."""
+    other = TEXT + "gpu: {mode: shared}\nserving: {port: 9000}\n"
+    assert [image(pin=Pin(0, minor)).rpartition("-")[2] for minor in (1, 2, 3)] == ["75c43e5d1058"] * 3
+    assert [image(pin=Pin(0, minor)).rpartition("-")[2] for minor in range(4, 9)] == ["15f049afba32"] * 5
+    assert image(other, pin=Pin(0, 8)) == "registry.example.com/ml/digits:v3-7cae214b8df7"
+    for pin in (None, Pin(0, 9), Pin(1, 0)):
+        assert image(pin=pin) == "registry.example.com/ml/digits:v3-368c48bde205"
+        assert image(other, pin=pin) == "registry.example.com/ml/digits:v3-789def89e468"
+
+
+def test_a_record_may_have_the_name_of_its_pin_or_else_of_any_release() -> None:
+    settings, old = service.parse(TEXT), image(pin=Pin(0, 2))
+    names = {old, image(pin=Pin(0, 4)), image()}
+    assert len(names) == 3
+    for pin in (None, Pin(0, 9), Pin(0, 10)):
+        assert {each for each in names if name.is_valid(each, settings, MODELS, pin)} == names
+    for pin in (Pin(0, 0), Pin(0, 1), Pin(0, 3)):
+        assert {each for each in names if name.is_valid(each, settings, MODELS, pin)} == {old}
+    assert not name.is_valid(old, settings, MODELS[:1])
+    assert not name.is_valid(None, settings, MODELS)
+
+
+def test_what_mlops_build_adds_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = image(), image(pin=Pin(0, 8))
+    monkeypatch.setattr(bases, "known", lambda: {"python:3.11-slim": f"sha256:{'d' * 64}"})
+    monkeypatch.setattr(dockerfile, "TEMPLATE", "Another.jinja")
+    assert (image(), image(pin=Pin(0, 8))) == before
+
+
+def test_the_keys_that_are_set_count() -> None:
+    keys = ["revision: 1", "revision: 2", "cuda: wheels", "cuda: base", "secrets: [netrc]", "secrets: [netrc, ca-bundle]"]
+    names = {image(), *map(asked, keys)}
+    assert len(names) == len(keys) + 1
+    assert asked("secrets: [ca-bundle, netrc]") in names
+    for nothing in ("secrets: []", "revision: null", "files: [config]"):
+        assert asked(nothing) == image()
+    reordered = TEXT.replace(
+        'registry: registry.example.com/ml, base: "python:3.11-slim"', "base: python:3.11-slim, registry: registry.example.com/ml"
+    )
+    assert reordered != TEXT
+    assert image(reordered) == image()
+    for wrong in ("revision: 0", "revision: 1.5", "revision: '1'", "revision: x"):
+        with pytest.raises(service.ServiceError, match="revision"):
+            asked(wrong)
+
+
+def test_a_key_of_a_newer_release_counts_as_it_will_there() -> None:
+    """The bridge ignores keys that it does not know, while the service's CI may know them."""
+
+    def bridge(image: str) -> str:
+        return name.image_name(service.parse(TEXT.replace("curl]}", f"curl], {image}}}"), strict=False), MODELS)
+
+    assert bridge("cuda: wheels") == asked("cuda: wheels")
+    names = {
+        bridge(keys) for keys in ("shell: [zsh, fish]", "shell: [fish, zsh, zsh]", "shell: {a: 1}", "shell: 2026-12-01", "shell: .nan")
+    }
+    assert len(names | {image()}) == 5
 
 
 def test_it_has_the_form_that_records_and_registries_allow() -> None:
