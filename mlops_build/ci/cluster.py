@@ -1,8 +1,10 @@
 """Use the cluster through kubectl: render, apply, remove and wait. The output of kubectl goes to stderr."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from mlops_build.adapters import kubectl
 from mlops_build.adapters.kubectl import RENDER_SECONDS
 from mlops_build.errors import Failed, Refused
 from mlops_build.release.objects import MANAGER, MANAGER_LABEL, NAME_LABEL
+from mlops_build.release.record import PREFIX
 
 APPLY_SECONDS = 120
 # Objects that depend on settings in service.yaml: a release creates and removes them. `kubectl apply --prune` would delete every object
@@ -40,6 +43,32 @@ def live_replicas(name: str, namespace: str) -> int | None:
     """The current number of replicas of the Deployment `name`; None if it does not exist or this account may not read it."""
     replicas = _get(["deployment", name, "--namespace", namespace, "--output", "jsonpath={.spec.replicas}"])
     return int(replicas) if replicas.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The revision of a Deployment. complete: its rollout has ended. models: those that mlops-build released with it, as text."""
+
+    number: int
+    complete: bool
+    models: str | None
+
+
+def revision(name: str, namespace: str) -> Revision | None:
+    """The revision of the Deployment `name`; None if there is none, or this account may not read it."""
+    try:
+        deployment = json.loads(_get(["deployment", name, "--namespace", namespace, "--output", "json"]))
+        annotations, conditions = deployment["metadata"]["annotations"], deployment["status"]["conditions"]
+        complete = any(condition.get("reason") == "NewReplicaSetAvailable" for condition in conditions)
+        return Revision(int(annotations["deployment.kubernetes.io/revision"]), complete, annotations.get(f"{PREFIX}/models"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def undo(name: str, namespace: str, number: int, seconds: int) -> None:
+    """Return to a revision of the Deployment `name`, and wait for it. Raises Failed, RolloutFailed, ClusterUnreachable."""
+    _call(["rollout", "undo", f"deployment/{name}", "--namespace", namespace, f"--to-revision={number}"], APPLY_SECONDS)
+    wait(name, namespace, seconds)
 
 
 def make_volume(manifest: str, name: str, by_hand: str) -> None:

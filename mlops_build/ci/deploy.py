@@ -15,6 +15,7 @@ from mlops_build.adapters import engine as builder
 from mlops_build.adapters import http, kubectl
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.ci import cluster, dry_run, image
+from mlops_build.ci.attempt import Attempt
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.finding import show_by_file
 from mlops_build.model.answers import differences
@@ -52,8 +53,10 @@ def run(
     timeout_s: time limit of the rollout, by default computed from replicas and startup_seconds of service.yaml. if_released: do nothing
     if nothing is released, instead of an error.
 
+    If the rollout or an answer fails, the cluster returns to the revision that ran before, if mlops-build had released it.
+
     Raises NotFound (nothing released, or its image is not there), Refused (by the API server), ClusterUnreachable, RolloutFailed,
-    ServiceUnreachable, OtherAnswer.
+    ServiceUnreachable, OtherAnswer, WentBack.
     The digest is taken from the file that the build of this release wrote, else from the model version, else from the image registry.
     While MLflow is down, the deployment continues without the examples (a rollback by Git must work) and prints this.
     """
@@ -80,21 +83,18 @@ def run(
     rendered = by_digest(cluster.render(root / "deploy" / "overlays" / env), record, reference)
     objects = [document for document in YAML(typ="safe", pure=True).load_all(rendered) if document]
     _accepted(rendered, root, service, env, say)
-    # Before anything is applied: a remaining scaler would change the number of replicas that is applied.
-    cluster.remove_unwanted(service.name, place.namespace, objects, say)
-    if scaler := scaler_of(objects, service.name):
-        rendered = with_replicas(rendered, service.name, replicas(scaler, cluster.live_replicas(service.name, place.namespace)))
-    volumes, rendered = without_volumes(rendered)
-    for name, manifest in volumes.items():
-        by_hand = f"kubectl --namespace {place.namespace} apply --filename {records.folder(env)}/gpu-leases.yaml"
-        cluster.make_volume(manifest, name, by_hand)
     say(f"deploy: applying {record} to {env} as {reference}")
-    cluster.apply(rendered)
-    cluster.wait(service.name, place.namespace, timeout_s or max(LEAST_SECONDS, rollout(service, env).update_seconds))
+    seconds = timeout_s or max(LEAST_SECONDS, rollout(service, env).update_seconds)
+    attempt = Attempt(root, record, service.name, place.namespace, registry, seconds, say)
+    _apply(attempt, rendered, objects)
     rows = None
-    if registry is not None and place.replicas:
-        rows = sum(_check_example(registry, model, address, first=model == record.models[0]) for model in record.models)
-        say(f"deploy: {rows} recorded rows have the recorded answers")
+    try:
+        cluster.wait(service.name, place.namespace, seconds)
+        if registry is not None and place.replicas:
+            rows = sum(_check_example(registry, model, address, first=model == record.models[0]) for model in record.models)
+            say(f"deploy: {rows} recorded rows have the recorded answers")
+    except (cluster.RolloutFailed, OtherAnswer) as error:
+        raise attempt.go_back(error) from None
     return {
         "environment": env,
         "namespace": place.namespace,
@@ -104,6 +104,20 @@ def run(
         "url": address,
         "examples": rows,
     }
+
+
+def _apply(attempt: Attempt, rendered: str, objects: Sequence[Any]) -> None:
+    """Apply the rendered manifests; `objects` are the same, parsed. Removes what this release no longer has."""
+    name, namespace, say = attempt.name, attempt.namespace, attempt.say
+    # Before anything is applied: a remaining scaler would change the number of replicas that is applied.
+    cluster.remove_unwanted(name, namespace, objects, say)
+    if scaler := scaler_of(objects, name):
+        rendered = with_replicas(rendered, name, replicas(scaler, cluster.live_replicas(name, namespace)))
+    volumes, rendered = without_volumes(rendered)
+    for volume, manifest in volumes.items():
+        file = f"{records.folder(attempt.record.environment)}/gpu-leases.yaml"
+        cluster.make_volume(manifest, volume, f"kubectl --namespace {namespace} apply --filename {file}")
+    cluster.apply(rendered)
 
 
 def by_digest(rendered: str, record: Record, reference: str) -> str:

@@ -15,6 +15,7 @@ from mlops_build.ci import deploy
 from mlops_build.errors import Refused
 from mlops_build.model import identity
 from mlops_build.model.answers import differences
+from mlops_build.release import failure
 from mlops_build.release.record import Record
 from tests.ci.conftest import Release, simulate_kubectl
 from tests.packaging.world import World
@@ -30,21 +31,25 @@ case "$*" in *--dry-run=server*) exit 0 ;; esac
 echo "$*" >>"{folder}/calls"
 if [ "$1" = apply ]; then
     cat >"{folder}/applied.yaml"
+    [ -e "{folder}/after.json" ] && mv "{folder}/after.json" "{folder}/deployment.json"
     if grep -q '^kind: PersistentVolume$' "{folder}/applied.yaml"; then
         cp "{folder}/applied.yaml" "{folder}/volume.yaml"
         if [ "$CLUSTER" = modest ]; then echo 'Error from server (Forbidden): persistentvolumes is forbidden' >&2; exit 1; fi
     fi
 fi
 case "$1 $2" in
-    "get deployment") printf %s "$LIVE_REPLICAS"; exit ;;
+    "get deployment")
+        case "$*" in *" json "*) cat "{folder}/deployment.json" 2>/dev/null ;; *) printf %s "$LIVE_REPLICAS" ;; esac
+        exit ;;
     "get persistentvolume") printf %s "$LIVE_VOLUME"; exit ;;
     "get "*) printf '%s\\n' $LIVE_OBJECTS; exit ;;
 esac
+case "$1 $2" in "rollout undo") [ "$CLUSTER" = careful ] || touch "{folder}/undone" ;; esac
 case "$CLUSTER:$1" in
     down:*) echo "Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused" >&2; exit 1 ;;
     forbidden:apply) echo 'Error from server (Forbidden): deployments.apps "points" is forbidden' >&2; exit 1 ;;
     careful:delete) echo 'Error from server (Forbidden): you may not delete that' >&2; exit 1 ;;
-    stuck:rollout) echo "error: timed out waiting for the condition" >&2; exit 1 ;;
+    stuck:rollout) [ -e "{folder}/undone" ] || {{ echo "error: timed out waiting for the condition" >&2; exit 1; }} ;;
 esac
 echo "$1 done"
 """
@@ -133,6 +138,7 @@ def test_a_release_is_applied_by_digest_and_answers_as_recorded(
     labels = "app.kubernetes.io/name=points,app.kubernetes.io/managed-by=mlops-build"
     kinds = "horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy,persistentvolumeclaims"
     assert cluster.calls() == [
+        "get deployment points --namespace ml-staging --output json --ignore-not-found",
         f"get {kinds} --namespace ml-staging --selector {labels} --output name --ignore-not-found",
         "apply --filename -",
         "rollout status deployment/points --namespace ml-staging --timeout=77s",
@@ -172,6 +178,80 @@ def test_the_cluster_s_message_is_shown(
     assert any("rollout" in call for call in cluster.calls()) == (state == "stuck")
 
 
+def deployment(revision: int, *, models: str | None = None, complete: bool = True) -> str:
+    """What `kubectl get deployment --output json` prints."""
+    annotations = {"deployment.kubernetes.io/revision": str(revision), **({"mlops-build/models": models} if models else {})}
+    reason = "NewReplicaSetAvailable" if complete else "ReplicaSetUpdated"
+    conditions = [{"type": "Available", "reason": "Any"}, {"type": "Progressing", "reason": reason}]
+    return json.dumps({"metadata": {"annotations": annotations}, "status": {"conditions": conditions}})
+
+
+@pytest.mark.parametrize(("why", "registry_is_down"), [("stuck", False), ("stuck", True), ("other answers", False)])
+def test_after_a_failure_the_cluster_returns_to_the_release_before(
+    cluster: Cluster,
+    released: Record,
+    run: Run,
+    world: World,
+    service: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+    registry_is_down: bool,
+) -> None:
+    (cluster.folder / "deployment.json").write_text(deployment(7, models="models:/points/3"))
+    (cluster.folder / "after.json").write_text(deployment(8, models="models:/points/1", complete=why != "stuck"))
+    if registry_is_down:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
+        monkeypatch.setattr(docker, "digest_of", lambda _: DIGEST)
+    monkeypatch.setenv("CLUSTER", "stuck" if why == "stuck" else "")
+    with serving(tmp_path / "server", str(world.folder / "two"), "--port", "0") as server:
+        document, _ = run("staging", "--url", server.url, "--timeout", "9", expect=4)
+    undo = "rollout undo deployment/points --namespace ml-staging --to-revision=7"
+    assert cluster.calls()[-2:] == [undo, "rollout status deployment/points --namespace ml-staging --timeout=9s"]
+    assert document["error"].endswith("\nstaging runs models:/points/3 again")
+    assert "mlops-build rollback --from-git staging" in document["remedy"]
+    assert (document["runs"], document["failed"]) == ("models:/points/3", "points 1")
+    assert document["marked"] is not registry_is_down
+    marked = failure.failed(world.registry.version("points", 1), "staging")
+    if registry_is_down:
+        assert marked is None
+        return
+    assert marked is not None
+    assert ("did not become ready" if why == "stuck" else "differs") in marked.reason
+    folder = service / "deploy/overlays/staging/release"
+    assert marked.release == failure.digest({str(path): path.read_bytes() for path in folder.iterdir()})
+    assert failure.failed(world.registry.version("points", 1), "production") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message", "marked"),
+    [
+        (None, deployment(1, complete=False), "no complete release ran there before", True),
+        (deployment(1, models=None), deployment(2), "no complete release ran there before", True),
+        (deployment(4, models="models:/points/3", complete=False), deployment(5), "no complete release ran there before", True),
+        (deployment(4, models="models:/points/1"), deployment(4, complete=False), "are those that ran before", False),
+    ],
+)
+def test_without_a_release_to_return_to_the_error_stays(
+    cluster: Cluster,
+    released: Record,
+    run: Run,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str | None,
+    after: str,
+    message: str,
+    marked: bool,
+) -> None:
+    if before:
+        (cluster.folder / "deployment.json").write_text(before)
+    (cluster.folder / "after.json").write_text(after)
+    monkeypatch.setenv("CLUSTER", "stuck")
+    assert message in run("staging", "--timeout", "5", expect=1)[1]
+    assert not any("undo" in call for call in cluster.calls())
+    assert (failure.failed(world.registry.version("points", 1), "staging") is not None) is marked
+
+
 def test_a_service_that_does_not_answer_is_an_error(cluster: Cluster, released: Record, run: Run) -> None:
     printed = run("staging", "--url", f"http://127.0.0.1:{free_port()}", expect=5)[1]
     assert "does not answer" in printed
@@ -198,12 +278,12 @@ def test_only_objects_that_a_release_no_longer_has_are_removed_before_it_is_appl
     monkeypatch.setenv("LIVE_OBJECTS", there)
     printed = stuck()
     calls = cluster.calls()
-    assert calls[1].startswith("delete horizontalpodautoscalers.autoscaling/points --namespace ")
-    assert calls[2].startswith("delete poddisruptionbudgets.policy/points --namespace ")
-    assert calls[3] == "apply --filename -"
+    assert calls[2].startswith("delete horizontalpodautoscalers.autoscaling/points --namespace ")
+    assert calls[3].startswith("delete poddisruptionbudgets.policy/points --namespace ")
+    assert calls[4] == "apply --filename -"
     assert "persistentvolumeclaim points-gpu-leases-1" in printed
     assert "delete it and its volume" in printed
-    assert not any("persistentvolumeclaim" in call for call in calls[1:])
+    assert not any("persistentvolumeclaim" in call for call in calls[2:])
     monkeypatch.setenv("LIVE_OBJECTS", "poddisruptionbudget.policy/points")
     stuck("replicas: 1", "replicas: 2")
     assert not any("delete" in call for call in cluster.calls()[len(calls) :])
@@ -251,7 +331,8 @@ def test_the_volume_of_gpu_leases_is_created_once(
 
 def test_the_time_limit_depends_on_the_models_start(cluster: Cluster, stuck: Callable[..., str]) -> None:
     stuck("startup_seconds: 120", "startup_seconds: 1800")
-    assert int(cluster.calls()[-1].rstrip("s").rpartition("--timeout=")[2]) > 1800
+    status = next(call for call in cluster.calls() if call.startswith("rollout status"))
+    assert int(status.rstrip("s").rpartition("--timeout=")[2]) > 1800
 
 
 def test_what_a_deployment_needs(
