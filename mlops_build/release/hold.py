@@ -17,13 +17,13 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.errors import Refused, UsageError
 from mlops_build.release import record as records
-from mlops_build.service import Service, ServiceError
+from mlops_build.service import Service, ServiceError, pin
+from mlops_build.service.pin import Pin
 
 WHY_LENGTH = 500  # service.yaml's limit
 HEADER = "# Machines leave {env} as it is. Remove it with: mlops-build hold {env} --remove\n"
 # The first release whose bridge reads hold.yaml.
-FIRST = (0, 9)
-PIN = re.compile(r"""["']mlops-build(?:\[[a-z, ]*\])? *(?:~=|==|>=) *([0-9]+)\.([0-9]+)""")
+FIRST = Pin(0, 9)
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def changes(objects: Objects, head: str, env: str, hold: Hold | None) -> dict[st
 
 def _has_older_bridges(objects: Objects, commit: str) -> bool:
     """Whether the service pins a release whose bridge knows only service.yaml; also if its pin is not known."""
-    pin = PIN.search((objects.read(commit, "pyproject.toml") or b"").decode(errors="replace"))
-    return pin is None or (int(pin[1]), int(pin[2])) < FIRST
+    pyproject = objects.read(commit, pin.FILE)
+    pinned = pin.pin_of(pyproject.decode(errors="replace") if pyproject else None)
+    return pinned is None or pinned < FIRST
 
 
 def in_service(text: str, env: str, why: str | None) -> str:

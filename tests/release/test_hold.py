@@ -52,7 +52,7 @@ def effective(checkout: Path) -> str | None:
 )
 @pytest.mark.parametrize("why", ["it answers nonsense", 'it\'s: {a} # "x"', "é" * 200, "😀", "null"])
 def test_a_hold_is_read_as_it_was_written_and_ends_in_both_places(checkout: Path, pin: str, in_service: bool, why: str) -> None:
-    head = commit(checkout, pyproject_toml=f"train = [{pin}]\n")
+    head = commit(checkout, pyproject_toml=f"[project.optional-dependencies]\ntrain = [{pin}]\n")
     before = (checkout / "service.yaml").read_text()
     objects = Checkout(checkout)
     files = hold.changes(objects, head, "staging", hold.begin(f"{why}\n", ADA))
