@@ -67,7 +67,7 @@ def test_an_environment_may_follow_another_alias() -> None:
             13,
             "git.commit_prefix: 'ML-1\\\\nX' is not a Jira issue at the start of",
         ),
-        (("hold: {}", "git: {api: 'https://a@git.example.com'}"), 13, "git.api: 'https://a@git.example.com' is not Bitbucket's address"),
+        (("hold: {}", "git: {api: 'https://a@git.example.com'}"), 13, "git.api: 'https://a@git.example.com' is not the host's address"),
         (("  - name: digits", "  - name: digits\n  - name: digits"), 5, "models: a model is listed twice: digits, digits"),
         (
             ("replicas: 2", "replicas: 2, autoscale: {max_replicas: 2, target: 4}"),

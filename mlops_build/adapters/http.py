@@ -18,6 +18,9 @@ MOST_BYTES = 1 << 20
 CHUNK = 1 << 16
 # Variables of other programs for a company's certificates, besides Python's SSL_CERT_FILE and SSL_CERT_DIR.
 BUNDLES = ("GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+# Remedies for a server that does not answer, and for one whose certificate is not trusted.
+NETWORK = "check the address, the network and the proxy"
+CERTIFICATES = f"if your company has its own certificates, set SSL_CERT_FILE (or {', '.join(BUNDLES)}) to their file"
 
 
 class NoAnswer(Unreachable):
@@ -56,7 +59,7 @@ def call(
     """
     deadline = time.monotonic() + seconds
     request = urllib.request.Request(url, method=method, data=body, headers=dict(headers or {}))  # noqa: S310 # http(s): the caller's check
-    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=_context()))
+    opener = urllib.request.build_opener(_NoRedirects(), urllib.request.HTTPSHandler(context=tls_context()))
     try:
         try:
             answer = opener.open(request, timeout=seconds)
@@ -66,9 +69,7 @@ def call(
             return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, _read(answer, limit, deadline))
     except (OSError, ValueError) as error:  # ValueError: the answer is not HTTP
         reason = getattr(error, "reason", error)
-        remedy = "check the address, the network and the proxy"
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            remedy = f"if your company has its own certificates, set SSL_CERT_FILE (or {', '.join(BUNDLES)}) to their file"
+        remedy = CERTIFICATES if isinstance(reason, ssl.SSLCertVerificationError) else NETWORK
         parts = urlsplit(url)
         raise NoAnswer(f"{parts.scheme}://{parts.netloc} does not answer: {str(reason)[:200]}", remedy=remedy) from None
 
@@ -91,7 +92,8 @@ def _read(answer: Any, limit: int, deadline: float) -> bytes:
     return body
 
 
-def _context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """The trusted certificates: Python's own, and a company's. Raises NoAnswer for a file without certificates."""
     context = ssl.create_default_context()
     for variable in BUNDLES:
         if bundle := os.environ.get(variable):

@@ -38,7 +38,7 @@ class Names:
     @property
     def repository(self) -> githost.Repository | None:
         """The repository on the Git host; None if origin is on a host that is not known."""
-        return githost.repository_of(self.origin) if self.origin else None
+        return githost.repository_of(self.origin, self.service.git.pull_requests) if self.origin else None
 
     @property
     def wants_token(self) -> bool:

@@ -241,13 +241,13 @@ class Serving(_Section):
 
 
 class Git(_Section):
-    """Pull requests for retrained models on the Git host, and the subjects of generated commits."""
+    """Pull requests on the Git host, for retrained models and for releases, and the subjects of generated commits."""
 
     pull_requests: Annotated[
-        Literal["none", "bitbucket"],
-        Field(description="how to open one for retrain/N: not at all, or with Bitbucket Data Center's REST API"),
+        Literal["none", "bitbucket", "gitlab"],
+        Field(description="how to open one: not at all, with the API of Bitbucket Data Center, or with GitLab's (a merge request)"),
     ] = "none"
-    api: Annotated[str, _pattern(GIT_API, "Bitbucket's address, such as https://git.example.com")] | None = None
+    api: Annotated[str, _pattern(GIT_API, "the host's address, such as https://git.example.com")] | None = None
     commit_prefix: Annotated[str, _pattern(JIRA, "a Jira issue at the start of generated commits' subjects, such as ML-123")] | None = None
 
     @model_validator(mode="after")

@@ -1,46 +1,73 @@
-"""Pull requests on Bitbucket Data Center, over real HTTP and HTTPS."""
+"""Pull requests on Bitbucket Data Center and GitLab, over real HTTP and HTTPS, with real repositories."""
 
 import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlops_build.adapters import http
-from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, Repository
-from mlops_build.adapters.githost import bitbucket as githost
+from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, PullRequest, Repository, bitbucket, repository_of
+from mlops_build.adapters.githost import gitlab as gitlab_host
 from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.service import json_schema
-from tests.adapters.git.bitbucket import Bitbucket, bitbucket
+from tests import githosts
 from tests.conftest import git
+from tests.githosts import Bitbucket, GitHost
 
 TOKEN = "NzI3-a.token_of=the+bot/"
 POINTS = Repository("ml", "points")
+PAGES = {"bitbucket": "projects/ml/repos/points/pull-requests", "gitlab": "ml/points/-/merge_requests"}
+
+
+@pytest.fixture(params=list(githosts.HOSTS))
+def kind(request: pytest.FixtureRequest) -> str:
+    """The value of `git.pull_requests` in service.yaml."""
+    return str(request.param)
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bitbucket]:
-    """With a repository ml/points that has the branches main and, one commit further, retrain/7."""
+def server(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHost]:
+    """With a repository ml/points that has the branches main, merged and, one commit further, retrain/7."""
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
-    with bitbucket(tmp_path / "bitbucket", TOKEN) as found:
-        fill(found, tmp_path)
-        yield found
+    with githosts.HOSTS[kind](tmp_path / "host", TOKEN) as host:
+        fill(host, tmp_path)
+        yield host
 
 
-def fill(found: Bitbucket, folder: Path) -> None:
-    found.make("ml", "points")
-    work = folder / "work"
+def fill(host: GitHost, folder: Path) -> None:
+    host.make("ml", "points")
+    work, bare = folder / "work", str(host.bare("ml", "points"))
     git(folder, "init", "--quiet", "--initial-branch=main", str(work))
     git(work, "commit", "--quiet", "--allow-empty", "--message=First")
-    git(work, "push", "--quiet", str(found.folder / "ml/points.git"), "HEAD:refs/heads/main", "HEAD:refs/heads/merged")
+    git(work, "push", "--quiet", bare, "HEAD:refs/heads/main", "HEAD:refs/heads/merged")
     git(work, "commit", "--quiet", "--allow-empty", "--message=Second")
-    git(work, "push", "--quiet", str(found.folder / "ml/points.git"), "HEAD:refs/heads/retrain/7")
+    git(work, "push", "--quiet", bare, "HEAD:refs/heads/retrain/7")
 
 
-def ask(server: Bitbucket, source: str = "retrain/7", title: str = "Train points", text: str = "all of it") -> githost.PullRequest | None:
-    return githost.open_pull_request(server.url, POINTS, source=source, target="main", title=title, description=text)
+def kind_of(server: GitHost) -> str:
+    return "bitbucket" if isinstance(server, Bitbucket) else "gitlab"
+
+
+def call(server: GitHost, operation: str, *arguments: Any, **options: Any) -> Any:
+    return getattr(HOSTS[kind_of(server)], operation)(server.url, POINTS, *arguments, **options)
+
+
+def ask(server: GitHost, source: str = "retrain/7", title: str = "Train points", text: str = "all of it") -> PullRequest | None:
+    request: PullRequest | None = call(server, "open_pull_request", source=source, target="main", title=title, description=text)
+    return request
+
+
+def find(server: GitHost) -> PullRequest | None:
+    request: PullRequest | None = call(server, "find_pull_request", source="retrain/7", target="main")
+    return request
+
+
+def page(server: GitHost, number: int) -> str:
+    return f"{server.url}/{PAGES[kind_of(server)]}/{number}"
 
 
 @pytest.mark.parametrize(
@@ -55,8 +82,8 @@ def ask(server: Bitbucket, source: str = "retrain/7", title: str = "Train points
         ("https://git.example.com/scm/~ada/points.git", "~ada", "points"),
     ],
 )
-def test_project_and_name_come_from_the_clone_address(url: str, project: str, name: str) -> None:
-    assert githost.repository_of(url) == Repository(project, name)
+def test_project_and_name_come_from_bitbuckets_clone_address(url: str, project: str, name: str) -> None:
+    assert bitbucket.repository_of(url) == Repository(project, name)
 
 
 @pytest.mark.parametrize(
@@ -75,41 +102,162 @@ def test_project_and_name_come_from_the_clone_address(url: str, project: str, na
         "",
     ],
 )
-def test_any_other_address_is_refused(url: str) -> None:
+def test_any_other_address_is_not_bitbuckets(url: str) -> None:
     with pytest.raises(UsageError, match="is not a clone address"):
-        githost.repository_of(url)
-
-
-def test_a_pull_request_is_opened_once(server: Bitbucket) -> None:
-    first, again = ask(server), ask(server, title="Another title")
-    assert first == githost.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=True)
-    assert again == githost.PullRequest(1, f"{server.url}/projects/ml/repos/points/pull-requests/1", new=False)
-    (opened,) = server.pull_requests
-    assert opened["title"] == "Train points"
-    assert opened["fromRef"] == {"id": "refs/heads/retrain/7", "repository": {"slug": "points", "project": {"key": "ml"}}}
-    assert opened["toRef"]["id"] == "refs/heads/main"
-    method, path, headers = server.requests[0]
-    assert (method, path) == ("POST", "/rest/api/1.0/projects/ml/repos/points/pull-requests")
-    assert headers["X-Atlassian-Token"] == "no-check"
-    assert headers["Authorization"] == f"Bearer {TOKEN}"
-
-
-def test_bitbuckets_limits_are_kept(server: Bitbucket) -> None:
-    assert ask(server, "merged") is None, "what is merged already needs no pull request"
-    assert server.pull_requests == []
-    assert ask(server, title="t" * 300, text="d" * 40000) is not None
-    assert (len(server.pull_requests[0]["title"]), len(server.pull_requests[0]["description"])) == (255, 32768)
-
-
-def test_a_look_changes_nothing(server: Bitbucket) -> None:
-    githost.check(server.url, POINTS)
-    assert [method for method, _, _ in server.requests] == ["GET"]
-    with pytest.raises(HostRefused, match="404 for ml/other"):
-        githost.check(server.url, Repository("ml", "other"))
+        bitbucket.repository_of(url)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind", "remedy"),
+    ("url", "groups", "name"),
+    [
+        ("https://gitlab.example.com/ml/points.git", "ml", "points"),
+        ("https://gitlab.example.com:8443/ml/nlp/points", "ml/nlp", "points"),
+        ("https://bot@gitlab.example.com/a/b/c/d.v2.git/", "a/b/c", "d.v2"),
+        ("ssh://git@gitlab.example.com/ml/points.git", "ml", "points"),
+        ("ssh://git@gitlab.example.com:2222/ml/points.git", "ml", "points"),
+        ("git@gitlab.example.com:ml/nlp/points.git", "ml/nlp", "points"),
+    ],
+)
+def test_groups_and_name_come_from_gitlabs_clone_address(url: str, groups: str, name: str) -> None:
+    assert gitlab_host.repository_of(url) == Repository(groups, name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///srv/ml/points.git",
+        "https://gitlab.example.com/points.git",
+        "https://gitlab.example.com/ml/points.git?x=1",
+        "https://gitlab.example.com/ml/points.git\n",
+        "https://gitlab.example.com/ml/../points.git",
+        "https://gitlab.example.com/ml//points.git",
+        "https://gitlab.example.com/m%6C/points.git",
+        "git@gitlab.example.com:/points.git",
+        "gitlab.example.com:ml/points.git",
+        "-oProxyCommand=x@gitlab.example.com:ml/points.git",
+        "",
+    ],
+)
+def test_any_other_address_is_not_gitlabs(url: str) -> None:
+    with pytest.raises(UsageError, match="is not a clone address"):
+        gitlab_host.repository_of(url)
+
+
+def test_the_host_in_service_yaml_decides_on_an_address_that_fits_several() -> None:
+    both = "https://git.example.com/scm/ml/points.git"
+    assert [repository_of(both, kind) for kind in HOSTS] == [POINTS, Repository("scm/ml", "points")]
+    assert repository_of(both) == POINTS
+    assert repository_of("git@git.example.com:ml/points.git") == POINTS
+    assert repository_of("git@git.example.com:ml/points.git", "bitbucket") is None
+    assert repository_of("file:///srv/points.git") is None
+
+
+def test_a_pull_request_is_opened_once(server: GitHost) -> None:
+    assert find(server) is None
+    first, again = ask(server), ask(server, title="Another title")
+    head = server.head("ml", "points", "retrain/7")
+    assert first == PullRequest(1, page(server, 1), new=True, state="open", commit=str(head), title="Train points")
+    assert again == find(server) == PullRequest(1, page(server, 1), new=False, state="open", commit=str(head), title="Train points")
+    assert [(pull.source, pull.target, pull.title) for pull in server.pulls] == [("retrain/7", "main", "Train points")]
+    for _, _, headers in server.requests:
+        assert headers.get("PRIVATE-TOKEN") == TOKEN or headers["Authorization"] == f"Bearer {TOKEN}"
+        assert kind_of(server) == "gitlab" or headers["X-Atlassian-Token"] == "no-check"
+
+
+def test_the_newest_pull_request_is_the_one_that_counts(server: GitHost) -> None:
+    ask(server)
+    server.decline(1)
+    declined = find(server)
+    assert declined
+    assert (declined.number, declined.state, declined.commit) == (1, "closed", server.head("ml", "points", "retrain/7"))
+    assert (again := ask(server))
+    assert (again.number, again.new) == (2, True)
+    server.merge(2)
+    assert (merged := find(server))
+    assert (merged.number, merged.state) == (2, "merged")
+    assert ask(server) is None, "everything is merged"
+
+
+def test_the_texts_of_a_pull_request_are_replaced(server: GitHost) -> None:
+    ask(server)
+    server.pulls[0].reviewers = ["ada"]
+    if isinstance(server, Bitbucket):
+        server.stale = 2
+    call(server, "update_pull_request", 1, title="Train again", description="all of it\n")
+    assert (server.pulls[0].title, server.pulls[0].description) == ("Train again", "all of it\n")
+    assert server.pulls[0].reviewers == ["ada"]
+    server.requests.clear()
+    call(server, "update_pull_request", 1, title="Train again", description="all of it")
+    assert {method for method, _, _ in server.requests} == {"GET"}, "nothing changed"
+    server.decline(1)
+    call(server, "update_pull_request", 1, title="Too late", description="")
+    assert server.pulls[0].title == "Train again"
+
+
+def test_a_pull_request_is_closed_once(server: GitHost) -> None:
+    ask(server)
+    if isinstance(server, Bitbucket):
+        server.stale = 1
+    for _ in range(2):
+        call(server, "close_pull_request", 1)
+        assert [pull.state for pull in server.pulls] == ["closed"]
+    with pytest.raises(HostRefused, match="404"):
+        call(server, "close_pull_request", 2)
+
+
+def test_a_change_is_not_repeated_for_ever(kind: str, server: GitHost) -> None:
+    if not isinstance(server, Bitbucket):
+        pytest.skip("only Bitbucket refuses a change of an old version")
+    ask(server)
+    server.stale = 100
+    with pytest.raises(HostRefused, match="409"):
+        call(server, "close_pull_request", 1)
+    assert server.pulls[0].state == "open"
+
+
+@pytest.mark.parametrize(
+    ("bitbuckets", "gitlabs", "expected"),
+    [
+        ([], [], "none"),
+        (["SUCCESSFUL"], ["success"], "passed"),
+        (["SUCCESSFUL", "FAILED"], ["failed"], "failed"),
+        (["CANCELLED"], ["canceled"], "failed"),
+        (["INPROGRESS", "SUCCESSFUL"], ["running"], "running"),
+        (["UNKNOWN"], ["pending"], "running"),
+        ([], ["skipped"], "none"),
+    ],
+)
+def test_the_builds_of_a_commit_have_a_result(server: GitHost, bitbuckets: list[str], gitlabs: list[str], expected: str) -> None:
+    commit = str(server.head("ml", "points", "main"))
+    server.builds[commit] = bitbuckets if isinstance(server, Bitbucket) else gitlabs
+    assert call(server, "checks", commit) == expected
+
+
+def test_the_limits_of_the_host_are_kept(server: GitHost) -> None:
+    assert ask(server, "merged") is None, "what is merged already needs no pull request"
+    assert server.pulls == []
+    assert ask(server, title="t" * 300, text="d" * 40000) is not None
+    (pull,) = server.pulls
+    assert (len(pull.title), len(pull.description)) == (255, 32768 if isinstance(server, Bitbucket) else 40000)
+
+
+def test_a_description_executes_nothing(server: GitHost) -> None:
+    """GitLab executes a line of a description that begins with a slash."""
+    ask(server, text="Why:\n/close\n  /close")
+    assert server.pulls[0].state == "open"
+    call(server, "update_pull_request", 1, title="Train points", description="/close")
+    assert server.pulls[0].state == "open"
+
+
+def test_a_check_changes_nothing(server: GitHost) -> None:
+    call(server, "check")
+    assert [method for method, _, _ in server.requests] == ["GET"]
+    with pytest.raises(HostRefused, match="404 for ml/other"):
+        HOSTS[kind_of(server)].check(server.url, Repository("ml", "other"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "remedy"),
     [
         (403, "{}", HostRefused, "write to this repository"),
         (404, "<html>", HostRefused, "git.api"),
@@ -128,18 +276,16 @@ def test_a_look_changes_nothing(server: Bitbucket) -> None:
         (503, "<html>down</html>", HostUnreachable, "later"),
     ],
 )
-def test_other_answers_are_errors_with_a_remedy(
-    server: Bitbucket, status: int, body: str, kind: type[MlopsBuildError], remedy: str
-) -> None:
+def test_other_answers_are_errors_with_a_remedy(server: GitHost, status: int, body: str, error: type[MlopsBuildError], remedy: str) -> None:
     server.answer = (status, body, {})
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error) as caught:
         ask(server)
-    assert str(status) in caught.value.message
+    assert str(status) in caught.value.message or body == "not JSON"
     assert remedy in str(caught.value.remedy)
     assert TOKEN not in f"{caught.value.message} {caught.value.remedy}"
 
 
-def test_a_token_that_is_not_known_is_refused_and_not_shown(server: Bitbucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_not_known_is_refused_and_not_shown(server: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_GIT_TOKEN", "another-token")
     with pytest.raises(HostRefused, match="401") as caught:
         ask(server)
@@ -152,27 +298,28 @@ def test_a_token_that_is_not_known_is_refused_and_not_shown(server: Bitbucket, m
     assert len(server.requests) == 1
 
 
-def test_the_token_follows_no_redirect(server: Bitbucket, tmp_path: Path) -> None:
-    with bitbucket(tmp_path / "elsewhere", TOKEN) as elsewhere:
+def test_the_token_follows_no_redirect(kind: str, server: GitHost, tmp_path: Path) -> None:
+    with githosts.HOSTS[kind](tmp_path / "elsewhere", TOKEN) as elsewhere:
         for status in (301, 302, 307, 308):
-            server.answer = (status, "", {"Location": f"{elsewhere.url}/rest/api/1.0/projects/ml/repos/points/pull-requests"})
-            with pytest.raises(HostRefused, match=str(status)):
-                ask(server)
+            server.answer = (status, "", {"Location": f"{elsewhere.url}{server.API}/x"})
+            for operation in (ask, find):
+                with pytest.raises(HostRefused, match=r"redirects|answered 30"):
+                    operation(server)
         assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize("api", ["http://git.example.com", "ftp://git.example.com", "https://user:word@git.example.com", "git.example.com"])
-def test_the_token_does_not_travel_in_the_clear(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_does_not_travel_in_the_clear(kind: str, api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with pytest.raises(MlopsBuildError) as caught:
-        githost.check(api, POINTS)
+        HOSTS[kind].check(api, POINTS)
     assert caught.value.exit_code in (2, 4)
     assert ":word" not in caught.value.message
     with pytest.raises(HostUnreachable, match="does not answer"):
-        githost.check("http://127.0.0.1:9", POINTS)
+        HOSTS[kind].check("http://127.0.0.1:9", POINTS)
 
 
-def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_companys_certificates_are_honoured(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("openssl"):
         pytest.skip("put openssl on PATH to make a certificate")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -185,7 +332,7 @@ def test_a_companys_certificates_are_honoured(tmp_path: Path, monkeypatch: pytes
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
-    with bitbucket(tmp_path / "bitbucket", TOKEN, tls=tls) as server:
+    with githosts.HOSTS[kind](tmp_path / "host", TOKEN, tls=tls) as server:
         fill(server, tmp_path)
         with pytest.raises(HostUnreachable, match="does not answer") as caught:
             ask(server)

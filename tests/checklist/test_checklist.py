@@ -21,9 +21,9 @@ from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result
 from mlops_build.ci import bamboo
 from mlops_build.errors import NotFound, Refused
-from tests.adapters.git.bitbucket import bitbucket
 from tests.ci.conftest import simulate_kubectl
 from tests.conftest import Render, git
+from tests.githosts import bitbucket
 
 SERVERS = {
     "mlflow_tracking_uri": "https://mlflow.example.com",

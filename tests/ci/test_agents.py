@@ -22,10 +22,10 @@ from ruamel.yaml import YAML
 from mlops_build.adapters.engine import docker
 from mlops_build.adapters.registry import Registry
 from mlops_build.model import identity
-from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.ci.agent import Agent, Bamboo, Build, Job, NotInterpreted, bare_environment
 from tests.ci.conftest import answer, client, simulate_kubectl
 from tests.conftest import Render, git, mlops_build
+from tests.githosts import Bitbucket, bitbucket
 from tests.serving.conftest import free_port
 
 TOKEN = "the-bots-token"

@@ -18,8 +18,8 @@ from mlops_build.ci import train
 from mlops_build.model import identity
 from mlops_build.release.alias import NextStep
 from mlops_build.training.pipeline import Trained
-from tests.adapters.git.bitbucket import Bitbucket, bitbucket
 from tests.conftest import git, mlops_build
+from tests.githosts import Bitbucket, bitbucket
 
 TOKEN = "the-bots-token"
 

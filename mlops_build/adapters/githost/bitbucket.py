@@ -1,24 +1,24 @@
-"""Bitbucket Data Center's REST API.
-
-The token is MLOPS_GIT_TOKEN, which is also used for git push. It is sent only to the host in service.yaml: redirects are not followed,
-and plain http is allowed only to this machine.
-"""
+"""Bitbucket Data Center's REST API."""
 
 import json
-import os
 import re
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
 from mlops_build.adapters import http
 from mlops_build.adapters.git.command import checked_ref, masked
-from mlops_build.adapters.githost.host import HostRefused, HostUnreachable, PullRequest, Repository
+from mlops_build.adapters.githost.access import SECONDS, checked_api, commit_in, number_in, refusal, token, unreachable
+from mlops_build.adapters.githost.host import Checks, PullRequest, Repository, State
 from mlops_build.errors import UsageError
 
-SECONDS = 30
 # Bitbucket's own limits: 255 characters of a title, 32768 of a description.
 TITLE, DESCRIPTION = 255, 32768
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Pull requests of a branch that a search reads, and the bytes that their descriptions may need.
+NEWEST, MOST_BYTES = 25, 4 << 20
+# Attempts of a change while other clients change the same pull request.
+TRIES = 4
+STATES: dict[object, State] = {"OPEN": "open", "MERGED": "merged", "DECLINED": "closed"}
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 PROJECT = rf"(?:[A-Za-z][A-Za-z0-9_]{{0,127}}|~{NAME})"
@@ -39,36 +39,24 @@ def repository_of(url: str) -> Repository:
     return Repository(match["project"], match["name"])
 
 
-def token() -> str:
-    """MLOPS_GIT_TOKEN. Raises HostRefused if it is not set, or is not valid in a header."""
-    value = os.environ.get("MLOPS_GIT_TOKEN", "")
-    if not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise HostRefused(
-            "MLOPS_GIT_TOKEN is not set"
-            if not value
-            else "MLOPS_GIT_TOKEN contains a space or another character that is not valid in a token",
-            remedy="set it to an HTTP access token of the bot with permission to write to the repository (Bitbucket: repository settings)",
-        )
-    return value
+def check(api: str, repository: Repository) -> None:
+    """See GitHost."""
+    _expect(200, api, repository, "GET", _path(repository))
 
 
-def checked_api(api: str) -> str:
-    """Bitbucket's address without the final slash. Raises UsageError, or HostRefused if the token would be sent unencrypted."""
-    parts = urlsplit(api)
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError(
-            f"{masked(api)[:200]!r} is not a valid address of Bitbucket", remedy="write https://HOST[/PATH], without user and query"
-        )
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise HostRefused(f"{api} is not https: the token would be sent unencrypted", remedy="write https:// in service.yaml's git.api")
-    return api.rstrip("/")
+def find_pull_request(api: str, repository: Repository, *, source: str, target: str) -> PullRequest | None:
+    """See GitHost."""
+    branch = f"refs/heads/{checked_ref(source)}"
+    query = {"direction": "OUTGOING", "at": branch, "state": "ALL", "order": "NEWEST", "limit": NEWEST}
+    answer = _expect(200, api, repository, "GET", f"{_path(repository)}/pull-requests?{urlencode(query)}")
+    values = answer.get("values") if isinstance(answer, dict) else None
+    ref = f"refs/heads/{checked_ref(target)}"
+    there = [_pull_request(api, repository, value) for value in values or [] if _part(value, "toRef").get("id") == ref]
+    return next((request for request in there if request and request.state == "open"), there[0] if there else None)
 
 
 def open_pull_request(api: str, repository: Repository, *, source: str, target: str, title: str, description: str) -> PullRequest | None:
-    """Open a pull request from `source` to `target`, or return the open one. None: everything is already merged.
-
-    Raises HostUnreachable, HostRefused, UsageError. No message contains the token.
-    """
+    """See GitHost."""
     api = checked_api(api)
     where = {"slug": repository.name, "project": {"key": repository.project}}
     document = {
@@ -77,27 +65,82 @@ def open_pull_request(api: str, repository: Repository, *, source: str, target: 
         "fromRef": {"id": f"refs/heads/{checked_ref(source)}", "repository": where},
         "toRef": {"id": f"refs/heads/{checked_ref(target)}", "repository": where},
     }
-    status, answer = _call(api, f"/projects/{repository.project}/repos/{repository.name}/pull-requests", document)
-    if status == 201 and (number := _number(answer)):
-        return PullRequest(number, _address(api, repository, number), new=True)
+    status, answer = _call(api, "POST", f"{_path(repository)}/pull-requests", document)
+    if status == 201 and (request := _pull_request(api, repository, answer, new=True)):
+        return request
     for error in _errors(answer):
         kind = str(error.get("exceptionName", "")).rpartition(".")[2]
-        if status == 409 and kind == "DuplicatePullRequestException" and (number := _number(error.get("existingPullRequest"))):
-            return PullRequest(number, _address(api, repository, number), new=False)
+        request = _pull_request(api, repository, error.get("existingPullRequest"))
+        if status == 409 and kind == "DuplicatePullRequestException" and request:
+            return request
         if status == 409 and kind == "EmptyPullRequestException":
             return None
     raise _refusal(api, repository, status, answer)
 
 
-def check(api: str, repository: Repository) -> None:
-    """Check that the token can read the repository; nothing is changed. Raises HostUnreachable, HostRefused, UsageError."""
-    api = checked_api(api)
-    status, answer = _call(api, f"/projects/{repository.project}/repos/{repository.name}", None)
-    if status != 200:
+def update_pull_request(api: str, repository: Repository, number: int, *, title: str, description: str) -> None:
+    """See GitHost."""
+    texts = {"title": title[:TITLE], "description": description[:DESCRIPTION]}
+
+    def new_texts(there: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
+        if all(str(there.get(key) or "").strip() == text.strip() for key, text in texts.items()):
+            return None
+        # Without them, Bitbucket removes the reviewers.
+        reviewers = [{"user": {"name": _part(entry, "user").get("name")}} for entry in there.get("reviewers") or []]
+        return "PUT", "", {**texts, "version": there.get("version"), "reviewers": reviewers}
+
+    _change(api, repository, number, new_texts)
+
+
+def close_pull_request(api: str, repository: Repository, number: int) -> None:
+    """See GitHost."""
+    _change(api, repository, number, lambda there: ("POST", f"/decline?{urlencode({'version': there.get('version')})}", {}))
+
+
+def checks(api: str, repository: Repository, commit: str) -> Checks:
+    """See GitHost."""
+    counts = _expect(200, api, repository, "GET", f"/build-status/1.0/commits/stats/{commit}")
+    numbers = counts if isinstance(counts, dict) else {}
+    if numbers.get("failed") or numbers.get("cancelled"):
+        return "failed"
+    if numbers.get("inProgress") or numbers.get("unknown"):
+        return "running"
+    return "passed" if numbers.get("successful") else "none"
+
+
+def _change(
+    api: str, repository: Repository, number: int, request: Callable[[dict[str, Any]], tuple[str, str, dict[str, Any]] | None]
+) -> None:
+    """Change an open pull request. request: from its state to method, end of the path, and document; None: no change is needed.
+
+    Bitbucket refuses a change with an old version of the pull request, which is then read again.
+    """
+    path = f"{_path(repository)}/pull-requests/{number}"
+    for attempt in range(TRIES):
+        there = _expect(200, api, repository, "GET", path)
+        wanted = request(there) if isinstance(there, dict) and there.get("state") == "OPEN" else None
+        if wanted is None:
+            return
+        method, suffix, document = wanted
+        status, answer = _call(api, method, f"{path}{suffix}", document)
+        if status == 200:
+            return
+        if status != 409 or attempt == TRIES - 1:
+            raise _refusal(api, repository, status, answer)
+
+
+def _path(repository: Repository) -> str:
+    return f"/api/1.0/projects/{repository.project}/repos/{repository.name}"
+
+
+def _expect(wanted: int, api: str, repository: Repository, method: str, path: str) -> Any:
+    status, answer = _call(api, method, path)
+    if status != wanted or answer is None:
         raise _refusal(api, repository, status, answer)
+    return answer
 
 
-def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, Any]:
+def _call(api: str, method: str, path: str, document: dict[str, Any] | None = None) -> tuple[int, Any]:
     """Status and parsed body (None if it is not JSON)."""
     headers = {
         "Accept": "application/json",
@@ -106,26 +149,15 @@ def _call(api: str, path: str, document: dict[str, Any] | None) -> tuple[int, An
         "Authorization": f"Bearer {token()}",
     }
     body = json.dumps(document).encode() if document is not None else None
-    method = "GET" if body is None else "POST"
     try:
-        answer = http.call(method, f"{api}/rest/api/1.0{path}", headers=headers, body=body, seconds=SECONDS)
+        answer = http.call(method, f"{checked_api(api)}/rest{path}", headers=headers, body=body, seconds=SECONDS, limit=MOST_BYTES)
     except http.NoAnswer as error:
-        raise HostUnreachable(error.message, remedy=f"{error.remedy}; the address is `git.api` in service.yaml") from None
+        raise unreachable(error.message, error.remedy) from None
     return answer.status, answer.document
 
 
 def _refusal(api: str, repository: Repository, status: int, answer: Any) -> Exception:
-    messages = "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)) or "no reason given"
-    message = f"{api} answered {status} for {repository}: {masked(messages)}"
-    if status >= 500 or status == 429:
-        return HostUnreachable(message, remedy="run this again later; the results so far are kept")
-    remedies = {
-        401: "MLOPS_GIT_TOKEN is not valid or has expired: create a new HTTP access token",
-        403: "MLOPS_GIT_TOKEN needs permission to write to this repository",
-        404: "the repository does not exist, or the token cannot read it: check `git.api`, origin's address and the token",
-    }
-    redirect = "the address redirects: use the new address in `git.api`" if 300 <= status < 400 else "see the message"
-    return HostRefused(message, remedy=remedies.get(status, redirect))
+    return refusal(checked_api(api), repository, status, "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)))
 
 
 def _errors(answer: Any) -> list[dict[str, Any]]:
@@ -133,11 +165,17 @@ def _errors(answer: Any) -> list[dict[str, Any]]:
     return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
 
 
-def _number(pull_request: Any) -> int | None:
-    number = pull_request.get("id") if isinstance(pull_request, dict) else None
-    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+def _part(document: Any, key: str) -> dict[str, Any]:
+    """A part of a document, if both are objects."""
+    part = document.get(key) if isinstance(document, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
-def _address(api: str, repository: Repository, number: int) -> str:
-    """The pull request's web page. It is not taken from the answer, because it is printed."""
-    return f"{api}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
+def _pull_request(api: str, repository: Repository, document: Any, *, new: bool = False) -> PullRequest | None:
+    """The pull request in an answer. Its web page is not taken from the answer, because it is printed."""
+    number = number_in(document.get("id")) if isinstance(document, dict) else None
+    if number is None:
+        return None
+    url = f"{checked_api(api)}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
+    state = STATES.get(document.get("state"), "open")
+    return PullRequest(number, url, new, state, commit_in(_part(document, "fromRef").get("latestCommit")), str(document.get("title", "")))

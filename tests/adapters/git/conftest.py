@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.git.bitbucket import bitbucket
 from tests.conftest import git
+from tests.githosts import bitbucket
 
 USER, TOKEN = "bridge", "s3cret-token"
 
