@@ -96,6 +96,10 @@ class Environment(_Section):
     memory: Memory = "1GiB"
     priority_class: Annotated[str, _pattern(HOST, "the name of a PriorityClass that the cluster has")] | None = None
     autoscale: Autoscale | None = None
+    landing: Annotated[
+        Literal["push", "pull-request"],
+        Field(description="how a release reaches Git: pushed to the branch, or as a pull request from release/ENVIRONMENT"),
+    ] = "push"
 
     @field_validator("autoscale")
     @classmethod
@@ -318,6 +322,13 @@ class Service(_Section):
                     "is busy (and busy while it waits); write requests_in_progress"
                 )
         return gpu
+
+    @model_validator(mode="after")
+    def _lands_somewhere(self) -> "Service":
+        for env, place in self.environments.items():
+            if place.landing == "pull-request" and not self.git.opens_pull_requests:
+                raise ValueError(f"environments.{env}.landing: pull-request needs `git: {{pull_requests: …, api: …}}`, the Git host")
+        return self
 
     @model_validator(mode="after")
     def _budgets_added_up(self) -> "Service":

@@ -84,11 +84,6 @@ class Checkout(Objects):
         tracked = command.run(self.path, "ls-files", "-z", "--", *wanted).decode().split("\0") if wanted else []
         return [path for path in wanted if path not in ignored and not any(PurePosixPath(file).is_relative_to(path) for file in tracked)]
 
-    def parents(self, commit: str) -> list[str]:
-        """The parents as recorded in the commit; a shallow clone may not have them."""
-        header = command.run(self.path, "cat-file", "commit", commit).decode(errors="replace").partition("\n\n")[0]
-        return [line.removeprefix("parent ") for line in header.splitlines() if line.startswith("parent ")]
-
     def branches(self, prefix: str) -> dict[str, str]:
         """Branch → commit of the branches with this prefix, locally and at origin, which has precedence. Raises RemoteUnreachable."""
         commits: dict[str, str] = {}

@@ -48,8 +48,7 @@ class Mirror(Objects):
 
     def push(self, commit: str, expected: str) -> None:
         """Move the remote branch from `expected` to `commit`. Raises PushRejected if it is at another commit."""
-        lease = f"--force-with-lease=refs/heads/{self.branch}:{expected}"
-        command.run(self.path, "push", "--quiet", lease, "--end-of-options", self.url, f"{commit}:refs/heads/{self.branch}")
+        self.push_branch(self.url, commit, self.branch, expected=expected)
 
     def publish(self, make: Callable[[str], str | None], *, depth: int | None = 1) -> str | None:
         """Fetch, create a commit with `make(head)`, push it; repeat with the new head if another push came first.

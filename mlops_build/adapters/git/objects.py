@@ -77,6 +77,11 @@ class Objects:
         """A commit's whole message."""
         return command.text(self.path, "show", "--no-patch", "--format=%B", commit)
 
+    def parents(self, commit: str) -> list[str]:
+        """The parents as recorded in the commit; a shallow clone may not have them."""
+        header = command.run(self.path, "cat-file", "commit", commit).decode(errors="replace").partition("\n\n")[0]
+        return [line.removeprefix("parent ") for line in header.splitlines() if line.startswith("parent ")]
+
     def is_shallow(self) -> bool:
         """Whether the history is incomplete: a CI agent's clone often has a single commit."""
         return command.text(self.path, "rev-parse", "--is-shallow-repository") == "true"
@@ -93,10 +98,14 @@ class Objects:
             return False
         return True
 
-    def push_branch(self, remote: str, commit: str, branch: str) -> None:
-        """Create or replace a branch that only machines write. Raises PushRejected or RemoteUnreachable."""
+    def push_branch(self, remote: str, commit: str, branch: str, *, expected: str | None = None) -> None:
+        """Create or replace a branch. expected: only if this is its head ("": if there is no such branch); None: in any case.
+
+        Raises PushRejected or RemoteUnreachable.
+        """
         target = f"refs/heads/{command.checked_ref(branch)}"
-        command.run(self.path, "push", "--quiet", "--force", "--end-of-options", remote, f"{commit}:{target}")
+        force = "--force" if expected is None else f"--force-with-lease={target}:{expected}"
+        command.run(self.path, "push", "--quiet", force, "--end-of-options", remote, f"{commit}:{target}")
 
     def differing(self, commit: str, other: str) -> list[str]:
         """The paths of the files that differ between two commits."""

@@ -10,17 +10,18 @@ SECONDS = 30
 
 def head(url: str, branch: str) -> str:
     """The commit of a branch. Raises RemoteUnreachable, or UsageError for a bad address."""
-    ref = f"refs/heads/{command.checked_ref(branch)}"
-    listed = command.run(Path("/"), "ls-remote", "--end-of-options", command.checked_url(url), ref, seconds=SECONDS).decode(
-        errors="replace"
-    )
-    for line in listed.splitlines():
-        commit, _, name = line.partition("\t")
-        if name == ref:
-            return commit
+    if commit := find_head(Path("/"), command.checked_url(url), branch):
+        return commit
     raise command.RemoteUnreachable(
         f"{command.masked(url)} has no branch {branch!r}", remedy="push a first commit there, or give another branch with --branch"
     )
+
+
+def find_head(where: Path, remote: str, branch: str) -> str | None:
+    """The commit of a branch; None if there is no such branch. remote: as git knows it in the folder `where`. Raises RemoteUnreachable."""
+    ref = f"refs/heads/{command.checked_ref(branch)}"
+    listed = command.run(where, "ls-remote", "--end-of-options", remote, ref, seconds=SECONDS).decode(errors="replace")
+    return next((line.removesuffix(f"\t{ref}") for line in listed.splitlines() if line.endswith(f"\t{ref}")), None)
 
 
 def host(url: str) -> str:

@@ -1,0 +1,149 @@
+"""Land a release by pull request: its commit on the branch `release/ENV`, and one open request from there to the branch of the releases.
+
+The branch belongs to machines. Several bridges can do this at once: they create the same commit, they replace only the state of the
+branch that they saw before they read the aliases, and the host opens one request at most.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mlops_build.adapters.git.objects import Objects
+from mlops_build.adapters.git.remote import find_head
+from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
+from mlops_build.release import record as records
+from mlops_build.release.write import recorded
+from mlops_build.service import Service
+
+# The start of the title of a request that a machine closed. A person who closes one refuses its release.
+OBSOLETE = "Obsolete: "
+PROMOTION = re.compile(r"^Promotion: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of a repository. target: the branch that they are merged into. remote: the repository, as git knows it."""
+
+    host: GitHost
+    api: str
+    repository: Repository
+    target: str
+    remote: str
+
+    def find(self, env: str) -> PullRequest | None:
+        """The open request of an environment, else the newest one."""
+        return self.host.find_pull_request(self.api, self.repository, source=branch_of(env), target=self.target)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """requested: `request` is open. declined: a person closed `request`, which asked for the same. merged: the target has the commit."""
+
+    state: Literal["requested", "declined", "merged"]
+    request: PullRequest | None = None
+
+
+def branch_of(env: str) -> str:
+    """The branch of an environment's request."""
+    return f"release/{env}"
+
+
+def by_request(service: Service, env: str) -> bool:
+    """Whether an environment's releases land by pull request."""
+    return service.environment(env).landing == "pull-request"
+
+
+def requests_of(service: Service, url: str, target: str, remote: str | None = None) -> Requests | None:
+    """Where the requests of a repository are; None if service.yaml has no Git host. Raises UsageError for an address of another host.
+
+    url: its address. remote: as git knows it, if that is not the address.
+    """
+    host = HOSTS.get(service.git.pull_requests)
+    return Requests(host, str(service.git.api), host.repository_of(url), target, remote or url) if host else None
+
+
+def branch_head(objects: Objects, requests: Requests, env: str) -> str | None:
+    """The head of the environment's branch, to be read before the aliases; None if there is no branch. Raises RemoteUnreachable."""
+    return find_head(objects.path, requests.remote, branch_of(env))
+
+
+def propose(objects: Objects, requests: Requests, env: str, commit: str, *, head: str, seen: str | None, insist: bool = False) -> Proposal:
+    """Ask for `commit`, a release of `env` on top of `head`: open a request, or update the open one.
+
+    seen: the branch's head, read before the aliases (`branch_head`). insist: also if a person closed a request
+    for the same release.
+
+    Raises PushRejected if the branch has moved since, RemoteUnreachable, HostUnreachable, HostRefused.
+    """
+    request = requests.find(env)
+    is_open = request is not None and request.state == "open"
+    if request and request.state == "closed" and not insist and _declined(objects, request, env, commit, head):
+        return Proposal("declined", request)
+    if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, head)):
+        objects.push_branch(requests.remote, commit, branch_of(env), expected=seen or "")
+    title, description = texts(objects.message(commit), env)
+    host, api, repository = requests.host, requests.api, requests.repository
+    if request and is_open:
+        host.update_pull_request(api, repository, request.number, title=title, description=description)
+        return Proposal("requested", request)
+    source = branch_of(env)
+    opened = host.open_pull_request(api, repository, source=source, target=requests.target, title=title, description=description)
+    return Proposal("requested", opened) if opened else Proposal("merged")
+
+
+def withdraw(requests: Requests, env: str, *, seen: str | None) -> PullRequest | None:
+    """Close the open request of `env`, because Git has what is wanted already; returns it, or None if there is none.
+
+    seen: as in `propose`. Without a branch the host is not asked, and a request that another bridge has moved since stays.
+    """
+    request = requests.find(env) if seen else None
+    if request is None or request.state != "open" or request.commit != seen:
+        return None
+    why = f"{requests.target} has what {env} should run, so this request is not needed."
+    title = OBSOLETE + request.title.removeprefix(OBSOLETE)
+    requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=why)
+    requests.host.close_pull_request(requests.api, requests.repository, request.number)
+    return request
+
+
+def texts(message: str, env: str) -> tuple[str, str]:
+    """Title and description of a request, from the message of its commit, which has the evidence."""
+    title, _, evidence = message.partition("\n")
+    # Longer than any in the message: what comes from the registry must not end the block.
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", message)), default=2))
+    lines = [
+        f"Merge this to release it to {env}: with a merge commit or a fast-forward, so that Git keeps the commit's message.",
+        "Close it to refuse it: then mlops-build asks again only after the next promotion or move of the alias.",
+        f"The branch {branch_of(env)} belongs to mlops-build, which replaces its commits.",
+        "",
+        *(fence, evidence.strip(), fence),
+    ]
+    return title, "\n".join(lines) + "\n"
+
+
+def _declined(objects: Objects, request: PullRequest, env: str, commit: str, head: str) -> bool:
+    """Whether a closed request asked for the release of `commit`: the same promotion and versions; the same files, if only these differ."""
+    if request.title.startswith(OBSOLETE) or not request.commit or not objects.bring(request.commit):
+        return False
+    closed, wanted, there = (str(recorded(objects, each, env)) for each in (request.commit, commit, head))
+    if closed != wanted or PROMOTION.findall(objects.message(request.commit)) != PROMOTION.findall(objects.message(commit)):
+        return False
+    folder = records.folder(env)
+    return wanted != there or objects.tree(request.commit, folder) == objects.tree(commit, folder)
+
+
+def _stands(objects: Objects, seen: str, env: str, commit: str, head: str) -> bool:
+    """Whether the branch asks for the release of `commit` on top of an older head with the same release.
+
+    It is kept then: a new commit would take away the approvals of the request.
+    """
+    if not objects.bring(seen) or objects.message(seen) != objects.message(commit):
+        return False
+    folder = records.folder(env)
+    parents = objects.parents(seen)
+    return (
+        len(parents) == 1
+        and objects.bring(parents[0])
+        and objects.tree(seen, folder) == objects.tree(commit, folder)
+        and objects.tree(parents[0], folder) == objects.tree(head, folder)
+    )

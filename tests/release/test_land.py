@@ -1,0 +1,236 @@
+"""Releases by pull request, with real repositories behind stand-ins for both Git hosts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.adapters.git.command import PushRejected
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.objects import Identity
+from mlops_build.errors import UsageError
+from mlops_build.model.version import ModelVersion
+from mlops_build.release import land
+from mlops_build.release import record as records
+from mlops_build.release.land import OBSOLETE, Proposal, Requests
+from mlops_build.release.record import Record
+from tests import githosts
+from tests.githosts import GitHost
+from tests.release.world import SERVICE, alone, service_files
+
+__all__ = ["alone"]
+
+TOKEN, ENV, BRANCH = "t0ken", "production", "release/production"
+
+
+@dataclass
+class Place:
+    """A service's repository on a Git host that protects main. folder: for the mirrors of bridges."""
+
+    host: GitHost
+    url: str
+    requests: Requests
+    folder: Path
+    mirrors: int = 0
+
+    def bridge(self) -> tuple[Mirror, str, str | None]:
+        """What a bridge reads first: a new mirror, the head of main, and that of the release branch."""
+        self.mirrors += 1
+        mirror = Mirror(self.url, "main", self.folder / str(self.mirrors))
+        return mirror, mirror.fetch(), land.branch_head(mirror, self.requests, ENV)
+
+    def release(self, mirror: Mirror, head: str, version: int, promotion: str | None = None, replicas: int = 2) -> str:
+        """The commit of a release on top of `head`."""
+        digits = ModelVersion("digits", version, f"sha256:{version:064x}", f"{version:032x}")
+        record = Record(ENV, (digits,), f"{version:040x}", f"registry.example.com:5000/ml/digits:v{version}-{version:012x}")
+        service = service_file.parse(SERVICE.replace("replicas: 2", f"replicas: {replicas}"))
+        trailers = [f"Model: digits\nVersion: {version}", *([f"Promotion: {promotion}"] if promotion else [])]
+        message = "\n".join([f"Release digits {version} to {ENV}", "", "accuracy 0.9 → 0.95", "", *trailers, ""])
+        commit = mirror.commit(
+            head, {**records.paths(ENV, records.render(record, service))}, message, Identity("bridge", "b@x", 1700000000)
+        )
+        assert commit
+        return commit
+
+    def propose(self, version: int, promotion: str | None = None, replicas: int = 2, *, insist: bool = False) -> Proposal:
+        """What a bridge does that wants this release."""
+        mirror, head, seen = self.bridge()
+        commit = self.release(mirror, head, version, promotion, replicas)
+        return land.propose(mirror, self.requests, ENV, commit, head=head, seen=seen, insist=insist)
+
+    def commit(self, path: str, text: str) -> None:
+        """A person's commit on main."""
+        bare = self.host.bare("ml", "digits")
+        objects = Mirror(bare.as_uri(), "main", self.folder / "person")
+        made = objects.commit(objects.fetch(depth=None), {path: text.encode()}, f"Edit {path}")
+        assert made
+        githosts.server.git(bare, "fetch", "--quiet", str(objects.path), made)
+        githosts.server.git(bare, "update-ref", "refs/heads/main", made)
+
+    def head(self, branch: str) -> str | None:
+        return self.host.head("ml", "digits", f"refs/heads/{branch}")
+
+    @property
+    def states(self) -> list[str]:
+        return [pull.state for pull in self.host.current()]
+
+
+@pytest.fixture(params=list(githosts.HOSTS))
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
+    with githosts.HOSTS[request.param](tmp_path / "host", TOKEN) as host:
+        url = host.make("ml", "digits")
+        git = f"git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"
+        first = Mirror(host.bare("ml", "digits").as_uri(), "main", tmp_path / "first")
+        files = {path: text.encode() for path, text in service_files(SERVICE + git).items()}
+        empty = first.commit_tree(githosts.server.git(first.path, "mktree", "--missing") or "", [], "Empty")
+        commit = first.commit(empty, files, "First")
+        assert commit
+        first.push_branch(first.url, commit, "main")
+        host.protect("ml", "digits")
+        requests = land.requests_of(service_file.parse(SERVICE + git), url, "main")
+        assert requests
+        yield Place(host, url, requests, tmp_path)
+
+
+def test_a_release_becomes_one_request_which_is_updated(place: Place) -> None:
+    first = place.propose(1, "a" * 16)
+    assert first.state == "requested"
+    assert first.request
+    assert first.request.new
+    (pull,) = place.host.pulls
+    assert (pull.source, pull.target, pull.title) == (BRANCH, "main", "Release digits 1 to production")
+    assert "accuracy 0.9 → 0.95\n\nModel: digits\nVersion: 1\nPromotion: aaaa" in pull.description
+    was = place.head(BRANCH)
+    assert place.propose(1, "a" * 16).state == "requested"
+    assert (place.head(BRANCH), place.states) == (was, ["open"])
+    place.propose(2, "b" * 16)
+    assert (pull.title, place.states) == ("Release digits 2 to production", ["open"])
+    assert "Promotion: bbbb" in pull.description
+    merged = place.host.merge(1)
+    assert place.head("main") == merged
+    mirror, head, _ = place.bridge()
+    assert b"version: 2" in (mirror.read(head, f"{records.folder(ENV)}/record.yaml") or b"")
+    assert place.propose(3).state == "requested"
+    assert place.states == ["merged", "open"]
+
+
+def test_bridges_create_the_same_commit_and_one_request(place: Place) -> None:
+    bridges = [place.bridge() for _ in range(3)]
+    results = []
+    for mirror, head, seen in bridges:
+        commit = place.release(mirror, head, 1)
+        try:
+            results.append((commit, land.propose(mirror, place.requests, ENV, commit, head=head, seen=seen).state))
+        except PushRejected:
+            results.append((commit, "again"))
+    assert {commit for commit, _ in results} == {place.head(BRANCH)}
+    assert results[0][1] == "requested"
+    assert place.states == ["open"]
+
+
+def test_a_bridge_that_read_the_aliases_earlier_does_not_replace_a_newer_release(place: Place) -> None:
+    late, head, seen = place.bridge()
+    old = place.release(late, head, 1)
+    place.propose(2)
+    newer = place.head(BRANCH)
+    with pytest.raises(PushRejected):
+        land.propose(late, place.requests, ENV, old, head=head, seen=seen)
+    assert land.withdraw(place.requests, ENV, seen="1" * 40) is None
+    assert (place.head(BRANCH), place.states) == (newer, ["open"])
+
+
+def test_other_commits_on_main_do_not_take_away_approvals(place: Place) -> None:
+    place.propose(1)
+    was = place.head(BRANCH)
+    place.commit("README.md", "A person's change\n")
+    assert place.propose(1).state == "requested"
+    assert place.head(BRANCH) == was, "the same commit: its approvals stay"
+    place.propose(1, replicas=3)
+    assert place.head(BRANCH) != was, "other files"
+    changed = place.head(BRANCH)
+    place.commit(f"{records.folder(ENV)}/patch.yaml", "a person's edit\n")
+    place.propose(1, replicas=3)
+    assert place.head(BRANCH) != changed, "it would conflict"
+
+
+def test_a_closed_request_stays_closed_until_the_next_promotion_or_move(place: Place) -> None:
+    place.propose(2, "a" * 16)
+    place.host.decline(1)
+    place.commit("README.md", "A person's change\n")
+    for replicas in (2, 3):
+        declined = place.propose(2, "a" * 16, replicas)
+        assert declined.state == "declined", "also with other settings of service.yaml"
+        assert declined.request
+        assert declined.request.number == 1
+    assert place.states == ["closed"]
+    assert place.propose(2, "a" * 16, insist=True).state == "requested", "a person asks for it"
+    place.host.decline(2)
+    assert place.propose(2, "b" * 16).state == "requested", "the next promotion"
+    place.host.decline(3)
+    assert place.propose(3, "b" * 16).state == "requested", "a move of the alias"
+    assert place.states == ["closed", "closed", "closed", "open"]
+
+
+def test_closed_settings_stay_closed_until_they_change(place: Place) -> None:
+    place.propose(1)
+    place.host.merge(1)
+    place.propose(1, replicas=3)
+    place.host.decline(2)
+    assert place.propose(1, replicas=3).state == "declined"
+    assert place.propose(1, replicas=4).state == "requested"
+
+
+def test_a_closed_request_whose_branch_was_deleted_is_remembered(place: Place) -> None:
+    place.propose(2)
+    place.host.decline(1)
+    bare = place.host.bare("ml", "digits")
+    # As hosts do: a ref of its own keeps the head of each request.
+    githosts.server.git(bare, "update-ref", "refs/keep/1", str(place.head(BRANCH)))
+    githosts.server.git(bare, "update-ref", "-d", f"refs/heads/{BRANCH}")
+    assert place.propose(2).state == "declined"
+
+
+def test_an_obsolete_request_is_closed_and_can_come_again(place: Place) -> None:
+    assert land.withdraw(place.requests, ENV, seen=None) is None
+    place.propose(2)
+    closed = land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
+    assert closed
+    assert (place.states, place.host.pulls[0].title) == (["closed"], f"{OBSOLETE}Release digits 2 to production")
+    assert land.withdraw(place.requests, ENV, seen=place.head(BRANCH)) is None
+    assert place.propose(2).state == "requested", "a machine closed it, not a person"
+    assert place.states == ["closed", "open"]
+
+
+def test_a_killed_withdrawal_is_completed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.propose(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(place.requests.host, "close_pull_request", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
+    assert place.states == ["open"]
+    land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
+    assert (place.states, place.host.pulls[0].title.count(OBSOLETE)) == (["closed"], 1)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_comes_from_the_registry_stays_in_its_block() -> None:
+    _, description = land.texts("Release digits 1\n\nWhy: ```` @all\n/merge\n", ENV)
+    fence = "`" * 5
+    assert description.endswith(f"\n{fence}\nWhy: ```` @all\n/merge\n{fence}\n")
+
+
+def test_the_landing_needs_a_host(place: Place) -> None:
+    assert land.requests_of(service_file.parse(SERVICE), place.url, "main") is None
+    assert not land.by_request(service_file.parse(SERVICE), ENV)
+    with pytest.raises(service_file.ServiceError, match=r"environments.production.landing: pull-request needs `git:"):
+        service_file.parse(SERVICE.replace("alias: live", "landing: pull-request"))
+    wanted = SERVICE.replace("alias: live", "landing: pull-request") + "git: {pull_requests: gitlab, api: 'https://git.example.com'}\n"
+    assert [land.by_request(service_file.parse(wanted), env) for env in ("staging", ENV)] == [False, True]
+    with pytest.raises(UsageError, match="is not a clone address"):
+        land.requests_of(service_file.parse(wanted), "file:///srv/digits.git", "main")
