@@ -44,13 +44,14 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     """Run every check of this machine, and of the service at `root` if there is one.
 
     ci: skip the checks that the checklist does in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC
-    also compares the data remote with the local data, which takes seconds.
+    also compares the data remote with the local data, which takes seconds, and MLflow delivers a test event to the bridge.
     """
     checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu, gpu_leases]
     checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
         checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
         checks += [] if ci else [lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
+        checks += [lambda: webhook(root, deep=deep)]
     return [_examined(check) for check in checks]
 
 
@@ -261,6 +262,25 @@ def registry(root: Path) -> Check:
     except MlopsBuildError as error:
         return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
     return Check("registry", f"{place.uri.rpartition('@')[2]}: {len(models)} registered models")
+
+
+def webhook(root: Path, *, deep: bool = False) -> Check:
+    """The webhook that wakes the bridge, if there is one. deep: MLflow can deliver to it."""
+    from mlops_build import tracking
+    from mlops_build.adapters.registry.webhooks import OF_BRIDGE
+
+    try:
+        mlflow = tracking.registry(root)
+        own = next((each for each in mlflow.webhooks() if each.name == OF_BRIDGE), None)
+    except MlopsBuildError:
+        return Check("webhook", "none: MLflow does not answer, or sends no webhooks", absent=True)
+    if own is None:
+        return Check("webhook", "none: a bridge notices a moved alias at its next pass (`mlops-build bridge setup`)", absent=True)
+    if not deep:
+        return Check("webhook", f"{own.url} (not tested: `mlops-build doctor --deep` does)")
+    failure = mlflow.test_webhook(own)
+    seen = f"{own.url}. MLflow sends none for a deleted version, and gives up after three retries: the bridge then notices at its next pass"
+    return Check("webhook", seen, [Finding("webhook", "webhook", *failure)] if failure else [])
 
 
 def tasks(root: Path) -> Check:

@@ -1,7 +1,8 @@
 """Update the release records of many repositories to the registry's aliases, with a commit only if they differ.
 
 once: one pass, then end. run: a pass every INTERVAL and after each delivery of MLflow's webhook, until SIGTERM; it answers /health,
-/metrics and POST /webhook.
+/metrics and POST /webhook. setup: create the webhook at the MLflow server, with the secret in MLOPS_BRIDGE_WEBHOOK_SECRET (or the file in
+MLOPS_BRIDGE_WEBHOOK_SECRET_FILE), or update it; exit code 4 if a test delivery fails.
 
 It is safe to run at any time, repeatedly, and in several places at once. An environment held in service.yaml is not changed. A release with
 findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code of `once`: 0, or the code of
@@ -15,7 +16,8 @@ from mlops_build.cli.parser import port
 
 EXAMPLE = (
     "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
-    "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60"
+    "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60\n"
+    "  mlops-build bridge setup --url https://bridge.example.com/webhook"
 )
 
 
@@ -23,9 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     once = actions.add_parser("once", help="one pass, then end")
     run = actions.add_parser("run", help="passes until SIGTERM")
+    setup = actions.add_parser("setup", help="create the webhook at the MLflow server")
+    setup.add_argument("--url", required=True, metavar="URL", help="of /webhook, as the MLflow server reaches it")
     for action in (once, run):
         action.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
         action.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
+    for action in (once, run, setup):
         action.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
     once.add_argument("--despite-findings", action="store_true", help="also release with findings of `mlops-build verify`")
     once.add_argument("--dry-run", action="store_true", help="show what would be released without writing it")
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"once": _once, "run": _run}[args.action](args)
+    return {"once": _once, "run": _run, "setup": _setup}[args.action](args)
 
 
 def _once(args: argparse.Namespace) -> int:
@@ -77,6 +82,21 @@ def _run(args: argparse.Namespace) -> int:
         _log(f"{webhook.SECRET} is not set, so /webhook refuses every request")
     server.serve(loop, bound)
     return 0
+
+
+def _setup(args: argparse.Namespace) -> int:
+    from mlops_build import finding, tracking
+    from mlops_build.adapters.registry import Registry
+    from mlops_build.bridge.setup import setup
+
+    done = setup(Registry(args.tracking_uri or tracking.find().uri), args.url)
+    findings = [done.finding] if done.finding else []
+    text = f"{'created' if done.is_new else 'updated'}: MLflow's webhook to {done.url}"
+    document = {"url": done.url, "created": done.is_new, "findings": finding.as_json(findings)}
+    result(args, document, f"{text}\n{finding.show(findings)}".strip())
+    if not args.json:
+        say("The workers of the MLflow server notice a change of a webhook within 60 s.")
+    return 4 if findings else 0
 
 
 def _log(line: str) -> None:

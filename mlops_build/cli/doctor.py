@@ -25,7 +25,9 @@ MARKS = {"ok": "ok ", "absent": "-- ", "no": "NO ", "unseen": "?? "}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ci", action="store_true", help="also check each item of the administrator's checklist, from an agent")
-    parser.add_argument("--deep", action="store_true", help="also let DVC compare the data remote with the data here, which takes seconds")
+    parser.add_argument(
+        "--deep", action="store_true", help="also compare the data remote with the data here, and test the bridge's webhook: seconds"
+    )
     parser.add_argument("--checklist", action="store_true", help="print that checklist as Markdown, without checks")
 
 

@@ -100,7 +100,7 @@ def zabbix(packages: Path) -> Iterator[Zabbix]:
         folder = Path(tempfile.mkdtemp(prefix="zabbix-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
-        database = _postgres(stack, packages, folder)
+        database = postgres(stack, packages, folder)
         server_port, web_port = free_port(), free_port()
         _fill(packages, folder, database)
         _server(stack, packages, folder, database, server_port)
@@ -125,7 +125,7 @@ class Database:
     socket: Path
 
 
-def _postgres(stack: ExitStack, packages: Path, folder: Path) -> Database:
+def postgres(stack: ExitStack, packages: Path, folder: Path) -> Database:
     programs = sorted([*(packages / "root/usr/lib/postgresql").glob("*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")])[-1]
     home = folder / "postgres"
     home.mkdir()
@@ -147,7 +147,7 @@ def _postgres(stack: ExitStack, packages: Path, folder: Path) -> Database:
     words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     stack.enter_context(started([programs / "postgres", "-D", home / "data", *words], folder / "postgres.log", cwd=home, **identity))
     database = Database(programs, port, home)
-    until(lambda: _sql(database, "postgres", "select 1") or None, "PostgreSQL")
+    until(lambda: sql(database, "postgres", "select 1") or None, "PostgreSQL")
     return database
 
 
@@ -155,13 +155,13 @@ def _psql(database: Database, name: str) -> list[str | Path]:
     return [database.programs / "psql", "-h", "127.0.0.1", "-p", str(database.port), "-U", "zabbix", "-d", name]
 
 
-def _sql(database: Database, name: str, statement: str) -> bool:
+def sql(database: Database, name: str, statement: str) -> bool:
     command = [*_psql(database, name), "-c", statement]
     return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
 
 
 def _fill(packages: Path, folder: Path, database: Database) -> None:
-    assert _sql(database, "postgres", "create database zabbix")
+    assert sql(database, "postgres", "create database zabbix")
     for name in ("schema", "images", "data"):
         script = folder / f"{name}.sql"
         script.write_bytes(gzip.decompress((packages / f"root/usr/share/zabbix-server-pgsql/{name}.sql.gz").read_bytes()))

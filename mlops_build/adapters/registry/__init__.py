@@ -24,13 +24,14 @@ from mlops_build.adapters.registry.records import (
     UnknownVersion,
     shown,
 )
-from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.errors import Failed, NotFound, Refused, UsageError
 
 if TYPE_CHECKING:
     from mlops_build.adapters.registry.artifacts import Artifacts
     from mlops_build.adapters.registry.database import Database
     from mlops_build.adapters.registry.http import Http
     from mlops_build.adapters.registry.server import Server
+    from mlops_build.adapters.registry.webhooks import Webhook
 
 __all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "quiet_mlflow"]
 
@@ -154,6 +155,39 @@ class Registry:
             if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return self._store.create_version(name, source, run_id, tags)
+
+    @_translating
+    def webhooks(self) -> "list[Webhook]":
+        """The webhooks of the MLflow server. Raises UsageError if MLflow is a database without a server."""
+        from mlops_build.adapters.registry import webhooks
+
+        return webhooks.listed(self._server())
+
+    @_translating
+    def save_webhook(self, name: str, url: str, events: list[str], secret: str, existing: "Webhook | None" = None) -> "Webhook":
+        """Create a webhook, or change an existing one. events: such as "model_version.created". Raises Failed for a refused address."""
+        from mlops_build.adapters.registry import webhooks
+
+        try:
+            return webhooks.save(self._server(), name, url, events, secret, existing)
+        except Rejected as error:
+            raise Failed(f"MLflow at {shown(self.uri)}: {error.text}", remedy=webhooks.remedy(error.text)) from error
+
+    @_translating
+    def test_webhook(self, webhook: "Webhook") -> tuple[str, str] | None:
+        """Let MLflow deliver a test event; None if it succeeded, else why not and a remedy."""
+        from mlops_build.adapters.registry import webhooks
+
+        try:
+            why = webhooks.delivered(self._server(), webhook)
+        except Rejected as error:
+            why = error.text
+        return (why, webhooks.remedy(why)) if why else None
+
+    def _server(self) -> "Http":
+        if self._http is None:
+            raise UsageError(f"{shown(self.uri)} is a database, which sends no webhooks", remedy="set MLFLOW_TRACKING_URI=https://…")
+        return self._http
 
     @_translating
     def upload(self, run_id: str, folder: Path, artifact_path: str) -> str:
