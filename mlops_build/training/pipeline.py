@@ -24,7 +24,7 @@ from mlops_build.adapters.registry import quiet_mlflow
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model import identity, openapi
 from mlops_build.service import Service, load, tasks
-from mlops_build.training import origin, register, thresholds
+from mlops_build.training import code_tag, origin, register, thresholds
 from mlops_build.training.run import params as read_params
 
 MODELS = "models"
@@ -112,6 +112,10 @@ def train(
     push_code(checkout, say, dirty=bool(dirt), branch=branch)
     say("[6/6] register")
     models = register_models(checkout, root, service, commit, metrics, dirty=bool(dirt), say=say)
+    for model in [] if dirt else models:  # the commit of a dirty version stays on this machine
+        if remark := code_tag.push(checkout, tracking.find(root).uri, model.name, model.commit):
+            warnings.append(remark)
+            say(f"      warning: {remark}")
     return Outcome(tuple(models), tuple(warnings))
 
 

@@ -22,7 +22,7 @@ from mlops_build.finding import show
 from mlops_build.model import contract, environment, files, identity, openapi, scan
 from mlops_build.model.answers import differences
 from mlops_build.service import Service
-from mlops_build.training import origin, pipeline
+from mlops_build.training import code_tag, origin, pipeline
 from mlops_build.training.model import EXAMPLES
 from mlops_build.training.register import PATCH, NoRun, Origin, publish
 
@@ -98,6 +98,8 @@ def run(root: Path, uri: str, *, allow_changed_answers: bool, say: Callable[[str
             {**_carried(version), identity.TEMPLATE: origin.template_version(root)},
         )
     named = made.tags.get(identity.COMMIT_TAG, commit)
+    if remark := code_tag.push(checkout, registry.uri, made.name, named):
+        remarks.append(remark)
     return Registered(made.uri, made.name, made.version, is_new, named, version.uri, tuple(remarks))
 
 

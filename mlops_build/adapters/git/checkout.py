@@ -175,6 +175,11 @@ class Checkout(Objects):
         target = f"refs/heads/{command.checked_ref(self.branch())}"
         command.run(self.path, "push", "--quiet", "--end-of-options", self.remote(), f"{commit}:{target}")
 
+    def push_tag(self, tag: str, commit: str) -> None:
+        """Push a tag to origin; one at another commit is not moved. Raises PushRejected or RemoteUnreachable."""
+        target = f"refs/tags/{command.checked_ref(tag)}"
+        command.run(self.path, "push", "--quiet", "--end-of-options", self.remote(), f"{commit}:{target}")
+
     def try_push(self, branch: str) -> None:
         """Check that HEAD can be pushed to a branch of origin, without pushing. Raises PushRejected or RemoteUnreachable."""
         target = f"refs/heads/{command.checked_ref(branch)}"
