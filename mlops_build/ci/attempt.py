@@ -71,15 +71,14 @@ class Attempt:
         )
 
     def _mark(self, error: MlopsBuildError) -> bool:
-        """Set the tag of a failed deployment on the record's versions; returns whether all of them have it."""
+        """Mark the record's versions as failed in MLflow; returns whether all of them are."""
         if self.registry is None:
             return False
-        env = self.record.environment
-        files = {path.name: path.read_bytes() for path in (self.root / records.folder(env)).iterdir()}
-        mark = Failure(datetime.now(UTC).isoformat(timespec="seconds"), failure.short(error.message), failure.digest(files))
+        folder = self.root / records.folder(self.record.environment)
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        made = Failure(datetime.now(UTC).isoformat(timespec="seconds"), failure.short(error.message), failure.digest(files))
         try:
-            for model in self.record.models:
-                self.registry.set_tag(model.name, model.version, failure.tag(env), str(mark))
+            failure.mark(self.registry, self.record, made)
         except MlopsBuildError as refusal:
             self.say(f"deploy: the versions are not marked in MLflow: {refusal.message}")
             return False

@@ -1,4 +1,7 @@
-"""The mark of a failed deployment: a tag on the versions of a release, set by `ci deploy`, which a bridge then rolls back in Git."""
+"""The mark of a failed deployment: `ci deploy` puts it on the versions of a release, and a bridge then rolls the release back in Git.
+
+The mark is a tag with the details, and an alias, which tells a bridge that there is a mark without another request: it reads all aliases.
+"""
 
 import hashlib
 import json
@@ -6,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from mlops_build.adapters.registry import RegisteredVersion
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model.identity import DIGEST
+from mlops_build.release.record import Record
 
 REASON_LENGTH = 200
 
@@ -32,6 +36,38 @@ class Failure:
 def tag(env: str) -> str:
     """The name of the tag."""
     return f"mlops_build.failed.{env}"
+
+
+def alias(env: str) -> str:
+    """The name of the alias. No environment has an underscore in its name."""
+    return f"failed_{env}"
+
+
+def mark(registry: Registry, record: Record, made: Failure) -> None:
+    """Mark the versions of a release. Raises the errors of the registry."""
+    for model in record.models:
+        registry.set_tag(model.name, model.version, tag(record.environment), str(made))
+        registry.set_alias(model.name, alias(record.environment), model.version)
+
+
+def forget(registry: Registry, version: RegisteredVersion, env: str) -> None:
+    """Remove the mark of a version, if it has one: it may be released to `env` again."""
+    if tag(env) not in version.tags:
+        return
+    registry.delete_tag(version.name, version.version, tag(env))
+    if registry.aliases(version.name).get(alias(env)) == version.version:
+        registry.delete_alias(version.name, alias(env))
+
+
+def of_release(registry: Registry, aliases: Mapping[str, Mapping[str, int]], record: Record, files: Mapping[str, bytes]) -> Failure | None:
+    """The failed deployment of exactly this release, whose files are `files`; None if there was none. aliases: the registry's."""
+    env = record.environment
+    for model in record.models:
+        if aliases.get(model.name, {}).get(alias(env)) == model.version:
+            made = failed(registry.version(model.name, model.version), env)
+            if made is not None and made.release == digest(files):
+                return made
+    return None
 
 
 def digest(files: Mapping[str, bytes]) -> str:

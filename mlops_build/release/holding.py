@@ -3,7 +3,7 @@
 Before a hold ends, registry and record are compared: after a rollback from Git, the alias often still points at the bad version.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.registry import Registry, RegistryUnreachable, UnknownVersion
@@ -57,7 +57,8 @@ def _compare(objects: Objects, head: str, service: Service, env: str, registry: 
         aliases = {model.name: _aliased(known, model.name, service.alias_of(env)) for model in service.models}
         wanted = {name: version for name, version in aliases.items() if version is not None}
         if release:
-            _forget_failures(known, wanted.items(), env)
+            for name, version in wanted.items():
+                failure.forget(known, known.version(name, version), env)
             return
     except (RegistryUnreachable, UsageError) as error:
         if release:
@@ -85,13 +86,6 @@ def _aliased(registry: Registry, model: str, alias: str) -> int | None:
         return registry.aliases(model).get(alias)
     except UnknownVersion:
         return None
-
-
-def _forget_failures(registry: Registry, versions: Iterable[tuple[str, int]], env: str) -> None:
-    """Remove the marks of a failed deployment, with which a bridge would roll these versions back again."""
-    for name, number in versions:
-        if failure.tag(env) in registry.version(name, number).tags:
-            registry.delete_tag(name, number, failure.tag(env))
 
 
 def _shown(versions: dict[str, int]) -> str:

@@ -221,6 +221,7 @@ def test_after_a_failure_the_cluster_returns_to_the_release_before(
     folder = service / "deploy/overlays/staging/release"
     assert marked.release == failure.digest({str(path): path.read_bytes() for path in folder.iterdir()})
     assert failure.failed(world.registry.version("points", 1), "production") is None
+    assert world.registry.aliases("points") == {failure.alias("staging"): 1}
 
 
 @pytest.mark.parametrize(

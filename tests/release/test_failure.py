@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from mlops_build.adapters.registry import Registry
 from mlops_build.release import failure
 from mlops_build.release.failure import Failure
+from mlops_build.release.record import Record
 
 GOOD = {"at": "2026-11-30T12:00:00+00:00", "reason": "it did not become ready", "release": f"sha256:{'1' * 64}"}
 
@@ -44,6 +46,20 @@ def test_another_mark_counts_as_none(register: Callable[..., Any], change: dict[
 def test_a_mark_that_is_no_document_counts_as_none(register: Callable[..., Any], value: str) -> None:
     version = register(tags={})
     assert failure.failed(type(version)(**{**vars(version), "tags": {failure.tag("staging"): value}}), "staging") is None
+
+
+def test_only_the_release_that_failed_is_marked(registry: Registry, register: Callable[..., Any]) -> None:
+    version, files = register(), {"record.yaml": b"1"}
+    record = Record("staging", (version.checked(),), "1" * 40, f"registry.example.com/digits:v1-{'0' * 12}")
+    assert failure.of_release(registry, registry.alias_map(), record, files) is None
+    made = Failure(**{**GOOD, "release": failure.digest(files)})
+    failure.mark(registry, record, made)
+    assert failure.of_release(registry, registry.alias_map(), record, files) == made
+    assert failure.of_release(registry, registry.alias_map(), record, {"record.yaml": b"2"}) is None
+    failure.forget(registry, registry.version("digits", 1), "staging")
+    assert registry.version("digits", 1).tags == version.tags
+    assert registry.aliases("digits") == {}
+    failure.forget(registry, registry.version("digits", 1), "staging")
 
 
 def test_the_digest_covers_names_and_contents() -> None:
