@@ -34,6 +34,8 @@ def secrets() -> list[bytes]:
             try:
                 secret = Path(file).read_bytes().strip()
             except OSError as error:
+                if variable == PREVIOUS and isinstance(error, FileNotFoundError):
+                    continue  # it is mounted only during a rotation
                 raise UsageError(f"{variable}_FILE: {file} cannot be read: {error.strerror}", remedy="mount the secret there") from None
         if 0 < len(secret) < SHORTEST_SECRET:
             raise UsageError(f"the secret in {variable} is shorter than {SHORTEST_SECRET} characters", remedy="openssl rand -hex 32")

@@ -3,6 +3,7 @@
 once: one pass, then end. run: a pass every INTERVAL and after each delivery of MLflow's webhook, until SIGTERM; it answers /health,
 /metrics and POST /webhook. setup: create the webhook at the MLflow server, with the secret in MLOPS_BRIDGE_WEBHOOK_SECRET (or the file in
 MLOPS_BRIDGE_WEBHOOK_SECRET_FILE), or update it; exit code 4 if a test delivery fails.
+files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' rules, a Grafana dashboard and a Zabbix template.
 
 It is safe to run at any time, repeatedly, and in several places at once. An environment held in service.yaml is not changed. A release with
 findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code of `once`: 0, or the code of
@@ -17,7 +18,8 @@ from mlops_build.cli.parser import port
 EXAMPLE = (
     "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
     "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60\n"
-    "  mlops-build bridge setup --url https://bridge.example.com/webhook"
+    "  mlops-build bridge setup --url https://bridge.example.com/webhook\n"
+    "  mlops-build bridge files --output bridge/"
 )
 
 
@@ -27,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = actions.add_parser("run", help="passes until SIGTERM")
     setup = actions.add_parser("setup", help="create the webhook at the MLflow server")
     setup.add_argument("--url", required=True, metavar="URL", help="of /webhook, as the MLflow server reaches it")
+    files = actions.add_parser("files", help="write the files to run and to watch it")
+    files.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
+    files.add_argument("--force", action="store_true", help="replace files with other content")
     for action in (once, run):
         action.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
         action.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
@@ -43,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"once": _once, "run": _run, "setup": _setup}[args.action](args)
+    return {"once": _once, "run": _run, "setup": _setup, "files": _files}[args.action](args)
 
 
 def _once(args: argparse.Namespace) -> int:
@@ -97,6 +102,17 @@ def _setup(args: argparse.Namespace) -> int:
     if not args.json:
         say("The workers of the MLflow server notice a change of a webhook within 60 s.")
     return 4 if findings else 0
+
+
+def _files(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from mlops_build.bridge import shipped
+    from mlops_build.watch.shipped import write_files
+
+    written = [str(path) for path in write_files(Path(args.output), shipped.texts(), force=args.force)]
+    result(args, {"written": written}, "\n".join(written))
+    return 0
 
 
 def _log(line: str) -> None:

@@ -1,5 +1,6 @@
 """Configuration files for monitoring: `mlops-build watch files DIR` writes them."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,8 +27,13 @@ def read(name: str) -> str:
 
 
 def write(folder: Path, *, force: bool = False) -> list[Path]:
-    """Write all files. Raises Refused if a file exists with other content (unless force), Failed if one cannot be written."""
-    contents = {folder / name: read(name) for name in FILES}
+    """Write all files, as `write_files` does."""
+    return write_files(folder, {name: read(name) for name in FILES}, force=force)
+
+
+def write_files(folder: Path, texts: Mapping[str, str], *, force: bool = False) -> list[Path]:
+    """Write files by their names. Raises Refused if one exists with other content (unless force), Failed if one cannot be written."""
+    contents = {folder / name: text for name, text in texts.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         changed = [path for path, content in contents.items() if path.exists() and path.read_text(encoding="utf-8") != content]
