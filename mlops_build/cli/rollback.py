@@ -66,6 +66,8 @@ def _from_git(args: argparse.Namespace) -> int:
         say(f"{args.branch if args.repo else 'the branch'} is protected: merge {landed.request.url} to roll {env} back")
     elif not landed.pushed:
         say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
+    if restored.is_broken:
+        say(f"service.yaml is broken, so CI does not deploy; by hand: kubectl apply --kustomize deploy/overlays/{env}")
     say(f"the bridge does not change {env} until its hold is removed: mlops-build hold {env} --remove")
     document = {
         "environment": env,

@@ -133,10 +133,12 @@ def git_settings(objects: Objects, head: str) -> Git:
     return Git()
 
 
-def check_environment(objects: Objects, head: str, env: str) -> None:
-    """Raises NotFound for an environment that service.yaml does not have, or, if it cannot be read, that has no release folder."""
+def check_environment(objects: Objects, head: str, env: str) -> bool:
+    """Whether service.yaml can be read. Raises NotFound for an environment that it does not have, or else that has no release folder."""
     try:
         service_at(objects, head).environment(env)
     except ServiceError:
         if objects.tree(head, records.folder(env)) is None:
             raise NotFound(f"there is no {records.folder(env)}", remedy="git ls-files deploy/overlays shows the environments") from None
+        return False
+    return True

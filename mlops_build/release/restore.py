@@ -25,12 +25,16 @@ class NothingBefore(Refused):
 
 @dataclass(frozen=True)
 class Restored:
-    """A commit that restores a release and holds its environment. before: None if the record in Git could not be read."""
+    """A commit that restores a release and holds its environment. before: None if the record in Git could not be read.
+
+    is_broken: service.yaml cannot be read.
+    """
 
     before: Record | None
     after: Record
     hold: str
     commit: str
+    is_broken: bool
 
 
 def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
@@ -64,7 +68,7 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
 
     author: of a deterministic commit; default: the configured one, now.
     """
-    protected.check_environment(objects, head, env)
+    is_broken = not protected.check_environment(objects, head, env)
     source = earlier(objects, head, env)
     before, after = recorded(objects, head, env), recorded(objects, source, env)
     if after is None:
@@ -79,7 +83,7 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
     commit = objects.commit(head, files, message, author)
     if commit is None:
         raise NothingBefore(f"{env} has this release and this hold already")
-    return Restored(before, after, hold.why, commit)
+    return Restored(before, after, hold.why, commit, is_broken)
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:

@@ -118,6 +118,7 @@ def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
     restored, landed = restore.in_checkout(released, "staging")
     assert landed.pushed
     assert str(restored.after) == "digits 2"
+    assert restored.is_broken
     assert (released / "service.yaml").read_text() == "models: [\n"
     assert "rolled back from Git" in (released / "deploy/overlays/staging/hold.yaml").read_text()
     assert str(restore.on_remote(f"file://{remote}", "main", "staging")[0].after) == "digits 1"
