@@ -18,13 +18,15 @@ from mlops_build.adapters import engine as builder
 from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import Registry
-from mlops_build.errors import Refused
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
+from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name, is_valid
 from mlops_build.release import record as records
+from mlops_build.release import restore
 from mlops_build.release.record import Record
+from mlops_build.release.write import service_at
 from mlops_build.service import Service
 
 # A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
@@ -44,10 +46,14 @@ class OtherImage(Refused):
 
 @dataclass
 class Image:
-    """An image. reference: `repository@sha256:…`, which is deployed. built: by this run."""
+    """An image. reference: `repository@sha256:…`, which is deployed. built: by this run.
+
+    refusal: why it is not built; None if service.yaml gives this name.
+    """
 
     image: str
     record: Record
+    refusal: OtherName | None = None
     environments: list[str] = field(default_factory=list)
     reference: str = ""
     built: bool = False
@@ -65,19 +71,31 @@ class Image:
 def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Build and push the missing images of the release records in the working tree. Returns {"images": [...]}.
 
-    Raises OtherName, OtherImage, EngineUnreachable, and the errors of packaging and of the builder.
+    While MLflow is down, existing images are taken as they are (a rollback by Git must work). Raises OtherName, OtherImage,
+    EngineUnreachable, RegistryUnreachable, and the errors of packaging and of the builder.
     """
     service = service_file.load(root)
     images = _named(root, service)
     if not images:
         say("image: nothing is released yet")
     if images:
-        registry, chosen = tracking.registry(root), builder.choose()
+        registry, chosen = _registry(root, say), builder.choose()
         for image in images:
             _settle(root, service, registry, chosen, image, say)
     _write_results(root, images)
     _write_release(root, say)
     return {"images": [image.as_json() for image in images]}
+
+
+def _registry(root: Path, say: Callable[[str], None]) -> Registry | None:
+    """The registry; None if it does not answer."""
+    try:
+        registry = tracking.registry(root)
+        registry.alias_map()
+    except RegistryUnreachable as error:
+        say(f"image: {error.message}; existing images are taken as they are")
+        return None
+    return registry
 
 
 def reference(image: str, digest: str) -> str:
@@ -120,21 +138,37 @@ def _named(root: Path, service: Service) -> list[Image]:
         record = records.read(root, env)
         if not record.models or record.image is None:
             continue
+        refusal = None
         if not is_valid(record.image, service, record.models):
             computed = image_name(service, record.models)
-            raise OtherName(
+            refusal = OtherName(
                 f"the record of {env} has the image {record.image}, but its models and service.yaml give {computed}",
                 remedy=f"run `mlops-build release {env}` (or wait for the bridge)",
             )
-        images.setdefault(record.image, Image(record.image, record)).environments.append(env)
+            if not _is_restored(root, record):
+                raise refusal
+        images.setdefault(record.image, Image(record.image, record, refusal)).environments.append(env)
     return list(images.values())
 
 
-def _settle(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> None:
-    before = of_version(registry, image.record)
+def _is_restored(root: Path, record: Record) -> bool:
+    """Whether a rollback from Git restored the record from a commit whose service.yaml gave it this name."""
+    checkout = Checkout.find(root)
+    head = checkout.head() if checkout else None
+    source = restore.source_of(checkout, head, record.environment) if checkout and head else None
+    try:
+        return checkout is not None and source is not None and is_valid(record.image, service_at(checkout, source), record.models)
+    except (NotFound, Refused):
+        return False
+
+
+def _settle(root: Path, service: Service, registry: Registry | None, chosen: Builder, image: Image, say: Callable[[str], None]) -> None:
+    before = of_version(registry, image.record) if registry else None
     digest = chosen.digest_of(image.image)
+    if digest is None and image.refusal:
+        raise image.refusal
     if digest is None:
-        digest = _build(root, service, registry, chosen, image, say)
+        digest = _build(root, service, registry or tracking.registry(root), chosen, image, say)
         before = None
     image.reference = reference(image.image, digest)
     if before is not None and before != image.reference:
@@ -142,7 +176,7 @@ def _settle(root: Path, service: Service, registry: Registry, chosen: Builder, i
             f"{image.image} is {digest} in the registry, but was built as {before.partition('@')[2]}: the tag was moved",
             remedy="find out who pushed it, delete the tag from the image registry, and run `mlops-build ci image` again",
         )
-    if before is None:
+    if before is None and registry:
         first = image.record.models[0]
         registry.set_tag(first.name, first.version, IMAGE_NAME, image.image)
         registry.set_tag(first.name, first.version, IMAGE, image.reference)

@@ -95,11 +95,10 @@ def earlier(objects: Objects, head: str, env: str) -> str:
     present = objects.tree(head, folder)
     start = head
     for _ in range(1000):
-        changed = objects.log(start, folder)
-        named = RESTORES.search(objects.message(changed[0])) if changed else None
-        if not named or objects.tree(named[1], folder) != present:
+        source = source_of(objects, start, env)
+        if source is None or objects.tree(source, folder) != present:
             break
-        start = named[1]
+        start = source
     for commit in objects.log(start, folder):
         if objects.tree(commit, folder) in (present, None):
             continue
@@ -111,6 +110,13 @@ def earlier(objects: Objects, head: str, env: str) -> str:
         f"Git has no earlier release of {env} to go back to{more}",
         remedy="when MLflow answers: mlops-build rollback MODEL --env ENV; to stop the service now: kubectl scale deployment --replicas=0",
     )
+
+
+def source_of(objects: Objects, head: str, env: str) -> str | None:
+    """The commit from which the release of `env` was restored; None if its last change did not restore it."""
+    changed = objects.log(head, records.folder(env))
+    named = RESTORES.search(objects.message(changed[0])) if changed else None
+    return named[1] if named else None
 
 
 def _message(env: str, before: Record | None, after: Record, source: str) -> str:

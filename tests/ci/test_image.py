@@ -18,7 +18,7 @@ import pytest
 from mlops_build import service as service_file
 from mlops_build.__main__ import main
 from mlops_build.adapters.engine import docker
-from mlops_build.adapters.registry import Registry
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.ci import image
 from mlops_build.errors import Unreachable
 from mlops_build.model import environment, files, identity
@@ -27,6 +27,7 @@ from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.name import image_name
 from mlops_build.packaging.recipe import Recipe
+from mlops_build.release import restore
 from mlops_build.release.record import Record
 from mlops_build.service.pin import Pin
 from tests.ci.conftest import answer, client
@@ -68,6 +69,39 @@ def test_the_record_of_another_release_of_the_bridge_keeps_its_name(service: Pat
     release("staging", image=names[0])
     release("production", image=names[1])
     assert [named.image for named in image._named(service, settings)] == names
+
+
+def test_while_mlflow_is_down_an_existing_image_is_taken(
+    service: Path, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = release("staging")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
+    monkeypatch.setattr(docker, "digest_of", lambda name: f"sha256:{'1' * 64}" if name == record.image else None)
+    (made,) = image.run(service, say=quiet)["images"]
+    assert (made["image"], made["built"]) == (record.image, False)
+    monkeypatch.setattr(docker, "digest_of", lambda _: None)
+    with pytest.raises(RegistryUnreachable):
+        image.run(service, say=quiet)
+
+
+def test_a_restored_release_keeps_its_image_after_service_yaml_has_changed(
+    service: Path, release: Release, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(service, "init", "--quiet", "--initial-branch=main")
+    first = release("staging")
+    git(service, "add", "--all")
+    git(service, "commit", "--quiet", "--message=First")
+    settings = service / "service.yaml"
+    settings.write_text(settings.read_text().replace("port: 8080", "port: 8081"))
+    second = release("staging", 2)
+    git(service, "commit", "--quiet", "--all", "--message=Second")
+    restore.in_checkout(service, "staging")
+    monkeypatch.setattr(docker, "digest_of", lambda name: f"sha256:{'1' * 64}" if name == first.image else None)
+    (made,) = image.run(service, say=quiet)["images"]
+    assert made["image"] == first.image != second.image
+    monkeypatch.setattr(docker, "digest_of", lambda _: None)
+    with pytest.raises(image.OtherName):  # it would be built with the settings of now
+        image.run(service, say=quiet)
 
 
 def test_a_missing_engine_and_an_unreachable_registry_are_errors(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
