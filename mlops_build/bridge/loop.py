@@ -12,18 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from random import SystemRandom
 
 from mlops_build.adapters.git import command, remote
-from mlops_build.adapters.registry import Registry, UnknownVersion
+from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.errors import MlopsBuildError, Refused, Unreachable
 
 log = logging.getLogger("mlops_build.bridge")
 # States in which the loop has nothing to do for an environment.
-SETTLED = frozenset({"released", "unchanged", "held", "nothing promoted yet"})
+SETTLED = frozenset({"released", "unchanged", "held", "reverted", "nothing promoted yet"})
 # Between two passes, however often the loop is woken.
 GAP_SECONDS = 0.5
 # A failed repository is tried again after the first, then after twice as long, up to the last.
@@ -226,7 +225,7 @@ class Loop:
         if now < watched.again_at and watched.examined == (head, _aliases_of(aliases, watched.models)):
             return
         reads = Reads(aliases)
-        outcomes = self._reconcile(watched.url, reads)
+        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads)
         if any(outcome.error for outcome in outcomes):
             reads.models |= watched.models  # it may have failed before it read them
         if not any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes):
@@ -234,18 +233,6 @@ class Loop:
             self._record(watched, (head, _aliases_of(aliases, watched.models)), outcomes)
         else:
             self._record(watched, None, outcomes)
-
-    def _reconcile(self, url: str, aliases: Reads) -> list[Outcome]:
-        registry = self._connection()
-
-        def aliases_now(model: str) -> Mapping[str, int]:
-            aliases.models.add(model)
-            try:
-                return registry.aliases(model)
-            except UnknownVersion:
-                return {}
-
-        return reconcile.repository(url, self._branch, aliases, aliases_now, cache(registry.version))
 
     def _record(self, watched: Watched, examined: tuple[str, AliasesOf] | None, outcomes: Sequence[Outcome]) -> None:
         """Remember the outcome of an examination, and report what is new in it."""

@@ -5,9 +5,8 @@ run at once: they create the same commit, and one of the pushes succeeds.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,24 +17,28 @@ from mlops_build.errors import MlopsBuildError, NotFound
 from mlops_build.release import gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
+from mlops_build.release.decide import Aliases, decide, may_differ, numbers
+from mlops_build.release.promotion import Incomplete
 from mlops_build.release.record import Record
-from mlops_build.release.write import Aliases, NothingPromoted, VersionOf, change, desired, pin_at, recorded, service_at
-from mlops_build.service import Service
+from mlops_build.release.tree import Tree
+from mlops_build.release.write import change
 
 
 class ReleasedVersionGone(NotFound):
     """A version that Git releases no longer exists in the registry."""
 
 
-State = Literal["released", "would release", "unchanged", "held", "nothing promoted yet", "failed"]
+State = Literal["released", "would release", "unchanged", "held", "reverted", "waiting", "nothing promoted yet", "failed"]
+# The states in which Git keeps what it has.
+KEEPS = ("held", "reverted", "waiting", "nothing promoted yet", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of a pass for an environment of a repository; environment is None if the whole repository failed.
 
-    before, after: models and versions, as text. commit: the release's, if there is one. error: set if it failed. remarks: limits of the
-    check of its manifests, and ignored findings. changes: the changes besides the models' versions.
+    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, reverted or waiting. error: set
+    if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the models' versions.
     """
 
     repository: str
@@ -44,7 +47,7 @@ class Outcome:
     before: str | None = None
     after: str | None = None
     commit: str | None = None
-    hold: str | None = None
+    why: str | None = None
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
@@ -54,15 +57,16 @@ class Outcome:
         return f"{self.repository} {self.environment}" if self.environment else self.repository
 
     def __str__(self) -> str:
-        detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after, "held": self.hold}
+        detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after}
         detail["would release"] = detail["released"]
         commit = f"commit {self.commit[:12]}" if self.commit else None
         error = self.error.message.splitlines()[0] if self.error else None
-        kept = f"Git keeps {self.before}" if self.before and self.state in ("held", "nothing promoted yet", "failed") else None
-        return "  ".join(part for part in (self.where, self.state, detail.get(self.state), commit, error, kept) if part)
+        kept = f"Git keeps {self.before}" if self.before and self.state in KEEPS else None
+        return "  ".join(part for part in (self.where, self.state, detail.get(self.state, self.why), commit, error, kept) if part)
 
     def as_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
+        document["hold"] = self.why if self.state == "held" else None
         if self.error:
             document["error"] = {"message": self.error.message, "remedy": self.error.remedy, "exit_code": self.error.exit_code}
         return document
@@ -78,44 +82,29 @@ def once(
     Raises RegistryUnreachable, because the alias map is required.
     """
     aliases = registry.alias_map()
-    version_of = cache(registry.version)
-
-    def aliases_now(model: str) -> Mapping[str, int]:
-        try:
-            return registry.aliases(model)
-        except UnknownVersion:
-            return {}
-
     outcomes: list[Outcome] = []
     for url in dict.fromkeys(urls):
-        outcomes += repository(url, branch, aliases, aliases_now, version_of, dry_run=dry_run, despite_findings=despite_findings)
+        outcomes += repository(url, branch, registry, aliases, dry_run=dry_run, despite_findings=despite_findings)
     return outcomes
 
 
 def repository(
-    url: str,
-    branch: str,
-    aliases: Aliases,
-    aliases_now: Callable[[str], Mapping[str, int]],
-    version_of: VersionOf,
-    *,
-    dry_run: bool = False,
-    despite_findings: bool = False,
+    url: str, branch: str, registry: Registry, aliases: Aliases, *, dry_run: bool = False, despite_findings: bool = False
 ) -> list[Outcome]:
     """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed.
 
-    aliases: of all models, read before. They only tell whether there may be a difference: a release is made from `aliases_now` of its
-    models, read after the head of the branch, or this bridge could take back what another one has released meanwhile.
+    aliases: of all models, read before. They only tell whether there may be a difference: a release is made from the aliases of its
+    models that are read after the head of the branch, or this bridge could take back what another one has released meanwhile.
     """
     address = masked(url)
     outcomes: list[Outcome] = []
 
     def make(head: str) -> str | None:
-        outcomes[:], commit = on_top(mirror, head, address, aliases, version_of, despite_findings=despite_findings)
-        if commit is None:
-            return None
-        now = {model.name: aliases_now(model.name) for model in service_at(mirror, head).models}
-        outcomes[:], commit = on_top(mirror, head, address, now, version_of, despite_findings=despite_findings)
+        tree = Tree.at(mirror, head)
+        now = aliases
+        if any(may_differ(mirror, tree, env, aliases) for env in tree.service.environments):
+            now = {model.name: _aliases(registry, model.name) for model in tree.service.models}
+        outcomes[:], commit = on_top(mirror, tree, address, now, registry, despite_findings=despite_findings)
         return commit
 
     try:
@@ -131,58 +120,65 @@ def repository(
 
 
 def on_top(
-    mirror: Mirror, head: str, address: str, aliases: Aliases, version_of: VersionOf, *, despite_findings: bool = False
+    mirror: Mirror, tree: Tree, address: str, aliases: Aliases, registry: Registry, *, despite_findings: bool = False
 ) -> tuple[list[Outcome], str | None]:
     """The outcome of each environment, and the last of the new commits (None: no difference)."""
-    service = service_at(mirror, head)
     outcomes: list[Outcome] = []
-    tip = head
-    for env in service.environments:
-        outcome = _environment(mirror, tip, service, env, address, aliases, version_of, despite_findings)
+    tip = tree.commit
+    for env in tree.service.environments:
+        outcome = _environment(mirror, tip, tree, env, address, aliases, registry, despite_findings)
         tip = outcome.commit or tip
         outcomes.append(outcome)
-    return outcomes, tip if tip != head else None
+    return outcomes, tip if tip != tree.commit else None
 
 
 def _environment(
-    mirror: Mirror,
-    parent: str,
-    service: Service,
-    env: str,
-    address: str,
-    aliases: Aliases,
-    version_of: VersionOf,
-    despite_findings: bool,
+    mirror: Mirror, parent: str, tree: Tree, env: str, address: str, aliases: Aliases, registry: Registry, despite_findings: bool
 ) -> Outcome:
-    there = recorded(mirror, parent, env)
+    there = tree.record(env)
     before = str(there) if there and there.models else None
-    if hold := holds.of(mirror, parent, env, service):
-        return Outcome(address, env, "held", before, before, hold=hold)
+    if hold := holds.read(tree.files.get(holds.file(env)), env, tree.service):
+        return Outcome(address, env, "held", before, before, why=hold)
     try:
-        wanted = desired(service, env, aliases, version_of, pin_at(mirror, parent))
-        made = change(mirror, parent, service, wanted)
+        if not numbers(tree.service, env, aliases):
+            gone = _gone(there, registry)
+            return Outcome(address, env, "failed" if gone else "nothing promoted yet", before, before, error=gone)
+        if not may_differ(mirror, tree, env, aliases):
+            return Outcome(address, env, "unchanged", before, before)
+        decision = decide(mirror, tree, env, aliases, registry, despite_findings=despite_findings)
+        after = str(decision.wanted.record)
+        if decision.state == "reverted":
+            why = f"a person took {after} back in Git: it stays until the next promotion or move of the alias"
+            return Outcome(address, env, "reverted", before, before, why=why)
+        made = change(mirror, parent, tree, decision.wanted, registry) if decision.state == "release" else None
         if made is None:
-            return Outcome(address, env, "unchanged", before, str(wanted.record))
-        remarks = gate.check(mirror, made.commit, there, wanted.record, despite_findings=despite_findings)
-    except NothingPromoted:
-        gone = _gone(there, version_of)
-        return Outcome(address, env, "failed" if gone else "nothing promoted yet", before, before, error=gone)
+            return Outcome(address, env, "unchanged", before, after)
+        remarks = [*decision.remarks, *gate.check(mirror, made.commit, there, decision.wanted.record, despite_findings=despite_findings)]
+    except Incomplete as error:
+        if error.may_still_move:
+            return Outcome(address, env, "waiting", before, before, why=error.message)
+        return Outcome(address, env, "failed", before, error=error)
     except MlopsBuildError as error:
         return Outcome(address, env, "failed", before, error=error)
-    return Outcome(address, env, "released", before, str(wanted.record), made.commit, remarks=tuple(remarks), changes=made.changes)
+    return Outcome(address, env, "released", before, after, made.commit, remarks=tuple(remarks), changes=made.changes)
 
 
-def _gone(there: Record | None, version_of: VersionOf) -> MlopsBuildError | None:
+def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
+    try:
+        return registry.aliases(model)
+    except UnknownVersion:
+        return {}
+
+
+def _gone(there: Record | None, registry: Registry) -> MlopsBuildError | None:
     """The error if a released version no longer exists: MLflow then removes its aliases, too."""
-    if there is None:
-        return None
-    for model in there.models:
+    for model in there.models if there else ():
         try:
-            version_of(model.name, model.version)
+            registry.version(model.name, model.version)
         except UnknownVersion as error:
             return ReleasedVersionGone(
-                f"{model} was deleted or renamed in MLflow, but {there.environment} is released with it: {error.message}",
-                remedy=f"mlops-build promote {model.name} VERSION --to {there.environment}",
+                f"{model} was deleted or renamed in MLflow, but Git releases it: {error.message}",
+                remedy=f"mlops-build promote {model.name} VERSION --to ENV, with a version that exists",
             )
     return None
 

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="ENV", help="the environment, such as production")
     parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the stored one")
     parser.add_argument("--force-dirty", action="store_true", help="with --to: allow a version with uncommitted changes in production")
+    parser.add_argument("--why", default="", metavar="TEXT", help="the reason, for the release's commit and `mlops-build history`")
     parser.add_argument(
         "--from-git", nargs="?", const="", metavar="ENV", help="restore the environment's previous release in Git; MLflow may be down"
     )
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from mlops_build.release import alias
 
     service = alias.service_here()
-    move = alias.rollback(tracking.registry(), service, args.model, args.env, args.to, force_dirty=args.force_dirty)
+    move = alias.rollback(tracking.registry(), service, args.model, args.env, args.to, why=args.why, force_dirty=args.force_dirty)
     for line in alias.remarks(move, service):
         say(line)
     result(args, move.as_json(), str(move))

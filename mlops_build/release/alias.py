@@ -1,27 +1,31 @@
 """Promote and roll back: move the alias that an environment follows. Git and the cluster follow the alias.
 
-The previous version is stored as a tag on the new version, before the alias moves. If this is interrupted in between, the next promotion
-corrects the tag.
+Everything about a promotion is stored as tags before the first alias moves: the promotion itself on each version that it lists, and the
+previous version on each new one. If this is interrupted in between, nothing is released, and the next promotion corrects the tags.
 """
 
+import contextlib
+import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from mlops_build import reason
 from mlops_build import service as service_file
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.objects import EMAIL
 from mlops_build.adapters.registry import RegisteredVersion, Registry, UnknownVersion
-from mlops_build.errors import NotFound, Refused, UsageError
-from mlops_build.model import contract, identity
+from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
+from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
-from mlops_build.release.write import released
+from mlops_build.release import promotion
+from mlops_build.release.admit import PRODUCTION, admit, serves
+from mlops_build.release.promotion import Promotion
 from mlops_build.service import Service
 
-STAGING, PRODUCTION = "staging", "production"
-
-
-class DirtyVersion(Refused):
-    """A version with uncommitted changes is not allowed in production."""
+STAGING = "staging"
 
 
 class NothingRemembered(Refused):
@@ -89,7 +93,7 @@ def service_here() -> Service | None:
 def remarks(move: Move, service: Service | None) -> list[str]:
     """Remarks on the move."""
     lines = list(move.callers)
-    if service is not None and not _serves(service, move.model):
+    if service is not None and not serves(service, move.model):
         lines.append(f"{move.model} is not one of {service.name}'s models, so the alias is the environment's name: {move.alias}")
     if move.dirty:
         lines.append(f"{move.model} {move.after} was made from uncommitted changes")
@@ -109,28 +113,85 @@ def alias_of(service: Service | None, model: str, env: str) -> str:
 
     Raises NotFound for an environment that the service does not have, UsageError for a name that cannot be an alias.
     """
-    if service is not None and _serves(service, model):
+    if service is not None and serves(service, model):
         return service.alias_of(env)
     if not ALIAS.fullmatch(env) or re.fullmatch(r"v[0-9]+|latest", env):
         raise UsageError(f"{env[:100]!r} is not an environment", remedy="write --to staging or --to production")
     return env
 
 
-def promote(registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, force_dirty: bool = False) -> Move:
-    """Point the alias of `env` at a version (a number, or another alias such as "staging").
+def promote(
+    registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, why: str = "", force_dirty: bool = False
+) -> Move:
+    """`promote_all` for one model."""
+    return promote_all(registry, service, {model: version}, env, why=why, force_dirty=force_dirty)[0][0]
 
-    Raises UnknownVersion, BadVersion for a version that mlops-build did not create, DirtyVersion, and BreaksCallers if its contract breaks
-    callers of the version that it replaces, unless its major version is higher.
+
+def promote_all(
+    registry: Registry,
+    service: Service | None,
+    wanted: Mapping[str, int | str],
+    env: str,
+    *,
+    why: str = "",
+    force_dirty: bool = False,
+) -> tuple[list[Move], Promotion]:
+    """Point the aliases of `env` at versions of one or more models (numbers, or another alias such as "staging"), as one promotion.
+
+    The promotion also lists the present versions of the service's other models. It is written even if no alias has to move: a move by hand
+    becomes a promotion, and a release that a person took back in Git is released again.
+
+    Raises UnknownVersion, and what `admit` raises: BadVersion, NotReady, OtherService, DirtyVersion, and BreaksCallers if a contract
+    breaks callers of the version that it replaces, unless its major version is higher.
     """
-    move, wanted = _planned(registry, service, model, version, env, force_dirty=force_dirty)
-    if move.changed:
+    planned = [_planned(registry, service, model, version, env, force_dirty=force_dirty) for model, version in wanted.items()]
+    return [move for move, _ in planned], _move(registry, service, planned, why, back=False)
+
+
+def _move(
+    registry: Registry, service: Service | None, planned: Sequence[tuple[Move, RegisteredVersion]], why: str, *, back: bool
+) -> Promotion:
+    """Write a promotion onto all of its versions, then move the aliases."""
+    models = {move.model: move.after for move, _ in planned}
+    for model in service.models if service and all(serves(service, model) for model in models) else ():
+        if model.name not in models and (number := _aliases(registry, model.name).get(planned[0][0].alias)):
+            models[model.name] = number
+    made = promotion.new(models, _author(), _reason(why), dirty=any(move.dirty for move, _ in planned), back=back)
+    for move, version in planned:
         tag = identity.previous_tag(move.alias)
-        if move.before is not None:
-            registry.set_tag(model, wanted.version, tag, str(move.before))
-        elif tag in wanted.tags:
-            registry.delete_tag(model, wanted.version, tag)
-        registry.set_alias(model, move.alias, wanted.version)
-    return move
+        if move.before is not None and move.changed and not back:
+            registry.set_tag(move.model, version.version, tag, str(move.before))
+        elif tag in version.tags and move.changed and not back:
+            registry.delete_tag(move.model, version.version, tag)
+    for name, number in models.items():
+        registry.set_tag(name, number, promotion.tag(planned[0][0].alias), made.as_text())
+    for move, _ in planned:
+        if move.changed:
+            registry.set_alias(move.model, move.alias, move.after)
+    return made
+
+
+def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
+    try:
+        return registry.aliases(model)
+    except UnknownVersion:
+        return {}
+
+
+def _author() -> str:
+    """Who promotes: MLOPS_GIT_NAME, else git's name, else the login name. It is a claim."""
+    with contextlib.suppress(MlopsBuildError):  # without git
+        person = Checkout(Path.cwd()).signs_as()
+        if person.email != EMAIL:
+            return f"{person.name} <{person.email}>"
+    return getpass.getuser()
+
+
+def _reason(text: str) -> str:
+    try:
+        return reason.checked(text) if text else ""
+    except ValueError as error:
+        raise UsageError(f"--why: {error}") from None
 
 
 def next_step(registry: Registry, service: Service, model: str, version: int) -> NextStep:
@@ -151,14 +212,11 @@ def _planned(
     wanted = registry.version(model, version)
     aliases = registry.aliases(model)
     before = aliases.get(alias)
-    dirty = _check(wanted, env, alias, force_dirty)
-    callers: list[str] = []
+    callers = admit(registry, service, env, alias, wanted, before, allow_dirty=force_dirty)
     skipped: tuple[str, ...] = ()
-    if before != wanted.version:
-        if before is not None:
-            callers = _callers(registry, model, before, wanted)
-        if PRODUCTION in (env, alias):
-            skipped = _skipped(registry, service, wanted, env, aliases)
+    if before != wanted.version and PRODUCTION in (env, alias):
+        skipped = _skipped(registry, service, wanted, env, aliases)
+    dirty = identity.DIRTY in wanted.tags
     return Move(model, env, alias, before, wanted.version, dirty, _hold(service, model, env), tuple(callers), skipped), wanted
 
 
@@ -167,7 +225,7 @@ def _skipped(
 ) -> tuple[str, ...]:
     """The other environments, if the version was in none of them, as far as aliases and the tags of `promote` tell."""
     follows = {STAGING: STAGING}
-    if service is not None and _serves(service, wanted.name):
+    if service is not None and serves(service, wanted.name):
         follows = {other: service.alias_of(other) for other in service.environments if other != env}
     if any(aliases.get(alias) == wanted.version or identity.previous_tag(alias) in wanted.tags for alias in follows.values()):
         return ()
@@ -178,44 +236,28 @@ def _skipped(
 
 
 def rollback(
-    registry: Registry, service: Service | None, model: str, env: str, to: int | None = None, *, force_dirty: bool = False
+    registry: Registry,
+    service: Service | None,
+    model: str,
+    env: str,
+    to: int | None = None,
+    *,
+    why: str = "",
+    force_dirty: bool = False,
 ) -> Move:
     """Point the alias of `env` back at the previous version, or at `to`. Stored tags stay, so a second rollback goes one version further.
 
-    Raises UnknownVersion, NothingRemembered, BadVersion, DirtyVersion.
+    Raises UnknownVersion, NothingRemembered, and what `admit` raises, except BreaksCallers.
     """
     alias = alias_of(service, model, env)
     current = registry.version(model, alias)
     target = registry.version(model, to if to is not None else _remembered(registry, current, alias, env))
     # A version that ran there before is allowed again.
-    dirty = _check(target, env, alias, force_dirty or to is None)
-    if target.version != current.version:
-        registry.set_alias(model, alias, target.version)
-    return Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
-
-
-def _callers(registry: Registry, model: str, before: int, wanted: RegisteredVersion) -> list[str]:
-    """The changes for callers of the previous version. Raises BreaksCallers."""
-    now = _contract(registry, wanted)
-    try:
-        was = _contract(registry, registry.version(model, before))
-    except (NotFound, contract.BadContract) as error:
-        return [f"callers of {model} {before} may break, its contract could not be compared: {error.message}"]
-    return contract.check(f"{model} {wanted.version} in the place of {before}", was, now)
-
-
-def _contract(registry: Registry, version: RegisteredVersion) -> contract.Contract:
-    """Raises UnknownVersion if its files cannot be read, and BadContract."""
-
-    def read(path: str) -> bytes | None:
-        try:
-            return registry.read(version, path)
-        except UnknownVersion:
-            if path == contract.MLMODEL:
-                raise
-            return None  # registered before contracts existed
-
-    return contract.of_version(version.name, read)
+    admit(registry, service, env, alias, target, current.version, allow_dirty=force_dirty or to is None, ask_callers=False)
+    dirty = identity.DIRTY in target.tags
+    move = Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
+    _move(registry, service, [(move, target)], why, back=True)
+    return move
 
 
 def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env: str) -> int:
@@ -229,24 +271,8 @@ def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env:
     )
 
 
-def _check(version: RegisteredVersion, env: str, alias: str, force_dirty: bool) -> bool:
-    """Whether a version is dirty. Raises DirtyVersion if it is not allowed in this environment."""
-    released(version)
-    dirty = identity.DIRTY in version.tags
-    if dirty and PRODUCTION in (env, alias) and not force_dirty:
-        raise DirtyVersion(
-            f"{version.name} {version.version} was made from uncommitted changes, so it cannot be reproduced",
-            remedy="commit and train again, or add --force-dirty",
-        )
-    return dirty
-
-
 def _hold(service: Service | None, model: str, env: str) -> str | None:
-    return service.hold.get(env) if service is not None and _serves(service, model) else None
-
-
-def _serves(service: Service, model: str) -> bool:
-    return any(served.name == model for served in service.models)
+    return service.hold.get(env) if service is not None and serves(service, model) else None
 
 
 def _some(versions: Sequence[int]) -> str:

@@ -56,7 +56,7 @@ _FOLLOWS = {
 }
 
 
-def changes(before: Mapping[str, bytes], after: Mapping[str, str], *, other_models: bool) -> tuple[str, ...]:
+def changes(before: Mapping[str, bytes], after: Mapping[str, bytes], *, other_models: bool) -> tuple[str, ...]:
     """The differences between two releases' files (name → content), one text each, without line breaks.
 
     other_models: the versions differ, so that the record and the image's tag do too, which is not said again.
@@ -65,8 +65,8 @@ def changes(before: Mapping[str, bytes], after: Mapping[str, str], *, other_mode
     for name in after:
         if name not in before:
             lines.append(f"{name} added")
-        elif before[name] != after[name].encode() and not (other_models and name == RECORD):
-            lines += _of_file(name, before[name].decode(errors="replace"), after[name], other_models)
+        elif before[name] != after[name] and not (other_models and name == RECORD):
+            lines += _of_file(name, before[name].decode(errors="replace"), after[name].decode(), other_models)
     lines += [f"{name} removed" for name in sorted(set(before) - set(after))]
     return tuple(dict.fromkeys(line[:200] for line in lines))
 

@@ -5,15 +5,12 @@ printed. `rollback --from-git` is not checked. For other releases there is --des
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
-from mlops_build.model import contract
-from mlops_build.model.openapi import FILE
 from mlops_build.release.record import Record
 from mlops_build.verify import Report
 from mlops_build.verify import check as check_manifests
@@ -37,30 +34,12 @@ def check(objects: Objects, commit: str, before: Record | None, after: Record, *
     objects: the store with `commit`, which changes the record from `before` to `after`. despite_findings: never raise Faulty.
     """
     report = examined(objects, commit, after.environment)
-    report.findings += contract_findings(objects, before, after)
     if report.findings and not despite_findings and not goes_back(before, after):
         raise Faulty(after.environment, report.findings)
     released_anyway = [
         f"{finding.file} line {finding.line}: {finding.why} [{finding.rule}]; released all the same" for finding in report.findings
     ]
     return [*report.notes, *released_anyway]
-
-
-def contract_findings(objects: Objects, before: Record | None, after: Record) -> list[Finding]:
-    """Breaking changes between the openapi.json of the two released commits; `promote` compares the versions themselves.
-
-    Empty if one of them is not available.
-    """
-    if before is None or before.commit is None or after.commit in (None, before.commit):
-        return []
-    texts = [objects.read(commit, FILE) if objects.bring(commit) else None for commit in (before.commit, after.commit)]
-    try:
-        was, now = [contract.of_text(text) if text is not None else None for text in texts]
-    except contract.BadContract:
-        return []
-    if was is None or now is None or now.major > was.major:
-        return []
-    return [replace(finding, file=FILE, line=1) for finding in contract.breaks(was, now)]
 
 
 def examined(objects: Objects, commit: str, env: str) -> Report:

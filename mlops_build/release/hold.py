@@ -59,7 +59,11 @@ def of(objects: Objects, commit: str, env: str, service: Service | None) -> str 
 
     service: the commit's; None if its service.yaml cannot be read.
     """
-    text = objects.read(commit, file(env))
+    return read(objects.read(commit, file(env)), env, service)
+
+
+def read(text: bytes | None, env: str, service: Service | None) -> str | None:
+    """`of` for the content of hold.yaml; None if there is no such file."""
     if text is None:
         return service.hold.get(env) if service else None
     try:

@@ -10,7 +10,7 @@ from mlops_build.adapters.registry import Registry, RegistryUnreachable, Unknown
 from mlops_build.errors import Refused, Unreachable, UsageError
 from mlops_build.release import failure, hold, protected
 from mlops_build.release.protected import Land, Landed
-from mlops_build.release.write import recorded, service_at
+from mlops_build.release.tree import recorded, service_at
 from mlops_build.service import Service
 
 

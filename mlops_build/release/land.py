@@ -12,7 +12,7 @@ from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.git.remote import find_head
 from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
 from mlops_build.release import record as records
-from mlops_build.release.write import recorded
+from mlops_build.release.tree import recorded
 from mlops_build.service import Service
 
 # The start of the title of a request that a machine closed. A person who closes one refuses its release.

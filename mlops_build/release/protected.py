@@ -19,7 +19,8 @@ from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.release import record as records
-from mlops_build.release.write import checkout_of, land, service_at
+from mlops_build.release.tree import service_at
+from mlops_build.release.write import checkout_of, land
 from mlops_build.service import Git, ServiceError
 
 # Creates a commit on top of a head; None: nothing to change.

@@ -58,6 +58,11 @@ class Record:
         elif self.commit is not None or self.image is not None:
             raise BadRecord("a record without models has neither commit nor image")
 
+    @property
+    def numbers(self) -> tuple[tuple[str, int], ...]:
+        """Each model with its version."""
+        return tuple((released.name, released.version) for released in self.models)
+
     def version_of(self, model: str) -> int | None:
         return next((released.version for released in self.models if released.name == model), None)
 

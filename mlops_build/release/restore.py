@@ -14,7 +14,7 @@ from mlops_build.release import protected
 from mlops_build.release import record as records
 from mlops_build.release.protected import Landed, Make
 from mlops_build.release.record import Record
-from mlops_build.release.write import recorded
+from mlops_build.release.tree import recorded
 
 RESTORES = re.compile(r"^Restores: ([0-9a-f]{40})$", re.MULTILINE)
 

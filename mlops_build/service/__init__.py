@@ -299,6 +299,9 @@ class Service(_Section):
     serving: Serving = Serving()
     git: Git = Git()
     verify: Verify = Verify()
+    require_promotion: Annotated[
+        bool, Field(description="true: an alias that was moved without `mlops-build promote` is not released, unless it goes back")
+    ] = False
     hold: Annotated[
         dict[Name, Annotated[str, StringConstraints(min_length=1, max_length=500)]],
         Field(description="ENVIRONMENT: why. The bridge does not change a held environment"),

@@ -20,6 +20,7 @@ from mlops_build.errors import UsageError
 from mlops_build.model import identity, openapi
 from mlops_build.packaging.name import image_name
 from mlops_build.release import alias, record, write
+from mlops_build.release.tree import Tree
 from mlops_build.service.pin import Pin
 from tests.conftest import git
 from tests.release.world import SERVICE, change_service, service_files
@@ -106,7 +107,7 @@ def test_a_released_version_that_was_deleted_is_a_failure(checkout: Path, regist
     MlflowClient(registry.uri).delete_model_version("digits", "1")
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes) == {"staging": "failed", "production": "nothing promoted yet"}
-    assert "digits 1 was deleted or renamed in MLflow, but staging is released with it" in str(outcomes[0])
+    assert "digits 1 was deleted or renamed in MLflow, but Git releases it" in str(outcomes[0])
     assert reconcile.exit_code(outcomes) == 3
 
 
@@ -140,7 +141,7 @@ def test_the_bridge_and_a_release_by_hand_make_the_same_commit(
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     mirror = Mirror(url(checkout), "main", tmp_path / "mirror")
-    _, made = reconcile.on_top(mirror, mirror.fetch(), "x", registry.alias_map(), registry.version)
+    _, made = reconcile.on_top(mirror, Tree.at(mirror, mirror.fetch()), "x", registry.alias_map(), registry)
     assert write.in_checkout(checkout, "staging", registry).commit == made
 
 
@@ -275,10 +276,10 @@ def test_the_alias_map_is_read_once_and_aliases_again_for_a_release(
         real = getattr(Registry, name)
         monkeypatch.setattr(Registry, name, lambda *args, real=real, name=name: (requests.append(name), real(*args))[1])
     assert len(reconcile.once(map(url, checkouts), registry)) == 6
-    assert sorted(requests) == ["alias_map", "aliases", "aliases", "aliases", "version"]
+    assert sorted(requests) == ["alias_map", "aliases", "aliases", "aliases", "version", "version", "version"]
     requests.clear()
     reconcile.once(map(url, checkouts), registry)
-    assert requests == ["alias_map", "version"]
+    assert requests == ["alias_map"]
 
 
 def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
@@ -309,13 +310,13 @@ def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: An
 def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
-    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    aliases = registry.alias_map()
     start = threading.Barrier(6)
     results: list[list[reconcile.Outcome]] = []
 
     def reconcile_once() -> None:
         start.wait()
-        results.append(reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, lambda *_: version))
+        results.append(reconcile.repository(url(checkout), "main", registry, aliases))
 
     threads = [threading.Thread(target=reconcile_once) for _ in range(6)]
     for thread in threads:
@@ -327,41 +328,47 @@ def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry
     assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "2"
 
 
-def test_a_person_who_pushes_all_the_time_loses_nothing(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_person_who_pushes_all_the_time_loses_nothing(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
-    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    version = Registry.version
     pushed = 0
 
-    def racing(name: str, number: int) -> Any:
+    def racing(*arguments: Any) -> Any:
         """The person pushes between the bridge's fetch and push, twice."""
         nonlocal pushed
         if pushed < 2:
             pushed += 1
             git(checkout, "commit", "--quiet", "--allow-empty", f"--message=Person {pushed}")
             git(checkout, "push", "--quiet")
-        return version
+        return version(*arguments)
 
-    outcomes = reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, racing)
+    monkeypatch.setattr(Registry, "version", racing)
+    outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "released"
     log = git(checkout.with_name("digits.git"), "log", "--format=%s", "main").splitlines()
     assert log == ["Release digits 1 to staging", "Person 2", "Person 1", "First"]
 
 
-def test_a_change_between_fetch_and_push_is_respected(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_change_between_fetch_and_push_is_respected(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The person sets a hold after the bridge's fetch: the bridge must not release."""
     register()
     alias.promote(registry, None, "digits", 1, "staging")
-    aliases, version = registry.alias_map(), registry.version("digits", 1)
+    version = Registry.version
     done = []
 
-    def racing(name: str, number: int) -> Any:
+    def racing(*arguments: Any) -> Any:
         if not done:
             done.append(True)
             change_service(checkout, "hold: {}", "hold: {staging: stop}")
-        return version
+        return version(*arguments)
 
-    outcomes = reconcile.repository(url(checkout), "main", aliases, aliases.__getitem__, racing)
+    monkeypatch.setattr(Registry, "version", racing)
+    outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "held"
     assert git(checkout.with_name("digits.git"), "log", "-1", "--format=%s", "main") == "Edit service.yaml"
 

@@ -15,7 +15,7 @@ from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
-from mlops_build.release import alias, hold, restore, write
+from mlops_build.release import alias, hold, restore, tree, write
 from mlops_build.release import record as records
 from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.service import ServiceError
@@ -41,7 +41,7 @@ def effective(checkout: Path) -> str | None:
     objects = Checkout(checkout)
     head = git(checkout, "rev-parse", "HEAD")
     try:
-        service = write.service_at(objects, head)
+        service = tree.service_at(objects, head)
     except ServiceError:
         service = None
     return hold.of(objects, head, "staging", service)
@@ -76,7 +76,7 @@ def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, re
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     outcome = reconcile.once([f"file://{checkout}.git"], registry)[0]
-    assert (outcome.state, outcome.hold) == ("held", f"{FILE} cannot be read: restore or remove it")
+    assert (outcome.state, outcome.why) == ("held", f"{FILE} cannot be read: restore or remove it")
     with pytest.raises(write.Held, match="mlops-build hold staging --remove"):
         write.in_checkout(checkout, "staging", registry)
 

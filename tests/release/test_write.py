@@ -1,6 +1,7 @@
 """From an alias to a commit in a checkout: what it says, who signs it, and what is refused."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.model.version import BadVersion
 from mlops_build.release import alias, write
 from mlops_build.release import record as records
-from mlops_build.release.write import BadVersion, HalfPromoted, Held, NothingPromoted
+from mlops_build.release.decide import HalfPromoted, NothingPromoted
+from mlops_build.release.write import Held
 from tests.conftest import git
 from tests.release.world import SERVICE, change_service
 from tests.release.world import write as write_files
@@ -42,10 +45,12 @@ def test_a_release_is_one_commit_of_the_machines_files(checkout: Path, remote: P
     assert git(checkout, "rev-parse", "HEAD") == made.commit
 
 
-def test_what_the_commit_says(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
+def test_what_the_commit_says(checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_GIT_NAME", "Ada")
+    monkeypatch.setenv("MLOPS_GIT_EMAIL", "ada@example.com")
+    _, version = register(), register()
     for number in (1, 2):
-        alias.promote(registry, None, "digits", number, "live")
+        _, made = alias.promote_all(registry, None, {"digits": number}, "live", why="fewer false alarms")
         write.in_checkout(checkout, "production", registry)
     assert git(checkout, "log", "-1", "--format=%an <%ae> %cn <%ce>") == " ".join(["mlops-build bridge <bridge@mlops-build.invalid>"] * 2)
     assert git(checkout, "log", "-1", "--format=%s") == "Release digits 2 to production"
@@ -57,6 +62,10 @@ def test_what_the_commit_says(checkout: Path, registry: Registry, register: Regi
         "Previous-Version: 1",
         f"Code: {2:040x}",
         f"Data: sha256:{2:064x}",
+        f"Registered: {datetime.fromtimestamp(version.created_ms // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        f"Promotion: {made.id}",
+        "Promoted-By: Ada <ada@example.com>",
+        "Why: fewer false alarms",
     ]
     assert "Previous-Version: none" in git(checkout, "log", "-1", "--format=%(trailers)", "HEAD~1")
 

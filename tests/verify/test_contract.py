@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import openapi
 from mlops_build.model.version import ModelVersion
-from mlops_build.release import gate
 from mlops_build.release.record import Record
 from mlops_build.verify import check
 from tests.conftest import git, mlops_build
@@ -85,18 +83,3 @@ def test_an_invalid_file_is_a_finding(checkout: Path) -> None:
     write_contract(checkout, 1, "a")
     (checkout / "openapi.json").write_text("{")
     assert "openapi.json is not JSON" in breakages(checkout)[0][2]
-
-
-def test_the_gate_of_a_release_compares_the_released_commits(checkout: Path) -> None:
-    first, second, third = (write_contract(checkout, major, *names) for major, names in ((1, "ab"), (1, "a"), (2, "a")))
-    objects = Checkout(checkout)
-    before = record("staging", first)
-    assert [finding.why for finding in gate.contract_findings(objects, before, record("staging", second, 2))] == [
-        "digits: input column b (double) is gone"
-    ]
-    with pytest.raises(gate.Faulty, match="input column b"):
-        gate.check(objects, second, before, record("staging", second, 2))
-    # A rollback is reported, but allowed.
-    assert any("is new" in finding for finding in gate.check(objects, first, record("staging", second, 2), before))
-    assert gate.contract_findings(objects, before, record("staging", third, 3)) == []
-    assert gate.contract_findings(objects, None, before) == []

@@ -37,6 +37,14 @@ class Mirror(Objects):
             ) from None
         return command.text(self.path, "rev-parse", "refs/heads/fetched")
 
+    def deepen(self) -> None:
+        """Fetch the history without files, which git fetches when they are read. Raises RemoteUnreachable."""
+        if not self.is_shallow():
+            return
+        command.run(self.path, "config", "remote.origin.url", self.url)
+        wanted = f"+refs/heads/{self.branch}:refs/heads/deepened"
+        command.run(self.path, "fetch", "--quiet", "--no-tags", "--unshallow", "--filter=blob:none", "origin", wanted)
+
     def bring(self, commit: str) -> bool:
         """Whether the store or the remote has a commit; it is fetched from the remote without its history."""
         if not self.has(commit):

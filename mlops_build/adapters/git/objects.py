@@ -45,6 +45,31 @@ class Objects:
         except GitFailed:
             return None
 
+    def snapshot(self, commit: str, *paths: str) -> dict[str, bytes]:
+        """The contents of all files at or below `paths`, in two git processes. Symbolic links are left out."""
+        listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
+        blobs = {path: entry.split()[2] for entry, _, path in (line.partition("\t") for line in listed.split("\0")) if entry[:3] == "100"}
+        wanted = list(dict.fromkeys(blobs.values()))
+        answers = command.run(self.path, "cat-file", "--batch", stdin="".join(f"{blob}\n" for blob in wanted).encode())
+        contents: dict[str, bytes] = {}
+        start = 0
+        for blob in wanted:
+            end = answers.index(b"\n", start)
+            size = int(answers[start:end].split()[2])
+            contents[blob] = answers[end + 1 : end + 1 + size]
+            start = end + size + 2
+        return {path: contents[blob] for path, blob in blobs.items()}
+
+    def deepen(self) -> None:
+        """Make the history complete, as far as a remote is there to be asked."""
+
+    def messages(self, commit: str, path: str, most: int = 1000) -> list[tuple[str, int, str]]:
+        """The newest commits that changed `path`, newest first: id, time (Unix time in seconds) and whole message."""
+        arguments = ["-z", f"--max-count={most}", "--format=%H %ct%n%B", commit, "--", checked_path(path)]
+        entries = command.run(self.path, "log", *arguments).decode(errors="replace").split("\0")
+        heads = [entry.partition("\n") for entry in entries if entry.strip()]
+        return [(head.split()[0], int(head.split()[1]), message) for head, _, message in heads]
+
     def has(self, commit: str) -> bool:
         """Whether the store has a commit."""
         try:

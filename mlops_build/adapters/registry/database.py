@@ -141,6 +141,7 @@ def _model_version(entity: Any) -> RegisteredVersion:
         source=entity.source or "",
         tags=dict(entity.tags),
         created_ms=int(entity.creation_timestamp),
+        status=str(entity.status),
     )
 
 

@@ -41,7 +41,10 @@ class NoFiles(Exception):
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """One version of a registered model. `source` is the artifact folder with its files; `created_ms` is Unix time in ms."""
+    """One version of a registered model. `source` is the artifact folder with its files; `created_ms` is Unix time in ms.
+
+    status: MLflow's: READY, PENDING_REGISTRATION or FAILED_REGISTRATION.
+    """
 
     name: str
     version: int
@@ -49,6 +52,7 @@ class RegisteredVersion:
     source: str
     tags: Mapping[str, str]
     created_ms: int
+    status: str = "READY"
 
     @property
     def uri(self) -> str:

@@ -142,6 +142,7 @@ def _model_version(entity: Mapping[str, Any]) -> RegisteredVersion:
         source=str(entity.get("source", "")),
         tags=_tags(entity),
         created_ms=int(entity.get("creation_timestamp", 0)),
+        status=str(entity.get("status", "READY")),
     )
 
 

@@ -5,13 +5,14 @@ that have the columns below are used; for another schema, mlflow does everything
 """
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from mlops_build.adapters.registry.database import Database
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, first_line
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, first_line
 
 T = TypeVar("T")
 
@@ -21,11 +22,18 @@ TABLES = {
     "registered_models": {"name"},
     "registered_model_tags": {"name", "key", "value"},
     "registered_model_aliases": {"name", "alias", "version"},
-    "model_versions": {"name", "version", "creation_time", "current_stage", "source", "run_id"},
+    "model_versions": {"name", "version", "creation_time", "current_stage", "source", "run_id", "status"},
     "model_version_tags": {"name", "version", "key", "value"},
 }
+# Without `workspace`.
+TABLES_OF_RUNS = {
+    "runs": {"run_uuid", "artifact_uri"},
+    "params": {"run_uuid", "key", "value"},
+    "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
+    "tags": {"run_uuid", "key", "value"},
+}
 VERSIONS = """
-select name, version, run_id, source, creation_time from model_versions
+select name, version, run_id, source, creation_time, status from model_versions
 where workspace = 'default' and name = ? and coalesce(current_stage, '') != 'Deleted_Internal'
 """
 ALIASES = """
@@ -52,8 +60,8 @@ class Sqlite(Database):
     def is_known(self) -> bool:
         """Whether the file has the columns of TABLES."""
         with self._open() as database:
-            columns = {table: {row[1] for row in database.execute(f"pragma table_info({table})")} for table in TABLES}
-        return all(wanted | {"workspace"} <= columns[table] for table, wanted in TABLES.items())
+            wanted = {table: columns | {"workspace"} for table, columns in TABLES.items()} | TABLES_OF_RUNS
+            return all(columns <= {row[1] for row in database.execute(f"pragma table_info({table})")} for table, columns in wanted.items())
 
     def version(self, name: str, number: str) -> RegisteredVersion:
         with self._open() as database:
@@ -84,6 +92,18 @@ class Sqlite(Database):
     def versions(self, name: str) -> list[RegisteredVersion]:
         with self._open() as database:
             return _versions(database, name)
+
+    def run(self, run_id: str) -> Run:
+        with self._open() as database:
+            query = "select artifact_uri from runs where run_uuid = ?"
+            artifact_uri = _only(list(database.execute(query, (run_id,))), f"run {run_id} not found")[0]
+            metrics = {
+                key: math.nan if is_nan else float(value)
+                for key, value, is_nan in database.execute("select key, value, is_nan from latest_metrics where run_uuid = ?", (run_id,))
+            }
+            params = dict(database.execute("select key, value from params where run_uuid = ?", (run_id,)))
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
+        return Run(run_id, artifact_uri or "", params, metrics, {key: value or "" for key, value in tags.items()})
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         with self._open() as database:
@@ -129,8 +149,8 @@ def _versions(database: sqlite3.Connection, name: str, number: int | None = None
     for version, key, value in database.execute(query + only, values):
         tags.setdefault(int(version), {})[key] = value or ""
     return [
-        RegisteredVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0))
-        for name, version, run_id, source, created in database.execute(VERSIONS + only, values)
+        RegisteredVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0), status or "READY")
+        for name, version, run_id, source, created, status in database.execute(VERSIONS + only, values)
     ]
 
 
