@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, meta
 from ruamel.yaml import YAML
 
+from mlops_build import fleet
 from mlops_build.checklist import items, names
 from mlops_build.ci import systems
 from mlops_build.cli.parser import EXIT_CODES, command_parser, problem_of, subparsers
@@ -59,10 +60,21 @@ def cli() -> str:
 
 def service_yaml() -> str:
     """Every key of service.yaml, section by section, from the schema."""
-    schema = json_schema()
+    return _keys(json_schema(), "The team owns this file. Memory, replicas, hosts and namespaces are set only here.")
+
+
+def fleet_yaml() -> str:
+    """Every key of fleet.yaml, from the schema."""
+    more = (
+        "[Freeze releases](../how-to/freeze-releases.md) has an example, [fleet.schema.json](fleet.schema.json) is the schema for editors."
+    )
+    return _keys(fleet.json_schema(), more)
+
+
+def _keys(schema: dict[str, Any], more: str) -> str:
+    """The page of a file, section by section. more: a paragraph for its start."""
     sections = schema.get("$defs", {})
-    parts = ["# service.yaml", "", GENERATED, "", str(schema["description"]), ""]
-    parts += ["The team owns this file. Memory, replicas, hosts and namespaces are set only here.", ""]
+    parts = [f"# {schema['title']}", "", GENERATED, "", " ".join(str(schema["description"]).split()), "", more, ""]
     parts += _table(schema, sections)
     parts += _below("", schema, sections)
     return "\n".join(parts) + "\n"
@@ -144,6 +156,10 @@ def verify_rules() -> str:
 
 def schema() -> str:
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def fleet_schema() -> str:
+    return json.dumps(fleet.json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def copier_yml() -> dict[str, Any]:
@@ -255,6 +271,8 @@ FILES = {
     "cookiecutter.json": cookiecutter_json,
     "docs/reference/cli.md": cli,
     "docs/reference/service-yaml.md": service_yaml,
+    "docs/reference/fleet-yaml.md": fleet_yaml,
+    "docs/reference/fleet.schema.json": fleet_schema,
     "docs/reference/verify-rules.md": verify_rules,
     "template/.mlops-build/service.schema.json": schema,
 }

@@ -161,6 +161,15 @@ def test_text_that_needs_quotes_is_explained() -> None:
     assert "quotes" in str(caught.value.remedy)
 
 
+def test_a_file_cannot_take_all_memory_or_all_stack() -> None:
+    aliases = "x0: &a0 [1]\n" + "".join(f"x{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 8)}]\n" for n in range(20))
+    for text, message in ((VALID + aliases, "more than 100000 values"), (VALID + "x: " + "[" * 5000, "too deep")):
+        for strict in (True, False):
+            with pytest.raises(service.ServiceError, match=message):
+                service.parse(text, strict=strict)
+    assert service.parse(VALID + "x: &x [1]\ny: [*x, *x]\n", strict=False) == service.parse(VALID)
+
+
 def test_a_newer_file_is_read_by_the_tolerant_door_only() -> None:
     newer = VALID + "future: {a: 1}\n"
     newer = newer.replace("mode: none,", "mode: none, slices: 2,").replace("replicas: 2,", "replicas: 2, zone: a,")

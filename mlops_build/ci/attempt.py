@@ -3,6 +3,7 @@
 Git still has the failed release. A bridge sees the mark, restores the previous release there, and holds the environment.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,10 +13,14 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.ci import cluster
 from mlops_build.ci.cluster import Revision
 from mlops_build.errors import MlopsBuildError, Refused
-from mlops_build.release import failure
+from mlops_build.model.identity import NAME
+from mlops_build.release import failure, gate
 from mlops_build.release import record as records
 from mlops_build.release.failure import Failure
 from mlops_build.release.record import Record
+
+# A model version in the annotation of the pods.
+MODEL = re.compile(rf"models:/({NAME.pattern})/([1-9][0-9]{{0,9}})(?![0-9])")
 
 
 class WentBack(Refused):
@@ -40,6 +45,12 @@ class Attempt:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "before", cluster.revision(self.name, self.namespace))
+
+    def is_going_back(self) -> bool:
+        """Whether the record has an older version of a model than the cluster runs, and no newer one."""
+        running = MODEL.findall(self.before.models or "") if self.before else []
+        now = {model.name: model.version for model in self.record.models}
+        return gate.is_older({name: int(version) for name, version in running}, now)
 
     def go_back(self, error: MlopsBuildError) -> MlopsBuildError:
         """Return to the previous revision, and mark the versions. The error to raise: WentBack, or `error` if it stays.

@@ -18,6 +18,7 @@ from mlops_build.ci import cluster, dry_run, image
 from mlops_build.ci.attempt import Attempt
 from mlops_build.errors import NotFound, Refused, Unreachable, UsageError
 from mlops_build.finding import show_by_file
+from mlops_build.fleet import rules
 from mlops_build.model.answers import differences
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import record as records
@@ -55,7 +56,7 @@ def run(
 
     If the rollout or an answer fails, the cluster returns to the revision that ran before, if mlops-build had released it.
 
-    Raises NotFound (nothing released, or its image is not there), Refused (by the API server), ClusterUnreachable, RolloutFailed,
+    Raises NotFound (nothing released, or its image is not there), Frozen, Refused (by the API server), ClusterUnreachable, RolloutFailed,
     ServiceUnreachable, OtherAnswer, WentBack.
     The digest is taken from the file that the build of this release wrote, else from the model version, else from the image registry.
     While MLflow is down, the deployment continues without the examples (a rollback by Git must work) and prints this.
@@ -86,6 +87,7 @@ def run(
     say(f"deploy: applying {record} to {env} as {reference}")
     seconds = timeout_s or max(LEAST_SECONDS, rollout(service, env).update_seconds)
     attempt = Attempt(root, record, service.name, place.namespace, registry, seconds, say)
+    rules.read(kept=root / image.FLEET).check(env, goes_back=attempt.is_going_back())
     _apply(attempt, rendered, objects)
     rows = None
     try:

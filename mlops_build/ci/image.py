@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlops_build import fleet, tracking
 from mlops_build import service as service_file
-from mlops_build import tracking
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
-from mlops_build.errors import NotFound, Refused
+from mlops_build.errors import MlopsBuildError, NotFound, Refused
+from mlops_build.fleet import rules
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name, is_valid
@@ -34,6 +35,8 @@ WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
 # The results of a build, ignored by Git. A deployment uses RELEASE: the commit's files, and DOCUMENT at the same path among them. It is a
 # single file, so that a digest is always together with its record.
 FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
+# The copy of the company's fleet.yaml in a release, for an agent that cannot read it when it deploys.
+FLEET = f"{FOLDER}/{fleet.FILE}"
 
 
 class OtherName(Refused):
@@ -83,6 +86,7 @@ def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
         for image in images:
             _settle(root, service, registry, chosen, image, say)
     _write_results(root, images)
+    _write_fleet(root, say)
     _write_release(root, say)
     return {"images": [image.as_json() for image in images]}
 
@@ -208,6 +212,17 @@ def _write_results(root: Path, images: Sequence[Image]) -> None:
     (root / FOLDER / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
 
 
+def _write_fleet(root: Path, say: Callable[[str], None]) -> None:
+    """Write FLEET, if a fleet.yaml is configured."""
+    where = os.environ.get(rules.VARIABLE)
+    (root / FLEET).unlink(missing_ok=True)
+    if where:
+        try:
+            (root / FLEET).write_text(rules.text_of(where), encoding="utf-8")
+        except MlopsBuildError as error:
+            say(f"image: the release has no copy of {fleet.FILE}: {error.message}")
+
+
 def _write_release(root: Path, say: Callable[[str], None]) -> None:
     """Write RELEASE: the files of the commit and the digests of its images."""
     checkout = Checkout.find(root)
@@ -219,6 +234,8 @@ def _write_release(root: Path, say: Callable[[str], None]) -> None:
         made = Path(scratch) / RELEASE
         made.write_bytes(checkout.archive(head))
         with tarfile.open(made, "a") as archive:
-            archive.add(root / FOLDER / DOCUMENT, f"{FOLDER}/{DOCUMENT}")
+            for path in (f"{FOLDER}/{DOCUMENT}", FLEET):
+                if (root / path).exists():
+                    archive.add(root / path, path)
         made.replace(root / FOLDER / RELEASE)
     say(f"image: {FOLDER}/{RELEASE} contains commit {head[:12]} and its digests")

@@ -5,6 +5,7 @@ printed. `rollback --from-git` is not checked. For other releases there is --des
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlops_build import service as service_file
@@ -54,5 +55,10 @@ def goes_back(before: Record | None, after: Record) -> bool:
     """Whether at least one model becomes older and none newer."""
     if before is None or not before.models:
         return False
-    steps = [(before.version_of(model.name), model.version) for model in after.models]
+    return is_older({model.name: model.version for model in before.models}, {model.name: model.version for model in after.models})
+
+
+def is_older(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+    """Like `goes_back`, for the versions of models by name."""
+    steps = [(before.get(name), version) for name, version in after.items()]
     return all(old is not None and new <= old for old, new in steps) and any(old is not None and new < old for old, new in steps)

@@ -7,14 +7,12 @@ newer.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import ALIAS, NAME
 from mlops_build.quantity import UNITS, parse_bytes
-from mlops_build.service import problems
+from mlops_build.service import document
 from mlops_build.service.reason import Reason
 from mlops_build.service.root import FILE as FILE
 from mlops_build.service.root import find_root as find_root
@@ -383,27 +381,7 @@ def load(root: Path, *, strict: bool = True) -> Service:
 
 def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
     """Parse service.yaml's text. `strict=False` ignores unknown keys. Raises ServiceError with line and key."""
-    try:
-        document = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ServiceError(
-            f"{where}{line}: not valid YAML: {error.problem}",
-            remedy='fix the line: indentation is two spaces, and text with ": " is in quotes',
-        ) from None
-    except YAMLError as error:  # such as a control character
-        why = " ".join(str(error).split())
-        raise ServiceError(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None
-    if not isinstance(document, dict):
-        raise ServiceError(f"{where}: not a mapping", remedy=f"the file starts with `schema: 1`; see {REFERENCE}")
-    plain = read = problems.plain(document)
-    if not strict:
-        plain = problems.known(plain, Service)
-    try:
-        service = Service.model_validate(plain)
-    except ValidationError as error:
-        lines = [problems.text(document, problem, Service) for problem in error.errors(include_url=False)]
-        raise ServiceError("\n".join(f"{where} {line}" for line in lines), remedy=f"see {REFERENCE}") from None
+    service, read = document.parse(text, where, Service, error=ServiceError, reference=REFERENCE, strict=strict)
     service.image._newer.update({key: value for key, value in read.get("image", {}).items() if key not in Image.model_fields})
     return service
 

@@ -186,6 +186,39 @@ def deployment(revision: int, *, models: str | None = None, complete: bool = Tru
     return json.dumps({"metadata": {"annotations": annotations}, "status": {"conditions": conditions}})
 
 
+@pytest.mark.parametrize(
+    ("running", "where", "message"),
+    [
+        (None, "fleet.yaml", "staging is not changed: frozen until 2999-01-01T00:00:00+00:00: Christmas"),
+        ("models:/points/1", "fleet.yaml", "frozen until"),
+        ("by hand", "fleet.yaml", "frozen until"),
+        ("models:/points/2", "fleet.yaml", None),
+        (None, "missing.yaml", None),  # it would be refused in production
+        (None, "", None),
+    ],
+)
+def test_in_a_freeze_a_deployment_only_goes_back(
+    cluster: Cluster,
+    released: Record,
+    run: Run,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    running: str | None,
+    where: str,
+    message: str | None,
+) -> None:
+    frozen = "{environments: [staging], from: 2020-01-01T00:00Z, until: 2999-01-01T00:00Z, why: Christmas}"
+    (tmp_path / "fleet.yaml").write_text(f"schema: 1\nfreeze: [{frozen}]\n")
+    monkeypatch.setenv("MLOPS_FLEET", str(tmp_path / where) if where else "")
+    (cluster.folder / "deployment.json").write_text(deployment(7, models=running))
+    with serving(tmp_path / "server", str(world.folder / "one"), "--port", "0") as server:
+        said = run("staging", "--url", server.url, expect=4 if message else 0)
+    if message:
+        assert message in said[0]["error"]
+    assert (cluster.folder / "applied.yaml").exists() is (message is None)
+
+
 @pytest.mark.parametrize(("why", "registry_is_down"), [("stuck", False), ("stuck", True), ("other answers", False)])
 def test_after_a_failure_the_cluster_returns_to_the_release_before(
     cluster: Cluster,

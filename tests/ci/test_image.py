@@ -156,6 +156,20 @@ def test_a_release_is_the_commit_with_its_digests(service: Path, monkeypatch: py
     assert git(service, "status", "--porcelain") == " M README.md"
 
 
+def test_a_release_has_a_copy_of_the_fleets_rules(service: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    git(service, "init", "--quiet", "--initial-branch=main")
+    git(service, "add", "--all")
+    git(service, "commit", "--quiet", "--message=Start")
+    (tmp_path / "rules.yaml").write_text("schema: 1\n")
+    said: list[str] = []
+    for where, copies in ((str(tmp_path / "rules.yaml"), 1), ("/nowhere/fleet.yaml", 0), ("", 0)):
+        monkeypatch.setenv("MLOPS_FLEET", where)
+        image.run(service, say=said.append)
+        with tarfile.open(service / "build/release.tar") as archive:
+            assert archive.getnames().count("build/fleet.yaml") == copies
+    assert len([line for line in said if "no copy of fleet.yaml: /nowhere/fleet.yaml cannot be read" in line]) == 1
+
+
 def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, release: Release) -> None:
     record = release("staging")
     good = f"{str(record.image).rpartition(':')[0]}@sha256:{'1' * 64}"
