@@ -27,7 +27,7 @@ from mlops_build.packaging.name import image_name, is_valid
 from mlops_build.release import record as records
 from mlops_build.release import restore
 from mlops_build.release.record import Record
-from mlops_build.release.write import service_at
+from mlops_build.release.tree import service_at
 from mlops_build.service import Service
 
 # A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
