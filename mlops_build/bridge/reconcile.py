@@ -14,21 +14,35 @@ from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound
-from mlops_build.release import gate
+from mlops_build.release import failure, gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
 from mlops_build.release.decide import Aliases, decide, may_differ, numbers
+from mlops_build.release.failure import Failure
 from mlops_build.release.promotion import Incomplete
 from mlops_build.release.record import Record
+from mlops_build.release.restore import NothingBefore, restore
 from mlops_build.release.tree import Tree
-from mlops_build.release.write import change
+from mlops_build.release.write import change, signer
 
 
 class ReleasedVersionGone(NotFound):
     """A version that Git releases no longer exists in the registry."""
 
 
-State = Literal["released", "would release", "unchanged", "held", "reverted", "waiting", "nothing promoted yet", "failed"]
+State = Literal[
+    "released",
+    "would release",
+    "rolled back",
+    "would roll back",
+    "unchanged",
+    "held",
+    "reverted",
+    "waiting",
+    "nothing promoted yet",
+    "failed",
+]
+WOULD: Mapping[State, State] = {"released": "would release", "rolled back": "would roll back"}
 # The states in which Git keeps what it has.
 KEEPS = ("held", "reverted", "waiting", "nothing promoted yet", "failed")
 
@@ -37,8 +51,9 @@ KEEPS = ("held", "reverted", "waiting", "nothing promoted yet", "failed")
 class Outcome:
     """The result of a pass for an environment of a repository; environment is None if the whole repository failed.
 
-    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, reverted or waiting. error: set
-    if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the models' versions.
+    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, rolled back, reverted or waiting.
+    error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the models'
+    versions.
     """
 
     repository: str
@@ -59,6 +74,7 @@ class Outcome:
     def __str__(self) -> str:
         detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after}
         detail["would release"] = detail["released"]
+        detail["rolled back"] = detail["would roll back"] = f"{self.before} → {self.after}: {self.why}"
         commit = f"commit {self.commit[:12]}" if self.commit else None
         error = self.error.message.splitlines()[0] if self.error else None
         kept = f"Git keeps {self.before}" if self.before and self.state in KEEPS else None
@@ -102,7 +118,7 @@ def repository(
     def make(head: str) -> str | None:
         tree = Tree.at(mirror, head)
         now = aliases
-        if any(may_differ(mirror, tree, env, aliases) for env in tree.service.environments):
+        if any(may_differ(mirror, tree, env, aliases) or _failure(tree, env, aliases, registry) for env in tree.service.environments):
             now = {model.name: _aliases(registry, model.name) for model in tree.service.models}
         outcomes[:], commit = on_top(mirror, tree, address, now, registry, despite_findings=despite_findings)
         return commit
@@ -143,6 +159,8 @@ def _environment(
         if not numbers(tree.service, env, aliases):
             gone = _gone(there, registry)
             return Outcome(address, env, "failed" if gone else "nothing promoted yet", before, before, error=gone)
+        if failed := _failure(tree, env, aliases, registry):
+            return _rolled_back(mirror, parent, env, address, str(before), failed)
         if not may_differ(mirror, tree, env, aliases):
             return Outcome(address, env, "unchanged", before, before)
         decision = decide(mirror, tree, env, aliases, registry, despite_findings=despite_findings)
@@ -161,6 +179,26 @@ def _environment(
     except MlopsBuildError as error:
         return Outcome(address, env, "failed", before, error=error)
     return Outcome(address, env, "released", before, after, made.commit, remarks=tuple(remarks), changes=made.changes)
+
+
+def _failure(tree: Tree, env: str, aliases: Aliases, registry: Registry) -> Failure | None:
+    """The failed deployment of the release in Git; None if there was none, or a person has chosen another release since."""
+    there = tree.record(env)
+    if there is None or numbers(tree.service, env, aliases) != there.numbers:
+        return None
+    return failure.of_release(registry, aliases, there, tree.release(env))
+
+
+def _rolled_back(mirror: Mirror, parent: str, env: str, address: str, before: str, failed: Failure) -> Outcome:
+    """Restore the previous release, with a hold. Every bridge creates the same commit. Raises NothingBefore, RemoteUnreachable."""
+    mirror.deepen()
+    why = f"the deployment of {before} failed: {failed.reason}"
+    author = signer(max(mirror.committed_at(parent), failed.seconds))
+    try:
+        restored = restore(mirror, parent, env, why[: holds.WHY_LENGTH], author=author)
+    except NothingBefore as error:
+        raise NothingBefore(f"{why}; {error.message}", remedy=f"mlops-build promote MODEL VERSION --to {env}") from None
+    return Outcome(address, env, "rolled back", before, str(restored.after), restored.commit, why=restored.hold)
 
 
 def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
@@ -185,9 +223,8 @@ def _gone(there: Record | None, registry: Registry) -> MlopsBuildError | None:
 
 def _would(outcome: Outcome) -> Outcome:
     """The outcome of a dry run, without its commit, which is not kept."""
-    if outcome.state != "released":
-        return outcome
-    return replace(outcome, state="would release", commit=None)
+    state = WOULD.get(outcome.state)
+    return replace(outcome, state=state, commit=None) if state else outcome
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

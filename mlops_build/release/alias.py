@@ -20,7 +20,7 @@ from mlops_build.adapters.registry import RegisteredVersion, Registry, UnknownVe
 from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
 from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
-from mlops_build.release import promotion
+from mlops_build.release import failure, promotion
 from mlops_build.release.admit import PRODUCTION, admit, serves
 from mlops_build.release.promotion import Promotion
 from mlops_build.service import Service
@@ -163,6 +163,7 @@ def _move(
             registry.set_tag(move.model, version.version, tag, str(move.before))
         elif tag in version.tags and move.changed and not back:
             registry.delete_tag(move.model, version.version, tag)
+        failure.forget(registry, version, move.environment)
     for name, number in models.items():
         registry.set_tag(name, number, promotion.tag(planned[0][0].alias), made.as_text())
     for move, _ in planned:

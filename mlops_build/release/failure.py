@@ -5,6 +5,7 @@ The mark is a tag with the details, and an alias, which tells a bridge that ther
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from mlops_build.model.identity import DIGEST
 from mlops_build.release.record import Record
 
 REASON_LENGTH = 200
+# How far a clock may be ahead: the commit that restores a release has the time of the mark.
+AHEAD_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,18 @@ def forget(registry: Registry, version: RegisteredVersion, env: str) -> None:
 
 
 def of_release(registry: Registry, aliases: Mapping[str, Mapping[str, int]], record: Record, files: Mapping[str, bytes]) -> Failure | None:
-    """The failed deployment of exactly this release, whose files are `files`; None if there was none. aliases: the registry's."""
-    env = record.environment
+    """The failed deployment of exactly this release, whose files are `files`; None if there was none, or a version's mark was removed.
+
+    aliases: the registry's.
+    """
+    env, made = record.environment, None
     for model in record.models:
-        if aliases.get(model.name, {}).get(alias(env)) == model.version:
-            made = failed(registry.version(model.name, model.version), env)
-            if made is not None and made.release == digest(files):
-                return made
-    return None
+        if aliases.get(model.name, {}).get(alias(env)) != model.version:
+            return None
+        made = failed(registry.version(model.name, model.version), env)
+        if made is None or made.release != digest(files):
+            return None
+    return made
 
 
 def digest(files: Mapping[str, bytes]) -> str:
@@ -86,7 +93,7 @@ def failed(version: RegisteredVersion, env: str) -> Failure | None:
     """The failed deployment of a version to `env`; None without a mark, or with one that mlops-build cannot have written."""
     try:
         made = Failure(**json.loads(version.tags.get(tag(env), "")))
-        valid = made.seconds > 0 and datetime.fromisoformat(made.at).tzinfo and DIGEST.fullmatch(made.release)
+        valid = 0 < made.seconds < time.time() + AHEAD_SECONDS and datetime.fromisoformat(made.at).tzinfo and DIGEST.fullmatch(made.release)
         return made if valid and made.reason and made.reason == short(made.reason) else None
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
