@@ -14,6 +14,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": ("mlops_build.cli.rollback", "point an environment's alias back at the previous version", "operate"),
     "hold": ("mlops_build.cli.hold", "stop machines from changing an environment, or end that", "operate"),
     "release": ("mlops_build.cli.release", "write an environment's release record from its alias", "operate"),
+    "history": ("mlops_build.cli.history", "list who released what, when and why", "operate"),
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),

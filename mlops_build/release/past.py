@@ -21,6 +21,7 @@ class Commit:
 
     id: str
     at: int
+    author: str
     subject: str
     trailers: tuple[tuple[str, str], ...]
 
@@ -74,7 +75,7 @@ class Past:
         return False
 
 
-def _commit(commit: str, at: int, message: str) -> Commit:
+def _commit(commit: str, at: int, author: str, message: str) -> Commit:
     matches = [TRAILER.fullmatch(line) for line in message.splitlines()]
     trailers = tuple((match[1], match[2].strip()) for match in matches if match)
-    return Commit(commit, at, message.partition("\n")[0], trailers)
+    return Commit(commit, at, author, message.partition("\n")[0], trailers)

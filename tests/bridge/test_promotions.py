@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
+from mlops_build.__main__ import main
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.model import identity
@@ -309,3 +310,39 @@ def test_a_forged_promotion_is_refused(checkout: Path, registry: Registry, regis
     assert last(checkout, "%H") == before
     promote(registry, checkout, digits=2)
     assert staging(checkout, registry).after == "digits 2"
+
+
+def test_the_history_is_in_git(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLOPS_GIT_NAME", "Ada")
+    monkeypatch.setenv("MLOPS_GIT_EMAIL", "ada@example.com")
+    code = git(checkout, "rev-parse", "HEAD")
+    for number in (1, 2):
+        register(tags={identity.COMMIT_TAG: code})
+        made = promote(registry, checkout, digits=number, why=f"reason {number}")
+        staging(checkout, registry)
+    promote(registry, checkout, env="production", digits=2)
+    staging(checkout, registry)
+    registry.set_alias("digits", "staging", 1)
+    staging(checkout, registry)
+    git(checkout, "pull", "--quiet")
+    git(checkout, "revert", "--no-edit", "HEAD")
+    monkeypatch.chdir(checkout)
+    assert main(["history", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    shown = [(entry["models"], entry["by"], entry["why"], entry["is_current"]) for entry in document["staging"]]
+    assert shown[0][0] == {"digits": 2}
+    assert shown[0][2].startswith("Revert ")
+    assert shown[1:] == [
+        ({"digits": 1}, "unknown", "", False),
+        ({"digits": 2}, "Ada <ada@example.com>", "reason 2", False),
+        ({"digits": 1}, "Ada <ada@example.com>", "reason 1", False),
+    ]
+    assert document["staging"][2]["promotion"] == made.id
+    (released,) = document["production"]
+    assert list(released["lead"]["digits"]) == ["committed", "registered", "released to staging", "released to production"]
+    assert sorted(released["lead"]["digits"].values()) == list(released["lead"]["digits"].values())
+    assert main(["history", "production"]) == 0
+    assert "digits 2: committed 2" in capsys.readouterr().out
+    assert main(["history", "nowhere"]) == 3

@@ -63,12 +63,12 @@ class Objects:
     def deepen(self) -> None:
         """Make the history complete, as far as a remote is there to be asked."""
 
-    def messages(self, commit: str, path: str, most: int = 1000) -> list[tuple[str, int, str]]:
-        """The newest commits that changed `path`, newest first: id, time (Unix time in seconds) and whole message."""
-        arguments = ["-z", f"--max-count={most}", "--format=%H %ct%n%B", commit, "--", checked_path(path)]
+    def messages(self, commit: str, path: str, most: int = 1000) -> list[tuple[str, int, str, str]]:
+        """The newest commits that changed `path`, newest first: id, time (Unix time in seconds), author's name and whole message."""
+        arguments = ["-z", f"--max-count={most}", "--format=%H %ct %an%n%B", commit, "--", checked_path(path)]
         entries = command.run(self.path, "log", *arguments).decode(errors="replace").split("\0")
-        heads = [entry.partition("\n") for entry in entries if entry.strip()]
-        return [(head.split()[0], int(head.split()[1]), message) for head, _, message in heads]
+        heads = [(*entry.partition("\n")[0].split(" ", 2), entry.partition("\n")[2]) for entry in entries if entry.strip()]
+        return [(commit, int(at), author, message) for commit, at, author, message in heads]
 
     def has(self, commit: str) -> bool:
         """Whether the store has a commit."""

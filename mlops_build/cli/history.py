@@ -1,0 +1,32 @@
+"""List who released which versions to an environment, when and why, and what it runs now. It reads Git alone.
+
+For each new version it shows the time to market: when its code was committed, when it was registered, and when it was released to each
+environment. Who promoted it is what MLflow was told: a claim, unless its server authenticates users. Times are UTC.
+"""
+
+import argparse
+
+from mlops_build.cli.output import result, say
+
+EXAMPLE = "  mlops-build history\n  mlops-build history production --most 5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", metavar="ENV", nargs="?", help="one environment (default: all)")
+    parser.add_argument("--most", type=int, default=20, metavar="N", help="the newest N releases of each environment (default: 20)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlops_build import service
+    from mlops_build.release import history
+    from mlops_build.release.write import checkout_of
+
+    checkout, head = checkout_of(service.find_root())
+    if checkout.is_shallow():
+        say("this clone is shallow, so older releases are missing: git fetch --unshallow")
+    entries = {env: listed[: max(args.most, 1)] for env, listed in history.read(checkout, head, args.env).items()}
+    lines = []
+    for env, listed in entries.items():
+        lines += [env, *("  " + str(entry).replace("\n", "\n  ") for entry in listed)] if listed else [f"{env}: nothing released yet"]
+    result(args, {env: [entry.as_json() for entry in listed] for env, listed in entries.items()}, "\n".join(lines))
+    return 0
