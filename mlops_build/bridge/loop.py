@@ -24,7 +24,7 @@ log = logging.getLogger("mlops_build.bridge")
 # States in which the loop has nothing to do for an environment.
 SETTLED = frozenset({"released", "rolled back", "unchanged", "held", "reverted", "nothing promoted yet"})
 # Between two passes, however often the loop is woken.
-GAP_SECONDS = 0.5
+GAP_SECONDS = 0.2
 # A failed repository is tried again after the first, then after twice as long, up to the last.
 FIRST_WAIT, LAST_WAIT = 10.0, 300.0
 # An unchanged repository is reconciled all the same after about this time: not every change of the registry moves an alias.
@@ -93,7 +93,8 @@ class Loop:
         workers: int = 4,
         say: Callable[[str], None] = log.info,
     ) -> None:
-        self.repositories = [Watched(command.checked_url(url), command.masked(url)[:200]) for url in dict.fromkeys(urls)]
+        of_address = {command.masked(url): command.checked_url(url) for url in urls}
+        self.repositories = [Watched(url, address) for address, url in of_address.items()]
         self.interval = interval
         self.beat = time.monotonic()  # when the last pass began
         self.passes = 0
@@ -135,8 +136,9 @@ class Loop:
                 next_pass = self.beat + self.interval
             if self._read_aliases():
                 self._request_changed(is_whole)
+            reading = time.monotonic() - self.beat
             self._woken.wait(max(0.0, next_pass - time.monotonic()))
-            self._stopping.wait(GAP_SECONDS)
+            self._stopping.wait(max(GAP_SECONDS, reading))  # many events must not occupy the registry
 
     def _start_threads(self) -> None:
         of_host: dict[str, int] = {}
@@ -187,6 +189,7 @@ class Loop:
     def _work(self, waiting: "queue.SimpleQueue[Watched]") -> None:
         while True:
             watched = waiting.get()
+            watched.requested = False  # what was requested until now begins now
             try:
                 if not self._stopping.is_set():
                     self._examine(watched)
@@ -226,6 +229,8 @@ class Loop:
             return
         reads = Reads(aliases)
         outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads)
+        # After a push, the last release is the head, and what it was made from has been compared.
+        head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit), head)
         if any(outcome.error for outcome in outcomes):
             reads.models |= watched.models  # it may have failed before it read them
         if not any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes):

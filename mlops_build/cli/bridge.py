@@ -14,7 +14,9 @@ import argparse
 
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import port
+from mlops_build.errors import UsageError
 
+MLFLOW = "MLflow (default: MLFLOW_TRACKING_URI)"
 EXAMPLE = (
     "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
     "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60\n"
@@ -32,13 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = actions.add_parser("files", help="write the files to run and to watch it")
     files.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
     files.add_argument("--force", action="store_true", help="replace files with other content")
+    setup.add_argument("--tracking-uri", metavar="URI", help=MLFLOW)
     for action in (once, run):
-        action.add_argument("--repo", action="append", required=True, metavar="URL", help="a service's repository; may be repeated")
-        action.add_argument("--branch", default="main", metavar="NAME", help="the branch to release from (default: main)")
-    for action in (once, run, setup):
-        action.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: MLFLOW_TRACKING_URI)")
-    once.add_argument("--despite-findings", action="store_true", help="also release with findings of `mlops-build verify`")
-    once.add_argument("--dry-run", action="store_true", help="show what would be released without writing it")
+        action.add_argument(
+            "--repo", action="append", default=argparse.SUPPRESS, metavar="URL", help="a service's repository; may be repeated"
+        )
+        action.add_argument("--branch", default=argparse.SUPPRESS, metavar="NAME", help="the branch to release from (default: main)")
+        action.add_argument("--tracking-uri", default=argparse.SUPPRESS, metavar="URI", help=MLFLOW)
+    once.add_argument(
+        "--despite-findings", default=argparse.SUPPRESS, action="store_true", help="also release with findings of `mlops-build verify`"
+    )
+    once.add_argument("--dry-run", default=argparse.SUPPRESS, action="store_true", help="show what would be released without writing it")
+    # Releases before 0.9 had these options before `once`, too.
+    parser.add_argument("--repo", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--branch", default="main", help=argparse.SUPPRESS)
+    parser.add_argument("--tracking-uri", help=argparse.SUPPRESS)
+    parser.add_argument("--despite-findings", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     run.add_argument("--interval", type=_seconds, default=60.0, metavar="SECONDS", help="between two passes (default: 60)")
     run.add_argument("--workers", type=_workers, default=4, metavar="N", help="repositories of a Git host at the same time (default: 4)")
     run.add_argument("--port", type=port, default=9401, metavar="N", help="of /health, /metrics and /webhook (default: 9401; 0: any)")
@@ -48,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action in ("once", "run") and not args.repo:
+        raise UsageError("no repository is given", remedy=f"mlops-build bridge {args.action} --repo URL")
     return {"once": _once, "run": _run, "setup": _setup, "files": _files}[args.action](args)
 
 
@@ -116,7 +130,8 @@ def _files(args: argparse.Namespace) -> int:
 
 
 def _log(line: str) -> None:
-    say(f"mlops-build bridge: {line}")
+    # A Git host chooses what its messages contain.
+    say("mlops-build bridge: " + "".join(character if character.isprintable() else "\ufffd" for character in line))
 
 
 def _seconds(text: str) -> float:

@@ -46,11 +46,11 @@ def expressions() -> Iterator[str]:
 
 def test_files_are_written_and_changed_ones_are_not_replaced(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlops_build", "bridge", "files", "--json", "-o", str(tmp_path / "new")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert {Path(path).name: Path(path).read_text() for path in json.loads(done.stdout)["written"]} == TEXTS
     (tmp_path / "new/bridge.yaml").write_text("changed\n")
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 4
-    assert subprocess.run([*command, "--force"], capture_output=True, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 4
+    assert subprocess.run([*command, "--force"], capture_output=True, timeout=300, check=False).returncode == 0
     assert (tmp_path / "new/bridge.yaml").read_text() == TEXTS["bridge.yaml"]
 
 

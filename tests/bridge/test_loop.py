@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -19,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import loop as loops
-from mlops_build.bridge import reconcile
+from mlops_build.bridge import reconcile, server
 from mlops_build.bridge.loop import Loop
+from mlops_build.cli.parser import problem_of
 from mlops_build.release import alias
 from tests.bridge.test_reconcile import head, url
 from tests.conftest import git
@@ -90,12 +92,11 @@ def test_it_reconciles_what_changed_and_nothing_else(
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         passes = loop.passes
         until(lambda: loop.passes >= passes + 3)
-        # Again after its own commit, which is a new head.
-        assert (reconciled.count(url(checkout)), reconciled.count(url(other))) == (3, 1)
+        assert (reconciled.count(url(checkout)), reconciled.count(url(other))) == (2, 1)
         git(other, "commit", "--quiet", "--allow-empty", "--message=Empty")
         git(other, "push", "--quiet")
         until(lambda: reconciled.count(url(other)) == 2)
-        assert reconciled.count(url(checkout)) == 3
+        assert reconciled.count(url(checkout)) == 2
 
 
 def test_an_unchanged_repository_is_refreshed(
@@ -225,6 +226,15 @@ def metrics(where: str) -> dict[str, float]:
     return {"/".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
 
 
+def closed(connections: list[socket.socket]) -> int:
+    """How many of them the server has closed."""
+    return len(select.select(connections, [], [], 0)[0])
+
+
+def test_options_before_the_action_are_understood_as_in_earlier_releases() -> None:
+    assert problem_of(["bridge", "--repo", "file:///a", "--dry-run", "once"]) is None
+
+
 @pytest.mark.real_python
 def test_metrics_and_health(checkout: Path, registry: Registry, register: Register, tmp_path: Path) -> None:
     register(), register(tags={"mlops_build.digest": None})
@@ -242,6 +252,11 @@ def test_metrics_and_health(checkout: Path, registry: Registry, register: Regist
         assert values[f"mlops_bridge_failures_total/{missing}"] == values[f"mlops_bridge_failing/{missing}"] == 1
         health = read(f"{where}/health")
         assert '"registry": true' in health
+        # Connections that send nothing cannot occupy all places: those above the limit are closed, and so are they after some time.
+        host, port = where.removeprefix("http://").split(":")
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(server.MOST_CONNECTIONS + 10)]
+            until(lambda: closed(idle) >= 10)
         registry.set_alias("digits", "live", 1)
         until(lambda: metrics(where)["mlops_bridge_drift_environments"] == 0)
         until(lambda: metrics(where)["mlops_bridge_failing/" + url(checkout)] == 0)
