@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -189,6 +189,11 @@ def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: 
         (tmp_path / "away.db").rename(database)
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         assert loop.registry_answers
+
+
+def test_every_state_of_an_environment_is_settled_or_looked_at_again() -> None:
+    assert set(get_args(reconcile.State)) - loops.SETTLED == {"would release", "would roll back", "waiting", "failed"}
+    assert set(get_args(reconcile.State)) > loops.SETTLED
 
 
 # -- as a process --
