@@ -135,3 +135,19 @@ def test_promtool_accepts_rules_and_panels(tmp_path: Path) -> None:
     (tmp_path / "panels.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
     (tmp_path / "rules.yaml").write_text(json.dumps(load("prometheus-rules.yaml")["spec"]))
     promtool("check", "rules", tmp_path / "panels.yaml", tmp_path / "rules.yaml")
+
+
+@pytest.mark.slow
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    rules = load("prometheus-rules.yaml")["spec"]
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    scenarios = (Path(__file__).parent / "rules_test.yaml").read_text().replace("RULES", str(tmp_path / "rules.yaml"))
+    (tmp_path / "test.yaml").write_text(scenarios)
+    promtool("test", "rules", tmp_path / "test.yaml")
+    tested = {
+        alert_test["alertname"]
+        for test in YAML(typ="safe").load(scenarios)["tests"]
+        for alert_test in test["alert_rule_test"]
+        if alert_test.get("exp_alerts")
+    }
+    assert tested == {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
