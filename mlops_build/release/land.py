@@ -4,10 +4,12 @@ The branch belongs to machines. Several bridges can do this at once: they create
 branch that they saw before they read the aliases, and the host opens one request at most.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.git.remote import find_head
 from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
@@ -80,7 +82,7 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, head
     if request and request.state == "closed" and not insist and _declined(objects, request, env, commit, head):
         return Proposal("declined", request)
     if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, head)):
-        objects.push_branch(requests.remote, commit, branch_of(env), expected=seen or "")
+        _replace(objects, requests, env, commit, seen)
     title, description = texts(objects.message(commit), env)
     host, api, repository = requests.host, requests.api, requests.repository
     if request and is_open:
@@ -91,19 +93,26 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, head
     return Proposal("requested", opened) if opened else Proposal("merged")
 
 
-def withdraw(requests: Requests, env: str, *, seen: str | None) -> PullRequest | None:
+def withdraw(objects: Objects, requests: Requests, env: str, *, seen: str | None) -> PullRequest | None:
     """Close the open request of `env`, because Git has what is wanted already; returns it, or None if there is none.
 
-    seen: as in `propose`. Without a branch the host is not asked, and a request that another bridge has moved since stays.
+    The branch is removed then, and after a merge, so that the host is not asked again. What a person closed keeps its branch.
+    seen: as in `propose`. Without a branch the host is not asked, and what another bridge has moved since stays.
+
+    Raises RemoteUnreachable, HostUnreachable, HostRefused.
     """
     request = requests.find(env) if seen else None
-    if request is None or request.state != "open" or request.commit != seen:
+    if request is None or request.commit != seen or (request.state == "closed" and not request.title.startswith(OBSOLETE)):
         return None
-    why = f"{requests.target} has what {env} should run, so this request is not needed."
-    title = OBSOLETE + request.title.removeprefix(OBSOLETE)
-    requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=why)
-    requests.host.close_pull_request(requests.api, requests.repository, request.number)
-    return request
+    was_open = request.state == "open"
+    if was_open:
+        why = f"{requests.target} has what {env} should run, so this request is not needed."
+        title = OBSOLETE + request.title.removeprefix(OBSOLETE)
+        requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=why)
+        requests.host.close_pull_request(requests.api, requests.repository, request.number)
+    with contextlib.suppress(PushRejected):
+        objects.push_branch(requests.remote, "", branch_of(env), expected=seen)
+    return request if was_open else None
 
 
 def texts(message: str, env: str) -> tuple[str, str]:
@@ -119,6 +128,15 @@ def texts(message: str, env: str) -> tuple[str, str]:
         *(fence, evidence.strip(), fence),
     ]
     return title, "\n".join(lines) + "\n"
+
+
+def _replace(objects: Objects, requests: Requests, env: str, commit: str, seen: str | None) -> None:
+    """Move the environment's branch from `seen` to `commit`. Raises PushRejected if another bridge has moved it to another commit."""
+    try:
+        objects.push_branch(requests.remote, commit, branch_of(env), expected=seen or "")
+    except PushRejected:
+        if branch_head(objects, requests, env) != commit:
+            raise
 
 
 def _declined(objects: Objects, request: PullRequest, env: str, commit: str, head: str) -> bool:

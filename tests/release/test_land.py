@@ -10,6 +10,7 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.git.objects import Identity
+from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import UsageError
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import land
@@ -59,6 +60,11 @@ class Place:
         mirror, head, seen = self.bridge()
         commit = self.release(mirror, head, version, promotion, replicas)
         return land.propose(mirror, self.requests, ENV, commit, head=head, seen=seen, insist=insist)
+
+    def withdraw(self) -> PullRequest | None:
+        """What a bridge does that finds in Git what it wants."""
+        mirror, _, seen = self.bridge()
+        return land.withdraw(mirror, self.requests, ENV, seen=seen)
 
     def commit(self, path: str, text: str) -> None:
         """A person's commit on main."""
@@ -119,15 +125,10 @@ def test_a_release_becomes_one_request_which_is_updated(place: Place) -> None:
 
 def test_bridges_create_the_same_commit_and_one_request(place: Place) -> None:
     bridges = [place.bridge() for _ in range(3)]
-    results = []
-    for mirror, head, seen in bridges:
-        commit = place.release(mirror, head, 1)
-        try:
-            results.append((commit, land.propose(mirror, place.requests, ENV, commit, head=head, seen=seen).state))
-        except PushRejected:
-            results.append((commit, "again"))
-    assert {commit for commit, _ in results} == {place.head(BRANCH)}
-    assert results[0][1] == "requested"
+    commits = [place.release(mirror, head, 1) for mirror, head, _ in bridges]
+    for (mirror, head, seen), commit in zip(bridges, commits, strict=True):
+        assert land.propose(mirror, place.requests, ENV, commit, head=head, seen=seen).state == "requested"
+    assert set(commits) == {place.head(BRANCH)}
     assert place.states == ["open"]
 
 
@@ -138,7 +139,7 @@ def test_a_bridge_that_read_the_aliases_earlier_does_not_replace_a_newer_release
     newer = place.head(BRANCH)
     with pytest.raises(PushRejected):
         land.propose(late, place.requests, ENV, old, head=head, seen=seen)
-    assert land.withdraw(place.requests, ENV, seen="1" * 40) is None
+    assert land.withdraw(late, place.requests, ENV, seen="1" * 40) is None
     assert (place.head(BRANCH), place.states) == (newer, ["open"])
 
 
@@ -194,28 +195,41 @@ def test_a_closed_request_whose_branch_was_deleted_is_remembered(place: Place) -
 
 
 def test_an_obsolete_request_is_closed_and_can_come_again(place: Place) -> None:
-    assert land.withdraw(place.requests, ENV, seen=None) is None
+    assert place.withdraw() is None
+    assert place.host.requests == [], "without a branch, the host is not asked"
     place.propose(2)
-    closed = land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
-    assert closed
+    assert place.withdraw()
     assert (place.states, place.host.pulls[0].title) == (["closed"], f"{OBSOLETE}Release digits 2 to production")
-    assert land.withdraw(place.requests, ENV, seen=place.head(BRANCH)) is None
+    assert place.head(BRANCH) is None
     assert place.propose(2).state == "requested", "a machine closed it, not a person"
     assert place.states == ["closed", "open"]
 
 
+def test_after_a_merge_the_branch_is_removed_and_after_a_persons_refusal_it_is_kept(place: Place) -> None:
+    place.propose(2)
+    place.host.merge(1)
+    assert place.withdraw() is None
+    assert place.head(BRANCH) is None
+    place.propose(3)
+    place.host.decline(2)
+    assert place.withdraw() is None
+    assert place.head(BRANCH)
+    assert place.states == ["merged", "closed"]
+
+
 def test_a_killed_withdrawal_is_completed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.propose(2)
-    with monkeypatch.context() as patch:
-        patch.setattr(place.requests.host, "close_pull_request", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
-    assert place.states == ["open"]
-    land.withdraw(place.requests, ENV, seen=place.head(BRANCH))
+    for operation in ("find_pull_request", "close_pull_request"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place.requests.host, operation, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                place.withdraw()
+        assert place.states == ["open"]
+    assert place.withdraw()
     assert (place.states, place.host.pulls[0].title.count(OBSOLETE)) == (["closed"], 1)
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -28,12 +28,13 @@ QUESTIONS = [
     "bamboo_project_key",
     "bamboo_plan_key",
     "git_host",
+    "pull_requests",
     "monitoring",
     "package_source",
 ]
 # Each would break out of a YAML, TOML, Dockerfile or shell word, or out of Jinja.
 HOSTILE = ["a\nb", "a\n", 'a"b', "a'b", "a$(b)", "a{{ 1 }}b", "a{% x %}", "a #b", "a\\b", "a: b"]
-FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_version", "gpu", "monitoring")]
+FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_version", "gpu", "pull_requests", "monitoring")]
 
 WRONG = [
     ("project_name", ["", "7digits", "a", "Two  spaces", "-x", "x-", "x" * 41, "naïve", "a/b", "../up"]),
@@ -78,6 +79,7 @@ RIGHT = [
     ("k8s_namespace", ["x" * 55]),
     ("k8s_host", ["digits", "x" * 55 + ".example.com"]),
     ("git_host", ["bitbucket.example.com:7990"]),
+    ("pull_requests", ["none", "gitlab", "bitbucket"]),
     ("package_source", ["mlops-build", "mlops-build==0.5.0", "git+https://git.example.com:7990/scm/ml/mlops-build.git"]),
     ("package_source", ["git+ssh://git@git.example.com/ml/mlops-build.git@v0.5.0", "git+file:///srv/mlops-build@release/0.5"]),
     ("package_source", ["/srv/wheels/mlops_build-0.5.0-py3-none-any.whl", "wheels/mlops_build-0.5.0+acme.1-py3-none-any.whl"]),
@@ -174,6 +176,20 @@ def test_right_answers_are_accepted(complaint: Any, question: str, answers: list
 def test_what_is_accepted_makes_a_valid_service_yaml(render: Any, question: str, answers: list[str]) -> None:
     extra = {"gpu": "shared"} if question == "gpu_memory" else {}
     assert service.load(render(**extra, **{question: answers[-1]})).schema_version == 1
+
+
+def test_a_git_host_opens_pull_requests_for_releases_to_production(render: Any) -> None:
+    plain, hosted = render(), render(pull_requests="gitlab", git_host="git.acme.example:8443")
+    git, environments = service.load(hosted).git, service.load(hosted).environments
+    assert (git.pull_requests, git.api) == ("gitlab", "https://git.acme.example:8443")
+    assert {env: place.landing for env, place in environments.items()} == {"staging": "push", "production": "pull-request"}
+    assert service.load(plain).environments["production"].landing == "push"
+    names = [path.relative_to(plain) for path in plain.rglob("*") if path.is_file()]
+    assert {str(name) for name in names if (plain / name).read_bytes() != (hosted / name).read_bytes()} == {
+        ".copier-answers.yml",
+        "README.md",  # the host
+        "service.yaml",
+    }
 
 
 def test_names_are_computed_from_the_projects_name(render: Any) -> None:

@@ -124,7 +124,9 @@ class Objects:
         return True
 
     def push_branch(self, remote: str, commit: str, branch: str, *, expected: str | None = None) -> None:
-        """Create or replace a branch. expected: only if this is its head ("": if there is no such branch); None: in any case.
+        """Create or replace a branch; without a commit (""), remove it.
+
+        expected: only if this is its head ("": if there is no such branch); None: in any case.
 
         Raises PushRejected or RemoteUnreachable.
         """
