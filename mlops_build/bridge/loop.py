@@ -22,7 +22,7 @@ from mlops_build.errors import MlopsBuildError, Refused, Unreachable
 
 log = logging.getLogger("mlops_build.bridge")
 # States in which the loop has nothing to do for an environment.
-SETTLED = frozenset({"released", "rolled back", "unchanged", "held", "reverted", "nothing promoted yet"})
+SETTLED = frozenset({"released", "requested", "rolled back", "unchanged", "held", "reverted", "declined", "nothing promoted yet"})
 # Between two passes, however often the loop is woken.
 GAP_SECONDS = 0.2
 # A failed repository is tried again after the first, then after twice as long, up to the last.

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops_build.adapters.git.command import masked
+from mlops_build.adapters.git.command import PushRejected, masked
 from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.githost import PullRequest
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound
 from mlops_build.release import failure, gate
@@ -19,6 +20,7 @@ from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
 from mlops_build.release.decide import Aliases, decide, may_differ, numbers
 from mlops_build.release.failure import Failure
+from mlops_build.release.land import Requests, branch_of, look, propose, withdraw
 from mlops_build.release.promotion import Incomplete
 from mlops_build.release.record import Record
 from mlops_build.release.restore import NothingBefore, restore
@@ -32,28 +34,30 @@ class ReleasedVersionGone(NotFound):
 
 State = Literal[
     "released",
+    "requested",
     "would release",
     "rolled back",
     "would roll back",
     "unchanged",
     "held",
     "reverted",
+    "declined",
     "waiting",
     "nothing promoted yet",
     "failed",
 ]
 WOULD: Mapping[State, State] = {"released": "would release", "rolled back": "would roll back"}
 # The states in which Git keeps what it has.
-KEEPS = ("held", "reverted", "waiting", "nothing promoted yet", "failed")
+KEEPS = ("held", "reverted", "declined", "waiting", "nothing promoted yet", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of a pass for an environment of a repository; environment is None if the whole repository failed.
 
-    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, rolled back, reverted or waiting.
-    error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the models'
-    versions.
+    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, rolled back, reverted, declined
+    or waiting. error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
+    models' versions. request: the pull request that asks for it, or that a person closed.
     """
 
     repository: str
@@ -66,6 +70,7 @@ class Outcome:
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
+    request: PullRequest | None = None
 
     @property
     def where(self) -> str:
@@ -73,16 +78,18 @@ class Outcome:
 
     def __str__(self) -> str:
         detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after}
-        detail["would release"] = detail["released"]
+        detail["would release"] = detail["requested"] = detail["released"]
         detail["rolled back"] = detail["would roll back"] = f"{self.before} → {self.after}: {self.why}"
+        request = self.request.url if self.request else None
         commit = f"commit {self.commit[:12]}" if self.commit else None
         error = self.error.message.splitlines()[0] if self.error else None
         kept = f"Git keeps {self.before}" if self.before and self.state in KEEPS else None
-        return "  ".join(part for part in (self.where, self.state, detail.get(self.state, self.why), commit, error, kept) if part)
+        return "  ".join(part for part in (self.where, self.state, detail.get(self.state, self.why), commit, request, error, kept) if part)
 
     def as_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
         document["hold"] = self.why if self.state == "held" else None
+        document["request"] = self.request.as_json() if self.request else None
         if self.error:
             document["error"] = {"message": self.error.message, "remedy": self.error.remedy, "exit_code": self.error.exit_code}
         return document
@@ -114,13 +121,17 @@ def repository(
     """
     address = masked(url)
     outcomes: list[Outcome] = []
+    requests: Requests | None = None
+    tried = ""
 
-    def make(head: str) -> str | None:
-        tree = Tree.at(mirror, head)
+    def make(head: str, *, every: bool = False) -> str | None:
+        nonlocal requests, tried
+        tree, tried = Tree.at(mirror, head), head
+        requests = look(mirror, tree.service, url=url, target=branch, head=head, every=every)
         now = aliases
         if any(may_differ(mirror, tree, env, aliases) or _failure(tree, env, aliases, registry) for env in tree.service.environments):
             now = {model.name: _aliases(registry, model.name) for model in tree.service.models}
-        outcomes[:], commit = on_top(mirror, tree, address, now, registry, despite_findings=despite_findings)
+        outcomes[:], commit = on_top(mirror, tree, address, now, registry, requests, despite_findings=despite_findings)
         return commit
 
     try:
@@ -129,21 +140,41 @@ def repository(
             if dry_run:
                 make(mirror.fetch())
                 return [_would(outcome) for outcome in outcomes]
-            mirror.publish(make)
+            try:
+                mirror.publish(make)
+            except PushRejected as error:
+                asked = requests.envs if requests else ()
+                if requests is None or mirror.fetch() != tried:
+                    raise
+                # The host has a rule against the push.
+                make(tried, every=True)
+                why = (f"{error.message}: it needs a pull request",)
+                outcomes[:] = [replace(each, remarks=each.remarks + why) if each.environment not in asked else each for each in outcomes]
+            return [_by_request(mirror, requests, outcome) for outcome in outcomes]
     except MlopsBuildError as error:
         return [Outcome(address, None, "failed", error=error)]
-    return outcomes
 
 
 def on_top(
-    mirror: Mirror, tree: Tree, address: str, aliases: Aliases, registry: Registry, *, despite_findings: bool = False
+    mirror: Mirror,
+    tree: Tree,
+    address: str,
+    aliases: Aliases,
+    registry: Registry,
+    requests: Requests | None = None,
+    *,
+    despite_findings: bool = False,
 ) -> tuple[list[Outcome], str | None]:
-    """The outcome of each environment, and the last of the new commits (None: no difference)."""
+    """The outcome of each environment, and the last of the new commits to push (None: no difference).
+
+    requests: for the environments that land by request; each of their commits is on top of the head alone.
+    """
     outcomes: list[Outcome] = []
     tip = tree.commit
     for env in tree.service.environments:
-        outcome = _environment(mirror, tip, tree, env, address, aliases, registry, despite_findings)
-        tip = outcome.commit or tip
+        is_pushed = requests is None or env not in requests.envs
+        outcome = _environment(mirror, tip if is_pushed else tree.commit, tree, env, address, aliases, registry, despite_findings)
+        tip = outcome.commit or tip if is_pushed else tip
         outcomes.append(outcome)
     return outcomes, tip if tip != tree.commit else None
 
@@ -199,6 +230,32 @@ def _rolled_back(mirror: Mirror, parent: str, env: str, address: str, before: st
     except NothingBefore as error:
         raise NothingBefore(f"{why}; {error.message}", remedy=f"mlops-build promote MODEL VERSION --to {env}") from None
     return Outcome(address, env, "rolled back", before, str(restored.after), restored.commit, why=restored.hold)
+
+
+def _by_request(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> Outcome:
+    """The outcome after the environment's pull request was opened, updated or closed, if there is a Git host."""
+    env = outcome.environment
+    if requests is None or env is None:
+        return outcome
+    if outcome.state == "unchanged" or (outcome.commit and env not in requests.envs):
+        try:
+            withdraw(mirror, requests, env)
+        except MlopsBuildError as error:
+            return replace(outcome, remarks=(*outcome.remarks, f"its request may still be open: {error.message}"))
+    if outcome.commit is None or env not in requests.envs:
+        return outcome
+    try:
+        proposal = propose(mirror, requests, env, outcome.commit)
+    except PushRejected:
+        return replace(outcome, state="waiting", commit=None, why=f"another bridge has just changed the branch {branch_of(env)}")
+    except MlopsBuildError as error:
+        return replace(outcome, state="failed", commit=None, error=error)
+    if proposal.state == "declined":
+        why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
+        return replace(outcome, state="declined", commit=None, why=why, request=proposal.request)
+    if proposal.state == "merged":
+        return replace(outcome, state="unchanged", commit=None)
+    return replace(outcome, state="requested", request=proposal.request)
 
 
 def _aliases(registry: Registry, model: str) -> Mapping[str, int]:

@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     )
     for remark in made.remarks:
         say(remark)
-    if made.commit and not made.pushed:
+    if made.request:
+        say(f"merge it to release: {made.request.url}")
+    elif made.commit and not made.pushed:
         say("no Git remote called origin: the commit stays on this machine")
     result(args, made.as_json(), str(made))
     return 0

@@ -6,13 +6,15 @@ branch that they saw before they read the aliases, and the host opens one reques
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Objects
-from mlops_build.adapters.git.remote import find_head
+from mlops_build.adapters.git.remote import heads
 from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
+from mlops_build.errors import UsageError
 from mlops_build.release import record as records
 from mlops_build.release.tree import recorded
 from mlops_build.service import Service
@@ -24,13 +26,20 @@ PROMOTION = re.compile(r"^Promotion: (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Requests:
-    """The requests of a repository. target: the branch that they are merged into. remote: the repository, as git knows it."""
+    """Where the requests of a repository are, and what was seen of it before the aliases were read.
+
+    remote: the repository, as git knows it. target: the branch that requests are merged into. head: its commit. envs: the environments
+    that land by request. branches: of each environment, the head of the branch of its request (None: there is no branch).
+    """
 
     host: GitHost
     api: str
     repository: Repository
-    target: str
     remote: str
+    target: str
+    head: str
+    envs: frozenset[str]
+    branches: Mapping[str, str | None]
 
     def find(self, env: str) -> PullRequest | None:
         """The open request of an environment, else the newest one."""
@@ -50,39 +59,47 @@ def branch_of(env: str) -> str:
     return f"release/{env}"
 
 
-def by_request(service: Service, env: str) -> bool:
-    """Whether an environment's releases land by pull request."""
-    return service.environment(env).landing == "pull-request"
+def by_request(service: Service) -> frozenset[str]:
+    """The environments whose releases land by pull request."""
+    return frozenset(env for env, place in service.environments.items() if place.landing == "pull-request")
 
 
-def requests_of(service: Service, url: str, target: str, remote: str | None = None) -> Requests | None:
-    """Where the requests of a repository are; None if service.yaml has no Git host. Raises UsageError for an address of another host.
+def look(
+    objects: Objects, service: Service, *, url: str, target: str, head: str, remote: str | None = None, every: bool = False
+) -> Requests | None:
+    """What `propose` needs to know, to be read before the aliases; None if service.yaml has no Git host, or none for this address.
 
-    url: its address. remote: as git knows it, if that is not the address.
+    url: the repository's address. remote: as git knows it, if that is not the address. every: all environments land by request.
+    Raises RemoteUnreachable, and UsageError for an address that is not one of the host, if an environment lands by request.
     """
     host = HOSTS.get(service.git.pull_requests)
-    return Requests(host, str(service.git.api), host.repository_of(url), target, remote or url) if host else None
+    if host is None:
+        return None
+    try:
+        repository = host.repository_of(url)
+    except UsageError:
+        if by_request(service):
+            raise
+        return None
+    there = heads(objects.path, remote or url, *map(branch_of, service.environments))
+    branches = {env: there.get(branch_of(env)) for env in service.environments}
+    envs = frozenset(branches) if every else by_request(service)
+    return Requests(host, str(service.git.api), repository, remote or url, target, head, envs, branches)
 
 
-def branch_head(objects: Objects, requests: Requests, env: str) -> str | None:
-    """The head of the environment's branch, to be read before the aliases; None if there is no branch. Raises RemoteUnreachable."""
-    return find_head(objects.path, requests.remote, branch_of(env))
+def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insist: bool = False) -> Proposal:
+    """Ask for `commit`, a release of `env` on top of the head: open a request, or update the open one.
 
+    insist: also if a person closed a request for the same release.
 
-def propose(objects: Objects, requests: Requests, env: str, commit: str, *, head: str, seen: str | None, insist: bool = False) -> Proposal:
-    """Ask for `commit`, a release of `env` on top of `head`: open a request, or update the open one.
-
-    seen: the branch's head, read before the aliases (`branch_head`). insist: also if a person closed a request
-    for the same release.
-
-    Raises PushRejected if the branch has moved since, RemoteUnreachable, HostUnreachable, HostRefused.
+    Raises PushRejected if another bridge has moved the branch since, RemoteUnreachable, HostUnreachable, HostRefused.
     """
-    request = requests.find(env)
+    request, seen = requests.find(env), requests.branches[env]
     is_open = request is not None and request.state == "open"
-    if request and request.state == "closed" and not insist and _declined(objects, request, env, commit, head):
+    if request and request.state == "closed" and not insist and _declined(objects, request, env, commit, requests.head):
         return Proposal("declined", request)
-    if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, head)):
-        _replace(objects, requests, env, commit, seen)
+    if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, requests.head)):
+        _replace(objects, requests, env, commit)
     title, description = texts(objects.message(commit), env)
     host, api, repository = requests.host, requests.api, requests.repository
     if request and is_open:
@@ -93,14 +110,15 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, head
     return Proposal("requested", opened) if opened else Proposal("merged")
 
 
-def withdraw(objects: Objects, requests: Requests, env: str, *, seen: str | None) -> PullRequest | None:
+def withdraw(objects: Objects, requests: Requests, env: str) -> PullRequest | None:
     """Close the open request of `env`, because Git has what is wanted already; returns it, or None if there is none.
 
-    The branch is removed then, and after a merge, so that the host is not asked again. What a person closed keeps its branch.
-    seen: as in `propose`. Without a branch the host is not asked, and what another bridge has moved since stays.
+    The branch is removed then, and after a merge, so that the host is not asked again. What a person closed keeps its branch, and what
+    another bridge has moved since stays.
 
     Raises RemoteUnreachable, HostUnreachable, HostRefused.
     """
+    seen = requests.branches[env]
     request = requests.find(env) if seen else None
     if request is None or request.commit != seen or (request.state == "closed" and not request.title.startswith(OBSOLETE)):
         return None
@@ -130,12 +148,12 @@ def texts(message: str, env: str) -> tuple[str, str]:
     return title, "\n".join(lines) + "\n"
 
 
-def _replace(objects: Objects, requests: Requests, env: str, commit: str, seen: str | None) -> None:
-    """Move the environment's branch from `seen` to `commit`. Raises PushRejected if another bridge has moved it to another commit."""
+def _replace(objects: Objects, requests: Requests, env: str, commit: str) -> None:
+    """Move the environment's branch to `commit`. Raises PushRejected if another bridge has moved it to another commit."""
     try:
-        objects.push_branch(requests.remote, commit, branch_of(env), expected=seen or "")
+        objects.push_branch(requests.remote, commit, branch_of(env), expected=requests.branches[env] or "")
     except PushRejected:
-        if branch_head(objects, requests, env) != commit:
+        if heads(objects.path, requests.remote, branch_of(env)).get(branch_of(env)) != commit:
             raise
 
 

@@ -15,14 +15,17 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Identity, Objects
+from mlops_build.adapters.githost import PullRequest
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.release import gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import changes, shown
 from mlops_build.release.decide import Desired, decide, rendered
+from mlops_build.release.land import by_request, look, propose
 from mlops_build.release.message import evidence, message
 from mlops_build.release.tree import Tree
+from mlops_build.service import Service
 
 # The author of a release. MLOPS_BRIDGE_NAME and MLOPS_BRIDGE_EMAIL replace it for a host that checks committers.
 NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
@@ -37,6 +40,7 @@ class Made:
     """The result of `in_checkout`. before, after: models and versions, as text. commit: None if Git has this release already.
 
     remarks: ignored uncommitted changes, and findings and gaps of the manifests' check. changes: changes besides the models' versions.
+    request: the pull request that asks for the commit, which is not on the branch then.
     """
 
     environment: str
@@ -46,14 +50,16 @@ class Made:
     pushed: bool
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    request: PullRequest | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "request": self.request.as_json() if self.request else None}
 
     def __str__(self) -> str:
         if self.commit is None:
             return f"nothing to do: {self.environment} is released with {self.after} already"
-        return f"{self.environment}: {shown(self.before, self.after, self.changes)}  commit {self.commit[:12]}"
+        request = f"  {self.request.url}" if self.request else ""
+        return f"{self.environment}: {shown(self.before, self.after, self.changes)}  commit {self.commit[:12]}{request}"
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,9 @@ class Change:
 
 
 def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False, despite_findings: bool = False) -> Made:
-    """Release `env` of the service at `root`: a commit on its branch, pushed to origin if there is one.
+    """Release `env` of the service at `root`: a commit on its branch, pushed to origin if there is one, or a pull request for it.
 
-    Raises Held, Faulty, and what `decide`, `change` and `land` raise.
+    Raises Held, Faulty, and what `decide`, `change`, `land` and `propose` raise.
     """
     checkout, head = checkout_of(root)
     tree = Tree.at(checkout, head)
@@ -83,8 +89,25 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     if made is None:
         return Made(env, before, str(wanted.record), None, pushed=False, remarks=remarks)
     remarks += tuple(gate.check(checkout, made.commit, there, wanted.record, despite_findings=despite_findings))
-    pushed = land(checkout, made.commit, head, checkout.differing(head, made.commit))
-    return Made(env, before, str(wanted.record), made.commit, pushed, remarks, made.changes)
+    pushed, request, by_rule = _landed(checkout, tree.service, env, made.commit, head)
+    return Made(env, before, str(wanted.record), made.commit, pushed, remarks + by_rule, made.changes, request)
+
+
+def _landed(checkout: Checkout, service: Service, env: str, commit: str, head: str) -> tuple[bool, PullRequest | None, tuple[str, ...]]:
+    """Whether the commit was pushed; else the pull request that asks for it, with a remark if only a rule of the host requires one."""
+    url = checkout.origin_url()
+    remarks: tuple[str, ...] = ()
+    if url is None or env not in by_request(service):
+        try:
+            return land(checkout, commit, head, checkout.differing(head, commit)), None, ()
+        except PushRejected as error:
+            has_rule = checkout.is_ancestor(checkout.fetch(checkout.branch()), head)
+            if not has_rule or not service.git.opens_pull_requests:
+                raise
+            remarks = (f"{error.message}: it needs a pull request",)
+    requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote())
+    request = propose(checkout, requests, env, commit, insist=True).request if requests else None
+    return False, request, remarks
 
 
 def _uncommitted(checkout: Checkout) -> tuple[str, ...]:

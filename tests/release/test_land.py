@@ -10,13 +10,14 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.git.objects import Identity
-from mlops_build.adapters.githost import PullRequest
+from mlops_build.adapters.githost import HOSTS, PullRequest
 from mlops_build.errors import UsageError
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import land
 from mlops_build.release import record as records
 from mlops_build.release.land import OBSOLETE, Proposal, Requests
 from mlops_build.release.record import Record
+from mlops_build.service import Service
 from tests import githosts
 from tests.githosts import GitHost
 from tests.release.world import SERVICE, alone, service_files
@@ -32,15 +33,17 @@ class Place:
 
     host: GitHost
     url: str
-    requests: Requests
+    service: Service
     folder: Path
     mirrors: int = 0
 
-    def bridge(self) -> tuple[Mirror, str, str | None]:
-        """What a bridge reads first: a new mirror, the head of main, and that of the release branch."""
+    def bridge(self) -> tuple[Mirror, Requests]:
+        """What a bridge reads first, with a new mirror."""
         self.mirrors += 1
         mirror = Mirror(self.url, "main", self.folder / str(self.mirrors))
-        return mirror, mirror.fetch(), land.branch_head(mirror, self.requests, ENV)
+        requests = land.look(mirror, self.service, url=self.url, target="main", head=mirror.fetch())
+        assert requests
+        return mirror, requests
 
     def release(self, mirror: Mirror, head: str, version: int, promotion: str | None = None, replicas: int = 2) -> str:
         """The commit of a release on top of `head`."""
@@ -57,14 +60,13 @@ class Place:
 
     def propose(self, version: int, promotion: str | None = None, replicas: int = 2, *, insist: bool = False) -> Proposal:
         """What a bridge does that wants this release."""
-        mirror, head, seen = self.bridge()
-        commit = self.release(mirror, head, version, promotion, replicas)
-        return land.propose(mirror, self.requests, ENV, commit, head=head, seen=seen, insist=insist)
+        mirror, requests = self.bridge()
+        commit = self.release(mirror, requests.head, version, promotion, replicas)
+        return land.propose(mirror, requests, ENV, commit, insist=insist)
 
     def withdraw(self) -> PullRequest | None:
         """What a bridge does that finds in Git what it wants."""
-        mirror, _, seen = self.bridge()
-        return land.withdraw(mirror, self.requests, ENV, seen=seen)
+        return land.withdraw(*self.bridge(), ENV)
 
     def commit(self, path: str, text: str) -> None:
         """A person's commit on main."""
@@ -96,9 +98,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         assert commit
         first.push_branch(first.url, commit, "main")
         host.protect("ml", "digits")
-        requests = land.requests_of(service_file.parse(SERVICE + git), url, "main")
-        assert requests
-        yield Place(host, url, requests, tmp_path)
+        yield Place(host, url, service_file.parse(SERVICE + git), tmp_path)
 
 
 def test_a_release_becomes_one_request_which_is_updated(place: Place) -> None:
@@ -117,29 +117,30 @@ def test_a_release_becomes_one_request_which_is_updated(place: Place) -> None:
     assert "Promotion: bbbb" in pull.description
     merged = place.host.merge(1)
     assert place.head("main") == merged
-    mirror, head, _ = place.bridge()
-    assert b"version: 2" in (mirror.read(head, f"{records.folder(ENV)}/record.yaml") or b"")
+    mirror, requests = place.bridge()
+    assert b"version: 2" in (mirror.read(requests.head, f"{records.folder(ENV)}/record.yaml") or b"")
     assert place.propose(3).state == "requested"
     assert place.states == ["merged", "open"]
 
 
 def test_bridges_create_the_same_commit_and_one_request(place: Place) -> None:
     bridges = [place.bridge() for _ in range(3)]
-    commits = [place.release(mirror, head, 1) for mirror, head, _ in bridges]
-    for (mirror, head, seen), commit in zip(bridges, commits, strict=True):
-        assert land.propose(mirror, place.requests, ENV, commit, head=head, seen=seen).state == "requested"
+    commits = [place.release(mirror, requests.head, 1) for mirror, requests in bridges]
+    for (mirror, requests), commit in zip(bridges, commits, strict=True):
+        assert land.propose(mirror, requests, ENV, commit).state == "requested"
     assert set(commits) == {place.head(BRANCH)}
     assert place.states == ["open"]
 
 
 def test_a_bridge_that_read_the_aliases_earlier_does_not_replace_a_newer_release(place: Place) -> None:
-    late, head, seen = place.bridge()
-    old = place.release(late, head, 1)
+    place.propose(1)
+    late, requests = place.bridge()
+    old = place.release(late, requests.head, 3)
     place.propose(2)
     newer = place.head(BRANCH)
     with pytest.raises(PushRejected):
-        land.propose(late, place.requests, ENV, old, head=head, seen=seen)
-    assert land.withdraw(late, place.requests, ENV, seen="1" * 40) is None
+        land.propose(late, requests, ENV, old)
+    assert land.withdraw(late, requests, ENV) is None
     assert (place.head(BRANCH), place.states) == (newer, ["open"])
 
 
@@ -221,7 +222,7 @@ def test_a_killed_withdrawal_is_completed(place: Place, monkeypatch: pytest.Monk
     place.propose(2)
     for operation in ("find_pull_request", "close_pull_request"):
         with monkeypatch.context() as patch:
-            patch.setattr(place.requests.host, operation, interrupt)
+            patch.setattr(HOSTS[place.service.git.pull_requests], operation, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 place.withdraw()
         assert place.states == ["open"]
@@ -240,11 +241,15 @@ def test_what_comes_from_the_registry_stays_in_its_block() -> None:
 
 
 def test_the_landing_needs_a_host(place: Place) -> None:
-    assert land.requests_of(service_file.parse(SERVICE), place.url, "main") is None
-    assert not land.by_request(service_file.parse(SERVICE), ENV)
+    mirror, _ = place.bridge()
+    there = {"url": place.url, "target": "main", "head": "1" * 40}
+    assert land.look(mirror, service_file.parse(SERVICE), **there) is None
     with pytest.raises(service_file.ServiceError, match=r"environments.production.landing: pull-request needs `git:"):
         service_file.parse(SERVICE.replace("alias: live", "landing: pull-request"))
-    wanted = SERVICE.replace("alias: live", "landing: pull-request") + "git: {pull_requests: gitlab, api: 'https://git.example.com'}\n"
-    assert [land.by_request(service_file.parse(wanted), env) for env in ("staging", ENV)] == [False, True]
+    host = "git: {pull_requests: gitlab, api: 'https://git.example.com'}\n"
+    pushes, asks = (service_file.parse(text + host) for text in (SERVICE, SERVICE.replace("alias: live", "landing: pull-request")))
+    assert (land.by_request(pushes), land.by_request(asks)) == (frozenset(), {ENV})
+    elsewhere = {**there, "url": "file:///srv/digits.git"}
+    assert land.look(mirror, pushes, **elsewhere) is None, "no request is needed"
     with pytest.raises(UsageError, match="is not a clone address"):
-        land.requests_of(service_file.parse(wanted), "file:///srv/digits.git", "main")
+        land.look(mirror, asks, **elsewhere)

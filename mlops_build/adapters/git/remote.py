@@ -10,18 +10,19 @@ SECONDS = 30
 
 def head(url: str, branch: str) -> str:
     """The commit of a branch. Raises RemoteUnreachable, or UsageError for a bad address."""
-    if commit := find_head(Path("/"), command.checked_url(url), branch):
+    if commit := heads(Path("/"), command.checked_url(url), branch).get(branch):
         return commit
     raise command.RemoteUnreachable(
         f"{command.masked(url)} has no branch {branch!r}", remedy="push a first commit there, or give another branch with --branch"
     )
 
 
-def find_head(where: Path, remote: str, branch: str) -> str | None:
-    """The commit of a branch; None if there is no such branch. remote: as git knows it in the folder `where`. Raises RemoteUnreachable."""
-    ref = f"refs/heads/{command.checked_ref(branch)}"
-    listed = command.run(where, "ls-remote", "--end-of-options", remote, ref, seconds=SECONDS).decode(errors="replace")
-    return next((line.removesuffix(f"\t{ref}") for line in listed.splitlines() if line.endswith(f"\t{ref}")), None)
+def heads(where: Path, remote: str, *branches: str) -> dict[str, str]:
+    """Branch → commit of those of the branches that exist. remote: as git knows it in the folder `where`. Raises RemoteUnreachable."""
+    refs = {f"refs/heads/{command.checked_ref(branch)}": branch for branch in branches}
+    listed = command.run(where, "ls-remote", "--end-of-options", remote, *refs, seconds=SECONDS).decode(errors="replace")
+    lines = [line.partition("\t") for line in listed.splitlines()]
+    return {refs[ref]: commit for commit, _, ref in lines if ref in refs}
 
 
 def host(url: str) -> str:

@@ -1,0 +1,200 @@
+"""The bridge and `mlops-build release` with landing by pull request: a real registry, real Git over http, stand-ins for both Git hosts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import reconcile
+from mlops_build.bridge.reconcile import Outcome
+from mlops_build.release import alias, write
+from tests import githosts
+from tests.conftest import git
+from tests.githosts import GitHost
+from tests.release.world import SERVICE, service_files
+from tests.release.world import write as write_files
+
+Register = Callable[..., Any]
+TOKEN = "t0ken"
+
+
+@dataclass
+class Place:
+    """The service digits on a Git host; its production lands by pull request, its staging by push."""
+
+    host: GitHost
+    url: str
+    work: Path
+    registry: Registry
+
+    def promote(self, version: int, env: str = "production") -> None:
+        alias.promote(self.registry, None, "digits", version, "live" if env == "production" else env)
+
+    def bridge(self) -> dict[str | None, Outcome]:
+        return {outcome.environment: outcome for outcome in reconcile.once([self.url], self.registry)}
+
+    def head(self, branch: str = "main") -> str | None:
+        return self.host.head("ml", "digits", f"refs/heads/{branch}")
+
+    @property
+    def states(self) -> list[str]:
+        return [pull.state for pull in self.host.current()]
+
+
+@pytest.fixture(params=list(githosts.HOSTS))
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """With the versions 1, 2 and 3."""
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
+    with githosts.HOSTS[request.param](tmp_path / "host", TOKEN) as host:
+        url, work = host.make("ml", "digits"), tmp_path / "digits"
+        text = SERVICE.replace("    alias: live\n", "    alias: live\n    landing: pull-request\n")
+        git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
+        write_files(work, service_files(f"{text}git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"))
+        git(work, "add", "--all")
+        git(work, "commit", "--quiet", "--message=First")
+        git(work, "push", "--quiet", str(host.bare("ml", "digits")), "HEAD:refs/heads/main")
+        git(work, "remote", "add", "origin", url)
+        for _ in range(3):
+            register()
+        yield Place(host, url, work, registry)
+
+
+def test_staging_is_pushed_and_production_waits_for_a_merge(place: Place) -> None:
+    place.promote(1, "staging"), place.promote(1)
+    first = place.head()
+    outcomes = place.bridge()
+    assert {env: outcome.state for env, outcome in outcomes.items()} == {"staging": "released", "production": "requested"}
+    assert place.head() == outcomes["staging"].commit
+    assert git(place.host.bare("ml", "digits"), "rev-parse", "release/production^") == first, "only its own commit"
+    (pull,) = place.host.pulls
+    assert (pull.title, pull.state) == ("Release digits 1 to production", "open")
+    assert "\nVersion: 1\n" in pull.description
+    request = outcomes["production"].request
+    assert request
+    assert str(outcomes["production"]).endswith(f"requested  nothing → digits 1  commit {pull.commit[:12]}  {request.url}")
+    assert outcomes["production"].as_json()["request"] == {"number": 1, "url": request.url, "new": True}
+    again = place.bridge()
+    assert {env: outcome.state for env, outcome in again.items()} == {"staging": "unchanged", "production": "requested"}
+    assert (place.head("release/production"), place.states) == (pull.commit, ["open"])
+
+    place.host.merge(1)
+    merged = place.bridge()
+    assert (merged["production"].state, merged["production"].after) == ("unchanged", "digits 1")
+    assert (place.head("release/production"), place.states) == (None, ["merged"])
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_after_a_merge_the_next_release_is_another_request(place: Place, squash: bool) -> None:
+    for number, version in enumerate((1, 2, 1), start=1):
+        place.promote(version)
+        assert place.bridge()["production"].state == "requested"
+        place.host.merge(number, squash=squash)
+    assert place.bridge()["production"].state == "unchanged"
+    assert place.states == ["merged"] * 3
+
+
+def test_a_newer_promotion_updates_the_request_and_the_old_version_makes_it_obsolete(place: Place) -> None:
+    place.promote(1)
+    place.bridge()
+    place.host.merge(1)
+    for version in (2, 3):
+        place.promote(version)
+        assert place.bridge()["production"].state == "requested"
+    assert (place.states, place.host.pulls[1].title) == (["merged", "open"], "Release digits 3 to production")
+    place.promote(1)
+    assert place.bridge()["production"].state == "unchanged"
+    assert place.states == ["merged", "closed"]
+    place.promote(3)
+    assert place.bridge()["production"].state == "requested", "no person has refused it"
+
+
+def test_a_persons_refusal_stands_until_the_next_move(place: Place) -> None:
+    place.promote(1)
+    place.bridge()
+    place.host.decline(1)
+    for _ in range(2):
+        declined = place.bridge()["production"]
+        assert (declined.state, declined.commit) == ("declined", None)
+        assert "a person closed the request for digits 1" in str(declined)
+    assert reconcile.exit_code([declined]) == 0
+    place.promote(2)
+    assert place.bridge()["production"].state == "requested"
+    assert place.states == ["closed", "open"]
+
+
+def test_a_protected_branch_becomes_a_request_that_says_so(place: Place) -> None:
+    place.host.protect("ml", "digits")
+    place.promote(1, "staging"), place.promote(1)
+    first = place.head()
+    outcomes = place.bridge()
+    assert {outcome.state for outcome in outcomes.values()} == {"requested"}
+    assert "main is protected" in outcomes["staging"].remarks[-1]
+    assert not any("protected" in remark for remark in outcomes["production"].remarks)
+    assert {pull.source for pull in place.host.pulls} == {"release/staging", "release/production"}
+    assert {git(place.host.bare("ml", "digits"), "rev-parse", f"{pull.source}^") for pull in place.host.pulls} == {first}
+    place.promote(2, "staging")
+    place.bridge()
+    place.host.merge(1)
+    place.bridge()
+    assert place.states == ["merged", "open"]
+    assert place.head("release/staging") is None
+
+
+def test_a_host_that_does_not_answer_delays_only_what_needs_it(place: Place) -> None:
+    place.promote(1, "staging"), place.promote(1)
+    place.host.answer = (503, "{}", {})
+    outcomes = place.bridge()
+    assert {env: outcome.state for env, outcome in outcomes.items()} == {"staging": "released", "production": "failed"}
+    assert "503" in str(outcomes["production"])
+    place.host.answer = None
+    assert place.bridge()["production"].state == "requested"
+    place.host.merge(1)
+    place.host.answer = (503, "{}", {})
+    outcome = place.bridge()["production"]
+    assert (outcome.state, len(outcome.remarks)) == ("unchanged", 1)
+
+
+def test_two_bridges_open_one_request(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second reads everything before the first has done anything."""
+    place.promote(1)
+    propose, first = reconcile.propose, ["bridge"]
+
+    def late(*arguments: Any) -> Any:
+        if first and first.pop():
+            assert place.bridge()["production"].state == "requested"
+        return propose(*arguments)
+
+    monkeypatch.setattr(reconcile, "propose", late)
+    assert place.bridge()["production"].state == "requested"
+    assert place.states == ["open"]
+
+
+def test_release_opens_a_request_and_leaves_the_branch(place: Place) -> None:
+    place.promote(1)
+    first = git(place.work, "rev-parse", "HEAD")
+    made = write.in_checkout(place.work, "production", place.registry)
+    assert made.request
+    assert (made.pushed, place.states) == (False, ["open"])
+    assert (git(place.work, "rev-parse", "HEAD"), place.head()) == (first, first)
+    assert place.bridge()["production"].state == "requested"
+    assert place.head("release/production") == made.commit, "the bridge creates the same commit"
+    place.host.decline(1)
+    assert place.bridge()["production"].state == "declined"
+    assert write.in_checkout(place.work, "production", place.registry).request, "a person asks for it"
+    assert place.states == ["closed", "open"]
+    assert place.bridge()["production"].state == "requested"
+
+
+def test_release_on_a_protected_branch_opens_a_request(place: Place) -> None:
+    place.host.protect("ml", "digits")
+    place.promote(1, "staging")
+    made = write.in_checkout(place.work, "staging", place.registry)
+    assert made.request
+    assert "main is protected" in made.remarks[-1]
+    assert made.as_json()["request"]["number"] == 1
+    assert [pull.source for pull in place.host.pulls] == ["release/staging"]
