@@ -14,7 +14,7 @@ from mlops_build.ci import cluster
 from mlops_build.ci.cluster import Revision
 from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.model.identity import NAME
-from mlops_build.release import failure, gate
+from mlops_build.release import failure, gate, hold
 from mlops_build.release import record as records
 from mlops_build.release.failure import Failure
 from mlops_build.release.record import Record
@@ -47,7 +47,9 @@ class Attempt:
         object.__setattr__(self, "before", cluster.revision(self.name, self.namespace))
 
     def is_going_back(self) -> bool:
-        """Whether the record has an older version of a model than the cluster runs, and no newer one."""
+        """Whether a rollback from Git restored the release, or it has an older version of a model than the cluster, and no newer one."""
+        if hold.restores(self.root, self.record.environment, self._files()):
+            return True
         running = MODEL.findall(self.before.models or "") if self.before else []
         now = {model.name: model.version for model in self.record.models}
         return gate.is_older({name: int(version) for name, version in running}, now)
@@ -85,12 +87,14 @@ class Attempt:
         """Mark the record's versions as failed in MLflow; returns whether all of them are."""
         if self.registry is None:
             return False
-        folder = self.root / records.folder(self.record.environment)
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        made = Failure(datetime.now(UTC).isoformat(timespec="seconds"), failure.short(error.message), failure.digest(files))
+        made = Failure(datetime.now(UTC).isoformat(timespec="seconds"), failure.short(error.message), records.digest(self._files()))
         try:
             failure.mark(self.registry, self.record, made)
         except MlopsBuildError as refusal:
             self.say(f"deploy: the versions are not marked in MLflow: {refusal.message}")
             return False
         return True
+
+    def _files(self) -> dict[str, bytes]:
+        """The files of the release."""
+        return {path.name: path.read_bytes() for path in (self.root / records.folder(self.record.environment)).iterdir()}

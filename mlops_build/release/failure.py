@@ -3,7 +3,6 @@
 The mark is a tag with the details, and an alias, which tells a bridge that there is a mark without another request: it reads all aliases.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from datetime import datetime
 
 from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model.identity import DIGEST
+from mlops_build.release import record as records
 from mlops_build.release.record import Record
 
 REASON_LENGTH = 200
@@ -21,7 +21,7 @@ AHEAD_SECONDS = 600
 
 @dataclass(frozen=True)
 class Failure:
-    """A deployment that failed. at: ISO 8601 with the time zone. release: `digest` of the release, which a later one does not have."""
+    """A deployment that failed. at: ISO 8601 with the time zone. release: its digest, which a later one does not have."""
 
     at: str
     reason: str
@@ -72,15 +72,9 @@ def of_release(registry: Registry, aliases: Mapping[str, Mapping[str, int]], rec
         if aliases.get(model.name, {}).get(alias(env)) != model.version:
             return None
         made = failed(registry.version(model.name, model.version), env)
-        if made is None or made.release != digest(files):
+        if made is None or made.release != records.digest(files):
             return None
     return made
-
-
-def digest(files: Mapping[str, bytes]) -> str:
-    """The digest of a release's files, by name without folder."""
-    whole = [f"{hashlib.sha256(content).hexdigest()} {path.rpartition('/')[2]}\n" for path, content in files.items()]
-    return f"sha256:{hashlib.sha256(''.join(sorted(whole)).encode()).hexdigest()}"
 
 
 def short(reason: str) -> str:

@@ -6,9 +6,11 @@ service.yaml, so it is written there too, while the service pins such a release 
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -28,11 +30,15 @@ FIRST = Pin(0, 9)
 
 @dataclass(frozen=True)
 class Hold:
-    """why, by whom, and at what time (ISO 8601). Raises UsageError for a reason that is empty, too long or not printable."""
+    """why, by whom, and at what time (ISO 8601). restores: the digest of the release that a rollback restored with it.
+
+    Raises UsageError for a reason that is empty, too long or not printable.
+    """
 
     why: str
     by: str
     at: str
+    restores: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.why) <= WHY_LENGTH or not self.why.isprintable():
@@ -40,13 +46,13 @@ class Hold:
 
     def text(self, env: str) -> str:
         """hold.yaml. A text in JSON's quotes is also one in YAML's."""
-        values = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in asdict(self).items()]
+        values = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in asdict(self).items() if value]
         return "".join([HEADER.format(env=env), "schema: 1\n", *values])
 
 
-def begin(why: str, by: Identity) -> Hold:
+def begin(why: str, by: Identity, restores: str | None = None) -> Hold:
     """A hold by this person or bridge, since the time of the identity."""
-    return Hold(" ".join(why.split()), f"{by.name} <{by.email}>", datetime.fromtimestamp(by.seconds, UTC).isoformat())
+    return Hold(" ".join(why.split()), f"{by.name} <{by.email}>", datetime.fromtimestamp(by.seconds, UTC).isoformat(), restores)
 
 
 def file(env: str) -> str:
@@ -66,12 +72,25 @@ def read(text: bytes | None, env: str, service: Service | None) -> str | None:
     """`of` for the content of hold.yaml; None if there is no such file."""
     if text is None:
         return service.hold.get(env) if service else None
+    why = _parsed(text).get("why")
+    return why if why and isinstance(why, str) else f"{file(env)} cannot be read: restore or remove it"
+
+
+def restores(root: Path, env: str, release: Mapping[str, bytes]) -> bool:
+    """Whether a rollback restored exactly this release, by the hold.yaml of a working tree. release: the files of the release."""
+    try:
+        return _parsed((root / file(env)).read_bytes()).get("restores") == records.digest(release)
+    except OSError:
+        return False
+
+
+def _parsed(text: bytes) -> Mapping[str, object]:
+    """The keys of a hold.yaml; empty if it cannot be read."""
     try:
         document = YAML(typ="safe", pure=True).load(text.decode())
-        why = document["why"] if document["schema"] == 1 else None
+        return document if document["schema"] == 1 and isinstance(document, dict) else {}
     except (YAMLError, UnicodeDecodeError, TypeError, LookupError):
-        why = None
-    return why if why and isinstance(why, str) else f"{file(env)} cannot be read: restore or remove it"
+        return {}
 
 
 def changes(objects: Objects, head: str, env: str, hold: Hold | None) -> dict[str, bytes | None]:

@@ -5,6 +5,7 @@ and objects that depend on service.yaml have their own files (objects.py). Every
 because everybody with access to MLflow can write tags. The same record always has the same bytes.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,12 @@ def render(record: Record, service: Service) -> dict[str, str]:
 def paths(env: str, files: Mapping[str, str]) -> dict[str, bytes]:
     """Rendered files by their path in the repository."""
     return {f"{folder(env)}/{name}": text.encode() for name, text in files.items()}
+
+
+def digest(files: Mapping[str, bytes]) -> str:
+    """The digest of a release's files, by name without folder."""
+    whole = [f"{hashlib.sha256(content).hexdigest()} {path.rpartition('/')[2]}\n" for path, content in files.items()]
+    return f"sha256:{hashlib.sha256(''.join(sorted(whole)).encode()).hexdigest()}"
 
 
 def _record_document(record: Record) -> dict[str, Any]:

@@ -75,9 +75,9 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
         raise NothingBefore(f"the release record of {env} at {source[:12]} cannot be read")
     folder = records.folder(env)
     default = f"rolled back from Git to {after}" + (f" (was {before})" if before else "")
-    hold = holds.begin(reason or default[: holds.WHY_LENGTH], author or objects.signs_as())
-    files: dict[str, bytes | None] = dict.fromkeys(objects.files(head, folder))
-    files |= {path: objects.read(source, path) for path in objects.files(source, folder)}
+    release = {path: objects.read(source, path) or b"" for path in objects.files(source, folder)}
+    hold = holds.begin(reason or default[: holds.WHY_LENGTH], author or objects.signs_as(), records.digest(release))
+    files: dict[str, bytes | None] = {**dict.fromkeys(objects.files(head, folder)), **release}
     files |= holds.changes(objects, head, env, hold)
     message = protected.git_settings(objects, head).subject(_message(env, before, after, source))
     commit = objects.commit(head, files, message, author)

@@ -21,7 +21,7 @@ def fail(checkout: Path, registry: Registry, at: str = "2025-11-30T12:00:00+00:0
     """What `ci deploy staging` does if the release in the checkout cannot be deployed."""
     git(checkout, "pull", "--quiet", "--rebase")
     files = {path.name: path.read_bytes() for path in (checkout / FOLDER).iterdir()}
-    failure.mark(registry, records.read(checkout, "staging"), Failure(at, "it did not become ready", failure.digest(files)))
+    failure.mark(registry, records.read(checkout, "staging"), Failure(at, "it did not become ready", records.digest(files)))
 
 
 def once(checkout: Path, registry: Registry, **options: Any) -> Outcome:

@@ -1,6 +1,7 @@
 """`ci deploy` with a simulated cluster behind `kubectl`; rendering, digests, the service and its answers are real."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from ruamel.yaml import YAML
 
 from mlops_build.__main__ import main
 from mlops_build.adapters.engine import docker
+from mlops_build.adapters.git.objects import Identity
 from mlops_build.ci import deploy
 from mlops_build.errors import Refused
 from mlops_build.model import identity
 from mlops_build.model.answers import differences
-from mlops_build.release import failure
+from mlops_build.release import failure, hold
+from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from tests.ci.conftest import Release, simulate_kubectl
 from tests.packaging.world import World
@@ -219,6 +222,26 @@ def test_in_a_freeze_a_deployment_only_goes_back(
     assert (cluster.folder / "applied.yaml").exists() is (message is None)
 
 
+def test_in_a_freeze_a_restored_release_is_deployed(
+    cluster: Cluster, released: Record, run: Run, service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback from Git may restore a higher version, or only settings."""
+    monkeypatch.setenv("MLOPS_FLEET", str(tmp_path / "missing.yaml"))
+    (cluster.folder / "deployment.json").write_text(deployment(7, models="models:/points/1"))
+    overlay = service / "deploy/overlays/production"
+    shutil.copytree(service / "deploy/overlays/staging/release", overlay / "release", dirs_exist_ok=True)
+    for path in (overlay / "release").iterdir():
+        path.write_text(path.read_text().replace("environment: staging", "environment: production"))
+    url = f"http://127.0.0.1:{free_port()}"
+    assert "is not known" in run("production", "--url", url, expect=4)[0]["error"]
+    files = {path.name: path.read_bytes() for path in (overlay / "release").iterdir()}
+    (overlay / "hold.yaml").write_text(hold.begin("bad", Identity("Ada", "a@b", 1), records.digest(files)).text("production"))
+    run("production", "--url", url, expect=5)
+    assert (cluster.folder / "applied.yaml").exists()
+    (overlay / "release/patch.yaml").write_text((overlay / "release/patch.yaml").read_text() + "# another release\n")
+    assert "is not known" in run("production", "--url", url, expect=4)[0]["error"]
+
+
 @pytest.mark.parametrize(("why", "registry_is_down"), [("stuck", False), ("stuck", True), ("other answers", False)])
 def test_after_a_failure_the_cluster_returns_to_the_release_before(
     cluster: Cluster,
@@ -252,7 +275,7 @@ def test_after_a_failure_the_cluster_returns_to_the_release_before(
     assert marked is not None
     assert ("did not become ready" if why == "stuck" else "differs") in marked.reason
     folder = service / "deploy/overlays/staging/release"
-    assert marked.release == failure.digest({str(path): path.read_bytes() for path in folder.iterdir()})
+    assert marked.release == records.digest({str(path): path.read_bytes() for path in folder.iterdir()})
     assert failure.failed(world.registry.version("points", 1), "production") is None
     assert world.registry.aliases("points") == {failure.alias("staging"): 1}
 

@@ -8,6 +8,7 @@ import pytest
 
 from mlops_build.adapters.registry import Registry
 from mlops_build.release import failure
+from mlops_build.release import record as records
 from mlops_build.release.failure import Failure
 from mlops_build.release.record import Record
 
@@ -52,7 +53,7 @@ def test_only_the_release_that_failed_is_marked(registry: Registry, register: Ca
     version, files = register(), {"record.yaml": b"1"}
     record = Record("staging", (version.checked(),), "1" * 40, f"registry.example.com/digits:v1-{'0' * 12}")
     assert failure.of_release(registry, registry.alias_map(), record, files) is None
-    made = Failure(**{**GOOD, "release": failure.digest(files)})
+    made = Failure(**{**GOOD, "release": records.digest(files)})
     failure.mark(registry, record, made)
     assert failure.of_release(registry, registry.alias_map(), record, files) == made
     assert failure.of_release(registry, registry.alias_map(), record, {"record.yaml": b"2"}) is None
@@ -64,6 +65,6 @@ def test_only_the_release_that_failed_is_marked(registry: Registry, register: Ca
 
 def test_the_digest_covers_names_and_contents() -> None:
     files = {"a/record.yaml": b"1", "a/patch.yaml": b"2"}
-    assert failure.digest(files) == failure.digest({"patch.yaml": b"2", "record.yaml": b"1"})
+    assert records.digest(files) == records.digest({"patch.yaml": b"2", "record.yaml": b"1"})
     for other in ({"record.yaml": b"2", "patch.yaml": b"1"}, {"record.yaml": b"1"}, {**files, "pdb.yaml": b""}):
-        assert failure.digest(other) != failure.digest(files)
+        assert records.digest(other) != records.digest(files)
