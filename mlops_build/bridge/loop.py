@@ -6,6 +6,7 @@ reconciliation read has changed. What the loop remembers is only a cache: withou
 Each host of repositories has its own threads, so a host that does not answer delays only its own repositories.
 """
 
+import itertools
 import logging
 import queue
 import threading
@@ -30,7 +31,11 @@ FIRST_WAIT, LAST_WAIT = 10.0, 300.0
 # An unchanged repository is reconciled all the same after about this time: not every change of the registry moves an alias.
 REFRESH_SECONDS = 1800.0
 
+# A repository whose aliases moved does not wait for the others of a pass.
+NO, ROUTINE, URGENT = range(3)
+
 AliasMap = Mapping[str, Mapping[str, int]]
+Queue = queue.PriorityQueue[tuple[int, int, "Watched"]]
 AliasesOf = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 
 
@@ -41,7 +46,7 @@ class Watched:
     address: the URL without user. models: those whose aliases its last reconciliation read. examined: its head and the aliases of these
     models then; None if it could not be reached. again_at: the time of the next reconciliation if nothing changes. failures: consecutive
     ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines: the last report of each
-    environment. requested: to be examined again when the running examination ends.
+    environment. queued: how urgently it waits for an examination. examining: it is being examined. requested: to be examined again then.
     """
 
     url: str
@@ -54,7 +59,8 @@ class Watched:
     changed_at: float | None = None
     states: dict[str | None, str] = field(default_factory=dict)
     lines: dict[str | None, str] = field(default_factory=dict)
-    running: bool = False
+    queued: int = NO
+    examining: bool = False
     requested: bool = False
 
 
@@ -104,7 +110,8 @@ class Loop:
         self._branch, self._workers, self._say = command.checked_ref(branch), workers, say
         self._registry, self._of_thread = registry, threading.local()
         self._aliases: AliasMap = {}
-        self._queues: dict[str, queue.SimpleQueue[Watched]] = {}
+        self._queues: dict[str, Queue] = {}
+        self._entries = itertools.count()
         self._left: set[str] = set()  # URLs that the current pass has not examined
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -122,7 +129,7 @@ class Loop:
     def is_idle(self, seconds: float) -> bool:
         """Whether no repository is being examined, after waiting for that for at most `seconds`."""
         with self._idle:
-            return self._idle.wait_for(lambda: not any(watched.running for watched in self.repositories), seconds)
+            return self._idle.wait_for(lambda: not any(watched.queued or watched.examining for watched in self.repositories), seconds)
 
     def run(self) -> None:
         """Run passes until `stop`. The heads of all repositories are read every interval, the alias map also when woken."""
@@ -136,15 +143,16 @@ class Loop:
                 next_pass = self.beat + self.interval
             if self._read_aliases():
                 self._request_changed(is_whole)
-            reading = time.monotonic() - self.beat
-            self._woken.wait(max(0.0, next_pass - time.monotonic()))
-            self._stopping.wait(max(GAP_SECONDS, reading))  # many events must not occupy the registry
+            done = time.monotonic()
+            earliest = done + max(GAP_SECONDS, done - self.beat)  # many events must not occupy the registry
+            self._woken.wait(max(0.0, next_pass - done))
+            self._stopping.wait(max(0.0, earliest - time.monotonic()))
 
     def _start_threads(self) -> None:
         of_host: dict[str, int] = {}
         for watched in self.repositories:
             host = remote.host(watched.url)
-            waiting = self._queues.setdefault(host, queue.SimpleQueue())
+            waiting = self._queues.setdefault(host, queue.PriorityQueue())
             of_host[host] = of_host.get(host, 0) + 1
             if of_host[host] <= self._workers:
                 threading.Thread(target=self._work, args=(waiting,), daemon=True).start()
@@ -177,19 +185,22 @@ class Loop:
                 if is_moved and watched.changed_at is None:
                     watched.changed_at = now
                 if is_whole or is_moved:
-                    self._request(watched)
+                    self._request(watched, URGENT if is_moved else ROUTINE)
 
-    def _request(self, watched: Watched) -> None:
-        if watched.running:
+    def _request(self, watched: Watched, urgency: int) -> None:
+        if watched.examining:
             watched.requested = True
-        else:
-            watched.running = True
-            self._queues[remote.host(watched.url)].put(watched)
+        elif watched.queued < urgency:
+            watched.queued = urgency
+            self._queues[remote.host(watched.url)].put((-urgency, next(self._entries), watched))
 
-    def _work(self, waiting: "queue.SimpleQueue[Watched]") -> None:
+    def _work(self, waiting: Queue) -> None:
         while True:
-            watched = waiting.get()
-            watched.requested = False  # what was requested until now begins now
+            _, _, watched = waiting.get()
+            with self._lock:
+                if not watched.queued:
+                    continue  # an urgent entry came before this one
+                watched.queued, watched.examining = NO, True
             try:
                 if not self._stopping.is_set():
                     self._examine(watched)
@@ -200,7 +211,7 @@ class Loop:
                 self._finish(watched)
 
     def _finish(self, watched: Watched) -> None:
-        watched.running = False
+        watched.examining = False
         if self._left:
             self._left.discard(watched.url)
             if not self._left:
@@ -208,7 +219,7 @@ class Loop:
                 self.pass_seconds = time.monotonic() - self._began
         if watched.requested:
             watched.requested = False
-            self._request(watched)
+            self._request(watched, ROUTINE)
         self._idle.notify_all()
 
     def _examine(self, watched: Watched) -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_build.adapters.git import remote
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import loop as loops
 from mlops_build.bridge import reconcile, server
@@ -99,6 +101,35 @@ def test_it_reconciles_what_changed_and_nothing_else(
         assert reconciled.count(url(checkout)) == 2
 
 
+def test_a_moved_alias_does_not_wait_for_the_other_repositories_of_a_pass(
+    make_repository: Callable[..., Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(5)]
+    urls = [url(make_repository(name, SERVICE.replace("digits", name))) for name in names]
+    MlflowClient(registry.uri).create_registered_model(names[4])
+    MlflowClient(registry.uri).create_model_version(names[4], "file:///nowhere")
+    asked: list[str] = []
+    may_go, head_of = threading.Event(), remote.head
+
+    def head_after_a_while(address: str, branch: str) -> str:
+        asked.append(address)
+        may_go.wait(60)
+        return head_of(address, branch)
+
+    may_go.set()
+    monkeypatch.setattr(remote, "head", head_after_a_while)
+    with running(*urls, registry=registry, workers=1) as loop:
+        until(lambda: loop.passes)
+        may_go.clear()
+        asked.clear()
+        until(lambda: asked)
+        registry.set_alias(names[4], "staging", 1)
+        until(lambda: loop.repositories[4].queued == loops.URGENT)
+        may_go.set()
+        until(lambda: len(asked) > 1)
+    assert asked[1] == urls[4]
+
+
 def test_an_unchanged_repository_is_refreshed(
     checkout: Path, registry: Registry, reconciled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +148,7 @@ def test_a_host_that_hangs_delays_only_its_own_repositories(
         until(lambda: loop.repositories[-1].examined)
         alias.promote(registry, None, "digits", 1, "staging")
         until(lambda: subject(checkout) == "Release digits 1 to staging")
-        assert all(watched.running for watched in loop.repositories[:-1])
+        assert all(watched.queued or watched.examining for watched in loop.repositories[:-1])
         assert loop.passes == 0
         silent_host.close()
         until(lambda: loop.passes)
