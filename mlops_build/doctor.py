@@ -181,7 +181,8 @@ def service_file(root: Path) -> Check:
         settings = service.load(root)
     except MlopsBuildError as error:
         return Check("service.yaml", "not valid", [Finding("service.yaml", "service-yaml", error.message, error.remedy or "fix it")])
-    held = f", held: {', '.join(settings.hold)}" if settings.hold else ""
+    holds = [env for env in settings.environments if env in settings.hold or (root / "deploy/overlays" / env / "hold.yaml").exists()]
+    held = f", held: {', '.join(holds)}" if holds else ""
     reason = settings.serving.unsafe_pickle
     pickles = f", pickles are accepted (serving.unsafe_pickle): {reason}" if reason else ""
     names = ", ".join(model.name for model in settings.models)

@@ -5,7 +5,7 @@ once: one pass, then end. run: a pass every INTERVAL and after each delivery of 
 MLOPS_BRIDGE_WEBHOOK_SECRET_FILE), or update it; exit code 4 if a test delivery fails.
 files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' rules, a Grafana dashboard and a Zabbix template.
 
-It is safe to run at any time, repeatedly, and in several places at once. An environment held in service.yaml is not changed. A release with
+It is safe to run at any time, repeatedly, and in several places at once. A held environment is not changed. A release with
 findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code of `once`: 0, or the code of
 the failures if all have the same, else 1.
 """

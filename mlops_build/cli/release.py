@@ -13,7 +13,7 @@ EXAMPLE = "  mlops-build release staging"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", metavar="ENV", help="the environment, such as staging")
-    parser.add_argument("--despite-hold", action="store_true", help="also if service.yaml holds the environment")
+    parser.add_argument("--despite-hold", action="store_true", help="also if the environment is held")
     parser.add_argument("--despite-findings", action="store_true", help="also if `mlops-build verify` has findings")
 
 

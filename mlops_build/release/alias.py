@@ -21,6 +21,7 @@ from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
 from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
 from mlops_build.release import failure, promotion
+from mlops_build.release import hold as holds
 from mlops_build.release.admit import PRODUCTION, admit, serves
 from mlops_build.release.promotion import Promotion
 from mlops_build.service import Service
@@ -104,7 +105,9 @@ def remarks(move: Move, service: Service | None) -> list[str]:
             f"to try it there: mlops-build promote {move.model} {move.after} --to {there}"
         )
     if move.hold:
-        lines.append(f"{move.environment} is held in service.yaml, so nothing is released: {move.hold}")
+        lines.append(
+            f"{move.environment} is held, so nothing is released: {move.hold} (to end it: mlops-build hold {move.environment} --remove)"
+        )
     return lines
 
 
@@ -273,7 +276,11 @@ def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env:
 
 
 def _hold(service: Service | None, model: str, env: str) -> str | None:
-    return service.hold.get(env) if service is not None and serves(service, model) else None
+    if service is None or not serves(service, model):
+        return None
+    with contextlib.suppress(NotFound):
+        return holds.in_folder(service_file.find_root(), env, service)
+    return service.hold.get(env)
 
 
 def _some(versions: Sequence[int]) -> str:

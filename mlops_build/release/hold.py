@@ -76,6 +76,12 @@ def read(text: bytes | None, env: str, service: Service | None) -> str | None:
     return why if why and isinstance(why, str) else f"{file(env)} cannot be read: restore or remove it"
 
 
+def in_folder(root: Path, env: str, service: Service) -> str | None:
+    """`of` for a working tree."""
+    path = root / file(env)
+    return read(path.read_bytes() if path.is_file() else None, env, service)
+
+
 def restores(root: Path, env: str, release: Mapping[str, bytes]) -> bool:
     """Whether a rollback restored exactly this release, by the hold.yaml of a working tree. release: the files of the release."""
     try:

@@ -103,7 +103,7 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
     code, out, err = run("promote", "digits", "1", "--to", "staging")
     assert (code, out) == (0, "digits staging: none → 1\n")
     assert "uncommitted changes" in err
-    assert "held in service.yaml, so nothing is released: black friday" in err
+    assert "staging is held, so nothing is released: black friday" in err
     code, _, err = run("promote", "digits", "1", "--to", "production")
     assert code == 4
     assert "--force-dirty" in err

@@ -194,12 +194,20 @@ def test_rolling_back_where_nothing_was_promoted(registry: Registry, register: R
         alias.rollback(registry, DIGITS, "digits", "staging")
 
 
-def test_a_hold_is_mentioned(registry: Registry, register: Register) -> None:
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_hold_is_mentioned(
+    registry: Registry, register: Register, checkout: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
+) -> None:
     register()
-    service = service_file.parse(SERVICE.replace("hold: {}", "hold: {staging: 'black friday'}"))
+    service = service_file.parse(SERVICE if in_file else SERVICE.replace("hold: {}", "hold: {staging: 'black friday'}"))
+    if in_file:
+        monkeypatch.chdir(checkout)
+        (checkout / "deploy/overlays/staging/hold.yaml").write_text("schema: 1\nwhy: black friday\n")
     move = alias.promote(registry, service, "digits", 1, "staging")
     assert move.changed
-    assert alias.remarks(move, service) == ["staging is held in service.yaml, so nothing is released: black friday"]
+    assert alias.remarks(move, service) == [
+        "staging is held, so nothing is released: black friday (to end it: mlops-build hold staging --remove)"
+    ]
     assert alias.remarks(alias.promote(registry, None, "digits", 1, "staging"), None) == []
 
 
