@@ -120,6 +120,7 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
         (["rollback", "digits", "--env", "staging"], 3, "no alias 'staging'"),
         (["rollback", "--env", "staging"], 2, "MODEL is missing"),
         (["rollback", "digits", "--env", "staging", "--reason", "x"], 2, "--from-git"),
+        (["bridge", "once"], 2, "no repository"),
         (["rollback", "digits"], 2, "--env ENV"),
         (["rollback", "--from-git"], 2, "--from-git ENV"),
         (["rollback", "--from-git", "staging", "--env", "production"], 2, "differ"),
@@ -143,7 +144,7 @@ def test_what_is_wrong_and_what_to_do(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["promote", "digits", "1"], ["promote", "digits"], ["bridge", "once"], ["bridge", "twice"], ["release"]],
+    [["promote", "digits", "1"], ["promote", "digits"], ["bridge", "twice"], ["release"]],
 )
 def test_missing_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
