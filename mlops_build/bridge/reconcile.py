@@ -57,7 +57,8 @@ class Outcome:
 
     before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, rolled back, reverted, declined
     or waiting. error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
-    models' versions. request: the pull request that asks for it, or that a person closed.
+    models' versions. request: the pull request that asks for it, or that a person closed. wanted: where the aliases point at. host: the
+    address of the environment. models: of the service.
     """
 
     repository: str
@@ -71,6 +72,9 @@ class Outcome:
     changes: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
     request: PullRequest | None = None
+    wanted: str | None = None
+    host: str | None = None
+    models: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -139,7 +143,7 @@ def repository(
             mirror = Mirror(url, branch, Path(scratch))
             if dry_run:
                 make(mirror.fetch())
-                return [_would(outcome) for outcome in outcomes]
+                return [_would(requests, outcome) for outcome in outcomes]
             try:
                 mirror.publish(make)
             except PushRejected as error:
@@ -175,7 +179,9 @@ def on_top(
         is_pushed = requests is None or env not in requests.envs
         outcome = _environment(mirror, tip if is_pushed else tree.commit, tree, env, address, aliases, registry, despite_findings)
         tip = outcome.commit or tip if is_pushed else tip
-        outcomes.append(outcome)
+        wanted = ", ".join(f"{name} {number}" for name, number in numbers(tree.service, env, aliases))
+        models = tuple(model.name for model in tree.service.models)
+        outcomes.append(replace(outcome, wanted=wanted or None, host=tree.service.environment(env).host, models=models))
     return outcomes, tip if tip != tree.commit else None
 
 
@@ -278,10 +284,18 @@ def _gone(there: Record | None, registry: Registry) -> MlopsBuildError | None:
     return None
 
 
-def _would(outcome: Outcome) -> Outcome:
-    """The outcome of a dry run, without its commit, which is not kept."""
+def _would(requests: Requests | None, outcome: Outcome) -> Outcome:
+    """The outcome of a dry run: without its commit, which is not kept, and with the open request of the environment."""
     state = WOULD.get(outcome.state)
-    return replace(outcome, state=state, commit=None) if state else outcome
+    planned = replace(outcome, state=state, commit=None) if state else outcome
+    env = outcome.environment
+    if requests is None or env is None or not requests.branches.get(env):
+        return planned
+    try:
+        request = requests.find(env)
+    except MlopsBuildError as error:
+        return replace(planned, remarks=(*planned.remarks, f"its request is not known: {error.message}"))
+    return replace(planned, request=request) if request and request.state == "open" else planned
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

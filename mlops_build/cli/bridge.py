@@ -3,6 +3,7 @@
 once: one pass, then end. run: a pass every INTERVAL and after each delivery of MLflow's webhook, until SIGTERM; it answers /health,
 /metrics and POST /webhook. setup: create the webhook at the MLflow server, with the secret in MLOPS_BRIDGE_WEBHOOK_SECRET (or the file in
 MLOPS_BRIDGE_WEBHOOK_SECRET_FILE), or update it; exit code 4 if a test delivery fails.
+status: a line for each environment: where its aliases point at, what Git says, what the service answers, and why they differ.
 files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' rules, a Grafana dashboard and a Zabbix template.
 
 It is safe to run at any time, repeatedly, and in several places at once. A held environment is not changed. A release with
@@ -20,6 +21,7 @@ MLFLOW = "MLflow (default: MLFLOW_TRACKING_URI)"
 EXAMPLE = (
     "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
     "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60\n"
+    "  mlops-build bridge status --repo https://git.example.com/ml/digits.git\n"
     "  mlops-build bridge setup --url https://bridge.example.com/webhook\n"
     "  mlops-build bridge files --output bridge/"
 )
@@ -29,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     once = actions.add_parser("once", help="one pass, then end")
     run = actions.add_parser("run", help="passes until SIGTERM")
+    status = actions.add_parser("status", help="what each environment should run, what Git says, and what runs")
     setup = actions.add_parser("setup", help="create the webhook at the MLflow server")
     setup.add_argument("--url", required=True, metavar="URL", help="of /webhook, as the MLflow server reaches it")
     files = actions.add_parser("files", help="write the files to run and to watch it")
     files.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
     files.add_argument("--force", action="store_true", help="replace files with other content")
     setup.add_argument("--tracking-uri", metavar="URI", help=MLFLOW)
-    for action in (once, run):
+    for action in (once, run, status):
         action.add_argument(
             "--repo", action="append", default=argparse.SUPPRESS, metavar="URL", help="a service's repository; may be repeated"
         )
@@ -60,9 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action in ("once", "run") and not args.repo:
+    if args.action in ("once", "run", "status") and not args.repo:
         raise UsageError("no repository is given", remedy=f"mlops-build bridge {args.action} --repo URL")
-    return {"once": _once, "run": _run, "setup": _setup, "files": _files}[args.action](args)
+    return {"once": _once, "run": _run, "status": _status, "setup": _setup, "files": _files}[args.action](args)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from mlops_build import tracking
+    from mlops_build.adapters.registry import Registry
+    from mlops_build.bridge import status
+
+    registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
+    rows = status.read(args.repo, registry, branch=args.branch)
+    result(args, {"environments": [row.as_json() for row in rows]}, status.table(rows))
+    return 0
 
 
 def _once(args: argparse.Namespace) -> int:

@@ -1,0 +1,82 @@
+"""The state of each environment of many repositories: what it should run, what Git says, what runs, and why they differ."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mlops_build.adapters import http
+from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import reconcile
+from mlops_build.bridge.reconcile import Outcome
+
+# A service that does not answer within this time is shown as unknown.
+SECONDS = 3.0
+AT_ONCE = 16
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An environment: models and versions as text, "-" for what is not known.
+
+    running: what the service answers. request: the open pull request. reason: why Git differs.
+    """
+
+    repository: str
+    environment: str
+    wanted: str
+    git: str
+    running: str
+    state: str
+    request: str
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read(urls: Iterable[str], registry: Registry, *, branch: str = "main") -> list[Row]:
+    """A row for each environment, in the order of the repositories; nothing is changed. Raises RegistryUnreachable."""
+    aliases = registry.alias_map()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        repositories = threads.map(lambda url: reconcile.repository(url, branch, registry, aliases, dry_run=True), dict.fromkeys(urls))
+        return list(threads.map(_row, [outcome for outcomes in repositories for outcome in outcomes]))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as columns under a heading."""
+    cells = [[field.name for field in fields(Row)], *([str(cell) for cell in vars(row).values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _row(outcome: Outcome) -> Row:
+    reason = outcome.error.message.splitlines()[0] if outcome.error else outcome.why or ""
+    return Row(
+        outcome.repository,
+        outcome.environment or UNKNOWN,
+        outcome.wanted or UNKNOWN,
+        outcome.before or UNKNOWN,
+        _running(outcome),
+        outcome.state,
+        outcome.request.url if outcome.request else UNKNOWN,
+        reason,
+    )
+
+
+def _running(outcome: Outcome) -> str:
+    """The versions that the service answers with at /v2/models/NAME, as services since 0.4 do."""
+    if not outcome.host:
+        return UNKNOWN
+    versions = [(model, _version(f"http://{outcome.host}/v2/models/{model}")) for model in outcome.models]
+    return ", ".join(f"{model} {version}" for model, version in versions) if any(version != UNKNOWN for _, version in versions) else UNKNOWN
+
+
+def _version(url: str) -> str:
+    try:
+        document = http.call("GET", url, seconds=SECONDS).document
+        version = str(document["versions"][0])
+    except (http.NoAnswer, LookupError, TypeError):
+        return UNKNOWN
+    return version if version.isdecimal() and len(version) <= 10 else UNKNOWN

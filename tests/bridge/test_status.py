@@ -1,0 +1,94 @@
+"""`bridge status`: what should run, what Git says, and what a service answers."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.__main__ import main
+from mlops_build.adapters import http
+from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import reconcile
+from mlops_build.release import alias
+from tests.release.world import SERVICE, MakeRepository
+
+Register = Callable[..., Any]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[object], str]]:
+    """answering(document): the host and port of a service that answers every request with this document."""
+    servers = []
+
+    def start(document: object) -> str:
+        class Service(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                assert self.path == "/v2/models/digits"
+                body = json.dumps(document).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """No lines on stderr."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def rows(capsys: pytest.CaptureFixture[str], *urls: str) -> list[dict[str, str]]:
+    assert main(["bridge", "status", "--json", *(word for url in urls for word in ("--repo", url))]) == 0
+    listed: list[dict[str, str]] = json.loads(capsys.readouterr().out)["environments"]
+    return listed
+
+
+def test_a_row_tells_what_should_run_and_why_it_does_not(
+    checkout: Path, registry: Registry, register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file://{checkout}.git"
+    register(), register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    reconcile.once([url], registry)
+    alias.promote(registry, None, "digits", 2, "staging")
+    staging, production, missing = rows(capsys, url, f"file://{checkout}-missing.git")
+    assert (staging["wanted"], staging["git"], staging["running"], staging["state"]) == ("digits 2", "digits 1", "-", "would release")
+    assert (production["wanted"], production["git"], production["state"]) == ("-", "-", "nothing promoted yet")
+    assert (missing["environment"], missing["state"]) == ("-", "failed")
+    assert missing["reason"]
+    assert main(["bridge", "status", "--repo", url]) == 0
+    heading, first, _ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["repository", "environment", "wanted", "git", "running", "state", "request", "reason"]
+    assert first.index("digits 2") == heading.index("wanted")
+
+
+@pytest.mark.parametrize(
+    ("document", "running"),
+    [({"versions": ["7"]}, "digits 7"), ({"versions": ["7\n"]}, "-"), ({"versions": []}, "-"), ([], "-"), ({"versions": "x"}, "-")],
+)
+def test_what_runs_is_asked_of_the_service(
+    make_repository: MakeRepository,
+    registry: Registry,
+    capsys: pytest.CaptureFixture[str],
+    answering: Callable[[object], str],
+    monkeypatch: pytest.MonkeyPatch,
+    document: object,
+    running: str,
+) -> None:
+    address = answering(document)
+    checkout = make_repository(service=SERVICE.replace("digits-staging.example.com", "digits-staging.test"))
+    send = http.call
+    # A host in service.yaml has no port.
+    monkeypatch.setattr(http, "call", lambda method, url, **options: send(method, url.replace("digits-staging.test", address), **options))
+    assert rows(capsys, f"file://{checkout}.git")[0]["running"] == running
