@@ -70,6 +70,15 @@ def test_a_release_comes_back_with_the_files_it_had(released: Path, registry: Re
     assert git(released, "status", "--porcelain") == ""
 
 
+def test_a_restored_release_counts_as_the_original_after_a_merge_of_its_request(released: Path) -> None:
+    checkout = Checkout.find(released)
+    assert checkout
+    for expected in ("digits 2", "digits 1"):
+        restored = restore.restore(checkout, str(checkout.head()), "staging")
+        assert str(restored.after) == expected
+        git(released, "merge", "--quiet", "--no-ff", "--message=Merge rollback/staging", restored.commit)
+
+
 def test_doing_it_again_goes_a_step_further_and_then_ends(released: Path) -> None:
     assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
     assert str(restore.in_checkout(released, "staging")[0].after) == "digits 1"
