@@ -15,19 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
 
+from mlops_build import fleet
 from mlops_build.adapters.git import command, remote
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+from mlops_build.fleet.rules import Rules
 
 log = logging.getLogger("mlops_build.bridge")
 # States in which the loop has nothing to do for an environment.
-SETTLED = frozenset({"released", "requested", "rolled back", "unchanged", "held", "reverted", "declined", "nothing promoted yet"})
+SETTLED = frozenset({"released", "requested", "rolled back", "unchanged", "held", "frozen", "reverted", "declined", "nothing promoted yet"})
 # Between two passes, however often the loop is woken.
 GAP_SECONDS = 0.2
 # A failed repository is tried again after the first, then after twice as long, up to the last.
 FIRST_WAIT, LAST_WAIT = 10.0, 300.0
+# The first pass waits so long for the rules of fleet.yaml.
+RULES_SECONDS = 30.0
 # An unchanged repository is reconciled all the same after about this time: not every change of the registry moves an alias.
 REFRESH_SECONDS = 1800.0
 
@@ -44,15 +48,17 @@ class Watched:
     """What the loop remembers of a repository. Times are of time.monotonic.
 
     address: the URL without user. models: those whose aliases its last reconciliation read. examined: its head and the aliases of these
-    models then; None if it could not be reached. again_at: the time of the next reconciliation if nothing changes. failures: consecutive
-    ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines: the last report of each
-    environment. queued: how urgently it waits for an examination. examining: it is being examined. requested: to be examined again then.
+    models then; None if it could not be reached. rules: those that applied then. again_at: the time of the next reconciliation if nothing
+    changes. failures: consecutive ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines:
+    the last report of each environment. queued: how urgently it waits for an examination. examining: it is being examined. requested: to
+    be examined again then.
     """
 
     url: str
     address: str
     models: frozenset[str] = frozenset()
     examined: tuple[str, AliasesOf] | None = None
+    rules: Rules | None = None
     again_at: float = 0.0
     failures: int = 0
     all_failures: int = 0
@@ -86,7 +92,7 @@ class Loop:
     """Reconciles repositories until `stop`.
 
     registry: opens a connection; called once in each thread. interval: seconds between two passes. workers: the most repositories of a host
-    that are examined at the same time. say: prints a line of the log.
+    that are examined at the same time. rules: reads those of fleet.yaml; called every interval. say: prints a line of the log.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Loop:
         branch: str = "main",
         interval: float = 60.0,
         workers: int = 4,
+        rules: Callable[[], Rules] = Rules,
         say: Callable[[str], None] = log.info,
     ) -> None:
         of_address = {command.masked(url): command.checked_url(url) for url in urls}
@@ -109,6 +116,8 @@ class Loop:
         self.registry_answers: bool | None = None
         self._branch, self._workers, self._say = command.checked_ref(branch), workers, say
         self._registry, self._of_thread = registry, threading.local()
+        self._read_rules, self._rules_known = rules, threading.Event()
+        self._rules = Rules(error=Unreachable(f"{fleet.FILE} has not been read yet"))
         self._aliases: AliasMap = {}
         self._queues: dict[str, Queue] = {}
         self._entries = itertools.count()
@@ -125,6 +134,7 @@ class Loop:
         """Begin nothing new."""
         self._stopping.set()
         self._woken.set()
+        self._rules_known.set()
 
     def is_idle(self, seconds: float) -> bool:
         """Whether no repository is being examined, after waiting for that for at most `seconds`."""
@@ -134,6 +144,7 @@ class Loop:
     def run(self) -> None:
         """Run passes until `stop`. The heads of all repositories are read every interval, the alias map also when woken."""
         self._start_threads()
+        self._rules_known.wait(RULES_SECONDS)
         next_pass = 0.0
         while not self._stopping.is_set():
             self.beat = time.monotonic()
@@ -149,6 +160,7 @@ class Loop:
             self._stopping.wait(max(0.0, earliest - time.monotonic()))
 
     def _start_threads(self) -> None:
+        threading.Thread(target=self._follow_rules, daemon=True).start()
         of_host: dict[str, int] = {}
         for watched in self.repositories:
             host = remote.host(watched.url)
@@ -167,6 +179,24 @@ class Loop:
             return False
         self.registry_answers = True
         return True
+
+    def _follow_rules(self) -> None:
+        """Read the rules every interval. In a thread of its own: where they are, too, may be a host that does not answer."""
+        while not self._stopping.is_set():
+            try:
+                rules = self._read_rules()
+            except Exception as error:  # a defect, or a full disk
+                rules = Rules(error=Unreachable(_message(error)))
+            if str(rules) != str(self._rules):
+                self._apply(rules)
+            self._rules_known.set()
+            self._stopping.wait(self.interval)
+
+    def _apply(self, rules: Rules) -> None:
+        """Use other rules from now on. The next pass reconciles every repository, since they may allow what waits."""
+        if rules.error:
+            self._say(f"{fleet.FILE} cannot be read: {rules.error.message}")
+        self._rules = rules
 
     def _connection(self) -> Registry:
         if not hasattr(self._of_thread, "registry"):
@@ -236,10 +266,13 @@ class Loop:
         except MlopsBuildError as error:
             self._record(watched, None, [_failure(watched, error)])
             return
-        if now < watched.again_at and watched.examined == (head, _aliases_of(aliases, watched.models)):
+        rules = self._rules
+        is_same = watched.examined == (head, _aliases_of(aliases, watched.models)) and watched.rules is rules
+        if now < watched.again_at and is_same:
             return
+        watched.rules = rules
         reads = Reads(aliases)
-        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads)
+        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads, rules)
         # After a push, the last release is the head, and what it was made from has been compared.
         head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit), head)
         if any(outcome.error for outcome in outcomes):
@@ -256,12 +289,13 @@ class Loop:
             return  # the failure of a program that was stopped
         now, has_failed = time.monotonic(), any(outcome.error for outcome in outcomes)
         is_settled = all(outcome.state in SETTLED for outcome in outcomes)
+        refresh = LAST_WAIT if any(outcome.state == "frozen" for outcome in outcomes) else REFRESH_SECONDS
         with self._lock:
             self.refusals += sum(isinstance(outcome.error, Refused) for outcome in outcomes)
             watched.examined = examined
             watched.failures = watched.failures + 1 if has_failed else 0
             watched.all_failures += has_failed
-            wait = min(FIRST_WAIT * 2.0 ** min(watched.failures - 1, 10), LAST_WAIT) if has_failed else REFRESH_SECONDS if is_settled else 0
+            wait = min(FIRST_WAIT * 2.0 ** min(watched.failures - 1, 10), LAST_WAIT) if has_failed else refresh if is_settled else 0
             watched.again_at = now + wait * SystemRandom().uniform(0.5, 1)
             if any(outcome.environment for outcome in outcomes):
                 watched.states = {outcome.environment: outcome.state for outcome in outcomes}

@@ -15,6 +15,7 @@ from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.githost import PullRequest
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound
+from mlops_build.fleet.rules import NONE, Frozen, Rules
 from mlops_build.release import failure, gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
@@ -40,6 +41,7 @@ State = Literal[
     "would roll back",
     "unchanged",
     "held",
+    "frozen",
     "reverted",
     "declined",
     "waiting",
@@ -48,15 +50,15 @@ State = Literal[
 ]
 WOULD: Mapping[State, State] = {"released": "would release", "rolled back": "would roll back"}
 # The states in which Git keeps what it has.
-KEEPS = ("held", "reverted", "declined", "waiting", "nothing promoted yet", "failed")
+KEEPS = ("held", "frozen", "reverted", "declined", "waiting", "nothing promoted yet", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of a pass for an environment of a repository; environment is None if the whole repository failed.
 
-    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, rolled back, reverted, declined
-    or waiting. error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
+    before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, frozen, rolled back and so on.
+    error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
     models' versions. request: the pull request that asks for it, or that a person closed. wanted: where the aliases point at. host: the
     address of the environment. models: of the service.
     """
@@ -100,7 +102,13 @@ class Outcome:
 
 
 def once(
-    urls: Iterable[str], registry: Registry, *, branch: str = "main", dry_run: bool = False, despite_findings: bool = False
+    urls: Iterable[str],
+    registry: Registry,
+    *,
+    branch: str = "main",
+    rules: Rules = NONE,
+    dry_run: bool = False,
+    despite_findings: bool = False,
 ) -> list[Outcome]:
     """Run a pass over these repositories with a single query of the alias map. A failure of one does not stop the others.
 
@@ -111,12 +119,19 @@ def once(
     aliases = registry.alias_map()
     outcomes: list[Outcome] = []
     for url in dict.fromkeys(urls):
-        outcomes += repository(url, branch, registry, aliases, dry_run=dry_run, despite_findings=despite_findings)
+        outcomes += repository(url, branch, registry, aliases, rules, dry_run=dry_run, despite_findings=despite_findings)
     return outcomes
 
 
 def repository(
-    url: str, branch: str, registry: Registry, aliases: Aliases, *, dry_run: bool = False, despite_findings: bool = False
+    url: str,
+    branch: str,
+    registry: Registry,
+    aliases: Aliases,
+    rules: Rules = NONE,
+    *,
+    dry_run: bool = False,
+    despite_findings: bool = False,
 ) -> list[Outcome]:
     """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed.
 
@@ -135,7 +150,7 @@ def repository(
         now = aliases
         if any(may_differ(mirror, tree, env, aliases) or _failure(tree, env, aliases, registry) for env in tree.service.environments):
             now = {model.name: _aliases(registry, model.name) for model in tree.service.models}
-        outcomes[:], commit = on_top(mirror, tree, address, now, registry, requests, despite_findings=despite_findings)
+        outcomes[:], commit = on_top(mirror, tree, address, now, registry, rules, requests, despite_findings=despite_findings)
         return commit
 
     try:
@@ -165,6 +180,7 @@ def on_top(
     address: str,
     aliases: Aliases,
     registry: Registry,
+    rules: Rules = NONE,
     requests: Requests | None = None,
     *,
     despite_findings: bool = False,
@@ -177,7 +193,8 @@ def on_top(
     tip = tree.commit
     for env in tree.service.environments:
         is_pushed = requests is None or env not in requests.envs
-        outcome = _environment(mirror, tip if is_pushed else tree.commit, tree, env, address, aliases, registry, despite_findings)
+        parent = tip if is_pushed else tree.commit
+        outcome = _environment(mirror, parent, tree, env, address, aliases, registry, rules, despite_findings)
         tip = outcome.commit or tip if is_pushed else tip
         wanted = ", ".join(f"{name} {number}" for name, number in numbers(tree.service, env, aliases))
         models = tuple(model.name for model in tree.service.models)
@@ -186,7 +203,15 @@ def on_top(
 
 
 def _environment(
-    mirror: Mirror, parent: str, tree: Tree, env: str, address: str, aliases: Aliases, registry: Registry, despite_findings: bool
+    mirror: Mirror,
+    parent: str,
+    tree: Tree,
+    env: str,
+    address: str,
+    aliases: Aliases,
+    registry: Registry,
+    rules: Rules,
+    despite_findings: bool,
 ) -> Outcome:
     there = tree.record(env)
     before = str(there) if there and there.models else None
@@ -208,7 +233,10 @@ def _environment(
         made = change(mirror, parent, tree, decision.wanted, registry) if decision.state == "release" else None
         if made is None:
             return Outcome(address, env, "unchanged", before, after)
-        remarks = [*decision.remarks, *gate.check(mirror, made.commit, there, decision.wanted.record, despite_findings=despite_findings)]
+        checked = gate.check(mirror, made.commit, there, decision.wanted.record, rules, despite_findings=despite_findings)
+        remarks = [*decision.remarks, *checked]
+    except Frozen as error:
+        return Outcome(address, env, "frozen", before, before, why=error.message)
     except Incomplete as error:
         if error.may_still_move:
             return Outcome(address, env, "waiting", before, before, why=error.message)

@@ -9,6 +9,7 @@ from mlops_build.adapters import http
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.bridge.reconcile import Outcome
+from mlops_build.fleet.rules import NONE, Rules
 
 # A service that does not answer within this time is shown as unknown.
 SECONDS = 3.0
@@ -36,11 +37,13 @@ class Row:
         return asdict(self)
 
 
-def read(urls: Iterable[str], registry: Registry, *, branch: str = "main") -> list[Row]:
+def read(urls: Iterable[str], registry: Registry, *, branch: str = "main", rules: Rules = NONE) -> list[Row]:
     """A row for each environment, in the order of the repositories; nothing is changed. Raises RegistryUnreachable."""
     aliases = registry.alias_map()
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        repositories = threads.map(lambda url: reconcile.repository(url, branch, registry, aliases, dry_run=True), dict.fromkeys(urls))
+        repositories = threads.map(
+            lambda url: reconcile.repository(url, branch, registry, aliases, rules, dry_run=True), dict.fromkeys(urls)
+        )
         return list(threads.map(_row, [outcome for outcomes in repositories for outcome in outcomes]))
 
 

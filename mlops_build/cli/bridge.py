@@ -7,15 +7,20 @@ status: a line for each environment: where its aliases point at, what Git says, 
 files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' rules, a Grafana dashboard and a Zabbix template.
 
 It is safe to run at any time, repeatedly, and in several places at once. A held environment is not changed. A release with
-findings of `mlops-build verify` is reported and not written, unless it returns to older versions. Exit code of `once`: 0, or the code of
-the failures if all have the same, else 1.
+findings of `mlops-build verify` is reported and not written, unless it returns to older versions. So is one in a freeze of fleet.yaml. Exit
+code of `once`: 0, or the code of the failures if all have the same, else 1.
 """
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import port
 from mlops_build.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlops_build.fleet.rules import Rules
 
 MLFLOW = "MLflow (default: MLFLOW_TRACKING_URI)"
 EXAMPLE = (
@@ -42,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--repo", action="append", default=argparse.SUPPRESS, metavar="URL", help="a service's repository; may be repeated"
         )
+        action.add_argument("--fleet", metavar="FILE|URL", help="fleet.yaml: freezes, and more repositories (default: MLOPS_FLEET)")
         action.add_argument("--branch", default=argparse.SUPPRESS, metavar="NAME", help="the branch to release from (default: main)")
         action.add_argument("--tracking-uri", default=argparse.SUPPRESS, metavar="URI", help=MLFLOW)
     once.add_argument(
@@ -63,8 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action in ("once", "run", "status") and not args.repo:
-        raise UsageError("no repository is given", remedy=f"mlops-build bridge {args.action} --repo URL")
     return {"once": _once, "run": _run, "status": _status, "setup": _setup, "files": _files}[args.action](args)
 
 
@@ -72,9 +76,12 @@ def _status(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import status
+    from mlops_build.fleet import rules
 
+    known = rules.read(args.fleet)
+    urls = _repositories(args.repo, known)
     registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    rows = status.read(args.repo, registry, branch=args.branch)
+    rows = status.read(urls, registry, branch=args.branch, rules=known)
     result(args, {"environments": [row.as_json() for row in rows]}, status.table(rows))
     return 0
 
@@ -83,9 +90,12 @@ def _once(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import reconcile
+    from mlops_build.fleet import rules
 
+    known = rules.read(args.fleet)
+    urls = _repositories(args.repo, known)
     registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    outcomes = reconcile.once(args.repo, registry, branch=args.branch, dry_run=args.dry_run, despite_findings=args.despite_findings)
+    outcomes = reconcile.once(urls, registry, branch=args.branch, rules=known, dry_run=args.dry_run, despite_findings=args.despite_findings)
     for outcome in outcomes:
         for remark in outcome.remarks:
             say(f"mlops-build bridge: {outcome.where}: {remark}")
@@ -102,10 +112,19 @@ def _run(args: argparse.Namespace) -> int:
     from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import server, webhook
     from mlops_build.bridge.loop import Loop
+    from mlops_build.fleet import rules
     from mlops_build.serving import listen
 
     uri = args.tracking_uri or tracking.find().uri
-    loop = Loop(args.repo, lambda: Registry(uri), branch=args.branch, interval=args.interval, workers=args.workers, say=_log)
+    loop = Loop(
+        _repositories(args.repo, rules.read(args.fleet)),
+        lambda: Registry(uri),
+        branch=args.branch,
+        interval=args.interval,
+        workers=args.workers,
+        rules=lambda: rules.read(args.fleet),
+        say=_log,
+    )
     has_secret = bool(webhook.secrets())
     bound = listen.bind(args.host, args.port, is_ready=True)
     where = listen.url(args.host, bound)
@@ -115,6 +134,14 @@ def _run(args: argparse.Namespace) -> int:
         _log(f"{webhook.SECRET} is not set, so /webhook refuses every request")
     server.serve(loop, bound)
     return 0
+
+
+def _repositories(named: Sequence[str], rules: "Rules") -> list[str]:
+    """The repositories of the options and of fleet.yaml. Raises UsageError without any, and the error of fleet.yaml."""
+    urls = [*named, *(rules.fleet.repositories.urls if rules.fleet else [])]
+    if not urls:
+        raise rules.error or UsageError("no repository is given", remedy="add --repo URL, or --fleet with `repositories: {urls: […]}`")
+    return list(dict.fromkeys(urls))
 
 
 def _setup(args: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ class Gitlab(_Section):
 
 
 class Repositories(_Section):
-    """The repositories of the services: a list, and where to find more. No command reads this yet."""
+    """The repositories of the services: a list, and where to find more (which no command reads yet)."""
 
     urls: list[Address] = []
     bitbucket: Bitbucket | None = None

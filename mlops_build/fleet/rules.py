@@ -45,6 +45,9 @@ class Rules:
             raise Frozen(f"{env} is not changed: {why}", remedy=f"wait, or change {fleet_file.FILE}; going back is always possible")
 
 
+NONE = Rules()
+
+
 def read(where: str | None = None, *, kept: Path | None = None) -> Rules:
     """The rules in a file or a Git repository (`URL` or `URL#BRANCH`); default: where MLOPS_FLEET says. Raises nothing.
 

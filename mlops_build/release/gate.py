@@ -1,4 +1,4 @@
-"""Check a release before it is pushed: run `mlops-build verify` on the environment's overlay at the commit.
+"""Check a release before it is pushed: whether fleet.yaml freezes the environment, and `mlops-build verify` on its overlay at the commit.
 
 A release that returns to older versions is never refused, because a rollback is urgent and the findings are mostly old: they are only
 printed. `rollback --from-git` is not checked. For other releases there is --despite-findings.
@@ -12,6 +12,7 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding, show_by_file
+from mlops_build.fleet.rules import Rules
 from mlops_build.release.record import Record
 from mlops_build.verify import Report
 from mlops_build.verify import check as check_manifests
@@ -29,11 +30,14 @@ class Faulty(Refused):
         self.findings = findings
 
 
-def check(objects: Objects, commit: str, before: Record | None, after: Record, *, despite_findings: bool = False) -> list[str]:
-    """Remarks on a release before it is pushed. Raises Faulty if it has findings and does not return to older versions.
+def check(
+    objects: Objects, commit: str, before: Record | None, after: Record, rules: Rules, *, despite_findings: bool = False
+) -> list[str]:
+    """Remarks on a release before it is pushed. Raises Frozen, or Faulty if it has findings, unless it returns to older versions.
 
     objects: the store with `commit`, which changes the record from `before` to `after`. despite_findings: never raise Faulty.
     """
+    rules.check(after.environment, goes_back=goes_back(before, after))
     report = examined(objects, commit, after.environment)
     if report.findings and not despite_findings and not goes_back(before, after):
         raise Faulty(after.environment, report.findings)

@@ -18,6 +18,7 @@ from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.adapters.githost import PullRequest
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Failed, NotFound, Refused
+from mlops_build.fleet.rules import NONE, Rules
 from mlops_build.release import gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import changes, shown
@@ -70,10 +71,12 @@ class Change:
     changes: tuple[str, ...]
 
 
-def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool = False, despite_findings: bool = False) -> Made:
+def in_checkout(
+    root: Path, env: str, registry: Registry, *, rules: Rules = NONE, despite_hold: bool = False, despite_findings: bool = False
+) -> Made:
     """Release `env` of the service at `root`: a commit on its branch, pushed to origin if there is one, or a pull request for it.
 
-    Raises Held, Faulty, and what `decide`, `change`, `land` and `propose` raise.
+    Raises Held, Frozen, Faulty, and what `decide`, `change`, `land` and `propose` raise.
     """
     checkout, head = checkout_of(root)
     tree = Tree.at(checkout, head)
@@ -88,7 +91,7 @@ def in_checkout(root: Path, env: str, registry: Registry, *, despite_hold: bool 
     made = change(checkout, head, tree, wanted, registry) if decision.state == "release" else None
     if made is None:
         return Made(env, before, str(wanted.record), None, pushed=False, remarks=remarks)
-    remarks += tuple(gate.check(checkout, made.commit, there, wanted.record, despite_findings=despite_findings))
+    remarks += tuple(gate.check(checkout, made.commit, there, wanted.record, rules, despite_findings=despite_findings))
     pushed, request, by_rule = _landed(checkout, tree.service, env, made.commit, head)
     return Made(env, before, str(wanted.record), made.commit, pushed, remarks + by_rule, made.changes, request)
 
