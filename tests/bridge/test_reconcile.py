@@ -60,20 +60,43 @@ def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, re
     assert git(checkout, "log", "-1", "--format=%s") == "Release digits 1 to staging"
 
 
+def require(checkout: Path, release: str) -> None:
+    """A person requires another release of mlops-build, and pushes that."""
+    git(checkout, "pull", "--quiet")
+    write_files(checkout, {"pyproject.toml": f'[project.optional-dependencies]\ntrain = ["mlops-build[train]{release}"]\n'})
+    git(checkout, "add", "pyproject.toml")
+    git(checkout, "commit", "--quiet", f"--message=Require {release}")
+    git(checkout, "push", "--quiet", "origin", "HEAD:main")
+
+
 def test_the_image_has_the_name_that_the_services_own_release_computes(checkout: Path, registry: Registry, register: Register) -> None:
     register()
     alias.promote(registry, None, "digits", 1, "staging")
     for text, pin in (("~=0.2.0", Pin(0, 2)), ("~=0.8.0", Pin(0, 8)), ("~=0.9.0", None)):
-        requires = f'[project.optional-dependencies]\ntrain = ["mlops-build[train]{text}"]\n'
-        write_files(checkout, {"pyproject.toml": requires})
-        git(checkout, "add", "pyproject.toml")
-        git(checkout, "commit", "--quiet", f"--message=Require {text}")
-        git(checkout, "push", "--quiet", "origin", "HEAD:main")
+        require(checkout, text)
         registry.set_alias("digits", "staging", register().version)
         assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
         git(checkout, "pull", "--quiet")
         made = record.read(checkout, "staging")
         assert made.image == image_name(service.load(checkout), made.models, pin=pin)
+
+
+def test_a_release_is_renamed_only_if_its_own_ci_would_refuse_the_name(checkout: Path, registry: Registry, register: Register) -> None:
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    expected = [
+        ("~=0.2.0", "released"),
+        ("~=0.3.0", "unchanged"),
+        ("~=0.4.0", "released"),
+        ("~=0.8.0", "unchanged"),
+        ("~=0.9.0", "unchanged"),
+    ]
+    for release, state in expected:
+        require(checkout, release)
+        assert (release, states(reconcile.once([url(checkout)], registry))["staging"]) == (release, state)
+    git(checkout, "pull", "--quiet")
+    made = record.read(checkout, "staging")
+    assert made.image == image_name(service.load(checkout), made.models, pin=Pin(0, 4))
 
 
 def test_a_bridge_does_not_take_back_what_another_one_releases_meanwhile(
