@@ -53,7 +53,7 @@ def in_checkout(root: Path, source: str, make: Make) -> Landed:
         return Landed(None, pushed=False)
     try:
         return Landed(commit, land(checkout, commit, head, checkout.differing(head, commit)))
-    except PushRejected as error:
+    except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
         target = checkout.branch()
         if not checkout.is_ancestor(checkout.fetch(target), head):
             raise
@@ -75,7 +75,9 @@ def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:
         try:
             commit = mirror.publish(remembered, depth=None)
             return Landed(commit, pushed=commit is not None)
-        except PushRejected as error:
+        except (PushRejected, RemoteUnreachable) as error:
+            if not made:
+                raise
             return _request(mirror, mirror.url, mirror.url, source, branch, str(made[-1]), error)
     except NotLanded as error:
         needed = str(folder) in str(error.remedy)
@@ -85,7 +87,7 @@ def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _request(objects: Objects, remote: str, url: str, source: str, target: str, commit: str, error: PushRejected) -> Landed:
+def _request(objects: Objects, remote: str, url: str, source: str, target: str, commit: str, error: MlopsBuildError) -> Landed:
     """Push the commit as the branch `source`, and open a pull request from it. Raises NotLanded."""
     by_hand = f"git -C {shlex.quote(str(objects.path))} push {shlex.quote(remote)} {commit}:refs/heads/{target}"
     try:

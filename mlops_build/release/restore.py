@@ -5,6 +5,7 @@ Without the hold, the bridge would release the bad version again as soon as MLfl
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlops_build.adapters.git.objects import Identity, Objects
@@ -12,7 +13,7 @@ from mlops_build.errors import Refused
 from mlops_build.release import hold as holds
 from mlops_build.release import protected
 from mlops_build.release import record as records
-from mlops_build.release.protected import Landed, Make
+from mlops_build.release.protected import Land, Landed
 from mlops_build.release.record import Record
 from mlops_build.release.tree import recorded
 
@@ -39,28 +40,23 @@ class Restored:
 
 def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
     """Restore in the checkout at a service's root. Raises the errors of `restore` and `protected.in_checkout`."""
-    made: list[Restored] = []
-    landed = protected.in_checkout(root, _branch(env), _maker(env, reason, made))
-    return made[-1], landed
+    return _land(partial(protected.in_checkout, root), env, reason)
 
 
 def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
     """Restore on a remote, without a checkout. Raises the errors of `restore` and `protected.on_remote`."""
+    return _land(partial(protected.on_remote, url, branch), env, reason)
+
+
+def _land(land: Land, env: str, reason: str | None) -> tuple[Restored, Landed]:
     made: list[Restored] = []
-    landed = protected.on_remote(url, branch, _branch(env), _maker(env, reason, made))
-    return made[-1], landed
 
-
-def _branch(env: str) -> str:
-    return f"rollback/{env}"
-
-
-def _maker(env: str, reason: str | None, made: list[Restored]) -> Make:
     def make(objects: Objects, head: str) -> str:
         made.append(restore(objects, head, env, reason))
         return made[-1].commit
 
-    return make
+    landed = land(f"rollback/{env}", make)
+    return made[-1], landed
 
 
 def restore(objects: Objects, head: str, env: str, reason: str | None = None, *, author: Identity | None = None) -> Restored:
@@ -113,10 +109,11 @@ def earlier(objects: Objects, head: str, env: str) -> str:
 
 
 def source_of(objects: Objects, head: str, env: str) -> str | None:
-    """The commit from which the release of `env` was restored; None if its last change did not restore it."""
-    changed = objects.log(head, records.folder(env))
-    named = RESTORES.search(objects.message(changed[0])) if changed else None
-    return named[1] if named else None
+    """The commit from which the release of `env` was restored; None if its last change, or what that merged, did not restore it."""
+    changed = objects.log(head, records.folder(env))[:1]
+    merged = [parent for commit in changed for parent in objects.parents(commit)[1:]]
+    named = [RESTORES.search(objects.message(commit)) for commit in [*changed, *merged]]
+    return next((match[1] for match in named if match), None)
 
 
 def _message(env: str, before: Record | None, after: Record, source: str) -> str:

@@ -3,19 +3,19 @@
 import json
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_build.__main__ import main
-from mlops_build.adapters.githost import PullRequest, bitbucket
 from mlops_build.adapters.registry import Registry
 from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
-from mlops_build.release.protected import NotLanded
+from tests import githosts
 from tests.conftest import git
+from tests.githosts import GitHost
 from tests.release.world import change_service
 
 Run = Callable[..., tuple[int, Any, str]]
@@ -100,34 +100,63 @@ def test_without_a_git_host_the_printed_commands_roll_back(
     assert (released / "deploy/overlays/staging/hold.yaml").exists()
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_with_a_git_host_a_pull_request_is_opened(
-    released: Path, remote: Path, protect: Callable[[str], None], run: Run, monkeypatch: pytest.MonkeyPatch, broken: bool
-) -> None:
-    change_service(released, "hold: {}", "git: {pull_requests: bitbucket, api: https://git.example.com, commit_prefix: ML-7}\nhold: {}")
-    if broken:
-        change_service(released, "schema: 1", "schema: [")
-    protect("refs/heads/main")
-    opened: list[dict[str, str]] = []
-
-    def open_pull_request(api: str, repository: str, **texts: str) -> PullRequest:
-        opened.append({"api": api, "repository": repository, **texts})
-        return PullRequest(8, f"{api}/pull-requests/8", new=len(opened) == 1)
-
-    monkeypatch.setattr(bitbucket, "repository_of", lambda url: str(url))
-    monkeypatch.setattr(bitbucket, "open_pull_request", open_pull_request)
+@pytest.fixture
+def hosted(request: pytest.FixtureRequest, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHost]:
+    """The Git host of the checkout, Bitbucket or GitLab, which protects main."""
+    kind = getattr(request, "param", "bitbucket")
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", "t0ken")
     monkeypatch.chdir(released)
+    with githosts.HOSTS[kind](tmp_path / "host", "t0ken") as host:
+        url = host.make("ml", "digits")
+        git(released, "remote", "set-url", "origin", host.bare("ml", "digits").as_uri())
+        git(released, "push", "--quiet", "origin", "main")
+        change_service(released, "hold: {}", f"git: {{pull_requests: {kind}, api: '{host.url}', commit_prefix: ML-7}}\nhold: {{}}")
+        host.protect("ml", "digits")
+        git(released, "remote", "set-url", "origin", url)
+        yield host
+
+
+@pytest.mark.parametrize("hosted", list(githosts.HOSTS), indirect=True)
+def test_with_a_git_host_a_pull_request_is_opened(hosted: GitHost, released: Path, run: Run) -> None:
     for _ in range(2):
         code, document, printed = run("rollback", "--from-git", "--env", "staging")
-        assert (code, document["pushed"]) == (0, False)
+        assert (code, document.get("error"), document.get("pushed")) == (0, None, False)
         assert document["request"]["url"] in printed
-        assert git(remote, "rev-parse", "rollback/staging") == document["commit"]
-    assert opened[0] == opened[1]
-    assert opened[0]["title"] == "ML-7 Roll staging back to digits 1"
-    assert (opened[0]["source"], opened[0]["target"]) == ("rollback/staging", "main")
-    assert "Restores: " in opened[0]["description"]
-    code, document, _ = run("hold", "production", "--why", "an audit")
-    assert (code, opened[-1]["source"], opened[-1]["title"]) == (0, "hold/production", "ML-7 Hold production")
+        assert hosted.head("ml", "digits", "rollback/staging") == document["commit"]
+    (pull,) = hosted.pulls
+    assert (pull.source, pull.target, pull.title) == ("rollback/staging", "main", "ML-7 Roll staging back to digits 1")
+    assert "Restores: " in pull.description
+    hosted.merge(1)
+    git(released, "pull", "--quiet", hosted.bare("ml", "digits").as_uri(), "main")
+    assert str(records.read(released, "staging")) == "digits 1"
+    # A second rollback does not return to the bad release.
+    assert "no earlier release" in run("rollback", "--from-git", "--env", "staging")[1]["error"]
+    assert run("hold", "production", "--why", "an audit")[0] == 0
+    assert (hosted.pulls[1].source, hosted.pulls[1].title) == ("hold/production", "ML-7 Hold production")
+
+
+def test_a_broken_service_yaml_does_not_hide_the_git_host(hosted: GitHost, released: Path, run: Run) -> None:
+    (released / "service.yaml").write_text("schema: [\n")
+    git(released, "commit", "--quiet", "--all", "--message=Break it")
+    git(released, "push", "--quiet", hosted.bare("ml", "digits").as_uri(), "HEAD:refs/heads/broken")
+    git(hosted.bare("ml", "digits"), "update-ref", "refs/heads/main", git(released, "rev-parse", "HEAD"))
+    code, document, printed = run("rollback", "--from-git", "--env", "staging")
+    assert (code, document["request"]["number"], "service.yaml is broken" in printed) == (0, 1, True)
+
+
+def test_without_permission_to_push_anything_the_commands_are_printed(
+    hosted: GitHost, released: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bare = hosted.bare("ml", "digits")
+    git(bare, "config", "http.receivepack", "false")
+    code, document, _ = run("rollback", "--from-git", "--env", "staging")
+    assert code == 4
+    assert "403" in document["error"]
+    (bare / "hooks/pre-receive").unlink()
+    git(released, "config", "credential.helper", "!f() { echo username=ada; echo password=t0ken; }; f")
+    git(bare, "config", "http.receivepack", "true")
+    execute(document["commands"], tmp_path, monkeypatch)
+    assert "digits 1" in git(bare, "log", "-1", "--format=%s", "main")
 
 
 def test_a_branch_with_new_commits_is_not_a_protected_one(released: Path, remote: Path, tmp_path: Path) -> None:
@@ -141,10 +170,8 @@ def test_a_branch_with_new_commits_is_not_a_protected_one(released: Path, remote
     assert restore.in_checkout(released, "staging")[1].pushed, "the refused attempt left the history complete"
 
 
-def test_a_host_that_refuses_the_request_is_named(released: Path, protect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    change_service(released, "hold: {}", "git: {pull_requests: bitbucket, api: https://git.example.com}\nhold: {}")
-    protect("refs/heads/main")
-    monkeypatch.delenv("MLOPS_GIT_TOKEN", raising=False)
-    monkeypatch.setattr(bitbucket, "repository_of", lambda _: bitbucket.Repository("ml", "digits"))
-    with pytest.raises(NotLanded, match="MLOPS_GIT_TOKEN is not set"):
-        restore.in_checkout(released, "staging")
+def test_a_host_that_refuses_the_request_is_named(hosted: GitHost, run: Run) -> None:
+    hosted.answer = (403, '{"errors": [{"message": "You may not open pull requests"}]}', {})
+    code, document, _ = run("rollback", "--from-git", "--env", "staging")
+    assert (code, document["branch"]) == (4, "rollback/staging")
+    assert "You may not open pull requests" in document["error"]
