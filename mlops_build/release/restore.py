@@ -83,7 +83,7 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:
-    """The commit with the previous release of `env`. Raises NothingBefore.
+    """The commit, along first parents, with the previous release of `env`. Raises NothingBefore.
 
     A restored release counts as the original one, so that two rollbacks go two releases back.
     """

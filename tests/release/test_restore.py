@@ -202,3 +202,13 @@ def test_earlier_follows_first_parents(released: Path, registry: Registry, regis
     found = restore.earlier(Checkout(released), git(released, "rev-parse", "HEAD"), "staging")
     assert tree(released, found) != tree(released, "HEAD")
     assert "digits 2" in git(released, "log", "-1", "--format=%s", found)
+    # Two releases in a pull request: only the second one was ever on main.
+    before = git(released, "rev-parse", "HEAD")
+    git(released, "switch", "--quiet", "feature")
+    for commit in ("main~7", "main~5"):
+        git(released, "checkout", commit, "--", FOLDER)
+        git(released, "commit", "--quiet", "--message=By hand")
+    git(released, "switch", "--quiet", "main")
+    git(released, "merge", "--quiet", "--no-ff", "--message=Merge", "feature")
+    found = restore.earlier(Checkout(released), git(released, "rev-parse", "HEAD"), "staging")
+    assert tree(released, found) == tree(released, before) != tree(released, "HEAD")

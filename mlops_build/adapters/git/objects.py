@@ -112,8 +112,8 @@ class Objects:
         return command.text(self.path, "rev-parse", "--is-shallow-repository") == "true"
 
     def log(self, commit: str, path: str) -> list[str]:
-        """The commits that changed `path`, newest first. For a merge of a pull request, those of its branch: they have the trailers."""
-        return command.text(self.path, "rev-list", "--topo-order", commit, "--", checked_path(path)).split()
+        """The commits that changed `path`, newest first, along first parents."""
+        return command.text(self.path, "rev-list", "--first-parent", commit, "--", checked_path(path)).split()
 
     def is_ancestor(self, commit: str, other: str) -> bool:
         """Whether `other` is `commit` or has it in its history."""
