@@ -26,6 +26,8 @@ from mlops_build.fleet.rules import Rules
 log = logging.getLogger("mlops_build.bridge")
 # States in which the loop has nothing to do for an environment.
 SETTLED = frozenset({"released", "requested", "rolled back", "unchanged", "held", "frozen", "reverted", "declined", "nothing promoted yet"})
+# States whose commit is on the branch. That of a request is on another one.
+PUSHED = ("released", "rolled back")
 # Between two passes, however often the loop is woken.
 GAP_SECONDS = 0.2
 # A failed repository is tried again after the first, then after twice as long, up to the last.
@@ -274,7 +276,7 @@ class Loop:
         reads = Reads(aliases)
         outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads, rules)
         # After a push, the last release is the head, and what it was made from has been compared.
-        head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit), head)
+        head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit and outcome.state in PUSHED), head)
         if any(outcome.error for outcome in outcomes):
             reads.models |= watched.models  # it may have failed before it read them
         if not any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes):

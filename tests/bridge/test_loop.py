@@ -130,6 +130,21 @@ def test_a_moved_alias_does_not_wait_for_the_other_repositories_of_a_pass(
     assert asked[1] == urls[4]
 
 
+def test_an_open_request_is_not_looked_at_in_each_pass(checkout: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commit is not the head of the branch that releases land on."""
+    requested = reconcile.Outcome(url(checkout), "production", "requested", commit="a" * 40)
+    calls: list[str] = []
+
+    def repository(address: str, *_: Any, **__: Any) -> list[reconcile.Outcome]:
+        calls.append(address)
+        return [requested]
+
+    monkeypatch.setattr(reconcile, "repository", repository)
+    with running(url(checkout), registry=registry) as loop:
+        until(lambda: loop.passes >= 3)
+    assert calls == [url(checkout)]
+
+
 def test_an_unchanged_repository_is_refreshed(
     checkout: Path, registry: Registry, reconciled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
