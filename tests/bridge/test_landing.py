@@ -1,6 +1,7 @@
 """The bridge and `mlops-build release` with landing by pull request: a real registry, real Git over http, stand-ins for both Git hosts."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Place:
     url: str
     work: Path
     registry: Registry
+    uri: str
 
     def promote(self, version: int, env: str = "production") -> None:
         alias.promote(self.registry, None, "digits", version, "live" if env == "production" else env)
@@ -61,7 +63,7 @@ def place(
         git(work, "remote", "add", "origin", url)
         for _ in range(3):
             register()
-        yield Place(host, url, work, registry)
+        yield Place(host, url, work, registry, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def test_staging_is_pushed_and_production_waits_for_a_merge(place: Place) -> None:
@@ -172,6 +174,23 @@ def test_two_bridges_open_one_request(place: Place, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reconcile, "propose", late)
     assert place.bridge()["production"].state == "requested"
     assert place.states == ["open"]
+
+
+@pytest.mark.slow
+def test_many_bridges_at_once_open_one_request_and_agree_on_its_commit(place: Place) -> None:
+    place.promote(1, "staging"), place.promote(1)
+    with ThreadPoolExecutor(6) as bridges:
+        passes = list(bridges.map(lambda _: reconcile.once([place.url], Registry(place.uri)), range(18)))
+    results = {(outcome.environment, outcome.state) for outcomes in passes for outcome in outcomes}
+    assert results <= {(env, state) for env in ("staging", "production") for state in ("released", "unchanged", "requested", "waiting")}
+    assert {outcome.commit for outcomes in passes for outcome in outcomes if outcome.state == "released"} == {place.head()}
+    assert place.bridge()["production"].state == "requested"
+    assert place.states == ["open"]
+    place.promote(2)
+    with ThreadPoolExecutor(6) as bridges:
+        list(bridges.map(lambda _: reconcile.once([place.url], Registry(place.uri)), range(12)))
+    assert (place.states, place.host.pulls[0].title) == (["open"], "Release digits 2 to production")
+    assert place.host.pulls[0].commit == place.head("release/production")
 
 
 def test_release_opens_a_request_and_leaves_the_branch(place: Place) -> None:
