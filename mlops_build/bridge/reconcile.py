@@ -21,7 +21,7 @@ from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
 from mlops_build.release.decide import Aliases, decide, may_differ, numbers
 from mlops_build.release.failure import Failure
-from mlops_build.release.land import Requests, branch_of, look, propose, withdraw
+from mlops_build.release.land import Requests, branch_of, is_declined, look, propose, withdraw
 from mlops_build.release.promotion import Incomplete
 from mlops_build.release.record import Record
 from mlops_build.release.restore import NothingBefore, restore
@@ -158,7 +158,7 @@ def repository(
             mirror = Mirror(url, branch, Path(scratch))
             if dry_run:
                 make(mirror.fetch())
-                return [_would(requests, outcome) for outcome in outcomes]
+                return [_would(mirror, requests, outcome) for outcome in outcomes]
             try:
                 mirror.publish(make)
             except PushRejected as error:
@@ -285,11 +285,15 @@ def _by_request(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> 
     except MlopsBuildError as error:
         return replace(outcome, state="failed", commit=None, error=error)
     if proposal.state == "declined":
-        why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
-        return replace(outcome, state="declined", commit=None, why=why, request=proposal.request)
+        return _declined(outcome, proposal.request)
     if proposal.state == "merged":
         return replace(outcome, state="unchanged", commit=None)
     return replace(outcome, state="requested", request=proposal.request)
+
+
+def _declined(outcome: Outcome, request: PullRequest | None) -> Outcome:
+    why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
+    return replace(outcome, state="declined", commit=None, why=why, request=request)
 
 
 def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
@@ -312,7 +316,7 @@ def _gone(there: Record | None, registry: Registry) -> MlopsBuildError | None:
     return None
 
 
-def _would(requests: Requests | None, outcome: Outcome) -> Outcome:
+def _would(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> Outcome:
     """The outcome of a dry run: without its commit, which is not kept, and with the open request of the environment."""
     state = WOULD.get(outcome.state)
     planned = replace(outcome, state=state, commit=None) if state else outcome
@@ -323,6 +327,8 @@ def _would(requests: Requests | None, outcome: Outcome) -> Outcome:
         request = requests.find(env)
     except MlopsBuildError as error:
         return replace(planned, remarks=(*planned.remarks, f"its request is not known: {error.message}"))
+    if request and outcome.commit and env in requests.envs and is_declined(mirror, requests, request, env, outcome.commit):
+        return _declined(planned, request)
     return replace(planned, request=request) if request and request.state == "open" else planned
 
 

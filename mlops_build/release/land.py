@@ -96,7 +96,7 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insi
     """
     request, seen = requests.find(env), requests.branches[env]
     is_open = request is not None and request.state == "open"
-    if request and request.state == "closed" and not insist and _declined(objects, request, env, commit, requests.head):
+    if request and not insist and is_declined(objects, requests, request, env, commit):
         return Proposal("declined", request)
     if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, requests.head)):
         _replace(objects, requests, env, commit)
@@ -133,6 +133,18 @@ def withdraw(objects: Objects, requests: Requests, env: str) -> PullRequest | No
     return request if was_open else None
 
 
+def is_declined(objects: Objects, requests: Requests, request: PullRequest, env: str, commit: str) -> bool:
+    """Whether a person closed `request`, and it asked for the release of `commit`: the same promotion and versions, or, if only the other
+    files differ from the head, the same files."""
+    if request.state != "closed" or request.title.startswith(OBSOLETE) or not request.commit or not objects.bring(request.commit):
+        return False
+    closed, wanted, there = (str(recorded(objects, each, env)) for each in (request.commit, commit, requests.head))
+    if closed != wanted or PROMOTION.findall(objects.message(request.commit)) != PROMOTION.findall(objects.message(commit)):
+        return False
+    folder = records.folder(env)
+    return wanted != there or objects.tree(request.commit, folder) == objects.tree(commit, folder)
+
+
 def texts(message: str, env: str) -> tuple[str, str]:
     """Title and description of a request, from the message of its commit, which has the evidence."""
     title, _, evidence = message.partition("\n")
@@ -155,17 +167,6 @@ def _replace(objects: Objects, requests: Requests, env: str, commit: str) -> Non
     except PushRejected:
         if heads(objects.path, requests.remote, branch_of(env)).get(branch_of(env)) != commit:
             raise
-
-
-def _declined(objects: Objects, request: PullRequest, env: str, commit: str, head: str) -> bool:
-    """Whether a closed request asked for the release of `commit`: the same promotion and versions; the same files, if only these differ."""
-    if request.title.startswith(OBSOLETE) or not request.commit or not objects.bring(request.commit):
-        return False
-    closed, wanted, there = (str(recorded(objects, each, env)) for each in (request.commit, commit, head))
-    if closed != wanted or PROMOTION.findall(objects.message(request.commit)) != PROMOTION.findall(objects.message(commit)):
-        return False
-    folder = records.folder(env)
-    return wanted != there or objects.tree(request.commit, folder) == objects.tree(commit, folder)
 
 
 def _stands(objects: Objects, seen: str, env: str, commit: str, head: str) -> bool:

@@ -123,6 +123,8 @@ def test_a_persons_refusal_stands_until_the_next_move(place: Place) -> None:
         declined = place.bridge()["production"]
         assert (declined.state, declined.commit) == ("declined", None)
         assert "a person closed the request for digits 1" in str(declined)
+        planned = reconcile.once([place.url], place.registry, dry_run=True)[1]
+        assert (planned.state, planned.request) == ("declined", declined.request)
     assert reconcile.exit_code([declined]) == 0
     place.promote(2)
     assert place.bridge()["production"].state == "requested"
