@@ -205,7 +205,7 @@ def test_earlier_follows_first_parents(released: Path, registry: Registry, regis
     # Two releases in a pull request: only the second one was ever on main.
     before = git(released, "rev-parse", "HEAD")
     git(released, "switch", "--quiet", "feature")
-    for commit in ("main~7", "main~5"):
+    for commit in ("main~5", "main~3"):
         git(released, "checkout", commit, "--", FOLDER)
         git(released, "commit", "--quiet", "--message=By hand")
     git(released, "switch", "--quiet", "main")
