@@ -349,3 +349,16 @@ def test_a_companys_certificates_are_honoured(kind: str, tmp_path: Path, monkeyp
 
 def test_each_host_is_a_value_of_service_yaml() -> None:
     assert json_schema()["$defs"]["Git"]["properties"]["pull_requests"]["enum"] == ["none", *HOSTS]
+
+
+def test_the_repositories_of_a_project_or_group(server: GitHost, tmp_path: Path) -> None:
+    for name in ("archived", "digits", "letters"):
+        server.make("ml", name)
+    host = HOSTS[kind_of(server)]
+    listed = host.repositories(server.url, "ml")
+    assert listed == [f"{server.url}{server.CLONE}/ml/{name}.git" for name in ("digits", "letters", "points")]
+    assert all(host.repository_of(url) for url in listed)
+    with pytest.raises(HostRefused):
+        host.repositories(server.url, "nothing")
+    with pytest.raises(MlopsBuildError):
+        host.repositories(server.url, "../x")

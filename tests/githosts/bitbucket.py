@@ -48,6 +48,8 @@ class Bitbucket(GitHost):
                 "unknown": "UNKNOWN",
             }
             return 200, {key: states.count(state) for key, state in keys.items()}
+        if listed := re.fullmatch(r"/api/1\.0/projects/([^/]+)/repos", path):
+            return self.listed(listed[1], int(query["start"]))
         match = re.fullmatch(r"/api/1\.0/projects/([^/]+)/repos/([^/]+)(/pull-requests)?(?:/([0-9]+))?(/decline)?", path)
         if not match or not self.bare(match[1], match[2]).is_dir():
             return 404, errors("Repository does not exist.", "com.atlassian.bitbucket.repository.NoSuchRepositoryException")
@@ -57,6 +59,15 @@ class Bitbucket(GitHost):
         if match[4]:
             return self.one(method, int(match[4]), query, body)
         return self.search(bare, query) if method == "GET" else self.open(bare, body)
+
+    def listed(self, project: str, start: int) -> tuple[int, Any]:
+        """Pages of two repositories."""
+        names = sorted(bare.stem for bare in (self.folder / project).glob("*.git"))
+        if not names:
+            return 404, errors("Project does not exist.", "com.atlassian.bitbucket.project.NoSuchProjectException")
+        is_last = start + 2 >= len(names)
+        values = [{"slug": name, "archived": name == "archived"} for name in names[start : start + 2]]
+        return 200, {"values": values, "isLastPage": is_last, "nextPageStart": None if is_last else start + 2}
 
     def search(self, bare: Path, query: Mapping[str, str]) -> tuple[int, Any]:
         assert (query["direction"], query["state"], query["order"]) == ("OUTGOING", "ALL", "NEWEST")

@@ -33,6 +33,11 @@ class Gitlab(GitHost):
         return None if headers.get("PRIVATE-TOKEN") == self.token else {"message": "401 Unauthorized"}
 
     def api(self, method: str, path: str, query: Mapping[str, str], body: Any) -> tuple[int, Any]:
+        if group := re.fullmatch(r"/groups/([^/]+)/projects", path):
+            assert (query["include_subgroups"], query["archived"]) == ("True", "False")
+            paths = sorted(str(bare.relative_to(self.folder))[:-4] for bare in (self.folder / unquote(group[1])).rglob("*.git"))
+            paths = [each for each in paths if not each.endswith("archived")]
+            return (200, [{"id": 1, "path_with_namespace": each} for each in paths]) if paths else (404, {"message": "404 Group Not Found"})
         match = re.fullmatch(r"/projects/([^/]+)((?:/[^/]+)*)", path)
         bare = self.folder / f"{unquote(match[1])}.git" if match else self.folder
         if not match or not (bare / "HEAD").is_file():

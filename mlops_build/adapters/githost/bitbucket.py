@@ -16,6 +16,8 @@ from mlops_build.errors import UsageError
 TITLE, DESCRIPTION = 255, 32768
 # Pull requests of a branch that a search reads, and the bytes that their descriptions may need.
 NEWEST, MOST_BYTES = 25, 4 << 20
+# Pages of the repositories of a project.
+MOST_PAGES = 20
 # Attempts of a change while other clients change the same pull request.
 TRIES = 4
 STATES: dict[object, State] = {"OPEN": "open", "MERGED": "merged", "DECLINED": "closed"}
@@ -37,6 +39,23 @@ def repository_of(url: str) -> Repository:
             remedy="use https://HOST/scm/PROJECT/NAME.git or ssh://git@HOST:7999/PROJECT/NAME.git; on an agent, set MLOPS_GIT_URL",
         )
     return Repository(match["project"], match["name"])
+
+
+def repositories(api: str, project: str) -> list[str]:
+    """See GitHost."""
+    if not re.fullmatch(PROJECT, project):
+        raise UsageError(f"{project[:100]!r} is not the key of a Bitbucket project", remedy="write its key, such as ML")
+    names: list[str] = []
+    start: int | None = 0
+    for _ in range(MOST_PAGES):
+        page = _expect(200, api, Repository(project, ""), "GET", f"/api/1.0/projects/{project}/repos?limit=500&start={start}")
+        entries = page.get("values") if isinstance(page, dict) else None
+        names += [str(entry.get("slug")) for entry in entries or [] if isinstance(entry, dict) and not entry.get("archived")]
+        start = number_in(page.get("nextPageStart")) if isinstance(page, dict) and not page.get("isLastPage") else None
+        if start is None:
+            break
+    # The addresses are not taken from the answer: the token is sent there.
+    return sorted(f"{checked_api(api)}/scm/{project}/{name}.git" for name in names if re.fullmatch(NAME, name) and ".." not in name)
 
 
 def check(api: str, repository: Repository) -> None:

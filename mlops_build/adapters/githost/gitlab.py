@@ -1,5 +1,6 @@
 """GitLab's API, with python-gitlab. Its merge requests are the pull requests."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ STATES: dict[object, State] = {"opened": "open", "locked": "open", "merged": "me
 CHECKS: dict[object, Checks] = {"success": "passed", "failed": "failed", "canceled": "failed", "skipped": "none", None: "none"}
 # python-gitlab itself would wait and repeat after 429.
 ONCE = {"max_retries": 0}
+MOST = 5000  # repositories of a group
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,254}"
 HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})"
@@ -34,6 +36,16 @@ def repository_of(url: str) -> Repository:
             remedy="use https://HOST/GROUP/NAME.git or git@HOST:GROUP/NAME.git; on an agent, set MLOPS_GIT_URL",
         )
     return Repository(match["groups"], match["name"])
+
+
+def repositories(api: str, project: str) -> list[str]:
+    """See GitHost. project: the path of a group, whose subgroups count, too."""
+    with _client(api, Repository(project, "")) as gitlab:
+        group = gitlab.groups.get(project, lazy=True)
+        listed = group.projects.list(iterator=True, per_page=100, include_subgroups=True, archived=False, simple=True, **ONCE)
+        paths = [str(document.asdict().get("path_with_namespace")) for document in itertools.islice(listed, MOST)]
+    # The addresses are not taken from the answer: the token is sent there.
+    return sorted(url for url in (f"{checked_api(api)}/{path}.git" for path in paths) if ADDRESS.fullmatch(url) and ".." not in url)
 
 
 def check(api: str, repository: Repository) -> None:

@@ -49,11 +49,14 @@ class PullRequest:
 class GitHost(Protocol):
     """A module with these functions. api: the host's address, `git.api` in service.yaml.
 
-    All but the first raise HostUnreachable, HostRefused, UsageError. No message contains the token.
+    All but `repository_of` raise HostUnreachable, HostRefused, UsageError. No message contains the token.
     """
 
     def repository_of(self, url: str, /) -> Repository:
         """The repository of a clone address. Raises UsageError for an address of another host."""
+
+    def repositories(self, api: str, project: str, /) -> list[str]:
+        """The https clone addresses of all repositories that the token can read in a project or group, sorted."""
 
     def check(self, api: str, repository: Repository, /) -> None:
         """Check that the token can read the repository; nothing is changed."""
