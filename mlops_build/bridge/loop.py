@@ -19,8 +19,10 @@ from mlops_build import fleet
 from mlops_build.adapters.git import command, remote
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
+from mlops_build.bridge.notices import Notices
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+from mlops_build.fleet.repositories import Repositories
 from mlops_build.fleet.rules import Rules
 
 log = logging.getLogger("mlops_build.bridge")
@@ -50,10 +52,10 @@ class Watched:
     """What the loop remembers of a repository. Times are of time.monotonic.
 
     address: the URL without user. models: those whose aliases its last reconciliation read. examined: its head and the aliases of these
-    models then; None if it could not be reached. rules: those that applied then. again_at: the time of the next reconciliation if nothing
-    changes. failures: consecutive ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines:
-    the last report of each environment. queued: how urgently it waits for an examination. examining: it is being examined. requested: to
-    be examined again then.
+    models then; None if it could not be reached. rules: those that applied then. is_optional: it may have no service. again_at: the time of
+    the next reconciliation if nothing changes. failures: consecutive ones. all_failures: since the start. changed_at: since when it has a
+    change that is not released. lines: the last report of each environment. queued: how urgently it waits for an examination. examining: it
+    is being examined. requested: to be examined again then.
     """
 
     url: str
@@ -61,6 +63,7 @@ class Watched:
     models: frozenset[str] = frozenset()
     examined: tuple[str, AliasesOf] | None = None
     rules: Rules | None = None
+    is_optional: bool = False
     again_at: float = 0.0
     failures: int = 0
     all_failures: int = 0
@@ -94,22 +97,23 @@ class Loop:
     """Reconciles repositories until `stop`.
 
     registry: opens a connection; called once in each thread. interval: seconds between two passes. workers: the most repositories of a host
-    that are examined at the same time. rules: reads those of fleet.yaml; called every interval. say: prints a line of the log.
+    that are examined at the same time. rules: reads those of fleet.yaml; called every interval. listed: the repositories under these rules,
+    if they may change. say: prints a line of the log.
     """
 
     def __init__(
         self,
-        urls: Iterable[str],
+        repositories: Repositories,
         registry: Callable[[], Registry],
         *,
         branch: str = "main",
         interval: float = 60.0,
         workers: int = 4,
         rules: Callable[[], Rules] = Rules,
+        listed: Callable[[Rules], Repositories] | None = None,
         say: Callable[[str], None] = log.info,
     ) -> None:
-        of_address = {command.masked(url): command.checked_url(url) for url in urls}
-        self.repositories = [Watched(url, address) for address, url in of_address.items()]
+        self.repositories: list[Watched] = []
         self.interval = interval
         self.beat = time.monotonic()  # when the last pass began
         self.passes = 0
@@ -118,15 +122,19 @@ class Loop:
         self.registry_answers: bool | None = None
         self._branch, self._workers, self._say = command.checked_ref(branch), workers, say
         self._registry, self._of_thread = registry, threading.local()
-        self._read_rules, self._rules_known = rules, threading.Event()
+        self._read_rules, self._rules_known, self._listed = rules, threading.Event(), listed
         self._rules = Rules(error=Unreachable(f"{fleet.FILE} has not been read yet"))
+        self._not_listed = ""
         self._aliases: AliasMap = {}
         self._queues: dict[str, Queue] = {}
+        self._threads: dict[str, int] = {}
         self._entries = itertools.count()
         self._left: set[str] = set()  # URLs that the current pass has not examined
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._woken, self._stopping = threading.Event(), threading.Event()
+        self._notices = Notices(lambda: self._rules.fleet.notify if self._rules.fleet else (), say)
+        self._watch(repositories)
 
     def wake(self) -> None:
         """Read the alias map soon, and reconcile the repositories whose aliases changed."""
@@ -145,7 +153,7 @@ class Loop:
 
     def run(self) -> None:
         """Run passes until `stop`. The heads of all repositories are read every interval, the alias map also when woken."""
-        self._start_threads()
+        threading.Thread(target=self._follow_rules, daemon=True).start()
         self._rules_known.wait(RULES_SECONDS)
         next_pass = 0.0
         while not self._stopping.is_set():
@@ -161,15 +169,22 @@ class Loop:
             self._woken.wait(max(0.0, next_pass - done))
             self._stopping.wait(max(0.0, earliest - time.monotonic()))
 
-    def _start_threads(self) -> None:
-        threading.Thread(target=self._follow_rules, daemon=True).start()
-        of_host: dict[str, int] = {}
-        for watched in self.repositories:
-            host = remote.host(watched.url)
-            waiting = self._queues.setdefault(host, queue.PriorityQueue())
-            of_host[host] = of_host.get(host, 0) + 1
-            if of_host[host] <= self._workers:
-                threading.Thread(target=self._work, args=(waiting,), daemon=True).start()
+    def _watch(self, repositories: Repositories) -> None:
+        """Watch exactly these repositories from the next pass on. Raises UsageError for an address that is not valid."""
+        of_address = {command.masked(url): command.checked_url(url) for url in repositories.urls}
+        with self._lock:
+            known = {watched.address: watched for watched in self.repositories}
+            for address, url in of_address.items():
+                if address not in known:
+                    known[address] = Watched(url, address, is_optional=url in repositories.discovered)
+                    self._add_thread(remote.host(url))
+            self.repositories = [known[address] for address in of_address]
+
+    def _add_thread(self, host: str) -> None:
+        waiting = self._queues.setdefault(host, queue.PriorityQueue())
+        self._threads[host] = self._threads.get(host, 0) + 1
+        if self._threads[host] <= self._workers:
+            threading.Thread(target=self._work, args=(waiting,), daemon=True).start()
 
     def _read_aliases(self) -> bool:
         try:
@@ -191,6 +206,8 @@ class Loop:
                 rules = Rules(error=Unreachable(_message(error)))
             if str(rules) != str(self._rules):
                 self._apply(rules)
+            if self._listed and not rules.error:
+                self._list(rules, self._listed)
             self._rules_known.set()
             self._stopping.wait(self.interval)
 
@@ -199,6 +216,17 @@ class Loop:
         if rules.error:
             self._say(f"{fleet.FILE} cannot be read: {rules.error.message}")
         self._rules = rules
+
+    def _list(self, rules: Rules, listed: Callable[[Rules], Repositories]) -> None:
+        """Watch the repositories of fleet.yaml. Those that are known stay if the Git host does not answer."""
+        problem = ""
+        try:
+            self._watch(listed(rules))
+        except MlopsBuildError as error:
+            problem = error.message
+        if problem and problem != self._not_listed:
+            self._say(f"the repositories of {fleet.FILE} cannot be read: {problem}")
+        self._not_listed = problem
 
     def _connection(self) -> Registry:
         if not hasattr(self._of_thread, "registry"):
@@ -275,6 +303,7 @@ class Loop:
         watched.rules = rules
         reads = Reads(aliases)
         outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads, rules)
+        outcomes = reconcile.services(outcomes, [watched.address] if watched.is_optional else [])
         # After a push, the last release is the head, and what it was made from has been compared.
         head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit and outcome.state in PUSHED), head)
         if any(outcome.error for outcome in outcomes):
@@ -306,6 +335,7 @@ class Loop:
             news = [outcome for outcome in outcomes if watched.lines.get(outcome.environment) != lines[outcome.environment]]
             watched.lines = lines
         for outcome in news:
+            self._notices.tell(outcome)
             self._say(str(outcome))
             if outcome.error and outcome.error.remedy:
                 self._say(f"    {outcome.error.remedy}")

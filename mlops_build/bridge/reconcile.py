@@ -5,7 +5,7 @@ run at once: they create the same commit, and one of the pushes succeeds.
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from mlops_build.release.land import Requests, branch_of, is_declined, look, pro
 from mlops_build.release.promotion import Incomplete
 from mlops_build.release.record import Record
 from mlops_build.release.restore import NothingBefore, restore
-from mlops_build.release.tree import Tree
+from mlops_build.release.tree import NoService, Tree
 from mlops_build.release.write import change, signer
 
 
@@ -330,6 +330,11 @@ def _would(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> Outco
     if request and outcome.commit and env in requests.envs and is_declined(mirror, requests, request, env, outcome.commit):
         return _declined(planned, request)
     return replace(planned, request=request) if request and request.state == "open" else planned
+
+
+def services(outcomes: Iterable[Outcome], discovered: Collection[str]) -> list[Outcome]:
+    """The outcomes without those of discovered repositories (their addresses) that have no service."""
+    return [outcome for outcome in outcomes if not (outcome.repository in discovered and isinstance(outcome.error, NoService))]
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -1,6 +1,6 @@
 """The state of each environment of many repositories: what it should run, what Git says, what runs, and why they differ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -37,14 +37,20 @@ class Row:
         return asdict(self)
 
 
-def read(urls: Iterable[str], registry: Registry, *, branch: str = "main", rules: Rules = NONE) -> list[Row]:
-    """A row for each environment, in the order of the repositories; nothing is changed. Raises RegistryUnreachable."""
+def read(
+    urls: Iterable[str], registry: Registry, *, branch: str = "main", rules: Rules = NONE, discovered: Collection[str] = ()
+) -> list[Row]:
+    """A row for each environment, in the order of the repositories; nothing is changed. Raises RegistryUnreachable.
+
+    discovered: the repositories that may have no service.
+    """
     aliases = registry.alias_map()
     with ThreadPoolExecutor(AT_ONCE) as threads:
         repositories = threads.map(
             lambda url: reconcile.repository(url, branch, registry, aliases, rules, dry_run=True), dict.fromkeys(urls)
         )
-        return list(threads.map(_row, [outcome for outcomes in repositories for outcome in outcomes]))
+        outcomes = reconcile.services((outcome for outcomes in repositories for outcome in outcomes), discovered)
+        return list(threads.map(_row, outcomes))
 
 
 def table(rows: Sequence[Row]) -> str:

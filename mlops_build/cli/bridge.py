@@ -20,6 +20,7 @@ from mlops_build.cli.parser import port
 from mlops_build.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlops_build.fleet.repositories import Repositories
     from mlops_build.fleet.rules import Rules
 
 MLFLOW = "MLflow (default: MLFLOW_TRACKING_URI)"
@@ -79,9 +80,9 @@ def _status(args: argparse.Namespace) -> int:
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
-    urls = _repositories(args.repo, known)
+    listed = _repositories(args.repo, known)
     registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    rows = status.read(urls, registry, branch=args.branch, rules=known)
+    rows = status.read(listed.urls, registry, branch=args.branch, rules=known, discovered=listed.discovered)
     result(args, {"environments": [row.as_json() for row in rows]}, status.table(rows))
     return 0
 
@@ -89,14 +90,21 @@ def _status(args: argparse.Namespace) -> int:
 def _once(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.adapters.registry import Registry
-    from mlops_build.bridge import reconcile
+    from mlops_build.bridge import notices, reconcile
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
-    urls = _repositories(args.repo, known)
+    listed = _repositories(args.repo, known)
     registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    outcomes = reconcile.once(urls, registry, branch=args.branch, rules=known, dry_run=args.dry_run, despite_findings=args.despite_findings)
+    outcomes = reconcile.services(
+        reconcile.once(
+            listed.urls, registry, branch=args.branch, rules=known, dry_run=args.dry_run, despite_findings=args.despite_findings
+        ),
+        listed.discovered,
+    )
     for outcome in outcomes:
+        if known.fleet and notices.is_new(outcome):
+            notices.send(known.fleet.notify, outcome, say)
         for remark in outcome.remarks:
             say(f"mlops-build bridge: {outcome.where}: {remark}")
         if outcome.error:
@@ -123,6 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         interval=args.interval,
         workers=args.workers,
         rules=lambda: rules.read(args.fleet),
+        listed=lambda known: _repositories(args.repo, known),
         say=_log,
     )
     has_secret = bool(webhook.secrets())
@@ -136,12 +145,14 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _repositories(named: Sequence[str], rules: "Rules") -> list[str]:
-    """The repositories of the options and of fleet.yaml. Raises UsageError without any, and the error of fleet.yaml."""
-    urls = [*named, *(rules.fleet.repositories.urls if rules.fleet else [])]
-    if not urls:
+def _repositories(named: Sequence[str], rules: "Rules") -> "Repositories":
+    """The repositories of the options and of fleet.yaml. Raises UsageError without any, the error of fleet.yaml, and those of `find`."""
+    from mlops_build.fleet import repositories
+
+    listed = repositories.find(named, rules.fleet)
+    if not listed.urls:
         raise rules.error or UsageError("no repository is given", remedy="add --repo URL, or --fleet with `repositories: {urls: […]}`")
-    return list(dict.fromkeys(urls))
+    return listed
 
 
 def _setup(args: argparse.Namespace) -> int:

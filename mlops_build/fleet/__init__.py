@@ -67,7 +67,7 @@ class Gitlab(_Section):
 
 
 class Repositories(_Section):
-    """The repositories of the services: a list, and where to find more (which no command reads yet)."""
+    """The repositories of the services: a list, and where to find more."""
 
     urls: list[Address] = []
     bitbucket: Bitbucket | None = None
@@ -97,7 +97,14 @@ class Fleet(_Section):
     schema_version: Annotated[Literal[1], Field(alias="schema", description="the version of this file's format")]
     repositories: Repositories = Repositories()
     freeze: list[Freeze] = []
-    notify: list[Annotated[Line, Field(description="an address of apprise, such as mailto://USER@HOST; nothing is sent there yet")]] = []
+    notify: list[
+        Annotated[
+            Line,
+            Field(
+                description="an address of apprise, such as mmosts://HOST/${MLOPS_NOTIFY_TOKEN}; tokens come from variables MLOPS_NOTIFY_…"
+            ),
+        ]
+    ] = []
 
 
 def parse(text: str, where: str = FILE) -> Fleet:

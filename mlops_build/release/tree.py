@@ -16,6 +16,10 @@ from mlops_build.service.pin import Pin
 OVERLAYS = "deploy/overlays"
 
 
+class NoService(NotFound):
+    """A repository without service.yaml."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """service.yaml, pyproject.toml and the overlays at `commit`: path → content."""
@@ -68,7 +72,7 @@ def recorded(objects: Objects, commit: str, env: str) -> Record | None:
 
 def _service(text: bytes | None, commit: str) -> Service:
     if text is None:
-        raise NotFound(f"no {service_file.FILE} at commit {commit[:12]}", remedy="is this repository a service made from the template?")
+        raise NoService(f"no {service_file.FILE} at commit {commit[:12]}", remedy="is this repository a service made from the template?")
     return service_file.parse(text.decode(errors="replace"), f"{service_file.FILE} at {commit[:12]}", strict=False)
 
 

@@ -25,10 +25,11 @@ from mlops_build.bridge import loop as loops
 from mlops_build.bridge import reconcile, server
 from mlops_build.bridge.loop import Loop
 from mlops_build.cli.parser import problem_of
+from mlops_build.fleet.repositories import Repositories
 from mlops_build.release import alias
 from tests.bridge.test_reconcile import head, url
 from tests.conftest import git
-from tests.release.world import SERVICE
+from tests.release.world import SERVICE, MakeRepository
 
 Register = Callable[..., Any]
 HOUR = 3600.0
@@ -43,7 +44,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def running(*urls: str, registry: Registry, interval: float = 1.0, **options: Any) -> Iterator[Loop]:
-    loop = Loop(urls, lambda: Registry(registry.uri), interval=interval, say=[].append, **options)
+    loop = Loop(Repositories(urls), lambda: Registry(registry.uri), interval=interval, say=[].append, **options)
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -337,3 +338,22 @@ def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, registr
         until(lambda: subject(checkout) == "Release digits 8 to staging")
     subjects = git(checkout.with_name("digits.git"), "log", "--format=%s", f"{first}..main").splitlines()
     assert len(subjects) == len(set(subjects))
+
+
+def test_repositories_come_and_go_while_it_runs(make_repository: MakeRepository, registry: Registry, register: Register) -> None:
+    """A repository of the project without a service.yaml is no failure; one that the Git host no longer lists is no longer watched."""
+    register()
+    alias.promote(registry, None, "digits", 1, "staging")
+    first, second = make_repository("first"), make_repository("second")
+    git(second, "rm", "--quiet", "service.yaml")
+    git(second, "commit", "--quiet", "--message=Not a service")
+    git(second, "push", "--quiet")
+    urls = [f"file://{first}.git", f"file://{second}.git"]
+    there = list(urls[1:])
+    with running(registry=registry, interval=0.5, listed=lambda _: Repositories(discovered=tuple(there))) as loop:
+        until(lambda: loop.repositories and loop.repositories[0].examined)
+        assert loop.repositories[0].failures == 0
+        there.append(urls[0])
+        until(lambda: subject(first) == "Release digits 1 to staging")
+        del there[0]
+        until(lambda: [watched.url for watched in loop.repositories] == urls[:1])
