@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from mlops_build.ci import commands
 from mlops_build.ci.bamboo.spec import Document, scripts, values
 from mlops_build.verify.document import Tagged
 from mlops_build.verify.schema import display
-from mlops_build.verify.security import ARGUMENT, secret_in
+from mlops_build.verify.security import secret_in
 from mlops_build.verify.world import Fault
 
 ENCRYPTED = "BAMSCRT@"
@@ -26,17 +27,8 @@ def check(document: Document) -> Iterator[Fault]:
             yield Fault("bamboo-secret", document.part, path, why)
     for pattern in OWNERS:
         for where, owner in values(document.data, pattern):
-            for path, script in scripts(owner, where):
-                if len(script) <= 100_000 and any(_has_secret(line) for line in script.splitlines()):
-                    yield Fault("bamboo-secret", document.part, path, "the script contains a secret in plain text")
+            yield from commands.secrets(scripts(owner, where), document.part, "bamboo-secret")
 
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, str) and bool(value) and not isinstance(value, Tagged) and not value.startswith(ENCRYPTED)
-
-
-def _has_secret(line: str) -> bool:
-    """Quoted values and variables are not secrets: `--password "$PASSWORD"` is correct."""
-    arguments = [(match["name"], match["value"]) for match in ARGUMENT.finditer(line)]
-    literal = [(name, value) for name, value in arguments if value[:1] not in "\"'" and "$" not in value]
-    return bool(secret_in("", line) or any(secret_in(name, value) for name, value in literal))
