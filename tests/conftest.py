@@ -125,7 +125,8 @@ def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
 @pytest.fixture
 def without_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an agent where nobody has configured a name, a token or a CI variable."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "MLOPS_GIT_", "MLOPS_CI_", "MLOPS_BRIDGE_", "bamboo_"))]:
+    prefixes = ("GIT_", "MLOPS_GIT_", "MLOPS_CI_", "MLOPS_BRIDGE_", "bamboo_", "CI_", "GITLAB_CI")
+    for name in [name for name in os.environ if name.startswith(prefixes)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", GIT_CONFIG)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)

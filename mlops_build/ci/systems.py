@@ -7,7 +7,7 @@ items of the administrator's checklist.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from mlops_build.ci import bamboo
+from mlops_build.ci import bamboo, gitlab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,14 +33,14 @@ class CiSystem(Protocol):
         """The plans of the service at `root`, for the checklist. Raises NotFound or Refused if its specs cannot be used."""
 
 
-SYSTEMS: tuple[CiSystem, ...] = (bamboo,)
+SYSTEMS: tuple[CiSystem, ...] = (bamboo, gitlab)
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
     """What the CI system that runs this process says of its build, in variables that are the same for all systems.
 
-    MLOPS_GIT_BRANCH: the branch. MLOPS_CI_REPOSITORY: the repository's address. MLOPS_CI_BUILD: the number of the build. A variable that
-    is set already is not in the result.
+    MLOPS_GIT_BRANCH: the branch. MLOPS_CI_REPOSITORY: the repository's address. MLOPS_CI_BUILD: the number of the build. MLOPS_GIT_URL: the
+    address to push to, if the checkout's does not accept pushes. A variable that is set already is not in the result.
     """
     return {name: value for system in SYSTEMS for name, value in system.variables(environment).items() if not environment.get(name)}
 

@@ -61,7 +61,7 @@ def _examine(args: argparse.Namespace, root: "Path | None") -> int:
     if error and root and is_valid:
         from mlops_build.ci import systems
 
-        specs = Path(systems.used_by(root).SPECS).parent.name
+        specs = Path(systems.used_by(root).SPECS).parts[0]
         wrong = finding.Finding(specs, specs, error.message, error.remedy or f"restore {specs} from Git")
         checks.append(doctor.Check(specs, "the checklist cannot be created", [wrong]))
     findings = [problem for check in checks for problem in check.findings]

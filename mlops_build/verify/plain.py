@@ -67,13 +67,15 @@ def check(path: Path, version: str | None, specs: Sequence[SpecChecker] | None) 
 def _checker_of(file: File, source: Path, specs: Sequence[SpecChecker]) -> SpecChecker | None:
     """The checker of a file of CI specs; None for manifests."""
     for checker in specs:
-        if source.parent.name == checker.folder or any(checker.recognises(document.value) for document in file.documents):
+        if checker.folder in (source.parent.name, source.name) or any(checker.recognises(document.value) for document in file.documents):
             return checker
     return None
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The YAML files below a folder, sorted, without symbolic links out of it."""
+    """The YAML files below a folder, sorted, without symbolic links out of it; a file itself."""
+    if folder.is_file():
+        return [folder]
     return [path for path in _files(folder) if path.suffix in SUFFIXES and path.resolve().is_relative_to(folder.resolve())][:MAX_FILES]
 
 

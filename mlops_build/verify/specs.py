@@ -16,8 +16,8 @@ Problem = Callable[[Sequence[str]], str | None]
 class SpecChecker:
     """The check of one CI system's specs.
 
-    folder: where a repository has them. recognises: whether a YAML document is a spec. check: finds the faults in the specs of a service,
-    or (None) in any specs, which may refer to something that is defined elsewhere. families: the rules.
+    folder: the folder or file of a repository that has them. recognises: whether a YAML document is a spec. check: finds the faults in the
+    specs of a service, or (None) in any specs, which may refer to something that is defined elsewhere. families: the rules.
     """
 
     folder: str

@@ -111,10 +111,10 @@ class Bamboo:
         self.numbers[key, branch] = number
         build = Build(key, branch, number, self._git("rev-parse", f"refs/heads/{branch}"))
         # An override may leave jobs without a stage.
-        _refuse_others(plan, PLAN_KEYS | {name for name, value in plan.items() if isinstance(value, dict) and "tasks" in value})
+        refuse_others(plan, PLAN_KEYS | {name for name, value in plan.items() if isinstance(value, dict) and "tasks" in value})
         for stage in plan["stages"]:
             ((_, settings),) = stage.items()
-            _refuse_others(settings, {"jobs"})
+            refuse_others(settings, {"jobs"})
             # The jobs of a stage do not receive each other's artifacts; those of the next stage do.
             before = dict(build.artifacts)
             for name in settings["jobs"] if build.ok else []:
@@ -124,11 +124,11 @@ class Bamboo:
     def deploy(self, build: Build, env: str, *, approved: bool = False) -> Job:
         """Deploy the release of a build. Raises NotInterpreted if Bamboo would refuse it."""
         deployment = self._deployment()
-        _refuse_others(deployment, DEPLOYMENT_KEYS | set(deployment["environments"]))
+        refuse_others(deployment, DEPLOYMENT_KEYS | set(deployment["environments"]))
         if env not in deployment["environments"] or deployment["deployment"]["source-plan"] != build.plan or not build.ok:
             raise NotInterpreted(f"no release of {build.plan} #{build.number} for {env}")
         settings = deployment[env]
-        _refuse_others(settings, ENVIRONMENT_KEYS)
+        refuse_others(settings, ENVIRONMENT_KEYS)
         if settings.get("release-approval-prerequisite") == "approved" and not approved:
             raise NotInterpreted(f"{env}: the release is not approved")
         job = Job(env, self._agent(settings))
@@ -143,7 +143,7 @@ class Bamboo:
         return next(document for document in self.documents() if "environments" in document)
 
     def _job(self, settings: Mapping[str, Any], name: str, build: Build, artifacts: Mapping[str, Path]) -> None:
-        _refuse_others(settings, JOB_KEYS)
+        refuse_others(settings, JOB_KEYS)
         job = Job(name, self._agent(settings))
         build.jobs.append(job)
         work = self._clean(f"{build.plan}-{settings['key']}")
@@ -187,13 +187,13 @@ class Bamboo:
                     return False
                 _copy(build.artifacts[artifact["name"]], "**/*", work)
         elif kind == "test-parser" and settings["type"] == "junit":
-            return _parse(settings["test-results"], job, work)
+            return parse_reports(settings["test-results"], job, work)
         else:
             raise NotInterpreted(f"task {kind}")
         return True
 
     def _checkout(self, settings: Mapping[str, Any], work: Path, build: Build) -> bool:
-        _refuse_others(settings, {"force-clean-build"})
+        refuse_others(settings, {"force-clean-build"})
         if settings.get("force-clean-build") == "true":
             _empty(work)
         for command in (
@@ -206,7 +206,7 @@ class Bamboo:
         return True
 
     def _script(self, settings: Mapping[str, Any], job: Job, work: Path, variables: Mapping[str, str]) -> bool:
-        _refuse_others(settings, {"interpreter", "scripts", "conditions"})
+        refuse_others(settings, {"interpreter", "scripts", "conditions"})
         if settings["interpreter"] != "SHELL" or "${bamboo." in (body := "\n".join(settings["scripts"])):
             raise NotInterpreted(f"script: {settings}")
         job.scripts.append(body)
@@ -250,7 +250,7 @@ class Bamboo:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
-def _refuse_others(settings: Mapping[str, Any], known: set[str]) -> None:
+def refuse_others(settings: Mapping[str, Any], known: set[str]) -> None:
     if unknown := set(settings) - known:
         raise NotInterpreted(f"keys: {unknown}")
 
@@ -260,7 +260,7 @@ def _met(conditions: Sequence[Any], variables: Mapping[str, str]) -> bool:
     return all(variables.get(name) == value for name, value in wanted)
 
 
-def _parse(patterns: Sequence[str], job: Job, work: Path) -> bool:
+def parse_reports(patterns: Sequence[str], job: Job, work: Path) -> bool:
     """Bamboo's JUnit parser: fails if a test failed, or if there are no results."""
     files = [file for pattern in patterns for file in sorted(work.glob(pattern))]
     suites = [suite for file in files for suite in ElementTree.parse(file).getroot().iter("testsuite")]  # noqa: S314 # pytest's own

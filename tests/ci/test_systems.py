@@ -1,6 +1,7 @@
-"""Another CI system is a subpackage with the members of bamboo/, and an entry in SYSTEMS: nothing else knows which systems there are."""
+"""A CI system is a subpackage with the members of bamboo/, and an entry in SYSTEMS: nothing else knows which systems there are."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,3 +69,15 @@ def test_only_its_subpackage_knows_a_system() -> None:
     allowed = {package / "ci/systems.py", *(package / "ci/bamboo").iterdir()}
     files = {file for pattern in ("*.py", "*.toml", "*.yaml") for file in package.rglob(pattern)}
     assert [file for file in files - allowed if "bamboo" in file.read_text().lower()] == []
+    files -= set((package / "ci/gitlab").iterdir())
+    assert [file for file in files if re.search(r"gitlab-ci|\bCI_[A-Z]", file.read_text())] == []
+
+
+def test_gitlab_pushes_with_the_bots_token_to_the_projects_address() -> None:
+    """The origin of a job's checkout contains a token that may only read."""
+    job = {"GITLAB_CI": "true", "CI_COMMIT_BRANCH": "main", "CI_PIPELINE_IID": "7", "CI_PROJECT_URL": "https://git.example.com/ml/digits"}
+    ours = {"MLOPS_GIT_BRANCH": "main", "MLOPS_CI_BUILD": "7", "MLOPS_CI_REPOSITORY": "https://git.example.com/ml/digits.git"}
+    assert systems.variables(job) == ours
+    assert systems.variables({**job, "MLOPS_GIT_TOKEN": "x"}) == {**ours, "MLOPS_GIT_URL": "https://git.example.com/ml/digits.git"}
+    assert systems.variables({**job, "GITLAB_CI": ""}) == {}
+    assert systems.variables({"GITLAB_CI": "true"}) == {}

@@ -134,7 +134,7 @@ def test_it_is_the_tree_that_copier_copies(
 def test_what_is_typed_counts_and_what_does_not_apply_is_left_out(
     cookiecutter: Door, template: Path, render: Render, tmp_path: Path
 ) -> None:
-    typed = ["Fraud score", "", "", "", "4", "2", "2", "2GiB", *[""] * 10, "3", ""]
+    typed = ["Fraud score", "", "", "", "4", "2", "2", "2GiB", *[""] * 11, "3", ""]
     printed = cookiecutter(str(template), stdin="\n".join(typed) + "\n").stdout
     assert "HOST[:PORT][/PATH]" in printed
     assert "none: a tiny synthetic problem with the places to change marked" in printed

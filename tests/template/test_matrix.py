@@ -1,4 +1,7 @@
-"""Every value of every choice with every other: 108 services, each with exactly its files, and no choice that shows where it must not."""
+"""Every value of every choice with every other, and GitLab with each example: 80 services.
+
+Each has exactly its files, and no choice shows where it must not.
+"""
 
 import json
 import os
@@ -21,14 +24,17 @@ CHOICES = {
     "gpu": ["none", "shared", "exclusive"],
     "python_version": ["3.11", "3.14"],  # the oldest and the newest
     "monitoring": ["annotations", "prometheus-operator", "none"],
+    "ci": ["bamboo", "gitlab"],
 }
-SERVICES = list(product(*CHOICES.values()))
+# The CI system shows in files of its own: the other choices of GPU and monitoring would tell no more.
+SERVICES = [values for values in product(*CHOICES.values()) if values[4] == "bamboo" or (values[1], values[3]) == ("none", "annotations")]
 # A choice may change these files and no others; `src/` stands for everything in it.
 SHOWS_IN = {
     "example": {".copier-answers.yml", "README.md", "dvc.yaml", "params.yaml", "pyproject.toml", "src/", "tests/", "bamboo-specs/"},
     "gpu": {".copier-answers.yml", "README.md", "service.yaml", "deploy/", "bamboo-specs/"},
     "python_version": {".copier-answers.yml", "README.md", "Makefile", "pyproject.toml", "service.yaml", "bamboo-specs/", "ci/"},
     "monitoring": {".copier-answers.yml", "README.md", "deploy/"},
+    "ci": {".copier-answers.yml", "README.md", "CODEOWNERS", "bamboo-specs/", ".gitlab-ci.yml"},
 }
 # Words that belong to one choice: in a service that made another, nobody must find them.
 BELONGS_TO = {
@@ -36,6 +42,8 @@ BELONGS_TO = {
     ("example", "tabular"): r"breast.cancer",
     ("example", "text"): r"\b[Bb]abel\b|vocabulary",
     ("example", "none"): r"# CHANGE \d/\d",
+    ("ci", "bamboo"): r"(?i)bamboo",
+    ("ci", "gitlab"): r"gitlab-ci|GitLab's pipeline",
     ("monitoring", "annotations"): r"prometheus\.io/",
     ("monitoring", "prometheus-operator"): r"\bServiceMonitor\b|monitoring\.coreos\.com",
 }
@@ -98,7 +106,7 @@ def test_the_choices_are_all_there_are() -> None:
     assert {name: sorted(values.values() if isinstance(values, dict) else values) for name, values in choices.items()} == {
         name: sorted(values) for name, values in CHOICES.items()
     }
-    assert len(SERVICES) == 72
+    assert len(SERVICES) == 80
 
 
 @pytest.mark.parametrize("values", SERVICES, ids="-".join)
@@ -148,7 +156,7 @@ def test_what_its_lint_and_tests_read_depends_on_nothing_else(
     read: list[Any] = [
         {name: text for name, text in contents[values].items() if name.endswith((".py", "pyproject.toml", "Makefile"))} for values in same
     ]
-    assert len(read) == 9
+    assert len(read) == 10
     assert all(files == read[0] for files in read)
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(

@@ -25,6 +25,7 @@ QUESTIONS = [
     "image_registry",
     "k8s_namespace",
     "k8s_host",
+    "ci",
     "bamboo_project_key",
     "bamboo_plan_key",
     "git_host",
@@ -34,7 +35,7 @@ QUESTIONS = [
 ]
 # Each would break out of a YAML, TOML, Dockerfile or shell word, or out of Jinja.
 HOSTILE = ["a\nb", "a\n", 'a"b', "a'b", "a$(b)", "a{{ 1 }}b", "a{% x %}", "a #b", "a\\b", "a: b"]
-FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_version", "gpu", "pull_requests", "monitoring")]
+FREE_TEXT = [name for name in QUESTIONS if name not in ("example", "python_version", "gpu", "ci", "pull_requests", "monitoring")]
 
 WRONG = [
     ("project_name", ["", "7digits", "a", "Two  spaces", "-x", "x-", "x" * 41, "naïve", "a/b", "../up"]),

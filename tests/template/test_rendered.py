@@ -29,6 +29,7 @@ MATRIX[3] |= {
     "s3_endpoint_url": "https://s3.example.com",
     "mlflow_tracking_uri": "https://mlflow.example.com",
 }
+MATRIX[7] |= {"ci": "gitlab"}
 MATRIX[8] |= {"project_name": "ab", "dvc_remote_url": "/mnt/dvc"}
 
 FILES = """
@@ -52,6 +53,8 @@ def expected_files(answers: dict[str, str]) -> set[str]:
     """What a service with these answers holds, and nothing else."""
     package = answers.get("project_name", "Digits").lower().replace(" ", "_")
     expected = set(FILES.replace("PACKAGE", package).split())
+    if answers.get("ci") == "gitlab":
+        expected = expected - {"bamboo-specs/bamboo.yaml"} | {".gitlab-ci.yml"}
     if answers["monitoring"] == "prometheus-operator":
         expected.add("deploy/base/servicemonitor.yaml")
     if "s3_endpoint_url" in answers:
