@@ -36,7 +36,7 @@ def extracted(release: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("release", "pin"), [("0.5", "0.5"), ("0.8", "0.5"), ("0.8", "0.8"), ("0.8", "0.9")])
+@pytest.mark.parametrize(("release", "pin"), [("0.5", "0.5"), ("0.8", "0.8"), ("0.8", "0.9")])
 def test_an_earlier_bridge_beside_this_one(
     make_repository: MakeRepository, registry: Registry, register: Register, tmp_path: Path, release: str, pin: str
 ) -> None:
