@@ -1,6 +1,7 @@
 """`bridge status`: what should run, what Git says, and what a service answers."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,3 +93,12 @@ def test_what_runs_is_asked_of_the_service(
     # A host in service.yaml has no port.
     monkeypatch.setattr(http, "call", lambda method, url, **options: send(method, url.replace("digits-staging.test", address), **options))
     assert rows(capsys, f"file://{checkout}.git")[0]["running"] == running
+
+
+def test_many_repositories_at_once_leave_stdout_in_place(
+    make_repository: MakeRepository, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [f"file://{make_repository(f'digits-{number}')}.git" for number in range(6)]
+    before = sys.stdout
+    assert len(rows(capsys, *urls)) == 12
+    assert sys.stdout is before

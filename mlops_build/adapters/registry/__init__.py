@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -47,8 +48,10 @@ def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Co
 
     @functools.wraps(method)
     def wrapped(self: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # Another thread must not exchange it: the last one to end would leave its own in place.
+        is_main = threading.current_thread() is threading.main_thread()
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr) if is_main else contextlib.nullcontext():
                 return method(self, *args, **kwargs)
         except NoAnswer as error:
             raise self._unreachable(str(error)) from error
