@@ -19,7 +19,7 @@ from mlops_build.__main__ import main
 from mlops_build.checklist import agent, checks, cluster, host, image_registry, items, names, storage
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result
-from mlops_build.ci import bamboo
+from mlops_build.ci import bamboo, gitlab
 from mlops_build.errors import NotFound, Refused
 from tests.ci.conftest import simulate_kubectl
 from tests.conftest import Render, git
@@ -37,7 +37,9 @@ MakeService = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Remove the settings of the user who runs the tests."""
-    for name in [name for name in os.environ if name.startswith(("MLOPS_GIT_", "MLOPS_BRIDGE_", "MLFLOW_TRACKING_", "AWS_", "bamboo_"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("MLOPS_GIT_", "MLOPS_BRIDGE_", "MLFLOW_TRACKING_", "AWS_", "bamboo_", "CI_"))
+    ]:
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.startswith(("GIT_AUTHOR", "GIT_COMMITTER"))]:
         monkeypatch.delenv(name)
@@ -200,6 +202,34 @@ def test_variables_of_bamboo_are_checked(service: MakeService, monkeypatch: pyte
     assert bamboo_checks["capability"](credentials).state == "ok"
     monkeypatch.setenv("bamboo_planKey", "ML-OTHER")
     assert "ML-DIGITS, ML-DIGITSTRAIN" in bamboo_checks["plan"]({}).detail
+
+
+def test_a_pipeline_of_gitlab_has_its_own_items_and_checks(
+    service: MakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = service(ci="gitlab", team="vision")
+    plans, credentials = gitlab.plans(root), {"capability": "mlops.credentials"}
+    assert (plans.system, plans.capabilities) == ("GitLab", ("mlops.credentials",))
+    assert plans.checks["protected"]({}).state == plans.checks["tag"](credentials).state == "unseen"
+    for branch, protected, state in (("main", "true", "ok"), ("main", "false", "no"), ("x", "false", "unseen"), ("x", "true", "no")):
+        monkeypatch.setenv("CI_COMMIT_BRANCH", branch)
+        monkeypatch.setenv("CI_COMMIT_REF_PROTECTED", protected)
+        assert plans.checks["protected"]({}).state == state
+    for tags, state in (('["a", "mlops.credentials"]', "ok"), ("a, mlops.credentials", "ok"), ('["mlops"]', "no"), ("[]", "no")):
+        monkeypatch.setenv("CI_RUNNER_TAGS", tags)
+        assert plans.checks["tag"](credentials).state == state
+    monkeypatch.chdir(root)
+    assert main(["doctor", "--checklist"]) == 0
+    printed = capsys.readouterr().out
+    assert "Bamboo" not in printed.replace("Bitbucket", "")
+    assert all(expected in printed for expected in ("`gitlab-protected`", "tag `mlops.credentials`", "the group `vision`"))
+    for text, error in (("a: [", Refused), ("stages: []\n", NotFound), (None, NotFound)):
+        (root / gitlab.SPECS).write_text(text) if text else (root / gitlab.SPECS).unlink()
+        with pytest.raises(error):
+            gitlab.plans(root)
+    (root / gitlab.SPECS).write_text("stages: []\n")
+    assert main(["doctor", "--ci", "--json"]) == 4
+    assert ".gitlab-ci.yml" in {finding["rule"] for finding in json.loads(capsys.readouterr().out)["findings"]}
 
 
 def test_values_of_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
