@@ -133,8 +133,8 @@ def test_a_fault_is_found_where_it_is(service: Path, render: Render, fault: tupl
 
 
 def test_every_rule_has_a_fault() -> None:
-    rules = {rule.id for checker in SPECS for family in checker.families.values() for rule in family}
-    assert {rule for _, rule, *_ in FAULTS} == rules
+    (checker,) = [checker for checker in SPECS if checker.folder == "bamboo-specs"]
+    assert {rule for _, rule, *_ in FAULTS} == {rule.id for family in checker.families.values() for rule in family}
 
 
 @pytest.mark.slow
