@@ -62,7 +62,10 @@ class Decision:
 def may_differ(objects: Objects, tree: Tree, env: str, aliases: Aliases) -> bool:
     """Whether the aliases, if there are any, or service.yaml differ from the release in Git. The registry is not asked."""
     there, wanted = tree.record(env), numbers(tree.service, env, aliases)
-    return bool(wanted) and (there is None or wanted != there.numbers or settings_differ(objects, tree, there))
+    if not wanted:
+        return False
+    is_same = there is not None and wanted == there.numbers and len(wanted) == len(tree.service.models)
+    return not is_same or (there is not None and settings_differ(objects, tree, there))
 
 
 def decide(

@@ -83,6 +83,18 @@ def test_a_promotion_of_one_model_keeps_the_other(two: Path, registry: Registry)
     assert staging(two, registry).after == "digits 1, letters 3"
 
 
+def test_a_model_that_joins_the_service_must_be_promoted_first(checkout: Path, registry: Registry, register: Register) -> None:
+    register(), register("letters")
+    promote(registry, checkout, digits=1)
+    staging(checkout, registry)
+    change_service(checkout, "  - name: digits\n", "  - name: digits\n  - name: letters\n")
+    outcome = staging(checkout, registry)
+    assert (outcome.state, outcome.before) == ("failed", "digits 1")
+    assert "letters has no alias 'staging'" in str(outcome)
+    promote(registry, checkout, letters=1)
+    assert staging(checkout, registry).after == "digits 1, letters 1"
+
+
 def test_after_a_promotion_is_released_a_move_by_hand_is_one(two: Path, registry: Registry) -> None:
     registry.set_alias("letters", "staging", 3)
     assert staging(two, registry).after == "digits 1, letters 3"
