@@ -30,7 +30,18 @@ def test_after_the_time_limit_the_children_end_too(tmp_path: Path) -> None:
     assert caught.value.remedy == "look"
     assert time.monotonic() - began < 30
     state = Path(f"/proc/{pid.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    deadline = time.monotonic() + 20  # it is killed, but may not have been scheduled yet
+    while is_running(state) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(state)
+
+
+def is_running(state: Path) -> bool:
+    """Whether the process of a /proc/PID/stat exists, and is not a zombie."""
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_it_gets_no_input_and_no_terminal() -> None:

@@ -46,7 +46,7 @@ class Place:
         return [pull.state for pull in self.host.current()]
 
 
-@pytest.fixture(params=["bitbucket"])  # tests/release/test_land.py has both hosts
+@pytest.fixture(params=["bitbucket"])  # tests/release/test_land.py has the other one
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
@@ -178,7 +178,7 @@ def test_two_bridges_open_one_request(place: Place, monkeypatch: pytest.MonkeyPa
     assert place.states == ["open"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_many_bridges_at_once_open_one_request_and_agree_on_its_commit(place: Place) -> None:
     place.promote(1, "staging"), place.promote(1)
     with ThreadPoolExecutor(6) as bridges:

@@ -326,7 +326,7 @@ def test_sigterm_ends_it_and_the_programs_that_it_runs(checkout: Path, registry:
 
 
 @pytest.mark.real_python
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, registry: Registry, register: Register) -> None:
     first = head(checkout)
     for number in range(1, 9):

@@ -9,9 +9,10 @@ import pytest
 
 from mlops_build import service as service_file
 from mlops_build.__main__ import main
-from mlops_build.adapters.registry import Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.bridge import reconcile
 from mlops_build.model import identity
+from mlops_build.model.version import BadVersion
 from mlops_build.release import alias, promotion, record, write
 from tests.conftest import git
 from tests.release.world import SERVICE, MakeRepository, change_service
@@ -307,18 +308,23 @@ FORGED = [
 
 
 @pytest.mark.parametrize("text", FORGED)
-def test_a_forged_promotion_is_refused(checkout: Path, registry: Registry, register: Register, text: str) -> None:
+def test_a_forged_promotion_is_not_valid(text: str) -> None:
+    version = RegisteredVersion("digits", 2, "", "", {promotion.tag("staging"): text}, 0)
+    with pytest.raises(BadVersion, match=r"'digits' version 2: the tag mlops_build.promotion.staging is not valid") as refused:
+        promotion.parse(version, "staging")
+    assert refused.value.message.isprintable()
+
+
+def test_a_forged_promotion_is_not_released(checkout: Path, registry: Registry, register: Register) -> None:
     register(), register()
     promote(registry, checkout, digits=1)
     staging(checkout, registry)
     before = last(checkout, "%H")
-    registry.set_tag("digits", 2, promotion.tag("staging"), text)
+    registry.set_tag("digits", 2, promotion.tag("staging"), FORGED[-1])
     registry.set_alias("digits", "staging", 2)
     outcome = staging(checkout, registry)
     assert outcome.error is not None
     assert (outcome.state, outcome.error.exit_code) == ("failed", 4)
-    assert "'digits' version 2: the tag mlops_build.promotion.staging is not valid" in outcome.error.message
-    assert outcome.error.message.isprintable()
     assert last(checkout, "%H") == before
     promote(registry, checkout, digits=2)
     assert staging(checkout, registry).after == "digits 2"

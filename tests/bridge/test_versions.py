@@ -18,8 +18,6 @@ from mlops_build.release import alias
 from tests.conftest import ROOT, git
 from tests.release.world import MakeRepository
 
-pytestmark = pytest.mark.slow
-
 Register = Callable[..., Any]
 # What was tagged (CHANGELOG.md).
 RELEASED = {"0.5": "b848a2185daf616aa8327e4135b890c3605769fd", "0.8": "f83d6f4bcae66554335322b603d7bb6770ce2eef"}
@@ -36,7 +34,14 @@ def extracted(release: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("release", "pin"), [("0.5", "0.5"), ("0.8", "0.8"), ("0.8", "0.9")])
+@pytest.mark.parametrize(
+    ("release", "pin"),
+    [
+        pytest.param("0.5", "0.5", marks=pytest.mark.soak),
+        pytest.param("0.8", "0.8", marks=pytest.mark.soak),
+        pytest.param("0.8", "0.9", marks=pytest.mark.slow),
+    ],
+)
 def test_an_earlier_bridge_beside_this_one(
     make_repository: MakeRepository, registry: Registry, register: Register, tmp_path: Path, release: str, pin: str
 ) -> None:

@@ -36,8 +36,15 @@ except Refused as error:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("release", [pin for pin in RELEASES if pin < BY_REQUEST], ids=str)
+@pytest.mark.parametrize(
+    "release",
+    # The first and the last release with each formula; the others in `make soak`.
+    [
+        pytest.param(pin, id=str(pin), marks=pytest.mark.slow if pin in (Pin(0, 3), Pin(0, 8)) else pytest.mark.soak)
+        for pin in RELEASES
+        if pin < BY_REQUEST
+    ],
+)
 @pytest.mark.usefixtures("template")  # copier reads nobody's settings
 def test_the_services_own_ci_accepts_the_name_of_this_bridge(release: Pin, tmp_path: Path) -> None:
     from copier import run_copy

@@ -1,8 +1,6 @@
 """The Git tag of a version's commit, in a real bare repository."""
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,20 +8,9 @@ import pytest
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.training import code_tag
 from tests.conftest import git
-from tests.training.test_register_weights import MODEL, edit, service, trained
-
-__all__ = ["service", "trained"]
 
 SERVER = "https://mlflow.example.com"
 REFUSING = "#!/bin/sh\ncase $1 in refs/tags/*) echo 'tags are protected' >&2; exit 1;; esac\n"
-# The registry is a file here, which counts as a server.
-RUN = """
-import sys
-from mlops_build.__main__ import main
-from mlops_build.training import code_tag
-code_tag.SERVER = ("sqlite://",)
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture
@@ -85,27 +72,3 @@ def test_a_tag_that_cannot_be_pushed_is_a_remark_that_says_how(checkout: Path) -
     assert tags(checkout) == {tag: commit}
     (checkout.parent / "origin.git").rename(checkout.parent / "elsewhere.git")
     assert "was not pushed" in str(code_tag.push(Checkout(checkout), SERVER, "digits", commit))
-
-
-def test_training_and_registering_push_it(service: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> dict[str, object]:
-        command = [sys.executable, "-c", RUN, *arguments, "--json"]
-        done = subprocess.run(command, cwd=service, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        document: dict[str, object] = json.loads(done.stdout)
-        return document
-
-    assert tags(service) == {}, "it was trained with a file"
-    assert "model/points" not in str(run("train")["warnings"])
-    first = git(service, "rev-parse", "HEAD")
-    assert tags(service) == {f"model/points/{first[:12]}": first}
-    second = edit(service, MODEL, "class Predictor", "# Fixed.\nclass Predictor")
-    hook = tmp_path / "origin.git/hooks/update"
-    hook.write_text(REFUSING)
-    hook.chmod(0o755)
-    made = run("register", "--weights-from", "models:/points/1")
-    assert made["new"] is True
-    assert "tags are protected" in str(made["remarks"])
-    hook.unlink()
-    assert run("register", "--weights-from", "models:/points/1")["remarks"] == []
-    assert tags(service) == {f"model/points/{commit[:12]}": commit for commit in (first, second)}

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from mlops_build.adapters.registry import Registry
 from mlops_build.model import contract, files, identity, openapi
 from tests.conftest import git, mlops_build
+from tests.training.test_code_tag import REFUSING, tags
 
 MODEL = "src/points/model.py"
 FIRST = "models:/points/1"
@@ -134,3 +137,37 @@ def test_files_that_are_not_what_was_registered_are_not_used(service: Path) -> N
     assert "the version was registered with sha256:0000" in register(service, expect=4)
     registry(service).delete_tag("points", 1, identity.DIGEST_TAG)
     assert f"{version.shown} has no tag mlops_build.digest" in register(service, expect=4)
+
+
+# The registry is a file here, which counts as a server.
+RUN = """
+import sys
+from mlops_build.__main__ import main
+from mlops_build.training import code_tag
+code_tag.SERVER = ("sqlite://",)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_training_and_registering_push_the_tag_of_the_commit(service: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> dict[str, object]:
+        command = [sys.executable, "-c", RUN, *arguments, "--json"]
+        done = subprocess.run(command, cwd=service, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, object] = json.loads(done.stdout)
+        return document
+
+    assert tags(service) == {}, "it was trained with a file"
+    assert "model/points" not in str(run("train")["warnings"])
+    first = git(service, "rev-parse", "HEAD")
+    assert tags(service) == {f"model/points/{first[:12]}": first}
+    second = edit(service, MODEL, "class Predictor", "# Fixed.\nclass Predictor")
+    hook = tmp_path / "origin.git/hooks/update"
+    hook.write_text(REFUSING)
+    hook.chmod(0o755)
+    made = run("register", "--weights-from", "models:/points/1")
+    assert made["new"] is True
+    assert "tags are protected" in str(made["remarks"])
+    hook.unlink()
+    assert run("register", "--weights-from", "models:/points/1")["remarks"] == []
+    assert tags(service) == {f"model/points/{commit[:12]}": commit for commit in (first, second)}
