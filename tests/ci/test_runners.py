@@ -124,7 +124,7 @@ def test_a_branch_is_checked_without_credentials_and_a_failure_stops_main(compan
         company.project._runner(branch, spec["build"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_training_pushes_a_branch_and_opens_a_merge_request_once(company: Company, pipeline: Pipeline) -> None:
     """By hand, and again after it was interrupted; the schedule's pipeline has nothing else."""
     job = company.project.start(pipeline, "train")

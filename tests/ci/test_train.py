@@ -128,7 +128,7 @@ def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Plac
     assert len(place.host.pull_requests) == 1
 
 
-@pytest.mark.slow  # the steps of `train` are killed in the fast tests
+@pytest.mark.soak  # the steps of `train` are killed in the fast tests
 def test_killed_between_any_two_steps_another_agent_finishes_it(place: Place) -> None:
     # The first four on the same agent, whose folder is kept; then on others, which use what was pushed.
     steps = [

@@ -23,7 +23,7 @@ def allowed(package: str) -> str:
     return requirement
 
 
-@pytest.mark.parametrize("age", ["oldest", "newest"])
+@pytest.mark.parametrize("age", [pytest.param("oldest", marks=pytest.mark.soak), "newest"])
 def test_serving_and_registry_with_another_release_of_what_they_use(tmp_path: Path, age: str) -> None:
     uv = [str(Path(sys.executable).with_name("uv")), "pip"]
     newest = [allowed(name) for name in PACKAGES]

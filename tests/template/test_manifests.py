@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "stopped": ("replicas: 0", "autoscale: {max_replicas: 5, target: 3}"),
 }
 ALL = list(product(MODES, MONITORINGS, CASES))
-# Every pair of values: the rest of the product is for the slow tests.
+# Every pair of values: the rest of the product is for `make soak`.
 FAST = [(mode, MONITORINGS[(row + column) % len(MONITORINGS)], case) for row, mode in enumerate(MODES) for column, case in enumerate(CASES)]
 # Checkov's findings that are right and stay. Two more are explained to everybody who looks at a service, by its Deployment's annotations.
 BEFORE_A_RELEASE = {
@@ -139,7 +139,7 @@ def overlay(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(
-    params=[case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in ALL],
+    params=[case if case in FAST else pytest.param(case, marks=pytest.mark.soak) for case in ALL],
     ids=lambda case: "-".join(case).replace(" ", "_"),
 )
 def rendered(request: pytest.FixtureRequest, overlay: Any) -> tuple[tuple[str, str, str], Rendered]:

@@ -37,9 +37,14 @@ LARGE = {
 
 
 def fast_first(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
-    """The cases as parameters; those that are not in `fast` are slow tests."""
-    fast = list(fast)
-    return [pytest.param(*(case if isinstance(case, tuple) else [case]), marks=() if case in fast else pytest.mark.slow) for case in cases]
+    """The cases as parameters. Those not in `fast` are slow; those of a release between the first and the last are for `make soak`."""
+    fast, between, parameters = list(fast), list(RELEASES)[1:-1], []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        is_between = any(value in between for value in values if isinstance(value, str))
+        marks = () if case in fast else pytest.mark.soak if is_between else pytest.mark.slow
+        parameters.append(pytest.param(*values, marks=marks))
+    return parameters
 
 
 # make(version, answers): a folder with such a service, committed; a copy that a test may change.

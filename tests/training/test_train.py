@@ -138,7 +138,7 @@ STEPS = [
 SOME = ["pipeline.push_code", "registry.Registry.create_version"]
 
 
-@pytest.mark.parametrize("steps", [SOME, pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("steps", [SOME, pytest.param(STEPS, marks=pytest.mark.soak)], ids=["some", "all"])
 def test_killed_between_any_two_steps_a_second_run_finishes_it(service: Path, tmp_path: Path, steps: list[str]) -> None:
     """Each run is killed before a later step, and the last one is not killed. There is one version, and one commit."""
     before = git(service, "rev-parse", "HEAD")
