@@ -91,7 +91,7 @@ BOTH_WAYS = [
     pytest.param(*versions, id=f"{versions[0] or 'current'}-{versions[1] or 'current'}", marks=marks)
     for version in VERSIONS
     for versions in ((version, ""), ("", version))
-    for marks in ([] if version == "0.4.0" else [pytest.mark.slow],)
+    for marks in ([] if version == "0.4.0" else [pytest.mark.soak if version == "0.5.0" else pytest.mark.slow],)
 ]
 
 
