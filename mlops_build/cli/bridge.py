@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
-from mlops_build.cli.parser import port
+from mlops_build.cli.parser import interval, port
 from mlops_build.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking-uri", help=argparse.SUPPRESS)
     parser.add_argument("--despite-findings", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
-    run.add_argument("--interval", type=_seconds, default=60.0, metavar="SECONDS", help="between two passes (default: 60)")
+    run.add_argument("--interval", type=interval, default=60.0, metavar="SECONDS", help="between two passes (default: 60)")
     run.add_argument("--workers", type=_workers, default=4, metavar="N", help="repositories of a Git host at the same time (default: 4)")
     run.add_argument("--port", type=port, default=9401, metavar="N", help="of /health, /metrics and /webhook (default: 9401; 0: any)")
     run.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (default: 127.0.0.1)")
@@ -184,16 +184,6 @@ def _files(args: argparse.Namespace) -> int:
 def _log(line: str) -> None:
     # A Git host chooses what its messages contain.
     say("mlops-build bridge: " + "".join(character if character.isprintable() else "\ufffd" for character in line))
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 s and a day")
-    return seconds
 
 
 def _workers(text: str) -> int:

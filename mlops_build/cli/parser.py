@@ -114,6 +114,17 @@ def port(text: str) -> int:
     return int(text)
 
 
+def interval(text: str) -> float:
+    """The type of --interval, in seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 s and a day")
+    return seconds
+
+
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The subcommands of a command, such as `gpu pick`: name → parser."""
     return {

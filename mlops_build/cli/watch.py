@@ -10,7 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
-from mlops_build.cli.parser import port
+from mlops_build.cli.parser import interval, port
 
 if TYPE_CHECKING:
     from mlops_build.watch.node import Snapshot
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporter.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="the address to listen on (default: all)")  # noqa: S104
     graphite = what.add_parser("graphite", help="send the same to Graphite until SIGTERM")
     graphite.add_argument("address", metavar="HOST:PORT", help="carbon's plaintext port, usually 2003")
-    graphite.add_argument("--interval", type=_seconds, default=60.0, metavar="SECONDS", help="(default: 60)")
+    graphite.add_argument("--interval", type=interval, default=60.0, metavar="SECONDS", help="(default: 60)")
     graphite.add_argument(
         "--prefix", default="mlops.gpu", metavar="PATH", help="the start of each path, before the host (default: mlops.gpu)"
     )
@@ -155,13 +155,3 @@ def _files(args: argparse.Namespace) -> int:
     written = shipped.write(Path(args.folder), force=args.force)
     result(args, {"written": [str(path) for path in written]}, "\n".join(str(path) for path in written))
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 s and a day")
-    return seconds

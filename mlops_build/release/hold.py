@@ -60,16 +60,11 @@ def file(env: str) -> str:
     return records.folder(env).replace("/release", "/hold.yaml")
 
 
-def of(objects: Objects, commit: str, env: str, service: Service | None) -> str | None:
-    """Why `env` is held at a commit; None if it is not. A hold.yaml that cannot be read holds, too.
-
-    service: the commit's; None if its service.yaml cannot be read.
-    """
-    return read(objects.read(commit, file(env)), env, service)
-
-
 def read(text: bytes | None, env: str, service: Service | None) -> str | None:
-    """`of` for the content of hold.yaml; None if there is no such file."""
+    """Why `env` is held; None if it is not. A hold.yaml that cannot be read holds, too.
+
+    text: the content of hold.yaml; None if there is no such file. service: None if its service.yaml cannot be read.
+    """
     if text is None:
         return service.hold.get(env) if service else None
     why = _parsed(text).get("why")
@@ -77,7 +72,7 @@ def read(text: bytes | None, env: str, service: Service | None) -> str | None:
 
 
 def in_folder(root: Path, env: str, service: Service) -> str | None:
-    """`of` for a working tree."""
+    """`read` for a working tree."""
     path = root / file(env)
     return read(path.read_bytes() if path.is_file() else None, env, service)
 

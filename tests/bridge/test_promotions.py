@@ -50,6 +50,13 @@ def last(checkout: Path, wanted: str = "%B") -> str:
     return git(checkout.with_name(f"{checkout.name}.git"), "log", "-1", f"--format={wanted}", "main")
 
 
+def revert(checkout: Path) -> None:
+    """A person takes the last commit back, and pushes that."""
+    git(checkout, "pull", "--quiet")
+    git(checkout, "revert", "--no-edit", "HEAD")
+    git(checkout, "push", "--quiet")
+
+
 def test_an_incomplete_promotion_is_waited_for(two: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that promotes is killed between two aliases; the bridge must not release the mix."""
     before, set_alias, moved = last(two, "%H"), Registry.set_alias, []
@@ -212,9 +219,7 @@ def test_a_persons_revert_stays_until_the_next_promotion_or_move(checkout: Path,
         register()
         promote(registry, checkout, digits=number)
         staging(checkout, registry)
-    git(checkout, "pull", "--quiet")
-    git(checkout, "revert", "--no-edit", "HEAD")
-    git(checkout, "push", "--quiet")
+    revert(checkout)
     for _ in range(2):
         outcome = staging(checkout, registry)
         assert (outcome.state, outcome.before) == ("reverted", "digits 1")
@@ -224,9 +229,7 @@ def test_a_persons_revert_stays_until_the_next_promotion_or_move(checkout: Path,
     assert reconcile.exit_code([outcome]) == 0
     promote(registry, checkout, digits=2)
     assert staging(checkout, registry).after == "digits 2"
-    git(checkout, "pull", "--quiet")
-    git(checkout, "revert", "--no-edit", "HEAD")
-    git(checkout, "push", "--quiet")
+    revert(checkout)
     register()
     registry.set_alias("digits", "staging", 3)
     assert staging(checkout, registry).after == "digits 3"
@@ -237,9 +240,7 @@ def test_a_person_can_release_what_was_reverted(checkout: Path, registry: Regist
         register()
         promote(registry, checkout, digits=number)
         staging(checkout, registry)
-    git(checkout, "pull", "--quiet")
-    git(checkout, "revert", "--no-edit", "HEAD")
-    git(checkout, "push", "--quiet")
+    revert(checkout)
     assert write.in_checkout(checkout, "staging", registry).after == "digits 2"
     assert staging(checkout, registry).state == "unchanged"
 

@@ -44,7 +44,7 @@ def effective(checkout: Path) -> str | None:
         service = tree.service_at(objects, head)
     except ServiceError:
         service = None
-    return hold.of(objects, head, "staging", service)
+    return hold.read(objects.read(head, hold.file("staging")), "staging", service)
 
 
 @pytest.mark.parametrize(
