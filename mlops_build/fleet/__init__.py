@@ -24,7 +24,7 @@ def _time(value: object) -> object:
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str) or not TIME.fullmatch(value):
-        raise ValueError(f"{value!r} is not a time with an offset, such as 2026-12-18T18:00+01:00")
+        raise ValueError(f"{value!r:.100} is not a time with an offset, such as 2026-12-18T18:00+01:00")
     return datetime.fromisoformat(value)
 
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build import bounded_yaml
 from mlops_build.release.record import KUSTOMIZATION, PATCH, RECORD
 
 # How many changes a line lists before it counts the rest.
@@ -111,7 +111,7 @@ def _text(value: object) -> str:
 
 def _values(text: str) -> dict[str, Any]:
     """Every value of a file's documents by its dotted path. Raises YAMLError."""
-    return {path: value for document in YAML(typ="safe", pure=True).load_all(text) for path, value in _walk(document, _start(document))}
+    return {path: value for document in bounded_yaml.load_all(text) for path, value in _walk(document, _start(document))}
 
 
 def _start(document: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build import bounded_yaml
 from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.errors import Refused, UsageError
@@ -68,7 +69,7 @@ def read(text: bytes | None, env: str, service: Service | None) -> str | None:
     if text is None:
         return service.hold.get(env) if service else None
     why = _parsed(text).get("why")
-    return why if why and isinstance(why, str) else f"{file(env)} cannot be read: restore or remove it"
+    return why if why and isinstance(why, str) and why.isprintable() else f"{file(env)} cannot be read: restore or remove it"
 
 
 def in_folder(root: Path, env: str, service: Service) -> str | None:
@@ -88,7 +89,7 @@ def restores(root: Path, env: str, release: Mapping[str, bytes]) -> bool:
 def _parsed(text: bytes) -> Mapping[str, object]:
     """The keys of a hold.yaml; empty if it cannot be read."""
     try:
-        document = YAML(typ="safe", pure=True).load(text.decode())
+        document = bounded_yaml.load(text.decode())
         return document if document["schema"] == 1 and isinstance(document, dict) else {}
     except (YAMLError, UnicodeDecodeError, TypeError, LookupError):
         return {}

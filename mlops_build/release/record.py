@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlops_build import bounded_yaml
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import COMMIT, NAME
 from mlops_build.model.version import BadVersion, ModelVersion
@@ -95,7 +95,7 @@ def parse(text: str, where: str = RECORD) -> Record:
     """Read record.yaml's text. Raises BadRecord."""
     remedy = "do not edit it: restore it from Git, or write it again with `mlops-build release ENV`"
     try:
-        document = YAML(typ="safe", pure=True).load(text)
+        document = bounded_yaml.load(text)
     except YAMLError as error:
         raise BadRecord(f"{where} is not valid YAML: {str(error).splitlines()[0]}", remedy=remedy) from None
     if not isinstance(document, dict) or document.get("schema") != 1:

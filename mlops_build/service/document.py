@@ -7,12 +7,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from mlops_build import bounded_yaml
 from mlops_build.errors import Refused
 from mlops_build.service import problems
 
 Model = TypeVar("Model", bound=BaseModel)
-# Values of a file, those of an alias (*name) counted each time: aliases of aliases could need any amount of memory.
-MOST_VALUES = 100_000
 
 
 class _Constructor(RoundTripConstructor):
@@ -32,34 +31,23 @@ def parse(
     editor = YAML(typ="rt")
     editor.Constructor = _Constructor
     try:
-        document = editor.load(text)
+        document = bounded_yaml.load(text, editor)
     except MarkedYAMLError as problem:
         line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
         raise error(
             f"{where}{line}: not valid YAML: {problem.problem}",
             remedy='fix the line: indentation is two spaces, and text with ": " is in quotes',
         ) from None
+    except bounded_yaml.Unreadable as problem:
+        raise error(f"{where}: not valid YAML: {problem}", remedy=f"see {reference}") from None
     except YAMLError as problem:  # such as a control character
         why = " ".join(str(problem).split())
         raise error(f"{where}: not valid YAML: {why}", remedy='remove the character; "\\x07" writes it in quotes') from None
-    except RecursionError:
-        raise error(f"{where}: not valid YAML: too deep", remedy=f"see {reference}") from None
     if not isinstance(document, dict):
         raise error(f"{where}: not a mapping", remedy=f"the file starts with `schema: 1`; see {reference}")
-    if _count(document, {}) > MOST_VALUES:
-        raise error(f"{where}: more than {MOST_VALUES} values", remedy="remove the aliases (*name)")
     content: dict[str, Any] = problems.plain(document)
     try:
         return model.model_validate(content if strict else problems.known(content, model)), content
     except ValidationError as invalid:
         lines = [problems.text(document, problem, model) for problem in invalid.errors(include_url=False)]
         raise error("\n".join(f"{where} {line}" for line in lines), remedy=f"see {reference}") from None
-
-
-def _count(node: Any, counted: dict[int, int]) -> int:
-    """The values below a node, with itself. counted: those of the nodes that were visited, by id."""
-    if not isinstance(node, dict | list):
-        return 1
-    if id(node) not in counted:
-        counted[id(node)] = 1 + sum(_count(child, counted) for child in (node.values() if isinstance(node, dict) else node))
-    return counted[id(node)]

@@ -4,9 +4,13 @@ The document is as ruamel.yaml reads it with typ="rt", which has the lines.
 """
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel
+
+# Characters of a value in a message.
+SHOWN = 200
 
 
 def plain(node: Any) -> Any:
@@ -58,23 +62,32 @@ def text(document: Any, problem: Any, root: type[BaseModel]) -> str:
     path = [part for part in problem["loc"] if part != "[key]"]
     # pydantic reports a missing key at the key itself, which has no line; its parent has one.
     line = _line(document, path)
-    key = ".".join(map(str, path)) or "(the file)"
-    kind, value = problem["type"], problem.get("input")
+    key = _shown(".".join(map(str, path)))[1:-1] or "(the file)"
+    kind, value = problem["type"], _shown(problem.get("input"))
     if kind == "extra_forbidden":
         model = _model_at(path[:-1], root)
         names = [field.alias or name for name, field in model.model_fields.items()] if model else []
         close = difflib.get_close_matches(str(path[-1]), names, n=1)
         advice = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
-        return f"line {line}: unknown key {key!r}; {advice}"
+        return f"line {line}: unknown key '{key}'; {advice}"
     if kind == "missing":
         return f"line {line}: {key} is missing"
     if kind == "string_pattern_mismatch":
-        return f"line {line}: {key}: {value!r} is not {_wanted(path, root)}"
+        return f"line {line}: {key}: {value} is not {_wanted(path, root)}"
     if kind == "string_type":
-        return f"line {line}: {key}: {value!r} is not text: write it in quotes ({_wanted(path, root)})"
+        return f"line {line}: {key}: {value} is not text: write it in quotes ({_wanted(path, root)})"
     if kind == "value_error":
-        return f"line {line}: {key}: {problem['msg'].removeprefix('Value error, ')}"
-    return f"line {line}: {key}: {problem['msg']} (found {value!r})"
+        return f"line {line}: {key}: {_without_password(problem['msg'].removeprefix('Value error, '))}"
+    return f"line {line}: {key}: {problem['msg']} (found {value})"
+
+
+def _shown(value: Any) -> str:
+    text = _without_password(repr(value))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…{text[-1]}"
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)
 
 
 def _line(document: Any, path: list[Any]) -> int:
