@@ -271,9 +271,11 @@ def _by_request(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> 
     env = outcome.environment
     if requests is None or env is None:
         return outcome
-    if outcome.state == "unchanged" or (outcome.commit and env not in requests.envs):
+    # A merge would change what a person holds.
+    if outcome.state in ("unchanged", "held") or (outcome.commit and env not in requests.envs):
+        reason = f"{env} is held" if outcome.state == "held" else f"{requests.target} has what {env} should run"
         try:
-            withdraw(mirror, requests, env)
+            withdraw(mirror, requests, env, reason)
         except MlopsBuildError as error:
             return replace(outcome, remarks=(*outcome.remarks, f"its request may still be open: {error.message}"))
     if outcome.commit is None or env not in requests.envs:

@@ -107,7 +107,9 @@ def _needed(root: Path, env: str) -> list[tuple[str, str]]:
         if kind and kind != "persistentvolume":
             kinds.add(f"{kind}.{group}" if group else kind)
     needed = {(verb, kind) for verb in APPLIES for kind in kinds} | {(verb, kind) for verb in REMOVES[0] for kind in REMOVES[1]}
-    return sorted(needed | {("list", "deployment.apps"), ("watch", "deployment.apps")}, key=lambda permission: permission[::-1])
+    # replicasets: to return to the previous release.
+    rollout = {("list", "deployment.apps"), ("watch", "deployment.apps"), ("list", "replicaset.apps")}
+    return sorted(needed | rollout, key=lambda permission: permission[::-1])
 
 
 def _may(verb: str, kind: str, namespace: str | None) -> bool | None:

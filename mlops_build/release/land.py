@@ -110,8 +110,8 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insi
     return Proposal("requested", opened) if opened else Proposal("merged")
 
 
-def withdraw(objects: Objects, requests: Requests, env: str) -> PullRequest | None:
-    """Close the open request of `env`, because Git has what is wanted already; returns it, or None if there is none.
+def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> PullRequest | None:
+    """Close the open request of `env`, because it is not needed any longer; returns it, or None if there is none.
 
     The branch is removed then, and after a merge, so that the host is not asked again. What a person closed keeps its branch, and what
     another bridge has moved since stays.
@@ -124,9 +124,9 @@ def withdraw(objects: Objects, requests: Requests, env: str) -> PullRequest | No
         return None
     was_open = request.state == "open"
     if was_open:
-        why = f"{requests.target} has what {env} should run, so this request is not needed."
+        explanation = f"{why}, so this request is not needed."
         title = OBSOLETE + request.title.removeprefix(OBSOLETE)
-        requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=why)
+        requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=explanation)
         requests.host.close_pull_request(requests.api, requests.repository, request.number)
     with contextlib.suppress(PushRejected):
         objects.push_branch(requests.remote, "", branch_of(env), expected=seen)

@@ -115,6 +115,23 @@ def test_a_newer_promotion_updates_the_request_and_the_old_version_makes_it_obso
     assert place.bridge()["production"].state == "requested", "no person has refused it"
 
 
+def test_a_hold_closes_the_request_and_after_it_there_is_another(place: Place) -> None:
+    def hold(text: str) -> None:
+        (place.work / "service.yaml").write_text((place.work / "service.yaml").read_text().replace(*text.split(" > ")))
+        git(place.work, "commit", "--quiet", "--all", "--message=Edit the hold")
+        git(place.work, "push", "--quiet", str(place.host.bare("ml", "digits")), "HEAD:refs/heads/main")
+
+    place.promote(1)
+    assert place.bridge()["production"].state == "requested"
+    hold("hold: {} > hold: {production: audit}")
+    for _ in range(2):
+        assert place.bridge()["production"].state == "held"
+        assert (place.states, place.head("release/production")) == (["closed"], None)
+    hold("hold: {production: audit} > hold: {}")
+    assert place.bridge()["production"].state == "requested"
+    assert place.states == ["closed", "open"]
+
+
 def test_a_persons_refusal_stands_until_the_next_move(place: Place) -> None:
     place.promote(1)
     place.bridge()

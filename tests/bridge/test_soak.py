@@ -20,6 +20,7 @@ import pytest
 import mlops_build
 from mlops_build import service as service_file
 from mlops_build.adapters.registry import Registry
+from mlops_build.bridge import reconcile
 from mlops_build.release import alias, record
 from tests.conftest import ROOT, git
 from tests.release.world import SERVICE, MakeRepository
@@ -121,6 +122,36 @@ def test_killed_before_and_after_each_program_that_it_starts(service: Path, regi
     commits = int(git(service, "rev-list", "--count", "HEAD"))
     assert commits == 1 + point + 1, "one commit for each promotion"
     print(f"{point - 1} kill points")
+
+
+def test_aliases_that_move_a_hundred_times_during_a_pass(service: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, moves, is_moving = random.Random(21), 0, False  # noqa: S311 # a seed
+
+    def moving(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal moves, is_moving
+            if not is_moving:
+                is_moving = True
+                for _ in range(15):
+                    promote(registry, service, chance.choice(["staging", "production"]), chance.randrange(1, 121))
+                    moves += 1
+                is_moving = False
+            return method(*arguments)
+
+        return call
+
+    for name in ("alias_map", "aliases", "version", "run"):
+        monkeypatch.setattr(Registry, name, moving(getattr(Registry, name)))
+    url = f"file://{service}.git"
+    for _ in range(5):
+        before = moves
+        assert {outcome.state for outcome in reconcile.once([url], registry)} <= {"released", "waiting", "unchanged"}
+        assert moves - before >= 100
+    is_moving = True
+    reconcile.once([url], registry)
+    check(service, registry)
+    assert {outcome.state for outcome in reconcile.once([url], registry)} == {"unchanged"}
+    print(f"{moves} promotions during 5 passes, {git(service, 'rev-list', '--count', 'HEAD')} commits")
 
 
 def test_eight_bridges_of_two_versions_killed_at_random_while_aliases_move(

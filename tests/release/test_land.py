@@ -66,7 +66,7 @@ class Place:
 
     def withdraw(self) -> PullRequest | None:
         """What a bridge does that finds in Git what it wants."""
-        return land.withdraw(*self.bridge(), ENV)
+        return land.withdraw(*self.bridge(), ENV, "x")
 
     def commit(self, path: str, text: str) -> None:
         """A person's commit on main."""
@@ -140,7 +140,7 @@ def test_a_bridge_that_read_the_aliases_earlier_does_not_replace_a_newer_release
     newer = place.head(BRANCH)
     with pytest.raises(PushRejected):
         land.propose(late, requests, ENV, old)
-    assert land.withdraw(late, requests, ENV) is None
+    assert land.withdraw(late, requests, ENV, "x") is None
     assert (place.head(BRANCH), place.states) == (newer, ["open"])
 
 
