@@ -7,6 +7,7 @@ run at once: they create the same commit, and one of the pushes succeeds.
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from mlops_build.fleet.rules import NONE, Frozen, Rules
 from mlops_build.release import failure, gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
-from mlops_build.release.decide import Aliases, decide, may_differ, numbers
+from mlops_build.release.decide import Aliases, aliases_of, decide, may_differ, numbers
 from mlops_build.release.failure import Failure
 from mlops_build.release.land import Requests, branch_of, is_declined, look, propose, withdraw
 from mlops_build.release.promotion import Incomplete
@@ -27,11 +28,6 @@ from mlops_build.release.record import Record
 from mlops_build.release.restore import NothingBefore, restore
 from mlops_build.release.tree import NoService, Tree
 from mlops_build.release.write import change, signer
-
-
-class ReleasedVersionGone(NotFound):
-    """A version that Git releases no longer exists in the registry."""
-
 
 State = Literal[
     "released",
@@ -139,199 +135,187 @@ def repository(
     models that are read after the head of the branch, or this bridge could take back what another one has released meanwhile.
     """
     address = masked(url)
-    outcomes: list[Outcome] = []
-    requests: Requests | None = None
-    tried = ""
+    attempts: list[Attempt] = []
 
     def make(head: str, *, every: bool = False) -> str | None:
-        nonlocal requests, tried
-        tree, tried = Tree.at(mirror, head), head
+        tree = Tree.at(mirror, head)
         requests = look(mirror, tree.service, url=url, target=branch, head=head, every=every)
-        now = aliases
-        if any(may_differ(mirror, tree, env, aliases) or _failure(tree, env, aliases, registry) for env in tree.service.environments):
-            now = {model.name: _aliases(registry, model.name) for model in tree.service.models}
-        outcomes[:], commit = on_top(mirror, tree, address, now, registry, rules, requests, despite_findings=despite_findings)
-        return commit
+        attempt = Attempt(mirror, tree, address, aliases, registry, rules, requests, despite_findings)
+        if any(may_differ(mirror, tree, env, aliases) or attempt.failure(env) for env in tree.service.environments):
+            attempt = replace(attempt, aliases=aliases_of(registry, tree.service))
+        attempts.append(attempt)
+        return next((commit for outcome in reversed(attempt.outcomes) if (commit := attempt.pushed(outcome))), None)
 
     try:
         with tempfile.TemporaryDirectory(prefix="mlops-build-bridge-") as scratch:
             mirror = Mirror(url, branch, Path(scratch))
             if dry_run:
                 make(mirror.fetch())
-                return [_would(mirror, requests, outcome) for outcome in outcomes]
+                return [attempts[-1].planned(outcome) for outcome in attempts[-1].outcomes]
             try:
                 mirror.publish(make)
             except PushRejected as error:
-                asked = requests.envs if requests else ()
-                if requests is None or mirror.fetch() != tried:
+                tried = attempts[-1]
+                if tried.requests is None or mirror.fetch() != tried.tree.commit:
                     raise
                 # The host has a rule against the push.
-                make(tried, every=True)
-                why = (f"{error.message}: it needs a pull request",)
-                outcomes[:] = [replace(each, remarks=each.remarks + why) if each.environment not in asked else each for each in outcomes]
-            return [_by_request(mirror, requests, outcome) for outcome in outcomes]
+                make(tried.tree.commit, every=True)
+                outcomes = [attempts[-1].landed(outcome) for outcome in attempts[-1].outcomes]
+                why = f"{error.message}: it needs a pull request"
+                return [replace(each, remarks=(*each.remarks, why)) if tried.pushes(each.environment) else each for each in outcomes]
+            return [attempts[-1].landed(outcome) for outcome in attempts[-1].outcomes]
     except MlopsBuildError as error:
         return [Outcome(address, None, "failed", error=error)]
 
 
-def on_top(
-    mirror: Mirror,
-    tree: Tree,
-    address: str,
-    aliases: Aliases,
-    registry: Registry,
-    rules: Rules = NONE,
-    requests: Requests | None = None,
-    *,
-    despite_findings: bool = False,
-) -> tuple[list[Outcome], str | None]:
-    """The outcome of each environment, and the last of the new commits to push (None: no difference).
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt to release the environments of a repository on top of a head of its branch.
 
-    requests: for the environments that land by request; each of their commits is on top of the head alone.
+    requests: for the environments that land by request; None without a Git host.
     """
-    outcomes: list[Outcome] = []
-    tip = tree.commit
-    for env in tree.service.environments:
-        is_pushed = requests is None or env not in requests.envs
-        parent = tip if is_pushed else tree.commit
-        outcome = _environment(mirror, parent, tree, env, address, aliases, registry, rules, despite_findings)
-        tip = outcome.commit or tip if is_pushed else tip
-        wanted = ", ".join(f"{name} {number}" for name, number in numbers(tree.service, env, aliases))
-        models = tuple(model.name for model in tree.service.models)
-        outcomes.append(replace(outcome, wanted=wanted or None, host=tree.service.environment(env).host, models=models))
-    return outcomes, tip if tip != tree.commit else None
 
+    mirror: Mirror
+    tree: Tree
+    address: str
+    aliases: Aliases
+    registry: Registry
+    rules: Rules
+    requests: Requests | None
+    despite_findings: bool
 
-def _environment(
-    mirror: Mirror,
-    parent: str,
-    tree: Tree,
-    env: str,
-    address: str,
-    aliases: Aliases,
-    registry: Registry,
-    rules: Rules,
-    despite_findings: bool,
-) -> Outcome:
-    there = tree.record(env)
-    before = str(there) if there and there.models else None
-    if hold := holds.read(tree.files.get(holds.file(env)), env, tree.service):
-        return Outcome(address, env, "held", before, before, why=hold)
-    try:
-        if not numbers(tree.service, env, aliases):
-            gone = _gone(there, registry)
-            return Outcome(address, env, "failed" if gone else "nothing promoted yet", before, before, error=gone)
-        if failed := _failure(tree, env, aliases, registry):
-            return _rolled_back(mirror, parent, env, address, str(before), failed)
-        if not may_differ(mirror, tree, env, aliases):
-            return Outcome(address, env, "unchanged", before, before)
-        decision = decide(mirror, tree, env, aliases, registry, despite_findings=despite_findings)
+    @cached_property
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of each environment. A commit that is pushed is on top of the one before, a request's on top of the head alone."""
+        outcomes: list[Outcome] = []
+        tip = self.tree.commit
+        for env in self.tree.service.environments:
+            outcome = self._outcome(env, tip if self.pushes(env) else self.tree.commit)
+            tip = self.pushed(outcome) or tip
+            outcomes.append(outcome)
+        return outcomes
+
+    def pushes(self, env: str | None) -> bool:
+        """Whether releases of an environment land by push."""
+        return self.requests is None or env not in self.requests.envs
+
+    def pushed(self, outcome: Outcome) -> str | None:
+        """The outcome's commit, if it is to be pushed."""
+        return outcome.commit if self.pushes(outcome.environment) else None
+
+    def _outcome(self, env: str, parent: str) -> Outcome:
+        service, there = self.tree.service, self.tree.record(env)
+        wanted = ", ".join(f"{name} {number}" for name, number in numbers(service, env, self.aliases))
+        before = str(there) if there and there.models else None
+        models, host = tuple(model.name for model in service.models), service.environment(env).host
+        kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=models)
+        if hold := holds.read(self.tree.files.get(holds.file(env)), env, service):
+            return replace(kept, state="held", why=hold)
+        try:
+            return self._compared(env, parent, kept)
+        except Frozen as error:
+            return replace(kept, state="frozen", why=error.message)
+        except MlopsBuildError as error:
+            if isinstance(error, Incomplete) and error.may_still_move:
+                return replace(kept, state="waiting", why=error.message)
+            return replace(kept, state="failed", after=None, error=error)
+
+    def _compared(self, env: str, parent: str, kept: Outcome) -> Outcome:
+        """The outcome, from `kept` if nothing changes. Raises MlopsBuildError."""
+        mirror, tree, registry, there = self.mirror, self.tree, self.registry, self.tree.record(env)
+        if not kept.wanted:
+            self._check_versions(there)
+            return replace(kept, state="nothing promoted yet")
+        if failed := self.failure(env):
+            return self._rolled_back(env, parent, kept, failed)
+        if not may_differ(mirror, tree, env, self.aliases):
+            return kept
+        decision = decide(mirror, tree, env, self.aliases, registry, despite_findings=self.despite_findings)
         after = str(decision.wanted.record)
         if decision.state == "reverted":
             why = f"a person took {after} back in Git: it stays until the next promotion or move of the alias"
-            return Outcome(address, env, "reverted", before, before, why=why)
+            return replace(kept, state="reverted", why=why)
         made = change(mirror, parent, tree, decision.wanted, registry) if decision.state == "release" else None
         if made is None:
-            return Outcome(address, env, "unchanged", before, after)
-        checked = gate.check(mirror, made.commit, there, decision.wanted.record, rules, despite_findings=despite_findings)
-        remarks = [*decision.remarks, *checked]
-    except Frozen as error:
-        return Outcome(address, env, "frozen", before, before, why=error.message)
-    except Incomplete as error:
-        if error.may_still_move:
-            return Outcome(address, env, "waiting", before, before, why=error.message)
-        return Outcome(address, env, "failed", before, error=error)
-    except MlopsBuildError as error:
-        return Outcome(address, env, "failed", before, error=error)
-    return Outcome(address, env, "released", before, after, made.commit, remarks=tuple(remarks), changes=made.changes)
+            return replace(kept, after=after)
+        checked = gate.check(mirror, made.commit, there, decision.wanted.record, self.rules, despite_findings=self.despite_findings)
+        remarks = (*decision.remarks, *checked)
+        return replace(kept, state="released", after=after, commit=made.commit, remarks=remarks, changes=made.changes)
 
+    def _check_versions(self, there: Record | None) -> None:
+        """Raises NotFound if a released version no longer exists: MLflow then removes its aliases, too."""
+        for model in there.models if there else ():
+            try:
+                self.registry.version(model.name, model.version)
+            except UnknownVersion as error:
+                raise NotFound(
+                    f"{model} was deleted or renamed in MLflow, but Git releases it: {error.message}",
+                    remedy=f"mlops-build promote {model.name} VERSION --to ENV, with a version that exists",
+                ) from None
 
-def _failure(tree: Tree, env: str, aliases: Aliases, registry: Registry) -> Failure | None:
-    """The failed deployment of the release in Git; None if there was none, or a person has chosen another release since."""
-    there = tree.record(env)
-    if there is None or numbers(tree.service, env, aliases) != there.numbers:
-        return None
-    return failure.of_release(registry, aliases, there, tree.release(env))
+    def failure(self, env: str) -> Failure | None:
+        """The failed deployment of the release in Git; None if there was none, or a person has chosen another release since."""
+        there = self.tree.record(env)
+        if there is None or numbers(self.tree.service, env, self.aliases) != there.numbers:
+            return None
+        return failure.of_release(self.registry, self.aliases, there, self.tree.release(env))
 
-
-def _rolled_back(mirror: Mirror, parent: str, env: str, address: str, before: str, failed: Failure) -> Outcome:
-    """Restore the previous release, with a hold. Every bridge creates the same commit. Raises NothingBefore, RemoteUnreachable."""
-    mirror.deepen()
-    why = f"the deployment of {before} failed: {failed.reason}"
-    author = signer(max(mirror.committed_at(parent), failed.seconds))
-    try:
-        restored = restore(mirror, parent, env, why[: holds.WHY_LENGTH], author=author)
-    except NothingBefore as error:
-        raise NothingBefore(f"{why}; {error.message}", remedy=f"mlops-build promote MODEL VERSION --to {env}") from None
-    return Outcome(address, env, "rolled back", before, str(restored.after), restored.commit, why=restored.hold)
-
-
-def _by_request(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> Outcome:
-    """The outcome after the environment's pull request was opened, updated or closed, if there is a Git host."""
-    env = outcome.environment
-    if requests is None or env is None:
-        return outcome
-    # A merge would change what a person holds.
-    if outcome.state in ("unchanged", "held") or (outcome.commit and env not in requests.envs):
-        reason = f"{env} is held" if outcome.state == "held" else f"{requests.target} has what {env} should run"
+    def _rolled_back(self, env: str, parent: str, kept: Outcome, failed: Failure) -> Outcome:
+        """Restore the previous release, with a hold. Every bridge creates the same commit. Raises NothingBefore, RemoteUnreachable."""
+        self.mirror.deepen()
+        why = f"the deployment of {kept.before} failed: {failed.reason}"
+        author = signer(max(self.mirror.committed_at(parent), failed.seconds))
         try:
-            withdraw(mirror, requests, env, reason)
+            restored = restore(self.mirror, parent, env, why[: holds.WHY_LENGTH], author=author)
+        except NothingBefore as error:
+            raise NothingBefore(f"{why}; {error.message}", remedy=f"mlops-build promote MODEL VERSION --to {env}") from None
+        return replace(kept, state="rolled back", after=str(restored.after), commit=restored.commit, why=restored.hold)
+
+    def landed(self, outcome: Outcome) -> Outcome:
+        """The outcome after the environment's pull request was opened, updated or closed."""
+        requests, env = self.requests, str(outcome.environment)
+        if requests is None:
+            return outcome
+        # A merge would change what a person holds.
+        if outcome.state in ("unchanged", "held") or self.pushed(outcome):
+            reason = f"{env} is held" if outcome.state == "held" else f"{requests.target} has what {env} should run"
+            try:
+                withdraw(self.mirror, requests, env, reason)
+            except MlopsBuildError as error:
+                return replace(outcome, remarks=(*outcome.remarks, f"its request may still be open: {error.message}"))
+        if outcome.commit is None or self.pushes(env):
+            return outcome
+        try:
+            proposal = propose(self.mirror, requests, env, outcome.commit)
+        except PushRejected:
+            return replace(outcome, state="waiting", commit=None, why=f"another bridge has just changed the branch {branch_of(env)}")
         except MlopsBuildError as error:
-            return replace(outcome, remarks=(*outcome.remarks, f"its request may still be open: {error.message}"))
-    if outcome.commit is None or env not in requests.envs:
-        return outcome
-    try:
-        proposal = propose(mirror, requests, env, outcome.commit)
-    except PushRejected:
-        return replace(outcome, state="waiting", commit=None, why=f"another bridge has just changed the branch {branch_of(env)}")
-    except MlopsBuildError as error:
-        return replace(outcome, state="failed", commit=None, error=error)
-    if proposal.state == "declined":
-        return _declined(outcome, proposal.request)
-    if proposal.state == "merged":
-        return replace(outcome, state="unchanged", commit=None)
-    return replace(outcome, state="requested", request=proposal.request)
+            return replace(outcome, state="failed", commit=None, error=error)
+        if proposal.state == "declined":
+            return _declined(outcome, proposal.request)
+        if proposal.state == "merged":
+            return replace(outcome, state="unchanged", commit=None)
+        return replace(outcome, state="requested", request=proposal.request)
+
+    def planned(self, outcome: Outcome) -> Outcome:
+        """The outcome of a dry run: without its commit, which is not kept, and with the open request."""
+        state = WOULD.get(outcome.state)
+        planned = replace(outcome, state=state, commit=None) if state else outcome
+        requests, env = self.requests, str(outcome.environment)
+        if requests is None or not requests.branches.get(env):
+            return planned
+        try:
+            request = requests.find(env)
+        except MlopsBuildError as error:
+            return replace(planned, remarks=(*planned.remarks, f"its request is not known: {error.message}"))
+        if request and outcome.commit and not self.pushes(env) and is_declined(self.mirror, requests, request, env, outcome.commit):
+            return _declined(planned, request)
+        return replace(planned, request=request) if request and request.state == "open" else planned
 
 
 def _declined(outcome: Outcome, request: PullRequest | None) -> Outcome:
     why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
     return replace(outcome, state="declined", commit=None, why=why, request=request)
-
-
-def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
-    try:
-        return registry.aliases(model)
-    except UnknownVersion:
-        return {}
-
-
-def _gone(there: Record | None, registry: Registry) -> MlopsBuildError | None:
-    """The error if a released version no longer exists: MLflow then removes its aliases, too."""
-    for model in there.models if there else ():
-        try:
-            registry.version(model.name, model.version)
-        except UnknownVersion as error:
-            return ReleasedVersionGone(
-                f"{model} was deleted or renamed in MLflow, but Git releases it: {error.message}",
-                remedy=f"mlops-build promote {model.name} VERSION --to ENV, with a version that exists",
-            )
-    return None
-
-
-def _would(mirror: Mirror, requests: Requests | None, outcome: Outcome) -> Outcome:
-    """The outcome of a dry run: without its commit, which is not kept, and with the open request of the environment."""
-    state = WOULD.get(outcome.state)
-    planned = replace(outcome, state=state, commit=None) if state else outcome
-    env = outcome.environment
-    if requests is None or env is None or not requests.branches.get(env):
-        return planned
-    try:
-        request = requests.find(env)
-    except MlopsBuildError as error:
-        return replace(planned, remarks=(*planned.remarks, f"its request is not known: {error.message}"))
-    if request and outcome.commit and env in requests.envs and is_declined(mirror, requests, request, env, outcome.commit):
-        return _declined(planned, request)
-    return replace(planned, request=request) if request and request.state == "open" else planned
 
 
 def services(outcomes: Iterable[Outcome], discovered: Collection[str]) -> list[Outcome]:

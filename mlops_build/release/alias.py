@@ -16,13 +16,14 @@ from mlops_build import reason
 from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.objects import EMAIL
-from mlops_build.adapters.registry import RegisteredVersion, Registry, UnknownVersion
+from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
 from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
 from mlops_build.release import failure, promotion
 from mlops_build.release import hold as holds
 from mlops_build.release.admit import PRODUCTION, admit, serves
+from mlops_build.release.decide import aliases_of, numbers
 from mlops_build.release.promotion import Promotion
 from mlops_build.service import Service
 
@@ -156,9 +157,9 @@ def _move(
 ) -> Promotion:
     """Write a promotion onto all of its versions, then move the aliases."""
     models = {move.model: move.after for move, _ in planned}
-    for model in service.models if service and all(serves(service, model) for model in models) else ():
-        if model.name not in models and (number := _aliases(registry, model.name).get(planned[0][0].alias)):
-            models[model.name] = number
+    if service and all(serves(service, model) for model in models):
+        others = numbers(service, planned[0][0].environment, aliases_of(registry, service))
+        models |= {name: number for name, number in others if name not in models}
     made = promotion.new(models, _author(), _reason(why), dirty=any(move.dirty for move, _ in planned), back=back)
     for move, version in planned:
         tag = identity.previous_tag(move.alias)
@@ -173,13 +174,6 @@ def _move(
         if move.changed:
             registry.set_alias(move.model, move.alias, move.after)
     return made
-
-
-def _aliases(registry: Registry, model: str) -> Mapping[str, int]:
-    try:
-        return registry.aliases(model)
-    except UnknownVersion:
-        return {}
 
 
 def _author() -> str:

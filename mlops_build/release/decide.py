@@ -3,13 +3,14 @@
 Git does not change because a tool is newer: only if the models, or what service.yaml says, differ from the release in Git.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Objects
-from mlops_build.adapters.registry import RegisteredVersion, Registry
+from mlops_build.adapters.registry import RegisteredVersion, Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.model import identity
 from mlops_build.packaging.name import image_name, is_valid
@@ -131,6 +132,15 @@ def numbers(service: Service, env: str, aliases: Aliases) -> tuple[tuple[str, in
     alias = service.alias_of(env)
     versions = [(model.name, aliases.get(model.name, {}).get(alias)) for model in service.models]
     return tuple((name, version) for name, version in versions if version is not None)
+
+
+def aliases_of(registry: Registry, service: Service) -> dict[str, dict[str, int]]:
+    """The aliases of the service's models, read now. A model that is not registered has none."""
+    aliases: dict[str, dict[str, int]] = {}
+    for model in service.models:
+        with contextlib.suppress(UnknownVersion):
+            aliases[model.name] = registry.aliases(model.name)
+    return aliases
 
 
 def settings_differ(objects: Objects, tree: Tree, there: Record) -> bool:

@@ -6,9 +6,10 @@ Before a hold ends, registry and record are compared: after a rollback from Git,
 from collections.abc import Callable
 
 from mlops_build.adapters.git.objects import Objects
-from mlops_build.adapters.registry import Registry, RegistryUnreachable, UnknownVersion
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.errors import Refused, Unreachable, UsageError
 from mlops_build.release import failure, hold, protected
+from mlops_build.release.decide import aliases_of, numbers
 from mlops_build.release.protected import Land, Landed
 from mlops_build.release.tree import recorded, service_at
 from mlops_build.service import Service
@@ -54,8 +55,7 @@ def _compare(objects: Objects, head: str, service: Service, env: str, registry: 
     anyway = f"mlops-build hold {env} --remove --release"
     try:
         known = registry()
-        aliases = {model.name: _aliased(known, model.name, service.alias_of(env)) for model in service.models}
-        wanted = {name: version for name, version in aliases.items() if version is not None}
+        wanted = dict(numbers(service, env, aliases_of(known, service)))
         if release:
             for name, version in wanted.items():
                 failure.forget(known, known.version(name, version), env)
@@ -79,13 +79,6 @@ def _compare(objects: Objects, head: str, service: Service, env: str, registry: 
             ),
             details={"registry": moved, "git": present},
         )
-
-
-def _aliased(registry: Registry, model: str, alias: str) -> int | None:
-    try:
-        return registry.aliases(model).get(alias)
-    except UnknownVersion:
-        return None
 
 
 def _shown(versions: dict[str, int]) -> str:
