@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
 
@@ -51,7 +51,7 @@ AliasesOf = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 class Watched:
     """What the loop remembers of a repository. Times are of time.monotonic.
 
-    address: the URL without user. models: those whose aliases its last reconciliation read. examined: its head and the aliases of these
+    address: the URL without user. models: those of its service, by its last reconciliation. examined: its head and the aliases of these
     models then; None if it could not be reached. rules: those that applied then. is_optional: it may have no service. again_at: the time of
     the next reconciliation if nothing changes. failures: consecutive ones. all_failures: since the start. changed_at: since when it has a
     change that is not released. lines: the last report of each environment. queued: how urgently it waits for an examination. examining: it
@@ -73,24 +73,6 @@ class Watched:
     queued: int = NO
     examining: bool = False
     requested: bool = False
-
-
-class Reads(Mapping[str, Mapping[str, int]]):
-    """An alias map that records the models whose aliases are read."""
-
-    def __init__(self, aliases: AliasMap) -> None:
-        self._aliases = aliases
-        self.models: set[str] = set()
-
-    def __getitem__(self, model: str) -> Mapping[str, int]:
-        self.models.add(model)
-        return self._aliases[model]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._aliases)
-
-    def __len__(self) -> int:
-        return len(self._aliases)
 
 
 class Loop:
@@ -205,19 +187,15 @@ class Loop:
             except Exception as error:  # a defect, or a full disk
                 rules = Rules(error=Unreachable(_message(error)))
             if str(rules) != str(self._rules):
-                self._apply(rules)
+                if rules.error:
+                    self._say(f"{fleet.FILE} cannot be read: {rules.error.message}")
+                self._rules = rules  # the next pass reconciles every repository: they may allow what waits
             if self._listed and not rules.error:
-                self._list(rules, self._listed)
+                self._list(self._listed, rules)
             self._rules_known.set()
             self._stopping.wait(self.interval)
 
-    def _apply(self, rules: Rules) -> None:
-        """Use other rules from now on. The next pass reconciles every repository, since they may allow what waits."""
-        if rules.error:
-            self._say(f"{fleet.FILE} cannot be read: {rules.error.message}")
-        self._rules = rules
-
-    def _list(self, rules: Rules, listed: Callable[[Rules], Repositories]) -> None:
+    def _list(self, listed: Callable[[Rules], Repositories], rules: Rules) -> None:
         """Watch the repositories of fleet.yaml. Those that are known stay if the Git host does not answer."""
         problem = ""
         try:
@@ -301,18 +279,14 @@ class Loop:
         if now < watched.again_at and is_same:
             return
         watched.rules = rules
-        reads = Reads(aliases)
-        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), reads, rules)
+        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), aliases, rules)
         outcomes = reconcile.services(outcomes, [watched.address] if watched.is_optional else [])
         # After a push, the last release is the head, and what it was made from has been compared.
         head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit and outcome.state in PUSHED), head)
-        if any(outcome.error for outcome in outcomes):
-            reads.models |= watched.models  # it may have failed before it read them
-        if not any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes):
-            watched.models = frozenset(reads.models)
-            self._record(watched, (head, _aliases_of(aliases, watched.models)), outcomes)
-        else:
-            self._record(watched, None, outcomes)
+        # A reconciliation that failed early does not know the models.
+        watched.models = frozenset(model for outcome in outcomes for model in outcome.models) or watched.models
+        is_unreachable = any(isinstance(outcome.error, Unreachable) and outcome.environment is None for outcome in outcomes)
+        self._record(watched, None if is_unreachable else (head, _aliases_of(aliases, watched.models)), outcomes)
 
     def _record(self, watched: Watched, examined: tuple[str, AliasesOf] | None, outcomes: Sequence[Outcome]) -> None:
         """Remember the outcome of an examination, and report what is new in it."""

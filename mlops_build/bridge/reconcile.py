@@ -165,7 +165,7 @@ def repository(
                 return [replace(each, remarks=(*each.remarks, why)) if tried.pushes(each.environment) else each for each in outcomes]
             return [attempts[-1].landed(outcome) for outcome in attempts[-1].outcomes]
     except MlopsBuildError as error:
-        return [Outcome(address, None, "failed", error=error)]
+        return [Outcome(address, None, "failed", error=error, models=attempts[-1].models if attempts else ())]
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,11 @@ class Attempt:
     rules: Rules
     requests: Requests | None
     despite_findings: bool
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The service's."""
+        return tuple(model.name for model in self.tree.service.models)
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
@@ -207,8 +212,8 @@ class Attempt:
         service, there = self.tree.service, self.tree.record(env)
         wanted = ", ".join(f"{name} {number}" for name, number in numbers(service, env, self.aliases))
         before = str(there) if there and there.models else None
-        models, host = tuple(model.name for model in service.models), service.environment(env).host
-        kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=models)
+        host = service.environment(env).host
+        kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=self.models)
         if hold := holds.read(self.tree.files.get(holds.file(env)), env, service):
             return replace(kept, state="held", why=hold)
         try:
