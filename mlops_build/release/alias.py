@@ -124,13 +124,6 @@ def alias_of(service: Service | None, model: str, env: str) -> str:
     return env
 
 
-def promote(
-    registry: Registry, service: Service | None, model: str, version: int | str, env: str, *, why: str = "", force_dirty: bool = False
-) -> Move:
-    """`promote_all` for one model."""
-    return promote_all(registry, service, {model: version}, env, why=why, force_dirty=force_dirty)[0][0]
-
-
 def promote_all(
     registry: Registry,
     service: Service | None,

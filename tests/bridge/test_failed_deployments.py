@@ -1,6 +1,5 @@
 """A release whose deployment failed is rolled back in Git by the bridge, once, and the environment is held."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mlops_build.release import alias, failure, holding, protected
 from mlops_build.release import record as records
 from mlops_build.release.failure import Failure
 from tests.conftest import git
+from tests.release.world import Promote
 
 FOLDER = "deploy/overlays/staging/release"
 
@@ -30,11 +30,10 @@ def once(checkout: Path, registry: Registry, **options: Any) -> Outcome:
 
 
 @pytest.fixture
-def failing(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+def failing(checkout: Path, registry: Registry, promote: Promote) -> Path:
     """A checkout of a service in whose staging digits 1 was followed by digits 2, whose deployment failed."""
     for number in (1, 2):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         once(checkout, registry)
     fail(checkout, registry)
     return checkout
@@ -73,24 +72,22 @@ def test_after_the_hold_it_is_not_rolled_back_again(failing: Path, registry: Reg
     assert once(failing, registry).state == "unchanged"
 
 
-def test_another_promotion_of_the_same_version_is_released(failing: Path, registry: Registry) -> None:
+def test_another_promotion_of_the_same_version_is_released(failing: Path, registry: Registry, promote: Promote) -> None:
     once(failing, registry)
-    alias.promote(registry, None, "digits", 2, "staging")
+    promote(2)
     git(failing, "pull", "--quiet")
     holding.end(lambda source, make: protected.in_checkout(failing, source, make), "staging", lambda: registry, release=True)
     assert once(failing, registry).after == "digits 2"
     assert once(failing, registry).state == "unchanged"
 
 
-def test_a_release_chosen_after_the_failure_is_not_held(failing: Path, registry: Registry, register: Callable[..., Any]) -> None:
-    register()
-    alias.promote(registry, None, "digits", 3, "staging")
+def test_a_release_chosen_after_the_failure_is_not_held(failing: Path, registry: Registry, promote: Promote) -> None:
+    promote(3)
     assert (once(failing, registry).state, once(failing, registry).state) == ("released", "unchanged")
 
 
-def test_the_first_release_has_nothing_to_return_to(checkout: Path, registry: Registry, register: Callable[..., Any]) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_the_first_release_has_nothing_to_return_to(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     once(checkout, registry)
     fail(checkout, registry)
     outcome = once(checkout, registry)

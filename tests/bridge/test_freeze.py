@@ -13,10 +13,11 @@ from mlops_build.bridge import reconcile
 from mlops_build.errors import Unreachable
 from mlops_build.fleet import Fleet, Freeze
 from mlops_build.fleet.rules import Frozen, Rules
-from mlops_build.release import alias, write
+from mlops_build.release import write
 from tests.bridge.test_loop import running, until
 from tests.bridge.test_reconcile import head, states, url
 from tests.conftest import git
+from tests.release.world import Promote
 
 Register = Callable[..., Any]
 CHRISTMAS = "schema: 1\nfreeze: [{environments: [production], from: 2020-01-01T00:00Z, until: 2999-01-01T00:00Z, why: Christmas}]\n"
@@ -30,12 +31,10 @@ def freeze(*environments: str) -> Rules:
 
 
 @pytest.fixture
-def released(checkout: Path, registry: Registry, register: Register) -> Path:
+def released(checkout: Path, registry: Registry, register: Register, promote: Promote) -> Path:
     """Both environments run version 2."""
-    for _ in range(3):
-        register()
-    for env in ("staging", "production"):
-        alias.promote(registry, None, "digits", 2, {"production": "live"}.get(env, env))
+    promote(2), promote(2, "live")
+    register()
     assert set(states(reconcile.once([url(checkout)], registry)).values()) == {"released"}
     return checkout
 

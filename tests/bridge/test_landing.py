@@ -33,7 +33,7 @@ class Place:
     uri: str
 
     def promote(self, version: int, env: str = "production") -> None:
-        alias.promote(self.registry, None, "digits", version, "live" if env == "production" else env)
+        alias.promote_all(self.registry, None, {"digits": version}, "live" if env == "production" else env)
 
     def bridge(self) -> dict[str | None, Outcome]:
         return {outcome.environment: outcome for outcome in reconcile.once([self.url], self.registry)}

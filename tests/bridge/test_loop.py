@@ -26,10 +26,9 @@ from mlops_build.bridge import reconcile, server
 from mlops_build.bridge.loop import Loop
 from mlops_build.cli.parser import problem_of
 from mlops_build.fleet.repositories import Repositories
-from mlops_build.release import alias
 from tests.bridge.test_reconcile import head, url
 from tests.conftest import git
-from tests.release.world import SERVICE, MakeRepository
+from tests.release.world import SERVICE, MakeRepository, Promote
 
 Register = Callable[..., Any]
 HOUR = 3600.0
@@ -84,14 +83,13 @@ def subject(checkout: Path) -> str:
 
 
 def test_it_reconciles_what_changed_and_nothing_else(
-    checkout: Path, make_repository: Callable[..., Path], registry: Registry, register: Register, reconciled: list[str]
+    checkout: Path, make_repository: Callable[..., Path], registry: Registry, promote: Promote, reconciled: list[str]
 ) -> None:
     other = make_repository("spam", SERVICE.replace("digits", "spam"))
-    register()
     with running(url(checkout), url(other), registry=registry) as loop:
         until(lambda: loop.passes >= 3)
         assert sorted(reconciled) == [url(checkout), url(other)]
-        alias.promote(registry, None, "digits", 1, "staging")
+        promote(1)
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         passes = loop.passes
         until(lambda: loop.passes >= passes + 3)
@@ -156,13 +154,12 @@ def test_an_unchanged_repository_is_refreshed(
 
 
 def test_a_host_that_hangs_delays_only_its_own_repositories(
-    checkout: Path, registry: Registry, register: Register, silent_host: socket.socket
+    checkout: Path, registry: Registry, promote: Promote, silent_host: socket.socket
 ) -> None:
-    register()
     hanging = [at(silent_host, number) for number in range(30)]
     with running(*hanging, url(checkout), registry=registry, workers=2) as loop:
         until(lambda: loop.repositories[-1].examined)
-        alias.promote(registry, None, "digits", 1, "staging")
+        promote(1)
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         assert all(watched.queued or watched.examining for watched in loop.repositories[:-1])
         assert loop.passes == 0
@@ -171,10 +168,9 @@ def test_a_host_that_hangs_delays_only_its_own_repositories(
 
 
 def test_a_failed_repository_is_tried_again(
-    tmp_path: Path, checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     bare = checkout.with_name("digits.git")
     bare.rename(tmp_path / "away.git")
     with running(url(checkout), registry=registry) as loop:
@@ -191,10 +187,10 @@ def test_a_failed_repository_is_tried_again(
 
 
 def test_a_failed_environment_is_tried_again_at_once_after_a_change(
-    checkout: Path, registry: Registry, register: Register, reconciled: list[str]
+    checkout: Path, registry: Registry, register: Register, promote: Promote, reconciled: list[str]
 ) -> None:
     register(), register(tags={"mlops_build.digest": None})
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     registry.set_alias("digits", "staging", 2)
     with running(url(checkout), registry=registry) as loop:
         watched = loop.repositories[0]
@@ -209,7 +205,7 @@ def test_a_failed_environment_is_tried_again_at_once_after_a_change(
 
 
 def test_a_defect_in_one_reconciliation_does_not_end_the_loop(
-    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository, defects = reconcile.repository, [True]
 
@@ -220,15 +216,13 @@ def test_a_defect_in_one_reconciliation_does_not_end_the_loop(
 
     monkeypatch.setattr(reconcile, "repository", defective)
     monkeypatch.setattr(loops, "FIRST_WAIT", 0.1)
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     with running(url(checkout), registry=registry):
         until(lambda: subject(checkout) == "Release digits 1 to staging")
 
 
-def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: Registry, register: Register, tmp_path: Path) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: Registry, promote: Promote, tmp_path: Path) -> None:
+    promote(1)
     database = Path(registry.uri.removeprefix("sqlite:///"))
     database.rename(tmp_path / "away.db")
     with running(url(checkout), registry=registry) as loop:
@@ -288,9 +282,9 @@ def test_options_before_the_action_are_understood_as_in_earlier_releases() -> No
 
 
 @pytest.mark.real_python
-def test_metrics_and_health(checkout: Path, registry: Registry, register: Register, tmp_path: Path) -> None:
+def test_metrics_and_health(checkout: Path, registry: Registry, register: Register, promote: Promote, tmp_path: Path) -> None:
     register(), register(tags={"mlops_build.digest": None})
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     registry.set_alias("digits", "live", 2)
     missing = f"file://{tmp_path}/missing.git"
     with process(url(checkout), missing) as (_, where):
@@ -327,11 +321,10 @@ def test_sigterm_ends_it_and_the_programs_that_it_runs(checkout: Path, registry:
 
 @pytest.mark.real_python
 @pytest.mark.soak
-def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, promote: Promote) -> None:
     first = head(checkout)
     for number in range(1, 9):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         with process(url(checkout)):
             time.sleep(number * 0.2)
     with process(url(checkout)):
@@ -340,10 +333,9 @@ def test_a_kill_loses_nothing_and_releases_nothing_twice(checkout: Path, registr
     assert len(subjects) == len(set(subjects))
 
 
-def test_repositories_come_and_go_while_it_runs(make_repository: MakeRepository, registry: Registry, register: Register) -> None:
+def test_repositories_come_and_go_while_it_runs(make_repository: MakeRepository, registry: Registry, promote: Promote) -> None:
     """A repository of the project without a service.yaml is no failure; one that the Git host no longer lists is no longer watched."""
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     first, second = make_repository("first"), make_repository("second")
     git(second, "rm", "--quiet", "service.yaml")
     git(second, "commit", "--quiet", "--message=Not a service")

@@ -96,7 +96,7 @@ def test_a_moved_alias_is_released_after_its_event(
         assert len(registry.webhooks()) == 1
         assert doctor.webhook(checkout, deep=True).ok
         for number in (1, 2, 3, 2):
-            alias.promote(registry, None, "digits", number, "staging")
+            alias.promote_all(registry, None, {"digits": number}, "staging")
             until(lambda number=number: subject(checkout) == f"Release digits {number} to staging")
         released = head(checkout)
         again = signed()

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from mlops_build.bridge import notices, reconcile
 from mlops_build.bridge.notices import Notices
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.errors import Refused
-from mlops_build.release import alias
-from tests.release.world import change_service
+from tests.release.world import Promote, change_service
 
-Register = Callable[..., Any]
 RELEASED = Outcome("https://git.example.com/ml/digits.git", "staging", "released", "digits 1", "digits 2", "a" * 40)
 UNCHANGED = Outcome("https://git.example.com/ml/digits.git", "staging", "unchanged", "digits 2", "digits 2")
 FAILED = Outcome(
@@ -73,9 +70,8 @@ def test_a_failed_message_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == ["notify: json://… did not accept the message"]
 
 
-def test_a_single_pass_tells_of_what_it_did(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_single_pass_tells_of_what_it_did(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     url = f"file://{checkout}.git"
     assert [notices.is_new(outcome) for outcome in reconcile.once([url], registry)] == [True, False]
     assert [notices.is_new(outcome) for outcome in reconcile.once([url], registry)] == [False, False]

@@ -190,7 +190,7 @@ def test_an_alias_moved_by_hand_passes_the_checks_of_promote(checkout: Path, reg
 
 def test_a_dirty_version_that_was_promoted_on_purpose_is_released(checkout: Path, registry: Registry, register: Register) -> None:
     register(tags={identity.DIRTY: "true"})
-    alias.promote(registry, None, "digits", 1, "live", force_dirty=True)
+    alias.promote_all(registry, None, {"digits": 1}, "live", force_dirty=True)
     registry.set_alias("digits", "production", 1)
     assert production(checkout, registry).state == "released"
 

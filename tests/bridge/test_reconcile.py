@@ -22,7 +22,7 @@ from mlops_build.packaging.name import image_name
 from mlops_build.release import alias, record, write
 from mlops_build.service.pin import Pin
 from tests.conftest import git
-from tests.release.world import SERVICE, change_service, service_files
+from tests.release.world import SERVICE, Promote, change_service, service_files
 from tests.release.world import write as write_files
 
 Register = Callable[..., Any]
@@ -40,12 +40,11 @@ def states(outcomes: list[reconcile.Outcome]) -> dict[str | None, str]:
     return {outcome.environment: outcome.state for outcome in outcomes}
 
 
-def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_moved_alias_becomes_a_commit_and_nothing_else_does(checkout: Path, registry: Registry, promote: Promote) -> None:
     first = head(checkout)
     assert states(reconcile.once([url(checkout)], registry)) == {"staging": "nothing promoted yet", "production": "nothing promoted yet"}
     assert head(checkout) == first
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes) == {"staging": "released", "production": "nothing promoted yet"}
     assert outcomes[0].commit == head(checkout)
@@ -68,9 +67,10 @@ def require(checkout: Path, release: str) -> None:
     git(checkout, "push", "--quiet", "origin", "HEAD:main")
 
 
-def test_the_image_has_the_name_that_the_services_own_release_computes(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_the_image_has_the_name_that_the_services_own_release_computes(
+    checkout: Path, registry: Registry, register: Register, promote: Promote
+) -> None:
+    promote(1)
     for text, pin in (("~=0.2.0", Pin(0, 2)), ("~=0.8.0", Pin(0, 8)), ("~=0.9.0", None)):
         require(checkout, text)
         registry.set_alias("digits", "staging", register().version)
@@ -80,9 +80,8 @@ def test_the_image_has_the_name_that_the_services_own_release_computes(checkout:
         assert made.image == image_name(service.load(checkout), made.models, pin=pin)
 
 
-def test_a_release_is_renamed_only_if_its_own_ci_would_refuse_the_name(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_release_is_renamed_only_if_its_own_ci_would_refuse_the_name(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     expected = [
         ("~=0.2.0", "released"),
         ("~=0.3.0", "unchanged"),
@@ -99,17 +98,16 @@ def test_a_release_is_renamed_only_if_its_own_ci_would_refuse_the_name(checkout:
 
 
 def test_a_bridge_does_not_take_back_what_another_one_releases_meanwhile(
-    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its aliases were read before the head that it compares them with."""
-    register(), register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     reconcile.once([url(checkout)], registry)
     fetch, meanwhile = Mirror.fetch, ["once"]
 
     def late(mirror: Mirror, **options: Any) -> str:
         if meanwhile.pop() if meanwhile else None:
-            alias.promote(registry, None, "digits", 2, "staging")
+            promote(2)
             assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
         return fetch(mirror, **options)
 
@@ -118,11 +116,10 @@ def test_a_bridge_does_not_take_back_what_another_one_releases_meanwhile(
     assert (outcome.state, outcome.after) == ("unchanged", "digits 2")
 
 
-def test_a_released_version_that_was_deleted_is_a_failure(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_released_version_that_was_deleted_is_a_failure(checkout: Path, registry: Registry, promote: Promote) -> None:
     from mlflow import MlflowClient
 
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     reconcile.once([url(checkout)], registry)
     registry.delete_alias("digits", "staging")
     assert states(reconcile.once([url(checkout)], registry))["staging"] == "nothing promoted yet"
@@ -133,21 +130,19 @@ def test_a_released_version_that_was_deleted_is_a_failure(checkout: Path, regist
     assert reconcile.exit_code(outcomes) == 3
 
 
-def test_one_commit_for_each_environment_in_one_push(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
-    alias.promote(registry, None, "digits", 2, "staging")
-    alias.promote(registry, None, "digits", 1, "live")
+def test_one_commit_for_each_environment_in_one_push(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(2)
+    promote(1, "live")
     outcomes = reconcile.once([url(checkout)], registry)
     git(checkout, "pull", "--quiet")
     assert git(checkout, "log", "--format=%s").splitlines() == ["Release digits 1 to production", "Release digits 2 to staging", "First"]
     assert [outcome.commit for outcome in outcomes] == [git(checkout, "rev-parse", name) for name in ("HEAD~1", "HEAD")]
 
 
-def test_a_rollback_restores_the_previous_release_in_git(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_rollback_restores_the_previous_release_in_git(checkout: Path, registry: Registry, promote: Promote) -> None:
     trees = []
     for number in (1, 2):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         reconcile.once([url(checkout)], registry)
         trees.append(git(checkout.with_name("digits.git"), "rev-parse", "main:deploy"))
     alias.rollback(registry, None, "digits", "staging")
@@ -157,18 +152,16 @@ def test_a_rollback_restores_the_previous_release_in_git(checkout: Path, registr
     assert trees[0] != trees[1]
 
 
-def test_the_bridge_and_a_release_by_hand_make_the_same_commit(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_the_bridge_and_a_release_by_hand_make_the_same_commit(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     first = head(checkout)
     made = reconcile.once([url(checkout)], registry)[0].commit
     git(checkout.with_name("digits.git"), "update-ref", "refs/heads/main", first)
     assert write.in_checkout(checkout, "staging", registry).commit == made
 
 
-def test_a_changed_service_yaml_is_listed_as_its_changes(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_changed_service_yaml_is_listed_as_its_changes(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     reconcile.once([url(checkout)], registry)
     change_service(checkout, "host: digits-staging.example.com", "host: digits-staging.example.com\n    replicas: 4")
     planned = reconcile.once([url(checkout)], registry, dry_run=True)[0]
@@ -178,13 +171,11 @@ def test_a_changed_service_yaml_is_listed_as_its_changes(checkout: Path, registr
     assert outcome.as_json()["changes"] == ("replicas 1 → 4", "pdb.yaml added")
 
 
-def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     reconcile.once([url(checkout)], registry)
     change_service(checkout, "hold: {}", "hold: {staging: black friday}")
-    register()
-    alias.promote(registry, None, "digits", 2, "staging")
+    promote(2)
     before = head(checkout)
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "held"
@@ -194,9 +185,8 @@ def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, regis
     assert reconcile.once([url(checkout)], registry)[0].after == "digits 2"
 
 
-def test_an_alias_that_is_gone_leaves_the_release(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_an_alias_that_is_gone_leaves_the_release(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     reconcile.once([url(checkout)], registry)
     before = head(checkout)
     registry.delete_alias("digits", "staging")
@@ -205,20 +195,16 @@ def test_an_alias_that_is_gone_leaves_the_release(checkout: Path, registry: Regi
     assert head(checkout) == before
 
 
-def test_a_dry_run_writes_nothing(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_dry_run_writes_nothing(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     before = head(checkout)
     outcomes = reconcile.once([url(checkout)], registry, dry_run=True)
     assert (outcomes[0].state, outcomes[0].after, outcomes[0].commit) == ("would release", "digits 1", None)
     assert head(checkout) == before
 
 
-def test_one_broken_repository_does_not_stop_the_others(
-    make_repository: Any, registry: Registry, register: Register, tmp_path: Path
-) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_one_broken_repository_does_not_stop_the_others(make_repository: Any, registry: Registry, promote: Promote, tmp_path: Path) -> None:
+    promote(1)
     good, wrong, no_service = make_repository(), make_repository("wrong", service="schema: 1\nnam: x\n"), make_repository("none")
     git(no_service, "rm", "--quiet", "service.yaml")
     git(no_service, "commit", "--quiet", "--message=Gone")
@@ -234,9 +220,8 @@ def test_one_broken_repository_does_not_stop_the_others(
     assert "Release digits 1" in git(good.with_name("digits.git"), "log", "-1", "--format=%s", "main")
 
 
-def test_a_refusal_of_the_git_host_is_shown(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_refusal_of_the_git_host_is_shown(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     hook = checkout.with_name("digits.git") / "hooks" / "pre-receive"
     hook.write_text("#!/bin/sh\necho 'only pull requests here'; exit 1\n")
     hook.chmod(0o755)
@@ -247,10 +232,9 @@ def test_a_refusal_of_the_git_host_is_shown(checkout: Path, registry: Registry, 
     assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "1"
 
 
-def test_one_bad_environment_does_not_stop_the_other(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
-    alias.promote(registry, None, "digits", 1, "staging")
-    alias.promote(registry, None, "digits", 2, "live")
+def test_one_bad_environment_does_not_stop_the_other(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
+    promote(2, "live")
     registry.set_tag("digits", 1, "mlops_build.digest", "x\n\nVersion: 666")
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes) == {"staging": "failed", "production": "released"}
@@ -279,18 +263,16 @@ def test_an_alias_moved_by_hand_onto_what_breaks_callers_is_not_released(checkou
     assert states(reconcile.once([url(checkout)], registry, despite_findings=True))["staging"] == "released"
 
 
-def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, registry: Registry, register: Register) -> None:
+def test_a_service_newer_than_the_bridge_is_understood(make_repository: Any, registry: Registry, promote: Promote) -> None:
     checkout = make_repository(service=SERVICE + "novelty: {a: 1}\n")
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     assert states(reconcile.once([url(checkout)], registry))["staging"] == "released"
 
 
 def test_the_alias_map_is_read_once_and_aliases_again_for_a_release(
-    make_repository: Any, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    make_repository: Any, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     checkouts = [make_repository(name) for name in ("one", "two", "three")]
     requests = []
     for name in ("alias_map", "aliases", "version"):
@@ -308,11 +290,10 @@ def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: Any, registry: Registry, register: Register) -> None:
+def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: Any, registry: Registry, promote: Promote) -> None:
     """Two repositories at once, since starting a process takes longer than the race."""
     checkouts = [make_repository("one"), make_repository("two")]
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     running = [bridge(registry, *(part for checkout in checkouts for part in ("--repo", url(checkout)))) for _ in range(3)]
     commits = set()
     for process in running:
@@ -328,9 +309,8 @@ def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: An
         assert git(checkout.with_name(f"{checkout.name}.git"), "rev-list", "--count", "main") == "2"
 
 
-def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     aliases = registry.alias_map()
     start = threading.Barrier(6)
     results: list[list[reconcile.Outcome]] = []
@@ -350,10 +330,9 @@ def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry
 
 
 def test_a_person_who_pushes_all_the_time_loses_nothing(
-    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     version = Registry.version
     pushed = 0
 
@@ -374,11 +353,10 @@ def test_a_person_who_pushes_all_the_time_loses_nothing(
 
 
 def test_a_change_between_fetch_and_push_is_respected(
-    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The person sets a hold after the bridge's fetch: the bridge must not release."""
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     version = Registry.version
     done = []
 
@@ -404,9 +382,8 @@ def test_a_registry_that_does_not_answer_ends_it_within_seconds(checkout: Path) 
         Registry("sqlite:////nowhere/mlflow.db")
 
 
-def test_another_branch(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_another_branch(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     git(checkout, "push", "--quiet", "origin", "main:refs/heads/release/1.x")
     before = head(checkout)
     assert states(reconcile.once([url(checkout)], registry, branch="release/1.x"))["staging"] == "released"
@@ -423,9 +400,8 @@ def test_a_bridge_leaves_no_files(checkout: Path, registry: Registry, tmp_path: 
     assert os.listdir(scratch) == []  # noqa: PTH208
 
 
-def test_an_invalid_record_is_written_again(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_an_invalid_record_is_written_again(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     write_files(checkout, {"deploy/overlays/staging/release/record.yaml": "broken: [\n"})
     git(checkout, "commit", "--quiet", "--all", "--message=Break it")
     git(checkout, "push", "--quiet")

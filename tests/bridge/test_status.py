@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,7 @@ from mlops_build.__main__ import main
 from mlops_build.adapters import http
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
-from mlops_build.release import alias
-from tests.release.world import SERVICE, MakeRepository
-
-Register = Callable[..., Any]
+from tests.release.world import SERVICE, MakeRepository, Promote
 
 
 @pytest.fixture
@@ -56,13 +52,12 @@ def rows(capsys: pytest.CaptureFixture[str], *urls: str) -> list[dict[str, str]]
 
 
 def test_a_row_tells_what_should_run_and_why_it_does_not(
-    checkout: Path, registry: Registry, register: Register, capsys: pytest.CaptureFixture[str]
+    checkout: Path, registry: Registry, promote: Promote, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"file://{checkout}.git"
-    register(), register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     reconcile.once([url], registry)
-    alias.promote(registry, None, "digits", 2, "staging")
+    promote(2)
     staging, production, missing = rows(capsys, url, f"file://{checkout}-missing.git")
     assert (staging["wanted"], staging["git"], staging["running"], staging["state"]) == ("digits 2", "digits 1", "-", "would release")
     assert (production["wanted"], production["git"], production["state"]) == ("-", "-", "nothing promoted yet")

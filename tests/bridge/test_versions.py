@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.release import alias
 from tests.conftest import ROOT, git
-from tests.release.world import MakeRepository
+from tests.release.world import MakeRepository, Promote
 
-Register = Callable[..., Any]
 # What was tagged (CHANGELOG.md).
 RELEASED = {"0.5": "b848a2185daf616aa8327e4135b890c3605769fd", "0.8": "f83d6f4bcae66554335322b603d7bb6770ce2eef"}
 
@@ -43,7 +41,7 @@ def extracted(release: str, folder: Path) -> Path:
     ],
 )
 def test_an_earlier_bridge_beside_this_one(
-    make_repository: MakeRepository, registry: Registry, register: Register, tmp_path: Path, release: str, pin: str
+    make_repository: MakeRepository, registry: Registry, promote: Promote, tmp_path: Path, release: str, pin: str
 ) -> None:
     old = extracted(release, tmp_path / "old")
     checkout = make_repository()
@@ -65,8 +63,7 @@ def test_an_earlier_bridge_beside_this_one(
         return git(checkout.with_name("digits.git"), "rev-parse", "main")
 
     for number in (1, 2):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         if number % 2:
             assert reconcile.once([url], registry)[0].after == f"digits {number}"
         assert theirs()["after"] == f"digits {number}"

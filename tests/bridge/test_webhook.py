@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from mlops_build.bridge.endpoint import Endpoint
 from mlops_build.bridge.loop import Loop
 from mlops_build.errors import UsageError
 from mlops_build.fleet.repositories import Repositories
-from mlops_build.release import alias
 from tests.bridge.test_loop import HOUR, running, subject, until
 from tests.bridge.test_reconcile import head, url
+from tests.release.world import Promote
 
 SECRET, OTHER = "5" * 32, "6" * 32
 BODY = b'{"entity": "model_version_alias", "action": "created", "timestamp": "2026-11-30T12:00:00", "data": {"name": "digits"}}'
@@ -205,15 +205,14 @@ def test_other_methods_and_paths(bridge: Bridge, method: str, path: str, status:
 
 
 def test_a_delivery_releases_at_once_and_forged_reordered_and_repeated_ones_change_nothing(
-    checkout: Path, registry: Registry, register: Callable[..., Any], bridge: Bridge
+    checkout: Path, registry: Registry, promote: Promote, bridge: Bridge
 ) -> None:
-    register(), register()
     with running(url(checkout), registry=registry, interval=HOUR) as loop:
         until(lambda: loop.passes)
         bridge.loop.wake = loop.wake  # type: ignore[method-assign]
-        alias.promote(registry, None, "digits", 1, "staging")
+        promote(1)
         first, second = signed(), signed()
-        alias.promote(registry, None, "digits", 2, "staging")
+        promote(2)
         assert bridge.send(signed(secret=OTHER)) == 401
         time.sleep(1)
         assert subject(checkout) == "First"

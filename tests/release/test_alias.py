@@ -1,5 +1,6 @@
 """Promote and roll back against MLflow's real registry: what moves, what is remembered, what is refused."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -17,44 +18,46 @@ from mlops_build.model.version import BadVersion
 from mlops_build.release import alias
 from mlops_build.release.admit import DirtyVersion
 from mlops_build.release.alias import NothingRemembered
-from tests.release.world import SERVICE
+from tests.release.world import SERVICE, Promote
 
 DIGITS = service_file.parse(SERVICE)
 DIRTY = {identity.DIRTY: "true"}
 Register = Callable[..., Any]
 
 
-def test_promoting_moves_the_alias_and_remembers(registry: Registry, register: Register) -> None:
-    register(), register()
-    first = alias.promote(registry, DIGITS, "digits", 1, "staging")
+@pytest.fixture
+def promote(promote: Promote) -> Promote:
+    """In the folder of the service digits, if nothing else is said."""
+    return functools.partial(promote, service=DIGITS)
+
+
+def test_promoting_moves_the_alias_and_remembers(registry: Registry, promote: Promote) -> None:
+    first = promote(1)
     assert (first.before, first.after, first.changed, str(first)) == (None, 1, True, "digits staging: none → 1")
-    second = alias.promote(registry, DIGITS, "digits", "2", "staging")
+    second = promote(2)
     assert str(second) == "digits staging: 1 → 2"
     assert registry.aliases("digits") == {"staging": 2}
     assert registry.version("digits", 2).tags["mlops_build.previous.staging"] == "1"
     assert "mlops_build.previous.staging" not in registry.version("digits", 1).tags
 
 
-def test_an_environment_may_follow_another_alias(registry: Registry, register: Register) -> None:
-    register()
-    assert alias.promote(registry, DIGITS, "digits", 1, "production").alias == "live"
+def test_an_environment_may_follow_another_alias(registry: Registry, promote: Promote) -> None:
+    assert promote(1, "production").alias == "live"
     assert registry.aliases("digits") == {"live": 1}
     # Outside the service's folder nothing says so.
-    assert alias.promote(registry, None, "digits", 1, "production").alias == "production"
+    assert promote(1, "production", service=None).alias == "production"
 
 
-def test_promoting_from_one_environment_to_the_next(registry: Registry, register: Register) -> None:
-    register(), register()
-    alias.promote(registry, DIGITS, "digits", 2, "staging")
-    assert alias.promote(registry, DIGITS, "digits", "staging", "production").after == 2
+def test_promoting_from_one_environment_to_the_next(promote: Promote) -> None:
+    promote(2)
+    assert promote("staging", "production").after == 2
 
 
-def test_the_same_version_again_moves_nothing(registry: Registry, register: Register) -> None:
-    register(), register()
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
-    alias.promote(registry, DIGITS, "digits", 2, "staging")
+def test_the_same_version_again_moves_nothing(registry: Registry, promote: Promote) -> None:
+    promote(1)
+    promote(2)
     before = registry.version("digits", 2).tags
-    move = alias.promote(registry, DIGITS, "digits", 2, "staging")
+    move = promote(2)
     assert not move.changed
     assert str(move) == "nothing changed: digits staging is version 2 already"
     # It is a new promotion, which says so in Git.
@@ -62,10 +65,9 @@ def test_the_same_version_again_moves_nothing(registry: Registry, register: Regi
     assert {name for name in tags if tags[name] != before[name]} == {"mlops_build.promotion.staging"}
 
 
-def test_rolling_back_goes_step_by_step(registry: Registry, register: Register) -> None:
+def test_rolling_back_goes_step_by_step(registry: Registry, promote: Promote) -> None:
     for number in (1, 2, 3):
-        register()
-        alias.promote(registry, DIGITS, "digits", number, "staging")
+        promote(number)
     assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 3 → 2"
     assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 2 → 1"
     with pytest.raises(NothingRemembered, match="no previous version is stored") as refused:
@@ -75,73 +77,66 @@ def test_rolling_back_goes_step_by_step(registry: Registry, register: Register) 
     assert alias.rollback(registry, DIGITS, "digits", "staging", 3).after == 3
 
 
-def test_promoting_an_older_version_is_undone_by_rollback_too(registry: Registry, register: Register) -> None:
-    register(), register()
+def test_promoting_an_older_version_is_undone_by_rollback_too(registry: Registry, promote: Promote) -> None:
     for number in (1, 2, 1):
-        alias.promote(registry, DIGITS, "digits", number, "staging")
+        promote(number)
     assert str(alias.rollback(registry, DIGITS, "digits", "staging")) == "digits staging: 1 → 2"
 
 
-def test_killed_between_tag_and_alias_a_second_run_finishes(
-    registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register(), register()
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
+def test_killed_between_tag_and_alias_a_second_run_finishes(registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(1)
     with monkeypatch.context() as killed:
         killed.setattr(Registry, "set_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            alias.promote(registry, DIGITS, "digits", 2, "staging")
+            promote(2)
     assert registry.aliases("digits") == {"staging": 1}
-    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    promote(2)
     assert alias.rollback(registry, DIGITS, "digits", "staging").after == 1
 
 
-def test_an_alias_that_was_deleted_is_not_remembered(registry: Registry, register: Register) -> None:
-    register(), register()
+def test_an_alias_that_was_deleted_is_not_remembered(registry: Registry, promote: Promote) -> None:
     for number in (1, 2):
-        alias.promote(registry, DIGITS, "digits", number, "staging")
+        promote(number)
     registry.delete_alias("digits", "staging")
-    alias.promote(registry, DIGITS, "digits", 2, "staging")
+    promote(2)
     with pytest.raises(NothingRemembered):
         alias.rollback(registry, DIGITS, "digits", "staging")
 
 
 @pytest.mark.parametrize("nonsense", ["0", "x", "-1", "1\n", "../1", "99999999999"])
-def test_a_remembered_version_that_is_none_is_not_followed(registry: Registry, register: Register, nonsense: str) -> None:
-    register(), register()
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
+def test_a_remembered_version_that_is_none_is_not_followed(registry: Registry, promote: Promote, nonsense: str) -> None:
+    promote(1)
     registry.set_tag("digits", 1, identity.previous_tag("staging"), nonsense)
     with pytest.raises(NothingRemembered):
         alias.rollback(registry, DIGITS, "digits", "staging")
 
 
-def test_a_remembered_version_that_was_deleted_is_named(registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
+def test_a_remembered_version_that_was_deleted_is_named(registry: Registry, promote: Promote) -> None:
+    promote(1)
     registry.set_tag("digits", 1, identity.previous_tag("staging"), "7")
     with pytest.raises(NotFound, match="no version 7"):
         alias.rollback(registry, DIGITS, "digits", "staging")
 
 
 @pytest.mark.parametrize(("service", "env"), [(DIGITS, "production"), (None, "production")])
-def test_a_dirty_version_is_not_for_production(registry: Registry, register: Register, service: Any, env: str) -> None:
+def test_a_dirty_version_is_not_for_production(registry: Registry, register: Register, promote: Promote, service: Any, env: str) -> None:
     register(), register(tags=DIRTY)
-    alias.promote(registry, service, "digits", 1, env)
-    assert alias.promote(registry, service, "digits", 2, "staging").dirty
+    promote(1, env, service=service)
+    assert promote(2, service=service).dirty
     with pytest.raises(DirtyVersion) as refused:
-        alias.promote(registry, service, "digits", 2, env)
+        promote(2, env, service=service)
     assert refused.value.exit_code == 4
     assert "--force-dirty" in str(refused.value.remedy)
     with pytest.raises(DirtyVersion):
         alias.rollback(registry, service, "digits", env, 2)
-    assert alias.promote(registry, service, "digits", 2, env, force_dirty=True).after == 2
+    assert promote(2, env, service=service, force_dirty=True).after == 2
 
 
-def test_an_environment_that_follows_production_is_production(registry: Registry, register: Register) -> None:
+def test_an_environment_that_follows_production_is_production(register: Register, promote: Promote) -> None:
     register(tags=DIRTY)
     service = service_file.parse(SERVICE.replace("  staging:\n", "  eu:\n    alias: production\n"))
     with pytest.raises(DirtyVersion):
-        alias.promote(registry, service, "digits", 1, "eu")
+        promote(1, "eu", service=service)
 
 
 BAD_TAGS = [
@@ -157,10 +152,12 @@ BAD_TAGS = [
 
 
 @pytest.mark.parametrize(("tag", "value"), BAD_TAGS)
-def test_a_version_with_other_tags_than_ours_is_refused(registry: Registry, register: Register, tag: str, value: str | None) -> None:
+def test_a_version_with_other_tags_than_ours_is_refused(
+    registry: Registry, register: Register, promote: Promote, tag: str, value: str | None
+) -> None:
     register(tags={tag: value})
     with pytest.raises(BadVersion, match=tag.rpartition(".")[2]) as refused:
-        alias.promote(registry, DIGITS, "digits", 1, "staging")
+        promote(1)
     assert "'digits' version 1" in refused.value.message
     assert "\n" not in refused.value.message
     assert refused.value.remedy
@@ -184,7 +181,7 @@ def test_what_does_not_exist_is_named(
 ) -> None:
     register()
     with pytest.raises(kind, match=why) as missing:
-        alias.promote(registry, DIGITS, model, version, env)
+        alias.promote_all(registry, DIGITS, {model: version}, env)
     assert missing.value.remedy
 
 
@@ -195,25 +192,21 @@ def test_rolling_back_where_nothing_was_promoted(registry: Registry, register: R
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_a_hold_is_mentioned(
-    registry: Registry, register: Register, checkout: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
-) -> None:
-    register()
+def test_a_hold_is_mentioned(promote: Promote, checkout: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool) -> None:
     service = service_file.parse(SERVICE if in_file else SERVICE.replace("hold: {}", "hold: {staging: 'black friday'}"))
     if in_file:
         monkeypatch.chdir(checkout)
         (checkout / "deploy/overlays/staging/hold.yaml").write_text("schema: 1\nwhy: black friday\n")
-    move = alias.promote(registry, service, "digits", 1, "staging")
+    move = promote(1, service=service)
     assert move.changed
     assert alias.remarks(move, service) == [
         "staging is held, so nothing is released: black friday (to end it: mlops-build hold staging --remove)"
     ]
-    assert alias.remarks(alias.promote(registry, None, "digits", 1, "staging"), None) == []
+    assert alias.remarks(promote(1, service=None), None) == []
 
 
-def test_another_services_model_is_remarked(registry: Registry, register: Register) -> None:
-    register("other")
-    move = alias.promote(registry, DIGITS, "other", 1, "production")
+def test_another_services_model_is_remarked(promote: Promote) -> None:
+    move = promote(1, "production", model="other")
     assert move.alias == "production"
     assert "not one of digits's models" in alias.remarks(move, DIGITS)[0]
 
@@ -232,49 +225,49 @@ def with_contract(version: Any, major: int, *names: str) -> None:
     (Path(version.source.removeprefix("file://")) / "openapi.json").write_text(openapi.as_text(document))
 
 
-def test_a_version_that_breaks_callers_is_not_promoted(registry: Registry, register: Register) -> None:
+def test_a_version_that_breaks_callers_is_not_promoted(registry: Registry, register: Register, promote: Promote) -> None:
     register(signature=signature("a", "b")), register(signature=signature("a", "c"))
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    promote(1)
     with pytest.raises(BreaksCallers) as refused:
-        alias.promote(registry, DIGITS, "digits", 2, "staging")
+        promote(2)
     assert "digits: input column b (double) is gone; renamed to c?" in refused.value.message
     assert refused.value.exit_code == 4
     assert registry.aliases("digits") == {"staging": 1}
     assert "mlops_build.previous.staging" not in registry.version("digits", 2).tags
     # An environment that nobody calls yet breaks nobody.
-    assert alias.promote(registry, DIGITS, "digits", 2, "production").callers == ()
+    assert promote(2, "production").callers == ()
 
 
-def test_a_higher_major_is_promoted_and_says_whom_it_breaks(registry: Registry, register: Register) -> None:
+def test_a_higher_major_is_promoted_and_says_whom_it_breaks(registry: Registry, register: Register, promote: Promote) -> None:
     register(signature=signature("a", "b"))
     with_contract(register(), 2, "a")
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
-    move = alias.promote(registry, DIGITS, "digits", 2, "staging")
+    promote(1)
+    move = promote(2)
     assert registry.aliases("digits") == {"staging": 2}
     assert alias.remarks(move, DIGITS) == ["digits: input column b (double) is gone (contract 1 → 2)"]
     # Back is a rollback, which asks nothing: whoever does it is in need.
     with pytest.raises(BreaksCallers):
-        alias.promote(registry, DIGITS, "digits", 1, "staging")
+        promote(1)
     assert alias.rollback(registry, DIGITS, "digits", "staging").after == 1
 
 
-def test_contracts_that_cannot_be_read(registry: Registry, register: Register) -> None:
+def test_contracts_that_cannot_be_read(register: Register, promote: Promote) -> None:
     first, second, third = (register(signature=signature("a")) for _ in range(3))
-    alias.promote(registry, DIGITS, "digits", first.version, "staging")
+    promote(first.version)
     shutil.rmtree(first.source.removeprefix("file://"))
-    move = alias.promote(registry, DIGITS, "digits", second.version, "staging")
+    move = promote(second.version)
     assert "callers of digits 1 may break, its contract could not be compared" in alias.remarks(move, DIGITS)[0]
     shutil.rmtree(third.source.removeprefix("file://"))
-    move = alias.promote(registry, DIGITS, "digits", third.version, "staging")
+    move = promote(third.version)
     assert "MLmodel cannot be read" in alias.remarks(move, DIGITS)[0]
 
 
-def test_the_next_step_is_a_promotion_that_will_work(registry: Registry, register: Register) -> None:
+def test_the_next_step_is_a_promotion_that_will_work(registry: Registry, register: Register, promote: Promote) -> None:
     register(signature=signature("a", "b")), register(signature=signature("a", "b")), register(signature=signature("a", "c"))
     first = alias.next_step(registry, DIGITS, "digits", 1)
     assert (first.command, first.refusal) == ("mlops-build promote digits 1 --to staging", None)
     assert str(first) == f"next: {first.command}"
-    alias.promote(registry, DIGITS, "digits", 1, "staging")
+    promote(1)
     assert alias.next_step(registry, DIGITS, "digits", 2).refusal is None
     broken = alias.next_step(registry, DIGITS, "digits", 3)
     assert broken.refusal is not None
@@ -290,25 +283,21 @@ def test_the_next_step_goes_to_the_services_first_environment(registry: Registry
     assert "made from uncommitted changes" in str(alias.next_step(registry, alone, "digits", 2))
 
 
-def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_production(registry: Registry, register: Register) -> None:
-    for _ in range(4):
-        register()
+def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_production(promote: Promote) -> None:
     for number in (1, 2, 3):
-        alias.promote(registry, DIGITS, "digits", number, "staging")
-    untried = alias.promote(registry, DIGITS, "digits", 4, "production")
+        promote(number)
+    untried = promote(4, "production")
     assert untried.skipped == ("staging",)
     assert alias.remarks(untried, DIGITS) == ["digits 4 was never in staging; to try it there: mlops-build promote digits 4 --to staging"]
     for number in (1, 2, 3):  # replaced, replaced, and there now
-        assert alias.remarks(alias.promote(registry, DIGITS, "digits", number, "production"), DIGITS) == []
+        assert alias.remarks(promote(number, "production"), DIGITS) == []
     # A promotion to staging comes first, and one without a change is old news.
-    assert alias.promote(registry, DIGITS, "digits", 4, "staging").skipped == ()
-    assert alias.promote(registry, DIGITS, "digits", 3, "production").skipped == ()
+    assert promote(4).skipped == ()
+    assert promote(3, "production").skipped == ()
     # Outside of a service's folder the environments are called as always.
-    register()
-    assert alias.promote(registry, None, "digits", 5, "production").skipped == ("staging",)
+    assert promote(5, "production", service=None).skipped == ("staging",)
 
 
-def test_without_another_environment_nothing_is_skipped(registry: Registry, register: Register) -> None:
+def test_without_another_environment_nothing_is_skipped(promote: Promote) -> None:
     alone = service_file.parse(SERVICE.replace("  staging:\n    namespace: ml-staging\n    host: digits-staging.example.com\n", ""))
-    register()
-    assert alias.promote(registry, alone, "digits", 1, "production").skipped == ()
+    assert promote(1, "production", service=alone).skipped == ()

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,7 @@ from mlops_build.release import alias, restore, write
 from mlops_build.release.gate import Faulty, goes_back
 from mlops_build.release.record import Record
 from tests.conftest import git, mlops_build
-
-Register = Callable[..., Any]
+from tests.release.world import Promote
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on PATH")
 
@@ -31,9 +28,8 @@ def spoil(checkout: Path) -> str:
     return path.relative_to(checkout).as_posix()
 
 
-def test_a_release_with_findings_does_not_land(checkout: Path, remote: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_release_with_findings_does_not_land(checkout: Path, remote: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     file = spoil(checkout)
     head = git(checkout, "rev-parse", "HEAD")
     with pytest.raises(Faulty) as refused:
@@ -47,10 +43,9 @@ def test_a_release_with_findings_does_not_land(checkout: Path, remote: Path, reg
     assert "service-target-port" in made.remarks[0]
 
 
-def test_going_back_is_never_refused(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
+def test_going_back_is_never_refused(checkout: Path, registry: Registry, promote: Promote) -> None:
     for number in (1, 2):
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         write.in_checkout(checkout, "staging", registry)
     spoil(checkout)
     alias.rollback(registry, None, "digits", "staging", None)
@@ -60,18 +55,16 @@ def test_going_back_is_never_refused(checkout: Path, registry: Registry, registe
     assert "released all the same" in made.remarks[0]
 
 
-def test_the_bridge_goes_back_and_git_alone_does_too(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
+def test_the_bridge_goes_back_and_git_alone_does_too(checkout: Path, registry: Registry, promote: Promote) -> None:
     for number in (1, 2):
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         write.in_checkout(checkout, "staging", registry)
     spoil(checkout)
     assert str(restore.in_checkout(checkout, "staging")[0].after) == "digits 1"
 
 
-def test_the_bridge_reports_findings_and_releases_nothing(checkout: Path, remote: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_the_bridge_reports_findings_and_releases_nothing(checkout: Path, remote: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     file = spoil(checkout)
     head = git(remote, "rev-parse", "main")
     (staging, _) = reconcile.once([f"file://{remote}"], registry)
@@ -86,10 +79,9 @@ def test_the_bridge_reports_findings_and_releases_nothing(checkout: Path, remote
 
 
 def test_a_machine_without_kubectl_says_what_it_did_not_see(
-    checkout: Path, registry: Registry, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     spoil(checkout)
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -100,9 +92,8 @@ def test_a_machine_without_kubectl_says_what_it_did_not_see(
     assert "overlay staging was not rendered: kubectl is not installed" in made.remarks[0]
 
 
-def test_the_command_line_refuses_and_can_be_told(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_the_command_line_refuses_and_can_be_told(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     file = spoil(checkout)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": registry.uri}
     done = mlops_build(checkout, "release", "staging", expect=4, environment=environment)

@@ -15,11 +15,12 @@ from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
-from mlops_build.release import alias, hold, restore, tree, write
+from mlops_build.release import hold, restore, tree, write
 from mlops_build.release import record as records
 from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.service import ServiceError
 from tests.conftest import ROOT, git
+from tests.release.world import Promote
 
 FILE = "deploy/overlays/staging/hold.yaml"
 ADA = Identity("Ada", "ada@example.com", 1_764_500_000)
@@ -71,10 +72,9 @@ def test_a_hold_is_read_as_it_was_written_and_ends_in_both_places(checkout: Path
 
 
 @pytest.mark.parametrize("text", ["why: [\n", "[]\n", "", "schema: 2\nwhy: x\n", "schema: 1\n", "schema: 1\nwhy: 3\n", "why: \x07\n"])
-def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, register: Callable[..., Any], text: str) -> None:
+def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, promote: Promote, text: str) -> None:
     commit(checkout, deploy__overlays__staging__hold_yaml=text)
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     outcome = reconcile.once([f"file://{checkout}.git"], registry)[0]
     assert (outcome.state, outcome.why) == ("held", f"{FILE} cannot be read: restore or remove it")
     with pytest.raises(write.Held, match="mlops-build hold staging --remove"):
@@ -118,11 +118,10 @@ def run(capsys: pytest.CaptureFixture[str], checkout: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def rolled_back(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+def rolled_back(checkout: Path, registry: Registry, promote: Promote) -> Path:
     """staging was rolled back in Git from digits 2 to digits 1, while the alias still points at digits 2."""
     for number in (1, 2):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         write.in_checkout(checkout, "staging", registry)
     restore.in_checkout(checkout, "staging")
     return checkout

@@ -11,12 +11,12 @@ import pytest
 
 from mlops_build.__main__ import main
 from mlops_build.adapters.registry import Registry
-from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
+from mlops_build.release import restore, write
 from tests import githosts
 from tests.conftest import git
 from tests.githosts import GitHost
-from tests.release.world import change_service
+from tests.release.world import Promote, change_service
 
 Run = Callable[..., tuple[int, Any, str]]
 # A Git host's rule: nobody pushes these branches, apart from an administrator.
@@ -28,11 +28,10 @@ while read -r old new ref; do case "$ref" in {refs}) echo "this branch is protec
 
 
 @pytest.fixture
-def released(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+def released(checkout: Path, registry: Registry, promote: Promote) -> Path:
     """A checkout in which staging was released twice: digits 1 and 2."""
     for number in (1, 2):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         write.in_checkout(checkout, "staging", registry)
     return checkout
 

@@ -1,8 +1,6 @@
 """Rolling back from Git while MLflow is down: the release before comes back, and a hold keeps it."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,22 +8,21 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import NotFound, Refused
-from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
+from mlops_build.release import restore, write
 from mlops_build.release.hold import in_service
 from mlops_build.release.restore import NothingBefore
 from tests.conftest import git
-from tests.release.world import SERVICE, change_service
+from tests.release.world import SERVICE, Promote, change_service
 
 FOLDER = "deploy/overlays/staging/release"
 
 
 @pytest.fixture
-def released(checkout: Path, registry: Registry, register: Callable[..., Any]) -> Path:
+def released(checkout: Path, registry: Registry, promote: Promote) -> Path:
     """A checkout in which staging was released three times: digits 1, 2 and 3, with other commits in between."""
     for number in (1, 2, 3):
-        register()
-        alias.promote(registry, None, "digits", number, "staging")
+        promote(number)
         write.in_checkout(checkout, "staging", registry)
         git(checkout, "commit", "--quiet", "--allow-empty", "--message=Something else")
     git(checkout, "push", "--quiet")
@@ -57,7 +54,7 @@ def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Pat
     assert git(released, "show", "--format=", "--numstat", "HEAD", "--", "service.yaml").split()[:2] == ["2", "1"]
 
 
-def test_a_release_comes_back_with_the_files_it_had(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+def test_a_release_comes_back_with_the_files_it_had(released: Path, registry: Registry) -> None:
     folder = released / FOLDER
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     change_service(released, "host: digits-staging.example.com", "host: digits-staging.example.com\n    replicas: 3")
@@ -87,10 +84,9 @@ def test_doing_it_again_goes_a_step_further_and_then_ends(released: Path) -> Non
     assert str(records.read(released, "staging")) == "digits 1"
 
 
-def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, registry: Registry, promote: Promote) -> None:
     restore.in_checkout(released, "staging")
-    register()
-    alias.promote(registry, None, "digits", 4, "staging")
+    promote(4)
     write.in_checkout(released, "staging", registry, despite_hold=True)
     assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
 
@@ -135,11 +131,10 @@ def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
         restore.in_checkout(released, "nowhere")
 
 
-def test_where_nothing_was_released_before(checkout: Path, registry: Registry, register: Callable[..., Any]) -> None:
+def test_where_nothing_was_released_before(checkout: Path, registry: Registry, promote: Promote) -> None:
     with pytest.raises(NothingBefore):
         restore.in_checkout(checkout, "staging")
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     write.in_checkout(checkout, "staging", registry)
     with pytest.raises(NothingBefore):
         restore.in_checkout(checkout, "staging")
@@ -190,7 +185,7 @@ def test_only_hold_changes_in_service_yaml(old: str, new: str, reason: str) -> N
         assert (comment in edited) is (comment in text)
 
 
-def test_earlier_follows_first_parents(released: Path, registry: Registry, register: Callable[..., Any]) -> None:
+def test_earlier_follows_first_parents(released: Path, registry: Registry) -> None:
     """What a merged branch went through on its way was never released."""
     git(released, "switch", "--quiet", "--create", "feature", "HEAD~1")
     (released / FOLDER / "record.yaml").write_text("by: hand\n")

@@ -17,15 +17,17 @@ from mlops_build.release import record as records
 from mlops_build.release.decide import HalfPromoted, NothingPromoted
 from mlops_build.release.write import Held
 from tests.conftest import git
-from tests.release.world import SERVICE, change_service
+from tests.release.world import SERVICE, Promote, change_service
 from tests.release.world import write as write_files
 
 Register = Callable[..., Any]
 
 
-def test_a_release_is_one_commit_of_the_machines_files(checkout: Path, remote: Path, registry: Registry, register: Register) -> None:
+def test_a_release_is_one_commit_of_the_machines_files(
+    checkout: Path, remote: Path, registry: Registry, register: Register, promote: Promote
+) -> None:
     version = register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     (checkout / "mine.txt").write_text("not committed\n")
     made = write.in_checkout(checkout, "staging", registry)
     assert (made.before, made.after, made.pushed) == (None, "digits 1", True)
@@ -70,9 +72,8 @@ def test_what_the_commit_says(checkout: Path, registry: Registry, register: Regi
     assert "Previous-Version: none" in git(checkout, "log", "-1", "--format=%(trailers)", "HEAD~1")
 
 
-def test_a_changed_service_yaml_is_a_release_too_once_it_is_committed(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "live")
+def test_a_changed_service_yaml_is_a_release_too_once_it_is_committed(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1, "live")
     write.in_checkout(checkout, "production", registry)
     text = (checkout / "service.yaml").read_text()
     (checkout / "service.yaml").write_text(text.replace("replicas: 2", "replicas: 4"))
@@ -88,9 +89,8 @@ def test_a_changed_service_yaml_is_a_release_too_once_it_is_committed(checkout: 
     assert "The models did not change." in git(checkout, "log", "-1", "--format=%b")
 
 
-def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Registry, register: Register) -> None:
-    register(), register()
-    alias.promote(registry, None, "digits", 1, "live")
+def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1, "live")
     write.in_checkout(checkout, "production", registry)
     change_service(checkout, "replicas: 2\n    memory: 1536MiB", "replicas: 1\n    memory: 2GiB\n    cpu: '2'")
     change_service(checkout, "host: digits.example.com", "host: numbers.example.com")
@@ -115,7 +115,7 @@ def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Reg
     # The same with a new version: its image and its labels are no news.
     git(checkout, "reset", "--quiet", "--hard", dry)
     git(checkout, "push", "--quiet", "--force")
-    alias.promote(registry, None, "digits", 2, "live")
+    promote(2, "live")
     made = write.in_checkout(checkout, "production", registry)
     assert set(made.changes) == set(settings)
     assert str(made).startswith("production: digits 1 → digits 2, ")
@@ -123,9 +123,8 @@ def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Reg
     assert "\n- replicas 2 → 1\n" in git(checkout, "log", "-1", "--format=%B")
 
 
-def test_a_change_that_no_setting_names_is_a_change_of_a_file(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_change_that_no_setting_names_is_a_change_of_a_file(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     write.in_checkout(checkout, "staging", registry)
     folder = checkout / "deploy/overlays/staging/release"
     for text, change in (
@@ -137,18 +136,17 @@ def test_a_change_that_no_setting_names_is_a_change_of_a_file(checkout: Path, re
         assert write.in_checkout(checkout, "staging", registry).changes == (change,)
 
 
-def test_the_date_follows_from_what_is_released(checkout: Path, registry: Registry, register: Register) -> None:
+def test_the_date_follows_from_what_is_released(checkout: Path, registry: Registry, register: Register, promote: Promote) -> None:
     version = register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     parent = int(git(checkout, "log", "-1", "--format=%ct"))
     write.in_checkout(checkout, "staging", registry)
     assert int(git(checkout, "log", "-1", "--format=%ct")) == max(parent, version.created_ms // 1000)
     assert git(checkout, "log", "-1", "--format=%ci").endswith("+0000")
 
 
-def test_somebody_elses_files_in_the_folder_are_removed(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_somebody_elses_files_in_the_folder_are_removed(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     extra = checkout / "deploy/overlays/staging/release/extra.yaml"
     extra.write_text("x: 1\n")
     git(checkout, "add", "--all")
@@ -158,9 +156,8 @@ def test_somebody_elses_files_in_the_folder_are_removed(checkout: Path, registry
     assert git(checkout, "status", "--porcelain") == ""
 
 
-def test_what_service_yaml_wants_no_more_leaves_git_with_the_next_release(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "live")
+def test_what_service_yaml_wants_no_more_leaves_git_with_the_next_release(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1, "live")
     change_service(checkout, "{mode: none}", "{mode: shared}")
     change_service(checkout, "    replicas: 2\n", "    replicas: 2\n    autoscale: {max_replicas: 4, target: 2}\n")
     told = "verify: {ignore: {hpa-no-monitoring: this cluster's Prometheus asks every pod}}\n"
@@ -177,9 +174,8 @@ def test_what_service_yaml_wants_no_more_leaves_git_with_the_next_release(checko
     assert git(checkout, "status", "--porcelain") == ""
 
 
-def test_uncommitted_changes_of_the_record_are_not_lost(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_uncommitted_changes_of_the_record_are_not_lost(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     (checkout / "deploy/overlays/staging/release/record.yaml").write_text("mine\n")
     head = git(checkout, "rev-parse", "HEAD")
     with pytest.raises(Refused, match=r"uncommitted changes in deploy/overlays/staging/release/record\.yaml"):
@@ -188,10 +184,9 @@ def test_uncommitted_changes_of_the_record_are_not_lost(checkout: Path, registry
 
 
 def test_a_checkout_that_is_behind_stays_as_it_was(
-    checkout: Path, remote: Path, registry: Registry, register: Register, tmp_path: Path
+    checkout: Path, remote: Path, registry: Registry, promote: Promote, tmp_path: Path
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     other = tmp_path / "other"
     git(tmp_path, "clone", "--quiet", str(remote), str(other))
     git(other, "commit", "--quiet", "--allow-empty", "--message=Quicker")
@@ -204,53 +199,48 @@ def test_a_checkout_that_is_behind_stays_as_it_was(
     assert git(checkout, "status", "--porcelain") == ""
 
 
-def test_without_an_origin_the_commit_stays_here(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_without_an_origin_the_commit_stays_here(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     git(checkout, "remote", "remove", "origin")
     made = write.in_checkout(checkout, "staging", registry)
     assert made.commit
     assert not made.pushed
 
 
-def test_a_hold_is_honoured(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_a_hold_is_honoured(checkout: Path, registry: Registry, promote: Promote) -> None:
+    promote(1)
     change_service(checkout, "hold: {}", "hold: {staging: because}")
     with pytest.raises(Held, match="staging is held: because"):
         write.in_checkout(checkout, "staging", registry)
     assert write.in_checkout(checkout, "staging", registry, despite_hold=True).commit
 
 
-def test_nothing_promoted_and_unknown_environments(checkout: Path, registry: Registry, register: Register) -> None:
+def test_nothing_promoted_and_unknown_environments(checkout: Path, registry: Registry, promote: Promote) -> None:
     with pytest.raises(NothingPromoted, match="no version has the alias 'live'") as nothing:
         write.in_checkout(checkout, "production", registry)
     assert nothing.value.exit_code == 3
     with pytest.raises(NotFound, match="no environment 'nowhere'"):
         write.in_checkout(checkout, "nowhere", registry)
     change_service(checkout, "environments:\n", "environments:\n  eu: {namespace: eu, host: eu.example.com}\n")
-    register()
-    alias.promote(registry, None, "digits", 1, "eu")
+    promote(1, "eu")
     with pytest.raises(NotFound, match=r"deploy/overlays/eu/kustomization\.yaml is missing"):
         write.in_checkout(checkout, "eu", registry)
 
 
-def test_a_service_with_two_models_is_released_with_both(make_repository: Any, registry: Registry, register: Register) -> None:
+def test_a_service_with_two_models_is_released_with_both(make_repository: Any, registry: Registry, promote: Promote) -> None:
     checkout = make_repository(service=SERVICE.replace("  - name: digits\n", "  - name: digits\n  - name: letters\n"))
-    register(), register("letters")
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     with pytest.raises(HalfPromoted, match="letters has no alias 'staging'"):
         write.in_checkout(checkout, "staging", registry)
-    alias.promote(registry, None, "letters", 1, "staging")
+    promote(1, model="letters")
     assert write.in_checkout(checkout, "staging", registry).after == "digits 1, letters 1"
     trailers = git(checkout, "log", "-1", "--format=%(trailers:key=Model,valueonly)").split()
     assert trailers == ["digits", "letters"]
 
 
 @pytest.mark.parametrize("value", ["a" * 40 + "\n", "../../x", "{{ x }}", f"{'a' * 40}\n\nVersion: 9", "A" * 40])
-def test_nothing_of_a_forged_tag_reaches_git(checkout: Path, registry: Registry, register: Register, value: str) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+def test_nothing_of_a_forged_tag_reaches_git(checkout: Path, registry: Registry, promote: Promote, value: str) -> None:
+    promote(1)
     # After the promotion, by whoever may write to MLflow.
     registry.set_tag("digits", 1, "mlops_build.commit", value)
     head = git(checkout, "rev-parse", "HEAD")
@@ -268,10 +258,9 @@ def test_a_run_that_is_none_is_refused(checkout: Path, registry: Registry, regis
 
 
 def test_who_signs_can_be_chosen_but_not_forged(
-    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "staging")
+    promote(1)
     monkeypatch.setenv("MLOPS_BRIDGE_NAME", "Bot")
     monkeypatch.setenv("MLOPS_BRIDGE_EMAIL", "bot@example.com> 0 +0000\nx")
     with pytest.raises(Failed, match="MLOPS_BRIDGE_EMAIL"):
@@ -288,10 +277,9 @@ def test_a_folder_that_is_no_repository(tmp_path: Path, registry: Registry) -> N
 
 
 def test_a_commit_that_another_process_pushes_at_the_same_time_is_released(
-    checkout: Path, remote: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, remote: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
-    alias.promote(registry, None, "digits", 1, "live")
+    promote(1, "live")
     push = Checkout.push
 
     def pushed_first(self: Checkout, commit: str = "HEAD") -> None:

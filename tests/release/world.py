@@ -4,11 +4,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model import identity
+from mlops_build.release.alias import Move, promote_all
+from mlops_build.service import Service
 from tests.conftest import git
 
 SERVICE = """\
@@ -117,6 +120,23 @@ def register(registry: Registry, tmp_path: Path) -> Register:
         source.mkdir(parents=True)
         (source / "MLmodel").write_text(json.dumps({"signature": signature or {}}))
         return registry.create_version(name, source.as_uri(), f"{count:032x}" if run is None else run, wanted)
+
+    return one
+
+
+Promote = Callable[..., Move]
+
+
+@pytest.fixture
+def promote(registry: Registry, register: Register) -> Promote:
+    """promote(2) points staging at digits 2, after registering the versions up to it. why, force_dirty: as for `promote_all`."""
+
+    def one(version: int | str, env: str = "staging", *, model: str = "digits", service: Service | None = None, **options: Any) -> Move:
+        missing = version - len(registry.versions(model)) if isinstance(version, int) else 0
+        for _ in range(missing):
+            register(model)
+        (move,), _ = promote_all(registry, service, {model: version}, env, **options)
+        return move
 
     return one
 
