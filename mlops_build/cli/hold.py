@@ -22,18 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from functools import partial
-
     from mlops_build import service, tracking
     from mlops_build.errors import UsageError
     from mlops_build.release import holding, protected
 
     if args.release and not args.remove:
         raise UsageError("--release needs --remove", remedy=f"mlops-build hold {args.env} --remove --release")
-    root = None if args.repo else service.find_root()
-    land = partial(protected.on_remote, args.repo, args.branch) if root is None else partial(protected.in_checkout, root)
+    land = protected.at(args.repo or service.find_root(), args.branch)
     if args.remove:
-        landed = holding.end(land, args.env, lambda: tracking.registry(root), release=args.release)
+        landed = holding.end(land, args.env, tracking.registry, release=args.release)
     else:
         landed = holding.begin(land, args.env, args.why)
     if landed.request:

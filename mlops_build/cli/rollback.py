@@ -56,13 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _from_git(args: argparse.Namespace) -> int:
     from mlops_build import service
-    from mlops_build.release import restore
+    from mlops_build.release import protected, restore
 
     env = args.env
-    if args.repo:
-        restored, landed = restore.on_remote(args.repo, args.branch, env, args.reason)
-    else:
-        restored, landed = restore.in_checkout(service.find_root(), env, args.reason)
+    restored, landed = restore.roll_back(protected.at(args.repo or service.find_root(), args.branch), env, args.reason)
     if landed.request:
         say(f"{args.branch if args.repo else 'the branch'} is protected: merge {landed.request.url} to roll {env} back")
     elif not landed.pushed:

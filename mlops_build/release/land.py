@@ -16,12 +16,12 @@ from mlops_build.adapters.git.remote import heads
 from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
 from mlops_build.errors import UsageError
 from mlops_build.release import record as records
+from mlops_build.release.past import values
 from mlops_build.release.tree import recorded
 from mlops_build.service import Service
 
 # The start of the title of a request that a machine closed. A person who closes one refuses its release.
 OBSOLETE = "Obsolete: "
-PROMOTION = re.compile(r"^Promotion: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def is_declined(objects: Objects, requests: Requests, request: PullRequest, env:
     if request.state != "closed" or request.title.startswith(OBSOLETE) or not request.commit or not objects.bring(request.commit):
         return False
     closed, wanted, there = (str(recorded(objects, each, env)) for each in (request.commit, commit, requests.head))
-    if closed != wanted or PROMOTION.findall(objects.message(request.commit)) != PROMOTION.findall(objects.message(commit)):
+    if closed != wanted or values(objects.message(request.commit), "Promotion") != values(objects.message(commit), "Promotion"):
         return False
     folder = records.folder(env)
     return wanted != there or objects.tree(request.commit, folder) == objects.tree(commit, folder)

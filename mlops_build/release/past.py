@@ -10,20 +10,27 @@ from mlops_build.release import record as records
 from mlops_build.release.promotion import Promotion
 from mlops_build.release.tree import recorded
 
-TRAILER = re.compile(r"^([A-Z][A-Za-z-]*): (.*)$")
 # How many records are read to find a version that was released before.
 MOST = 200
 
 
+def values(message: str, key: str) -> list[str]:
+    """The values of a trailer in a commit's message, in their order."""
+    return [value.strip() for value in re.findall(rf"^{key}: (.*)$", message, re.MULTILINE)]
+
+
 @dataclass(frozen=True)
 class Commit:
-    """A commit that changed a release. at: Unix time in seconds. trailers: those of its message, in their order."""
+    """A commit that changed a release. at: Unix time in seconds."""
 
     id: str
     at: int
     author: str
-    subject: str
-    trailers: tuple[tuple[str, str], ...]
+    message: str
+
+    @property
+    def subject(self) -> str:
+        return self.message.partition("\n")[0]
 
     @property
     def numbers(self) -> tuple[tuple[str, int], ...]:
@@ -37,7 +44,7 @@ class Commit:
         return bool(self.numbers and self.values("Alias"))
 
     def values(self, key: str) -> list[str]:
-        return [value for name, value in self.trailers if name == key]
+        return values(self.message, key)
 
 
 class Past:
@@ -50,7 +57,7 @@ class Past:
     def commits(self) -> list[Commit]:
         """The commits that changed the release, newest first. Raises RemoteUnreachable."""
         self._objects.deepen()
-        return [_commit(*entry) for entry in self._objects.messages(self._commit, records.folder(self._env))]
+        return [Commit(*entry) for entry in self._objects.messages(self._commit, records.folder(self._env))]
 
     @cached_property
     def released(self) -> tuple[tuple[str, int], ...]:
@@ -73,9 +80,3 @@ class Past:
             if record is not None and any(entry == model for entry in record.models):
                 return True
         return False
-
-
-def _commit(commit: str, at: int, author: str, message: str) -> Commit:
-    matches = [TRAILER.fullmatch(line) for line in message.splitlines()]
-    trailers = tuple((match[1], match[2].strip()) for match in matches if match)
-    return Commit(commit, at, author, message.partition("\n")[0], trailers)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlops_build import service as service_file
@@ -20,12 +21,12 @@ from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.release import record as records
 from mlops_build.release.tree import service_at
-from mlops_build.release.write import checkout_of, land
+from mlops_build.release.write import checkout_of, is_refused, land
 from mlops_build.service import Git, ServiceError
 
 # Creates a commit on top of a head; None: nothing to change.
 Make = Callable[[Objects, str], str | None]
-# `in_checkout` or `on_remote` with a place: lands a commit, with a branch for a pull request.
+# Lands what a Make returns; the text is the branch of a pull request.
 Land = Callable[[str, Make], "Landed"]
 
 
@@ -42,6 +43,11 @@ class Landed:
     request: PullRequest | None = None
 
 
+def at(place: Path | str, branch: str = "main") -> Land:
+    """Lands in the checkout at a service's root, or on a branch of a remote (its address)."""
+    return partial(in_checkout, place) if isinstance(place, Path) else partial(on_remote, place, branch)
+
+
 def in_checkout(root: Path, source: str, make: Make) -> Landed:
     """Land what `make` returns on the branch of the checkout at a service's root; without an origin it stays there.
 
@@ -52,12 +58,11 @@ def in_checkout(root: Path, source: str, make: Make) -> Landed:
     if commit is None:
         return Landed(None, pushed=False)
     try:
-        return Landed(commit, land(checkout, commit, head, checkout.differing(head, commit)))
+        return Landed(commit, land(checkout, commit, head))
     except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
-        target = checkout.branch()
-        if not checkout.is_ancestor(checkout.fetch(target), head):
+        if not is_refused(checkout, head):
             raise
-        return _request(checkout, checkout.remote(), checkout.origin_url() or "", source, target, commit, error)
+        return _request(checkout, checkout.remote(), checkout.origin_url() or "", source, checkout.branch(), commit, error)
 
 
 def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:

@@ -3,21 +3,18 @@
 Without the hold, the bridge would release the bad version again as soon as MLflow answers, because Git and the alias differ.
 """
 
-import re
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from mlops_build.adapters.git.objects import Identity, Objects
 from mlops_build.errors import Refused
+from mlops_build.model.identity import COMMIT
 from mlops_build.release import hold as holds
 from mlops_build.release import protected
 from mlops_build.release import record as records
+from mlops_build.release.past import values
 from mlops_build.release.protected import Land, Landed
 from mlops_build.release.record import Record
 from mlops_build.release.tree import recorded
-
-RESTORES = re.compile(r"^Restores: ([0-9a-f]{40})$", re.MULTILINE)
 
 
 class NothingBefore(Refused):
@@ -38,17 +35,8 @@ class Restored:
     is_broken: bool
 
 
-def in_checkout(root: Path, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
-    """Restore in the checkout at a service's root. Raises the errors of `restore` and `protected.in_checkout`."""
-    return _land(partial(protected.in_checkout, root), env, reason)
-
-
-def on_remote(url: str, branch: str, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
-    """Restore on a remote, without a checkout. Raises the errors of `restore` and `protected.on_remote`."""
-    return _land(partial(protected.on_remote, url, branch), env, reason)
-
-
-def _land(land: Land, env: str, reason: str | None) -> tuple[Restored, Landed]:
+def roll_back(land: Land, env: str, reason: str | None = None) -> tuple[Restored, Landed]:
+    """Land what `restore` creates. Raises its errors, and those of `land`."""
     made: list[Restored] = []
 
     def make(objects: Objects, head: str) -> str:
@@ -112,8 +100,8 @@ def source_of(objects: Objects, head: str, env: str) -> str | None:
     """The commit from which the release of `env` was restored; None if its last change, or what that merged, did not restore it."""
     changed = objects.log(head, records.folder(env))[:1]
     merged = [parent for commit in changed for parent in objects.parents(commit)[1:]]
-    named = [RESTORES.search(objects.message(commit)) for commit in [*changed, *merged]]
-    return next((match[1] for match in named if match), None)
+    named = [source for commit in [*changed, *merged] for source in values(objects.message(commit), "Restores")]
+    return next((source for source in named if COMMIT.fullmatch(source)), None)
 
 
 def _message(env: str, before: Record | None, after: Record, source: str) -> str:

@@ -6,7 +6,6 @@ number of bridges create the same commit, so a second push changes nothing.
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,9 @@ def _landed(checkout: Checkout, service: Service, env: str, commit: str, head: s
     remarks: tuple[str, ...] = ()
     if url is None or env not in by_request(service):
         try:
-            return land(checkout, commit, head, checkout.differing(head, commit)), None, ()
+            return land(checkout, commit, head), None, ()
         except PushRejected as error:
-            has_rule = checkout.is_ancestor(checkout.fetch(checkout.branch()), head)
-            if not has_rule or not service.git.opens_pull_requests:
+            if not service.git.opens_pull_requests or not is_refused(checkout, head):
                 raise
             remarks = (f"{error.message}: it needs a pull request",)
     requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote())
@@ -146,13 +144,18 @@ def signer(seconds: int) -> Identity:
     return Identity(name, email, seconds)
 
 
-def land(checkout: Checkout, commit: str, parent: str, paths: Iterable[str]) -> bool:
-    """Make `commit` the head of a checkout, and update its files `paths`; returns whether it was pushed, which it is if there is an origin.
+def is_refused(checkout: Checkout, head: str) -> bool:
+    """Whether the host has a rule against a push onto `head` that was rejected: the branch has no commit that `head` does not have."""
+    return checkout.is_ancestor(checkout.fetch(checkout.branch()), head)
+
+
+def land(checkout: Checkout, commit: str, parent: str) -> bool:
+    """Make `commit` the head of a checkout, and update its files; returns whether it was pushed, which it is if there is an origin.
 
     It is pushed first, so a rejected push leaves the checkout unchanged. Raises PushRejected, RemoteUnreachable, or Refused if HEAD moved
     or one of these files has uncommitted changes.
     """
-    paths = list(paths)
+    paths = checkout.differing(parent, commit)
     undone = sorted(set(checkout.changes()) & set(paths))
     if undone:
         raise Refused(f"uncommitted changes in {', '.join(undone)}", remedy="commit them, or restore them with `git checkout -- FILE`")

@@ -8,9 +8,10 @@ import pytest
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.bridge.reconcile import Outcome
-from mlops_build.release import alias, failure, holding, protected
+from mlops_build.release import alias, failure, holding
 from mlops_build.release import record as records
 from mlops_build.release.failure import Failure
+from mlops_build.release.protected import at
 from tests.conftest import git
 from tests.release.world import Promote
 
@@ -68,7 +69,7 @@ def test_after_the_hold_it_is_not_rolled_back_again(failing: Path, registry: Reg
     once(failing, registry)
     alias.rollback(registry, None, "digits", "staging")
     git(failing, "pull", "--quiet")
-    holding.end(lambda source, make: protected.in_checkout(failing, source, make), "staging", lambda: registry)
+    holding.end(at(failing), "staging", lambda: registry)
     assert once(failing, registry).state == "unchanged"
 
 
@@ -76,7 +77,7 @@ def test_another_promotion_of_the_same_version_is_released(failing: Path, regist
     once(failing, registry)
     promote(2)
     git(failing, "pull", "--quiet")
-    holding.end(lambda source, make: protected.in_checkout(failing, source, make), "staging", lambda: registry, release=True)
+    holding.end(at(failing), "staging", lambda: registry, release=True)
     assert once(failing, registry).after == "digits 2"
     assert once(failing, registry).state == "unchanged"
 

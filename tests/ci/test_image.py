@@ -28,6 +28,7 @@ from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.name import image_name
 from mlops_build.packaging.recipe import Recipe
 from mlops_build.release import restore
+from mlops_build.release.protected import at
 from mlops_build.release.record import Record
 from mlops_build.service.pin import Pin
 from tests.ci.conftest import answer, client
@@ -95,7 +96,7 @@ def test_a_restored_release_keeps_its_image_after_service_yaml_has_changed(
     settings.write_text(settings.read_text().replace("port: 8080", "port: 8081"))
     second = release("staging", 2)
     git(service, "commit", "--quiet", "--all", "--message=Second")
-    restore.in_checkout(service, "staging")
+    restore.roll_back(at(service), "staging")
     monkeypatch.setattr(docker, "digest_of", lambda name: f"sha256:{'1' * 64}" if name == first.image else None)
     (made,) = image.run(service, say=quiet)["images"]
     assert made["image"] == first.image != second.image

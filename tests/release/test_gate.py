@@ -12,6 +12,7 @@ from mlops_build.bridge import reconcile
 from mlops_build.model.version import ModelVersion
 from mlops_build.release import alias, restore, write
 from mlops_build.release.gate import Faulty, goes_back
+from mlops_build.release.protected import at
 from mlops_build.release.record import Record
 from tests.conftest import git, mlops_build
 from tests.release.world import Promote
@@ -60,7 +61,7 @@ def test_the_bridge_goes_back_and_git_alone_does_too(checkout: Path, registry: R
         promote(number)
         write.in_checkout(checkout, "staging", registry)
     spoil(checkout)
-    assert str(restore.in_checkout(checkout, "staging")[0].after) == "digits 1"
+    assert str(restore.roll_back(at(checkout), "staging")[0].after) == "digits 1"
 
 
 def test_the_bridge_reports_findings_and_releases_nothing(checkout: Path, remote: Path, registry: Registry, promote: Promote) -> None:

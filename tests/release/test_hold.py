@@ -17,6 +17,7 @@ from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
 from mlops_build.release import hold, restore, tree, write
 from mlops_build.release import record as records
+from mlops_build.release.protected import at
 from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.service import ServiceError
 from tests.conftest import ROOT, git
@@ -123,7 +124,7 @@ def rolled_back(checkout: Path, registry: Registry, promote: Promote) -> Path:
     for number in (1, 2):
         promote(number)
         write.in_checkout(checkout, "staging", registry)
-    restore.in_checkout(checkout, "staging")
+    restore.roll_back(at(checkout), "staging")
     return checkout
 
 

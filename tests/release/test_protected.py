@@ -13,6 +13,7 @@ from mlops_build.__main__ import main
 from mlops_build.adapters.registry import Registry
 from mlops_build.release import record as records
 from mlops_build.release import restore, write
+from mlops_build.release.protected import at
 from tests import githosts
 from tests.conftest import git
 from tests.githosts import GitHost
@@ -163,10 +164,10 @@ def test_a_branch_with_new_commits_is_not_a_protected_one(released: Path, remote
     git(tmp_path / "other", "commit", "--quiet", "--allow-empty", "--message=Meanwhile")
     git(tmp_path / "other", "push", "--quiet")
     with pytest.raises(write.PushRejected, match="rejected"):
-        restore.in_checkout(released, "staging")
+        restore.roll_back(at(released), "staging")
     assert git(remote, "branch", "--list", "rollback/*") == ""
     git(released, "pull", "--quiet", "--rebase")
-    assert restore.in_checkout(released, "staging")[1].pushed, "the refused attempt left the history complete"
+    assert restore.roll_back(at(released), "staging")[1].pushed, "the refused attempt left the history complete"
 
 
 def test_a_host_that_refuses_the_request_is_named(hosted: GitHost, run: Run) -> None:

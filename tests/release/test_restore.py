@@ -11,6 +11,7 @@ from mlops_build.errors import NotFound, Refused
 from mlops_build.release import record as records
 from mlops_build.release import restore, write
 from mlops_build.release.hold import in_service
+from mlops_build.release.protected import at
 from mlops_build.release.restore import NothingBefore
 from tests.conftest import git
 from tests.release.world import SERVICE, Promote, change_service
@@ -36,7 +37,7 @@ def tree(checkout: Path, commit: str) -> str:
 def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     before = git(released, "rev-parse", "HEAD")
-    restored, landed = restore.in_checkout(released, "staging", "it answers nonsense")
+    restored, landed = restore.roll_back(at(released), "staging", "it answers nonsense")
     assert landed.pushed
     assert (str(restored.before), str(restored.after)) == ("digits 3", "digits 2")
     assert git(released, "rev-parse", "HEAD~1") == before
@@ -61,7 +62,7 @@ def test_a_release_comes_back_with_the_files_it_had(released: Path, registry: Re
     write.in_checkout(released, "staging", registry)
     git(released, "push", "--quiet")
     assert {path.name for path in folder.iterdir()} == {*before, "pdb.yaml"}
-    restore.in_checkout(released, "staging")
+    restore.roll_back(at(released), "staging")
     # Byte for byte, and the budget of three pods is gone with them.
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert git(released, "status", "--porcelain") == ""
@@ -77,22 +78,22 @@ def test_a_restored_release_counts_as_the_original_after_a_merge_of_its_request(
 
 
 def test_doing_it_again_goes_a_step_further_and_then_ends(released: Path) -> None:
-    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
-    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 1"
+    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 2"
+    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 1"
     with pytest.raises(NothingBefore, match="no earlier release of staging"):
-        restore.in_checkout(released, "staging")
+        restore.roll_back(at(released), "staging")
     assert str(records.read(released, "staging")) == "digits 1"
 
 
 def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, registry: Registry, promote: Promote) -> None:
-    restore.in_checkout(released, "staging")
+    restore.roll_back(at(released), "staging")
     promote(4)
     write.in_checkout(released, "staging", registry, despite_hold=True)
-    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 2"
+    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 2"
 
 
 def test_on_a_remote_without_a_checkout(released: Path, remote: Path) -> None:
-    restored, _ = restore.on_remote(f"file://{remote}", "main", "staging")
+    restored, _ = restore.roll_back(at(f"file://{remote}"), "staging")
     assert str(restored.after) == "digits 2"
     assert git(remote, "rev-parse", "main") == restored.commit
     git(released, "pull", "--quiet")
@@ -103,7 +104,7 @@ def test_a_persons_revert_counts_as_any_other_release(released: Path) -> None:
     git(released, "checkout", "HEAD~4", "--", FOLDER)
     git(released, "commit", "--quiet", "--message=Back to 1 by hand")
     git(released, "push", "--quiet")
-    assert str(restore.in_checkout(released, "staging")[0].after) == "digits 3"
+    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 3"
 
 
 def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
@@ -111,7 +112,7 @@ def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
     with (released / "service.yaml").open("a") as file:
         file.write("# mine\n")
     with pytest.raises(Refused, match=r"uncommitted changes in service\.yaml"):
-        restore.in_checkout(released, "staging")
+        restore.roll_back(at(released), "staging")
     assert git(released, "rev-parse", "HEAD") == head
     assert (released / "service.yaml").read_text().endswith("# mine\n")
 
@@ -120,45 +121,45 @@ def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
     (released / "service.yaml").write_text("models: [\n")
     git(released, "commit", "--quiet", "--all", "--message=Break it")
     git(released, "push", "--quiet")
-    restored, landed = restore.in_checkout(released, "staging")
+    restored, landed = restore.roll_back(at(released), "staging")
     assert landed.pushed
     assert str(restored.after) == "digits 2"
     assert restored.is_broken
     assert (released / "service.yaml").read_text() == "models: [\n"
     assert "rolled back from Git" in (released / "deploy/overlays/staging/hold.yaml").read_text()
-    assert str(restore.on_remote(f"file://{remote}", "main", "staging")[0].after) == "digits 1"
+    assert str(restore.roll_back(at(f"file://{remote}"), "staging")[0].after) == "digits 1"
     with pytest.raises(NotFound, match="there is no deploy/overlays/nowhere/release"):
-        restore.in_checkout(released, "nowhere")
+        restore.roll_back(at(released), "nowhere")
 
 
 def test_where_nothing_was_released_before(checkout: Path, registry: Registry, promote: Promote) -> None:
     with pytest.raises(NothingBefore):
-        restore.in_checkout(checkout, "staging")
+        restore.roll_back(at(checkout), "staging")
     promote(1)
     write.in_checkout(checkout, "staging", registry)
     with pytest.raises(NothingBefore):
-        restore.in_checkout(checkout, "staging")
+        restore.roll_back(at(checkout), "staging")
     with pytest.raises(NotFound, match="no environment 'nowhere'"):
-        restore.in_checkout(checkout, "nowhere")
+        restore.roll_back(at(checkout), "nowhere")
 
 
 def test_a_shallow_clone_says_that_it_is_one(released: Path, remote: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{remote}", str(tmp_path / "shallow"))
     with pytest.raises(NothingBefore, match="git fetch --unshallow"):
-        restore.in_checkout(tmp_path / "shallow", "staging")
+        restore.roll_back(at(tmp_path / "shallow"), "staging")
 
 
 def test_a_record_that_cannot_be_read_is_left_behind(released: Path) -> None:
     (released / FOLDER / "record.yaml").write_text("broken: [\n")
     git(released, "commit", "--quiet", "--all", "--message=Break it")
     git(released, "push", "--quiet")
-    restored, _ = restore.in_checkout(released, "staging")
+    restored, _ = restore.roll_back(at(released), "staging")
     assert (restored.before, str(restored.after)) == (None, "digits 3")
 
 
 def test_a_hold_of_another_environment_stays(released: Path) -> None:
     change_service(released, "hold: {}", "hold:\n  production: on purpose # why not")
-    restore.in_checkout(released, "staging", "bad")
+    restore.roll_back(at(released), "staging", "bad")
     assert service_file.load(released).hold == {"production": "on purpose", "staging": "bad"}
     assert "# why not" in (released / "service.yaml").read_text()
 
