@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mlops_build.adapters.git.command import PushRejected, masked
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.githost import PullRequest
+from mlops_build.adapters.githost import Checks, PullRequest
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import MlopsBuildError, NotFound
 from mlops_build.fleet.rules import NONE, Frozen, Rules
@@ -55,8 +55,8 @@ class Outcome:
 
     before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, frozen, rolled back and so on.
     error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
-    models' versions. request: the pull request that asks for it, or that a person closed. wanted: where the aliases point at. host: the
-    address of the environment. models: of the service.
+    models' versions. request: the pull request that asks for it, or that a person closed. checks: the result of its builds, read by a dry
+    run. wanted: where the aliases point at. host: the address of the environment. models: of the service.
     """
 
     repository: str
@@ -70,6 +70,7 @@ class Outcome:
     changes: tuple[str, ...] = ()
     error: MlopsBuildError | None = None
     request: PullRequest | None = None
+    checks: Checks | None = None
     wanted: str | None = None
     host: str | None = None
     models: tuple[str, ...] = ()
@@ -311,11 +312,13 @@ class Attempt:
             return planned
         try:
             request = requests.find(env)
+            is_open = request is not None and request.state == "open"
+            checks = requests.checks(request.commit) if request and is_open and request.commit else None
         except MlopsBuildError as error:
             return replace(planned, remarks=(*planned.remarks, f"its request is not known: {error.message}"))
         if request and outcome.commit and not self.pushes(env) and is_declined(self.mirror, requests, request, env, outcome.commit):
             return _declined(planned, request)
-        return replace(planned, request=request) if request and request.state == "open" else planned
+        return replace(planned, request=request, checks=checks) if is_open else planned
 
 
 def _declined(outcome: Outcome, request: PullRequest | None) -> Outcome:

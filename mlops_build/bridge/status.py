@@ -2,8 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from mlops_build.adapters import http
 from mlops_build.adapters.registry import Registry
@@ -21,7 +20,7 @@ UNKNOWN = "-"
 class Row:
     """An environment: models and versions as text, "-" for what is not known.
 
-    running: what the service answers. request: the open pull request. reason: why Git differs.
+    running: what the service answers. request: the open pull request. checks: the result of its builds. reason: why Git differs.
     """
 
     repository: str
@@ -31,10 +30,8 @@ class Row:
     running: str
     state: str
     request: str
+    checks: str
     reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read(
@@ -70,6 +67,7 @@ def _row(outcome: Outcome) -> Row:
         _running(outcome),
         outcome.state,
         outcome.request.url if outcome.request else UNKNOWN,
+        outcome.checks or UNKNOWN,
         reason,
     )
 

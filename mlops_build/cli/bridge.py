@@ -3,7 +3,8 @@
 once: one pass, then end. run: a pass every INTERVAL and after each delivery of MLflow's webhook, until SIGTERM; it answers /health,
 /metrics and POST /webhook. setup: create the webhook at the MLflow server, with the secret in MLOPS_BRIDGE_WEBHOOK_SECRET (or the file in
 MLOPS_BRIDGE_WEBHOOK_SECRET_FILE), or update it; exit code 4 if a test delivery fails.
-status: a line for each environment: where its aliases point at, what Git says, what the service answers, and why they differ.
+status: a line for each environment: where its aliases point at, what Git says, what the service answers, the open pull request with the
+result of its builds, and why they differ.
 files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' rules, a Grafana dashboard and a Zabbix template.
 
 It is safe to run at any time, repeatedly, and in several places at once. A held environment is not changed. A release with
@@ -83,7 +84,7 @@ def _status(args: argparse.Namespace) -> int:
     listed = _repositories(args.repo, known)
     registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
     rows = status.read(listed.urls, registry, branch=args.branch, rules=known, discovered=listed.discovered)
-    result(args, {"environments": [row.as_json() for row in rows]}, status.table(rows))
+    result(args, {"environments": [vars(row) for row in rows]}, status.table(rows))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.git.remote import heads
-from mlops_build.adapters.githost import HOSTS, GitHost, PullRequest, Repository
+from mlops_build.adapters.githost import HOSTS, Checks, GitHost, PullRequest, Repository
 from mlops_build.errors import UsageError
 from mlops_build.release import record as records
 from mlops_build.release.past import values
@@ -44,6 +44,10 @@ class Requests:
     def find(self, env: str) -> PullRequest | None:
         """The open request of an environment, else the newest one."""
         return self.host.find_pull_request(self.api, self.repository, source=branch_of(env), target=self.target)
+
+    def checks(self, commit: str) -> Checks:
+        """The result of the builds of a request's commit."""
+        return self.host.checks(self.api, self.repository, commit)
 
 
 @dataclass(frozen=True)

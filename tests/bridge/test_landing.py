@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlops_build.adapters.registry import Registry
-from mlops_build.bridge import reconcile
+from mlops_build.bridge import reconcile, status
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.release import alias, write
 from tests import githosts
@@ -130,6 +130,15 @@ def test_a_hold_closes_the_request_and_after_it_there_is_another(place: Place) -
     hold("hold: {production: audit} > hold: {}")
     assert place.bridge()["production"].state == "requested"
     assert place.states == ["closed", "open"]
+
+
+def test_status_shows_the_request_and_the_result_of_its_builds(place: Place) -> None:
+    place.promote(1)
+    request = place.bridge()["production"].request
+    for builds, expected in (([], "none"), (["INPROGRESS"], "running"), (["SUCCESSFUL"], "passed")):
+        place.host.builds[str(place.head("release/production"))] = builds
+        (_, row) = status.read([place.url], place.registry)
+        assert (row.state, row.request, row.checks) == ("would release", request and request.url, expected)
 
 
 def test_a_persons_refusal_stands_until_the_next_move(place: Place) -> None:

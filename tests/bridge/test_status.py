@@ -65,7 +65,7 @@ def test_a_row_tells_what_should_run_and_why_it_does_not(
     assert missing["reason"]
     assert main(["bridge", "status", "--repo", url]) == 0
     heading, first, _ = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["repository", "environment", "wanted", "git", "running", "state", "request", "reason"]
+    assert heading.split() == ["repository", "environment", "wanted", "git", "running", "state", "request", "checks", "reason"]
     assert first.index("digits 2") == heading.index("wanted")
 
 
