@@ -279,8 +279,7 @@ class Loop:
         if now < watched.again_at and is_same:
             return
         watched.rules = rules
-        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), aliases, rules)
-        outcomes = reconcile.services(outcomes, [watched.address] if watched.is_optional else [])
+        outcomes = reconcile.repository(watched.url, self._branch, self._connection(), aliases, rules, is_optional=watched.is_optional)
         # After a push, the last release is the head, and what it was made from has been compared.
         head = next((outcome.commit for outcome in reversed(outcomes) if outcome.commit and outcome.state in PUSHED), head)
         # A reconciliation that failed early does not know the models.

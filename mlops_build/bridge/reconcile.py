@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,18 +107,19 @@ def once(
     rules: Rules = NONE,
     dry_run: bool = False,
     despite_findings: bool = False,
+    discovered: Collection[str] = (),
 ) -> list[Outcome]:
     """Run a pass over these repositories with a single query of the alias map. A failure of one does not stop the others.
 
     A release with findings of `verify` is reported and not written, unless it returns to older versions or despite_findings is set.
+    discovered: the repositories that may have no service.
 
     Raises RegistryUnreachable, because the alias map is required.
     """
     aliases = registry.alias_map()
-    outcomes: list[Outcome] = []
-    for url in dict.fromkeys(urls):
-        outcomes += repository(url, branch, registry, aliases, rules, dry_run=dry_run, despite_findings=despite_findings)
-    return outcomes
+    options = {"dry_run": dry_run, "despite_findings": despite_findings}
+    passes = [repository(url, branch, registry, aliases, rules, is_optional=url in discovered, **options) for url in dict.fromkeys(urls)]
+    return list(chain.from_iterable(passes))
 
 
 def repository(
@@ -129,8 +131,11 @@ def repository(
     *,
     dry_run: bool = False,
     despite_findings: bool = False,
+    is_optional: bool = False,
 ) -> list[Outcome]:
     """Reconcile a repository: returns an outcome for each environment, or a single one if the whole repository failed.
+
+    is_optional: it may have no service, and then has no outcome.
 
     aliases: of all models, read before. They only tell whether there may be a difference: a release is made from the aliases of its
     models that are read after the head of the branch, or this bridge could take back what another one has released meanwhile.
@@ -166,6 +171,8 @@ def repository(
                 return [replace(each, remarks=(*each.remarks, why)) if tried.pushes(each.environment) else each for each in outcomes]
             return [attempts[-1].landed(outcome) for outcome in attempts[-1].outcomes]
     except MlopsBuildError as error:
+        if is_optional and isinstance(error, NoService):
+            return []
         return [Outcome(address, None, "failed", error=error, models=attempts[-1].models if attempts else ())]
 
 
@@ -324,11 +331,6 @@ class Attempt:
 def _declined(outcome: Outcome, request: PullRequest | None) -> Outcome:
     why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
     return replace(outcome, state="declined", commit=None, why=why, request=request)
-
-
-def services(outcomes: Iterable[Outcome], discovered: Collection[str]) -> list[Outcome]:
-    """The outcomes without those of discovered repositories (their addresses) that have no service."""
-    return [outcome for outcome in outcomes if not (outcome.repository in discovered and isinstance(outcome.error, NoService))]
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -1,7 +1,5 @@
 """The webhook at the MLflow server that wakes the bridge. Without it, the bridge notices a moved alias at its next pass."""
 
-from dataclasses import dataclass
-
 from mlops_build.adapters.registry import Registry
 from mlops_build.adapters.registry.webhooks import OF_BRIDGE
 from mlops_build.bridge import webhook
@@ -11,18 +9,10 @@ from mlops_build.finding import Finding
 EVENTS = ["model_version_alias.created", "model_version_alias.deleted", "model_version.created"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """url: where MLflow delivers. is_new: the webhook was created. finding: why a test delivery failed; None if it succeeded."""
-
-    url: str
-    is_new: bool
-    finding: Finding | None
-
-
-def setup(registry: Registry, url: str) -> Result:
+def setup(registry: Registry, url: str) -> tuple[bool, list[Finding]]:
     """Create the webhook, or update its address and secret; then let MLflow deliver a test event. Safe to repeat.
 
+    Returns whether it was created, and why the test delivery failed (empty if it did not).
     url: of /webhook, as the MLflow server reaches it. Raises UsageError without a secret.
     """
     secrets = webhook.secrets()
@@ -33,5 +23,5 @@ def setup(registry: Registry, url: str) -> Result:
     existing = next((each for each in registry.webhooks() if each.name == OF_BRIDGE), None)
     saved = registry.save_webhook(OF_BRIDGE, url, EVENTS, secrets[0].decode(errors="replace"), existing)
     failure = registry.test_webhook(saved)
-    finding = Finding("webhook", "webhook", f"a test delivery failed: {failure[0]}", failure[1]) if failure else None
-    return Result(url, existing is None, finding)
+    findings = [Finding("webhook", "webhook", f"a test delivery failed: {failure[0]}", failure[1])] if failure else []
+    return existing is None, findings

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import chain
 
 from mlops_build.adapters import http
 from mlops_build.adapters.registry import Registry
@@ -42,12 +43,12 @@ def read(
     discovered: the repositories that may have no service.
     """
     aliases = registry.alias_map()
+
+    def examine(url: str) -> list[Outcome]:
+        return reconcile.repository(url, branch, registry, aliases, rules, dry_run=True, is_optional=url in discovered)
+
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        repositories = threads.map(
-            lambda url: reconcile.repository(url, branch, registry, aliases, rules, dry_run=True), dict.fromkeys(urls)
-        )
-        outcomes = reconcile.services((outcome for outcomes in repositories for outcome in outcomes), discovered)
-        return list(threads.map(_row, outcomes))
+        return list(threads.map(_row, chain.from_iterable(threads.map(examine, dict.fromkeys(urls)))))
 
 
 def table(rows: Sequence[Row]) -> str:

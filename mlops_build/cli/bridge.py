@@ -21,6 +21,7 @@ from mlops_build.cli.parser import interval, port
 from mlops_build.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlops_build.adapters.registry import Registry
     from mlops_build.fleet.repositories import Repositories
     from mlops_build.fleet.rules import Rules
 
@@ -75,34 +76,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from mlops_build import tracking
-    from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import status
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
     listed = _repositories(args.repo, known)
-    registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    rows = status.read(listed.urls, registry, branch=args.branch, rules=known, discovered=listed.discovered)
+    rows = status.read(listed.urls, _registry(args), branch=args.branch, rules=known, discovered=listed.discovered)
     result(args, {"environments": [vars(row) for row in rows]}, status.table(rows))
     return 0
 
 
 def _once(args: argparse.Namespace) -> int:
-    from mlops_build import tracking
-    from mlops_build.adapters.registry import Registry
     from mlops_build.bridge import notices, reconcile
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
     listed = _repositories(args.repo, known)
-    registry = Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-    outcomes = reconcile.services(
-        reconcile.once(
-            listed.urls, registry, branch=args.branch, rules=known, dry_run=args.dry_run, despite_findings=args.despite_findings
-        ),
-        listed.discovered,
-    )
+    options = {"dry_run": args.dry_run, "despite_findings": args.despite_findings, "discovered": listed.discovered}
+    outcomes = reconcile.once(listed.urls, _registry(args), branch=args.branch, rules=known, **options)
     for outcome in outcomes:
         if known.fleet and notices.is_new(outcome):
             notices.send(known.fleet.notify, outcome, say)
@@ -146,6 +137,13 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _registry(args: argparse.Namespace) -> "Registry":
+    from mlops_build import tracking
+    from mlops_build.adapters.registry import Registry
+
+    return Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
+
+
 def _repositories(named: Sequence[str], rules: "Rules") -> "Repositories":
     """The repositories of the options and of fleet.yaml. Raises UsageError without any, the error of fleet.yaml, and those of `find`."""
     from mlops_build.fleet import repositories
@@ -157,14 +155,12 @@ def _repositories(named: Sequence[str], rules: "Rules") -> "Repositories":
 
 
 def _setup(args: argparse.Namespace) -> int:
-    from mlops_build import finding, tracking
-    from mlops_build.adapters.registry import Registry
+    from mlops_build import finding
     from mlops_build.bridge.setup import setup
 
-    done = setup(Registry(args.tracking_uri or tracking.find().uri), args.url)
-    findings = [done.finding] if done.finding else []
-    text = f"{'created' if done.is_new else 'updated'}: MLflow's webhook to {done.url}"
-    document = {"url": done.url, "created": done.is_new, "findings": finding.as_json(findings)}
+    is_new, findings = setup(_registry(args), args.url)
+    text = f"{'created' if is_new else 'updated'}: MLflow's webhook to {args.url}"
+    document = {"url": args.url, "created": is_new, "findings": finding.as_json(findings)}
     result(args, document, f"{text}\n{finding.show(findings)}".strip())
     if not args.json:
         say("The workers of the MLflow server notice a change of a webhook within 60 s.")
