@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mlops_build.adapters import http
-from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, PullRequest, Repository, bitbucket, repository_of
-from mlops_build.adapters.githost import gitlab as gitlab_host
+from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, PullRequest, Repository, bitbucket, gitlab, repository_of
 from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.service import json_schema
 from tests import githosts
@@ -71,76 +70,54 @@ def page(server: GitHost, number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("url", "project", "name"),
+    ("host", "url", "project", "name"),
     [
-        ("https://git.example.com/scm/ML/points.git", "ML", "points"),
-        ("https://git.example.com/scm/ml/points", "ml", "points"),
-        ("https://git.example.com:8443/bitbucket/scm/ML/fraud-score.v2.git", "ML", "fraud-score.v2"),
-        ("https://bot@git.example.com/scm/ML/points.git", "ML", "points"),
-        ("ssh://git@git.example.com:7999/ml/points.git", "ml", "points"),
-        ("ssh://git.example.com/~ada.l/points.git", "~ada.l", "points"),
-        ("https://git.example.com/scm/~ada/points.git", "~ada", "points"),
+        (bitbucket, "https://git.example.com/scm/ML/points.git", "ML", "points"),
+        (bitbucket, "https://git.example.com/scm/ml/points", "ml", "points"),
+        (bitbucket, "https://git.example.com:8443/bitbucket/scm/ML/fraud-score.v2.git", "ML", "fraud-score.v2"),
+        (bitbucket, "https://bot@git.example.com/scm/ML/points.git", "ML", "points"),
+        (bitbucket, "ssh://git@git.example.com:7999/ml/points.git", "ml", "points"),
+        (bitbucket, "ssh://git.example.com/~ada.l/points.git", "~ada.l", "points"),
+        (bitbucket, "https://git.example.com/scm/~ada/points.git", "~ada", "points"),
+        (gitlab, "https://gitlab.example.com/ml/points.git", "ml", "points"),
+        (gitlab, "https://gitlab.example.com:8443/ml/nlp/points", "ml/nlp", "points"),
+        (gitlab, "https://bot@gitlab.example.com/a/b/c/d.v2.git/", "a/b/c", "d.v2"),
+        (gitlab, "ssh://git@gitlab.example.com/ml/points.git", "ml", "points"),
+        (gitlab, "ssh://git@gitlab.example.com:2222/ml/points.git", "ml", "points"),
+        (gitlab, "git@gitlab.example.com:ml/nlp/points.git", "ml/nlp", "points"),
     ],
 )
-def test_project_and_name_come_from_bitbuckets_clone_address(url: str, project: str, name: str) -> None:
-    assert bitbucket.repository_of(url) == Repository(project, name)
+def test_project_and_name_come_from_the_clone_address(host: Any, url: str, project: str, name: str) -> None:
+    assert host.repository_of(url) == Repository(project, name)
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("host", "url"),
     [
-        "file:///srv/ml/points.git",
-        "https://git.example.com/ml/points.git",
-        "https://git.example.com/scm/ml/points.git?x=1",
-        "https://git.example.com/scm/ml/points.git\n",
-        "https://git.example.com/scm/ml/../points.git",
-        "https://git.example.com/scm/ml/deeper/points.git",
-        "https://git.example.com/scm/m%6C/points.git",
-        "ssh://git@git.example.com:7999/a/b/points.git",
-        "ssh://-oProxyCommand=x/ml/points.git",
-        "git@git.example.com:ml/points.git",
-        "",
+        *((host, url) for host in (bitbucket, gitlab) for url in ("", "file:///srv/ml/points.git")),
+        (bitbucket, "https://git.example.com/ml/points.git"),
+        (bitbucket, "https://git.example.com/scm/ml/points.git?x=1"),
+        (bitbucket, "https://git.example.com/scm/ml/points.git\n"),
+        (bitbucket, "https://git.example.com/scm/ml/../points.git"),
+        (bitbucket, "https://git.example.com/scm/ml/deeper/points.git"),
+        (bitbucket, "https://git.example.com/scm/m%6C/points.git"),
+        (bitbucket, "ssh://git@git.example.com:7999/a/b/points.git"),
+        (bitbucket, "ssh://-oProxyCommand=x/ml/points.git"),
+        (bitbucket, "git@git.example.com:ml/points.git"),
+        (gitlab, "https://gitlab.example.com/points.git"),
+        (gitlab, "https://gitlab.example.com/ml/points.git?x=1"),
+        (gitlab, "https://gitlab.example.com/ml/points.git\n"),
+        (gitlab, "https://gitlab.example.com/ml/../points.git"),
+        (gitlab, "https://gitlab.example.com/ml//points.git"),
+        (gitlab, "https://gitlab.example.com/m%6C/points.git"),
+        (gitlab, "git@gitlab.example.com:/points.git"),
+        (gitlab, "gitlab.example.com:ml/points.git"),
+        (gitlab, "-oProxyCommand=x@gitlab.example.com:ml/points.git"),
     ],
 )
-def test_any_other_address_is_not_bitbuckets(url: str) -> None:
+def test_any_other_address_is_refused(host: Any, url: str) -> None:
     with pytest.raises(UsageError, match="is not a clone address"):
-        bitbucket.repository_of(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "groups", "name"),
-    [
-        ("https://gitlab.example.com/ml/points.git", "ml", "points"),
-        ("https://gitlab.example.com:8443/ml/nlp/points", "ml/nlp", "points"),
-        ("https://bot@gitlab.example.com/a/b/c/d.v2.git/", "a/b/c", "d.v2"),
-        ("ssh://git@gitlab.example.com/ml/points.git", "ml", "points"),
-        ("ssh://git@gitlab.example.com:2222/ml/points.git", "ml", "points"),
-        ("git@gitlab.example.com:ml/nlp/points.git", "ml/nlp", "points"),
-    ],
-)
-def test_groups_and_name_come_from_gitlabs_clone_address(url: str, groups: str, name: str) -> None:
-    assert gitlab_host.repository_of(url) == Repository(groups, name)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///srv/ml/points.git",
-        "https://gitlab.example.com/points.git",
-        "https://gitlab.example.com/ml/points.git?x=1",
-        "https://gitlab.example.com/ml/points.git\n",
-        "https://gitlab.example.com/ml/../points.git",
-        "https://gitlab.example.com/ml//points.git",
-        "https://gitlab.example.com/m%6C/points.git",
-        "git@gitlab.example.com:/points.git",
-        "gitlab.example.com:ml/points.git",
-        "-oProxyCommand=x@gitlab.example.com:ml/points.git",
-        "",
-    ],
-)
-def test_any_other_address_is_not_gitlabs(url: str) -> None:
-    with pytest.raises(UsageError, match="is not a clone address"):
-        gitlab_host.repository_of(url)
+        host.repository_of(url)
 
 
 def test_the_host_in_service_yaml_decides_on_an_address_that_fits_several() -> None:
