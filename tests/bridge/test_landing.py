@@ -15,8 +15,7 @@ from mlops_build.release import alias, write
 from tests import githosts
 from tests.conftest import git
 from tests.githosts import GitHost
-from tests.release.world import SERVICE, service_files
-from tests.release.world import write as write_files
+from tests.release.world import SERVICE, first_commit
 
 Register = Callable[..., Any]
 TOKEN = "t0ken"
@@ -53,14 +52,11 @@ def place(
     """With the versions 1, 2 and 3."""
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with githosts.HOSTS[request.param](tmp_path / "host", TOKEN) as host:
-        url, work = host.make("ml", "digits"), tmp_path / "digits"
+        url = host.make("ml", "digits")
         text = SERVICE.replace("    alias: live\n", "    alias: live\n    landing: pull-request\n")
-        git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
-        write_files(work, service_files(f"{text}git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"))
-        git(work, "add", "--all")
-        git(work, "commit", "--quiet", "--message=First")
-        git(work, "push", "--quiet", str(host.bare("ml", "digits")), "HEAD:refs/heads/main")
-        git(work, "remote", "add", "origin", url)
+        text += f"git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"
+        work = first_commit(tmp_path / "digits", text, host.bare("ml", "digits"))
+        git(work, "remote", "set-url", "origin", url)
         for _ in range(3):
             register()
         yield Place(host, url, work, registry, f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -20,7 +20,7 @@ from mlops_build.release.record import Record
 from mlops_build.service import Service
 from tests import githosts
 from tests.githosts import GitHost
-from tests.release.world import SERVICE, alone, service_files
+from tests.release.world import SERVICE, alone, first_commit
 
 __all__ = ["alone"]
 
@@ -90,15 +90,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     with githosts.HOSTS[request.param](tmp_path / "host", TOKEN) as host:
         url = host.make("ml", "digits")
-        git = f"git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"
-        first = Mirror(host.bare("ml", "digits").as_uri(), "main", tmp_path / "first")
-        files = {path: text.encode() for path, text in service_files(SERVICE + git).items()}
-        empty = first.commit_tree(githosts.server.git(first.path, "mktree", "--missing") or "", [], "Empty")
-        commit = first.commit(empty, files, "First")
-        assert commit
-        first.push_branch(first.url, commit, "main")
+        service = f"{SERVICE}git: {{pull_requests: {request.param}, api: '{host.url}'}}\n"
+        first_commit(tmp_path / "digits", service, host.bare("ml", "digits"))
         host.protect("ml", "digits")
-        yield Place(host, url, service_file.parse(SERVICE + git), tmp_path)
+        yield Place(host, url, service_file.parse(service), tmp_path)
 
 
 def test_a_release_becomes_one_request_which_is_updated(place: Place) -> None:

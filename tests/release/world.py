@@ -158,6 +158,17 @@ def write(root: Path, files: Mapping[str, str]) -> None:
         (root / path).write_text(text)
 
 
+def first_commit(work: Path, service: str, bare: Path) -> Path:
+    """A person's checkout of a new service at `work`, with an empty bare repository as its origin."""
+    git(work.parent, "init", "--quiet", "--initial-branch=main", str(work))
+    write(work, service_files(service))
+    git(work, "add", "--all")
+    git(work, "commit", "--quiet", "--message=First")
+    git(work, "remote", "add", "origin", f"file://{bare}")
+    git(work, "push", "--quiet", "--set-upstream", "origin", "main")
+    return work
+
+
 MakeRepository = Callable[..., Path]
 
 
@@ -166,15 +177,9 @@ def make_repository(tmp_path: Path) -> MakeRepository:
     """make_repository("digits", service=…) is a person's checkout of a new bare repository `digits.git`."""
 
     def make(name: str = "digits", service: str = SERVICE) -> Path:
-        bare, work = tmp_path / f"{name}.git", tmp_path / name
+        bare = tmp_path / f"{name}.git"
         git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
-        git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
-        write(work, service_files(service))
-        git(work, "add", "--all")
-        git(work, "commit", "--quiet", "--message=First")
-        git(work, "remote", "add", "origin", f"file://{bare}")
-        git(work, "push", "--quiet", "--set-upstream", "origin", "main")
-        return work
+        return first_commit(tmp_path / name, service, bare)
 
     return make
 
