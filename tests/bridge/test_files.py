@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mlops_build.cli.parser import problem_of
 from mlops_build.fleet.repositories import Repositories
 from mlops_build.verify import check
 from tests.packaging.test_hadolint import hadolint
-from tests.watch.test_files import below, promtool
+from tests.watch.test_files import alerts_of, check_alerts, check_expressions, check_panels, check_uuids
 
 TEXTS = shipped.texts()
 PAGE = Path(__file__).parents[2] / "docs/how-to/run-the-bridge.md"
@@ -97,30 +96,19 @@ def test_what_is_shown_and_watched_is_exported() -> None:
 
 def test_the_page_explains_each_alert_and_metric() -> None:
     page = PAGE.read_text()
-    alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["spec"]["groups"] for rule in group["rules"]}
-    assert set(re.findall(r"^\| `(Bridge[A-Za-z]+)`", page, re.MULTILINE)) == alerts
+    assert set(re.findall(r"^\| `(Bridge[A-Za-z]+)`", page, re.MULTILINE)) == alerts_of(load("prometheus-rules.yaml")["spec"])
     assert set(re.findall(r"\bmlops_bridge_[a-z_]*[a-z]\b", page)) == EXPORTED
     assert set(TEXTS) <= set(re.findall(r"`([a-zA-Z-]+\.(?:yaml|json)|Dockerfile)`", page))
 
 
 def test_panels_do_not_overlap() -> None:
-    cells = [
-        (position["x"] + x, position["y"] + y)
-        for panel in json.loads(TEXTS["grafana-dashboard.json"])["panels"]
-        for position in [panel["gridPos"]]
-        for x in range(position["w"])
-        for y in range(position["h"])
-    ]
-    assert len(cells) == len(set(cells))
-    assert max(x for x, _ in cells) < 24
+    check_panels(json.loads(TEXTS["grafana-dashboard.json"]))
 
 
 def test_references_of_the_zabbix_template_resolve() -> None:
     export = load("zabbix-template.yaml")["zabbix_export"]
     (template,) = export["templates"]
-    uuids = [part["uuid"] for part in below(export) if "uuid" in part]
-    assert len(uuids) == len(set(uuids))
-    assert {uuid.UUID(text).version for text in uuids} == {4}
+    check_uuids(export)
     keys = {item["key"] for item in template["items"]}
     for item in template["items"]:
         assert item["type"] == "HTTP_AGENT" or item["master_item"]["key"] == "mlops.bridge.metrics"
@@ -132,23 +120,9 @@ def test_references_of_the_zabbix_template_resolve() -> None:
 
 @pytest.mark.slow
 def test_promtool_accepts_rules_and_panels(tmp_path: Path) -> None:
-    rules = [{"record": f"check:number{number}", "expr": expression} for number, expression in enumerate(expressions())]
-    (tmp_path / "panels.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
-    (tmp_path / "rules.yaml").write_text(json.dumps(load("prometheus-rules.yaml")["spec"]))
-    promtool("check", "rules", tmp_path / "panels.yaml", tmp_path / "rules.yaml")
+    check_expressions(tmp_path, expressions(), load("prometheus-rules.yaml")["spec"])
 
 
 @pytest.mark.slow
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
-    rules = load("prometheus-rules.yaml")["spec"]
-    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
-    scenarios = (Path(__file__).parent / "rules_test.yaml").read_text().replace("RULES", str(tmp_path / "rules.yaml"))
-    (tmp_path / "test.yaml").write_text(scenarios)
-    promtool("test", "rules", tmp_path / "test.yaml")
-    tested = {
-        alert_test["alertname"]
-        for test in YAML(typ="safe").load(scenarios)["tests"]
-        for alert_test in test["alert_rule_test"]
-        if alert_test.get("exp_alerts")
-    }
-    assert tested == {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    check_alerts(tmp_path, load("prometheus-rules.yaml")["spec"], (Path(__file__).parent / "rules_test.yaml").read_text())

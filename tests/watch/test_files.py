@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,42 @@ def promtool(*arguments: str | Path) -> None:
     command = [program("MLOPS_TEST_PROMTOOL"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_expressions(folder: Path, expressions: Iterable[str], rules: Any) -> None:
+    """promtool accepts the expressions of panels, and the rules."""
+    records = [{"record": f"check:number{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    (folder / "panels.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": records}]}))
+    (folder / "rules.yaml").write_text(json.dumps(rules))
+    promtool("check", "rules", folder / "panels.yaml", folder / "rules.yaml")
+
+
+def check_alerts(folder: Path, rules: Any, scenarios: str) -> None:
+    """In these scenarios, promtool lets each alert fire as expected."""
+    (folder / "rules.yaml").write_text(json.dumps(rules))
+    (folder / "test.yaml").write_text(scenarios.replace("RULES", str(folder / "rules.yaml")))
+    promtool("test", "rules", folder / "test.yaml")
+    tests = [alert for test in YAML(typ="safe").load(scenarios)["tests"] for alert in test["alert_rule_test"]]
+    assert {alert["alertname"] for alert in tests if alert.get("exp_alerts")} == alerts_of(rules)
+
+
+def alerts_of(rules: Any) -> set[str]:
+    return {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def check_panels(dashboard: Any) -> None:
+    """Panels do not overlap."""
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    cells = [(place["x"] + x, place["y"] + y) for place in places for x in range(place["w"]) for y in range(place["h"])]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+
+
+def check_uuids(template: Any) -> None:
+    """They are of version 4 and unique."""
+    uuids = [part["uuid"] for part in below(template) if "uuid" in part]
+    assert all(re.fullmatch(r"[0-9a-f]{32}", text) and uuid.UUID(text).version == 4 for text in uuids)
+    assert len(uuids) == len(set(uuids)) > 0
 
 
 # -- writing --
@@ -100,11 +136,9 @@ def test_expressions_use_only_exported_metrics_with_their_labels_and_all_of_them
 
 @pytest.mark.slow
 def test_promtool_parses_every_panel_and_the_rules(tmp_path: Path) -> None:
-    rules = [{"record": f"check:number{number}", "expr": expression} for number, (_, expression) in enumerate(expressions())]
-    assert len(rules) > 30
-    (tmp_path / "panels.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
-    (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
-    promtool("check", "rules", tmp_path / "panels.yaml", tmp_path / "rules.yaml")
+    listed = [expression for _, expression in expressions()]
+    assert len(listed) > 30
+    check_expressions(tmp_path, listed, load("prometheus-rules.yaml"))
 
 
 @pytest.mark.slow
@@ -122,41 +156,21 @@ def test_promtool_accepts_the_scrape_config(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(shipped.read("prometheus-rules.yaml"))
-    scenarios = (Path(__file__).parent / "rules_test.yaml").read_text()
-    (tmp_path / "test.yaml").write_text(scenarios.replace("RULES", str(tmp_path / "rules.yaml")))
-    promtool("test", "rules", tmp_path / "test.yaml")
-    alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
-    tested = {
-        alert_test["alertname"]
-        for test in YAML(typ="safe").load(scenarios)["tests"]
-        for alert_test in test["alert_rule_test"]
-        if alert_test.get("exp_alerts")
-    }
-    assert alerts == tested
+    check_alerts(tmp_path, load("prometheus-rules.yaml"), (Path(__file__).parent / "rules_test.yaml").read_text())
 
 
 def test_panels_of_the_dashboard_do_not_overlap() -> None:
     dashboard = json.loads(shipped.read("grafana-dashboard.json"))
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    occupied: set[tuple[int, int]] = set()
-    for panel in panels:
-        position = panel["gridPos"]
-        cells = {
-            (x, y) for x in range(position["x"], position["x"] + position["w"]) for y in range(position["y"], position["y"] + position["h"])
-        }
-        assert position["x"] + position["w"] <= 24
-        assert not cells & occupied, panel["title"]
-        occupied |= cells
+    check_panels(dashboard)
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
     assert set(re.findall(r"\$\{?([a-z]+)", shipped.read("grafana-dashboard.json"))) <= variables
 
 
 def test_the_page_explains_each_alert_and_names_nothing_else() -> None:
     page = PAGE.read_text()
-    alerts = {rule["alert"] for group in load("prometheus-rules.yaml")["groups"] for rule in group["rules"] if "alert" in rule}
-    assert set(re.findall(r"^\| `(Gpu[A-Za-z]+)`", page, re.MULTILINE)) == alerts
+    assert set(re.findall(r"^\| `(Gpu[A-Za-z]+)`", page, re.MULTILINE)) == alerts_of(load("prometheus-rules.yaml"))
     assert set(re.findall(r"\bmlops_gpu_[a-z_]*[a-z]\b", page)) <= EXPORTED.keys()
     macros = {macro["macro"] for macro in load("zabbix-template.yaml")["zabbix_export"]["templates"][0]["macros"]}
     assert set(re.findall(r"\{\$[A-Z.]+\}", page)) <= macros
@@ -210,15 +224,10 @@ def below(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_uuids_of_the_template_are_of_version_4_and_unique() -> None:
-    parts = [part for part in below(load("zabbix-template.yaml")) if "uuid" in part]
-    uuids = [part["uuid"] for part in parts]
-    assert len(uuids) > 30
-    assert len(uuids) == len(set(uuids))
-    for text in uuids:
-        assert re.fullmatch(r"[0-9a-f]{32}", text)
-        assert uuid.UUID(text).version == 4
+    template = load("zabbix-template.yaml")
+    check_uuids(template)
     # Without "delete missing", an import leaves triggers that the template no longer has: this one fired on well placed nodes.
-    (replaced,) = [part for part in parts if part["uuid"] == "4260ce86ca964d78ba569ee452a5d423"]
+    (replaced,) = [part for part in below(template) if part.get("uuid") == "4260ce86ca964d78ba569ee452a5d423"]
     assert "movable.lease" in replaced["expression"]
 
 
