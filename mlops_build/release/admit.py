@@ -17,18 +17,6 @@ PRODUCTION = "production"
 READY = "READY"
 
 
-class DirtyVersion(Refused):
-    """A version with uncommitted changes is not allowed in production."""
-
-
-class NotReady(Refused):
-    """A version whose registration failed or has not finished."""
-
-
-class OtherService(Refused):
-    """A version that another service registered."""
-
-
 def released(version: RegisteredVersion) -> ModelVersion:
     """The entry of a version in a release. Raises BadVersion for a missing or invalid tag."""
     model = version.checked()
@@ -52,7 +40,8 @@ def admit(
     ask_callers: bool = True,
     was_released: Callable[[ModelVersion], bool] = lambda _: False,
 ) -> list[str]:
-    """Remarks on the release of `version` in the place of `before`. Raises BadVersion, NotReady, OtherService, DirtyVersion, BreaksCallers.
+    """Remarks on the release of `version` in the place of `before`. Raises Refused if it may not be released: BadVersion, BreaksCallers
+    or else because of its status, its service or uncommitted changes.
 
     service: None outside of a service's folder. ask_callers: compare the contracts; a rollback does not. was_released: whether a
     release of this environment in Git had it, which admits it: going back is always possible.
@@ -71,18 +60,18 @@ def admit(
 
 def _check(service: Service | None, env: str, alias: str, version: RegisteredVersion, allow_dirty: bool) -> None:
     if version.status != READY:
-        raise NotReady(
+        raise Refused(
             f"MLflow's status of {version.shown} is {version.status[:40]!a}, not {READY}",
             remedy="wait until its registration has finished, or train it again: mlops-build train",
         )
     trained_by = version.tags.get(identity.SERVICE)
     if service is not None and trained_by and trained_by != service.name and serves(service, version.name):
-        raise OtherService(
+        raise Refused(
             f"{version.shown} was registered by the service {trained_by[:64]!a}, not by {service.name}",
             remedy=f"train it in {service.name}: mlops-build train",
         )
     if identity.DIRTY in version.tags and PRODUCTION in (env, alias) and not allow_dirty:
-        raise DirtyVersion(
+        raise Refused(
             f"{version.name} {version.version} was made from uncommitted changes, so it cannot be reproduced",
             remedy=f"commit and train again, or allow it: mlops-build promote {version.name} {version.version} --to {env} --force-dirty",
         )

@@ -30,10 +30,6 @@ from mlops_build.service import Service
 STAGING = "staging"
 
 
-class NothingRemembered(Refused):
-    """No previous version is stored."""
-
-
 @dataclass(frozen=True)
 class Move:
     """A move of an alias. before: the previous version, None if the alias is new. hold: the reason if the environment is held.
@@ -138,8 +134,8 @@ def promote_all(
     The promotion also lists the present versions of the service's other models. It is written even if no alias has to move: a move by hand
     becomes a promotion, and a release that a person took back in Git is released again.
 
-    Raises UnknownVersion, and what `admit` raises: BadVersion, NotReady, OtherService, DirtyVersion, and BreaksCallers if a contract
-    breaks callers of the version that it replaces, unless its major version is higher.
+    Raises UnknownVersion, and what `admit` raises, such as BreaksCallers if a contract breaks callers of the version that it replaces,
+    unless its major version is higher.
     """
     planned = [_planned(registry, service, model, version, env, force_dirty=force_dirty) for model, version in wanted.items()]
     return [move for move, _ in planned], _move(registry, service, planned, why, back=False)
@@ -238,7 +234,7 @@ def rollback(
 ) -> Move:
     """Point the alias of `env` back at the previous version, or at `to`. Stored tags stay, so a second rollback goes one version further.
 
-    Raises UnknownVersion, NothingRemembered, and what `admit` raises, except BreaksCallers.
+    Raises UnknownVersion, Refused if no previous version is stored, and what `admit` raises, except BreaksCallers.
     """
     alias = alias_of(service, model, env)
     current = registry.version(model, alias)
@@ -256,7 +252,7 @@ def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env:
     if re.fullmatch(r"[1-9][0-9]{0,9}", version):
         return int(version)
     others = [other.version for other in registry.versions(current.name) if other.version != current.version]
-    raise NothingRemembered(
+    raise Refused(
         f"{current.name} {alias} is version {current.version}, and no previous version is stored",
         remedy=f"mlops-build rollback {current.name} --env {env} --to VERSION; other versions: {_some(others)}",
     )

@@ -25,18 +25,6 @@ from mlops_build.service import Service
 Aliases = Mapping[str, Mapping[str, int]]
 
 
-class HalfPromoted(Refused):
-    """Only some of a service's models have the environment's alias."""
-
-
-class NothingPromoted(NotFound):
-    """No version has the environment's alias."""
-
-
-class NotPromoted(Refused):
-    """An alias was moved by hand, and service.yaml requires a promotion."""
-
-
 @dataclass(frozen=True)
 class Desired:
     """What an environment should run, with the versions it comes from, in the order of service.yaml.
@@ -84,8 +72,7 @@ def decide(
     insist: a person asks for this release: also write it if it was reverted, or its files were edited. despite_findings: also if it breaks
     callers.
 
-    Raises NothingPromoted, HalfPromoted, Incomplete, NotPromoted, NotFound for an unknown environment or a version that was deleted
-    meanwhile, and what `admit` raises.
+    Raises the errors of `desired` and `admit`, Incomplete, and Refused for a move by hand if service.yaml requires a promotion.
     """
     there = tree.record(env)
     wanted = desired(tree, env, aliases, registry)
@@ -105,20 +92,21 @@ def decide(
 def desired(tree: Tree, env: str, aliases: Aliases, registry: Registry) -> Desired:
     """What `env` should run by the registry's alias map.
 
-    Raises NothingPromoted, HalfPromoted, BadVersion, and NotFound for an unknown environment or a version that was deleted meanwhile.
+    Raises BadVersion, Refused if only some models have the alias, and NotFound if none has it, for an unknown environment, or for a version
+    that was deleted meanwhile.
     """
     service = tree.service
     alias = service.alias_of(env)
     wanted = dict(numbers(service, env, aliases))
     missing = [model.name for model in service.models if model.name not in wanted]
     if not wanted:
-        raise NothingPromoted(
+        raise NotFound(
             f"{', '.join(missing)}: no version has the alias {alias!r}", remedy=f"mlops-build promote {missing[0]} VERSION --to {env}"
         )
     versions = tuple(registry.version(name, number) for name, number in wanted.items())
     if missing:
         promotion.of(versions, alias, lambda _: False)  # raises if the other aliases may still move
-        raise HalfPromoted(
+        raise Refused(
             f"{', '.join(missing)} has no alias {alias!r}, while other models of {service.name} have it",
             remedy=f"mlops-build promote {missing[0]} VERSION --to {env}: a service is released with all its models",
         )
@@ -176,10 +164,10 @@ def rendered(record: Record, service: Service) -> dict[str, bytes]:
 def _admitted(
     service: Service, wanted: Desired, there: Record | None, past: Past, registry: Registry, despite_findings: bool
 ) -> Iterator[str]:
-    """Remarks of the admission check on the versions that change. Raises NotPromoted, and what `admit` raises."""
+    """Remarks of the admission check on the versions that change. Raises Refused."""
     made, env = wanted.promotion, wanted.record.environment
     if service.require_promotion and made is None and not all(map(past.has_released, wanted.record.models)):
-        raise NotPromoted(
+        raise Refused(
             f"the alias {wanted.alias} was moved by hand to {wanted.record}, and {service_file.FILE} has require_promotion: true",
             remedy=f"mlops-build promote {' '.join(f'{name}={number}' for name, number in wanted.record.numbers)} --to {env} --why TEXT",
         )

@@ -11,36 +11,28 @@ from pathlib import Path
 from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import Refused
-from mlops_build.finding import Finding, show_by_file
+from mlops_build.finding import show_by_file
 from mlops_build.fleet.rules import Rules
 from mlops_build.release.record import Record
 from mlops_build.verify import Report
 from mlops_build.verify import check as check_manifests
 
 
-class Faulty(Refused):
-    """A release whose manifests have findings."""
-
-    def __init__(self, env: str, findings: list[Finding]) -> None:
-        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-        super().__init__(
-            f"the manifests of {env} have {count}:\n{show_by_file(findings)}",
-            remedy="fix them and commit, or add --despite-findings; `mlops-build verify` shows them here",
-        )
-        self.findings = findings
-
-
 def check(
     objects: Objects, commit: str, before: Record | None, after: Record, rules: Rules, *, despite_findings: bool = False
 ) -> list[str]:
-    """Remarks on a release before it is pushed. Raises Frozen, or Faulty if it has findings, unless it returns to older versions.
+    """Remarks on a release before it is pushed. Raises Frozen, or Refused if it has findings, unless it returns to older versions.
 
-    objects: the store with `commit`, which changes the record from `before` to `after`. despite_findings: never raise Faulty.
+    objects: the store with `commit`, which changes the record from `before` to `after`. despite_findings: it may have findings.
     """
     rules.check(after.environment, goes_back=goes_back(before, after))
     report = examined(objects, commit, after.environment)
     if report.findings and not despite_findings and not goes_back(before, after):
-        raise Faulty(after.environment, report.findings)
+        count = f"{len(report.findings)} finding{'s' if len(report.findings) > 1 else ''}"
+        raise Refused(
+            f"the manifests of {after.environment} have {count}:\n{show_by_file(report.findings)}",
+            remedy="fix them and commit, or add --despite-findings; `mlops-build verify` shows them here",
+        )
     released_anyway = [
         f"{finding.file} line {finding.line}: {finding.why} [{finding.rule}]; released all the same" for finding in report.findings
     ]

@@ -15,10 +15,6 @@ from mlops_build.release.tree import recorded, service_at
 from mlops_build.service import Service
 
 
-class WouldRelease(Refused):
-    """Without the hold, other versions than those in Git may be released."""
-
-
 def begin(land: Land, env: str, why: str) -> Landed:
     """Hold `env`. Raises UsageError for the reason, NotFound for an unknown environment, and the errors of `land`."""
 
@@ -33,8 +29,8 @@ def begin(land: Land, env: str, why: str) -> Landed:
 def end(land: Land, env: str, registry: Callable[[], Registry], *, release: bool = False) -> Landed:
     """End the hold of `env`; Landed.commit is None if there is none.
 
-    release: also if the aliases point at other versions than the record, or MLflow does not answer. Raises WouldRelease, Unreachable,
-    ServiceError, and the errors of `land`.
+    release: also if the aliases point at other versions than the record, or MLflow does not answer. Raises Refused and Unreachable
+    without it, ServiceError, and the errors of `land`.
     """
 
     def make(objects: Objects, head: str) -> str | None:
@@ -50,7 +46,7 @@ def end(land: Land, env: str, registry: Callable[[], Registry], *, release: bool
 
 
 def _compare(objects: Objects, head: str, service: Service, env: str, registry: Callable[[], Registry], *, release: bool) -> None:
-    """Raises WouldRelease if the aliases point at other versions than the record, and Unreachable, unless `release`."""
+    """Raises Refused if the aliases point at other versions than the record, and Unreachable, unless `release`."""
     there = recorded(objects, head, env)
     anyway = f"mlops-build hold {env} --remove --release"
     try:
@@ -69,7 +65,7 @@ def _compare(objects: Objects, head: str, service: Service, env: str, registry: 
     if moved:
         present = {name: there.version_of(name) if there else None for name in moved}
         back = [f"mlops-build rollback {name} --env {env} --to {version}" for name, version in present.items() if version]
-        raise WouldRelease(
+        raise Refused(
             f"{env} has {there or 'no release'} in Git, but its aliases point at {_shown(moved)}, which would be released without the hold",
             remedy="\n".join(
                 [

@@ -31,10 +31,6 @@ from mlops_build.service import Service
 NAME_OF_BRIDGE, EMAIL_OF_BRIDGE = "mlops-build bridge", "bridge@mlops-build.invalid"
 
 
-class Held(Refused):
-    """The environment is held."""
-
-
 @dataclass(frozen=True)
 class Made:
     """The result of `in_checkout`. before, after: models and versions, as text. commit: None if Git has this release already.
@@ -75,14 +71,14 @@ def in_checkout(
 ) -> Made:
     """Release `env` of the service at `root`: a commit on its branch, pushed to origin if there is one, or a pull request for it.
 
-    Raises Held, Frozen, Faulty, and what `decide`, `change`, `land` and `propose` raise.
+    Raises Refused for a held environment, Frozen, and what `gate.check`, `decide`, `change`, `land` and `propose` raise.
     """
     checkout, head = checkout_of(root)
     tree = Tree.at(checkout, head)
     tree.service.environment(env)
     hold = holds.read(tree.files.get(holds.file(env)), env, tree.service)
     if hold and not despite_hold:
-        raise Held(f"{env} is held: {hold}", remedy=f"mlops-build hold {env} --remove, or add --despite-hold")
+        raise Refused(f"{env} is held: {hold}", remedy=f"mlops-build hold {env} --remove, or add --despite-hold")
     decision = decide(checkout, tree, env, registry.alias_map(), registry, insist=True, despite_findings=despite_findings)
     wanted, there = decision.wanted, tree.record(env)
     before = str(there) if there and there.models else None

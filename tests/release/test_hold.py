@@ -14,7 +14,7 @@ from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
-from mlops_build.errors import UsageError
+from mlops_build.errors import Refused, UsageError
 from mlops_build.release import hold, restore, tree, write
 from mlops_build.release import record as records
 from mlops_build.release.protected import at
@@ -78,7 +78,7 @@ def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, pr
     promote(1)
     outcome = reconcile.once([f"file://{checkout}.git"], registry)[0]
     assert (outcome.state, outcome.why) == ("held", f"{FILE} cannot be read: restore or remove it")
-    with pytest.raises(write.Held, match="mlops-build hold staging --remove"):
+    with pytest.raises(Refused, match="mlops-build hold staging --remove"):
         write.in_checkout(checkout, "staging", registry)
 
 
