@@ -299,16 +299,14 @@ class Attempt:
         if outcome.commit is None or self.pushes(env):
             return outcome
         try:
-            proposal = propose(self.mirror, requests, env, outcome.commit)
+            request = propose(self.mirror, requests, env, outcome.commit)
         except PushRejected:
             return replace(outcome, state="waiting", commit=None, why=f"another bridge has just changed the branch {branch_of(env)}")
         except MlopsBuildError as error:
             return replace(outcome, state="failed", commit=None, error=error)
-        if proposal.state == "declined":
-            return _declined(outcome, proposal.request)
-        if proposal.state == "merged":
+        if request is None:  # it is merged already
             return replace(outcome, state="unchanged", commit=None)
-        return replace(outcome, state="requested", request=proposal.request)
+        return _declined(outcome, request) if request.state == "closed" else replace(outcome, state="requested", request=request)
 
     def planned(self, outcome: Outcome) -> Outcome:
         """The outcome of a dry run: without its commit, which is not kept, and with the open request."""
@@ -328,7 +326,7 @@ class Attempt:
         return replace(planned, request=request, checks=checks) if is_open else planned
 
 
-def _declined(outcome: Outcome, request: PullRequest | None) -> Outcome:
+def _declined(outcome: Outcome, request: PullRequest) -> Outcome:
     why = f"a person closed the request for {outcome.after}: that stays until the next promotion or move of the alias"
     return replace(outcome, state="declined", commit=None, why=why, request=request)
 

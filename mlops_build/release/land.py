@@ -8,7 +8,6 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Objects
@@ -50,14 +49,6 @@ class Requests:
         return self.host.checks(self.api, self.repository, commit)
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """requested: `request` is open. declined: a person closed `request`, which asked for the same. merged: the target has the commit."""
-
-    state: Literal["requested", "declined", "merged"]
-    request: PullRequest | None = None
-
-
 def branch_of(env: str) -> str:
     """The branch of an environment's request."""
     return f"release/{env}"
@@ -91,31 +82,31 @@ def look(
     return Requests(host, str(service.git.api), repository, remote or url, target, head, envs, branches)
 
 
-def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insist: bool = False) -> Proposal:
+def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insist: bool = False) -> PullRequest | None:
     """Ask for `commit`, a release of `env` on top of the head: open a request, or update the open one.
 
-    insist: also if a person closed a request for the same release.
+    Returns it; the closed one if a person closed a request for the same release; None if the target has the commit.
+    insist: also if a person closed one.
 
     Raises PushRejected if another bridge has moved the branch since, RemoteUnreachable, HostUnreachable, HostRefused.
     """
     request, seen = requests.find(env), requests.branches[env]
     is_open = request is not None and request.state == "open"
     if request and not insist and is_declined(objects, requests, request, env, commit):
-        return Proposal("declined", request)
+        return request
     if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, requests.head)):
         _replace(objects, requests, env, commit)
     title, description = texts(objects.message(commit), env)
     host, api, repository = requests.host, requests.api, requests.repository
     if request and is_open:
         host.update_pull_request(api, repository, request.number, title=title, description=description)
-        return Proposal("requested", request)
+        return request
     source = branch_of(env)
-    opened = host.open_pull_request(api, repository, source=source, target=requests.target, title=title, description=description)
-    return Proposal("requested", opened) if opened else Proposal("merged")
+    return host.open_pull_request(api, repository, source=source, target=requests.target, title=title, description=description)
 
 
-def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> PullRequest | None:
-    """Close the open request of `env`, because it is not needed any longer; returns it, or None if there is none.
+def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> None:
+    """Close the open request of `env`, if there is one, because it is not needed any longer.
 
     The branch is removed then, and after a merge, so that the host is not asked again. What a person closed keeps its branch, and what
     another bridge has moved since stays.
@@ -125,16 +116,14 @@ def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> PullRe
     seen = requests.branches[env]
     request = requests.find(env) if seen else None
     if request is None or request.commit != seen or (request.state == "closed" and not request.title.startswith(OBSOLETE)):
-        return None
-    was_open = request.state == "open"
-    if was_open:
+        return
+    if request.state == "open":
         explanation = f"{why}, so this request is not needed."
         title = OBSOLETE + request.title.removeprefix(OBSOLETE)
         requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=explanation)
         requests.host.close_pull_request(requests.api, requests.repository, request.number)
     with contextlib.suppress(PushRejected):
         objects.push_branch(requests.remote, "", branch_of(env), expected=seen)
-    return request if was_open else None
 
 
 def is_declined(objects: Objects, requests: Requests, request: PullRequest, env: str, commit: str) -> bool:

@@ -103,7 +103,7 @@ def _landed(checkout: Checkout, service: Service, env: str, commit: str, head: s
                 raise
             remarks = (f"{error.message}: it needs a pull request",)
     requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote())
-    request = propose(checkout, requests, env, commit, insist=True).request if requests else None
+    request = propose(checkout, requests, env, commit, insist=True) if requests else None
     return False, request, remarks
 
 
