@@ -89,6 +89,7 @@ def test_a_promotion_of_one_model_keeps_the_other(two: Path, registry: Registry)
     made = promote(registry, two, letters=3)
     assert made.models == {"letters": 3, "digits": 1}
     assert staging(two, registry).after == "digits 1, letters 3"
+    assert last(two, "%(trailers:key=Model,valueonly)").split() == ["digits", "letters"]
 
 
 def test_a_model_that_joins_the_service_must_be_promoted_first(checkout: Path, registry: Registry, register: Register) -> None:
@@ -120,17 +121,6 @@ def test_an_older_bridge_that_released_a_promotion_wrote_no_id(two: Path, regist
     git(two, "push", "--quiet", "--force")
     registry.set_alias("digits", "staging", 3)
     assert staging(two, registry).after == "digits 3, letters 2"
-
-
-def test_the_commit_tells_who_when_and_why(checkout: Path, registry: Registry, register: Register) -> None:
-    register()
-    made = promote(registry, checkout, digits=1, why="fewer false alarms")
-    parent = int(last(checkout, "%ct"))
-    staging(checkout, registry)
-    assert int(last(checkout, "%ct")) == max(parent, made.at)
-    assert last(checkout).splitlines()[:3] == ["Release digits 1 to staging", "", "fewer false alarms"]
-    assert last(checkout, "%(trailers:key=Why,valueonly)").strip() == "fewer false alarms"
-    assert last(checkout, "%(trailers:key=Promotion,valueonly)").strip() == made.id
 
 
 def test_the_evidence_is_cut_and_forges_no_trailer(checkout: Path, registry: Registry, register: Register) -> None:

@@ -2,10 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import pytest
 
 from mlops_build import service
 from mlops_build.adapters.git.mirror import Mirror
-from mlops_build.adapters.registry import Registry, RegistryUnreachable
+from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.errors import UsageError
 from mlops_build.model import identity, openapi
@@ -285,30 +282,6 @@ def test_the_alias_map_is_read_once_and_aliases_again_for_a_release(
     assert requests == ["alias_map"]
 
 
-def bridge(registry: Registry, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "mlops_build", "bridge", "once", "--json", "--tracking-uri", registry.uri, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_many_bridges_in_their_own_processes_make_one_commit(make_repository: Any, registry: Registry, promote: Promote) -> None:
-    """Two repositories at once, since starting a process takes longer than the race."""
-    checkouts = [make_repository("one"), make_repository("two")]
-    promote(1)
-    running = [bridge(registry, *(part for checkout in checkouts for part in ("--repo", url(checkout)))) for _ in range(3)]
-    commits = set()
-    for process in running:
-        stdout, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
-        outcomes = json.loads(stdout)["outcomes"]
-        assert [outcome["state"] for outcome in outcomes if outcome["environment"] == "staging"] == [
-            "released"
-        ] * 2 or "unchanged" in stdout
-        commits |= {outcome["commit"] for outcome in outcomes if outcome["commit"]}
-    assert commits == {head(checkout) for checkout in checkouts}
-    for checkout in checkouts:
-        assert git(checkout.with_name(f"{checkout.name}.git"), "rev-list", "--count", "main") == "2"
-
-
 def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry: Registry, promote: Promote) -> None:
     promote(1)
     aliases = registry.alias_map()
@@ -370,16 +343,6 @@ def test_a_change_between_fetch_and_push_is_respected(
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "held"
     assert git(checkout.with_name("digits.git"), "log", "-1", "--format=%s", "main") == "Edit service.yaml"
-
-
-def test_a_registry_that_does_not_answer_ends_it_within_seconds(checkout: Path) -> None:
-    began = time.monotonic()
-    with pytest.raises(RegistryUnreachable) as dead:
-        reconcile.once([url(checkout)], Registry("http://127.0.0.1:9"))
-    assert dead.value.exit_code == 5
-    assert time.monotonic() - began < 20
-    with pytest.raises(RegistryUnreachable):
-        Registry("sqlite:////nowhere/mlflow.db")
 
 
 def test_another_branch(checkout: Path, registry: Registry, promote: Promote) -> None:

@@ -234,15 +234,18 @@ def test_rollback_from_git_needs_neither_mlflow_nor_a_checkout(
     assert "staging  held  rolled back from Git to digits 1 (was digits 2)" in out
 
 
-def test_bridge_prints_a_line_for_each_environment(run: Run, checkout: Path, registry: Registry, register: Register) -> None:
+def test_bridge_prints_a_line_for_each_environment(
+    run: Run, checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register()
     run("promote", "digits", "1", "--to", "staging")
-    repo = f"file://{checkout}.git"
-    code, out, err = run("bridge", "once", "--repo", repo, "--dry-run")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    repo, known = f"file://{checkout}.git", ("--tracking-uri", registry.uri)
+    code, out, err = run("bridge", "once", "--repo", repo, "--dry-run", *known)
     assert code == 0
     assert err == "" or "kubectl is not installed, so its objects were not checked" in err
     assert out.splitlines() == [f"{repo} staging  would release  nothing → digits 1", f"{repo} production  nothing promoted yet"]
-    code, out, err = run("bridge", "once", "--repo", repo, "--repo", "file:///nothing.git", "--json")
+    code, out, err = run("bridge", "once", "--repo", repo, "--repo", "file:///nothing.git", "--json", *known)
     assert code == 5
     assert "file:///nothing.git: the Git remote cannot be used" in err
     outcomes = json.loads(out)["outcomes"]
