@@ -291,7 +291,7 @@ class Attempt:
             return outcome
         # A merge would change what a person holds.
         if outcome.state in ("unchanged", "held") or self.pushed(outcome):
-            reason = f"{env} is held" if outcome.state == "held" else f"{requests.target} has what {env} should run"
+            reason = f"{env} is held" if outcome.state == "held" else f"{requests.place.target} has what {env} should run"
             try:
                 withdraw(self.mirror, requests, env, reason)
             except MlopsBuildError as error:

@@ -17,36 +17,55 @@ from mlops_build.errors import UsageError
 from mlops_build.release import record as records
 from mlops_build.release.past import values
 from mlops_build.release.tree import recorded
-from mlops_build.service import Service
+from mlops_build.service import Git, Service
 
 # The start of the title of a request that a machine closed. A person who closes one refuses its release.
 OBSOLETE = "Obsolete: "
 
 
 @dataclass(frozen=True)
-class Requests:
-    """Where the requests of a repository are, and what was seen of it before the aliases were read.
-
-    remote: the repository, as git knows it. target: the branch that requests are merged into. head: its commit. envs: the environments
-    that land by request. branches: of each environment, the head of the branch of its request (None: there is no branch).
-    """
+class Place:
+    """A repository on its Git host. target: the branch that its requests are merged into."""
 
     host: GitHost
     api: str
     repository: Repository
-    remote: str
     target: str
+
+    def find(self, source: str) -> PullRequest | None:
+        """The open request from a branch, else the newest one."""
+        return self.host.find_pull_request(self.api, self.repository, source=source, target=self.target)
+
+    def ask(self, source: str, request: PullRequest | None, title: str, description: str) -> PullRequest | None:
+        """Update the open request from a branch, or open one. None: everything is already merged. request: what `find` returned."""
+        texts = {"title": title, "description": description}
+        if request and request.state == "open":
+            self.host.update_pull_request(self.api, self.repository, request.number, **texts)
+            return request
+        return self.host.open_pull_request(self.api, self.repository, source=source, target=self.target, **texts)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Where the requests for releases are, and what was seen of the repository before the aliases were read.
+
+    remote: the repository, as git knows it. head: the commit of the target. envs: the environments that land by request. branches: of each
+    environment, the head of the branch of its request (None: there is no branch).
+    """
+
+    place: Place
+    remote: str
     head: str
     envs: frozenset[str]
     branches: Mapping[str, str | None]
 
     def find(self, env: str) -> PullRequest | None:
         """The open request of an environment, else the newest one."""
-        return self.host.find_pull_request(self.api, self.repository, source=branch_of(env), target=self.target)
+        return self.place.find(branch_of(env))
 
     def checks(self, commit: str) -> Checks:
         """The result of the builds of a request's commit."""
-        return self.host.checks(self.api, self.repository, commit)
+        return self.place.host.checks(self.place.api, self.place.repository, commit)
 
 
 def branch_of(env: str) -> str:
@@ -59,6 +78,12 @@ def by_request(service: Service) -> frozenset[str]:
     return frozenset(env for env, place in service.environments.items() if place.landing == "pull-request")
 
 
+def place_of(git: Git, url: str, target: str) -> Place | None:
+    """Where requests are opened; None if service.yaml has no Git host. Raises UsageError for an address that is not one of the host."""
+    host = HOSTS.get(git.pull_requests)
+    return Place(host, str(git.api), host.repository_of(url), target) if host else None
+
+
 def look(
     objects: Objects, service: Service, *, url: str, target: str, head: str, remote: str | None = None, every: bool = False
 ) -> Requests | None:
@@ -67,19 +92,18 @@ def look(
     url: the repository's address. remote: as git knows it, if that is not the address. every: all environments land by request.
     Raises RemoteUnreachable, and UsageError for an address that is not one of the host, if an environment lands by request.
     """
-    host = HOSTS.get(service.git.pull_requests)
-    if host is None:
-        return None
     try:
-        repository = host.repository_of(url)
+        place = place_of(service.git, url, target)
     except UsageError:
         if by_request(service):
             raise
         return None
+    if place is None:
+        return None
     there = heads(objects.path, remote or url, *map(branch_of, service.environments))
     branches = {env: there.get(branch_of(env)) for env in service.environments}
     envs = frozenset(branches) if every else by_request(service)
-    return Requests(host, str(service.git.api), repository, remote or url, target, head, envs, branches)
+    return Requests(place, remote or url, head, envs, branches)
 
 
 def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insist: bool = False) -> PullRequest | None:
@@ -91,18 +115,12 @@ def propose(objects: Objects, requests: Requests, env: str, commit: str, *, insi
     Raises PushRejected if another bridge has moved the branch since, RemoteUnreachable, HostUnreachable, HostRefused.
     """
     request, seen = requests.find(env), requests.branches[env]
-    is_open = request is not None and request.state == "open"
     if request and not insist and is_declined(objects, requests, request, env, commit):
         return request
+    is_open = request is not None and request.state == "open"
     if seen != commit and not (is_open and seen and _stands(objects, seen, env, commit, requests.head)):
         _replace(objects, requests, env, commit)
-    title, description = texts(objects.message(commit), env)
-    host, api, repository = requests.host, requests.api, requests.repository
-    if request and is_open:
-        host.update_pull_request(api, repository, request.number, title=title, description=description)
-        return request
-    source = branch_of(env)
-    return host.open_pull_request(api, repository, source=source, target=requests.target, title=title, description=description)
+    return requests.place.ask(branch_of(env), request, *texts(objects.message(commit), env))
 
 
 def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> None:
@@ -118,10 +136,10 @@ def withdraw(objects: Objects, requests: Requests, env: str, why: str) -> None:
     if request is None or request.commit != seen or (request.state == "closed" and not request.title.startswith(OBSOLETE)):
         return
     if request.state == "open":
-        explanation = f"{why}, so this request is not needed."
-        title = OBSOLETE + request.title.removeprefix(OBSOLETE)
-        requests.host.update_pull_request(requests.api, requests.repository, request.number, title=title, description=explanation)
-        requests.host.close_pull_request(requests.api, requests.repository, request.number)
+        place = requests.place
+        title, description = OBSOLETE + request.title.removeprefix(OBSOLETE), f"{why}, so this request is not needed."
+        place.ask(branch_of(env), request, title, description)
+        place.host.close_pull_request(place.api, place.repository, request.number)
     with contextlib.suppress(PushRejected):
         objects.push_branch(requests.remote, "", branch_of(env), expected=seen)
 

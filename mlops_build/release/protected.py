@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from mlops_build import service as service_file
-from mlops_build.adapters import githost
 from mlops_build.adapters.git.command import PushRejected, RemoteUnreachable
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.release import record as records
+from mlops_build.release.land import place_of
 from mlops_build.release.tree import service_at
 from mlops_build.release.write import checkout_of, is_refused, land
 from mlops_build.service import Git, ServiceError
@@ -121,14 +121,12 @@ def _request(objects: Objects, remote: str, url: str, source: str, target: str, 
 
 
 def _opened(objects: Objects, url: str, source: str, target: str, commit: str) -> PullRequest | None:
-    """Open a pull request, or return the open one. Raises NotFound without a Git host, and the errors of its adapter."""
-    settings = git_settings(objects, f"{commit}^")
-    if not settings.opens_pull_requests:
+    """Open a pull request, or update the open one. Raises NotFound without a Git host, and the errors of its adapter."""
+    place = place_of(git_settings(objects, f"{commit}^"), url, target)
+    if place is None:
         raise NotFound("service.yaml names no Git host in `git.pull_requests`")
-    host = githost.HOSTS[settings.pull_requests]
     title, _, description = objects.message(commit).partition("\n")
-    repository = host.repository_of(url)
-    return host.open_pull_request(str(settings.api), repository, source=source, target=target, title=title, description=description.strip())
+    return place.ask(source, place.find(source), title, description.strip())
 
 
 def git_settings(objects: Objects, head: str) -> Git:

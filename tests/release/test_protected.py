@@ -133,6 +133,8 @@ def test_with_a_git_host_a_pull_request_is_opened(hosted: GitHost, released: Pat
     assert "no earlier release" in run("rollback", "--from-git", "--env", "staging")[1]["error"]
     assert run("hold", "production", "--why", "an audit")[0] == 0
     assert (hosted.pulls[1].source, hosted.pulls[1].title) == ("hold/production", "ML-7 Hold production")
+    assert run("hold", "production", "--why", "another audit")[0] == 0
+    assert (len(hosted.pulls), hosted.pulls[1].description) == (2, "another audit")
 
 
 def test_a_broken_service_yaml_does_not_hide_the_git_host(hosted: GitHost, released: Path, run: Run) -> None:
