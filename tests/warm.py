@@ -1,4 +1,4 @@
-"""A second `python`: same environment, but its processes are forked from one that has imported MLflow, torch, DVC and pandas.
+"""A second `python`: same environment, but its processes are forked from one that has imported this package, MLflow, torch and DVC.
 
 A command of the package, or a stage of a pipeline, takes 3 CPU seconds to import these and much less to do its work. With `venv()/bin`
 first on PATH, and its `python` as `sys.executable`, hundreds of tests share one import (tests/conftest.py says which). Everything else is
@@ -16,6 +16,7 @@ import json
 import logging
 import marshal
 import os
+import pkgutil
 import runpy
 import select
 import shutil
@@ -30,10 +31,11 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Imported once. The package itself is not: each process imports the modules that it needs.
+# Imported once, and all modules of the package after them.
 PRELOADED = (
     "torch",
     "torch._dynamo",  # an optimizer imports it
@@ -192,20 +194,31 @@ def run(executable: str, arguments: list[str], folder: str, environment: dict[st
     if environment.get("PYTHONWARNINGS"):
         warnings._processoptions(environment["PYTHONWARNINGS"].split(","))  # type: ignore[attr-defined]
     kind, rest = arguments[0], arguments[1:]
+    sys.path[0] = folder if kind == "-m" else "" if kind == "-c" else str(Path(kind).resolve().parent)
+    forget_another_package()
     if kind == "-m":
         sys.argv = ["-m", *rest[1:]]
-        sys.path[0] = folder
+        if rest[0].startswith("mlops_build."):
+            sys.modules.pop(rest[0], None)  # runpy warns about a module that is imported already
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.argv = ["-c", *rest[1:]]
-        sys.path[0] = ""
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
         exec(compile(rest[0], "<string>", "exec"), vars(main))  # noqa: S102
     else:
         sys.argv = list(arguments)
-        sys.path[0] = str(Path(kind).resolve().parent)
         runpy.run_path(kind, run_name="__main__")
+
+
+def forget_another_package() -> None:
+    """Forget the package if this process would import it from another folder: a test of an earlier release."""
+    import mlops_build
+
+    other = PathFinder.find_spec("mlops_build")
+    if other and other.origin != mlops_build.__file__:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mlops_build"]:
+            del sys.modules[name]
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -340,6 +353,11 @@ def keep_compiled(folder: Path) -> None:
 def preload(folder: Path) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
+    import mlops_build
+
+    for module in pkgutil.walk_packages(mlops_build.__path__, "mlops_build."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
     from mlflow.utils import requirements_utils
 
     requirements_utils._init_modules_to_packages_map()
