@@ -142,7 +142,7 @@ def _open_pull_request(
         source=branch,
         target=target,
         title=service.git.subject(_title(service, trained, branch)),
-        description=describe(trained, branch, before, _next_steps(service, root, trained)),
+        description=describe(trained, branch, before, _next_step(service, root, trained)),
     )
     if opened is None:
         say(f"train: everything on {branch} is already merged into {target}")
@@ -156,13 +156,12 @@ def _title(service: Service, trained: Sequence[Trained], branch: str) -> str:
     return f"Train {service.name}: {metrics or branch}"
 
 
-def _next_steps(service: Service, root: Path, trained: Sequence[Trained]) -> list[NextStep]:
-    registry = tracking.registry(root)
-    return [next_step(registry, service, model.name, model.version) for model in trained]
+def _next_step(service: Service, root: Path, trained: Sequence[Trained]) -> NextStep:
+    return next_step(tracking.registry(root), service, {model.name: model.version for model in trained})
 
 
-def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float], next_steps: Sequence[NextStep]) -> str:
-    """The pull request's text in Markdown: the versions, the metrics compared with `before`, and the next steps."""
+def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float], following: NextStep) -> str:
+    """The pull request's text in Markdown: the versions, the metrics compared with `before`, and the next step."""
     lines = [f"Trained by `mlops-build ci train` as {branch}. Merge it so that the next training starts from these results.", ""]
     for model in trained:
         lines.append(f"* `{model.model_uri}` ({'registered' if model.new else 'was registered before'}), commit {model.commit[:12]}")
@@ -173,11 +172,10 @@ def describe(trained: Sequence[Trained], branch: str, before: Mapping[str, float
         lines.append(f"| {_plain(name)} | {shown} | {value:.6g} | {difference} |")
     gone = sorted(_plain(name) for name in set(before) - set(trained[0].metrics))
     lines += [f"| {name} | {before.get(name, 0):.6g} | – | – |" for name in gone]
-    if commands := [step.command for step in next_steps if step.refusal is None]:
-        lines += ["", f"To {next_steps[0].environment}:", "", "```", *commands, "```"]
-    for step in next_steps:
-        if step.refusal is not None:
-            lines += ["", f"{step.model} {step.version} cannot be promoted to {step.environment}:", "", "```", step.refusal, "```"]
+    if following.command:
+        lines += ["", f"To {following.environment}:", "", "```", following.command, "```"]
+    for (name, version), why in following.refusals.items():
+        lines += ["", f"{name} {version} cannot be promoted to {following.environment}:", "", "```", why, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -24,11 +24,11 @@ def run(args: argparse.Namespace) -> int:
     root = service.find_root()
     outcome = pipeline.train(root, say=say, force=args.force, allow_dirty=args.allow_dirty)
     settings, registry = service.load(root), tracking.registry(root)
-    next_steps = [str(alias.next_step(registry, settings, model.name, model.version)) for model in outcome.models]
+    next_step = str(alias.next_step(registry, settings, {model.name: model.version for model in outcome.models}))
     lines = [f"{model.model_uri}  commit {model.commit[:12]}{' dirty' if model.dirty else ''}" for model in outcome.models]
     result(
         args,
         {"models": [model.as_json() for model in outcome.models], "warnings": list(outcome.warnings)},
-        "\n".join([*lines, *next_steps]),
+        "\n".join([*lines, *([next_step] if next_step else [])]),
     )
     return 0

@@ -35,7 +35,7 @@ class Move:
     """A move of an alias. before: the previous version, None if the alias is new. hold: the reason if the environment is held.
 
     callers: remarks for callers: allowed breaks of the contract, or why it was not compared.
-    skipped: for production, the service's other environments, if the version was in none of them.
+    skipped: for production, the service's other environments, if MLflow has no promotion of the version to any of them.
     """
 
     model: str
@@ -63,21 +63,25 @@ class Move:
 
 @dataclass(frozen=True)
 class NextStep:
-    """The promotion of a new version to the first environment in service.yaml. refusal: why `promote` would refuse it, with the remedy."""
+    """The promotion of new versions to the first environment in service.yaml, without those that are there already.
 
-    model: str
-    version: int
+    refusals: why `promote` would refuse a version, with the remedy.
+    """
+
     environment: str
-    refusal: str | None
+    models: Mapping[str, int]
+    refusals: Mapping[tuple[str, int], str]
 
     @property
-    def command(self) -> str:
-        return f"mlops-build promote {self.model} {self.version} --to {self.environment}"
+    def command(self) -> str | None:
+        """One command, so that the versions are released together; None without a version."""
+        words = [f"{model}={version}" for model, version in self.models.items()]
+        what = words if len(words) > 1 else [f"{model} {version}" for model, version in self.models.items()]
+        return f"mlops-build promote {' '.join(what)} --to {self.environment}" if what else None
 
     def __str__(self) -> str:
-        if self.refusal is None:
-            return f"next: {self.command}"
-        return f"{self.model} {self.version} cannot be promoted to {self.environment}: {self.refusal}"
+        lines = [f"{model} {version} cannot be promoted to {self.environment}: {why}" for (model, version), why in self.refusals.items()]
+        return "\n".join([*lines, *([f"next: {self.command}"] if self.command else [])])
 
 
 def service_here() -> Service | None:
@@ -98,7 +102,7 @@ def remarks(move: Move, service: Service | None) -> list[str]:
     if move.skipped:
         there = move.skipped[0]
         lines.append(
-            f"{move.model} {move.after} was never in {' or '.join(move.skipped)}; "
+            f"MLflow has no promotion of {move.model} {move.after} to {' or '.join(move.skipped)}; "
             f"to try it there: mlops-build promote {move.model} {move.after} --to {there}"
         )
     if move.hold:
@@ -181,14 +185,18 @@ def _reason(text: str) -> str:
         raise UsageError(f"--why: {error}") from None
 
 
-def next_step(registry: Registry, service: Service, model: str, version: int) -> NextStep:
-    """The next step for a new version. Changes nothing. Raises the errors of the registry, but not those of `promote`."""
+def next_step(registry: Registry, service: Service, models: Mapping[str, int]) -> NextStep:
+    """The next step for new versions. Changes nothing. Raises the errors of the registry, but not those of `promote`."""
     env = next(iter(service.environments))
-    try:
-        _planned(registry, service, model, version, env)
-    except Refused as error:
-        return NextStep(model, version, env, f"{error.message}\n    {error.remedy}" if error.remedy else error.message)
-    return NextStep(model, version, env, None)
+    movable: dict[str, int] = {}
+    refusals: dict[tuple[str, int], str] = {}
+    for model, version in models.items():
+        try:
+            if _planned(registry, service, model, version, env)[0].changed:
+                movable[model] = version
+        except Refused as error:
+            refusals[model, version] = f"{error.message}\n    {error.remedy}" if error.remedy else error.message
+    return NextStep(env, movable, refusals)
 
 
 def _planned(
@@ -210,11 +218,14 @@ def _planned(
 def _skipped(
     registry: Registry, service: Service | None, wanted: RegisteredVersion, env: str, aliases: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The other environments, if the version was in none of them, as far as aliases and the tags of `promote` tell."""
+    """The other environments, if neither an alias nor a tag of `promote` says that the version was in one of them."""
     follows = {STAGING: STAGING}
     if service is not None and serves(service, wanted.name):
         follows = {other: service.alias_of(other) for other in service.environments if other != env}
-    if any(aliases.get(alias) == wanted.version or identity.previous_tag(alias) in wanted.tags for alias in follows.values()):
+    if any(aliases.get(alias) == wanted.version or promotion.tag(alias) in wanted.tags for alias in follows.values()):
+        return ()
+    # Before 0.9, `promote` stored only which version a new one replaced.
+    if any(identity.previous_tag(alias) in wanted.tags for alias in follows.values()):
         return ()
     replaced = {(tag, value) for version in registry.versions(wanted.name) for tag, value in version.tags.items()}
     if any((identity.previous_tag(alias), str(wanted.version)) in replaced for alias in follows.values()):

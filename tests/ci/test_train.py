@@ -253,8 +253,8 @@ def test_on_a_laptop_the_next_free_number_is_used_and_main_stays(place: Place) -
 def test_the_pull_request_says_what_changed() -> None:
     metrics = {"accuracy": 0.9671, "loss": 0.25, "odd|name`": 1.0}
     trained = [Trained("models:/points/3", "points", 3, True, "c" * 40, "r" * 32, metrics, False)]
-    steps = [NextStep("points", 3, "staging", None), NextStep("lines", 4, "staging", "it breaks callers")]
-    text = train.describe(trained, "retrain/12", {"accuracy": 0.95, "loss": 0.25, "gone": 2.0}, steps)
+    following = NextStep("staging", {"points": 3}, {("lines", 4): "it breaks callers"})
+    text = train.describe(trained, "retrain/12", {"accuracy": 0.95, "loss": 0.25, "gone": 2.0}, following)
     assert "| accuracy | 0.95 | 0.9671 | +0.0171 |" in text
     assert "| loss | 0.25 | 0.25 | +0 |" in text
     assert "| odd?name? | – | 1 | – |" in text

@@ -48,7 +48,7 @@ def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, r
     register(), register()
     code, out, err = run("promote", "digits", "1", "--to", "production")
     assert (code, out) == (0, "digits live: none → 1\n")
-    assert "digits 1 was never in staging" in err
+    assert "MLflow has no promotion of digits 1 to staging" in err
     assert run("promote", "digits", "2", "--to", "staging") == (0, "digits staging: none → 2\n", "")
     code, out, err = run("promote", "digits", "2", "--to", "production", "--json")
     assert (code, err) == (0, "")

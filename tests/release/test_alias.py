@@ -258,23 +258,33 @@ def test_contracts_that_cannot_be_read(register: Register, promote: Promote) -> 
 
 def test_the_next_step_is_a_promotion_that_will_work(registry: Registry, register: Register, promote: Promote) -> None:
     register(signature=signature("a", "b")), register(signature=signature("a", "b")), register(signature=signature("a", "c"))
-    first = alias.next_step(registry, DIGITS, "digits", 1)
-    assert (first.command, first.refusal) == ("mlops-build promote digits 1 --to staging", None)
-    assert str(first) == f"next: {first.command}"
+    first = alias.next_step(registry, DIGITS, {"digits": 1})
+    assert str(first) == "next: mlops-build promote digits 1 --to staging"
     promote(1)
-    assert alias.next_step(registry, DIGITS, "digits", 2).refusal is None
-    broken = alias.next_step(registry, DIGITS, "digits", 3)
-    assert broken.refusal is not None
+    assert str(alias.next_step(registry, DIGITS, {"digits": 1})) == "", "it is there already"
+    assert not alias.next_step(registry, DIGITS, {"digits": 2}).refusals
+    broken = alias.next_step(registry, DIGITS, {"digits": 3})
+    assert broken.command is None
     assert str(broken).startswith("digits 3 cannot be promoted to staging: digits 3 in the place of 1 breaks its callers")
     assert "contract: 2" in str(broken).splitlines()[-1]
     assert registry.aliases("digits") == {"staging": 1}, "nothing is promoted by asking"
 
 
+def test_the_next_step_for_several_models_is_one_promotion(registry: Registry, register: Register) -> None:
+    pair = service_file.parse(SERVICE.replace("  - name: digits\n", "  - name: digits\n  - name: letters\n", 1))
+    register(), register(name="letters")
+    assert str(alias.next_step(registry, pair, {"digits": 1, "letters": 1})) == "next: mlops-build promote digits=1 letters=1 --to staging"
+    alias.promote_all(registry, pair, {"digits": 1, "letters": 1}, "staging")
+    register(name="letters")
+    both = {"digits": 1, "letters": 2}
+    assert str(alias.next_step(registry, pair, both)) == "next: mlops-build promote letters 2 --to staging"
+
+
 def test_the_next_step_goes_to_the_services_first_environment(registry: Registry, register: Register) -> None:
     alone = service_file.parse(SERVICE.replace("  staging:\n    namespace: ml-staging\n    host: digits-staging.example.com\n", ""))
     register(), register(tags=DIRTY)
-    assert alias.next_step(registry, alone, "digits", 1).command == "mlops-build promote digits 1 --to production"
-    assert "made from uncommitted changes" in str(alias.next_step(registry, alone, "digits", 2))
+    assert alias.next_step(registry, alone, {"digits": 1}).command == "mlops-build promote digits 1 --to production"
+    assert "made from uncommitted changes" in str(alias.next_step(registry, alone, {"digits": 2}))
 
 
 def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_production(promote: Promote) -> None:
@@ -282,7 +292,9 @@ def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_productio
         promote(number)
     untried = promote(4, "production")
     assert untried.skipped == ("staging",)
-    assert alias.remarks(untried, DIGITS) == ["digits 4 was never in staging; to try it there: mlops-build promote digits 4 --to staging"]
+    assert alias.remarks(untried, DIGITS) == [
+        "MLflow has no promotion of digits 4 to staging; to try it there: mlops-build promote digits 4 --to staging"
+    ]
     for number in (1, 2, 3):  # replaced, replaced, and there now
         assert alias.remarks(promote(number, "production"), DIGITS) == []
     # A promotion to staging comes first, and one without a change is old news.
@@ -290,6 +302,12 @@ def test_a_version_that_was_never_in_staging_is_remarked_on_its_way_to_productio
     assert promote(3, "production").skipped == ()
     # Outside of a service's folder the environments are called as always.
     assert promote(5, "production", service=None).skipped == ("staging",)
+
+
+def test_a_version_that_was_in_staging_is_known_after_later_promotions(promote: Promote) -> None:
+    for number in (1, 3, 2, 3):  # version 3 now says that it replaced 2
+        promote(number)
+    assert promote(1, "production").skipped == ()
 
 
 def test_without_another_environment_nothing_is_skipped(promote: Promote) -> None:
