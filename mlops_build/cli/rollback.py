@@ -1,12 +1,13 @@
 """Point an environment's alias back at the previous version: the one stored by `promote`, or the one given by --to.
 
 --from-git needs no MLflow: it restores the previous release in Git, and holds the environment so that the bridge does not undo it.
-In a service's folder it commits there and pushes to origin; with --repo it works on a remote, without a checkout. If the branch is
-protected, it opens a pull request from rollback/ENV, or prints the commands to run by hand (exit code 4).
+It pushes a commit to main of the checkout's origin, or of --repo, whatever the checkout has. If the branch is protected, it opens a pull
+request from rollback/ENV, or prints the commands to run by hand (exit code 4).
 """
 
 import argparse
 
+from mlops_build.cli.hold import say_where
 from mlops_build.cli.output import result, say
 
 EXAMPLE = "  mlops-build rollback digits --env production\n  mlops-build rollback --from-git production"
@@ -17,13 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="ENV", help="the environment, such as production")
     parser.add_argument("--to", type=int, metavar="VERSION", help="another version than the stored one")
     parser.add_argument("--force-dirty", action="store_true", help="with --to: allow a version with uncommitted changes in production")
-    parser.add_argument("--why", default="", metavar="TEXT", help="the reason, for the release's commit and `mlops-build history`")
+    parser.add_argument(
+        "--why", "--reason", default="", metavar="TEXT", help="the reason, for the release's commit and `mlops-build history`, and the hold"
+    )
     parser.add_argument(
         "--from-git", nargs="?", const="", metavar="ENV", help="restore the environment's previous release in Git; MLflow may be down"
     )
     parser.add_argument("--repo", metavar="URL", help="with --from-git: this remote instead of the checkout around the current folder")
-    parser.add_argument("--branch", default="main", metavar="NAME", help="with --repo: its branch (default: main)")
-    parser.add_argument("--reason", metavar="TEXT", help="with --from-git: the reason of the hold")
+    parser.add_argument("--branch", default="main", metavar="NAME", help="with --from-git: the branch of the releases (default: main)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("the environment is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git ENV")
     if args.from_git is not None:
         return _from_git(args)
-    if args.repo or args.reason:
-        raise UsageError("--repo and --reason need --from-git", remedy="mlops-build rollback --from-git ENV …")
+    if args.repo:
+        raise UsageError("--repo needs --from-git", remedy="mlops-build rollback --from-git ENV …")
     if not args.model:
         raise UsageError("MODEL is missing", remedy="mlops-build rollback MODEL --env ENV, or --from-git")
     from mlops_build.release import alias
@@ -59,14 +61,12 @@ def _from_git(args: argparse.Namespace) -> int:
     from mlops_build.release import protected, restore
 
     env = args.env
-    restored, landed = restore.roll_back(protected.at(args.repo or service.find_root(), args.branch), env, args.reason)
-    if landed.request:
-        say(f"{args.branch if args.repo else 'the branch'} is protected: merge {landed.request.url} to roll {env} back")
-    elif not landed.pushed:
-        say("no Git remote called origin: the commit stays on this machine, and nothing is deployed")
+    restored, landed = restore.roll_back(protected.at(args.repo or service.find_root(), args.branch), env, args.why)
+    say_where(landed, args.branch)
     if restored.is_broken:
         say(f"service.yaml is broken, so CI does not deploy; by hand: kubectl apply --kustomize deploy/overlays/{env}")
-    say(f"the bridge does not change {env} until its hold is removed: mlops-build hold {env} --remove")
+    then = "after the merge, " if landed.request else ""
+    say(f"{then}the bridge does not change {env} until its hold is removed: mlops-build hold {env} --remove")
     document = {
         "environment": env,
         "before": restored.before and str(restored.before),
@@ -76,5 +76,6 @@ def _from_git(args: argparse.Namespace) -> int:
         "pushed": landed.pushed,
         "request": landed.request and landed.request.as_json(),
     }
-    result(args, document, f"{env}: {restored.before or 'unknown'} → {restored.after}  commit {restored.commit[:12]}")
+    state = f"{env}{' after the merge' if landed.request else ''}: {restored.before or 'unknown'} → {restored.after}"
+    result(args, document, f"{state}  commit {restored.commit[:12]}")
     return 0

@@ -13,15 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from mlops_build import service as service_file
+from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.command import PushRejected, RemoteUnreachable
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.git.objects import Objects
+from mlops_build.adapters.git.remote import heads
 from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.release import record as records
 from mlops_build.release.land import place_of
 from mlops_build.release.tree import service_at
-from mlops_build.release.write import checkout_of, is_refused, land
+from mlops_build.release.write import checkout_of, land
 from mlops_build.service import Git, ServiceError
 
 # Creates a commit on top of a head; None: nothing to change.
@@ -30,39 +32,76 @@ Make = Callable[[Objects, str], str | None]
 Land = Callable[[str, Make], "Landed"]
 
 
+# How often a commit is made again because another push came first.
+TRIES = 5
+
+
 class NotLanded(Refused):
     """The host refuses the push, and no pull request could be opened; the remedy has the commands to run by hand."""
 
 
 @dataclass(frozen=True)
 class Landed:
-    """commit: None if nothing had to be changed. pushed: whether its branch has it at the remote. request: it waits for this merge."""
+    """commit: None if nothing had to be changed. pushed: whether its branch has it at the remote. request: it waits for this merge.
+
+    is_elsewhere: there is a checkout that does not have it.
+    """
 
     commit: str | None
     pushed: bool
     request: PullRequest | None = None
+    is_elsewhere: bool = False
 
 
 def at(place: Path | str, branch: str = "main") -> Land:
-    """Lands in the checkout at a service's root, or on a branch of a remote (its address)."""
-    return partial(in_checkout, place) if isinstance(place, Path) else partial(on_remote, place, branch)
+    """Lands on a branch of the origin of the checkout at a service's root, or of a remote (its address)."""
+    return partial(from_checkout, place, branch) if isinstance(place, Path) else partial(on_remote, place, branch)
 
 
-def in_checkout(root: Path, source: str, make: Make) -> Landed:
-    """Land what `make` returns on the branch of the checkout at a service's root; without an origin it stays there.
+def from_checkout(root: Path, branch: str, source: str, make: Make) -> Landed:
+    """Land what `make` returns on a branch of origin, as origin has it now: a clone may be old, or on another branch.
 
-    source: the branch of a pull request. Raises NotLanded, PushRejected if the branch has new commits, and the errors of `make` and `land`.
+    The checkout at the service's root follows if it is at this branch's head and its files are unchanged. Without an origin, the commit is
+    made there. source: the branch of a pull request.
+
+    Raises NotLanded, RemoteUnreachable, PushRejected, NotFound for a missing branch, and the errors of `make`.
     """
-    checkout, head = checkout_of(root)
-    commit = make(checkout, head)
-    if commit is None:
-        return Landed(None, pushed=False)
+    checkout, here = checkout_of(root)
+    if checkout.origin_url() is None:
+        commit = make(checkout, here)
+        if commit:
+            land(checkout, commit, here)
+        return Landed(commit, pushed=False)
+    remote, made = checkout.remote(), ""
+    for is_last in (False,) * TRIES + (True,):
+        head = heads(checkout.path, remote, branch).get(branch)
+        if head is None:
+            raise NotFound(f"origin has no branch {branch}", remedy="name the branch of the releases: --branch NAME")
+        made = make(checkout, checkout.fetch(branch)) or ""
+        if not made:
+            return Landed(None, pushed=False)
+        try:
+            checkout.push_branch(remote, made, branch, expected=head)
+            break
+        except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
+            if heads(checkout.path, remote, branch).get(branch) == head:
+                return _request(checkout, remote, checkout.origin_url() or "", source, branch, made, error)
+            if is_last:
+                raise
+    return Landed(made, pushed=True, is_elsewhere=not _follow(checkout, branch, here, made))
+
+
+def _follow(checkout: Checkout, branch: str, here: str, commit: str) -> bool:
+    """Move the checkout from its head to `commit`; False, and nothing is moved, if another branch or a person's work is in the way."""
+    paths = checkout.differing(here, commit)
     try:
-        return Landed(commit, land(checkout, commit, head))
-    except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
-        if not is_refused(checkout, head):
-            raise
-        return _request(checkout, checkout.remote(), checkout.origin_url() or "", source, checkout.branch(), commit, error)
+        if checkout.branch() != branch or checkout.parents(commit) != [here] or set(checkout.changes()) & set(paths):
+            return False
+        checkout.advance(commit, here, paths)
+    except Refused:
+        return False
+    checkout.restore(commit, paths)
+    return True
 
 
 def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:

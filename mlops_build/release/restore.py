@@ -4,9 +4,10 @@ Without the hold, the bridge would release the bad version again as soon as MLfl
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlops_build.adapters.git.objects import Identity, Objects
-from mlops_build.errors import Refused
+from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.model.identity import COMMIT
 from mlops_build.release import hold as holds
 from mlops_build.release import protected
@@ -14,11 +15,22 @@ from mlops_build.release import record as records
 from mlops_build.release.past import values
 from mlops_build.release.protected import Land, Landed
 from mlops_build.release.record import Record
-from mlops_build.release.tree import recorded
+from mlops_build.release.tree import recorded, service_at
+
+# How many releases are looked at.
+MOST = 200
 
 
 class NothingBefore(Refused):
     """Git has no release of this environment before the one it has now."""
+
+
+class _Release(NamedTuple):
+    """A release in Git. files: the id of its folder. models: with versions; empty if nothing was released, or it cannot be read."""
+
+    commit: str
+    files: str | None
+    models: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
     hold = holds.begin(reason or default[: holds.WHY_LENGTH], author or objects.signs_as(), records.digest(release))
     files: dict[str, bytes | None] = {**dict.fromkeys(objects.files(head, folder)), **release}
     files |= holds.changes(objects, head, env, hold)
-    message = protected.git_settings(objects, head).subject(_message(env, before, after, source))
+    message = protected.git_settings(objects, head).subject(_message(env, before, after, source, hold.why if reason else None))
     commit = objects.commit(head, files, message, author)
     if commit is None:
         raise NothingBefore(f"{env} has this release and this hold already")
@@ -71,29 +83,41 @@ def restore(objects: Objects, head: str, env: str, reason: str | None = None, *,
 
 
 def earlier(objects: Objects, head: str, env: str) -> str:
-    """The commit, along first parents, with the previous release of `env`. Raises NothingBefore.
+    """The commit, along first parents, with the release of `env` to go back to. Raises NothingBefore.
 
-    A restored release counts as the original one, so that two rollbacks go two releases back.
+    A release that goes back to an earlier one takes back those in between: so two rollbacks go two releases back, and none goes forward
+    to a release that was rolled back.
     """
     folder = records.folder(env)
-    present = objects.tree(head, folder)
-    start = head
-    for _ in range(1000):
-        source = source_of(objects, start, env)
-        if source is None or objects.tree(source, folder) != present:
-            break
-        start = source
-    for commit in objects.log(start, folder):
-        if objects.tree(commit, folder) in (present, None):
+    kept: list[_Release] = []  # those that were not taken back, oldest first
+    for commit in reversed(objects.log(head, folder)[:MOST]):
+        record = recorded(objects, commit, env)
+        release = _Release(commit, objects.tree(commit, folder), record.numbers if record else ())
+        files = [each.files for each in kept]
+        if release.files in files:
+            del kept[files.index(release.files) + 1 :]
             continue
-        release = recorded(objects, commit, env)
-        if release is not None and release.models:
-            return commit
+        models = [each.models for each in kept]
+        if release.models and release.models in models and release.models != models[-1]:
+            del kept[models.index(release.models) :]
+        kept.append(release)
+    for release in reversed(kept[:-1]):
+        if release.models:
+            return release.commit
     more = " (this clone is shallow: git fetch --unshallow)" if objects.is_shallow() else ""
     raise NothingBefore(
-        f"Git has no earlier release of {env} to go back to{more}",
-        remedy="when MLflow answers: mlops-build rollback MODEL --env ENV; to stop the service now: kubectl scale deployment --replicas=0",
+        f"Git has no earlier release of {env} to go back to, apart from those that were taken back{more}",
+        remedy=f"when MLflow answers: mlops-build rollback MODEL --env {env}; to stop the service now: {_stop(objects, head, env)}",
     )
+
+
+def _stop(objects: Objects, head: str, env: str) -> str:
+    try:
+        service = service_at(objects, head)
+        name, namespace = service.name, service.environment(env).namespace
+    except MlopsBuildError:
+        name, namespace = "NAME", "NAMESPACE"
+    return f"kubectl --namespace {namespace} scale deployment {name} --replicas=0"
 
 
 def source_of(objects: Objects, head: str, env: str) -> str | None:
@@ -104,7 +128,7 @@ def source_of(objects: Objects, head: str, env: str) -> str | None:
     return next((source for source in named if COMMIT.fullmatch(source)), None)
 
 
-def _message(env: str, before: Record | None, after: Record, source: str) -> str:
+def _message(env: str, before: Record | None, after: Record, source: str, why: str | None) -> str:
     trailers = []
     for model in after.models:
         trailers += [
@@ -122,6 +146,7 @@ def _message(env: str, before: Record | None, after: Record, source: str) -> str
             *trailers,
             f"Code: {after.commit}",
             f"Restores: {source}",
+            *([f"Why: {why}"] if why else []),
             "",
         ]
     )

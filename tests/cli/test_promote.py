@@ -119,7 +119,6 @@ def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Re
         (["promote", "digits", "1", "--to", "nowhere"], 3, "staging, production"),
         (["rollback", "digits", "--env", "staging"], 3, "no alias 'staging'"),
         (["rollback", "--env", "staging"], 2, "MODEL is missing"),
-        (["rollback", "digits", "--env", "staging", "--reason", "x"], 2, "--from-git"),
         (["bridge", "once"], 2, "no repository"),
         (["rollback", "digits"], 2, "--env ENV"),
         (["rollback", "--from-git"], 2, "--from-git ENV"),

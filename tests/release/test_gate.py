@@ -46,16 +46,16 @@ def test_a_release_with_findings_does_not_land(checkout: Path, remote: Path, reg
 
 
 def test_going_back_is_never_refused(checkout: Path, registry: Registry, promote: Promote) -> None:
-    for number in (1, 2):
+    for number in (1, 2, 3):
         promote(number)
         write.in_checkout(checkout, "staging", registry)
     spoil(checkout)
     alias.rollback(registry, None, "digits", "staging", None)
     made = write.in_checkout(checkout, "staging", registry)
-    assert (made.before, made.after) == ("digits 2", "digits 1")
+    assert (made.before, made.after) == ("digits 3", "digits 2")
     assert "service-target-port" in made.remarks[0]
     assert "released all the same" in made.remarks[0]
-    assert str(restore.roll_back(at(checkout), "staging")[0].after) == "digits 2", "from Git alone, too"
+    assert str(restore.roll_back(at(checkout), "staging")[0].after) == "digits 1", "from Git alone, too"
 
 
 def test_the_bridge_reports_findings_and_releases_nothing(checkout: Path, remote: Path, registry: Registry, promote: Promote) -> None:

@@ -15,7 +15,7 @@ from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.errors import Refused, UsageError
-from mlops_build.release import hold, restore, tree, write
+from mlops_build.release import alias, hold, restore, tree, write
 from mlops_build.release import record as records
 from mlops_build.release.protected import at
 from mlops_build.scaffold.ownership import owners, settings
@@ -158,6 +158,14 @@ def test_a_hold_does_not_end_while_the_alias_points_at_the_bad_version(
     assert second == "to release digits 2: mlops-build hold staging --remove --release, then mlops-build release staging"
     assert run(*first.split()[1:])[0] == 0
     assert run("hold", "staging", "--remove")[0] == 0
+    assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
+
+
+def test_an_old_clone_ends_the_hold_that_origin_has(rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]) -> None:
+    alias.rollback(registry, None, "digits", "staging", None)
+    git(rolled_back, "reset", "--quiet", "--hard", "HEAD~1")
+    code, document = run("hold", "staging", "--remove")
+    assert (code, document["pushed"]) == (0, True)
     assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
 
 

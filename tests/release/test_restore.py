@@ -7,9 +7,9 @@ import pytest
 from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry
-from mlops_build.errors import NotFound, Refused
+from mlops_build.errors import NotFound
+from mlops_build.release import alias, restore, write
 from mlops_build.release import record as records
-from mlops_build.release import restore, write
 from mlops_build.release.hold import in_service
 from mlops_build.release.protected import at
 from mlops_build.release.restore import NothingBefore
@@ -51,6 +51,7 @@ def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Pat
     said = git(released, "log", "-1", "--format=%B")
     assert said.startswith("Roll staging back to digits 2")
     assert "Previous-Version: 3" in said
+    assert "\nWhy: it answers nonsense" in said
     # One line became two: comments and all else stay.
     assert git(released, "show", "--format=", "--numstat", "HEAD", "--", "service.yaml").split()[:2] == ["2", "1"]
 
@@ -100,21 +101,42 @@ def test_on_a_remote_without_a_checkout(released: Path, remote: Path) -> None:
     assert "rolled back from Git to digits 2 (was digits 3)" in (released / "service.yaml").read_text()
 
 
-def test_a_persons_revert_counts_as_any_other_release(released: Path) -> None:
+def test_what_a_person_reverted_does_not_come_back(released: Path) -> None:
     git(released, "checkout", "HEAD~4", "--", FOLDER)
     git(released, "commit", "--quiet", "--message=Back to 1 by hand")
     git(released, "push", "--quiet")
-    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 3"
-
-
-def test_with_uncommitted_changes_in_service_yaml(released: Path) -> None:
-    head = git(released, "rev-parse", "HEAD")
-    with (released / "service.yaml").open("a") as file:
-        file.write("# mine\n")
-    with pytest.raises(Refused, match=r"uncommitted changes in service\.yaml"):
+    with pytest.raises(NothingBefore, match="apart from those that were taken back") as nothing:
         restore.roll_back(at(released), "staging")
-    assert git(released, "rev-parse", "HEAD") == head
-    assert (released / "service.yaml").read_text().endswith("# mine\n")
+    assert "kubectl --namespace ml-staging scale deployment digits --replicas=0" in str(nothing.value.remedy)
+
+
+def test_what_the_registry_rolled_back_does_not_come_back(released: Path, registry: Registry) -> None:
+    alias.rollback(registry, None, "digits", "staging", None)
+    change_service(released, "memory: 1536MiB", "memory: 2GiB")
+    assert str(write.in_checkout(released, "staging", registry).after) == "digits 2"
+    assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 1"
+
+
+@pytest.mark.parametrize("state", ["another branch", "an old clone", "a local commit", "a detached HEAD", "uncommitted changes"])
+def test_the_release_of_origin_is_rolled_back_whatever_the_checkout_has(released: Path, remote: Path, state: str) -> None:
+    if state == "another branch":
+        git(released, "switch", "--quiet", "--create", "feature", "HEAD~3")
+    elif state == "an old clone":
+        git(released, "reset", "--quiet", "--hard", "HEAD~3")
+    elif state == "a local commit":
+        git(released, "commit", "--quiet", "--allow-empty", "--message=Mine")
+    elif state == "a detached HEAD":
+        git(released, "switch", "--quiet", "--detach")
+    else:
+        (released / "service.yaml").write_text("# mine\n")
+    before = [git(released, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain"), ("branch", "--list"))]
+    restored, landed = restore.roll_back(at(released), "staging")
+    assert (str(restored.before), str(restored.after)) == ("digits 3", "digits 2")
+    assert (landed.pushed, landed.is_elsewhere) == (True, True)
+    assert git(remote, "rev-parse", "main") == restored.commit
+    assert git(remote, "log", "--format=%s", "--grep=Mine", "main") == ""
+    assert git(remote, "branch", "--format=%(refname:short)") == "main"
+    assert before == [git(released, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain"), ("branch", "--list"))]
 
 
 def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
@@ -192,7 +214,6 @@ def test_earlier_follows_first_parents(released: Path, registry: Registry) -> No
     assert tree(released, found) != tree(released, "HEAD")
     assert "digits 2" in git(released, "log", "-1", "--format=%s", found)
     # Two releases in a pull request: only the second one was ever on main.
-    before = git(released, "rev-parse", "HEAD")
     git(released, "switch", "--quiet", "feature")
     for commit in ("main~5", "main~3"):
         git(released, "checkout", commit, "--", FOLDER)
@@ -200,4 +221,4 @@ def test_earlier_follows_first_parents(released: Path, registry: Registry) -> No
     git(released, "switch", "--quiet", "main")
     git(released, "merge", "--quiet", "--no-ff", "--message=Merge", "feature")
     found = restore.earlier(Checkout(released), git(released, "rev-parse", "HEAD"), "staging")
-    assert tree(released, found) == tree(released, before) != tree(released, "HEAD")
+    assert "digits 1" in git(released, "log", "-1", "--format=%s", found), "digits 3 was taken back"

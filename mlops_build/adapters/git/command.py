@@ -146,7 +146,9 @@ def _error(verb: str, stderr: str) -> Exception:
         return Locked(f"another git process is using the repository: {match[1]} exists", remedy=remedy)
     if REJECTED.search(stderr):
         reason = next((line for line in lines if line.startswith(("! ", "remote: ")) and len(line) > len("remote: ")), first)
-        remedy = "if the branch has new commits: git pull --rebase, then run this again; else the host has a rule against this push"
+        branch = re.search(rf"-> ({REF.pattern}) ", stderr)
+        pull = f"git pull --rebase origin {branch[1] if branch else 'BRANCH'}"  # a branch may have no upstream
+        remedy = f"if the branch has new commits: {pull}, then run this again; else the host has a rule against this push"
         return PushRejected(f"the push was rejected: {reason}", remedy=remedy)
     if UNREACHABLE.search(stderr):
         return RemoteUnreachable(
