@@ -84,6 +84,8 @@ def test_the_schema_for_editors_agrees() -> None:
         ("schema: 1\nrepositories: {bitbucket: {api: 'ftp://x', project: ML}}", "the host's address"),
         ("schema: 1\nrepositories: {gitlab: {api: https://x, group: ../up}}", "the group's path"),
         ("schema: 1\nnotify: ['']", "an address of apprise"),
+        ("schema: 1\nnotify: ['json://x/${TOKEN}']", "line 2: notify.0: only ${MLOPS_NOTIFY_…}"),
+        ("schema: 1\nnotify: ['json://x/${MLOPS_NOTIFY_a}']", "only ${MLOPS_NOTIFY_…}"),
         (ALIASES, "100000 values"),
         ("x: " + "[" * 800, "too deep"),
     ],
@@ -105,6 +107,7 @@ def test_the_rules_of_a_file_and_of_a_repository(tmp_path: Path, monkeypatch: py
     git(tmp_path, "commit", "--quiet", "--message=Set the fleet up")
     expected = Rules(fleet.parse(TEXT))
     assert rules.read(str(file)) == rules.read(tmp_path.as_uri()) == rules.read(f"{tmp_path.as_uri()}#main") == expected
+    assert rules.read(str(tmp_path)) == rules.read(f"{tmp_path}#main") == expected
     monkeypatch.setenv(rules.VARIABLE, str(file))
     assert rules.read() == expected
     assert expected.freeze("production", START) == "frozen until 2027-01-04T08:00:00+00:00: Christmas"

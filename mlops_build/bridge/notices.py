@@ -29,6 +29,8 @@ def send(addresses: Sequence[str], outcome: Outcome, say: Callable[[str], None])
             notify.send(address, *message(outcome))
         except MlopsBuildError as error:
             say(f"notify: {error.message}")
+            if error.remedy:
+                say(f"    {error.remedy}")
 
 
 def is_new(outcome: Outcome) -> bool:

@@ -1,5 +1,7 @@
 """The webhook at the MLflow server that wakes the bridge. Without it, the bridge notices a moved alias at its next pass."""
 
+import re
+
 from mlops_build.adapters.registry import Registry
 from mlops_build.adapters.registry.webhooks import OF_BRIDGE
 from mlops_build.bridge import webhook
@@ -13,8 +15,13 @@ def setup(registry: Registry, url: str) -> tuple[bool, list[Finding]]:
     """Create the webhook, or update its address and secret; then let MLflow deliver a test event. Safe to repeat.
 
     Returns whether it was created, and why the test delivery failed (empty if it did not).
-    url: of /webhook, as the MLflow server reaches it. Raises UsageError without a secret.
+    url: of /webhook, as the MLflow server reaches it. Raises UsageError for another address, and without a secret.
     """
+    if not re.fullmatch(r"https?://[^/?#]+(?:/[^?#]*)?/webhook", url):
+        raise UsageError(
+            f"{url[:200]!r} is not the address of the bridge's webhook",
+            remedy="--url begins with http:// or https:// and ends with /webhook, such as https://bridge.example.com/webhook",
+        )
     secrets = webhook.secrets()
     if not secrets:
         raise UsageError(

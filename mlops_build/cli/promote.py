@@ -5,6 +5,7 @@ It is stored in MLflow as a promotion: who, when, why, and the versions of all m
 """
 
 import argparse
+import re
 
 from mlops_build.cli.output import result, say
 
@@ -53,4 +54,9 @@ def parsed(words: list[str]) -> dict[str, int | str]:
             f"{' '.join(words)!r:.200} is neither MODEL VERSION nor MODEL=VERSION words for different models",
             remedy="mlops-build promote MODEL VERSION --to ENV, or: mlops-build promote MODEL=VERSION MODEL=VERSION --to ENV",
         )
+    for version in models.values():
+        if not re.fullmatch(r"[\w-]+", version):
+            raise UsageError(
+                f"{version[:200]!r} is neither the number of a version nor an alias", remedy="mlops-build promote MODEL VERSION --to ENV"
+            )
     return dict(models)

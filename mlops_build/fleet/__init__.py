@@ -4,8 +4,9 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from mlops_build.adapters import notify
 from mlops_build.adapters.git import command
 from mlops_build.errors import Refused, UsageError
 from mlops_build.model.identity import NAME
@@ -33,6 +34,12 @@ def _address(value: object) -> object:
         return command.checked_url(str(value))
     except UsageError as error:
         raise ValueError(error.message) from None
+
+
+def _receiver(value: str) -> str:
+    if "${" in notify.VARIABLE.sub("", value):
+        raise ValueError("only ${MLOPS_NOTIFY_…}, of A-Z, 0-9 and _, is replaced by a variable; other ${…} would be sent as they are")
+    return value
 
 
 Time = Annotated[
@@ -100,6 +107,7 @@ class Fleet(_Section):
     notify: list[
         Annotated[
             Line,
+            AfterValidator(_receiver),
             Field(
                 description="an address of apprise, such as mmosts://HOST/${MLOPS_NOTIFY_TOKEN}; tokens come from variables MLOPS_NOTIFY_…"
             ),

@@ -64,9 +64,10 @@ def read(where: str | None = None, *, kept: Path | None = None) -> Rules:
 
 
 def text_of(where: str) -> str:
-    """The text of fleet.yaml. Raises NotFound, FleetError, UsageError, RemoteUnreachable."""
+    """The text of fleet.yaml in a file or a Git repository. Raises NotFound, FleetError, UsageError, RemoteUnreachable."""
     try:
-        content = _from_git(where) if GIT.fullmatch(where) else _from_file(Path(where))
+        is_repository = GIT.fullmatch(where) or Path(where.partition("#")[0]).is_dir()
+        content = _from_git(where) if is_repository else _from_file(Path(where))
         if len(content) > MOST_BYTES:
             raise fleet_file.FleetError(f"{where}: more than {MOST_BYTES} bytes", remedy=f"see {fleet_file.REFERENCE}")
         return content.decode()
@@ -84,7 +85,7 @@ def _from_file(path: Path) -> bytes:
 def _from_git(where: str) -> bytes:
     url, _, branch = where.partition("#")
     with tempfile.TemporaryDirectory(prefix="mlops-build-fleet-") as scratch:
-        mirror = Mirror(url, branch or "main", Path(scratch))
+        mirror = Mirror(url if GIT.fullmatch(url) else str(Path(url).absolute()), branch or "main", Path(scratch))
         content = mirror.read(mirror.fetch(), fleet_file.FILE)
     if content is None:
         raise NotFound(f"{where} has no {fleet_file.FILE}", remedy="commit it at the top of the repository, or give URL#BRANCH")

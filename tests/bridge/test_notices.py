@@ -62,12 +62,12 @@ def test_a_receiver_that_hangs_delays_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_failed_message_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: str) -> None:
-        raise notify.NotSent("json://… did not accept the message")
+        raise notify.NotSent("json://… did not accept the message", remedy="try it")
 
     monkeypatch.setattr(notify, "send", refused)
     lines: list[str] = []
     notices.send(["json://s3cret"], RELEASED, lines.append)
-    assert lines == ["notify: json://… did not accept the message"]
+    assert lines == ["notify: json://… did not accept the message", "    try it"]
 
 
 def test_a_single_pass_tells_of_what_it_did(checkout: Path, registry: Registry, promote: Promote) -> None:

@@ -97,6 +97,13 @@ def test_train_names_a_next_step_that_will_work(
     assert "breaks its callers" in err
 
 
+@pytest.mark.parametrize("words", [["digits", "models:/digits/1"], ["digits=models:/digits@staging"], ["models:/digits/1"]])
+def test_a_version_is_a_number_or_an_alias(words: list[str], run: Run, registry: Registry) -> None:
+    code, out, err = run("promote", *words, "--to", "staging")
+    assert (code, out) == (2, "")
+    assert "MODEL VERSION" in err
+
+
 def test_a_hold_and_dirt_are_said_on_stderr(run: Run, inside: Path, registry: Registry, register: Register) -> None:
     register(tags={identity.DIRTY: "true"})
     change_service(inside, "hold: {}", "hold: {staging: black friday}")

@@ -138,6 +138,9 @@ UNREACHABLE = re.compile(
 )
 
 
+DENIED = re.compile(r"Authentication failed|could not read (?:Username|Password)|returned error: 40[13]|Access denied", re.IGNORECASE)
+
+
 def _error(verb: str, stderr: str) -> Exception:
     lines = [line.strip() for line in stderr.splitlines()]
     first = next((line for line in lines if line.startswith(("fatal:", "error:", "! ", "remote:"))), stderr[:300])
@@ -151,7 +154,8 @@ def _error(verb: str, stderr: str) -> Exception:
         remedy = f"if the branch has new commits: {pull}, then run this again; else the host has a rule against this push"
         return PushRejected(f"the push was rejected: {reason}", remedy=remedy)
     if UNREACHABLE.search(stderr):
-        return RemoteUnreachable(
-            f"the Git remote cannot be used: {first}", remedy="check its address and your permission to read and write it"
-        )
+        remedy = "check its address and your permission to read and write it"
+        if DENIED.search(stderr):
+            remedy = "set MLOPS_GIT_TOKEN to a valid token with access to this repository (and MLOPS_GIT_USER if the host requires a name)"
+        return RemoteUnreachable(f"the Git remote cannot be used: {first}", remedy=remedy)
     return GitFailed(f"git {verb}: {first}", remedy="run the same git command to see all of its output")

@@ -7,6 +7,7 @@ Aliases only, since stages are deprecated. Every failure is raised as one of our
 import contextlib
 import functools
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -38,6 +39,8 @@ __all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "Unkno
 
 SQLITE = "sqlite:///"
 SERVER = ("http://", "https://")
+# A host without http://, which MLflow would take for a folder.
+HOST = re.compile(r"[A-Za-z0-9-]+(?:(?:\.[A-Za-z0-9-]+)*:[0-9]+|(?:\.[A-Za-z0-9-]+){2,})(?:/.*)?")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,13 +68,18 @@ class Registry:
     """A connection to MLflow at `uri`.
 
     s3_endpoint_url: the gateway of its artifacts on S3, if the environment (MLFLOW_S3_ENDPOINT_URL) names none.
-    Raises RegistryUnreachable for a sqlite file that does not exist, unless `create`: a misspelt path must not make an
-    empty database that then knows no model.
+    Raises UsageError for an address without http://, and RegistryUnreachable for a sqlite file that does not exist, unless `create`: a
+    misspelt path must not make an empty database that then knows no model.
     """
 
     def __init__(self, uri: str, *, s3_endpoint_url: str | None = None, create: bool = False) -> None:
         self.uri = uri
         self._s3_endpoint_url = s3_endpoint_url
+        if HOST.fullmatch(uri) and not Path(uri).exists():
+            raise UsageError(
+                f"{uri[:200]!r} is not the address of an MLflow server: it does not begin with http:// or https://",
+                remedy=f"write http://{uri[:200]} (MLFLOW_TRACKING_URI or --tracking-uri)",
+            )
         if self.uri.startswith(SQLITE) and not create:
             file = Path(self.uri.removeprefix(SQLITE))
             if not file.is_file():

@@ -60,6 +60,8 @@ def remedy(why: str) -> str:
         "HTTP 401": "run `mlops-build bridge setup` with the secret of the bridge. If it is the same, set"
         " MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY at the MLflow server: without it, each worker encrypts secrets with a key of its own",
     }
+    # The answer of another program, or of a proxy, shows that the address is reached.
+    hints["answered HTTP"] = "check that the bridge runs at this address, and that the address ends with /webhook"
     general = "check that the MLflow server reaches the address; it ignores a proxy and a company's own certificates"
     return next((hint for text, hint in hints.items() if text in why), general)
 

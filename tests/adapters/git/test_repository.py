@@ -130,13 +130,15 @@ def test_publishing_gives_up_after_some_lost_races(remote: Path, person: Path, t
 
 
 def test_over_http_with_a_token_that_is_in_no_argv(http_remote: str, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RemoteUnreachable, match=r"could not read Username|Authentication failed"):
+    with pytest.raises(RemoteUnreachable, match=r"could not read Username|Authentication failed") as refused:
         Mirror(http_remote, "main", tmp_path / "nobody").fetch()
+    assert "set MLOPS_GIT_TOKEN" in str(refused.value.remedy)
     monkeypatch.setenv("MLOPS_GIT_USER", USER)
     monkeypatch.setenv("MLOPS_GIT_TOKEN", "wrong")
     with pytest.raises(RemoteUnreachable, match="Authentication failed") as refused:
         Mirror(http_remote, "main", tmp_path / "wrong").fetch()
     assert "wrong" not in refused.value.message
+    assert "set MLOPS_GIT_TOKEN" in str(refused.value.remedy)
     monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
     there = Mirror(http_remote, "main", tmp_path / "mirror")
     seen: list[str] = []

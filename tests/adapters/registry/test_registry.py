@@ -363,10 +363,14 @@ def test_what_is_not_an_mlflow_server_is_named(proxy: Proxy) -> None:
         Registry(f"{proxy.uri}/prefix").alias_map()
     with pytest.raises(UsageError, match="not a valid address"):
         Registry("http://").alias_map()
+    for address in ("127.0.0.1:5621", "mlflow:5000/prefix", "mlflow.example.com"):
+        with pytest.raises(UsageError, match="does not begin with http://") as refused:
+            Registry(address)
+        assert f"write http://{address} " in str(refused.value.remedy)
     proxy.lose["registered-models/search"] = [401]
-    with pytest.raises(Refused, match="refused") as refused:
+    with pytest.raises(Refused, match="refused") as denied:
         Registry(proxy.uri).alias_map()
-    assert "MLFLOW_TRACKING_TOKEN" in str(refused.value.remedy)
+    assert "MLFLOW_TRACKING_TOKEN" in str(denied.value.remedy)
 
 
 @pytest.mark.parametrize(
