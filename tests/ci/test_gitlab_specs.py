@@ -47,6 +47,8 @@ FAULTS: list[tuple[str, ...]] = [
     ("environment without an overlay", "gitlab-overlay", "stagin ", "deploy staging ", "deploy stagin "),
     ("production by itself", "gitlab-approval", "^production", MANUAL, MANUAL.partition("      when")[0]),
     ("production in one case", "gitlab-approval", "^production", MANUAL, f"{MANUAL}    - if: $CI_COMMIT_TAG\n"),
+    ("production in another environment", "gitlab-approval", "^production", "environment: production", "environment: {name: prod}"),
+    ("production in no environment", "gitlab-approval", "^production", "  environment: production\n", ""),
     ("image that waits for nothing", "gitlab-order", "^build", "  stage: build\n", "  stage: build\n  needs: []\n"),
     ("image in the stage of the check", "gitlab-order", "^build", "  stage: build\n", "  stage: check\n"),
 ]  # fmt: skip

@@ -84,6 +84,9 @@ def _conventions(read: Pipeline, service: Service, problem_of: Problem) -> Itera
         deployed = {word for _, words in deployments for word in words if "$" not in word} or {environment}
         if deployments and commands.PRODUCTION in deployed and not read.is_manual(name):
             yield Fault("gitlab-approval", read.part, (name,), f"{display(name)} deploys production without being started by a person")
+        elif deployments and commands.PRODUCTION in deployed and not environment.startswith((commands.PRODUCTION, "$")):
+            why = f"{display(name)} deploys production, but has no `environment: production`, which is the protected one"
+            yield Fault("gitlab-approval", read.part, (name,), why, "write `environment: production` in the job")
         for step, jobs in calling.items():
             if commands.calls(scripts, "ci", step):
                 jobs.append(name)
