@@ -176,6 +176,8 @@ class Loop:
                 self._say(f"the registry cannot be read: {_message(error)}")
             self.registry_answers = False
             return False
+        if self.registry_answers is False:
+            self._say("the registry answers again")
         self.registry_answers = True
         return True
 

@@ -80,13 +80,18 @@ class Outcome:
     def where(self) -> str:
         return f"{self.repository} {self.environment}" if self.environment else self.repository
 
+    @property
+    def problem(self) -> str:
+        """The error's message, without the address that `where` begins with."""
+        return self.error.message.removeprefix(f"{self.repository} ") if self.error else ""
+
     def __str__(self) -> str:
         detail = {"released": shown(self.before, self.after or "", self.changes), "unchanged": self.after}
         detail["would release"] = detail["requested"] = detail["released"]
         detail["rolled back"] = detail["would roll back"] = f"{self.before} → {self.after}: {self.why}"
         request = self.request.url if self.request else None
         commit = f"commit {self.commit[:12]}" if self.commit else None
-        error = self.error.message.splitlines()[0] if self.error else None
+        error = self.problem.splitlines()[0] if self.error else None
         kept = f"Git keeps {self.before}" if self.before and self.state in KEEPS else None
         return "  ".join(part for part in (self.where, self.state, detail.get(self.state, self.why), commit, request, error, kept) if part)
 

@@ -59,7 +59,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _row(outcome: Outcome) -> Row:
-    reason = outcome.error.message.splitlines()[0] if outcome.error else outcome.why or ""
+    reason = outcome.problem.splitlines()[0] if outcome.error else outcome.why or ""
     return Row(
         outcome.repository,
         outcome.environment or UNKNOWN,

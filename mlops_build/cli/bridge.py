@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlops_build.cli.output import result, say
-from mlops_build.cli.parser import interval, port
+from mlops_build.cli.parser import interval, port, whole
 from mlops_build.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--despite-findings", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     run.add_argument("--interval", type=interval, default=60.0, metavar="SECONDS", help="between two passes (default: 60)")
-    run.add_argument("--workers", type=_workers, default=4, metavar="N", help="repositories of a Git host at the same time (default: 4)")
+    run.add_argument(
+        "--workers", type=whole(1, 64), default=4, metavar="N", help="repositories of a Git host at the same time (default: 4)"
+    )
     run.add_argument("--port", type=port, default=9401, metavar="N", help="of /health, /metrics and /webhook (default: 9401; 0: any)")
     run.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (default: 127.0.0.1)")
     for action in actions.choices.values():
@@ -100,7 +102,7 @@ def _once(args: argparse.Namespace) -> int:
         for remark in outcome.remarks:
             say(f"mlops-build bridge: {outcome.where}: {remark}")
         if outcome.error:
-            say(f"mlops-build bridge: {outcome.where}: {outcome.error.message}")
+            say(f"mlops-build bridge: {outcome.where}: {outcome.problem}")
             if outcome.error.remedy:
                 say(f"    {outcome.error.remedy}")
     result(args, {"outcomes": [outcome.as_json() for outcome in outcomes]}, "\n".join(map(str, outcomes)))
@@ -181,9 +183,3 @@ def _files(args: argparse.Namespace) -> int:
 def _log(line: str) -> None:
     # A Git host chooses what its messages contain.
     say("mlops-build bridge: " + "".join(character if character.isprintable() else "\ufffd" for character in line))
-
-
-def _workers(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 64")
-    return int(text)

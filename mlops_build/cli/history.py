@@ -7,13 +7,16 @@ environment. Who promoted it is what MLflow was told: a claim, unless its server
 import argparse
 
 from mlops_build.cli.output import result, say
+from mlops_build.cli.parser import whole
 
 EXAMPLE = "  mlops-build history\n  mlops-build history production --most 5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", metavar="ENV", nargs="?", help="one environment (default: all)")
-    parser.add_argument("--most", type=int, default=20, metavar="N", help="the newest N releases of each environment (default: 20)")
+    parser.add_argument(
+        "--most", type=whole(1, 1_000_000), default=20, metavar="N", help="the newest N releases of each environment (default: 20)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     checkout, head = checkout_of(service.find_root())
     if checkout.is_shallow():
         say("this clone is shallow, so older releases are missing: git fetch --unshallow")
-    entries = {env: listed[: max(args.most, 1)] for env, listed in history.read(checkout, head, args.env).items()}
+    entries = {env: listed[: args.most] for env, listed in history.read(checkout, head, args.env).items()}
     lines = []
     for env, listed in entries.items():
-        lines += [env, *("  " + str(entry).replace("\n", "\n  ") for entry in listed)] if listed else [f"{env}: nothing released yet"]
+        nothing = f"{env}: nothing released yet in this checkout, at commit {head[:12]} (to update it: git pull)"
+        lines += [env, *("  " + str(entry).replace("\n", "\n  ") for entry in listed)] if listed else [nothing]
     result(args, {env: [entry.as_json() for entry in listed] for env, listed in entries.items()}, "\n".join(lines))
     return 0

@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import takewhile
 from typing import NoReturn
@@ -114,6 +115,17 @@ def port(text: str) -> int:
     return int(text)
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number between these two."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not between {least} and {most}")
+        return int(text)
+
+    return number
+
+
 def interval(text: str) -> float:
     """The type of --interval, in seconds."""
     try:
@@ -121,7 +133,7 @@ def interval(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 s and a day")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 86400")
     return seconds
 
 

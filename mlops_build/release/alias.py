@@ -5,19 +5,15 @@ previous version on each new one. If this is interrupted in between, nothing is 
 """
 
 import contextlib
-import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mlops_build import reason
 from mlops_build import service as service_file
-from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.git.objects import EMAIL
-from mlops_build.adapters.registry import RegisteredVersion, Registry
-from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
+from mlops_build.adapters.registry import RegisteredVersion, Registry, RegistryUnreachable
+from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
 from mlops_build.release import failure, promotion
@@ -153,7 +149,7 @@ def _move(
     if service and all(serves(service, model) for model in models):
         others = numbers(service, planned[0][0].environment, aliases_of(registry, service))
         models |= {name: number for name, number in others if name not in models}
-    made = promotion.new(models, _author(), _reason(why), dirty=any(move.dirty for move, _ in planned), back=back)
+    made = promotion.new(models, promotion.author(), _reason(why), dirty=any(move.dirty for move, _ in planned), back=back)
     for move, version in planned:
         tag = identity.previous_tag(move.alias)
         if move.before is not None and move.changed and not back:
@@ -167,15 +163,6 @@ def _move(
         if move.changed:
             registry.set_alias(move.model, move.alias, move.after)
     return made
-
-
-def _author() -> str:
-    """Who promotes: MLOPS_GIT_NAME, else git's name, else the login name. It is a claim."""
-    with contextlib.suppress(MlopsBuildError):  # without git
-        person = Checkout(Path.cwd()).signs_as()
-        if person.email != EMAIL:
-            return f"{person.name} <{person.email}>"
-    return getpass.getuser()
 
 
 def _reason(text: str) -> str:
@@ -245,10 +232,13 @@ def rollback(
 ) -> Move:
     """Point the alias of `env` back at the previous version, or at `to`. Stored tags stay, so a second rollback goes one version further.
 
-    Raises UnknownVersion, Refused if no previous version is stored, and what `admit` raises, except BreaksCallers.
+    Raises UnknownVersion, RegistryUnreachable, Refused if no previous version is stored, and what `admit` raises, except BreaksCallers.
     """
     alias = alias_of(service, model, env)
-    current = registry.version(model, alias)
+    try:
+        current = registry.version(model, alias)
+    except RegistryUnreachable as error:
+        raise RegistryUnreachable(error.message, remedy=f"{error.remedy}; without MLflow: mlops-build rollback --from-git {env}") from None
     target = registry.version(model, to if to is not None else _remembered(registry, current, alias, env))
     # A version that ran there before is allowed again.
     admit(registry, service, env, alias, target, current.version, allow_dirty=force_dirty or to is None, ask_callers=False)

@@ -17,7 +17,7 @@ from mlops_build.packaging.name import image_name, is_valid
 from mlops_build.release import admit, promotion
 from mlops_build.release import record as records
 from mlops_build.release.past import Past
-from mlops_build.release.promotion import Promotion
+from mlops_build.release.promotion import UNKNOWN, Promotion
 from mlops_build.release.record import Record
 from mlops_build.release.tree import Tree, service_at
 from mlops_build.service import Service
@@ -29,13 +29,15 @@ Aliases = Mapping[str, Mapping[str, int]]
 class Desired:
     """What an environment should run, with the versions it comes from, in the order of service.yaml.
 
-    alias: that all of them have. promotion: that moved the aliases; None if they were moved by hand.
+    alias: that all of them have. promotion: that moved the aliases; None if they were moved by hand. by: who asks for the release then, if
+    a bridge would not make it.
     """
 
     alias: str
     record: Record
     versions: tuple[RegisteredVersion, ...]
     promotion: Promotion | None = None
+    by: str = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ def decide(
     past = Past(objects, tree.commit, env)
     made = promotion.of(wanted.versions, wanted.alias, past.carries)
     wanted = replace(wanted, promotion=made)
-    if made is None and not insist and past.released == wanted.record.numbers:
-        return Decision("reverted", wanted)
+    if made is None and past.released == wanted.record.numbers:
+        if not insist:
+            return Decision("reverted", wanted)
+        wanted = replace(wanted, by=promotion.author())
     return Decision("release", wanted, tuple(_admitted(tree.service, wanted, there, past, registry, despite_findings)))
 
 

@@ -37,7 +37,7 @@ def message(service: Service, wanted: Desired, before: Record | None, changed: S
     if before is None or str(before) != str(wanted.record):
         # In MLflow everybody who may edit a model can write this: a claim, unless the server authenticates its users.
         trailers += [f"Promotion: {promotion.id}"] if promotion else []
-        trailers.append(f"Promoted-By: {promotion.by if promotion else 'unknown'}")
+        trailers.append(f"Promoted-By: {promotion.by if promotion else wanted.by}")
         trailers += [f"Why: {promotion.why}"] if promotion and promotion.why else []
     return "\n\n".join([*paragraphs, "\n".join(trailers)]) + "\n"
 

@@ -4,16 +4,21 @@ A promotion is complete when the aliases equal its list. Everybody who may write
 and every value is checked.
 """
 
+import contextlib
+import getpass
 import json
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from mlops_build import reason
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.git.objects import EMAIL
 from mlops_build.adapters.registry import RegisteredVersion
-from mlops_build.errors import Refused
+from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.model.identity import NAME
 from mlops_build.model.version import MOST, BadVersion
 
@@ -24,6 +29,8 @@ AHEAD_SECONDS = 600
 # How long the aliases of a promotion may take to move.
 PATIENCE_SECONDS = 120
 BY = 100  # characters of a name
+# Who moved an alias without a promotion.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,19 @@ def tag(alias: str) -> str:
     return f"{PREFIX}{alias}"
 
 
+def author() -> str:
+    """Who promotes: MLOPS_GIT_NAME, else git's name, else the login name. It is a claim."""
+    name = getpass.getuser()
+    with contextlib.suppress(MlopsBuildError):  # without git
+        person = Checkout(Path.cwd()).signs_as()
+        if person.email != EMAIL:
+            name = f"{person.name} <{person.email}>"
+    return "".join(filter(str.isprintable, name)).strip()[:BY] or UNKNOWN
+
+
 def new(models: Mapping[str, int], by: str, why: str, *, dirty: bool = False, back: bool = False) -> Promotion:
     """A promotion made now."""
-    name = "".join(filter(str.isprintable, by)).strip()[:BY]
-    return Promotion(secrets.token_hex(8), name or "unknown", int(time.time()), why, dict(models), dirty, back)
+    return Promotion(secrets.token_hex(8), by, int(time.time()), why, dict(models), dirty, back)
 
 
 def parse(version: RegisteredVersion, alias: str) -> Promotion | None:

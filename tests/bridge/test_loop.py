@@ -43,7 +43,8 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def running(*urls: str, registry: Registry, interval: float = 1.0, **options: Any) -> Iterator[Loop]:
-    loop = Loop(Repositories(urls), lambda: Registry(registry.uri), interval=interval, say=[].append, **options)
+    options.setdefault("say", [].append)
+    loop = Loop(Repositories(urls), lambda: Registry(registry.uri), interval=interval, **options)
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -225,11 +226,13 @@ def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: 
     promote(1)
     database = Path(registry.uri.removeprefix("sqlite:///"))
     database.rename(tmp_path / "away.db")
-    with running(url(checkout), registry=registry) as loop:
+    lines: list[str] = []
+    with running(url(checkout), registry=registry, say=lines.append) as loop:
         until(lambda: loop.registry_answers is False)
         (tmp_path / "away.db").rename(database)
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         assert loop.registry_answers
+        assert [line for line in lines if line == "the registry answers again"] == ["the registry answers again"]
 
 
 def test_every_state_of_an_environment_is_settled_or_looked_at_again() -> None:

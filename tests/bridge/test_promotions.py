@@ -225,13 +225,18 @@ def test_a_persons_revert_stays_until_the_next_promotion_or_move(checkout: Path,
     assert staging(checkout, registry).after == "digits 3"
 
 
-def test_a_person_can_release_what_was_reverted(checkout: Path, registry: Registry, register: Register) -> None:
+def test_a_person_can_release_what_was_reverted(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in (1, 2):
         register()
         promote(registry, checkout, digits=number)
         staging(checkout, registry)
     revert(checkout)
+    monkeypatch.setenv("MLOPS_GIT_NAME", "Ada")
+    monkeypatch.setenv("MLOPS_GIT_EMAIL", "ada@example.com")
     assert write.in_checkout(checkout, "staging", registry).after == "digits 2"
+    assert "Promoted-By: Ada <ada@example.com>" in last(checkout)
     assert staging(checkout, registry).state == "unchanged"
 
 
@@ -354,4 +359,7 @@ def test_the_history_is_in_git(
     assert sorted(released["lead"]["digits"].values()) == list(released["lead"]["digits"].values())
     assert main(["history", "production"]) == 0
     assert "digits 2: committed 2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["history", "--most", "0"])
+    assert "'0' is not between 1 and 1000000" in capsys.readouterr().err
     assert main(["history", "nowhere"]) == 3

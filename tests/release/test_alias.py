@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlops_build import service as service_file
-from mlops_build.adapters.registry import Registry
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.errors import MlopsBuildError, NotFound, Refused, UsageError
 from mlops_build.model import identity, openapi
 from mlops_build.model.contract import BreaksCallers
@@ -27,6 +27,13 @@ Register = Callable[..., Any]
 def promote(promote: Promote) -> Promote:
     """In the folder of the service digits, if nothing else is said."""
     return functools.partial(promote, service=DIGITS)
+
+
+def test_a_rollback_without_mlflow_names_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryUnreachable) as unreachable:
+        alias.rollback(Registry("http://127.0.0.1:1"), DIGITS, "digits", "production")
+    assert "mlops-build rollback --from-git production" in str(unreachable.value.remedy)
 
 
 def test_promoting_moves_the_alias_and_remembers(registry: Registry, promote: Promote) -> None:
