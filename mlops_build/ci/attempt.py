@@ -51,8 +51,7 @@ class Attempt:
         if hold.restores(self.root, self.record.environment, self._files()):
             return True
         running = MODEL.findall(self.before.models or "") if self.before else []
-        now = {model.name: model.version for model in self.record.models}
-        return gate.is_older({name: int(version) for name, version in running}, now)
+        return gate.is_older({name: int(version) for name, version in running}, dict(self.record.numbers))
 
     def go_back(self, error: MlopsBuildError) -> MlopsBuildError:
         """Return to the previous revision, and mark the versions. The error to raise: WentBack, or `error` if it stays.

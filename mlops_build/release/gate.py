@@ -49,9 +49,7 @@ def examined(objects: Objects, commit: str, env: str) -> Report:
 
 def goes_back(before: Record | None, after: Record) -> bool:
     """Whether at least one model becomes older and none newer."""
-    if before is None or not before.models:
-        return False
-    return is_older({model.name: model.version for model in before.models}, {model.name: model.version for model in after.models})
+    return is_older(dict(before.numbers) if before else {}, dict(after.numbers))
 
 
 def is_older(before: Mapping[str, int], after: Mapping[str, int]) -> bool:

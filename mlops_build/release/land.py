@@ -95,7 +95,7 @@ def look(
     try:
         place = place_of(service.git, url, target)
     except UsageError:
-        if by_request(service):
+        if every or by_request(service):
             raise
         return None
     if place is None:

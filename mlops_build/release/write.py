@@ -102,7 +102,7 @@ def _landed(checkout: Checkout, service: Service, env: str, commit: str, head: s
             if not service.git.opens_pull_requests or not is_refused(checkout, head):
                 raise
             remarks = (f"{error.message}: it needs a pull request",)
-    requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote())
+    requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote(), every=True)
     request = propose(checkout, requests, env, commit, insist=True) if requests else None
     return False, request, remarks
 

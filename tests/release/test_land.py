@@ -244,5 +244,6 @@ def test_the_landing_needs_a_host(place: Place) -> None:
     assert (land.by_request(pushes), land.by_request(asks)) == (frozenset(), {ENV})
     elsewhere = {**there, "url": "file:///srv/digits.git"}
     assert land.look(mirror, pushes, **elsewhere) is None, "no request is needed"
-    with pytest.raises(UsageError, match="is not a clone address"):
-        land.look(mirror, asks, **elsewhere)
+    for service, every in ((asks, False), (pushes, True)):
+        with pytest.raises(UsageError, match="is not a clone address"):
+            land.look(mirror, service, **elsewhere, every=every)
