@@ -86,29 +86,13 @@ def test_staging_is_pushed_and_production_waits_for_a_merge(place: Place) -> Non
     assert (place.head("release/production"), place.states) == (None, ["merged"])
 
 
-@pytest.mark.parametrize("squash", [False, True])
-def test_after_a_merge_the_next_release_is_another_request(place: Place, squash: bool) -> None:
+def test_after_a_squash_merge_the_next_release_is_another_request(place: Place) -> None:
     for number, version in enumerate((1, 2, 1), start=1):
         place.promote(version)
         assert place.bridge()["production"].state == "requested"
-        place.host.merge(number, squash=squash)
+        place.host.merge(number, squash=True)
     assert place.bridge()["production"].state == "unchanged"
     assert place.states == ["merged"] * 3
-
-
-def test_a_newer_promotion_updates_the_request_and_the_old_version_makes_it_obsolete(place: Place) -> None:
-    place.promote(1)
-    place.bridge()
-    place.host.merge(1)
-    for version in (2, 3):
-        place.promote(version)
-        assert place.bridge()["production"].state == "requested"
-    assert (place.states, place.host.pulls[1].title) == (["merged", "open"], "Release digits 3 to production")
-    place.promote(1)
-    assert place.bridge()["production"].state == "unchanged"
-    assert place.states == ["merged", "closed"]
-    place.promote(3)
-    assert place.bridge()["production"].state == "requested", "no person has refused it"
 
 
 def test_a_hold_closes_the_request_and_after_it_there_is_another(place: Place) -> None:

@@ -93,14 +93,6 @@ def test_a_release_after_a_restored_one_is_rolled_back_to_it(released: Path, reg
     assert str(restore.roll_back(at(released), "staging")[0].after) == "digits 2"
 
 
-def test_on_a_remote_without_a_checkout(released: Path, remote: Path) -> None:
-    restored, _ = restore.roll_back(at(f"file://{remote}"), "staging")
-    assert str(restored.after) == "digits 2"
-    assert git(remote, "rev-parse", "main") == restored.commit
-    git(released, "pull", "--quiet")
-    assert "rolled back from Git to digits 2 (was digits 3)" in (released / "service.yaml").read_text()
-
-
 def test_what_a_person_reverted_does_not_come_back(released: Path) -> None:
     git(released, "checkout", "HEAD~4", "--", FOLDER)
     git(released, "commit", "--quiet", "--message=Back to 1 by hand")
