@@ -1,15 +1,11 @@
 """Holding an environment: where the hold is, which release commands respect it, and how it ends."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlops_build import service as service_file
 from mlops_build import verify
-from mlops_build.__main__ import main
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.git.objects import Identity
 from mlops_build.adapters.registry import Registry
@@ -21,7 +17,7 @@ from mlops_build.release.protected import at
 from mlops_build.scaffold.ownership import owners, settings
 from mlops_build.service import ServiceError
 from tests.conftest import ROOT, git
-from tests.release.world import Promote
+from tests.release.world import Promote, Run
 
 FILE = "deploy/overlays/staging/hold.yaml"
 ADA = Identity("Ada", "ada@example.com", 1_764_500_000)
@@ -106,34 +102,23 @@ def test_what_is_no_reason(why: str) -> None:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
-    """Run `mlops-build hold` in the checkout; returns the exit code and the JSON."""
+def run(run: Run, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """In the checkout."""
     monkeypatch.chdir(checkout)
-
-    def call(*arguments: str) -> tuple[int, Any]:
-        capsys.readouterr()
-        code = main([*arguments, "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return call
+    return run
 
 
 @pytest.fixture
-def rolled_back(checkout: Path, registry: Registry, promote: Promote) -> Path:
+def rolled_back(released: Path) -> Path:
     """staging was rolled back in Git from digits 2 to digits 1, while the alias still points at digits 2."""
-    for number in (1, 2):
-        promote(number)
-        write.in_checkout(checkout, "staging", registry)
-    restore.roll_back(at(checkout), "staging")
-    return checkout
+    restore.roll_back(at(released), "staging")
+    return released
 
 
 @pytest.mark.parametrize("place", [[], ["--repo"]])
-def test_holding_and_ending_the_hold(
-    checkout: Path, remote: Path, registry: Registry, run: Callable[..., tuple[int, Any]], place: list[str]
-) -> None:
+def test_holding_and_ending_the_hold(checkout: Path, remote: Path, registry: Registry, run: Run, place: list[str]) -> None:
     place = [*place, f"file://{remote}"] if place else []
-    code, document = run("hold", "staging", "--why", "an audit", *place)
+    code, document, _ = run("hold", "staging", "--why", "an audit", *place)
     assert (code, document["pushed"], document["commit"]) == (0, True, git(remote, "rev-parse", "main"))
     git(checkout, "pull", "--quiet")
     assert effective(checkout) == "an audit"
@@ -146,10 +131,8 @@ def test_holding_and_ending_the_hold(
     assert run("hold", "staging", "--why", "x", "--release")[0] == 2
 
 
-def test_a_hold_does_not_end_while_the_alias_points_at_the_bad_version(
-    rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]
-) -> None:
-    code, document = run("hold", "staging", "--remove")
+def test_a_hold_does_not_end_while_the_alias_points_at_the_bad_version(rolled_back: Path, registry: Registry, run: Run) -> None:
+    code, document, _ = run("hold", "staging", "--remove")
     assert code == 4
     assert "staging has digits 1 in Git, but its aliases point at digits 2" in document["error"]
     assert (document["registry"], document["git"]) == ({"digits": 2}, {"digits": 1})
@@ -161,26 +144,24 @@ def test_a_hold_does_not_end_while_the_alias_points_at_the_bad_version(
     assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
 
 
-def test_an_old_clone_ends_the_hold_that_origin_has(rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]) -> None:
+def test_an_old_clone_ends_the_hold_that_origin_has(rolled_back: Path, registry: Registry, run: Run) -> None:
     alias.rollback(registry, None, "digits", "staging", None)
     git(rolled_back, "reset", "--quiet", "--hard", "HEAD~1")
-    code, document = run("hold", "staging", "--remove")
+    code, document, _ = run("hold", "staging", "--remove")
     assert (code, document["pushed"]) == (0, True)
     assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
 
 
-def test_a_hold_can_end_in_favour_of_the_alias(rolled_back: Path, registry: Registry, run: Callable[..., tuple[int, Any]]) -> None:
+def test_a_hold_can_end_in_favour_of_the_alias(rolled_back: Path, registry: Registry, run: Run) -> None:
     assert run("hold", "staging", "--remove", "--release")[0] == 0
     assert run("release", "staging")[0] == 0
     assert str(records.read(rolled_back, "staging")) == "digits 2"
     assert reconcile.once([f"file://{rolled_back}.git"], registry)[0].state == "unchanged"
 
 
-def test_without_mlflow_a_hold_ends_only_on_request(
-    rolled_back: Path, run: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_mlflow_a_hold_ends_only_on_request(rolled_back: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/gone.db")
-    code, document = run("hold", "staging", "--remove")
+    code, document, _ = run("hold", "staging", "--remove")
     assert code == 5
     assert "mlops-build hold staging --remove --release" in document["remedy"]
     assert run("hold", "staging", "--remove", "--release")[0] == 0

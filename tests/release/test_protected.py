@@ -1,40 +1,26 @@
 """Rollbacks and holds on a protected branch: a pull request, or commands that a person with permission can run."""
 
-import json
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mlops_build.__main__ import main
-from mlops_build.adapters.registry import Registry
 from mlops_build.release import record as records
-from mlops_build.release import restore, write
+from mlops_build.release import restore
 from mlops_build.release.protected import at
 from tests import githosts
 from tests.conftest import git
 from tests.githosts import GitHost
-from tests.release.world import Promote, change_service
+from tests.release.world import Run, change_service
 
-Run = Callable[..., tuple[int, Any, str]]
 # A Git host's rule: nobody pushes these branches, apart from an administrator.
 HOOK = """\
 #!/bin/sh
 [ "$ADMINISTRATOR" ] && exit 0
 while read -r old new ref; do case "$ref" in {refs}) echo "this branch is protected" >&2; exit 1 ;; esac; done
 """
-
-
-@pytest.fixture
-def released(checkout: Path, registry: Registry, promote: Promote) -> Path:
-    """A checkout in which staging was released twice: digits 1 and 2."""
-    for number in (1, 2):
-        promote(number)
-        write.in_checkout(checkout, "staging", registry)
-    return checkout
 
 
 @pytest.fixture
@@ -46,19 +32,6 @@ def protect(remote: Path) -> Callable[[str], None]:
         hook.chmod(stat.S_IRWXU)
 
     return rule
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run mlops-build; returns the exit code, the JSON and stderr."""
-
-    def call(*arguments: str) -> tuple[int, Any, str]:
-        capsys.readouterr()
-        code = main([*arguments, "--json"])
-        out, err = capsys.readouterr()
-        return code, json.loads(out), err
-
-    return call
 
 
 def execute(commands: list[str], where: Path, monkeypatch: pytest.MonkeyPatch) -> None:

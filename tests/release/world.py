@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from mlops_build.__main__ import main
 from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.model import identity
 from mlops_build.release.alias import Move, promote_all
+from mlops_build.release.write import in_checkout
 from mlops_build.service import Service
 from tests.conftest import git
 
@@ -139,6 +141,31 @@ def promote(registry: Registry, register: Register) -> Promote:
         return move
 
     return one
+
+
+@pytest.fixture
+def released(checkout: Path, registry: Registry, promote: Promote) -> Path:
+    """A checkout in which staging was released twice: digits 1 and 2."""
+    for number in (1, 2):
+        promote(number)
+        in_checkout(checkout, "staging", registry)
+    return checkout
+
+
+Run = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run mlops-build; returns the exit code, the JSON and stderr."""
+
+    def call(*arguments: str) -> tuple[int, Any, str]:
+        capsys.readouterr()
+        code = main([*arguments, "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out), err
+
+    return call
 
 
 def service_files(service: str = SERVICE) -> dict[str, str]:
