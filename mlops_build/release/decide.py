@@ -143,14 +143,21 @@ def settings_differ(objects: Objects, tree: Tree, there: Record) -> bool:
     if not there.models or image_of(tree, there) != there.image:
         return True
     now = rendered(there, tree.service)
-    if now == tree.release(there.environment):
-        return False
+    return now != tree.release(there.environment) and now != at_release(objects, tree, there)[1]
+
+
+def at_release(objects: Objects, tree: Tree, there: Record) -> tuple[Service | None, dict[str, bytes]]:
+    """service.yaml when the release `there` was written, and the release's files that this version of mlops-build makes from it.
+
+    None and no files if it cannot be read.
+    """
     objects.deepen()
     (last, *_), *_ = objects.messages(tree.commit, records.folder(there.environment), most=1)
     try:
-        return rendered(there, service_at(objects, last)) != now
+        was = service_at(objects, last)
+        return was, rendered(there, was)
     except MlopsBuildError:
-        return True
+        return None, {}
 
 
 def image_of(tree: Tree, there: Record) -> str | None:

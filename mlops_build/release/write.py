@@ -6,6 +6,7 @@ number of bridges create the same commit, so a second push changes nothing.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from mlops_build.fleet.rules import NONE, Rules
 from mlops_build.release import gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import changes, shown
-from mlops_build.release.decide import Desired, decide, rendered
+from mlops_build.release.decide import Desired, at_release, decide, rendered
 from mlops_build.release.land import by_request, look, propose
 from mlops_build.release.message import evidence, message
+from mlops_build.release.record import Record
 from mlops_build.release.tree import Tree
 from mlops_build.service import Service
 
@@ -121,15 +123,24 @@ def change(objects: Objects, parent: str, tree: Tree, wanted: Desired, registry:
     env = wanted.record.environment
     tree.check_overlay(env)
     before, existing, files = tree.record(env), tree.release(env), rendered(wanted.record, tree.service)
-    changed: tuple[str, ...] = ()
-    if before and before.models:
-        was, now = ({path.rpartition("/")[2]: content for path, content in side.items()} for side in (existing, files))
-        changed = changes(was, now, other_models=str(before) != str(wanted.record))
+    changed = _changed(objects, tree, before, wanted.record, files) if before and before.models else ()
     made_at = [wanted.promotion.at] if wanted.promotion else [version.created_ms // 1000 for version in wanted.versions]
     seconds = max(objects.committed_at(parent), *made_at)
     text = message(tree.service, wanted, before, changed, evidence(registry, wanted, before))
     commit = objects.commit(parent, {**dict.fromkeys(existing), **files}, text, signer(seconds))
     return Change(commit, changed) if commit else None
+
+
+def _changed(objects: Objects, tree: Tree, before: Record, after: Record, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """What a release changes besides the models' versions: settings, the image, and files of a person or another mlops-build."""
+    was, written = at_release(objects, tree, before)
+    lines = changes(was, tree.service, before.environment) if was else []
+    if before.image != after.image and str(before) == str(after):
+        tags = [str(image).rpartition(":")[2] for image in (before.image, after.image)]
+        lines.append(f"image {tags[0]} → {tags[1]}")
+    there = tree.release(before.environment)
+    other = sorted(path for path in {**there, **written} if there.get(path) != written.get(path))
+    return (*lines, *(f"{path.rpartition('/')[2]} {'rewritten' if path in files else 'removed'}" for path in other))
 
 
 def signer(seconds: int) -> Identity:

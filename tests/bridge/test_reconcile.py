@@ -162,10 +162,10 @@ def test_a_changed_service_yaml_is_listed_as_its_changes(checkout: Path, registr
     reconcile.once([url(checkout)], registry)
     change_service(checkout, "host: digits-staging.example.com", "host: digits-staging.example.com\n    replicas: 4")
     planned = reconcile.once([url(checkout)], registry, dry_run=True)[0]
-    assert str(planned).endswith("staging  would release  digits 1, replicas 1 → 4, pdb.yaml added")
+    assert str(planned).endswith("staging  would release  digits 1, replicas 1 → 4")
     outcome = reconcile.once([url(checkout)], registry)[0]
-    assert str(outcome).endswith(f"staging  released  digits 1, replicas 1 → 4, pdb.yaml added  commit {head(checkout)[:12]}")
-    assert outcome.as_json()["changes"] == ("replicas 1 → 4", "pdb.yaml added")
+    assert str(outcome).endswith(f"staging  released  digits 1, replicas 1 → 4  commit {head(checkout)[:12]}")
+    assert outcome.as_json()["changes"] == ("replicas 1 → 4",)
 
 
 def test_a_hold_is_respected_and_shown(checkout: Path, registry: Registry, promote: Promote) -> None:
