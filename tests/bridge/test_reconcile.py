@@ -302,27 +302,32 @@ def test_six_bridges_at_the_same_moment_make_one_commit(checkout: Path, registry
     assert git(checkout.with_name("digits.git"), "rev-list", "--count", "main") == "2"
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, *acts: Callable[[], object]) -> None:
+    """Each of these happens before the bridge reads a version, which it does between its fetch and its push."""
+    version, waiting = Registry.version, list(acts)
+
+    def racing(*arguments: Any) -> Any:
+        if waiting:
+            waiting.pop(0)()
+        return version(*arguments)
+
+    monkeypatch.setattr(Registry, "version", racing)
+
+
 def test_a_person_who_pushes_all_the_time_loses_nothing(
     checkout: Path, registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(1)
-    version = Registry.version
-    pushed = 0
 
-    def racing(*arguments: Any) -> Any:
-        """The person pushes between the bridge's fetch and push, twice."""
-        nonlocal pushed
-        if pushed < 2:
-            pushed += 1
-            git(checkout, "commit", "--quiet", "--allow-empty", f"--message=Person {pushed}")
-            git(checkout, "push", "--quiet")
-        return version(*arguments)
+    def push() -> None:
+        git(checkout, "commit", "--quiet", "--allow-empty", "--message=Person")
+        git(checkout, "push", "--quiet")
 
-    monkeypatch.setattr(Registry, "version", racing)
+    meanwhile(monkeypatch, push, push)
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "released"
     log = git(checkout.with_name("digits.git"), "log", "--format=%s", "main").splitlines()
-    assert log == ["Release digits 1 to staging", "Person 2", "Person 1", "First"]
+    assert log == ["Release digits 1 to staging", "Person", "Person", "First"]
 
 
 def test_a_change_between_fetch_and_push_is_respected(
@@ -330,16 +335,7 @@ def test_a_change_between_fetch_and_push_is_respected(
 ) -> None:
     """The person sets a hold after the bridge's fetch: the bridge must not release."""
     promote(1)
-    version = Registry.version
-    done = []
-
-    def racing(*arguments: Any) -> Any:
-        if not done:
-            done.append(True)
-            change_service(checkout, "hold: {}", "hold: {staging: stop}")
-        return version(*arguments)
-
-    monkeypatch.setattr(Registry, "version", racing)
+    meanwhile(monkeypatch, lambda: change_service(checkout, "hold: {}", "hold: {staging: stop}"))
     outcomes = reconcile.once([url(checkout)], registry)
     assert states(outcomes)["staging"] == "held"
     assert git(checkout.with_name("digits.git"), "log", "-1", "--format=%s", "main") == "Edit service.yaml"
