@@ -1,6 +1,5 @@
 """The files of a service that is generated from a training script, except its data. What the code does not show becomes a task."""
 
-import importlib.metadata
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from mlops_build import service as service_file
 from mlops_build.scaffold.existing import copied as copies
 from mlops_build.scaffold.existing import templates
 from mlops_build.scaffold.existing.data import Source
-from mlops_build.scaffold.existing.imports import Module, distribution, reached, third_party
+from mlops_build.scaffold.existing.imports import Module, distribution, installed_packages, reached, third_party
 from mlops_build.scaffold.existing.look import look
 from mlops_build.scaffold.existing.network import network
 from mlops_build.scaffold.existing.options import Option, command_line, options
@@ -219,7 +218,7 @@ class Generated:
         text = path.read_text(encoding="utf-8")
         lists = {section: re.search(rf"(?ms)^{section} = \[\n(.*?)^\]", text) for section in ("dependencies", "train")}
         names = {section: re.findall(r'(?m)^    "([A-Za-z0-9-]+)', match[1]) if match else [] for section, match in lists.items()}
-        installed, served = importlib.metadata.packages_distributions(), third_party(serving)
+        installed, served = installed_packages(), third_party(serving)
         for name, (script, line) in sorted(third_party(self.modules).items(), reverse=True):
             known = distribution(name, installed)
             if name in BROUGHT:

@@ -153,6 +153,12 @@ def third_party(modules: Sequence[Module]) -> dict[str, tuple[Script, int]]:
     return first_import
 
 
+@cache
+def installed_packages() -> Mapping[str, Sequence[str]]:
+    """The distributions in this environment, by the packages that they provide. Reading them takes 0.2 s, once for a process."""
+    return importlib.metadata.packages_distributions()
+
+
 def distribution(name: str, installed: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
     """The distribution that provides an import, with the installed version (MAJOR.MINOR); None if neither the environment nor packages.toml
     has it. A name is never guessed: anyone could register an unused name on the package index.
