@@ -105,6 +105,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         warm.copy_tables(warm.venv())
     if "jinja2" in sys.modules:
         warm.keep_compiled(warm.venv())
+    if "copier" in sys.modules:
+        warm.lighten_copier()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(programs / "python"))
         patch.setenv("PATH", str(programs), prepend=os.pathsep)
@@ -189,14 +191,13 @@ def template(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="session")
 def render(template: Path, made_once: MadeOnce) -> Render:
     """render(example="none", …) is a folder with the service of these answers; the same answers give the same folder."""
-    from copier import _main, run_copy
+    from copier import run_copy
+
+    warm.lighten_copier()
 
     def once(**answers: str) -> Path:
         def make(folder: Path) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                # Copier runs git for each file to check core.fileMode in the destination, which is not a repository here.
-                patch.setattr(_main.Worker, "_sync_git_index_executable_bit", lambda *_: None)
-                run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
+            run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
 
         answered = json.dumps(answers, sort_keys=True)
         return made_once(f"service-{hashlib.sha256(answered.encode()).hexdigest()}", make)

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 # Imported once, and all modules of the package after them.
@@ -350,6 +351,35 @@ def keep_compiled(folder: Path) -> None:
 
 
 @cache
+def lighten_copier() -> None:
+    """Let copier leave out what has no effect here: most of the time of a rendering that asks and writes little goes there."""
+    import yaml
+    from copier import _main, _template, _vcs
+
+    # The same documents and errors, read by libyaml.
+    _template.yaml = SimpleNamespace(**{**vars(yaml), "SafeLoader": yaml.CSafeLoader})  # type: ignore[attr-defined]
+    # Runs git for each file, and changes something only where core.fileMode is false.
+    _main.Worker._sync_git_index_executable_bit = lambda *_: None  # type: ignore[method-assign]
+    is_git_bundle, get_git = _vcs.is_git_bundle, _vcs.get_git
+    _vcs.is_git_bundle = lambda path: not path.is_dir() and is_git_bundle(path)  # creates a repository, and runs git in it
+
+    class WithoutSubmodules:  # the template has none, and `git submodule` starts a shell and ten other processes
+        def __init__(self, context_dir: Path | None = None) -> None:
+            self.git = get_git(context_dir)
+
+        def __call__(self, *arguments: Any) -> Any:
+            return "" if arguments[0] == "submodule" else self.git(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.git, name)
+
+        def __getitem__(self, arguments: Any) -> Any:
+            return self.git[arguments]
+
+    _vcs.get_git = WithoutSubmodules  # type: ignore[assignment]
+
+
+@cache
 def preload(folder: Path) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
@@ -363,6 +393,7 @@ def preload(folder: Path) -> None:
     requirements_utils._init_modules_to_packages_map()
     copy_tables(folder)
     keep_compiled(folder)
+    lighten_copier()
     logging.root.handlers.clear()  # importing mlflow.pytorch adds one
     logging.root.setLevel(logging.WARNING)  # MLflow's migrations raise it
     from torch._dynamo.utils import dump_compile_times
