@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,10 +30,6 @@ from mlops_build.service import Git, ServiceError
 Make = Callable[[Objects, str], str | None]
 # Lands what a Make returns; the text is the branch of a pull request.
 Land = Callable[[str, Make], "Landed"]
-
-
-# How often a commit is made again because another push came first.
-TRIES = 5
 
 
 class NotLanded(Refused):
@@ -64,7 +60,7 @@ def from_checkout(root: Path, branch: str, source: str, make: Make) -> Landed:
     The checkout at the service's root follows if it is at this branch's head and its files are unchanged. Without an origin, the commit is
     made there. source: the branch of a pull request.
 
-    Raises NotLanded, RemoteUnreachable, PushRejected, NotFound for a missing branch, and the errors of `make`.
+    Raises NotLanded, RemoteUnreachable, NotFound for a missing branch, and the errors of `make`.
     """
     checkout, here = checkout_of(root)
     if checkout.origin_url() is None:
@@ -72,23 +68,10 @@ def from_checkout(root: Path, branch: str, source: str, make: Make) -> Landed:
         if commit:
             land(checkout, commit, here)
         return Landed(commit, pushed=False)
-    remote, made = checkout.remote(), ""
-    for is_last in (False,) * TRIES + (True,):
-        head = heads(checkout.path, remote, branch).get(branch)
-        if head is None:
-            raise NotFound(f"origin has no branch {branch}", remedy="name the branch of the releases: --branch NAME")
-        made = make(checkout, checkout.fetch(branch)) or ""
-        if not made:
-            return Landed(None, pushed=False)
-        try:
-            checkout.push_branch(remote, made, branch, expected=head)
-            break
-        except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
-            if heads(checkout.path, remote, branch).get(branch) == head:
-                return _request(checkout, remote, checkout.origin_url() or "", source, branch, made, error)
-            if is_last:
-                raise
-    return Landed(made, pushed=True, is_elsewhere=not _follow(checkout, branch, here, made))
+    if branch not in heads(checkout.path, checkout.remote(), branch):
+        raise NotFound(f"origin has no branch {branch}", remedy="name the branch of the releases: --branch NAME")
+    landed = _landed(checkout, checkout.remote(), branch, source, make, partial(checkout.fetch, branch))
+    return replace(landed, is_elsewhere=not _follow(checkout, branch, here, str(landed.commit))) if landed.pushed else landed
 
 
 def _follow(checkout: Checkout, branch: str, here: str, commit: str) -> bool:
@@ -105,24 +88,12 @@ def _follow(checkout: Checkout, branch: str, here: str, commit: str) -> bool:
 
 
 def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:
-    """Land what `make` returns on a branch of a remote. Raises NotLanded, RemoteUnreachable, PushRejected and the errors of `make`."""
-    made: list[str | None] = []
-
-    def remembered(head: str) -> str | None:
-        made.append(make(mirror, head))
-        return made[-1]
-
+    """Land what `make` returns on a branch of a remote. Raises NotLanded, RemoteUnreachable and the errors of `make`."""
     folder = Path(tempfile.mkdtemp(prefix="mlops-build-"))
     needed = False
     try:
         mirror = Mirror(url, branch, folder)
-        try:
-            commit = mirror.publish(remembered, depth=None)
-            return Landed(commit, pushed=commit is not None)
-        except (PushRejected, RemoteUnreachable) as error:
-            if not made:
-                raise
-            return _request(mirror, mirror.url, mirror.url, source, branch, str(made[-1]), error)
+        return _landed(mirror, mirror.url, branch, source, make, partial(mirror.fetch, depth=None))
     except NotLanded as error:
         needed = str(folder) in str(error.remedy)
         raise
@@ -131,7 +102,24 @@ def on_remote(url: str, branch: str, source: str, make: Make) -> Landed:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _request(objects: Objects, remote: str, url: str, source: str, target: str, commit: str, error: MlopsBuildError) -> Landed:
+def _landed(objects: Objects, remote: str, branch: str, source: str, make: Make, fetch: Callable[[], str]) -> Landed:
+    """Push what `make` returns on top of the branch's head, or open a pull request for it if the host refuses the push."""
+    made: list[str | None] = []
+
+    def remembered(head: str) -> str | None:
+        made.append(make(objects, head))
+        return made[-1]
+
+    try:
+        commit = objects.publish_to(remote, branch, fetch, remembered)
+        return Landed(commit, pushed=commit is not None)
+    except (PushRejected, RemoteUnreachable) as error:  # a host may say that it cannot be used if it refuses access
+        if not made:
+            raise
+        return _request(objects, remote, source, branch, str(made[-1]), error)
+
+
+def _request(objects: Objects, remote: str, source: str, target: str, commit: str, error: MlopsBuildError) -> Landed:
     """Push the commit as the branch `source`, and open a pull request from it. Raises NotLanded."""
     by_hand = f"git -C {shlex.quote(str(objects.path))} push {shlex.quote(remote)} {commit}:refs/heads/{target}"
     try:
@@ -140,6 +128,7 @@ def _request(objects: Objects, remote: str, url: str, source: str, target: str, 
         message = f"{error.message}; as the branch {source}: {refusal.message}"
         raise NotLanded(message, remedy=f"with permission to push to {target}:\n{by_hand}", details={"commands": [by_hand]}) from None
     try:
+        url = (objects.origin_url() or "") if isinstance(objects, Checkout) else remote
         if request := _opened(objects, url, source, target, commit):
             return Landed(commit, pushed=False, request=request)
         reason = "it is merged already"

@@ -101,7 +101,8 @@ def _landed(checkout: Checkout, service: Service, env: str, commit: str, head: s
         try:
             return land(checkout, commit, head), None, ()
         except PushRejected as error:
-            if not service.git.opens_pull_requests or not is_refused(checkout, head):
+            has_rule = checkout.is_ancestor(checkout.fetch(checkout.branch()), head)
+            if not has_rule or not service.git.opens_pull_requests:
                 raise
             remarks = (f"{error.message}: it needs a pull request",)
     requests = look(checkout, service, url=str(url), target=checkout.branch(), head=head, remote=checkout.remote(), every=True)
@@ -149,11 +150,6 @@ def signer(seconds: int) -> Identity:
     if re.search(r"[<>\n\0]", name + email):
         raise Failed("MLOPS_BRIDGE_NAME or MLOPS_BRIDGE_EMAIL has a line break or one of <>", remedy="set them to a plain name and address")
     return Identity(name, email, seconds)
-
-
-def is_refused(checkout: Checkout, head: str) -> bool:
-    """Whether the host has a rule against a push onto `head` that was rejected: the branch has no commit that `head` does not have."""
-    return checkout.is_ancestor(checkout.fetch(checkout.branch()), head)
 
 
 def land(checkout: Checkout, commit: str, parent: str) -> bool:

@@ -1,22 +1,16 @@
 """A private bare copy of one branch of a remote: fetch, and push with compare-and-swap."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from random import SystemRandom
 
 from mlops_build.adapters.git import command
-from mlops_build.adapters.git.command import GitFailed, PushRejected
+from mlops_build.adapters.git.command import GitFailed
 from mlops_build.adapters.git.objects import Objects
-
-# Attempts of a push that lost a race; the waits between them add up to about 3 s.
-TRIES = 6
 
 
 class Mirror(Objects):
     """A private bare copy of one branch of a remote, in `folder`. Raises RemoteUnreachable, or UsageError for a bad address."""
-
-    lost_races = 0  # pushes of this process that were tried again
 
     def __init__(self, url: str, branch: str, folder: Path) -> None:
         self.url, self.branch = command.checked_url(url), command.checked_ref(branch)
@@ -59,24 +53,5 @@ class Mirror(Objects):
         self.push_branch(self.url, commit, self.branch, expected=expected)
 
     def publish(self, make: Callable[[str], str | None], *, depth: int | None = 1) -> str | None:
-        """Fetch, create a commit with `make(head)`, push it; repeat with the new head if another push came first.
-
-        Returns the commit, None if `make` returned None. Raises PushRejected if the host has a rule against the push, or after TRIES
-        lost races.
-        """
-        for attempt in range(TRIES):
-            head = self.fetch(depth=depth)
-            made = make(head)
-            if made is None:
-                return None
-            try:
-                self.push(made, head)
-                return made
-            except PushRejected as error:
-                # It is a rule if the branch has not moved. A lock of another push is soon released.
-                rule = "lock" not in error.message and self.fetch(depth=depth) == head
-                if rule or attempt == TRIES - 1:
-                    raise
-                Mirror.lost_races += 1
-                time.sleep(SystemRandom().uniform(0.05, 0.15) * 2**attempt)
-        raise AssertionError("unreachable: the last try returns or raises")
+        """`publish_to` for this branch."""
+        return self.publish_to(self.url, self.branch, partial(self.fetch, depth=depth), make)

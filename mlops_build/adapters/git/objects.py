@@ -2,17 +2,21 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from random import SystemRandom
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.archive import unpack
-from mlops_build.adapters.git.command import GitFailed
+from mlops_build.adapters.git.command import GitFailed, PushRejected
 from mlops_build.errors import UsageError
 
 # The committer if git's configuration has none; MLOPS_GIT_NAME and MLOPS_GIT_EMAIL override it.
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
+# Attempts of a push that lost a race; the waits between them add up to about 3 s.
+TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Identity:
 
 class Objects:
     """The object store at `path`: reads and writes objects without a working tree."""
+
+    lost_races = 0  # pushes of this process that were tried again
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,6 +139,31 @@ class Objects:
         target = f"refs/heads/{command.checked_ref(branch)}"
         force = "--force" if expected is None else f"--force-with-lease={target}:{expected}"
         command.run(self.path, "push", "--quiet", force, "--end-of-options", remote, f"{commit}:{target}")
+
+    def publish_to(self, remote: str, branch: str, fetch: Callable[[], str], make: Callable[[str], str | None]) -> str | None:
+        """Fetch, create a commit with `make(head)`, push it; repeat with the new head if another push came first.
+
+        fetch: returns the branch's head at the remote.
+
+        Returns the commit, None if `make` returned None. Raises PushRejected if the host has a rule against the push, or after TRIES
+        lost races.
+        """
+        for attempt in range(TRIES):
+            head = fetch()
+            made = make(head)
+            if made is None:
+                return None
+            try:
+                self.push_branch(remote, made, branch, expected=head)
+                return made
+            except PushRejected as error:
+                # It is a rule if the branch has not moved. A lock of another push is soon released.
+                rule = "lock" not in error.message and fetch() == head
+                if rule or attempt == TRIES - 1:
+                    raise
+                Objects.lost_races += 1
+                time.sleep(SystemRandom().uniform(0.05, 0.15) * 2**attempt)
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def differing(self, commit: str, other: str) -> list[str]:
         """The paths of the files that differ between two commits."""
