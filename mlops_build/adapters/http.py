@@ -1,5 +1,7 @@
 """HTTP requests to servers other than MLflow's: one answer within a time limit, no redirects, a company's certificates."""
 
+import http.client
+import io
 import json
 import os
 import socket
@@ -9,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,14 +42,8 @@ class Answer:
         """The body as JSON; None if it is something else."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: too deep
             return None
-
-
-class _Https(urllib.request.HTTPSHandler):
-    # Reads the certificates only when they are needed: 10 ms for each file of them.
-    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(HTTPSConnection, request, context=tls_context())
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -66,15 +61,15 @@ def call(
     """
     deadline = time.monotonic() + seconds
     request = urllib.request.Request(url, method=method, data=body, headers=dict(headers or {}))  # noqa: S310 # http(s): the caller's check
-    opener = urllib.request.build_opener(_NoRedirects(), _Https())
+    opener = urllib.request.build_opener(_NoRedirects(), _handler(deadline))
     try:
         try:
             answer = opener.open(request, timeout=seconds)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:
-            return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, _read(answer, limit, deadline))
-    except (OSError, ValueError) as error:  # ValueError: the answer is not HTTP
+            return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, _read(answer, limit))
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last two: the answer is not HTTP
         reason = getattr(error, "reason", error)
         remedy = CERTIFICATES if isinstance(reason, ssl.SSLCertVerificationError) else NETWORK
         parts = urlsplit(url)
@@ -89,14 +84,61 @@ def has_address(host: str) -> bool:
         return False
 
 
-def _read(answer: Any, limit: int, deadline: float) -> bytes:
-    """At most `limit` bytes. urllib's own time limit begins again with each packet, so a slow server could hold a caller for ever."""
+def _read(answer: Any, limit: int) -> bytes:
     body = b""
     while len(body) < limit and (chunk := answer.read1(min(CHUNK, limit - len(body)))):
         body += chunk
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer takes too long")
     return body
+
+
+class _Timed(io.RawIOBase):
+    """Reads from a socket until the deadline. Its own time limit begins again with each packet, so a slow server could hold a caller."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection, self._raw, self._deadline = connection, connection.makefile("rb", buffering=0), deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        try:
+            if left > 0:
+                self._connection.settimeout(left)
+                return self._raw.readinto(buffer)
+        except TimeoutError:
+            pass
+        raise TimeoutError("the answer takes too long")
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _handler(deadline: float) -> urllib.request.BaseHandler:
+    """Opens http and https, and reads the whole answer, its headers included, until the deadline."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, connection: socket.socket, *arguments: Any, **options: Any) -> None:
+            super().__init__(connection, *arguments, **options)
+            self.fp.close()
+            self.fp = io.BufferedReader(_Timed(connection, deadline))
+
+    class Plain(http.client.HTTPConnection):
+        response_class = Response
+
+    class Encrypted(http.client.HTTPSConnection):
+        response_class = Response
+
+    class Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+        def http_open(self, request: urllib.request.Request) -> Any:
+            return self.do_open(Plain, request)
+
+        def https_open(self, request: urllib.request.Request) -> Any:
+            # Reads the certificates only when they are needed: 10 ms for each file of them.
+            return self.do_open(Encrypted, request, context=tls_context())
+
+    return Handler()
 
 
 def tls_context() -> ssl.SSLContext:

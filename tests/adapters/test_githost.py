@@ -1,8 +1,13 @@
 """Pull requests on Bitbucket Data Center and GitLab, over real HTTP and HTTPS, with real repositories."""
 
+import contextlib
+import itertools
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,17 @@ from typing import Any
 import pytest
 
 from mlops_build.adapters import http
-from mlops_build.adapters.githost import HOSTS, HostRefused, HostUnreachable, PullRequest, Repository, bitbucket, gitlab, repository_of
+from mlops_build.adapters.githost import (
+    HOSTS,
+    HostRefused,
+    HostUnreachable,
+    PullRequest,
+    Repository,
+    access,
+    bitbucket,
+    gitlab,
+    repository_of,
+)
 from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.service import json_schema
 from tests import githosts
@@ -137,7 +152,7 @@ def test_a_pull_request_is_opened_once(server: GitHost) -> None:
     assert again == find(server) == PullRequest(1, page(server, 1), new=False, state="open", commit=str(head), title="Train points")
     assert [(pull.source, pull.target, pull.title) for pull in server.pulls] == [("retrain/7", "main", "Train points")]
     for _, _, headers in server.requests:
-        assert headers.get("PRIVATE-TOKEN") == TOKEN or headers["Authorization"] == f"Bearer {TOKEN}"
+        assert headers.get("Private-Token") == TOKEN or headers["Authorization"] == f"Bearer {TOKEN}"
         assert kind_of(server) == "gitlab" or headers["X-Atlassian-Token"] == "no-check"
 
 
@@ -260,6 +275,68 @@ def test_other_answers_are_errors_with_a_remedy(server: GitHost, status: int, bo
     assert str(status) in caught.value.message or body == "not JSON"
     assert remedy in str(caught.value.remedy)
     assert TOKEN not in f"{caught.value.message} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize("body", ["null", "5", "{}", "[5]", '{"values": 5}', '{"values": [5]}', '{"id": 1, "state": []}', "[" * 100_000])
+def test_an_answer_of_another_form_is_an_error(server: GitHost, body: str) -> None:
+    server.answer = (200, body, {})
+    commit = "a" * 40
+    texts = {"title": "Train", "description": ""}
+    for operation, arguments, options in [
+        ("find_pull_request", (), {"source": "retrain/7", "target": "main"}),
+        ("open_pull_request", (), {"source": "retrain/7", "target": "main", **texts}),
+        ("update_pull_request", (1,), texts),
+        ("close_pull_request", (1,), {}),
+        ("checks", (commit,), {}),
+        ("check", (), {}),
+    ]:
+        with contextlib.suppress(HostRefused):
+            call(server, operation, *arguments, **options)
+    with contextlib.suppress(HostRefused):
+        assert HOSTS[kind_of(server)].repositories(server.url, "ml") == []
+
+
+@contextlib.contextmanager
+def slow_host(begin: bytes, *, is_endless: bool = True) -> Iterator[str]:
+    """A server that sends `begin` and then a byte every 50 ms; its address."""
+
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(65536)
+            connection.sendall(begin)
+            for _ in itertools.count() if is_endless else ():
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_the_time_limit_applies_to_the_whole_answer(kind: str, begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
+    monkeypatch.setattr(HOSTS[kind], "SECONDS", 0.5)
+    with slow_host(begin) as url, pytest.raises(HostUnreachable, match="the answer takes too long"):
+        HOSTS[kind].repositories(url, "ml")
+
+
+def test_an_answer_that_is_not_http_is_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_GIT_TOKEN", TOKEN)
+    with slow_host(b"SSH-2.0-OpenSSH\r\n\r\n", is_endless=False) as url, pytest.raises(HostUnreachable, match="does not answer"):
+        HOSTS[kind].check(url, POINTS)
+
+
+def test_a_list_without_an_end_is_an_error(server: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "LIST_SECONDS", 0)
+    with pytest.raises(HostUnreachable, match="not complete after"):
+        HOSTS[kind_of(server)].repositories(server.url, "ml")
 
 
 def test_a_token_that_is_not_known_is_refused_and_not_shown(server: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,18 @@ and plain http is allowed only to this machine.
 
 import os
 import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.githost.host import HostRefused, HostUnreachable, Repository
 from mlops_build.errors import UsageError
 
-SECONDS = 30
+# For an answer, and for a list of many pages.
+SECONDS, LIST_SECONDS = 30, 60
+Value = TypeVar("Value")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REDIRECTED = "the address redirects: use the new address in `git.api`"
 REMEDIES = {
@@ -52,9 +57,18 @@ def unreachable(message: str, remedy: str | None) -> HostUnreachable:
     return HostUnreachable(message, remedy=f"{remedy}; the address is `git.api` in service.yaml")
 
 
+def in_time(values: Iterable[Value]) -> Iterator[Value]:
+    """The values of a list in pages. Raises HostUnreachable if the host needs more than LIST_SECONDS for them."""
+    deadline = time.monotonic() + LIST_SECONDS
+    for value in values:
+        if time.monotonic() > deadline:
+            raise unreachable(f"the list of repositories was not complete after {LIST_SECONDS} s", "ask an administrator of the Git host")
+        yield value
+
+
 def refusal(api: str, repository: Repository, status: int, reason: str) -> HostUnreachable | HostRefused:
-    """The error for an answer that is not a success. status: HTTP's, 0 for an answer that cannot be parsed. reason: the host's."""
-    message = f"{api} answered {status or 'something else than JSON'} for {repository}: {masked(reason)[:900] or 'no reason given'}"
+    """The error for an answer that is not a success. status: HTTP's, 0 for an answer of a wrong form. reason: the host's."""
+    message = f"{api} answered {status or 'something unexpected'} for {repository}: {masked(reason)[:900] or 'no reason given'}"
     if status >= 500 or status == 429:
         return HostUnreachable(message, remedy="run this again later; the results so far are kept")
     return HostRefused(message, remedy=REMEDIES.get(status, REDIRECTED if 300 <= status < 400 else "see the message"))

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from mlops_build.adapters import http
 from mlops_build.adapters.git.command import checked_ref, masked
-from mlops_build.adapters.githost.access import SECONDS, checked_api, commit_in, number_in, refusal, token, unreachable
+from mlops_build.adapters.githost.access import SECONDS, checked_api, commit_in, in_time, number_in, refusal, token, unreachable
 from mlops_build.adapters.githost.host import Checks, PullRequest, Repository, State
 from mlops_build.errors import UsageError
 
@@ -47,11 +47,10 @@ def repositories(api: str, project: str) -> list[str]:
         raise UsageError(f"{project[:100]!r} is not the key of a Bitbucket project", remedy="write its key, such as ML")
     names: list[str] = []
     start: int | None = 0
-    for _ in range(MOST_PAGES):
+    for _ in in_time(range(MOST_PAGES)):
         page = _expect(200, api, Repository(project, ""), "GET", f"/api/1.0/projects/{project}/repos?limit=500&start={start}")
-        entries = page.get("values") if isinstance(page, dict) else None
-        names += [str(entry.get("slug")) for entry in entries or [] if isinstance(entry, dict) and not entry.get("archived")]
-        start = number_in(page.get("nextPageStart")) if isinstance(page, dict) and not page.get("isLastPage") else None
+        names += [str(entry.get("slug")) for entry in _values(api, Repository(project, ""), page) if not entry.get("archived")]
+        start = number_in(page.get("nextPageStart")) if not page.get("isLastPage") else None
         if start is None:
             break
     # The addresses are not taken from the answer: the token is sent there.
@@ -68,9 +67,8 @@ def find_pull_request(api: str, repository: Repository, *, source: str, target: 
     branch = f"refs/heads/{checked_ref(source)}"
     query = {"direction": "OUTGOING", "at": branch, "state": "ALL", "order": "NEWEST", "limit": NEWEST}
     answer = _expect(200, api, repository, "GET", f"{_path(repository)}/pull-requests?{urlencode(query)}")
-    values = answer.get("values") if isinstance(answer, dict) else None
     ref = f"refs/heads/{checked_ref(target)}"
-    there = [_pull_request(api, repository, value) for value in values or [] if _part(value, "toRef").get("id") == ref]
+    there = [_pull_request(api, repository, value) for value in _values(api, repository, answer) if _part(value, "toRef").get("id") == ref]
     return next((request for request in there if request and request.state == "open"), there[0] if there else None)
 
 
@@ -105,7 +103,9 @@ def update_pull_request(api: str, repository: Repository, number: int, *, title:
         if all(str(there.get(key) or "").strip() == text.strip() for key, text in texts.items()):
             return None
         # Without them, Bitbucket removes the reviewers.
-        reviewers = [{"user": {"name": _part(entry, "user").get("name")}} for entry in there.get("reviewers") or []]
+        there_now = there.get("reviewers")
+        entries = there_now if isinstance(there_now, list) else []
+        reviewers = [{"user": {"name": _part(entry, "user").get("name")}} for entry in entries]
         return "PUT", "", {**texts, "version": there.get("version"), "reviewers": reviewers}
 
     _change(api, repository, number, new_texts)
@@ -175,6 +175,14 @@ def _call(api: str, method: str, path: str, document: dict[str, Any] | None = No
     return answer.status, answer.document
 
 
+def _values(api: str, repository: Repository, answer: Any) -> list[dict[str, Any]]:
+    """The objects of a page. Raises HostRefused if the answer is something else."""
+    values = answer.get("values") if isinstance(answer, dict) else None
+    if not isinstance(values, list):
+        raise refusal(checked_api(api), repository, 0, "the answer has no list of values")
+    return [value for value in values if isinstance(value, dict)]
+
+
 def _refusal(api: str, repository: Repository, status: int, answer: Any) -> Exception:
     return refusal(checked_api(api), repository, status, "; ".join(str(error.get("message", ""))[:300] for error in _errors(answer)))
 
@@ -196,5 +204,5 @@ def _pull_request(api: str, repository: Repository, document: Any, *, new: bool 
     if number is None:
         return None
     url = f"{checked_api(api)}/projects/{repository.project}/repos/{repository.name}/pull-requests/{number}"
-    state = STATES.get(document.get("state"), "open")
+    state = STATES.get(str(document.get("state")), "open")
     return PullRequest(number, url, new, state, commit_in(_part(document, "fromRef").get("latestCommit")), str(document.get("title", "")))

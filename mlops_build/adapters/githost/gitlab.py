@@ -1,5 +1,6 @@
 """GitLab's API, with python-gitlab. Its merge requests are the pull requests."""
 
+import io
 import itertools
 import re
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 from mlops_build.adapters import http
 from mlops_build.adapters.git.command import checked_ref, masked
-from mlops_build.adapters.githost.access import REDIRECTED, SECONDS, checked_api, commit_in, number_in, refusal, token, unreachable
+from mlops_build.adapters.githost.access import REDIRECTED, SECONDS, checked_api, commit_in, in_time, number_in, refusal, token, unreachable
 from mlops_build.adapters.githost.host import Checks, HostRefused, PullRequest, Repository, State
 from mlops_build.errors import UsageError
 
@@ -19,6 +20,7 @@ CHECKS: dict[object, Checks] = {"success": "passed", "failed": "failed", "cancel
 # python-gitlab itself would wait and repeat after 429.
 ONCE = {"max_retries": 0}
 MOST = 5000  # repositories of a group
+MOST_BYTES = 32 << 20  # of an answer: a merge request's description may have 1 MiB
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,254}"
 HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})"
@@ -43,7 +45,7 @@ def repositories(api: str, project: str) -> list[str]:
     with _client(api, Repository(project, "")) as gitlab:
         group = gitlab.groups.get(project, lazy=True)
         listed = group.projects.list(iterator=True, per_page=100, include_subgroups=True, archived=False, simple=True, **ONCE)
-        paths = [str(document.asdict().get("path_with_namespace")) for document in itertools.islice(listed, MOST)]
+        paths = [str(document.asdict().get("path_with_namespace")) for document in in_time(itertools.islice(listed, MOST))]
     # The addresses are not taken from the answer: the token is sent there.
     return sorted(url for url in (f"{checked_api(api)}/{path}.git" for path in paths) if ADDRESS.fullmatch(url) and ".." not in url)
 
@@ -136,31 +138,35 @@ def _pull_request(api: str, repository: Repository, document: Any, *, new: bool 
 
 @contextmanager
 def _client(api: str, repository: Repository) -> Iterator[Any]:
-    """python-gitlab's client: no redirects, a company's certificates. Its errors become those of GitHost."""
+    """python-gitlab's client: no redirects, the time limit and certificates of `http.call`. Its errors become those of GitHost."""
     import gitlab
     import requests
     from requests.adapters import HTTPAdapter
 
-    class WithCertificates(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            super().init_poolmanager(*args, **options, ssl_context=http.tls_context())
-
-        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-            return super().proxy_manager_for(*args, **options, ssl_context=http.tls_context())
+    class Adapter(HTTPAdapter):
+        def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+            headers = {name: str(value) for name, value in request.headers.items() if name != "Accept-Encoding"}
+            method, url, body = str(request.method), str(request.url), request.body if isinstance(request.body, bytes) else None
+            answer = http.call(method, url, seconds=SECONDS, headers=headers, body=body, limit=MOST_BYTES)
+            response = requests.Response()
+            response.request, response.url, response.status_code, response.reason = request, url, answer.status, ""
+            response.headers.update(answer.headers)
+            response.raw = io.BytesIO(answer.body)
+            return response
 
     api = checked_api(api)
     try:
         with requests.Session() as session:
             session.max_redirects = 0
-            if api.startswith("https:"):
-                session.mount("https://", WithCertificates())
+            for scheme in ("https://", "http://"):
+                session.mount(scheme, Adapter())
             yield gitlab.Gitlab(api, private_token=token(), timeout=SECONDS, session=session, user_agent="mlops-build")
     except requests.TooManyRedirects:
         raise HostRefused(f"{api} redirects", remedy=REDIRECTED) from None
     except http.NoAnswer as error:
         raise unreachable(error.message, error.remedy) from None
-    except requests.RequestException as error:
-        remedy = http.CERTIFICATES if isinstance(error, requests.exceptions.SSLError) else http.NETWORK
-        raise unreachable(f"{api} does not answer: {str(error)[:200]}", remedy) from None
     except gitlab.GitlabError as error:
         raise refusal(api, repository, error.response_code or 0, str(error.error_message)) from None
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # python-gitlab takes the shape of an answer for granted.
+        raise refusal(api, repository, 0, f"{type(error).__name__} in python-gitlab") from None
