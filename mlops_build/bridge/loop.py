@@ -174,6 +174,8 @@ class Loop:
         except Exception as error:  # the loop outlives every failure
             if self.registry_answers is not False:
                 self._say(f"the registry cannot be read: {_message(error)}")
+                if remedy := getattr(error, "remedy", None):
+                    self._say(f"    {remedy}")
             self.registry_answers = False
             return False
         if self.registry_answers is False:

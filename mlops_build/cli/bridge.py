@@ -111,13 +111,13 @@ def _once(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from mlops_build import tracking
-    from mlops_build.adapters.registry import Registry
+    from mlops_build.adapters.registry import Registry, checked_address
     from mlops_build.bridge import server, webhook
     from mlops_build.bridge.loop import Loop
     from mlops_build.fleet import rules
     from mlops_build.serving import listen
 
-    uri = args.tracking_uri or tracking.find().uri
+    uri = checked_address(args.tracking_uri or tracking.find().uri)
     loop = Loop(
         _repositories(args.repo, rules.read(args.fleet)),
         lambda: Registry(uri),

@@ -19,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_build.__main__ import main
 from mlops_build.adapters.git import remote
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import loop as loops
@@ -232,7 +233,14 @@ def test_it_waits_for_a_registry_that_does_not_answer(checkout: Path, registry: 
         (tmp_path / "away.db").rename(database)
         until(lambda: subject(checkout) == "Release digits 1 to staging")
         assert loop.registry_answers
-        assert [line for line in lines if line == "the registry answers again"] == ["the registry answers again"]
+    assert lines[0].startswith("the registry cannot be read: MLflow's database ")
+    assert lines[1].startswith("    correct MLFLOW_TRACKING_URI")
+    assert [line for line in lines if line == "the registry answers again"] == ["the registry answers again"]
+
+
+def test_a_wrong_address_of_mlflow_ends_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bridge", "run", "--repo", "file:///nowhere.git", "--port", "0", "--tracking-uri", "127.0.0.1:5000"]) == 2
+    assert "write http://127.0.0.1:5000 " in capsys.readouterr().err
 
 
 def test_every_state_of_an_environment_is_settled_or_looked_at_again() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlops_build.adapters.registry.server import Server
     from mlops_build.adapters.registry.webhooks import Webhook
 
-__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "quiet_mlflow"]
+__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "checked_address", "quiet_mlflow"]
 
 SQLITE = "sqlite:///"
 SERVER = ("http://", "https://")
@@ -64,6 +64,16 @@ def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Co
     return wrapped
 
 
+def checked_address(uri: str) -> str:
+    """The address of an MLflow, unless it is a host without http://. Raises UsageError."""
+    if HOST.fullmatch(uri) and not Path(uri).exists():
+        raise UsageError(
+            f"{uri[:200]!r} is not the address of an MLflow server: it does not begin with http:// or https://",
+            remedy=f"write http://{uri[:200]} (MLFLOW_TRACKING_URI or --tracking-uri)",
+        )
+    return uri
+
+
 class Registry:
     """A connection to MLflow at `uri`.
 
@@ -73,13 +83,8 @@ class Registry:
     """
 
     def __init__(self, uri: str, *, s3_endpoint_url: str | None = None, create: bool = False) -> None:
-        self.uri = uri
+        self.uri = checked_address(uri)
         self._s3_endpoint_url = s3_endpoint_url
-        if HOST.fullmatch(uri) and not Path(uri).exists():
-            raise UsageError(
-                f"{uri[:200]!r} is not the address of an MLflow server: it does not begin with http:// or https://",
-                remedy=f"write http://{uri[:200]} (MLFLOW_TRACKING_URI or --tracking-uri)",
-            )
         if self.uri.startswith(SQLITE) and not create:
             file = Path(self.uri.removeprefix(SQLITE))
             if not file.is_file():
