@@ -10,6 +10,8 @@ from ruamel.yaml.error import YAMLError
 
 # Brackets inside each other: the parser needs seconds for thousands of them.
 MOST_BRACKETS = 100
+# The parser reads about 20,000 characters per second.
+MOST_CHARACTERS = 200_000
 # Values of a document, those of an alias (*name) counted each time: aliases of aliases could need any amount of memory.
 MOST_VALUES = 100_000
 # Python does not show an integer with more than 4,300 digits.
@@ -29,6 +31,8 @@ class Unreadable(YAMLError):
 
 def load_all(text: str, editor: YAML | None = None) -> list[Any]:
     """The documents of a text, with the types of `editor` (by default plain ones). Raises YAMLError."""
+    if len(text) > MOST_CHARACTERS:
+        raise Unreadable(f"more than {MOST_CHARACTERS} characters")
     brackets = (1 if match[0] in "[{" else -1 for match in re.finditer(r"[\[\]{}]", text))
     if max(accumulate(brackets), default=0) > MOST_BRACKETS:
         raise Unreadable("too deep")

@@ -4,6 +4,7 @@ This needs no events: each pass brings every repository to the desired state, an
 run at once: they create the same commit, and one of the pushes succeeds.
 """
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from mlops_build.adapters.git.command import PushRejected, masked
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.githost import Checks, PullRequest
 from mlops_build.adapters.registry import Registry, UnknownVersion
-from mlops_build.errors import MlopsBuildError, NotFound
+from mlops_build.errors import Failed, MlopsBuildError, NotFound
 from mlops_build.fleet.rules import NONE, Frozen, Rules
 from mlops_build.release import failure, gate
 from mlops_build.release import hold as holds
@@ -29,6 +30,8 @@ from mlops_build.release.record import Record
 from mlops_build.release.restore import NothingBefore, restore
 from mlops_build.release.tree import NoService, Tree
 from mlops_build.release.write import change, signer
+
+log = logging.getLogger(__name__)
 
 State = Literal[
     "released",
@@ -157,6 +160,7 @@ def repository(
         attempts.append(attempt)
         return next((commit for outcome in reversed(attempt.outcomes) if (commit := attempt.pushed(outcome))), None)
 
+    failure: MlopsBuildError
     try:
         with tempfile.TemporaryDirectory(prefix="mlops-build-bridge-") as scratch:
             mirror = Mirror(url, branch, Path(scratch))
@@ -178,7 +182,11 @@ def repository(
     except MlopsBuildError as error:
         if is_optional and isinstance(error, NoService):
             return []
-        return [Outcome(address, None, "failed", error=error, models=attempts[-1].models if attempts else ())]
+        failure = error
+    except Exception as error:  # a defect: the other repositories go on
+        log.exception("%s", address)
+        failure = Failed(f"{type(error).__name__}: {error}"[:300], remedy="this is a defect of mlops-build: report it with the log")
+    return [Outcome(address, None, "failed", error=failure, models=attempts[-1].models if attempts else ())]
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,7 @@ class Attempt:
         before = str(there) if there and there.models else None
         host = service.environment(env).host
         kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=self.models)
-        if hold := holds.read(self.tree.files.get(holds.file(env)), env, service):
+        if hold := self.tree.hold(env):
             return replace(kept, state="held", why=hold)
         try:
             return self._compared(env, parent, kept)

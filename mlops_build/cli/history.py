@@ -6,7 +6,7 @@ environment. Who promoted it is what MLflow was told: a claim, unless its server
 
 import argparse
 
-from mlops_build.cli.output import result, say
+from mlops_build.cli.output import result
 from mlops_build.cli.parser import whole
 
 EXAMPLE = "  mlops-build history\n  mlops-build history production --most 5"
@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mlops_build import service
+    from mlops_build.errors import Refused
     from mlops_build.release import history
     from mlops_build.release.write import checkout_of
 
     checkout, head = checkout_of(service.find_root())
     if checkout.is_shallow():
-        say("this clone is shallow, so older releases are missing: git fetch --unshallow")
+        raise Refused("this clone is shallow, so it does not have the history", remedy="git fetch --unshallow")
     entries = {env: listed[: args.most] for env, listed in history.read(checkout, head, args.env).items()}
     lines = []
     for env, listed in entries.items():

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from mlops_build.adapters import notify
 from mlops_build.adapters.git import command
@@ -36,6 +36,12 @@ def _address(value: object) -> object:
         raise ValueError(error.message) from None
 
 
+def _line(value: object) -> str:
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= 500:
+        return value
+    raise ValueError("not a line of 1 to 500 printable characters")  # without the value, which may be a token
+
+
 def _receiver(value: str) -> str:
     if "${" in notify.VARIABLE.sub("", value):
         raise ValueError("only ${MLOPS_NOTIFY_…}, of A-Z, 0-9 and _, is replaced by a variable; other ${…} would be sent as they are")
@@ -49,7 +55,7 @@ Time = Annotated[
 ]
 Address = Annotated[str, BeforeValidator(_address), Field(description="the address of a service's Git repository, without a password")]
 Api = Annotated[str, Field(pattern=f"^{GIT_API}$", description="the host's address, such as https://git.example.com")]
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,500}$")]
+Line = Annotated[str, BeforeValidator(_line), WithJsonSchema({"type": "string", "pattern": r"^[^\x00-\x1f\x7f]{1,500}$"})]
 
 
 class _Section(BaseModel):

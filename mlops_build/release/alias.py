@@ -6,20 +6,23 @@ previous version on each new one. If this is interrupted in between, nothing is 
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlops_build import reason
 from mlops_build import service as service_file
-from mlops_build.adapters.registry import RegisteredVersion, Registry, RegistryUnreachable
+from mlops_build.adapters.git.checkout import Checkout
+from mlops_build.adapters.registry import RegisteredVersion, Registry, RegistryUnreachable, UnknownVersion
 from mlops_build.errors import NotFound, Refused, UsageError
 from mlops_build.model import identity
 from mlops_build.model.identity import ALIAS
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.release import failure, promotion
 from mlops_build.release import hold as holds
 from mlops_build.release.admit import PRODUCTION, admit, serves
 from mlops_build.release.decide import aliases_of, numbers
+from mlops_build.release.past import Past
 from mlops_build.release.promotion import Promotion
 from mlops_build.service import Service
 
@@ -137,8 +140,25 @@ def promote_all(
     Raises UnknownVersion, and what `admit` raises, such as BreaksCallers if a contract breaks callers of the version that it replaces,
     unless its major version is higher.
     """
+    _check_one_service(registry, service, wanted)
     planned = [_planned(registry, service, model, version, env, force_dirty=force_dirty) for model, version in wanted.items()]
     return [move for move, _ in planned], _move(registry, service, planned, why, back=False)
+
+
+def _check_one_service(registry: Registry, service: Service | None, wanted: Mapping[str, int | str]) -> None:
+    """Raises UsageError for models of different services: each would wait for the other one's aliases."""
+    if len(wanted) < 2:
+        return
+    if service is not None:
+        names = {service.name: [model for model in wanted if serves(service, model)]}
+        names["another service"] = [model for model in wanted if not serves(service, model)]
+    else:
+        names = {}
+        for model, version in wanted.items():
+            names.setdefault(registry.version(model, version).tags.get(identity.SERVICE, "no service"), []).append(model)
+    if sum(map(bool, names.values())) > 1:
+        which = "; ".join(f"{', '.join(models)} of {name}" for name, models in names.items() if models)
+        raise UsageError(f"a promotion has models of one service: {which}", remedy="use a command for each service")
 
 
 def _move(
@@ -162,7 +182,20 @@ def _move(
     for move, _ in planned:
         if move.changed:
             registry.set_alias(move.model, move.alias, move.after)
+            _replace(registry, move, made)
     return made
+
+
+def _replace(registry: Registry, move: Move, made: Promotion) -> None:
+    """Mark the promotion that `made` replaces on all of its versions: if Git never had it, a later move by hand must not revive it."""
+    with contextlib.suppress(UnknownVersion, BadVersion):
+        old = promotion.parse(registry.version(move.model, move.before or 0), move.alias)
+        if old is None or old.replaced or old.id == made.id:
+            return
+        for name, number in old.models.items():
+            present = promotion.parse(registry.version(name, number), move.alias)
+            if present and present.id == old.id:
+                registry.set_tag(name, number, promotion.tag(move.alias), replace(old, replaced=True).as_text())
 
 
 def _reason(text: str) -> str:
@@ -194,7 +227,8 @@ def _planned(
     wanted = registry.version(model, version)
     aliases = registry.aliases(model)
     before = aliases.get(alias)
-    callers = admit(registry, service, env, alias, wanted, before, allow_dirty=force_dirty)
+    was_released = _was_released(service, model, env)
+    callers = admit(registry, service, env, alias, wanted, before, allow_dirty=force_dirty, was_released=was_released)
     skipped: tuple[str, ...] = ()
     if before != wanted.version and PRODUCTION in (env, alias):
         skipped = _skipped(registry, service, wanted, env, aliases)
@@ -241,11 +275,32 @@ def rollback(
         raise RegistryUnreachable(error.message, remedy=f"{error.remedy}; without MLflow: mlops-build rollback --from-git {env}") from None
     target = registry.version(model, to if to is not None else _remembered(registry, current, alias, env))
     # A version that ran there before is allowed again.
-    admit(registry, service, env, alias, target, current.version, allow_dirty=force_dirty or to is None, ask_callers=False)
+    admit(
+        registry,
+        service,
+        env,
+        alias,
+        target,
+        current.version,
+        allow_dirty=force_dirty or to is None,
+        ask_callers=False,
+        was_released=_was_released(service, model, env),
+    )
     dirty = identity.DIRTY in target.tags
     move = Move(model, env, alias, current.version, target.version, dirty, _hold(service, model, env))
     _move(registry, service, [(move, target)], why, back=True)
     return move
+
+
+def _was_released(service: Service | None, model: str, env: str) -> Callable[[ModelVersion], bool]:
+    """Whether Git's history of the environment has a version, as far as the current folder's checkout tells."""
+    if service is not None and serves(service, model):
+        with contextlib.suppress(NotFound):
+            checkout = Checkout.find(service_file.find_root())
+            head = checkout.head() if checkout else None
+            if checkout and head:
+                return Past(checkout, head, env).has_released
+    return lambda _: False
 
 
 def _remembered(registry: Registry, current: RegisteredVersion, alias: str, env: str) -> int:

@@ -19,7 +19,7 @@ from mlops_build.release import record as records
 from mlops_build.release.past import Past
 from mlops_build.release.promotion import UNKNOWN, Promotion
 from mlops_build.release.record import Record
-from mlops_build.release.tree import Tree, service_at
+from mlops_build.release.tree import Tree, pin_at, service_at
 from mlops_build.service import Service
 
 Aliases = Mapping[str, Mapping[str, int]]
@@ -84,7 +84,7 @@ def decide(
         differs = rendered(wanted.record, tree.service) != tree.release(env) if insist else settings_differ(objects, tree, there)
         return Decision("release" if differs else "unchanged", wanted)
     past = Past(objects, tree.commit, env)
-    made = promotion.of(wanted.versions, wanted.alias, past.carries)
+    made = promotion.of(wanted.versions, env, wanted.alias, past.carries)
     wanted = replace(wanted, promotion=made)
     if made is None and past.released == wanted.record.numbers:
         if not insist:
@@ -109,7 +109,7 @@ def desired(tree: Tree, env: str, aliases: Aliases, registry: Registry) -> Desir
         )
     versions = tuple(registry.version(name, number) for name, number in wanted.items())
     if missing:
-        promotion.of(versions, alias, lambda _: False)  # raises if the other aliases may still move
+        promotion.of(versions, env, alias, lambda _: False)  # raises if the other aliases may still move
         raise Refused(
             f"{', '.join(missing)} has no alias {alias!r}, while other models of {service.name} have it",
             remedy=f"mlops-build promote {missing[0]} VERSION --to {env}: a service is released with all its models",
@@ -140,10 +140,19 @@ def settings_differ(objects: Objects, tree: Tree, there: Record) -> bool:
 
     A difference that comes from another version of mlops-build, or from a person who edited the release, does not count.
     """
-    if not there.models or image_of(tree, there) != there.image:
+    if not there.models:
         return True
-    now = rendered(there, tree.service)
-    return now != tree.release(there.environment) and now != at_release(objects, tree, there)[1]
+    now, has_valid_name = rendered(there, tree.service), image_of(tree, there) == there.image
+    if has_valid_name and now == tree.release(there.environment):
+        return False
+    was, files = at_release(objects, tree, there)
+    if was is None or files != now:
+        return True
+    if has_valid_name:
+        return False
+    # A name that was not valid then either is another bridge's, which would write it again.
+    name = image_name(was, there.models, pin=pin_at(objects, _last(objects, tree, there)))
+    return name != image_name(tree.service, there.models, pin=tree.pin)
 
 
 def at_release(objects: Objects, tree: Tree, there: Record) -> tuple[Service | None, dict[str, bytes]]:
@@ -151,13 +160,19 @@ def at_release(objects: Objects, tree: Tree, there: Record) -> tuple[Service | N
 
     None and no files if it cannot be read.
     """
-    objects.deepen()
-    (last, *_), *_ = objects.messages(tree.commit, records.folder(there.environment), most=1)
+    last = _last(objects, tree, there)
     try:
         was = service_at(objects, last)
         return was, rendered(there, was)
     except MlopsBuildError:
         return None, {}
+
+
+def _last(objects: Objects, tree: Tree, there: Record) -> str:
+    """The commit that wrote the release `there`."""
+    objects.deepen()
+    (last, *_), *_ = objects.messages(tree.commit, records.folder(there.environment), most=1)
+    return last
 
 
 def image_of(tree: Tree, there: Record) -> str | None:

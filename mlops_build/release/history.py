@@ -1,5 +1,6 @@
 """Who released what to which environment, when and why, and how long it took: from Git alone."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -104,9 +105,8 @@ def _lead(objects: Objects, commit: Commit, model: str, first: Mapping[str, int]
     code = commit.values("Code")[index : index + 1]
     if code and objects.has(code[0]):
         times["committed"] = objects.committed_at(code[0])
-    registered = commit.values("Registered")[index : index + 1]
-    if registered:
-        times["registered"] = int(datetime.strptime(registered[0], "%Y-%m-%dT%H:%M:%S%z").timestamp())
+    with contextlib.suppress(ValueError, IndexError):
+        times["registered"] = int(datetime.strptime(commit.values("Registered")[index], "%Y-%m-%dT%H:%M:%S%z").timestamp())
     return {**times, **{f"released to {env}": at for env, at in sorted(first.items(), key=lambda entry: entry[1])}}
 
 

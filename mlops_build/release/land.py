@@ -5,6 +5,7 @@ branch that they saw before they read the aliases, and the host opens one reques
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from mlops_build.adapters.git.command import PushRejected
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.adapters.git.remote import heads
+from mlops_build.adapters.git.remote import host as host_of
 from mlops_build.adapters.githost import HOSTS, Checks, GitHost, PullRequest, Repository
 from mlops_build.errors import UsageError
 from mlops_build.release import record as records
@@ -21,6 +23,9 @@ from mlops_build.service import Git, Service
 
 # The start of the title of a request that a machine closed. A person who closes one refuses its release.
 OBSOLETE = "Obsolete: "
+
+# The hosts that may get the token although their repositories have other addresses, separated by spaces.
+OTHER_HOSTS = "MLOPS_GIT_API_HOSTS"
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,22 @@ def by_request(service: Service) -> frozenset[str]:
 
 
 def place_of(git: Git, url: str, target: str) -> Place | None:
-    """Where requests are opened; None if service.yaml has no Git host. Raises UsageError for an address that is not one of the host."""
+    """Where requests are opened; None if service.yaml has no Git host.
+
+    Raises UsageError for an address that is not one of the host, and for a host that is not the repository's: whoever may write
+    service.yaml could get the token of the bridge, which is for all services.
+    """
     host = HOSTS.get(git.pull_requests)
-    return Place(host, str(git.api), host.repository_of(url), target) if host else None
+    if host is None:
+        return None
+    repository = host.repository_of(url)
+    names = [host_of(address).partition(":")[0] for address in (url, str(git.api))]
+    if names[0] != names[1] and names[1] not in os.environ.get(OTHER_HOSTS, "").split():
+        raise UsageError(
+            f"git.api in service.yaml is at {names[1]}, but the repository at {names[0]}: the token is not sent there",
+            remedy=f"correct git.api, or set {OTHER_HOSTS}={names[1]} where mlops-build runs",
+        )
+    return Place(host, str(git.api), repository, target)
 
 
 def look(

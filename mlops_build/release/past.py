@@ -15,8 +15,12 @@ MOST = 200
 
 
 def values(message: str, key: str) -> list[str]:
-    """The values of a trailer in a commit's message, in their order."""
-    return [value.strip() for value in re.findall(rf"^{key}: (.*)$", message, re.MULTILINE)]
+    """The values of a trailer in the message of a release, in their order.
+
+    The trailers are the last paragraph that begins with a model. Others have the text of a person, who can write `Version: 2` there.
+    """
+    trailers = [paragraph for paragraph in message.split("\n\n") if paragraph.lstrip("\n").startswith("Model: ")][-1:]
+    return [value.strip() for value in re.findall(rf"^{key}: (.*)$", "".join(trailers), re.MULTILINE)]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ UNKNOWN = "unknown"
 class Promotion:
     """Who moved which models of a service to which versions, when (Unix time in seconds) and why. Raises BadVersion for an invalid value.
 
-    dirty: versions with uncommitted changes are allowed. back: it is a rollback, which does not ask for callers.
+    dirty: versions with uncommitted changes are allowed. back: it is a rollback, which does not ask for callers. replaced: another
+    promotion came after it, so a later move to its versions is one by hand.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Promotion:
     models: Mapping[str, int]
     dirty: bool = False
     back: bool = False
+    replaced: bool = False
 
     def __post_init__(self) -> None:
         checks = {
@@ -59,6 +61,7 @@ class Promotion:
             and all(NAME.fullmatch(name) and type(version) is int and 0 < version <= MOST for name, version in self.models.items()),
             "dirty": isinstance(self.dirty, bool),
             "back": isinstance(self.back, bool),
+            "replaced": isinstance(self.replaced, bool),
         }
         if wrong := [key for key, is_right in checks.items() if not is_right]:
             raise BadVersion(f"a promotion's {', '.join(wrong)} is not valid")
@@ -77,12 +80,12 @@ class Promotion:
 class Incomplete(Refused):
     """A promotion of which only some aliases have moved. may_still_move: it was made less than PATIENCE_SECONDS ago."""
 
-    def __init__(self, made: Promotion, alias: str, numbers: Mapping[str, int]) -> None:
+    def __init__(self, made: Promotion, env: str, alias: str, numbers: Mapping[str, int]) -> None:
         there = ", ".join(f"{name} {number}" for name, number in numbers.items())
         again = " ".join(f"{name}={version}" for name, version in made.models.items())
         super().__init__(
             f"the promotion {made} is not complete: the aliases {alias} point at {there}",
-            remedy=f"mlops-build promote {again} --to ENV, or promote the versions that it should have",
+            remedy=f"mlops-build promote {again} --to {env}, or promote the versions that it should have",
         )
         self.may_still_move = made.at > time.time() - PATIENCE_SECONDS
 
@@ -123,7 +126,7 @@ def parse(version: RegisteredVersion, alias: str) -> Promotion | None:
         ) from None
 
 
-def of(versions: Sequence[RegisteredVersion], alias: str, is_carried: Callable[[Promotion], bool]) -> Promotion | None:
+def of(versions: Sequence[RegisteredVersion], env: str, alias: str, is_carried: Callable[[Promotion], bool]) -> Promotion | None:
     """The promotion that Git does not have yet and that moved the aliases to these versions; None if they were moved by hand.
 
     is_carried: whether Git has a promotion already. Later differences from it were made by hand.
@@ -131,9 +134,9 @@ def of(versions: Sequence[RegisteredVersion], alias: str, is_carried: Callable[[
     """
     numbers = {version.name: version.version for version in versions}
     tagged = (parse(version, alias) for version in versions)
-    made = {promotion.id: promotion for promotion in tagged if promotion}
+    made = {promotion.id: promotion for promotion in tagged if promotion and not promotion.replaced}
     pending = [promotion for promotion in made.values() if not is_carried(promotion)]
-    complete = [promotion for promotion in pending if promotion.is_complete(numbers)]
-    if pending and not complete:
-        raise Incomplete(pending[0], alias, numbers)
-    return max(complete, key=lambda promotion: (promotion.at, promotion.id), default=None)
+    for promotion in pending:
+        if not promotion.is_complete(numbers):
+            raise Incomplete(promotion, env, alias, numbers)
+    return max(pending, key=lambda promotion: (promotion.at, promotion.id), default=None)

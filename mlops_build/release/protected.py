@@ -22,7 +22,7 @@ from mlops_build.adapters.githost import PullRequest
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.release import record as records
 from mlops_build.release.land import place_of
-from mlops_build.release.tree import service_at
+from mlops_build.release.tree import NoService, service_at
 from mlops_build.release.write import checkout_of, land
 from mlops_build.service import Git, ServiceError
 
@@ -170,9 +170,10 @@ def git_settings(objects: Objects, head: str) -> Git:
 def check_environment(objects: Objects, head: str, env: str) -> bool:
     """Whether service.yaml can be read. Raises NotFound for an environment that it does not have, or else that has no release folder."""
     try:
-        service_at(objects, head).environment(env)
-    except ServiceError:
+        service = service_at(objects, head)
+    except (ServiceError, NoService):
         if objects.tree(head, records.folder(env)) is None:
             raise NotFound(f"there is no {records.folder(env)}", remedy="git ls-files deploy/overlays shows the environments") from None
         return False
+    service.environment(env)
     return True

@@ -7,6 +7,7 @@ from functools import cached_property
 from mlops_build import service as service_file
 from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import NotFound
+from mlops_build.release import hold as holds
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
 from mlops_build.service import Service
@@ -39,8 +40,7 @@ class Tree:
     @cached_property
     def pin(self) -> Pin | None:
         """The service's pin of mlops-build; None if there is none, or it cannot be read."""
-        text = self.files.get(pins.FILE)
-        return pins.pin_of(text.decode(errors="replace")) if text is not None else None
+        return _pin(self.files.get(pins.FILE))
 
     def record(self, env: str) -> Record | None:
         """The record of an environment; None if there is none, or it cannot be read."""
@@ -49,6 +49,14 @@ class Tree:
     def release(self, env: str) -> dict[str, bytes]:
         """The files of an environment's release folder, by path."""
         return {path: content for path, content in self.files.items() if path.startswith(f"{records.folder(env)}/")}
+
+    def hold(self, env: str) -> str | None:
+        """Why an environment is held; None if it is not."""
+        path = holds.file(env)
+        text = self.files.get(path)
+        if text is None and any(other.startswith(f"{path}/") for other in self.files):
+            text = b""  # a folder in its place
+        return holds.read(text, env, self.service)
 
     def check_overlay(self, env: str) -> None:
         """Raises NotFound if the environment has no overlay."""
@@ -65,6 +73,11 @@ def service_at(objects: Objects, commit: str) -> Service:
     return _service(objects.read(commit, service_file.FILE), commit)
 
 
+def pin_at(objects: Objects, commit: str) -> Pin | None:
+    """The service's pin of mlops-build at a commit; None if there is none, or it cannot be read."""
+    return _pin(objects.read(commit, pins.FILE))
+
+
 def recorded(objects: Objects, commit: str, env: str) -> Record | None:
     """Git's record of an environment at a commit; None if there is none, or it cannot be read."""
     return _record(objects.read(commit, f"{records.folder(env)}/{records.RECORD}"))
@@ -74,6 +87,10 @@ def _service(text: bytes | None, commit: str) -> Service:
     if text is None:
         raise NoService(f"no {service_file.FILE} at commit {commit[:12]}", remedy="is this repository a service made from the template?")
     return service_file.parse(text.decode(errors="replace"), f"{service_file.FILE} at {commit[:12]}", strict=False)
+
+
+def _pin(text: bytes | None) -> Pin | None:
+    return pins.pin_of(text.decode(errors="replace")) if text is not None else None
 
 
 def _record(text: bytes | None) -> Record | None:

@@ -20,7 +20,6 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.fleet.rules import NONE, Rules
 from mlops_build.release import gate
-from mlops_build.release import hold as holds
 from mlops_build.release.changes import changes, shown
 from mlops_build.release.decide import Desired, at_release, decide, rendered
 from mlops_build.release.land import by_request, look, propose
@@ -78,7 +77,7 @@ def in_checkout(
     checkout, head = checkout_of(root)
     tree = Tree.at(checkout, head)
     tree.service.environment(env)
-    hold = holds.read(tree.files.get(holds.file(env)), env, tree.service)
+    hold = tree.hold(env)
     if hold and not despite_hold:
         raise Refused(f"{env} is held: {hold}", remedy=f"mlops-build hold {env} --remove, or add --despite-hold")
     decision = decide(checkout, tree, env, registry.alias_map(), registry, insist=True, despite_findings=despite_findings)

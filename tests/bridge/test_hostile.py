@@ -18,8 +18,9 @@ from mlops_build.model import identity
 from mlops_build.packaging.name import image_name
 from mlops_build.release import alias, failure, hold, promotion
 from mlops_build.release import record as records
+from mlops_build.release.tree import Tree
 from tests.conftest import git
-from tests.release.world import SERVICE
+from tests.release.world import SERVICE, MakeRepository
 
 STRINGS = [
     "", " ", "\n", "x\ny", "x\nPromoted-By: root", "x\r\nVersion: 9", "../../etc/passwd", "/etc/passwd", "--upload-pack=x", "-x",
@@ -41,13 +42,14 @@ SECRET = "secret@"
 FREEZE = "schema: 1\nfreeze: [{environments: [production], from: 2026-01-01T00:00Z, until: 2026-01-02T00:00Z, why: x}]\n"
 FLEET_FIELDS = [
     FREEZE.replace("[production]", "[EVIL]"),
-    *(FREEZE.replace(value, "EVIL") for value in ("2026-01-01T00:00Z", "2026-01-02T00:00Z", "x}")),
+    *(FREEZE.replace(value, "EVIL") for value in ("2026-01-01T00:00Z", "2026-01-02T00:00Z")),
     "schema: 1\nrepositories: {urls: [EVIL]}\n",
     *(
         f"schema: 1\nrepositories: {{bitbucket: {{api: {api}, project: {project}}}}}\n"
         for api, project in (("EVIL", "ML"), ("https://x", "EVIL"))
     ),
     *(f"schema: 1\nrepositories: {{gitlab: {{api: {api}, group: {group}}}}}\n" for api, group in (("EVIL", "ml"), ("https://x", "EVIL"))),
+    FREEZE.replace("why: x", "why: EVIL"),
     "schema: 1\nnotify: [EVIL]\n",
     "schema: 1\nEVIL: 1\n",
 ]
@@ -137,6 +139,29 @@ def test_a_file_that_is_not_valid_is_refused_at_once(text: str) -> None:
         held = hold.read((start + text).encode(errors="surrogatepass"), "staging", None)
         assert held
         assert held.isprintable()
+
+
+def test_a_repository_that_cannot_be_examined_does_not_stop_the_others(
+    make_repository: MakeRepository, registry: Registry, promote: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(1)
+    first, second, third = (make_repository(name) for name in ("a", "b", "c"))
+    (first / ".gitattributes").write_text("deploy/** export-ignore\nservice.yaml export-ignore\n")
+    git(first, "add", "--all")
+    git(first, "commit", "--quiet", "--message=Leave it out")
+    git(first, "push", "--quiet")
+    tree_at = Tree.at
+
+    def defect(objects: Any, commit: str) -> Tree:
+        if objects.url == f"file://{second}.git":
+            raise ZeroDivisionError("a defect\x1b[2J")
+        return tree_at(objects, commit)
+
+    monkeypatch.setattr(Tree, "at", defect)
+    outcomes = reconcile.once([f"file://{each}.git" for each in (first, second, third)], registry)
+    assert [outcome.state for outcome in outcomes] == ["failed", "nothing promoted yet", "failed", "released", "nothing promoted yet"]
+    assert "remove its `export-ignore`" in str(outcomes[0].error.remedy if outcomes[0].error else None)
+    assert str(outcomes[2]) == f"file://{second}.git  failed  ZeroDivisionError: a defect\\x1b[2J"
 
 
 def promoted(**change: Any) -> str:

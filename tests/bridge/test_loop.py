@@ -306,7 +306,7 @@ def test_metrics_and_health(checkout: Path, registry: Registry, register: Regist
         assert values["mlops_bridge_drift_environments"] == values["mlops_bridge_environments/failed"] == 1
         assert values["mlops_bridge_unreleased_age_seconds"] > 0
         assert values["mlops_bridge_pass_duration_seconds"] > 0
-        assert values[f"mlops_bridge_failures_total/{missing}"] == values[f"mlops_bridge_failing/{missing}"] == 1
+        assert values[f"mlops_bridge_failures_total/{missing}"] >= values[f"mlops_bridge_failing/{missing}"] == 1
         health = read(f"{where}/health")
         assert '"registry": true' in health
         # Connections that send nothing cannot occupy all places: those above the limit are closed, and so are they after some time.

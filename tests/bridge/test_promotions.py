@@ -11,6 +11,7 @@ from mlops_build import service as service_file
 from mlops_build.__main__ import main
 from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.bridge import reconcile
+from mlops_build.errors import UsageError
 from mlops_build.model import identity
 from mlops_build.model.version import BadVersion
 from mlops_build.release import alias, promotion, record, write
@@ -78,7 +79,7 @@ def test_an_incomplete_promotion_is_waited_for(two: Path, registry: Registry, mo
     outcome = staging(two, registry)
     assert outcome.error is not None
     assert (outcome.state, outcome.error.exit_code) == ("failed", 4)
-    assert "mlops-build promote digits=2 letters=2 --to ENV" in str(outcome.error.remedy)
+    assert "mlops-build promote digits=2 letters=2 --to staging" in str(outcome.error.remedy)
     assert last(two, "%H") == before
     made = promote(registry, two, digits=2, letters=2)
     assert staging(two, registry).after == "digits 2, letters 2"
@@ -223,6 +224,74 @@ def test_a_persons_revert_stays_until_the_next_promotion_or_move(checkout: Path,
     register()
     registry.set_alias("digits", "staging", 3)
     assert staging(checkout, registry).after == "digits 3"
+
+
+@pytest.mark.parametrize("why", ["Version: 9 has fewer alarms", "Registered: yesterday by Bob", "Model: digits was retrained", "Alias: no"])
+def test_the_reason_forges_no_trailer(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    for number in (1, 2):
+        register()
+        promote(registry, checkout, digits=number, why=why)
+        staging(checkout, registry)
+    git(checkout, "pull", "--quiet")
+    monkeypatch.chdir(checkout)
+    assert main(["history", "staging", "--json"]) == 0
+    (newest, older) = json.loads(capsys.readouterr().out)["staging"]
+    assert (newest["models"], newest["why"], older["models"]) == ({"digits": 2}, why, {"digits": 1})
+    assert set(newest["lead"]["digits"]) >= {"registered", "released to staging"}
+    revert(checkout)
+    assert staging(checkout, registry).state == "reverted"
+
+
+def test_a_move_by_hand_does_not_revive_a_promotion_that_another_one_replaced(two: Path, registry: Registry) -> None:
+    promote(registry, two, digits=2, letters=2)
+    promote(registry, two, digits=3, letters=3)
+    assert staging(two, registry).after == "digits 3, letters 3"
+    for name in ("digits", "letters"):
+        registry.set_alias(name, "staging", 2)
+    assert staging(two, registry).after == "digits 2, letters 2"
+    assert "Promoted-By: unknown" in last(two)
+    # One that replaces a part of another keeps the rest of it.
+    promote(registry, two, digits=1, letters=1)
+    alias.promote_all(registry, None, {"digits": 3}, "staging")
+    assert staging(two, registry).after == "digits 3, letters 1"
+
+
+def test_an_incomplete_promotion_is_not_hidden_by_a_complete_one(two: Path, registry: Registry) -> None:
+    text = promotion.new({"digits": 3, "letters": 3}, "Ada", "").as_text()
+    for name in ("digits", "letters"):
+        registry.set_tag(name, 3, promotion.tag("staging"), text)
+    registry.set_alias("letters", "staging", 3)  # and then it was killed
+    alias.promote_all(registry, None, {"digits": 2}, "staging")
+    assert staging(two, registry).state == "waiting"
+    promote(registry, two, digits=2)
+    assert staging(two, registry).after == "digits 2, letters 3"
+
+
+def test_a_promotion_is_of_one_service(two: Path, registry: Registry, register: Register) -> None:
+    register("spam", {identity.SERVICE: "spam"})
+    before = registry.alias_map()
+    for service in (None, service_file.load(two)):
+        with pytest.raises(UsageError, match=r"a promotion has models of one service: .*spam of"):
+            alias.promote_all(registry, service, {"digits": 2, "spam": 1}, "staging")
+    assert registry.alias_map() == before
+
+
+def test_promote_and_rollback_go_back_to_what_git_had(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tags={identity.DIRTY: "yes"}), register()
+    service = service_file.load(checkout)
+    alias.promote_all(registry, service, {"digits": 1}, "production", force_dirty=True)
+    assert production(checkout, registry).after == "digits 1"
+    promote(registry, checkout, env="production", digits=2)
+    git(checkout, "pull", "--quiet")
+    monkeypatch.chdir(checkout)
+    assert alias.rollback(registry, service, "digits", "production", 1).after == 1
+    promote(registry, checkout, env="production", digits=2)
+    (move,), _ = alias.promote_all(registry, service, {"digits": 1}, "production")
+    assert "production had it before" in move.callers[0]
 
 
 def test_a_person_can_release_what_was_reverted(

@@ -37,6 +37,7 @@ def extracted(release: str, folder: Path) -> Path:
     [
         pytest.param("0.5", "0.5", marks=pytest.mark.soak),
         pytest.param("0.8", "0.8", marks=pytest.mark.soak),
+        pytest.param("0.8", "0.3", marks=pytest.mark.slow),
         pytest.param("0.8", "0.9", marks=pytest.mark.slow),
     ],
 )

@@ -78,6 +78,16 @@ def test_a_hold_that_cannot_be_read_holds(checkout: Path, registry: Registry, pr
         write.in_checkout(checkout, "staging", registry)
 
 
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_is_in_the_place_of_a_hold_holds(checkout: Path, registry: Registry, promote: Promote, kind: str) -> None:
+    (checkout / FILE).symlink_to("../../../service.yaml") if kind == "link" else (checkout / FILE).mkdir()
+    if kind == "folder":
+        (checkout / FILE / "x").touch()
+    commit(checkout)
+    promote(1)
+    assert reconcile.once([f"file://{checkout}.git"], registry)[0].state == "held"
+
+
 def test_service_yaml_alone_holds_too_and_is_left_alone_while_it_is_broken(checkout: Path) -> None:
     commit(checkout, service_yaml=(checkout / "service.yaml").read_text().replace("hold: {}", "hold: {staging: by hand}"))
     assert effective(checkout) == "by hand"

@@ -17,7 +17,7 @@ from mlops_build.release import land
 from mlops_build.release import record as records
 from mlops_build.release.land import OBSOLETE, Requests
 from mlops_build.release.record import Record
-from mlops_build.service import Service
+from mlops_build.service import Git, Service
 from tests import githosts
 from tests.githosts import GitHost
 from tests.release.world import SERVICE, alone, first_commit
@@ -247,3 +247,13 @@ def test_the_landing_needs_a_host(place: Place) -> None:
     for service, every in ((asks, False), (pushes, True)):
         with pytest.raises(UsageError, match="is not a clone address"):
             land.look(mirror, service, **elsewhere, every=every)
+
+
+def test_the_token_is_sent_to_the_host_of_the_repository_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    git = Git(pull_requests="gitlab", api="https://other.example.com")
+    url = "ssh://git@git.example.com:7999/ml/digits.git"
+    with pytest.raises(UsageError, match="the token is not sent there"):
+        land.place_of(git, url, "main")
+    assert land.place_of(git.model_copy(update={"api": "https://GIT.example.com:8443"}), url, "main")
+    monkeypatch.setenv(land.OTHER_HOSTS, "api.example.com other.example.com")
+    assert land.place_of(git, url, "main")

@@ -146,6 +146,17 @@ def test_with_a_broken_service_yaml(released: Path, remote: Path) -> None:
         restore.roll_back(at(released), "nowhere")
 
 
+def test_without_service_yaml(released: Path) -> None:
+    git(released, "rm", "--quiet", "service.yaml")
+    git(released, "commit", "--quiet", "--message=Remove it")
+    git(released, "push", "--quiet")
+    hook = released / ".git/hooks/pre-push"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    restored, landed = restore.roll_back(at(released), "staging")
+    assert (landed.pushed, restored.is_broken, str(restored.after)) == (True, True, "digits 2")
+
+
 def test_where_nothing_was_released_before(checkout: Path, registry: Registry, promote: Promote) -> None:
     with pytest.raises(NothingBefore):
         restore.roll_back(at(checkout), "staging")

@@ -82,7 +82,7 @@ def _environment() -> dict[str, str]:
     variables = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK} | ENVIRONMENT
     variables.setdefault("GIT_SSH_COMMAND", SSH)
     # A commit must not depend on the user's settings, and no background process may continue in a folder that is about to be removed.
-    settings = [("i18n.commitEncoding", "UTF-8"), ("maintenance.auto", "false")]
+    settings = [("i18n.commitEncoding", "UTF-8"), ("maintenance.auto", "false"), ("log.showSignature", "false")]
     settings += [("http.lowSpeedLimit", "1"), ("http.lowSpeedTime", str(SILENT_SECONDS))]
     if "MLOPS_GIT_TOKEN" in variables:
         # No redirects: the token is only for the given host.
