@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,11 @@ def read(root: Path, env: str) -> Record:
 
 def parse(text: str, where: str = RECORD) -> Record:
     """Read record.yaml's text. Raises BadRecord."""
+    return _parse(text, where)
+
+
+@lru_cache(maxsize=256)  # a pass of the bridge needs the same text several times
+def _parse(text: str, where: str) -> Record:
     remedy = "do not edit it: restore it from Git, or write it again with `mlops-build release ENV`"
     try:
         document = bounded_yaml.load(text)

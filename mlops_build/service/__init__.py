@@ -4,6 +4,7 @@ A service's own commands refuse unknown keys and suggest the right one; the brid
 newer.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -381,6 +382,11 @@ def load(root: Path, *, strict: bool = True) -> Service:
 
 def parse(text: str, where: str = FILE, *, strict: bool = True) -> Service:
     """Parse service.yaml's text. `strict=False` ignores unknown keys. Raises ServiceError with line and key."""
+    return _parse(text, where, strict)
+
+
+@lru_cache(maxsize=64)  # a pass of the bridge needs the same text several times, and 5 ms for each
+def _parse(text: str, where: str, strict: bool) -> Service:
     service, read = document.parse(text, where, Service, error=ServiceError, reference=REFERENCE, strict=strict)
     service.image._newer.update({key: value for key, value in read.get("image", {}).items() if key not in Image.model_fields})
     return service
