@@ -1,5 +1,6 @@
 """A world to release in: MLflow's real registry in a sqlite file, a service's bare repository, and a person's checkout of it."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from mlops_build.model import identity
 from mlops_build.release.alias import Move, promote_all
 from mlops_build.release.write import in_checkout
 from mlops_build.service import Service
-from tests.conftest import git
+from tests.conftest import MadeOnce, git
 
 SERVICE = """\
 # What this service is.
@@ -76,11 +77,13 @@ def alone(without_git_settings: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(made_once: MadeOnce) -> Path:
     """MLflow's tables, made once: that takes longer than most tests."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    assert Registry(f"sqlite:///{file}", create=True).alias_map() == {}
-    return file
+
+    def make(folder: Path) -> None:
+        assert Registry(f"sqlite:///{folder}/mlflow.db", create=True).alias_map() == {}
+
+    return made_once("registry", make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -200,13 +203,27 @@ MakeRepository = Callable[..., Path]
 
 
 @pytest.fixture
-def make_repository(tmp_path: Path) -> MakeRepository:
+def make_repository(tmp_path: Path, made_once: MadeOnce) -> MakeRepository:
     """make_repository("digits", service=…) is a person's checkout of a new bare repository `digits.git`."""
 
+    def make_both(folder: Path, name: str, service: str) -> None:
+        bare, work = folder / f"{name}.git", folder / name
+        git(folder, "init", "--quiet", "--template=", "--bare", "--initial-branch=main", str(bare))
+        git(folder, "init", "--quiet", "--template=", "--initial-branch=main", str(work))
+        (bare / "hooks").mkdir()
+        write(work, service_files(service))
+        git(work, "add", "--all")
+        git(work, "commit", "--quiet", "--message=First")
+        git(work, "remote", "add", "origin", f"file://{bare}")
+        git(work, "push", "--quiet", "--set-upstream", "origin", "main")
+
     def make(name: str = "digits", service: str = SERVICE) -> Path:
-        bare = tmp_path / f"{name}.git"
-        git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
-        return first_commit(tmp_path / name, service, bare)
+        content = hashlib.sha256(f"{name} {service}".encode()).hexdigest()
+        shutil.copytree(made_once(f"repository-{content}", lambda folder: make_both(folder, name, service)), tmp_path, dirs_exist_ok=True)
+        work = tmp_path / name
+        git(work, "remote", "set-url", "origin", f"file://{work}.git")
+        git(work, "update-index", "--refresh")  # the copies have other inodes
+        return work
 
     return make
 
