@@ -22,6 +22,7 @@ from mlops_build.bridge import reconcile
 from mlops_build.bridge.notices import Notices
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+from mlops_build.fleet import repositories
 from mlops_build.fleet.repositories import Repositories
 from mlops_build.fleet.rules import Rules
 
@@ -36,6 +37,9 @@ GAP_SECONDS = 0.2
 FIRST_WAIT, LAST_WAIT = 10.0, 300.0
 # The first pass waits so long for the rules of fleet.yaml.
 RULES_SECONDS = 30.0
+# A promotion ends these states without a move of an alias. Their repositories are reconciled again in each pass, also when MLflow wakes the
+# loop: at most so many, once in so many seconds.
+UNTIL_PROMOTED, MOST_AGAIN, AGAIN_SECONDS = ("reverted", "declined"), 20, 10.0
 # An unchanged repository is reconciled all the same after about this time: not every change of the registry moves an alias.
 REFRESH_SECONDS = 1800.0
 
@@ -53,9 +57,10 @@ class Watched:
 
     address: the URL without user. models: those of its service, by its last reconciliation. examined: its head and the aliases of these
     models then; None if it could not be reached. rules: those that applied then. is_optional: it may have no service. again_at: the time of
-    the next reconciliation if nothing changes. failures: consecutive ones. all_failures: since the start. changed_at: since when it has a
-    change that is not released. lines: the last report of each environment. queued: how urgently it waits for an examination. examining: it
-    is being examined. requested: to be examined again then.
+    the next reconciliation if nothing changes. done_at: that of the last one. awaits_promotion: a promotion may end its state. failures:
+    consecutive ones. all_failures: since the start. changed_at: since when it has a change that is not released. lines: the last report of
+    each environment. queued: how urgently it waits for an examination. examining: it is being examined. requested: to be examined again
+    then.
     """
 
     url: str
@@ -65,6 +70,8 @@ class Watched:
     rules: Rules | None = None
     is_optional: bool = False
     again_at: float = 0.0
+    awaits_promotion: bool = False
+    done_at: float = 0.0
     failures: int = 0
     all_failures: int = 0
     changed_at: float | None = None
@@ -79,13 +86,13 @@ class Loop:
     """Reconciles repositories until `stop`.
 
     registry: opens a connection; called once in each thread. interval: seconds between two passes. workers: the most repositories of a host
-    that are examined at the same time. rules: reads those of fleet.yaml; called every interval. listed: the repositories under these rules,
-    if they may change. say: prints a line of the log.
+    that are examined at the same time. rules: reads those of fleet.yaml; called every interval. listed: asks the Git hosts for the
+    repositories of these rules. say: prints a line of the log.
     """
 
     def __init__(
         self,
-        repositories: Repositories,
+        named: Sequence[str],
         registry: Callable[[], Registry],
         *,
         branch: str = "main",
@@ -102,11 +109,15 @@ class Loop:
         self.pass_seconds = self._began = 0.0
         self.refusals = 0
         self.registry_answers: bool | None = None
+        self.fleet_answers: bool | None = None  # None: there is none, or it has not been read yet
         self._branch, self._workers, self._say = command.checked_ref(branch), workers, say
         self._registry, self._of_thread = registry, threading.local()
         self._read_rules, self._rules_known, self._listed = rules, threading.Event(), listed
         self._rules = Rules(error=Unreachable(f"{fleet.FILE} has not been read yet"))
-        self._not_listed = ""
+        self._named, self._discovered = tuple(named), tuple[str, ...]()
+        self._not_listed = self._without_effect = ""
+        self._next_pass = self._next_promoted = 0.0
+        self._may_be_promoted = False  # since the last request of what awaits a promotion
         self._aliases: AliasMap = {}
         self._queues: dict[str, Queue] = {}
         self._threads: dict[str, int] = {}
@@ -116,7 +127,7 @@ class Loop:
         self._idle = threading.Condition(self._lock)
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._notices = Notices(lambda: self._rules.fleet.notify if self._rules.fleet else (), say)
-        self._watch(repositories)
+        self._watch()
 
     def wake(self) -> None:
         """Read the alias map soon, and reconcile the repositories whose aliases changed."""
@@ -135,32 +146,43 @@ class Loop:
 
     def run(self) -> None:
         """Run passes until `stop`. The heads of all repositories are read every interval, the alias map also when woken."""
-        threading.Thread(target=self._follow_rules, daemon=True).start()
+        for follow in (self._follow_rules, self._follow_hosts):
+            threading.Thread(target=follow, daemon=True).start()
         self._rules_known.wait(RULES_SECONDS)
-        next_pass = 0.0
         while not self._stopping.is_set():
             self.beat = time.monotonic()
+            is_whole = self.beat >= self._next_pass
+            self._may_be_promoted |= is_whole or self._woken.is_set()
             self._woken.clear()
-            is_whole = self.beat >= next_pass
             if is_whole:
-                next_pass = self.beat + self.interval
+                self._next_pass = self.beat + self.interval
+                self._remark()
             if self._read_aliases():
                 self._request_changed(is_whole)
             done = time.monotonic()
             earliest = done + max(GAP_SECONDS, done - self.beat)  # many events must not occupy the registry
-            self._woken.wait(max(0.0, next_pass - done))
+            until = min(self._next_pass, self._next_promoted) if self._may_be_promoted else self._next_pass
+            self._woken.wait(max(0.0, until - done))
             self._stopping.wait(max(0.0, earliest - time.monotonic()))
 
-    def _watch(self, repositories: Repositories) -> None:
-        """Watch exactly these repositories from the next pass on. Raises UsageError for an address that is not valid."""
-        of_address = {command.masked(url): command.checked_url(url) for url in repositories.urls}
+    def _watch(self) -> None:
+        """Watch exactly the repositories that are known now, new ones at once. Raises UsageError for an address that is not valid."""
         with self._lock:
+            listed = Repositories(repositories.named(self._named, self._rules), self._discovered)
+            of_address = {command.masked(url): command.checked_url(url) for url in listed.urls}
             known = {watched.address: watched for watched in self.repositories}
-            for address, url in of_address.items():
-                if address not in known:
-                    known[address] = Watched(url, address, is_optional=url in repositories.discovered)
-                    self._add_thread(remote.host(url))
+            new = [address for address in of_address if address not in known]
+            for address in new:
+                url = of_address[address]
+                known[address] = Watched(url, address, is_optional=url not in listed.named)
+                self._add_thread(remote.host(url))
+            has_changed = len(of_address) != len(self.repositories)
             self.repositories = [known[address] for address in of_address]
+        if new:
+            self._next_pass = 0.0
+            self._woken.set()
+        if has_changed and self._rules.fleet:
+            self._say(f"watches {len(of_address)} repositories")
 
     def _add_thread(self, host: str) -> None:
         waiting = self._queues.setdefault(host, queue.PriorityQueue())
@@ -192,23 +214,49 @@ class Loop:
                 rules = Rules(error=Unreachable(_message(error)))
             if str(rules) != str(self._rules):
                 if rules.error:
-                    self._say(f"{fleet.FILE} cannot be read: {rules.error.message}")
+                    self._say(f"{fleet.FILE} cannot be read, so production is not changed, except to go back: {rules.error.message}")
+                elif self.fleet_answers is False:
+                    self._say(f"{fleet.FILE} can be read again")
                 self._rules = rules  # the next pass reconciles every repository: they may allow what waits
-            if self._listed and not rules.error:
-                self._list(self._listed, rules)
+                if rules.fleet:
+                    self._watch()
+            self.fleet_answers = not rules.error if rules.error or rules.fleet else None
             self._rules_known.set()
             self._stopping.wait(self.interval)
 
-    def _list(self, listed: Callable[[Rules], Repositories], rules: Rules) -> None:
-        """Watch the repositories of fleet.yaml. Those that are known stay if the Git host does not answer."""
-        problem = ""
+    def _follow_hosts(self) -> None:
+        """Ask the Git hosts for the repositories every interval. In a thread of its own, so that a slow host delays no rule."""
+        self._rules_known.wait()
+        while self._listed and not self._stopping.is_set():
+            if not self._rules.error:
+                self._list(self._listed)
+            self._stopping.wait(self.interval)
+
+    def _list(self, listed: Callable[[Rules], Repositories]) -> None:
+        """Watch the repositories of a project or group. Those that are known stay if its host does not answer."""
         try:
-            self._watch(listed(rules))
-        except MlopsBuildError as error:
-            problem = error.message
+            answer = listed(self._rules)
+            # A host's failure may leave some out.
+            self._discovered = tuple(dict.fromkeys([*self._discovered, *answer.discovered])) if answer.error else answer.discovered
+            self._watch()
+            problem = f"the repositories of {fleet.FILE} cannot be read: {answer.error.message}" if answer.error else ""
+        except Exception as error:  # a defect
+            problem = f"the repositories of {fleet.FILE} cannot be read: {_message(error)}"
+        if not self.repositories:
+            problem = problem or f"{fleet.FILE} has no repositories, and there is no --repo"
         if problem and problem != self._not_listed:
-            self._say(f"the repositories of {fleet.FILE} cannot be read: {problem}")
+            self._say(problem)
         self._not_listed = problem
+
+    def _remark(self) -> None:
+        """Say once which freezes have no effect, when all repositories are known."""
+        known = tuple(self.repositories)
+        if self._not_listed or not self.passes or not all(watched.states or watched.is_optional for watched in known):
+            return
+        remark = self._rules.without_effect({env for watched in known for env in watched.states})
+        if remark and remark != self._without_effect:
+            self._say(remark)
+        self._without_effect = remark
 
     def _connection(self) -> Registry:
         if not hasattr(self._of_thread, "registry"):
@@ -228,6 +276,14 @@ class Loop:
                     watched.changed_at = now
                 if is_whole or is_moved:
                     self._request(watched, URGENT if is_moved else ROUTINE)
+            if self._may_be_promoted and now >= self._next_promoted:
+                awaiting = sorted(
+                    (watched for watched in self.repositories if watched.awaits_promotion), key=lambda watched: watched.done_at
+                )
+                for watched in awaiting[:MOST_AGAIN]:
+                    watched.again_at = now
+                    self._request(watched, ROUTINE)
+                self._may_be_promoted, self._next_promoted = False, now + AGAIN_SECONDS if awaiting else 0.0
 
     def _request(self, watched: Watched, urgency: int) -> None:
         if watched.examining:
@@ -304,7 +360,8 @@ class Loop:
             watched.failures = watched.failures + 1 if has_failed else 0
             watched.all_failures += has_failed
             wait = min(FIRST_WAIT * 2.0 ** min(watched.failures - 1, 10), LAST_WAIT) if has_failed else refresh if is_settled else 0
-            watched.again_at = now + wait * SystemRandom().uniform(0.5, 1)
+            watched.again_at, watched.done_at = now + wait * SystemRandom().uniform(0.5, 1), now
+            watched.awaits_promotion = any(_awaits_promotion(outcome) for outcome in outcomes)
             if any(outcome.environment for outcome in outcomes):
                 watched.states = {outcome.environment: outcome.state for outcome in outcomes}
                 watched.changed_at = None if is_settled else watched.changed_at or now
@@ -320,6 +377,10 @@ class Loop:
 
 def _aliases_of(aliases: AliasMap, models: Iterable[str]) -> AliasesOf:
     return tuple((model, tuple(sorted(aliases.get(model, {}).items()))) for model in sorted(models))
+
+
+def _awaits_promotion(outcome: Outcome) -> bool:
+    return outcome.state in UNTIL_PROMOTED or (bool(outcome.environment) and isinstance(outcome.error, Refused))
 
 
 def _failure(watched: Watched, error: MlopsBuildError) -> Outcome:

@@ -9,7 +9,7 @@ files: write the manifests to run it in Kubernetes, its Dockerfile, Prometheus' 
 
 It is safe to run at any time, repeatedly, and in several places at once. A held environment is not changed. A release with
 findings of `mlops-build verify` is reported and not written, unless it returns to older versions. So is one in a freeze of fleet.yaml. Exit
-code of `once`: 0, or the code of the failures if all have the same, else 1.
+code of `once`: 0, or the code of the failures if all have the same, else 1; without a failure that of fleet.yaml, if it cannot be read.
 """
 
 import argparse
@@ -83,6 +83,7 @@ def _status(args: argparse.Namespace) -> int:
 
     known = rules.read(args.fleet)
     listed = _repositories(args.repo, known)
+    _warn(listed, known)
     rows = status.read(listed.urls, _registry(args), branch=args.branch, rules=known, discovered=listed.discovered)
     result(args, {"environments": [vars(row) for row in rows]}, status.table(rows))
     return 0
@@ -94,6 +95,7 @@ def _once(args: argparse.Namespace) -> int:
 
     known = rules.read(args.fleet)
     listed = _repositories(args.repo, known)
+    _warn(listed, known)
     options = {"dry_run": args.dry_run, "despite_findings": args.despite_findings, "discovered": listed.discovered}
     outcomes = reconcile.once(listed.urls, _registry(args), branch=args.branch, rules=known, **options)
     for outcome in outcomes:
@@ -105,8 +107,11 @@ def _once(args: argparse.Namespace) -> int:
             say(f"mlops-build bridge: {outcome.where}: {outcome.problem}")
             if outcome.error.remedy:
                 say(f"    {outcome.error.remedy}")
+    environments = {outcome.environment for outcome in outcomes}
+    if not listed.error and None not in environments and (remark := known.without_effect(environments)):
+        say(f"mlops-build bridge: {remark}")
     result(args, {"outcomes": [outcome.as_json() for outcome in outcomes]}, "\n".join(map(str, outcomes)))
-    return reconcile.exit_code(outcomes)
+    return reconcile.exit_code(outcomes) or (listed.error.exit_code if listed.error else 0)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -114,18 +119,20 @@ def _run(args: argparse.Namespace) -> int:
     from mlops_build.adapters.registry import Registry, checked_address
     from mlops_build.bridge import server, webhook
     from mlops_build.bridge.loop import Loop
-    from mlops_build.fleet import rules
+    from mlops_build.fleet import repositories, rules
     from mlops_build.serving import listen
 
+    if not args.repo and not rules.configured(args.fleet):
+        raise _no_repository()
     uri = checked_address(args.tracking_uri or tracking.find().uri)
     loop = Loop(
-        _repositories(args.repo, rules.read(args.fleet)),
+        tuple(args.repo),
         lambda: Registry(uri),
         branch=args.branch,
         interval=args.interval,
         workers=args.workers,
         rules=lambda: rules.read(args.fleet),
-        listed=lambda known: _repositories(args.repo, known),
+        listed=lambda known: repositories.find(args.repo, known),
         say=_log,
     )
     has_secret = bool(webhook.secrets())
@@ -146,14 +153,27 @@ def _registry(args: argparse.Namespace) -> "Registry":
     return Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
 
 
-def _repositories(named: Sequence[str], rules: "Rules") -> "Repositories":
-    """The repositories of the options and of fleet.yaml. Raises UsageError without any, the error of fleet.yaml, and those of `find`."""
+def _repositories(options: Sequence[str], rules: "Rules") -> "Repositories":
+    """The repositories of the options and of fleet.yaml. Raises UsageError without any, or the error why there are none."""
     from mlops_build.fleet import repositories
 
-    listed = repositories.find(named, rules.fleet)
+    listed = repositories.find(options, rules)
     if not listed.urls:
-        raise rules.error or UsageError("no repository is given", remedy="add --repo URL, or --fleet with `repositories: {urls: […]}`")
+        raise listed.error or _no_repository()
     return listed
+
+
+def _no_repository() -> UsageError:
+    return UsageError("no repository is given", remedy="add --repo URL, or --fleet with `repositories: {urls: […]}`")
+
+
+def _warn(listed: "Repositories", rules: "Rules") -> None:
+    """Print why the rules or the repositories of fleet.yaml are not known."""
+    if error := listed.error:
+        effect = "production is not changed, except to go back" if rules.error else "not all repositories of fleet.yaml are known"
+        say(f"mlops-build bridge: {effect}: {error.message}")
+        if error.remedy:
+            say(f"    {error.remedy}")
 
 
 def _setup(args: argparse.Namespace) -> int:

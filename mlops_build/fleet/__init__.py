@@ -1,6 +1,7 @@
 """fleet.yaml: what a company sets for all of its services: their repositories, freezes, and who is notified."""
 
 import re
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -130,6 +131,11 @@ def frozen(fleet: Fleet, env: str, now: datetime) -> Freeze | None:
     """The freeze of an environment at a time, the one that ends last; None if there is none."""
     running = [freeze for freeze in fleet.freeze if env in freeze.environments and freeze.start <= now < freeze.until]
     return max(running, key=lambda freeze: freeze.until, default=None)
+
+
+def without_effect(fleet: Fleet, environments: Collection[str | None], now: datetime) -> list[str]:
+    """The environments of freezes that have not ended, and that are none of `environments`."""
+    return sorted({env for freeze in fleet.freeze if now < freeze.until for env in freeze.environments} - set(environments))
 
 
 def json_schema() -> dict[str, Any]:

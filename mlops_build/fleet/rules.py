@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,11 @@ class Rules:
         freeze = frozen(self.fleet, env, now or datetime.now(UTC)) if self.fleet else None
         return f"frozen until {freeze.until.isoformat()}: {freeze.why}" if freeze else None
 
+    def without_effect(self, environments: Collection[str | None]) -> str:
+        """A remark on the freezes of environments that no service has; "" without one."""
+        unknown = fleet_file.without_effect(self.fleet, environments, datetime.now(UTC)) if self.fleet else []
+        return f"{fleet_file.FILE} freezes {', '.join(unknown)}, but no examined service has such an environment" if unknown else ""
+
     def check(self, env: str, *, goes_back: bool) -> None:
         """Raises Frozen if the environment must not change, unless the release goes back."""
         if not goes_back and (why := self.freeze(env)):
@@ -48,12 +54,17 @@ class Rules:
 NONE = Rules()
 
 
+def configured(where: str | None = None) -> str | None:
+    """Where the rules are: `where`, else where MLOPS_FLEET says; None if none are configured."""
+    return where or os.environ.get(VARIABLE) or None
+
+
 def read(where: str | None = None, *, kept: Path | None = None) -> Rules:
     """The rules in a file or a Git repository (`URL` or `URL#BRANCH`); default: where MLOPS_FLEET says. Raises nothing.
 
     kept: a copy of an earlier time, which counts if none is configured, or it cannot be read.
     """
-    where = where or os.environ.get(VARIABLE)
+    where = configured(where)
     try:
         if where:
             return Rules(fleet_file.parse(text_of(where)))

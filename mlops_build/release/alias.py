@@ -56,7 +56,7 @@ class Move:
 
     def __str__(self) -> str:
         if not self.changed:
-            return f"nothing changed: {self.model} {self.alias} is version {self.after} already"
+            return f"{self.model} {self.alias} is version {self.after} already; the new promotion is stored"
         return f"{self.model} {self.alias}: {self.before or 'none'} → {self.after}"
 
 
@@ -180,8 +180,9 @@ def _move(
     for name, number in models.items():
         registry.set_tag(name, number, promotion.tag(planned[0][0].alias), made.as_text())
     for move, _ in planned:
+        # Also one that stays: MLflow then wakes the bridge, for which only the promotion is new.
+        registry.set_alias(move.model, move.alias, move.after)
         if move.changed:
-            registry.set_alias(move.model, move.alias, move.after)
             _replace(registry, move, made)
     return made
 

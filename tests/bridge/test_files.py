@@ -17,7 +17,6 @@ from mlops_build.bridge import shipped, webhook
 from mlops_build.bridge.loop import Loop
 from mlops_build.bridge.metrics import LoopCollector
 from mlops_build.cli.parser import problem_of
-from mlops_build.fleet.repositories import Repositories
 from mlops_build.verify import check
 from tests.packaging.test_hadolint import hadolint
 from tests.watch.test_files import alerts_of, check_alerts, check_expressions, check_panels, check_uuids
@@ -26,7 +25,7 @@ TEXTS = shipped.texts()
 PAGE = Path(__file__).parents[2] / "docs/how-to/run-the-bridge.md"
 EXPORTED = {
     f"{metric.name}_total" if metric.type == "counter" else metric.name
-    for metric in LoopCollector(Loop(Repositories(), lambda: pytest.fail("not asked")), {}).collect()
+    for metric in LoopCollector(Loop((), lambda: pytest.fail("not asked")), {}).collect()
 }
 
 

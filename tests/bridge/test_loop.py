@@ -19,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_build import service as service_file
 from mlops_build.__main__ import main
 from mlops_build.adapters.git import remote
 from mlops_build.adapters.registry import Registry
@@ -27,6 +28,8 @@ from mlops_build.bridge import reconcile, server
 from mlops_build.bridge.loop import Loop
 from mlops_build.cli.parser import problem_of
 from mlops_build.fleet.repositories import Repositories
+from mlops_build.model import identity
+from mlops_build.release import alias
 from tests.bridge.test_reconcile import head, url
 from tests.conftest import git
 from tests.release.world import SERVICE, MakeRepository, Promote
@@ -45,7 +48,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 @contextlib.contextmanager
 def running(*urls: str, registry: Registry, interval: float = 1.0, **options: Any) -> Iterator[Loop]:
     options.setdefault("say", [].append)
-    loop = Loop(Repositories(urls), lambda: Registry(registry.uri), interval=interval, **options)
+    loop = Loop(urls, lambda: Registry(registry.uri), interval=interval, **options)
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -155,6 +158,37 @@ def test_an_unchanged_repository_is_refreshed(
         until(lambda: len(reconciled) > 2)
 
 
+@pytest.mark.parametrize("interval", [0.5, HOUR])
+def test_what_a_person_took_back_follows_the_next_promotion(
+    checkout: Path, registry: Registry, promote: Promote, interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No alias moves. At the next pass, or when MLflow wakes the loop."""
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.2)
+    promote(1)
+    reconcile.once([url(checkout)], registry)
+    git(checkout, "pull", "--quiet")
+    git(checkout, "revert", "--no-edit", "HEAD")
+    git(checkout, "push", "--quiet")
+    with running(url(checkout), registry=registry, interval=interval) as loop:
+        until(lambda: loop.repositories[0].states.get("staging") == "reverted")
+        promote(1)
+        if interval == HOUR:
+            loop.wake()
+        until(lambda: subject(checkout) == "Release digits 1 to staging")
+
+
+def test_a_version_that_was_refused_follows_the_next_promotion(
+    checkout: Path, registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.2)
+    register(tags={identity.DIRTY: "train.py"})
+    registry.set_alias("digits", "live", 1)
+    with running(url(checkout), registry=registry) as loop:
+        until(lambda: loop.repositories[0].states.get("production") == "failed")
+        alias.promote_all(registry, service_file.load(checkout), {"digits": 1}, "production", force_dirty=True)
+        until(lambda: subject(checkout) == "Release digits 1 to production")
+
+
 def test_a_host_that_hangs_delays_only_its_own_repositories(
     checkout: Path, registry: Registry, promote: Promote, silent_host: socket.socket
 ) -> None:
@@ -189,8 +223,9 @@ def test_a_failed_repository_is_tried_again(
 
 
 def test_a_failed_environment_is_tried_again_at_once_after_a_change(
-    checkout: Path, registry: Registry, register: Register, promote: Promote, reconciled: list[str]
+    checkout: Path, registry: Registry, register: Register, promote: Promote, reconciled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loops, "MOST_AGAIN", 0)
     register(), register(tags={"mlops_build.digest": None})
     promote(1)
     registry.set_alias("digits", "staging", 2)

@@ -18,7 +18,6 @@ from mlops_build.bridge import endpoint, webhook
 from mlops_build.bridge.endpoint import Endpoint
 from mlops_build.bridge.loop import Loop
 from mlops_build.errors import UsageError
-from mlops_build.fleet.repositories import Repositories
 from tests.bridge.test_loop import HOUR, running, subject, until
 from tests.bridge.test_reconcile import head, url
 from tests.release.world import Promote
@@ -43,7 +42,7 @@ class Bridge:
     """The endpoint of a loop that does not run."""
 
     def __init__(self) -> None:
-        self.loop = Loop(Repositories(), lambda: pytest.fail("the registry is not asked"))
+        self.loop = Loop((), lambda: pytest.fail("the registry is not asked"))
         self.wakes = 0
         self.loop.wake = self._wake  # type: ignore[method-assign]
         self._application = Endpoint(self.loop)

@@ -66,7 +66,7 @@ def test_promote_says_what_changed(run: Run, inside: Path, registry: Registry, r
         "skipped": [],
         "changed": True,
     }
-    assert run("promote", "digits", "2", "--to", "production")[:2] == (0, "nothing changed: digits live is version 2 already\n")
+    assert run("promote", "digits", "2", "--to", "production")[:2] == (0, "digits live is version 2 already; the new promotion is stored\n")
     assert run("rollback", "digits", "--env", "production") == (0, "digits live: 2 → 1\n", "")
     code, out, err = run("rollback", "digits", "--env", "production")
     assert (code, out) == (4, "")

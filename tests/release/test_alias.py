@@ -58,13 +58,16 @@ def test_promoting_from_one_environment_to_the_next(promote: Promote) -> None:
     assert promote("staging", "production").after == 2
 
 
-def test_the_same_version_again_moves_nothing(registry: Registry, promote: Promote) -> None:
+def test_the_same_version_again_is_a_new_promotion(registry: Registry, promote: Promote, monkeypatch: pytest.MonkeyPatch) -> None:
     promote(1)
     promote(2)
     before = registry.version("digits", 2).tags
+    moved: list[object] = []
+    monkeypatch.setattr(registry, "set_alias", lambda *arguments: moved.append(arguments))
     move = promote(2)
     assert not move.changed
-    assert str(move) == "nothing changed: digits staging is version 2 already"
+    assert moved == [("digits", "staging", 2)], "MLflow sends an event for it"
+    assert str(move) == "digits staging is version 2 already; the new promotion is stored"
     # It is a new promotion, which says so in Git.
     tags = registry.version("digits", 2).tags
     assert {name for name in tags if tags[name] != before[name]} == {"mlops_build.promotion.staging"}
