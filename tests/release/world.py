@@ -210,7 +210,8 @@ def make_repository(tmp_path: Path, made_once: MadeOnce) -> MakeRepository:
         bare, work = folder / f"{name}.git", folder / name
         git(folder, "init", "--quiet", "--template=", "--bare", "--initial-branch=main", str(bare))
         git(folder, "init", "--quiet", "--template=", "--initial-branch=main", str(work))
-        (bare / "hooks").mkdir()
+        for hooks in (bare / "hooks", work / ".git/hooks"):
+            hooks.mkdir()
         write(work, service_files(service))
         git(work, "add", "--all")
         git(work, "commit", "--quiet", "--message=First")
