@@ -303,8 +303,9 @@ class Attempt:
         if requests is None:
             return outcome
         # A merge would change what a person holds.
-        if outcome.state in ("unchanged", "held") or self.pushed(outcome):
-            reason = f"{env} is held" if outcome.state == "held" else f"{requests.place.target} has what {env} should run"
+        reasons = {"held": f"{env} is held", "nothing promoted yet": f"no version has the alias of {env}"}
+        if outcome.state in ("unchanged", *reasons) or self.pushed(outcome):
+            reason = reasons.get(outcome.state, f"{requests.place.target} has what {env} should run")
             try:
                 withdraw(self.mirror, requests, env, reason)
             except MlopsBuildError as error:

@@ -54,7 +54,7 @@ class Promotion:
         checks = {
             "id": isinstance(self.id, str) and ID.fullmatch(self.id),
             "by": isinstance(self.by, str) and 0 < len(self.by) <= BY and self.by.isprintable(),
-            "at": type(self.at) is int and 0 <= self.at <= time.time() + AHEAD_SECONDS,
+            "at": type(self.at) is int and self.at >= 0,
             "why": isinstance(self.why, str) and len(self.why) <= reason.LENGTH and (self.why.isprintable() or not self.why),
             "models": isinstance(self.models, dict)
             and self.models
@@ -65,6 +65,8 @@ class Promotion:
         }
         if wrong := [key for key, is_right in checks.items() if not is_right]:
             raise BadVersion(f"a promotion's {', '.join(wrong)} is not valid")
+        if self.at > time.time() + AHEAD_SECONDS:
+            raise BadVersion("its time is ahead of this machine's clock")
 
     def __str__(self) -> str:
         return f"{self.id} ({', '.join(f'{name} {version}' for name, version in self.models.items())})"
@@ -122,7 +124,7 @@ def parse(version: RegisteredVersion, alias: str) -> Promotion | None:
     except (ValueError, TypeError, AttributeError, RecursionError, BadVersion) as error:
         raise BadVersion(
             f"{version.shown}: the tag {tag(alias)} is not valid: {str(error)[:80]!a}",
-            remedy=f"it was changed in MLflow: mlops-build promote {version.name} {version.version} --to ENV",
+            remedy=f"if no clock is wrong, it was changed in MLflow: mlops-build promote {version.name} {version.version} --to ENV",
         ) from None
 
 

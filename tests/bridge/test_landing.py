@@ -121,6 +121,14 @@ def test_status_shows_the_request_and_the_result_of_its_builds(place: Place) -> 
         assert (row.state, row.request, row.checks) == ("would release", request and request.url, expected)
 
 
+def test_a_removed_alias_closes_the_request(place: Place) -> None:
+    place.promote(1)
+    assert place.bridge()["production"].state == "requested"
+    place.registry.delete_alias("digits", "live")
+    assert place.bridge()["production"].state == "nothing promoted yet"
+    assert place.states == ["closed"]
+
+
 def test_a_persons_refusal_stands_until_the_next_move(place: Place) -> None:
     place.promote(1)
     place.bridge()
