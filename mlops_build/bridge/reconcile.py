@@ -265,7 +265,7 @@ class Attempt:
         if made is None:
             return replace(kept, after=after)
         checked = gate.check(mirror, made.commit, there, decision.wanted.record, self.rules, despite_findings=self.despite_findings)
-        remarks = (*decision.remarks, *checked)
+        remarks = (*tree.ignored(), *decision.remarks, *checked)
         return replace(kept, state="released", after=after, commit=made.commit, remarks=remarks, changes=made.changes)
 
     def _check_versions(self, there: Record | None) -> None:

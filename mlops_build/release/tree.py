@@ -10,7 +10,7 @@ from mlops_build.errors import NotFound
 from mlops_build.release import hold as holds
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
-from mlops_build.service import Service
+from mlops_build.service import Service, ServiceError
 from mlops_build.service import pin as pins
 from mlops_build.service.pin import Pin
 
@@ -36,6 +36,14 @@ class Tree:
     def service(self) -> Service:
         """service.yaml, keys of a newer mlops-build ignored. Raises NotFound or ServiceError."""
         return _service(self.files.get(service_file.FILE), self.commit)
+
+    def ignored(self) -> list[str]:
+        """The keys of service.yaml that this version does not know, with their lines: a newer one's, or misspelt."""
+        try:
+            service_file.parse(self.files[service_file.FILE].decode(errors="replace"))
+        except ServiceError as error:
+            return [f"{line}; it is ignored" for line in error.message.splitlines()]
+        return []
 
     @cached_property
     def pin(self) -> Pin | None:

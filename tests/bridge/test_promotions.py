@@ -309,6 +309,15 @@ def test_a_person_can_release_what_was_reverted(
     assert staging(checkout, registry).state == "unchanged"
 
 
+def test_a_key_that_is_not_known_is_ignored_and_named(make_repository: MakeRepository, registry: Registry, register: Register) -> None:
+    checkout = make_repository(service=f"{SERVICE}require_promotions: true\n")
+    register()
+    registry.set_alias("digits", "staging", 1)
+    outcome = staging(checkout, registry)
+    assert outcome.state == "released"
+    assert "unknown key 'require_promotions'; did you mean 'require_promotion'?; it is ignored" in outcome.remarks[0]
+
+
 def test_only_promotions_are_released_where_service_yaml_requires_them(
     make_repository: MakeRepository, registry: Registry, register: Register
 ) -> None:
