@@ -46,7 +46,7 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     ci: skip the checks that the checklist does in more detail (mlops_build/checklist): engine, kubectl, remotes and registry. deep: DVC
     also compares the data remote with the local data, which takes seconds, and MLflow delivers a test event to the bridge.
     """
-    checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu, gpu_leases]
+    checks: list[Callable[[], Check]] = [system, extras, git, lambda: disk(root or Path.cwd()), gpu, gpu_leases, fleet]
     checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
         checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
@@ -282,6 +282,21 @@ def webhook(root: Path, *, deep: bool = False) -> Check:
     failure = mlflow.test_webhook(own)
     seen = f"{own.url}. MLflow sends none for a deleted version, and gives up after three retries: the bridge then notices at its next pass"
     return Check("webhook", seen, [Finding("webhook", "webhook", *failure)] if failure else [])
+
+
+def fleet() -> Check:
+    """The fleet.yaml that MLOPS_FLEET names can be read, if there is one."""
+    from mlops_build.adapters.git.command import masked
+    from mlops_build.fleet import FILE, rules
+
+    where = rules.configured()
+    if where is None:
+        return Check(FILE, f"none, so nothing is frozen ({rules.VARIABLE} is not set)", absent=True)
+    known = rules.read()
+    if known.fleet is None:
+        error = known.error or MlopsBuildError("it cannot be read")
+        return Check(FILE, "cannot be read", [Finding(FILE, "fleet", error.message, error.remedy or f"check {rules.VARIABLE}")])
+    return Check(FILE, f"{masked(where)}: {len(known.fleet.freeze)} freezes")
 
 
 def tasks(root: Path) -> Check:

@@ -76,6 +76,22 @@ def test_accepted_pickles_are_shown_with_their_reason(with_data: Path, tmp_path:
     assert doctor.service_file(service).seen.endswith("pickles are accepted (serving.unsafe_pickle): the team made it")
 
 
+@pytest.mark.parametrize(
+    ("text", "finding"), [("schema: 1", None), ("schema: 1\nfreezes: []", "unknown key 'freezes'"), (None, "cannot be read")]
+)
+def test_a_fleet_yaml_that_cannot_be_read_is_a_finding(
+    text: str | None, finding: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLOPS_FLEET", raising=False)
+    assert doctor.fleet().absent
+    monkeypatch.setenv("MLOPS_FLEET", str(tmp_path / "fleet.yaml"))
+    if text:
+        (tmp_path / "fleet.yaml").write_text(text)
+    check = next(check for check in doctor.examine(None) if check.name == "fleet.yaml")
+    assert check.ok is (finding is None)
+    assert all(str(finding) in each.why for each in check.findings)
+
+
 def test_a_password_in_gits_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_output", lambda command: "https://bot:hunter2@git.example.com/x.git" if "get-url" in command else "")
     assert doctor.remote(tmp_path).seen == "https://git.example.com/x.git"

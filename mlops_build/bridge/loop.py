@@ -161,8 +161,8 @@ class Loop:
                 self._request_changed(is_whole)
             done = time.monotonic()
             earliest = done + max(GAP_SECONDS, done - self.beat)  # many events must not occupy the registry
-            until = min(self._next_pass, self._next_promoted) if self._may_be_promoted else self._next_pass
-            self._woken.wait(max(0.0, until - done))
+            is_early = self._may_be_promoted and self._next_promoted > done
+            self._woken.wait(max(0.0, (min(self._next_pass, self._next_promoted) if is_early else self._next_pass) - done))
             self._stopping.wait(max(0.0, earliest - time.monotonic()))
 
     def _watch(self) -> None:

@@ -35,11 +35,13 @@ class LoopCollector(Collector):
         oldest = max((now - (watched.changed_at or now) for watched in changed), default=0.0)
         yield _gauge("repositories", "Repositories that the bridge watches", len(loop.repositories))
         yield _gauge("registry_up", "1 if the last request to the registry was answered", bool(loop.registry_answers))
+        if loop.fleet_answers is not None:
+            yield _gauge("fleet_up", "1 if fleet.yaml can be read; only if it is configured", loop.fleet_answers)
         yield _gauge("pass_age_seconds", "Time since the last pass began", now - loop.beat)
         yield _gauge("pass_duration_seconds", "Duration of the last pass over all repositories", loop.pass_seconds)
         yield CounterMetricFamily(f"{PREFIX}passes", "Passes over all repositories", loop.passes)
         drift = sum(state not in SETTLED for state in states) + waiting
-        yield _gauge("drift_environments", "Environments where the wanted release differs from Git", drift)
+        yield _gauge("drift_environments", "Environments whose wanted release waits for the bridge, or failed", drift)
         yield _gauge("unreleased_age_seconds", "Age of the oldest change that is not released; 0 without one", oldest)
         yield CounterMetricFamily(f"{PREFIX}refusals", "Releases that a check refused", loop.refusals)
         yield CounterMetricFamily(f"{PREFIX}push_retries", "Pushes that were tried again after another one", Mirror.lost_races)

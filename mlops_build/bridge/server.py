@@ -26,8 +26,12 @@ GRACE_SECONDS = 3.0
 class _Protocol(H11Protocol):  # type: ignore[misc]  # uvicorn has no stubs that mypy follows here
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
+        self.began = self.loop.time()
+        # /health must have a place: the oldest connection that waits for a request makes room, else the new one.
+        present = [each for each in self.connections if not each.transport.is_closing()]
+        if len(present) > MOST_CONNECTIONS:
+            idle = [each for each in present if each.cycle is None or each.cycle.response_complete]
+            min(idle, key=lambda each: each.began).transport.abort()
         self.loop.call_later(CONNECTION_SECONDS, transport.close)
 
 

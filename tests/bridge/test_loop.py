@@ -278,6 +278,15 @@ def test_a_wrong_address_of_mlflow_ends_it_at_once(capsys: pytest.CaptureFixture
     assert "write http://127.0.0.1:5000 " in capsys.readouterr().err
 
 
+def test_a_registry_that_does_not_answer_is_asked_once_an_interval(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Loop, "_connection", lambda _: asked.append(1))
+    with running(registry=registry, interval=HOUR) as loop:
+        until(lambda: loop.registry_answers is False)
+        time.sleep(1)
+    assert asked == [1]
+
+
 def test_every_state_of_an_environment_is_settled_or_looked_at_again() -> None:
     assert set(get_args(reconcile.State)) - loops.SETTLED == {"would release", "would roll back", "waiting", "failed"}
     assert set(get_args(reconcile.State)) > loops.SETTLED
@@ -344,11 +353,13 @@ def test_metrics_and_health(checkout: Path, registry: Registry, register: Regist
         assert values[f"mlops_bridge_failures_total/{missing}"] >= values[f"mlops_bridge_failing/{missing}"] == 1
         health = read(f"{where}/health")
         assert '"registry": true' in health
-        # Connections that send nothing cannot occupy all places: those above the limit are closed, and so are they after some time.
+        # Connections that send nothing cannot occupy all places: the oldest ones are closed.
         host, port = where.removeprefix("http://").split(":")
         with contextlib.ExitStack() as stack:
             idle = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(server.MOST_CONNECTIONS + 10)]
             until(lambda: closed(idle) >= 10)
+            assert read(f"{where}/health")
+            assert closed(idle) < len(idle)
         registry.set_alias("digits", "live", 1)
         until(lambda: metrics(where)["mlops_bridge_drift_environments"] == 0)
         until(lambda: metrics(where)["mlops_bridge_failing/" + url(checkout)] == 0)
