@@ -114,7 +114,8 @@ class Loop:
         self._registry, self._of_thread = registry, threading.local()
         self._read_rules, self._rules_known, self._listed = rules, threading.Event(), listed
         self._rules = Rules(error=Unreachable(f"{fleet.FILE} has not been read yet"))
-        self._named, self._discovered = tuple(named), tuple[str, ...]()
+        self._options = self._named = tuple(named)
+        self._discovered: tuple[str, ...] = ()
         self._not_listed = self._without_effect = ""
         self._next_pass = self._next_promoted = 0.0
         self._may_be_promoted = False  # since the last request of what awaits a promotion
@@ -168,7 +169,7 @@ class Loop:
     def _watch(self) -> None:
         """Watch exactly the repositories that are known now, new ones at once. Raises UsageError for an address that is not valid."""
         with self._lock:
-            listed = Repositories(repositories.named(self._named, self._rules), self._discovered)
+            listed = Repositories(self._named, self._discovered)
             of_address = {command.masked(url): command.checked_url(url) for url in listed.urls}
             known = {watched.address: watched for watched in self.repositories}
             new = [address for address in of_address if address not in known]
@@ -215,10 +216,13 @@ class Loop:
             if str(rules) != str(self._rules):
                 if rules.error:
                     self._say(f"{fleet.FILE} cannot be read, so production is not changed, except to go back: {rules.error.message}")
+                    if rules.error.remedy:
+                        self._say(f"    {rules.error.remedy}")
                 elif self.fleet_answers is False:
                     self._say(f"{fleet.FILE} can be read again")
                 self._rules = rules  # the next pass reconciles every repository: they may allow what waits
                 if rules.fleet:
+                    self._named = repositories.named(self._options, rules)
                     self._watch()
             self.fleet_answers = not rules.error if rules.error or rules.fleet else None
             self._rules_known.set()
@@ -277,10 +281,8 @@ class Loop:
                 if is_whole or is_moved:
                     self._request(watched, URGENT if is_moved else ROUTINE)
             if self._may_be_promoted and now >= self._next_promoted:
-                awaiting = sorted(
-                    (watched for watched in self.repositories if watched.awaits_promotion), key=lambda watched: watched.done_at
-                )
-                for watched in awaiting[:MOST_AGAIN]:
+                awaiting = [watched for watched in self.repositories if watched.awaits_promotion]
+                for watched in sorted(awaiting, key=lambda watched: watched.done_at)[:MOST_AGAIN]:
                     watched.again_at = now
                     self._request(watched, ROUTINE)
                 self._may_be_promoted, self._next_promoted = False, now + AGAIN_SECONDS if awaiting else 0.0

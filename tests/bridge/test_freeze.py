@@ -197,6 +197,10 @@ def test_the_loop_waits_for_a_fleet_yaml_that_cannot_be_read(released: Path, reg
         fleet.write_text(f"schema: 1\nrepositories: {{urls: [{url(released)}]}}\n")
         until(lambda: loop.repositories and loop.repositories[0].states.get("production") == "released")
         assert loop.fleet_answers
+        fleet.write_text("")
+        until(lambda: loop.fleet_answers is False)
+        loop._list(lambda _: Repositories())  # a slow host answers now
+        assert [watched.url for watched in loop.repositories] == [url(released)]
     assert "watches 1 repositories" in said
 
 

@@ -108,6 +108,15 @@ def test_a_moved_alias_is_released_after_its_event(
         (finding,) = doctor.webhook(checkout, deep=True).findings
         assert "HTTP 401" in finding.why
         assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in finding.remedy
+    git(checkout, "pull", "--quiet")
+    git(checkout, "revert", "--no-edit", "HEAD")
+    git(checkout, "push", "--quiet")
+    with process(url(checkout), interval=HOUR) as (_, where):
+        until(lambda: metrics(where)["mlops_bridge_environments/reverted"])
+        setup.setup(registry, f"{where}/webhook")
+        alias.promote_all(registry, None, {"digits": 2}, "staging")
+        until(lambda: subject(checkout) == "Release digits 2 to staging")
+        git(checkout.with_name("digits.git"), "update-ref", "refs/heads/main", "main~2")
     subjects = git(checkout.with_name("digits.git"), "log", "--format=%s", "main").splitlines()
     assert subjects == [*(f"Release digits {number} to staging" for number in (2, 3, 2, 1)), "First"]
 

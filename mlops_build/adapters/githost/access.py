@@ -54,7 +54,7 @@ def checked_api(api: str) -> str:
 
 def unreachable(message: str, remedy: str | None) -> HostUnreachable:
     """The error for a host that does not answer."""
-    return HostUnreachable(message, remedy=f"{remedy}; the address is `git.api` in service.yaml")
+    return HostUnreachable(message, remedy=f"{remedy}; the address is `git.api` in service.yaml, or `api` in fleet.yaml")
 
 
 def in_time(values: Iterable[Value]) -> Iterator[Value]:
