@@ -84,6 +84,40 @@ PRELOADED = (
     "copier._cli",
     "cookiecutter.extensions",
     "uvicorn",
+    # What the modules above import inside functions.
+    "configobj",
+    "dvc.cachemgr",
+    "dvc.data_cloud",
+    "dvc.repo.artifacts",
+    "dvc.repo.brancher",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.stage",
+    "dvc.repo.trie",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.index",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.status",
+    "dvc_s3",
+    "fsspec.implementations.memory",
+    "hatchling.bridge.app",
+    "hatchling.builders.app",
+    "hatchling.builders.binary",
+    "hatchling.builders.custom",
+    "hatchling.builders.plugin.hooks",
+    "hatchling.builders.sdist",
+    "hatchling.plugin.specs",
+    "hatchling.version.source.plugin.hooks",
+    "jsonschema",
+    "kubernetes_validate",
+    "packaging.licenses",
+    "pyarrow.pandas_compat",
+    "pygit2",
+    "rich.json",
+    "ruamel.yaml.mergevalue",
+    "scmrepo.fs",
+    "torch.utils.serialization.config",
+    "trove_classifiers",
 )
 # What Jinja's code for a template depends on.
 LEXER_OPTIONS = (
@@ -388,8 +422,11 @@ def preload(folder: Path) -> None:
     for module in pkgutil.walk_packages(mlops_build.__path__, "mlops_build."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
+    from dvc.cli import parser
     from mlflow.utils import requirements_utils
 
+    commands = parser.get_main_parser()
+    parser.get_main_parser = lambda: commands
     requirements_utils._init_modules_to_packages_map()
     copy_tables(folder)
     keep_compiled(folder)
