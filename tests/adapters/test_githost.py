@@ -359,6 +359,9 @@ def test_the_token_follows_no_redirect(kind: str, server: GitHost, tmp_path: Pat
             for operation in (ask, find):
                 with pytest.raises(HostRefused, match=r"redirects|answered 30"):
                     operation(server)
+        server.answer = (200, '[{"id": 1, "path_with_namespace": "ml/a"}]', {"Link": f'<{elsewhere.url}{server.API}/x>; rel="next"'})
+        with pytest.raises(HostRefused, match=r"another host|something unexpected"):
+            HOSTS[kind].repositories(server.url, "ml")
         assert elsewhere.requests == []
 
 

@@ -147,6 +147,8 @@ def _client(api: str, repository: Repository) -> Iterator[Any]:
         def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
             headers = {name: str(value) for name, value in request.headers.items() if name != "Accept-Encoding"}
             method, url, body = str(request.method), str(request.url), request.body if isinstance(request.body, bytes) else None
+            if not url.startswith(f"{api}/"):  # the next page of a list, by the answer
+                raise HostRefused(f"{api} names a page of another host", remedy=REDIRECTED)
             answer = http.call(method, url, seconds=SECONDS, headers=headers, body=body, limit=MOST_BYTES)
             response = requests.Response()
             response.request, response.url, response.status_code, response.reason = request, url, answer.status, ""
