@@ -27,7 +27,7 @@ def webhook() -> Iterator[tuple[str, list[Any]]]:
             """No lines on stderr."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"127.0.0.1:{server.server_port}", received
         server.shutdown()
 

@@ -335,7 +335,7 @@ def distribution() -> Iterator[Distribution]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     registry.address = f"127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield registry
     server.shutdown()
     server.server_close()

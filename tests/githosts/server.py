@@ -198,7 +198,7 @@ def serve(kind: type[Host], folder: Path, token: str, tls: SSLContext | None = N
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     address = "https://localhost" if tls else "http://127.0.0.1"
     host = kind(f"{address}:{server.server_address[1]}", folder, token)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield host
     finally:

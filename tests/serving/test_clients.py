@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def faulty(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[Faulty]:
     with Faulty(answers) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server
         finally:
