@@ -22,7 +22,7 @@ from mlops_build.fleet.rules import NONE, Frozen, Rules
 from mlops_build.release import failure, gate
 from mlops_build.release import hold as holds
 from mlops_build.release.changes import shown
-from mlops_build.release.decide import Aliases, aliases_of, decide, may_differ, numbers
+from mlops_build.release.decide import Aliases, Moving, aliases_of, decide, may_differ, numbers
 from mlops_build.release.failure import Failure
 from mlops_build.release.land import Requests, branch_of, is_declined, look, propose, withdraw
 from mlops_build.release.promotion import Incomplete
@@ -242,7 +242,7 @@ class Attempt:
         except Frozen as error:
             return replace(kept, state="frozen", why=error.message)
         except MlopsBuildError as error:
-            if isinstance(error, Incomplete) and error.may_still_move:
+            if isinstance(error, Moving) or (isinstance(error, Incomplete) and error.may_still_move):
                 return replace(kept, state="waiting", why=error.message)
             return replace(kept, state="failed", after=None, error=error)
 

@@ -25,6 +25,10 @@ from mlops_build.service import Service
 Aliases = Mapping[str, Mapping[str, int]]
 
 
+class Moving(Refused):
+    """The aliases moved while they were read."""
+
+
 @dataclass(frozen=True)
 class Desired:
     """What an environment should run, with the versions it comes from, in the order of service.yaml.
@@ -74,7 +78,7 @@ def decide(
     insist: a person asks for this release: also write it if it was reverted, or its files were edited. despite_findings: also if it breaks
     callers.
 
-    Raises the errors of `desired` and `admit`, Incomplete, and Refused for a move by hand if service.yaml requires a promotion.
+    Raises the errors of `desired` and `admit`, Incomplete, Moving, and Refused for a move by hand if service.yaml requires a promotion.
     """
     there = tree.record(env)
     wanted = desired(tree, env, aliases, registry)
@@ -85,6 +89,8 @@ def decide(
         return Decision("release" if differs else "unchanged", wanted)
     past = Past(objects, tree.commit, env)
     made = promotion.of(wanted.versions, env, wanted.alias, past.carries)
+    if made is None:
+        _check_unmoved(tree.service, wanted, registry)
     wanted = replace(wanted, promotion=made)
     if made is None and past.released == wanted.record.numbers:
         if not insist:
@@ -117,6 +123,15 @@ def desired(tree: Tree, env: str, aliases: Aliases, registry: Registry) -> Desir
     models = tuple(admit.released(version) for version in versions)
     record = Record(env, models, versions[0].tags[identity.COMMIT_TAG], image_name(service, models, pin=tree.pin))
     return Desired(alias, record, versions)
+
+
+def _check_unmoved(service: Service, wanted: Desired, registry: Registry) -> None:
+    """Raises Moving if a promotion replaced one of these versions after the aliases were read: it would look like a move by hand."""
+    if not any(made and made.replaced for made in (promotion.parse(version, wanted.alias) for version in wanted.versions)):
+        return
+    now = numbers(service, wanted.record.environment, aliases_of(registry, service))
+    if now != wanted.record.numbers or any(registry.version(each.name, each.version).tags != each.tags for each in wanted.versions):
+        raise Moving(f"the aliases {wanted.alias} move", remedy="run this again")
 
 
 def numbers(service: Service, env: str, aliases: Aliases) -> tuple[tuple[str, int], ...]:

@@ -258,6 +258,24 @@ def test_a_move_by_hand_does_not_revive_a_promotion_that_another_one_replaced(tw
     assert staging(two, registry).after == "digits 3, letters 1"
 
 
+def test_a_promotion_between_two_reads_is_waited_for(two: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(registry, two, digits=2, letters=2)
+    before, version, reads = last(two, "%H"), Registry.version, []
+
+    def moved(self: Registry, name: str, wanted: int | str) -> RegisteredVersion:
+        reads.append(name)
+        if len(reads) == 1:
+            promote(registry, two, digits=3, letters=3)
+        return version(self, name, wanted)
+
+    monkeypatch.setattr(Registry, "version", moved)
+    assert staging(two, registry).state == "waiting"
+    assert last(two, "%H") == before
+    outcome = staging(two, registry)
+    assert outcome.after == "digits 3, letters 3"
+    assert "Promoted-By: unknown" not in last(two)
+
+
 def test_an_incomplete_promotion_is_not_hidden_by_a_complete_one(two: Path, registry: Registry) -> None:
     text = promotion.new({"digits": 3, "letters": 3}, "Ada", "").as_text()
     for name in ("digits", "letters"):
