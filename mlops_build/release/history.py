@@ -94,9 +94,10 @@ def _entries(objects: Objects, env: str, past: Past, first: Mapping[tuple[str, i
 
 def _why(commit: Commit) -> str:
     """The promotion's reason; what else the commit says, if it is not a release of new versions."""
+    why = (commit.values("Why") or [""])[0]
     if commit.follows_aliases and commit.values("Promoted-By"):
-        return (commit.values("Why") or [""])[0]
-    return commit.subject
+        return why
+    return f"{commit.subject}: {why}" if why else commit.subject
 
 
 def _lead(objects: Objects, commit: Commit, model: str, first: Mapping[str, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import NotFound
-from mlops_build.release import alias, restore, write
+from mlops_build.release import alias, history, restore, write
 from mlops_build.release import record as records
 from mlops_build.release.hold import in_service
 from mlops_build.release.protected import at
@@ -52,6 +52,8 @@ def test_the_release_before_comes_back_in_one_commit(released: Path, remote: Pat
     assert said.startswith("Roll staging back to digits 2")
     assert "Previous-Version: 3" in said
     assert "\nWhy: it answers nonsense" in said
+    newest = history.read(Checkout(released), "HEAD", "staging")["staging"][0]
+    assert newest.why == "Roll staging back to digits 2: it answers nonsense"
     # One line became two: comments and all else stay.
     assert git(released, "show", "--format=", "--numstat", "HEAD", "--", "service.yaml").split()[:2] == ["2", "1"]
 
