@@ -370,7 +370,7 @@ def test_an_upload_of_an_image_is_started_and_cancelled(
     result = image_registry.push(read(service(image_registry=f"{distribution.address}/ml")))
     assert result.state == state, result
     assert "xyzzy" not in result.detail
-    assert ("docker is not logged in to it" in result.detail) == (state == "no" and user is None)
+    assert ("is stored here" in result.detail) == (state == "no" and user is None)
     started = [path for method, path, _ in distribution.calls if method == "POST"]
     assert set(started) == {"/v2/ml/digits/blobs/uploads/"}
     assert any(path.startswith("/token") for _, path, _ in distribution.calls) == (how == "bearer"), "the login is sent over https only"
@@ -378,12 +378,21 @@ def test_an_upload_of_an_image_is_started_and_cancelled(
     assert cancelled == ([f"/v2/ml/digits/blobs/uploads/1?state={how}"] if state == "ok" else [])
 
 
-def test_a_credential_helper_is_not_run(service: MakeService, distribution: Distribution, tmp_path: Path) -> None:
+def test_the_login_of_a_credential_helper_is_used(
+    service: MakeService, distribution: Distribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution.mode = "basic"
     (tmp_path / "docker").mkdir()
-    (tmp_path / "docker/config.json").write_text(json.dumps({"credHelpers": {distribution.address: "ecr-login"}}))
-    result = image_registry.push(read(service(image_registry=f"{distribution.address}/ml")))
-    assert (result.state, "ecr-login" in result.detail) == ("unseen", True)
-    assert distribution.calls == []
+    (tmp_path / "docker/config.json").write_text(json.dumps({"credHelpers": {distribution.address: "of-a-test"}}))
+    service_names = read(service(image_registry=f"{distribution.address}/ml"))
+    missing = image_registry.push(service_names)
+    assert (missing.state, "docker-credential-of-a-test" in missing.detail) == ("no", True)
+    helper = tmp_path / "programs/docker-credential-of-a-test"
+    helper.parent.mkdir()
+    helper.write_text('#!/bin/sh\necho \'{"Username": "bot", "Secret": "xyzzy"}\'\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(helper.parent), prepend=os.pathsep)
+    assert image_registry.push(service_names).state == "ok"
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_build.adapters.engine import command as engine
-from mlops_build.adapters.engine.command import EngineUnreachable, ImageRegistryUnreachable
+from mlops_build.adapters.engine.command import EngineUnreachable
+from mlops_build.adapters.image_registry import ImageRegistryUnreachable
 from mlops_build.adapters.program import Ended
 from mlops_build.model.identity import DIGEST
 

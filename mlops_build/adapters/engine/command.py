@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlops_build.adapters import program as programs
+from mlops_build.adapters.image_registry import ImageRegistryUnreachable, LoginNeeded
 from mlops_build.adapters.program import STDERR, Ended
-from mlops_build.errors import Failed, Refused, Unreachable
+from mlops_build.errors import Failed, Unreachable
 
 ANSWER_SECONDS = 60
 BUILD_SECONDS = 3600
@@ -22,14 +23,6 @@ CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 class EngineUnreachable(Unreachable):
     """There is no build command, or its engine does not answer."""
-
-
-class ImageRegistryUnreachable(Unreachable):
-    """The image registry does not answer."""
-
-
-class LoginNeeded(Refused):
-    """The image registry needs credentials, or refuses the given ones."""
 
 
 class BuildFailed(Failed):
