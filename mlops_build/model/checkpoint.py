@@ -8,7 +8,6 @@ import pickletools
 import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from pathlib import Path
 from typing import IO
 
 # The operations that torch reads with weights_only=True. None of them can build the name of an import while the pickle is loaded.
@@ -59,11 +58,8 @@ class OtherPickle(Unreadable):
     """A pickle with an operation that torch.save does not write: it can build the names of its imports while it is loaded."""
 
 
-def imports(file: IO[bytes] | Path) -> set[str]:
+def imports(file: IO[bytes]) -> set[str]:
     """The names, as MODULE.NAME, that loading the file would import. Raises Unreadable, and what zipfile raises."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return imports(opened)
     return _imports(_pickle(file))
 
 

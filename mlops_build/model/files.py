@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlops_build.errors import Refused
@@ -12,20 +13,32 @@ class DigestMismatch(Refused):
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over every file's path, size and SHA-256, in sorted order: "sha256:<64 hex>".
+    """The digest of the files of a folder: see digest_of. Raises Refused as plain_files."""
+    return digest_of((path, file.stat().st_size, file_digest(file)) for path, file in plain_files(folder))
 
-    Does not depend on the order of directory listings, on modification times or on modes. Raises Refused for a symbolic link or a special
-    file: its target is not part of the folder.
+
+def digest_of(entries: Iterable[tuple[str, int, str]]) -> str:
+    """SHA-256 over every file's path, size and SHA-256 (64 hex digits), sorted by path: "sha256:<64 hex>".
+
+    Does not depend on the order of `entries`, on modification times or on modes.
     """
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+    for path, size, sha256 in sorted(entries):
+        total.update(f"{path}\0{size}\0{sha256}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder with their POSIX paths in it. Raises Refused for a symbolic link, whose target is not part of the folder, and
+    for a special file.
+    """
+    for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise Refused(
                 f"{path} is not a plain file", remedy="a model version contains plain files only; replace it with a copy of its target"
             )
         if path.is_file():
-            total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0{file_digest(path)}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+            yield path.relative_to(folder).as_posix(), path
 
 
 def remove_bytecode(folder: Path) -> None:

@@ -10,9 +10,11 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from mlops_build.finding import Finding
 from mlops_build.model import checkpoint, openapi
@@ -66,11 +68,11 @@ def scan(folder: Path) -> list[Finding]:
     file.
     """
     if folder.is_file():
-        return _file(folder, folder.name)
+        return scan_file(folder.name, partial(_open, folder))
     findings = mlmodel(folder)
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_file():
-            findings += _file(path, path.relative_to(folder).as_posix())
+            findings += scan_file(path.relative_to(folder).as_posix(), partial(_open, path))
     return findings
 
 
@@ -101,15 +103,24 @@ def _named(document: Any) -> Iterator[tuple[str, str]]:
         yield from ((f"artifacts.{name}", str(entry["path"])) for name, entry in (flavor.get("artifacts") or {}).items())
 
 
-def _file(path: Path, subject: str) -> list[Finding]:
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def scan_file(subject: str, opener: Callable[[], AbstractContextManager[IO[bytes]]]) -> list[Finding]:
+    """Findings for one file. subject: its path in the folder. opener: opens it, with seek; not called where the name decides.
+
+    Reads the first bytes; of a zip file its directory, the pickles in it, and the first bytes of its members.
+    """
+    path = PurePosixPath(subject)
     if path.name == PICKLED_MODEL:
         return [Finding(subject, "pickled-model", "the model is a pickled Python object, which runs code when it is loaded", LOG_MODEL)]
     if path.suffix.lower() in PICKLES:
         return [Finding(subject, "pickle", f"a {path.suffix} file runs code when it is loaded", LOG_MODEL)]
-    with path.open("rb") as file:
+    with opener() as file:
         head = file.read(SAFE_HEAD)
-    if head == ZIP:
-        return _zip(path, subject)
+        if head == ZIP:
+            return _zip(file, subject)
     if _pickled(head):
         return [Finding(subject, "pickle", "the file is a pickle, which runs code when it is loaded", STATE_DICT)]
     if path.suffix.lower() in TORCH:
@@ -117,12 +128,12 @@ def _file(path: Path, subject: str) -> list[Finding]:
     return []
 
 
-def _zip(path: IO[bytes] | Path, subject: str, *, nested: bool = False) -> list[Finding]:
+def _zip(file: IO[bytes], subject: str, *, nested: bool = False) -> list[Finding]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = sorted(archive.namelist())
             if Path(subject).suffix.lower() in TORCH or any(Path(name).name == "data.pkl" for name in names):
-                return _checkpoint(path, subject)
+                return _checkpoint(file, subject)
             exported = Path(subject).suffix == ".pt2" or any(Path(name).name == "archive_format" for name in names)
             return [finding for name in names if not name.endswith("/") for finding in _member(archive, name, subject, nested, exported)]
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
@@ -156,9 +167,9 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
     return []
 
 
-def _checkpoint(path: IO[bytes] | Path, subject: str) -> list[Finding]:
+def _checkpoint(file: IO[bytes], subject: str) -> list[Finding]:
     try:
-        unsafe = sorted(checkpoint.imports(path) - checkpoint.SAFE - ALLOWED)
+        unsafe = sorted(checkpoint.imports(file) - checkpoint.SAFE - ALLOWED)
     except checkpoint.OtherPickle as error:
         return [Finding(subject, "pickle", f"its imports cannot be listed: {error}", STATE_DICT)]
     except (ValueError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:

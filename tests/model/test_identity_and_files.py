@@ -1,6 +1,8 @@
 """The URI of a model version, and the digest of its files."""
 
+import hashlib
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,29 @@ def test_any_change_changes_the_digest(tmp_path_factory: pytest.TempPathFactory,
     assert files.digest(tree(after_root, changed)) != before
     with pytest.raises(files.DigestMismatch):
         files.verify(after_root, before)
+
+
+# "-", "." and "0" are sorted before, at and after "/".
+PATHS = st.lists(st.text(alphabet="a-.0é", min_size=1, max_size=3).filter(lambda name: set(name) != {"."}), min_size=1, max_size=3)
+
+
+@given(st.dictionaries(PATHS.map("/".join), st.binary(max_size=8), max_size=8), st.randoms(use_true_random=False))
+def test_the_digest_of_entries_is_that_of_the_folder(
+    tmp_path_factory: pytest.TempPathFactory, contents: dict[str, bytes], chance: random.Random
+) -> None:
+    contents = {path: content for path, content in contents.items() if not any(other.startswith(f"{path}/") for other in contents)}
+    entries = [(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in contents.items()]
+    chance.shuffle(entries)
+    assert files.digest_of(iter(entries)) == files.digest(tree(tmp_path_factory.mktemp("folder"), contents))
+
+
+def test_the_digest_stays_as_it_was(tmp_path: Path) -> None:
+    """It is in the tags of registered versions."""
+    contents = {"a/b": b"1", "a-b": b"", "a.txt": b"22", "a0": b"3"}
+    text = "".join(
+        f"{path}\0{len(contents[path])}\0{hashlib.sha256(contents[path]).hexdigest()}\n" for path in ("a-b", "a.txt", "a/b", "a0")
+    )
+    assert files.digest(tree(tmp_path, contents)) == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def test_a_link_is_refused(tmp_path: Path) -> None:

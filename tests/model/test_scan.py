@@ -1,5 +1,6 @@
 """The scan finds files that would run code, and runs none of it."""
 
+import io
 import json
 import os
 import pickle
@@ -11,13 +12,15 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 
+from mlops_build.errors import NotFound
 from mlops_build.model import checkpoint
-from mlops_build.model.scan import advice, refused, scan
+from mlops_build.model.scan import advice, refused, scan, scan_file
 
 
 class Command:
@@ -58,6 +61,47 @@ def test_plain_weights_are_clean(folder: Path) -> None:
     with zipfile.ZipFile(folder / "service-0.1.0-py3-none-any.whl", "w") as archive:
         archive.writestr("service/__init__.py", "")
     assert rules(folder) == {}
+
+
+class Counting(io.FileIO):
+    """Counts the bytes that are read."""
+
+    count = 0
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        Counting.count += count
+        return count
+
+
+@pytest.mark.parametrize("extra", [None, "command"])
+def test_little_of_a_large_checkpoint_is_read(tmp_path: Path, command: Command, extra: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "count", 0)
+    torch.save({"weights": [torch.zeros(1_300_000) for _ in range(10)], "extra": extra and command}, tmp_path / "weights.pt")
+    assert (tmp_path / "weights.pt").stat().st_size > 50_000_000
+    found = scan_file("deep/weights.pt", lambda: io.BufferedReader(Counting(tmp_path / "weights.pt"), 1 << 16))
+    assert [(finding.subject, finding.rule) for finding in found] == ([("deep/weights.pt", "unsafe-import")] if extra else [])
+    assert 0 < Counting.count < 1_000_000
+    assert [(finding.rule, finding.why) for finding in found] == [(finding.rule, finding.why) for finding in scan(tmp_path)]
+
+
+def test_a_name_decides_without_the_file() -> None:
+    def never() -> IO[bytes]:
+        raise AssertionError("it was opened")
+
+    assert [finding.rule for finding in scan_file("a/python_model.pkl", never)] == ["pickled-model"]
+    assert [finding.rule for finding in scan_file("a/b.JOBLIB", never)] == ["pickle"]
+
+
+def test_a_store_that_fails_is_no_finding() -> None:
+    """A zip file that cannot be read is a finding; a store that does not answer is an error of the store."""
+
+    class Failing(io.BytesIO):
+        def seek(self, *_: int) -> int:
+            raise NotFound("gone")
+
+    with pytest.raises(NotFound):
+        scan_file("weights.pt", lambda: Failing(b"PK\3\4"))
 
 
 def test_numpy_numbers_beside_weights_are_on_the_allow_list(folder: Path) -> None:

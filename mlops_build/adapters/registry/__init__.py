@@ -11,9 +11,11 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import (
@@ -23,6 +25,7 @@ from mlops_build.adapters.registry.records import (
     RegistryUnreachable,
     Rejected,
     Run,
+    StoredFile,
     UnknownVersion,
     shown,
 )
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from mlops_build.adapters.registry.server import Server
     from mlops_build.adapters.registry.webhooks import Webhook
 
-__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "UnknownVersion", "checked_address", "quiet_mlflow"]
+__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "StoredFile", "UnknownVersion", "checked_address", "quiet_mlflow"]
 
 SQLITE = "sqlite:///"
 SERVER = ("http://", "https://")
@@ -227,12 +230,21 @@ class Registry:
             try:
                 self._artifacts().download(version.source, folder)
             except NoFiles as error:
-                raise UnknownVersion(
-                    f"{version.uri}: its files cannot be read from {shown(version.source)}: {error}",
-                    remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
-                ) from error
+                raise _unreadable(version, "its files", error) from error
             folder.rename(destination)
         return destination
+
+    @_translating
+    def files(self, version: RegisteredVersion) -> list[StoredFile]:
+        """A version's files, sorted by path. Raises UnknownVersion where they cannot be read, also while an opened file is read.
+
+        Nothing is copied before a file is opened; files of some stores are then copied to a temporary folder, one at a time. Open a file
+        once and seek, where that is possible. Raises Refused for a symbolic link in a local store.
+        """
+        try:
+            return [replace(file, open=partial(_opened, version, file)) for file in self._artifacts().files(version.source)]
+        except NoFiles as error:
+            raise _unreadable(version, "its files", error) from error
 
     @_translating
     def read(self, version: RegisteredVersion, path: str) -> bytes:
@@ -331,6 +343,22 @@ class Registry:
         if error.is_missing:
             return NotFound(f"MLflow at {shown(self.uri)}: {error.text}")
         return Failed(f"MLflow at {shown(self.uri)}: {error.text}")
+
+
+@contextlib.contextmanager
+def _opened(version: RegisteredVersion, file: StoredFile) -> Iterator[BinaryIO]:
+    try:
+        with file.open() as opened:
+            yield opened
+    except NoFiles as error:
+        raise _unreadable(version, f"its file {file.path}", error) from error
+
+
+def _unreadable(version: RegisteredVersion, what: str, error: NoFiles) -> UnknownVersion:
+    return UnknownVersion(
+        f"{version.uri}: {what} cannot be read from {shown(version.source)}: {error}",
+        remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
+    )
 
 
 def _no_database(file: Path) -> RegistryUnreachable:

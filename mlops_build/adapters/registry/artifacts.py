@@ -7,20 +7,26 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from mlops_build.adapters.registry import stored
 from mlops_build.adapters.registry.http import Http, is_set
 from mlops_build.adapters.registry.quiet import quiet_mlflow
-from mlops_build.adapters.registry.records import NoAnswer, NoFiles, Rejected, first_line
+from mlops_build.adapters.registry.records import NoFiles, StoredFile, first_line
+from mlops_build.adapters.registry.stored import translated
+from mlops_build.model.files import plain_files
 
 PROXY = "api/2.0/mlflow-artifacts/artifacts"
 # mlflow sends larger files in parts, straight to the store, where the server offers that.
 LARGE = 500_000_000
+# The most files and folders of a version that are listed: a server could name more without an end.
+ENTRIES = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,44 @@ class Artifacts:
 
     def download(self, uri: str, destination: Path) -> None:
         """Copy the folder at `uri` to `destination`, which does not exist yet. Raises NoFiles."""
-        with _translated():
+        with translated():
             if folder := _local(uri):
                 shutil.copytree(folder, destination)
             elif uri.startswith("s3://"):
-                _from_s3(self._s3(), uri, destination)
-            elif not ((proxy := _proxy(uri, self.http)) and proxy.download(destination)):
+                client = self._s3()
+                for path, _, request in _on_s3(client, uri):
+                    (destination / path).parent.mkdir(parents=True, exist_ok=True)
+                    client.download_file(request["Bucket"], request["Key"], str(destination / path), ExtraArgs=_owner())
+            elif _proxy(uri, self.http):
+                for path, size in self._listed(uri):
+                    self._save(uri, path, size, destination / path)
+            else:
                 self._from_mlflow(uri, destination)
+
+    def files(self, uri: str) -> list[StoredFile]:
+        """The files of the folder at `uri`, sorted by path. Raises NoFiles, also while an opened file is read, and Refused for a link.
+
+        Nothing is copied before a file is opened. Then a file on a local disk or on S3 is read where it is; of others, which cannot be
+        read from the middle, the whole file is copied to a temporary folder.
+        """
+        with translated():
+            if folder := _local(uri):
+                files = [StoredFile(path, file.stat().st_size, partial(stored.local, file)) for path, file in plain_files(folder)]
+                if not files:
+                    raise NoFiles("there are no files")
+            elif uri.startswith("s3://"):
+                client = self._s3()
+                files = [
+                    StoredFile(path, size, partial(stored.on_s3, client, request, size)) for path, size, request in _on_s3(client, uri)
+                ]
+            else:
+                copies = ((path, size, partial(self._save, uri, path, size)) for path, size in self._listed(uri))
+                files = [StoredFile(path, size, partial(stored.copied, save, size)) for path, size, save in copies]
+        return sorted(files, key=lambda file: file.path)
 
     def read(self, uri: str) -> bytes:
         """The bytes of the file at `uri`. Raises NoFiles."""
-        with _translated():
+        with translated():
             if file := _local(uri):
                 return file.read_bytes()
             if uri.startswith("s3://"):
@@ -57,7 +90,7 @@ class Artifacts:
 
     def upload(self, folder: Path, uri: str) -> None:
         """Copy a folder's files to `uri`, over those of the same names. Raises NoFiles."""
-        with _translated():
+        with translated():
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             if local := _local(uri):
                 shutil.copytree(folder, local, dirs_exist_ok=True)
@@ -67,40 +100,57 @@ class Artifacts:
                 for file in files:
                     proxy.http.send("PUT", proxy.url(file.relative_to(folder).as_posix()), file=file)
             else:
-                quiet_mlflow()
-                from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-                with contextlib.redirect_stdout(sys.stderr):
-                    get_artifact_repository(uri, tracking_uri=self.tracking_uri).log_artifacts(str(folder))
+                with self._mlflow(uri) as repository:
+                    repository.log_artifacts(str(folder))
 
     def _s3(self) -> Any:
         return _s3(os.environ.get("MLFLOW_S3_ENDPOINT_URL") or self.s3_endpoint_url)
 
-    def _from_mlflow(self, uri: str, destination: Path) -> None:
-        quiet_mlflow()
-        import mlflow.artifacts
+    def _listed(self, uri: str) -> list[tuple[str, int]]:
+        """The path and size of every file of a folder that is neither on a local disk nor on S3."""
+        if proxy := _proxy(uri, self.http):
+            return _walk(proxy.entries)
+        with self._mlflow(uri) as repository:
 
+            def entries(folder: str) -> Iterator[tuple[str, bool, int]]:
+                for entry in repository.list_artifacts(folder or None):
+                    yield entry.path.rpartition("/")[2], entry.is_dir, entry.file_size or 0
+
+            return _walk(entries)
+
+    def _save(self, uri: str, path: str, size: int, destination: Path) -> None:
+        """Copy one of the files that `_listed` names."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=destination.parent) as part, contextlib.redirect_stdout(sys.stderr):
-            try:
+        if size < LARGE and (proxy := _proxy(uri, self.http)):
+            proxy.http.save(proxy.url(path), destination)
+        else:
+            self._from_mlflow(uri, destination, path)
+
+    def _from_mlflow(self, uri: str, destination: Path, path: str = "") -> None:
+        """Copy what is at `uri`, or one file below it."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent) as part, self._mlflow(uri) as repository:
+            import mlflow.artifacts
+
+            if path:
+                copy = repository.download_artifacts(path, part)
+            else:
                 copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=part, tracking_uri=self.tracking_uri)
+            Path(copy).rename(destination)
+
+    @contextlib.contextmanager
+    def _mlflow(self, uri: str) -> Iterator[Any]:
+        """mlflow's own access to a store. What it prints on stdout goes to stderr."""
+        quiet_mlflow()
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+                yield get_artifact_repository(uri, tracking_uri=self.tracking_uri)
             except ModuleNotFoundError as error:
                 raise NoFiles(f"mlflow needs the Python package {error.name!r} for {uri.partition(':')[0]}:, install it") from error
             except Exception as error:  # its stores raise anything for an address that they cannot split
                 raise NoFiles(first_line(error)) from error
-            Path(copy).rename(destination)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Errors of the stores as NoFiles. Other errors are not caught."""
-    try:
-        yield
-    except Exception as error:
-        module = type(error).__module__.partition(".")[0]
-        if not isinstance(error, (OSError, Rejected, NoAnswer, shutil.Error)) and module not in ("mlflow", "botocore", "boto3"):
-            raise
-        raise NoFiles(first_line(error)) from error
 
 
 def _local(uri: str) -> Path | None:
@@ -131,32 +181,38 @@ class _Proxy:
     def url(self, below: str = "") -> str:
         return f"{self.address}/{quote(f'{self.path}/{below}'.strip('/'))}"
 
-    def download(self, destination: Path) -> bool:
-        """Whether the folder's files were copied; not where one is so large that mlflow should do it."""
-        files: list[str] = []
-        folders = [""]
-        while folders:
-            folder = folders.pop()
-            response = self.http.send("GET", self.address, {"params": {"path": f"{self.path}/{folder}".strip("/")}})
-            for entry in self.http.document(response).get("files", []):
-                path = f"{folder}/{_checked(str(entry['path']))}".strip("/")
-                if entry.get("is_dir"):
-                    folders.append(path)
-                elif int(entry.get("file_size") or 0) >= LARGE:
-                    return False
-                else:
-                    files.append(path)
-        if not files:
-            raise NoFiles("there are no files")
-        for path in files:
-            (destination / path).parent.mkdir(parents=True, exist_ok=True)
-            self.http.save(self.url(path), destination / path)
-        return True
+    def entries(self, folder: str) -> Iterator[tuple[str, bool, int]]:
+        """What is in one folder: see _walk."""
+        response = self.http.send("GET", self.address, {"params": {"path": f"{self.path}/{folder}".strip("/")}})
+        for entry in self.http.document(response).get("files", []):
+            yield str(entry["path"]), bool(entry.get("is_dir")), int(entry.get("file_size") or 0)
+
+
+def _walk(entries: Callable[[str], Iterable[tuple[str, bool, int]]]) -> list[tuple[str, int]]:
+    """The path and size of every file of a store. entries: name, size and whether it is a folder, of all in one folder."""
+    files: list[tuple[str, int]] = []
+    folders = [""]
+    count = 0
+    while folders:
+        folder = folders.pop()
+        for name, is_folder, size in entries(folder):
+            path = f"{folder}/{_checked(name or '.')}".removeprefix("/")
+            if is_folder:
+                folders.append(path)
+            else:
+                files.append((path, size))
+            count += 1
+            if count > ENTRIES:
+                raise NoFiles(f"the store lists more than {ENTRIES} files and folders")
+    if not files:
+        raise NoFiles("there are no files")
+    return files
 
 
 def _checked(path: str) -> str:
-    """A path below the folder that it is joined to; a server does not choose where files are written."""
-    if path and (".." in PurePosixPath(path).parts or path.startswith("/") or "\\" in path or "\0" in path):
+    """A path below the folder that it is joined to; a server does not choose where files are written. One file has one path."""
+    parts = PurePosixPath(path).parts
+    if path and (".." in parts or path != "/".join(parts) or path.startswith("/") or "\\" in path or "\0" in path):
         raise NoFiles(f"the store lists {path[:200]!r}, which is not a path below the version's folder")
     return path
 
@@ -176,21 +232,20 @@ def _to_s3(client: Any, uri: str, folder: Path, files: list[Path]) -> None:
         client.upload_file(str(file), bucket, key, ExtraArgs={**described, **extra})
 
 
-def _from_s3(client: Any, uri: str, destination: Path) -> None:
-    owner = _owner()
+def _on_s3(client: Any, uri: str) -> list[tuple[str, int, dict[str, str]]]:
+    """Every file's path below `uri`, its size, and the request that reads it as it is listed."""
     bucket, root = _bucket_and_key(uri)
     prefix = f"{root}/" if root else ""
-    count = 0
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **owner):
+    files = []
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **_owner()):
         for entry in page.get("Contents", []):
-            path = _checked(entry["Key"].removeprefix(prefix))
-            if not path or path.endswith("/"):  # a folder's marker
-                continue
-            (destination / path).parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(bucket, entry["Key"], str(destination / path), **({"ExtraArgs": owner} if owner else {}))
-            count += 1
-    if not count:
+            path = entry["Key"].removeprefix(prefix)
+            if path and not path.endswith("/"):  # else it is a folder's marker
+                request = {"Bucket": bucket, "Key": entry["Key"], "IfMatch": entry["ETag"], **_owner()}
+                files.append((_checked(path), entry["Size"], request))
+    if not files:
         raise NoFiles("there are no files")
+    return files
 
 
 def _owner() -> dict[str, str]:

@@ -1,7 +1,9 @@
 """What the registry knows: model versions and runs, where it is, and the errors that it raises."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
 from mlops_build.model.identity import DIGEST_TAG, ModelRef
@@ -83,6 +85,15 @@ class Run:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a version. path: below the version's folder. size: bytes. open: for reading, with seek; raises as Registry.files."""
+
+    path: str
+    size: int
+    open: Callable[[], AbstractContextManager[BinaryIO]] = field(repr=False, compare=False)
 
 
 def shown(uri: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,56 @@ def test_files_come_back_as_they_went(store: Registry, tmp_path: Path) -> None:
     with pytest.raises(UnknownVersion, match=r"lineage\.json cannot be read"):
         store.read(store.version("digits", 1), "lineage.json")
     assert list(tmp_path.glob("deep/.*")) == []
+
+
+@pytest.mark.parametrize("way", ["", "large", "parts"])
+def test_files_are_read_one_by_one(store: Registry, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """large: the server's own client copies each. parts: it lists them too."""
+    if way == "large":
+        monkeypatch.setattr("mlops_build.adapters.registry.artifacts.LARGE", 1)
+    if way == "parts":
+        monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    listed = store.files(store.version("digits", 1))
+    assert [(file.path, file.size) for file in listed] == [("a name, b+c", 1), ("sub/weights", 2)]
+    with listed[1].open() as opened:
+        assert opened.seek(1) == 1
+        assert opened.read() == b"\1"
+        with listed[0].open() as other:
+            assert other.read() == b"2"
+    assert list(tmp_path.iterdir()) == []
+    missing = border.RegisteredVersion("digits", 9, "", f"{store.version('digits', 1).source}/none", {}, 0)
+    with pytest.raises(UnknownVersion, match="its files cannot be read from") as caught:
+        store.files(missing)
+    assert "doctor" in str(caught.value.remedy)
+
+
+def test_a_file_that_the_server_no_longer_has_as_listed_is_named(proxy: Proxy, tmp_path: Path) -> None:
+    store = Registry(proxy.uri)
+    run = new_run(store, store.experiment(next(NAMES)))
+    (tmp_path / "a.txt").write_text("a")
+    version = store.create_version(next(NAMES), store.upload(run, tmp_path, "files"), run, {})
+    (file,) = store.files(version)
+    (tmp_path / "a.txt").write_text("ab")
+    store.upload(run, tmp_path, "files")
+    with (
+        pytest.raises(UnknownVersion, match=r"its file a\.txt cannot be read .* sent 2 bytes of a file that it lists with 1 bytes"),
+        file.open(),
+    ):
+        pass
+    proxy.lose["a.txt"] = [502] * 10
+    with pytest.raises(UnknownVersion, match=r"its file a\.txt cannot be read .* HTTP 502"), file.open():
+        pass
+
+
+def test_a_listing_without_an_end_is_refused(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlops_build.adapters.registry.artifacts.ENTRIES", 20)
+    store = Registry(proxy.uri)
+    version = border.RegisteredVersion("a", 1, "", "mlflow-artifacts:/0/run/files", {}, 0)
+    for name, said in {"again": "more than 20 files", "": "not a path below", ".": "not a path below"}.items():
+        proxy.content = json.dumps({"files": [{"path": name, "is_dir": True}]}).encode()
+        with pytest.raises(UnknownVersion, match=said):
+            store.files(version)
 
 
 def test_tags_and_aliases_move(store: Registry) -> None:
