@@ -1,13 +1,12 @@
 """Write a build context: checked, complete, and identical for the same model versions.
 
-    Dockerfile .dockerignore requirements.lock wheels/*.whl models/<name>/… context.json sbom.cdx.json [wheelhouse/*.whl]
+    Dockerfile .dockerignore requirements.lock code/… models/<name>/… context.json sbom.cdx.json [wheelhouse/*.whl]
 
 It is written next to its destination and then renamed, so that there is never an incomplete context.
 """
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from mlops_build.finding import Finding, show
 from mlops_build.model import files, openapi, scan
 from mlops_build.model.identity import SERVICE
 from mlops_build.model.version import BadVersion, ModelVersion
-from mlops_build.packaging import contents, grammar, sbom, wheelhouse
+from mlops_build.packaging import code, contents, grammar, sbom, wheelhouse
 from mlops_build.packaging.contents import Contents
 from mlops_build.packaging.dockerfile import UV, dockerfile
 from mlops_build.packaging.labels import labels
@@ -30,7 +29,7 @@ DOCKERIGNORE = """\
 # Only the files that the image needs.
 *
 !requirements.lock
-!wheels
+!code
 !wheelhouse
 !models
 !context.json
@@ -115,9 +114,7 @@ def write_context(
         made = Contents(chosen.service, image, needs[0].python, needs[0].torch, models, accepted)
         first = staged / contents.folder_of(models[0])
         (staged / "requirements.lock").write_text(needs[0].lock)
-        (staged / "wheels").mkdir()
-        for wheel in needs[0].wheels:
-            shutil.copyfile(first / WHEELS / wheel, staged / "wheels" / wheel)
+        code.unpack([first / WHEELS / wheel for wheel in needs[0].wheels], staged / code.FOLDER)
         if wheels is not None:
             wheelhouse.fill(wheels, staged / wheelhouse.FOLDER, _wanted(chosen, needs[0]))
         image_labels = labels(chosen, made, [staged / contents.folder_of(model) for model in models])
@@ -255,7 +252,9 @@ def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
 def _settle(folder: Path) -> None:
     """Set modes and times that depend only on the content, not on the user or the umask."""
     for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        # Only the code has programs, and its modes are those of the wheels.
+        program = path.is_file() and folder / code.FOLDER in path.parents and path.stat().st_mode & 0o100
+        path.chmod(0o755 if path.is_dir() or program else 0o644)
     for path in sorted(folder.rglob("*"), reverse=True):
         time = _time(path) if path.is_file() else TIME
         os.utime(path, (time, time))

@@ -157,10 +157,8 @@ def _context(folder: Path) -> Checked:
         # `package` has scanned the files, but releases before 0.6 did not look at the paths in MLmodel.
         _check(str(files_of), scan.mlmodel(files_of), context.unsafe_pickle)
         models.append(CheckedModel(files_of, model.name, model.version, model.digest))
-    # An image has installed these wheels, and does not contain them.
-    installed = not (folder / "wheels").is_dir()
-    if not installed:
-        files.verify(folder / "wheels", files.digest(models[0].folder / WHEELS))
+    # An image has the code in another folder. A context has it beside the models, for the build alone; until 0.9 as wheels.
+    installed = not any((folder / name).exists() for name in ("code", "wheels"))
     return Checked(context.service, context.image, tuple(models), installed, context.unsafe_pickle or "")
 
 

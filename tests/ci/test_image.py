@@ -295,7 +295,7 @@ def test_a_new_version_in_the_same_folder_is_read_again(world: World, tmp_path: 
         files_of = world.folder / name
         source = Source(ModelVersion("points", number, files.digest(files_of)), partial(shutil.copytree, files_of))
         write_context(Recipe("points", "python:3.11-slim"), None, [source], folder)
-        layers.append(layers_of_build(folder, "--target", "model"))  # the stage of the model: nothing is installed
+        layers.append(layers_of_build(folder, "--target", "layers"))  # the stage of code and model: nothing is installed
     assert layers[0] != layers[1]
 
 
@@ -317,7 +317,7 @@ def test_two_uncached_builds_have_the_same_layers_of_code_and_model(world: World
         path = tmp_path / f"context-{number}/Dockerfile"
         text = path.read_text()
         # Without the packages of the lock, which take minutes and belong to a lower layer.
-        path.write_text(text[: text.index("COPY requirements.lock")] + text[text.index("FROM dependencies AS code") :])
+        path.write_text(text[: text.index("COPY requirements.lock")] + text[text.index("# Gathered here") :])
         layers.append(layers_of_build(path.parent, "--no-cache"))
     assert layers[0][-2:] == layers[1][-2:]
     assert layers[0][-3] != layers[1][-3], "the environment's layer was taken from a cache, so this test compares nothing"

@@ -53,12 +53,15 @@ def test_a_context_holds_what_an_image_needs_and_nothing_else(world: World, tmp_
     one = source(world.folder / "one")
     made = write_context(CPU, IMAGE, [one], tmp_path / "context")
     assert sorted(path.name for path in (tmp_path / "context").iterdir()) == sorted(
-        ["Dockerfile", ".dockerignore", "requirements.lock", "wheels", "models", "context.json", "sbom.cdx.json"]
+        ["Dockerfile", ".dockerignore", "requirements.lock", "code", "models", "context.json", "sbom.cdx.json"]
     )
     assert files.digest(tmp_path / "context/models/points") == one.model.digest
     assert (tmp_path / "context/requirements.lock").read_text() == LOCK
-    wheels = sorted(path.name for path in (tmp_path / "context/wheels").iterdir())
-    assert wheels == [f"mlops_build-{__version__}-py3-none-any.whl", "points-0.1.0-py3-none-any.whl"]
+    assert sorted(path.name for path in (tmp_path / "context/code").iterdir()) == sorted(
+        ["bin", "mlops_build", f"mlops_build-{__version__}.dist-info", "points_service", "points-0.1.0.dist-info"]
+    )
+    programs = [path for path in (tmp_path / "context").rglob("*") if path.is_file() and path.stat().st_mode & 0o111]
+    assert programs == [tmp_path / "context/code/bin/mlops-build"]
     document = json.loads((tmp_path / "context/context.json").read_text())
     assert document["models"] == [{"name": "points", "version": 1, "digest": one.model.digest, "path": "models/points"}]
     assert (document["schema"], document["service"], document["image"], document["python"]) == (
@@ -229,13 +232,13 @@ def test_the_dockerfile_is_made_for_small_images_and_plain_builders(world: World
     lines = text.splitlines()
     final = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
     copies = [line for line in final if line.startswith(("COPY", "RUN", "ADD"))]
-    assert copies == ["COPY --from=dependencies /opt/venv /opt/venv", "COPY --from=code /out /", "COPY --from=model /out /"]
+    assert copies == ["COPY --from=dependencies /opt/venv /opt/venv", "COPY --from=layers /code /", "COPY --from=layers /model /"]
     assert "USER 10001:10001" in final
     assert any(line.startswith("HEALTHCHECK") for line in final)
     assert final[-1] == 'ENTRYPOINT ["mlops-build", "serve", "/app", "--host", "0.0.0.0", "--port", "8080"]'
     assert f'org.opencontainers.image.revision="{COMMIT}"' in text
     # What changes with every version stands after what changes with the lock alone.
-    assert text.index("COPY requirements.lock") < text.index("COPY wheels/") < text.index("COPY context.json")
+    assert text.index("COPY requirements.lock") < text.index("COPY code/") < text.index("COPY context.json")
 
 
 def test_the_dockerfile_follows_service_yaml() -> None:

@@ -116,7 +116,7 @@ def test_the_bill_lists_all_that_goes_in(bill: dict[str, Any], told: Path, tmp_p
     assert found["torch"]["version"] == json.loads((told / "environment/environment.json").read_text())["torch"]
     assert "hashes" not in found["torch"]
     assert found["mirror.example.com/python"]["hashes"] == [{"alg": "SHA-256", "content": "d" * 64}]
-    ours = (tmp_path / f"context/wheels/mlops_build-{__version__}-py3-none-any.whl").read_bytes()
+    ours = (told / f"environment/wheels/mlops_build-{__version__}-py3-none-any.whl").read_bytes()
     assert found["mlops-build"]["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(ours).hexdigest()}]
     models = [one for one in bill["components"] if one["type"] == "machine-learning-model"]
     assert [(one["name"], one["version"]) for one in models] == [("points", "1")]

@@ -37,7 +37,7 @@ def ran(tmp_path: Path) -> Path:
 def altered(context: Path, ran: Path, tmp_path: Path) -> Path:
     """The service's wheel with another line of code in it."""
     wheel = tmp_path / "altered.whl"
-    with zipfile.ZipFile(context / "wheels" / WHEEL) as source, zipfile.ZipFile(wheel, "w") as target:
+    with zipfile.ZipFile(context / OWN) as source, zipfile.ZipFile(wheel, "w") as target:
         for name in source.namelist():
             more = f"open({str(ran)!r}, 'w')\n".encode() if name.endswith("__init__.py") else b""
             target.writestr(name, more + source.read(name))
@@ -82,10 +82,10 @@ def link(path: str) -> Callable[[Path, Path], object]:
 @pytest.mark.parametrize(
     "change",
     [
-        replace(f"wheels/{WHEEL}"), replace("wheels/zzz-1.0-py3-none-any.whl"), replace(OWN), link(f"wheels/{WHEEL}"), link("wheels"),
-        link(OWN), link("models/points"), lambda context, _: (context / OWN).unlink(),
+        replace(OWN), replace("models/points/environment/wheels/zzz-1.0-py3-none-any.whl"), link(OWN), link("models/points"),
+        lambda context, _: (context / OWN).unlink(),
     ],
-    ids=range(8),
+    ids=range(5),
 )  # fmt: skip
 @pytest.mark.usefixtures("imports")
 def test_other_code_than_the_registered_is_refused_and_does_not_run(
@@ -100,18 +100,18 @@ def test_other_code_than_the_registered_is_refused_and_does_not_run(
 
 @pytest.mark.usefixtures("imports")
 def test_the_code_comes_from_the_verified_files(copy: Path, altered: Path, ran: Path) -> None:
-    """Also if the other copy, which only the image's build needs, changes after the check."""
-    checked = from_folder(copy, lambda _: None)
-    shutil.copyfile(altered, copy / "wheels" / WHEEL)
-    load(checked)
+    """The other copy, unpacked, is for the image's build alone."""
+    with zipfile.ZipFile(altered) as wheel:
+        wheel.extractall(copy / "code")
+    load(from_folder(copy, lambda _: None))
     assert not ran.exists()
     assert str(copy / OWN) in str(sys.modules["points_service"].__file__)
 
 
 @pytest.mark.usefixtures("imports")
 def test_installed_code_is_used_in_an_image(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An image has no wheels beside the models: its code is unpacked, so that it can read files beside itself."""
-    shutil.rmtree(copy / "wheels")
+    """An image has no code beside the models, but in a folder that Python reads."""
+    shutil.rmtree(copy / "code")
     with zipfile.ZipFile(copy / OWN) as wheel:
         wheel.extractall(tmp_path / "code")
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
