@@ -67,12 +67,17 @@ def on_s3(client: Any, request: Mapping[str, Any], size: int) -> io.BufferedRead
 
 
 class _S3Object(io.RawIOBase):
-    """One GET for all bytes from the current position on. A seek, or a response that ends early, leads to another GET."""
+    """One GET for the whole object. After a seek it is one for BUFFER bytes, since a scan reads no more, and then one for the rest.
+
+    A response that ends early leads to another GET.
+    """
 
     def __init__(self, client: Any, request: Mapping[str, Any], size: int) -> None:
         self._client, self._request, self._size = client, request, size
         self._position = 0
+        self._has_moved = False
         self._body: Any = None
+        self._stop = 0  # where the body ends
 
     def readable(self) -> bool:
         return True
@@ -86,6 +91,7 @@ class _S3Object(io.RawIOBase):
             raise ValueError(f"position {position} is before the start of the file")
         if position != self._position:
             self._end()
+            self._has_moved = True
         self._position = position
         return position
 
@@ -97,11 +103,13 @@ class _S3Object(io.RawIOBase):
         why = ""
         for attempt in range(TRIES if wanted else 0):
             time.sleep(WAIT * attempt)
+            if self._position == self._stop:
+                self._end()
             with translated():
                 self._body = self._body or self._get()
             try:
                 with translated():
-                    count = int(self._body.readinto(wanted))
+                    count = int(self._body.readinto(wanted[: self._stop - self._position]))
             except NoFiles as error:
                 why, count = f": {error}", 0
             if count:
@@ -117,10 +125,12 @@ class _S3Object(io.RawIOBase):
         super().close()
 
     def _get(self) -> Any:
-        response = self._client.get_object(**self._request, Range=f"bytes={self._position}-")
-        if response["ContentLength"] != self._size - self._position:  # the store ignores Range or IfMatch
+        self._stop = min(self._size, self._position + BUFFER) if self._has_moved else self._size
+        response = self._client.get_object(**self._request, Range=f"bytes={self._position}-{self._stop - 1}")
+        if response["ContentLength"] != self._stop - self._position:  # the store ignores Range or IfMatch
             response["Body"].close()
             raise NoFiles(f"{self._request['Key']} has another size than in the store's list, or the store sends no part of a file")
+        self._has_moved = False
         return response["Body"]
 
     def _end(self) -> None:

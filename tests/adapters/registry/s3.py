@@ -43,8 +43,11 @@ class Gateway:
                 if self.headers.get("If-Match", etag(content)) != etag(content):
                     self.answer(412, b"", {})
                     return
-                first = 0 if gateway.ignores_ranges else int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-                self.answer(206, content[first:], {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"})
+                first, last = (int(end) for end in self.headers["Range"].removeprefix("bytes=").split("-"))
+                if gateway.ignores_ranges:
+                    self.answer(200, content, {})
+                else:
+                    self.answer(206, content[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(content)}"})
 
             def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)

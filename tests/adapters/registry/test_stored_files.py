@@ -79,7 +79,7 @@ def test_files_on_s3_are_listed_and_read(on_s3: Registry, gateway: Gateway) -> N
         with file.open() as opened:
             contents[file.path] = opened.read()
     assert contents == {"sub.txt": b"text", "sub/empty": b"", "weights": CONTENT}
-    assert gateway.ranges == ["bytes=0-", "bytes=0-"]
+    assert gateway.ranges == ["bytes=0-3", f"bytes=0-{len(CONTENT) - 1}"]
 
 
 def test_an_object_is_read_from_any_position(on_s3: Registry) -> None:
@@ -95,12 +95,22 @@ def test_an_object_is_read_from_any_position(on_s3: Registry) -> None:
             opened.seek(-len(CONTENT) - 1, io.SEEK_END)
 
 
+def test_a_jump_reads_little(on_s3: Registry, gateway: Gateway) -> None:
+    (file,) = (file for file in on_s3.files(S3) if file.path == "weights")
+    with file.open() as opened:
+        for position in (650_000, 100_000):
+            opened.seek(position)
+            opened.read(2)
+        opened.read(stored.BUFFER)
+    assert gateway.ranges == ["bytes=650000-700000", "bytes=100000-165535", "bytes=165536-700000"]
+
+
 def test_a_body_that_breaks_off_is_continued(on_s3: Registry, gateway: Gateway) -> None:
     gateway.cuts = [0, 100_000, 0, 0, 300_000]
     (file,) = (file for file in on_s3.files(S3) if file.path == "weights")
     with file.open() as opened:
         assert opened.read() == CONTENT
-    assert gateway.ranges == [f"bytes={start}-" for start in (0, 0, 100_000, 100_000, 100_000, 400_000)]
+    assert gateway.ranges == [f"bytes={start}-{len(CONTENT) - 1}" for start in (0, 0, 100_000, 100_000, 100_000, 400_000)]
 
 
 def test_a_body_that_always_breaks_off_is_an_error(on_s3: Registry, gateway: Gateway) -> None:
