@@ -11,8 +11,8 @@ from mlops_build.errors import Failed, MlopsBuildError, Refused, Unreachable
 
 LONGEST_WAIT = 60.0
 MOST_CHARACTERS = 300
-# Signatures in a query, and user:password@.
-SECRETS = re.compile(r"\?[^\s'\"()<>]+|(?<=://)[^/@\s]+(?=@)")
+# Signatures in a query, user:password@, and what a registry repeats of our header.
+SECRETS = re.compile(r"\?[^\s'\"()<>]+|(?<=://)[^/@\s]+(?=@)|(?<=\bbearer )\S+|(?<=\bbasic )\S+", re.IGNORECASE)
 REMEDIES = {
     404: "check image.registry in service.yaml; some image registries want the repository created first",
     413: "a proxy in front of the image registry limits the size of a request: allow the size of a layer there",
@@ -35,8 +35,9 @@ class RefusedByRegistry(Failed):
 
 @dataclass(frozen=True)
 class Answer:
-    """status: HTTP's. headers: with names in lower case. body: at most the limit of the request, and some bytes more if it is longer."""
+    """url: of the request. status: HTTP's. headers: with names in lower case. body: up to the limit of the request, and some bytes more."""
 
+    url: str
     status: int
     headers: Mapping[str, str]
     body: bytes

@@ -1,8 +1,11 @@
 """Requests to one image registry, with its login: tokens, certificates, time limits, another try after a transient failure."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -11,9 +14,17 @@ import requests
 from mlops_build import __version__
 from mlops_build.adapters import http
 from mlops_build.adapters.image_registry import login as logins
-from mlops_build.adapters.image_registry.answer import Answer, ImageRegistryUnreachable, RefusedByRegistry, login_needed, masked, refusal
+from mlops_build.adapters.image_registry.answer import (
+    Answer,
+    ImageRegistryUnreachable,
+    LoginNeeded,
+    RefusedByRegistry,
+    login_needed,
+    masked,
+    refusal,
+)
 
-CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+CONNECT_SECONDS, READ_SECONDS, CANCEL_SECONDS = 10.0, 60.0, 15.0
 # Seconds before each further try.
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MOST_BYTES = 1 << 16
@@ -78,11 +89,12 @@ class Connection:
         self.host, self.path, self._sources, self._sleep = host, path, sources, sleep
         server = "registry-1.docker.io" if host == logins.DOCKER_HUB else host
         self._is_local = urlsplit(f"//{server}").hostname in LOOPBACK
-        self.base = f"{'http' if self._is_local else 'https'}://{server}/v2/"
+        self._api = f"{'http' if self._is_local else 'https'}://{server}/v2/{path}/"
         self._login: logins.Login | None = None
         self._authorization: str | None = None
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": f"mlops-build/{__version__}", "Accept-Encoding": "identity"})
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # Harbor would want a CSRF token with its cookie
         self._session.auth = lambda request: request  # without it, requests would send the login of ~/.netrc
         if not self._is_local:
             try:
@@ -95,21 +107,6 @@ class Connection:
         return Tries(self._sleep)
 
     def send(
-        self, method: str, address: str, action: str, expected: Collection[int], *, tries: Tries | None = None, **options: Any
-    ) -> Answer:
-        """Send a request; again after a transient failure, which must be safe.
-
-        action: for messages, after "refused to". expected: statuses of success. options: those of `once`.
-        Raises ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry.
-        """
-        tries = tries or self.tries()
-        while True:
-            try:
-                return self.once(method, address, action, expected, **options)
-            except ImageRegistryUnreachable as error:
-                tries.failed(error)
-
-    def once(
         self,
         method: str,
         address: str,
@@ -120,53 +117,77 @@ class Connection:
         body: bytes | Body | None = None,
         limit: int = MOST_BYTES,
         seconds: float = READ_SECONDS,
+        once: bool = False,
     ) -> Answer:
-        """Send a request, and again with a new token if the registry wants one; a single try. Errors as those of `send`.
+        """Send a request; again with a new token if the registry wants one, and, unless `once`, after a transient failure.
 
-        address: absolute, or relative to the API of the repository. limit: of the body of the answer. seconds: until the answer begins.
+        address: absolute, or relative to the API of the repository. action: for messages, after "refused to". expected: statuses of
+        success. limit: bytes of the answer's body. seconds: until the answer begins. Raises ImageRegistryUnreachable, LoginNeeded, and
+        RefusedByRegistry.
         """
-        url = self.address(f"{self.base}{self.path}/", address)
-        answer = self._exchange(method, url, action, headers or {}, body, limit, seconds)
-        if answer.status == 401 and self._is_own(url):
-            self._authorize(answer, action)
-            answer = self._exchange(method, url, action, headers or {}, body, limit, seconds)
+        url, tries = self._checked(self._api, address), self.tries()
+        request = partial(self._exchange, method, url, action, headers or {}, body, limit, seconds)
+        while True:
+            try:
+                answer = request()
+                if answer.status == 401 and _origin(url) == _origin(self._api):
+                    self._authorize(answer, action)
+                    answer = request()
+                break
+            except ImageRegistryUnreachable as error:
+                if once:
+                    raise
+                tries.failed(error)
         if answer.status not in expected:
             raise refusal(self.host, self.path, action, answer, logged_in=self._login is not None)
         if len(answer.body) > limit:
-            raise RefusedByRegistry(
-                f"{self.host}: the answer is longer than {limit} bytes ({action})", remedy="check the image in the registry"
-            )
+            raise self.wrong(f"sent an answer that is longer than {limit} bytes", action)
         return answer
 
-    def address(self, base: str, address: str) -> str:
+    def location(self, answer: Answer, action: str) -> str:
+        """The address in an answer's Location."""
+        if not (location := answer.headers.get("location")):
+            raise self.wrong("sent no Location", action)
+        return self._checked(answer.url, location)
+
+    def confirms(self, digest: str, answer: Answer, action: str) -> bool:
+        """Whether an answer names the digest. Raises RefusedByRegistry if it names another."""
+        named = answer.headers.get("docker-content-digest")
+        if named not in (None, digest):
+            raise self.wrong(f"names another digest than {digest}", action)
+        return named is not None
+
+    def wrong(self, what: str, action: str) -> RefusedByRegistry:
+        """The error for an answer that cannot be right."""
+        return RefusedByRegistry(f"{self.host} {what} ({action})", remedy="see the log of the image registry; a proxy can change answers")
+
+    def cancel(self, upload: str) -> None:
+        """Cancel the upload at an address. If that fails, the registry removes it later."""
+        with contextlib.suppress(ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry):
+            self.send("DELETE", upload, "cancel an upload", range(200, 500), seconds=CANCEL_SECONDS, once=True)
+
+    def _checked(self, base: str, address: str) -> str:
         """An absolute address. Raises RefusedByRegistry if a request to it would not be encrypted."""
         try:
             url = urljoin(base, address)
-            self._check(url)
-        except ValueError as error:
+            parts = urlsplit(url)
+            _ = parts.port  # raises ValueError if it is not a number
+            is_address = parts.scheme in ("http", "https") and parts.hostname and not parts.username and re.fullmatch(r"[\x21-\x7e]+", url)
+        except ValueError:
+            is_address = False
+        if not is_address or (parts.scheme == "http" and not (self._is_local and parts.hostname in LOOPBACK)):
             raise RefusedByRegistry(
-                f"{self.host} refers to an address that is {error}: {masked(address)}",
+                f"{self.host} refers to an address that is not {'https' if is_address else 'valid'}: {masked(address)}",
                 remedy="if a proxy in front of the image registry accepts https, it must send X-Forwarded-Proto and Host",
-            ) from None
+            )
         return url
-
-    def _check(self, url: str) -> None:
-        parts = urlsplit(url)
-        _ = parts.port  # raises ValueError if it is not a number
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not re.fullmatch(r"[\x21-\x7e]+", url):
-            raise ValueError("not valid")
-        if parts.scheme == "http" and not (self._is_local and parts.hostname in LOOPBACK):
-            raise ValueError("not https")
-
-    def _is_own(self, url: str) -> bool:
-        """Whether an address is the registry's own, which may receive the login."""
-        return _origin(url) == _origin(self.base)
 
     def _exchange(
         self, method: str, url: str, action: str, headers: Mapping[str, str], body: bytes | Body | None, limit: int, seconds: float
     ) -> Answer:
         """One request and its answer, any status that is not transient."""
-        own = {"Authorization": self._authorization} if self._authorization and self._is_own(url) else {}
+        is_own = _origin(url) == _origin(self._api)  # other addresses do not receive the login
+        own = {"Authorization": self._authorization} if self._authorization and is_own else {}
         server = str(urlsplit(url).hostname)
         # The time to connect is also that of each write, and a registry can pause while it stores what it has received.
         connect = seconds if isinstance(body, Body) else CONNECT_SECONDS
@@ -181,10 +202,9 @@ class Connection:
                 timeout=(connect, seconds),
                 proxies={"no_proxy": server} if server in LOOPBACK else None,
             ) as response:
-                answer = Answer(
-                    response.status_code, {key.lower(): value for key, value in response.headers.items()}, _read(response, limit)
-                )
-        except requests.RequestException as error:
+                fields = {key.lower(): value for key, value in response.headers.items()}
+                answer = Answer(url, response.status_code, fields, _read(response, limit))
+        except (requests.RequestException, ValueError) as error:  # ValueError: urllib3's, for a host's name
             if isinstance(body, Body) and body.failed:
                 raise body.failed from None
             raise self._unreachable(server, action, error) from None
@@ -194,7 +214,7 @@ class Connection:
             raise failure
         return answer
 
-    def _unreachable(self, server: str, action: str, error: requests.RequestException) -> ImageRegistryUnreachable:
+    def _unreachable(self, server: str, action: str, error: Exception) -> ImageRegistryUnreachable:
         reason: Any = error.args[0] if error.args else error
         reason = masked(str(getattr(reason, "reason", reason)))
         is_certificate = "CERTIFICATE_VERIFY_FAILED" in reason
@@ -206,10 +226,11 @@ class Connection:
     def _authorize(self, answer: Answer, action: str) -> None:
         """Set the header that the registry's challenge asks for."""
         self._authorization = None
-        self._login = self._login or logins.stored(self.host, self.path)
+        self._login = logins.stored(self.host, self.path)
         challenge = answer.headers.get("www-authenticate", "")
-        if bearer := re.search(r'\bbearer\s+((?:[a-z_]+=(?:"[^"]*"|[^\s",]+)[\s,]*)+)', challenge, re.IGNORECASE):
-            values = {key.lower(): value.strip('"') for key, value in re.findall(r'([A-Za-z_]+)=("[^"]*"|[^\s",]+)', bearer[1])}
+        if bearer := re.search(r"\bbearer\s(.*)", challenge, re.IGNORECASE):
+            pairs = re.findall(r'\b(realm|service)=("[^"]*"|[^\s",]+)', bearer[1])
+            values = {key: value.strip('"') for key, value in reversed(pairs)}  # reversed: another challenge may follow
             self._authorization = f"Bearer {self._token(values.get('realm', ''), values.get('service', ''), action)}"
         elif re.search(r"\bbasic\b", challenge, re.IGNORECASE) and self._login and self._login.basic:
             self._authorization = self._login.basic
@@ -218,7 +239,7 @@ class Connection:
 
     def _token(self, realm: str, service: str, action: str) -> str:
         """A token for this repository and the sources, in exchange for the login."""
-        url = self.address(self.base, realm)
+        url = self._checked("", realm)
         scopes = [f"repository:{self.path}:pull,push", *(f"repository:{source}:pull" for source in self._sources)]
         login = self._login or logins.Login()
         if login.identity:

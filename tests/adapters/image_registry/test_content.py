@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_build.adapters.image_registry import LoginNeeded, RefusedByRegistry, Repository
+from mlops_build.adapters.image_registry import ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry, Repository
 from mlops_build.errors import UsageError
 from tests.adapters.image_registry.cases import BLOB, DIGEST, MANIFEST, MIB, OCI, content, log_in, refused
 from tests.registries import Fault, Registry, digest_of
@@ -78,6 +78,7 @@ def test_a_truncated_answer_is_read_again(registry: Registry, repository: Reposi
         (b"[" * 60000, "HTTP 400"),
         (b"\xff\xfe", "HTTP 400"),
         (b'{"errors": [{"code": "X", "message": "see https://u:xyzzy@h/p?sig=xyzzy for token"}]}', "see https://…@h/p…"),
+        (b'{"errors": [{"code": "X", "message": "wrong header Authorization: Bearer xyzzy"}]}', "Bearer …"),
         (b'{"errors": [{"code": "X", "message": "\x1b[31m' + b"m" * 60000 + b'"}]}', "HTTP 400"),
     ],
 )
@@ -90,7 +91,15 @@ def test_refusals_name_what_the_registry_says(registry: Registry, repository: Re
 
 
 def test_names_and_references_have_a_strict_form() -> None:
-    for name in ("points", "ml/points", "registry.example.com", "registry.example.com/ML", "https://registry.example.com/ml", "a.b/c?d=e"):
+    for name in (
+        "points",
+        "ml/points",
+        "registry.example.com",
+        "registry.example.com/ML",
+        "a..b/c",
+        "https://registry.example.com/ml",
+        "a.b/c?d=e",
+    ):
         with pytest.raises(UsageError):
             Repository(name)
     repository = Repository("registry.example.com/ml/points")
@@ -107,9 +116,19 @@ def test_an_upload_at_another_address_gets_no_login(registry: Registry, reposito
     repository.upload(DIGEST, len(BLOB), content)
     assert other.blobs["ml/points", DIGEST] == BLOB
     assert not any("Authorization" in call.headers for call in other.seen)
-    for address in (f"http://{other.host.replace('127.0.0.1', '127.1')}/1", "ftp://127.0.0.1/1", "http://127.0.0.1:x/", "http://a b/"):
+    for address in (
+        f"http://{other.host.replace('127.0.0.1', '127.1')}/1",
+        "ftp://127.0.0.1/1",
+        "http://127.0.0.1:x/",
+        "http://a b/",
+        "http://[x/",
+    ):
         registry.faults = [Fault("POST", replace={"Location": f"{address}?sig=signed-state"})]
         refused(lambda: repository.upload(DIGEST, len(BLOB), content), RefusedByRegistry)
+    registry.faults = [Fault("POST", after=1, replace={"Location": "https://a..b/1"})]
+    refused(
+        lambda: Repository(f"{registry.host}/ml/points", sleep=lambda _: None).upload(DIGEST, len(BLOB), content), ImageRegistryUnreachable
+    )
     registry.faults = [Fault("POST", 202)]
     assert "Location" in refused(repository.check_push, RefusedByRegistry).message
 
@@ -132,6 +151,12 @@ def test_blobs_are_read_from_a_storage_without_the_login(
     registry.faults = [Fault("PUT .*/manifests/", 307, address)]
     refused(lambda: repository.put_manifest("v1", OCI, MANIFEST), RefusedByRegistry)
     assert len(other.seen) == 1
+
+
+def test_this_machine_is_reached_without_a_proxy(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert repository.manifest("v1") is None
 
 
 def test_blobs_are_mounted_where_the_registry_allows(registry: Registry, repository: Repository) -> None:
