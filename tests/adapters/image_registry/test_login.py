@@ -53,6 +53,31 @@ def test_expired_tokens_are_replaced_at_any_request(registry: Registry, reposito
     refused(lambda: repository.manifest("v1"), LoginNeeded)
 
 
+def test_an_expired_token_is_not_sent_to_the_token_server(registry: Registry, repository: Repository, tmp_path: Path) -> None:
+    registry.mode, registry.uses = "bearer", 1
+    log_in(tmp_path, registry.host)
+    repository.manifest("v1")
+    (tmp_path / "home/.docker/config.json").unlink()
+    refused(lambda: repository.manifest("v1"), LoginNeeded)
+    assert "Authorization" not in registry.calls("GET /token")[-1].headers
+
+
+def test_the_first_of_two_challenges_is_answered(registry: Registry, repository: Repository, tmp_path: Path) -> None:
+    registry.mode = "bearer"
+    log_in(tmp_path, registry.host)
+    challenges = f'Bearer realm="http://{registry.host}/token",service="an image registry", Basic realm="x"'
+    registry.faults = [Fault("GET .*/manifests/", 401, {"WWW-Authenticate": challenges})]
+    assert repository.manifest("v1") is None
+    assert "service=an+image+registry&" in registry.calls("GET /token")[0].path
+
+
+def test_cookies_are_not_kept(registry: Registry, repository: Repository) -> None:
+    registry.faults = [Fault("GET .*/manifests/", 404, {"Set-Cookie": "sid=1; Path=/"})]
+    for _ in range(2):
+        assert repository.manifest("v1") is None
+    assert not any("Cookie" in call.headers for call in registry.seen)
+
+
 def test_an_identity_token_is_exchanged(registry: Registry, repository: Repository, tmp_path: Path) -> None:
     registry.mode = "bearer"
     log_in(tmp_path, registry.host, {"auth": base64.b64encode(b"bot:").decode(), "identitytoken": registry.identity})

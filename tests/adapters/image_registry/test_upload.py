@@ -108,6 +108,17 @@ def test_a_blob_that_was_complete_is_not_sent_again(registry: Registry, reposito
     assert len(registry.calls("PATCH")) == 1
 
 
+@pytest.mark.parametrize("request_", ["PATCH", "PUT"])
+@pytest.mark.parametrize("status", [200, 404, 416])
+def test_an_upload_that_the_registry_does_not_know_begins_again(
+    registry: Registry, repository: Repository, request_: str, status: int
+) -> None:
+    registry.faults = [Fault(request_, status)]
+    repository.upload(DIGEST, len(BLOB), content)
+    assert registry.blobs["ml/points", DIGEST] == BLOB
+    assert len(registry.calls("POST")) == 2
+
+
 def test_errors_of_the_source_are_passed_on(registry: Registry, repository: Repository, waits: list[float]) -> None:
     def fails(error: Exception) -> Callable[[int], Iterator[bytes]]:
         def source(offset: int) -> Iterator[bytes]:
