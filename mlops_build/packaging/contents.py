@@ -42,6 +42,10 @@ class Contents:
             **({"unsafe_pickle": self.unsafe_pickle} if self.unsafe_pickle else {}),
         }
 
+    def as_text(self) -> str:
+        """The document, as the context and the image have it."""
+        return json.dumps(self.as_json(), indent=1) + "\n"
+
 
 def folder_of(model: ModelVersion) -> str:
     """A model's folder, relative to the context's."""

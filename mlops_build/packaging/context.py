@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mlops_build.model.identity import SERVICE
 from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.packaging import code, contents, grammar, sbom, wheelhouse
 from mlops_build.packaging.contents import Contents
-from mlops_build.packaging.dockerfile import UV, dockerfile
+from mlops_build.packaging.dockerfile import UV, dockerfile, environment
 from mlops_build.packaging.labels import labels
 from mlops_build.packaging.recipe import Recipe, without_service
 
@@ -81,6 +82,19 @@ class Needs:
     pickled: bool
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What an image has beside the files of its models. needs: of the first model. labels: of the image. files_of: the model whose version
+    contains image.files. sbom: the text of the bill of materials."""
+
+    contents: Contents
+    needs: Needs
+    recipe: Recipe
+    labels: Mapping[str, str]
+    files_of: str | None
+    sbom: str
+
+
 def from_registry(registry: Registry, models: Sequence[ModelVersion]) -> list[Source]:
     """Sources of released models. Raises UnknownVersion, or Refused if the registry's digest differs from the released one."""
     return [_registered(registry, registry.version(model.name, model.version), model.digest) for model in models]
@@ -100,33 +114,48 @@ def write_context(
     wheels: a folder of wheels for a build without a package index. An earlier context in `destination` is replaced.
     Raises NotOurs, DigestMismatch, UnsafeFiles, BadVersion, BadValue, Incomplete, and the errors of fetching.
     """
-    _check_destination(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
-        staged = Path(scratch) / "context"
-        (staged / "models").mkdir(parents=True)
+    with _new(destination) as staged:
         unsafe_pickle = recipe.unsafe_pickle if isinstance(recipe, Recipe) else None
-        needs = [_place(source, staged, unsafe_pickle) for source in sources]
-        _fit(sources, needs)
-        chosen = recipe if isinstance(recipe, Recipe) else recipe(needs[0])
-        models = tuple(source.model for source in sources)
-        accepted = unsafe_pickle if any(needed.pickled for needed in needs) else None
-        made = Contents(chosen.service, image, needs[0].python, needs[0].torch, models, accepted)
-        first = staged / contents.folder_of(models[0])
-        (staged / "requirements.lock").write_text(needs[0].lock)
-        code.unpack([first / WHEELS / wheel for wheel in needs[0].wheels], staged / code.FOLDER)
-        if wheels is not None:
-            wheelhouse.fill(wheels, staged / wheelhouse.FOLDER, _wanted(chosen, needs[0]))
-        image_labels = labels(chosen, made, [staged / contents.folder_of(model) for model in models])
-        files_of = models[0].name if (first / FILES).is_dir() else None
-        (staged / "Dockerfile").write_text(dockerfile(chosen, made, image_labels, files=files_of, wheelhouse=wheels is not None))
-        hashed = {wheel: files.file_digest(first / WHEELS / wheel) for wheel in needs[0].wheels}
-        (staged / sbom.FILE).write_text(sbom.as_text(sbom.sbom(chosen, made, needs[0].lock, hashed, image_labels)))
-        (staged / ".dockerignore").write_text(DOCKERIGNORE)
-        (staged / contents.FILE).write_text(json.dumps(made.as_json(), indent=1) + "\n")
-        _settle(staged)
-        _replace(staged, destination, Path(scratch) / "before")
-    return made
+        given = [(source.model, _place(source, staged, unsafe_pickle)) for source in sources]
+        prepared = prepare(recipe, image, given, staged)
+        first = staged / contents.folder_of(given[0][0])
+        code.unpack([first / WHEELS / wheel for wheel in prepared.needs.wheels], staged / code.FOLDER)
+        _write_environment(staged, prepared.recipe, prepared.needs, wheels)
+        text = dockerfile(prepared.recipe, prepared.contents, prepared.labels, files=prepared.files_of, wheelhouse=wheels is not None)
+        (staged / "Dockerfile").write_text(text)
+        (staged / sbom.FILE).write_text(prepared.sbom)
+        (staged / contents.FILE).write_text(prepared.contents.as_text())
+    return prepared.contents
+
+
+def write_environment(recipe: Recipe, needs: Needs, destination: Path, *, wheels: Path | None = None) -> None:
+    """Write a context of the image without code and model into `destination`, which must be empty or not exist.
+
+    wheels: a folder of wheels for a build without a package index. Raises NotOurs, BadValue and Incomplete.
+    """
+    with _new(destination) as staged:
+        _write_environment(staged, recipe, needs, wheels)
+        text = environment(recipe, python=needs.python, torch=needs.torch, wheelhouse=wheels is not None)
+        (staged / "Dockerfile").write_text(text)
+
+
+def prepare(
+    recipe: Callable[[Needs], Recipe] | Recipe, image: str | None, given: Sequence[tuple[ModelVersion, Needs]], staged: Path
+) -> Prepared:
+    """What an image of these versions needs, from the small files of each in `staged`: all but its weights. Writes nothing.
+
+    Arguments as for `write_context`; given: what `needs` returned for each version. Raises BadVersion and BadValue.
+    """
+    _fit(given)
+    model, first = given[0]
+    chosen = recipe if isinstance(recipe, Recipe) else recipe(first)
+    accepted = chosen.unsafe_pickle if any(each.pickled for _, each in given) else None
+    made = Contents(chosen.service, image, first.python, first.torch, tuple(model for model, _ in given), accepted)
+    folders = [staged / contents.folder_of(model) for model in made.models]
+    image_labels = labels(chosen, made, folders)
+    hashed = {wheel: files.file_digest(folders[0] / WHEELS / wheel) for wheel in first.wheels}
+    bill = sbom.as_text(sbom.sbom(chosen, made, first.lock, hashed, image_labels))
+    return Prepared(made, first, chosen, image_labels, model.name if (folders[0] / FILES).is_dir() else None, bill)
 
 
 def write_version(
@@ -162,6 +191,7 @@ def _registered(registry: Registry, version: RegisteredVersion, digest: str) -> 
 def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:
     """Write a model's files and check them: digest, scan, environment. None of them is loaded or run."""
     name, folder = str(source.model), staged / contents.folder_of(source.model)
+    folder.parent.mkdir(exist_ok=True)
     source.put(folder)
     try:
         files.verify(folder, source.model.digest)
@@ -172,12 +202,13 @@ def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:
     findings = scan.scan(folder)
     if refused := scan.refused(findings, unsafe_pickle):
         raise UnsafeFiles(name, refused)
-    return _needs(folder, name, pickled=bool(findings))
+    return needs(folder, name, pickled=bool(findings))
 
 
-def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
+def needs(folder: Path, name: str, *, pickled: bool) -> Needs:
+    """Read and check the small files of a version. name: for messages. pickled: as in Needs. Raises BadVersion and BadValue."""
     try:
-        environment: Any = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        recorded: Any = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         locked = (folder / LOCK).read_text(encoding="utf-8")
         wheels = sorted(path.name for path in (folder / WHEELS).iterdir())
     except FileNotFoundError as error:
@@ -185,7 +216,7 @@ def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
         raise BadVersion(f"{name} has no {missing}", remedy="register it with `mlops-build train`, which adds lock and wheels") from None
     except ValueError:
         raise BadVersion(f"{name}: {ENVIRONMENT} or {LOCK} cannot be read", remedy="train and register the model again") from None
-    if not isinstance(environment, dict) or environment.get("schema") != 1:
+    if not isinstance(recorded, dict) or recorded.get("schema") != 1:
         raise BadVersion(
             f"{name}: {ENVIRONMENT} does not have schema 1", remedy="it may be written by a newer mlops-build: update this installation"
         )
@@ -199,8 +230,8 @@ def _needs(folder: Path, name: str, *, pickled: bool) -> Needs:
     if not any(wheel.startswith("mlops_build-") for wheel in wheels):
         raise BadVersion(f"{name} has no mlops_build wheel, which serves the model", remedy="train and register the model again")
     return Needs(
-        grammar.python_version(environment.get("python"), f"{name}: python"),
-        grammar.torch_version(environment.get("torch"), f"{name}: torch"),
+        grammar.python_version(recorded.get("python"), f"{name}: python"),
+        grammar.torch_version(recorded.get("torch"), f"{name}: torch"),
         grammar.lock(locked, f"{name}: {LOCK}"),
         tuple(wheels),
         {name: files.file_digest(path) for name, path in _code(folder, wheels)},
@@ -221,32 +252,52 @@ def _code(folder: Path, wheels: Sequence[str]) -> Iterator[tuple[str, Path]]:
     yield from ((path.relative_to(folder).as_posix(), path) for path in sorted((folder / FILES).rglob("*")) if path.is_file())
 
 
-def _wanted(recipe: Recipe, needs: Needs) -> wheelhouse.Wanted:
-    exact = {"torch": needs.torch, "uv": UV}
-    return wheelhouse.Wanted(needs.lock, exact, needs.python, recipe.platform or "linux/amd64", recipe.gpu and recipe.cuda == "wheels")
+def _write_environment(staged: Path, recipe: Recipe, needs: Needs, wheels: Path | None) -> None:
+    """Write what the build of the environment reads, and .dockerignore."""
+    (staged / "requirements.lock").write_text(needs.lock)
+    (staged / ".dockerignore").write_text(DOCKERIGNORE)
+    if wheels is not None:
+        exact = {"torch": needs.torch, "uv": UV}
+        cuda = recipe.gpu and recipe.cuda == "wheels"
+        wanted = wheelhouse.Wanted(needs.lock, exact, needs.python, recipe.platform or "linux/amd64", cuda)
+        wheelhouse.fill(wheels, staged / wheelhouse.FOLDER, wanted)
 
 
-def _fit(sources: Sequence[Source], needs: Sequence[Needs]) -> None:
+def _fit(given: Sequence[tuple[ModelVersion, Needs]]) -> None:
     """An image has one environment and one copy of the service's code, so all models must have the same. Raises BadVersion."""
-    if not sources:
+    if not given:
         raise BadVersion("a context needs at least one model")
-    wanted = {"python": needs[0].python, "torch": needs[0].torch, **grammar.pinned(needs[0].lock)}
-    for source, other in zip(sources[1:], needs[1:], strict=True):
+    first, needed = given[0]
+    wanted = {"python": needed.python, "torch": needed.torch, **grammar.pinned(needed.lock)}
+    for model, other in given[1:]:
         versions = {"python": other.python, "torch": other.torch, **grammar.pinned(other.lock)}
         differing = sorted(name for name in {*wanted, *versions} if wanted.get(name) != versions.get(name))
         if differing:
             name = differing[0]
             raise BadVersion(
-                f"{source.model} was trained with {name} {versions.get(name)}, {sources[0].model} with"
+                f"{model} was trained with {name} {versions.get(name)}, {first} with"
                 f" {wanted.get(name)} ({len(differing)} differences): an image has one environment",
                 remedy="train the service's models with the same lock, then promote those versions",
             )
         # The first model's wheel is installed; it may not contain the predictor of another commit.
-        if other.code != needs[0].code:
+        if other.code != needed.code:
             raise BadVersion(
-                f"{source.model} has other code of the service than {sources[0].model}: an image has one copy",
+                f"{model} has other code of the service than {first}: an image has one copy",
                 remedy="after a change in src/, `mlops-build train` registers a version of every model: promote those versions together",
             )
+
+
+@contextmanager
+def _new(destination: Path) -> Iterator[Path]:
+    """A folder to be filled, which then replaces the destination. After an error, everything is as before."""
+    _check_destination(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
+        staged = Path(scratch) / "context"
+        staged.mkdir()
+        yield staged
+        _settle(staged)
+        _replace(staged, destination, Path(scratch) / "before")
 
 
 def _settle(folder: Path) -> None:

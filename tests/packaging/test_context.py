@@ -229,13 +229,13 @@ def test_the_dockerfile_is_made_for_small_images_and_plain_builders(world: World
     text = (tmp_path / "context/Dockerfile").read_text()
     for word in ("conda", "nginx", "jdk", "gcc", "build-essential", "--mount", "--link", "<<", "# syntax", "nvidia", "apt-get"):
         assert word not in text.lower().replace("nvidia's", "")
-    lines = text.splitlines()
-    final = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
-    copies = [line for line in final if line.startswith(("COPY", "RUN", "ADD"))]
+    stages = {stage.partition("\n")[0]: stage.splitlines() for stage in text.split("\nFROM ")}
+    environment, final = stages["start AS environment"], stages["environment"]
+    copies = [line for line in [*environment, *final] if line.startswith(("COPY", "RUN", "ADD"))]
     assert copies == ["COPY --from=dependencies /opt/venv /opt/venv", "COPY --from=layers /code /", "COPY --from=layers /model /"]
-    assert "USER 10001:10001" in final
-    assert any(line.startswith("HEALTHCHECK") for line in final)
-    assert final[-1] == 'ENTRYPOINT ["mlops-build", "serve", "/app", "--host", "0.0.0.0", "--port", "8080"]'
+    assert "USER 10001:10001" in environment
+    assert any(line.startswith("HEALTHCHECK") for line in environment)
+    assert 'ENTRYPOINT ["mlops-build", "serve", "/app", "--host", "0.0.0.0", "--port", "8080"]' in environment
     assert f'org.opencontainers.image.revision="{COMMIT}"' in text
     # What changes with every version stands after what changes with the lock alone.
     assert text.index("COPY requirements.lock") < text.index("COPY code/") < text.index("COPY context.json")
@@ -247,7 +247,7 @@ def test_the_dockerfile_follows_service_yaml() -> None:
     made = contents.Contents("points", IMAGE, "3.11", "2.13.0", (ModelVersion("points", 1, f"sha256:{'0' * 64}"),))
     written = dockerfile(recipe.of_service(settings), made, {})
     assert "apt-get install --yes --no-install-recommends curl libgl1 " in written
-    assert written.count("FROM mirror.example.com/python:3.11") == 3
+    assert written.count("FROM mirror.example.com/python:3.11 AS start") == 1
     assert "NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" in written
     assert "ARG TORCH_BACKEND\n" in written
     assert '"--port", "9000"]' in written
@@ -340,7 +340,7 @@ def test_a_version_is_packaged_with_nothing_but_the_registry(world: World, tmp_p
     assert document["image"] is None
     assert document["context"] == "out/context"
     assert document["files"] == sum(1 for path in (tmp_path / "out/context").rglob("*") if path.is_file())
-    assert f"FROM python:{environment.python_version()}-slim AS dependencies" in (tmp_path / "out/context/Dockerfile").read_text()
+    assert f"FROM python:{environment.python_version()}-slim AS start" in (tmp_path / "out/context/Dockerfile").read_text()
 
 
 def test_an_environment_is_packaged_as_its_record_says(package: Callable[..., str], world: World, in_service: Path) -> None:
