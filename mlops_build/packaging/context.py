@@ -149,6 +149,13 @@ def prepare(
     _fit(given)
     model, first = given[0]
     chosen = recipe if isinstance(recipe, Recipe) else recipe(first)
+    machine = wheelhouse.MACHINES[chosen.platform] if chosen.platform else ""
+    for wheel in first.wheels:
+        if not wheelhouse.named(Path(wheel)).fits(first.python, machine):
+            raise BadVersion(
+                f"{model}: {wheel} cannot be installed with Python {first.python}{machine and f' on {machine}'}",
+                remedy="train and register the model with the Python of the image, and with a service's wheel for any platform",
+            )
     accepted = chosen.unsafe_pickle if any(each.pickled for _, each in given) else None
     made = Contents(chosen.service, image, first.python, first.torch, tuple(model for model, _ in given), accepted)
     folders = [staged / contents.folder_of(model) for model in made.models]

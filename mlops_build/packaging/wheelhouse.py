@@ -26,7 +26,7 @@ class Incomplete(Refused):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on disk. name: normalised. version: without the local part, such as torch's +cpu."""
+    """A wheel, as the name of its file says. name: normalised. version: without the local part, such as torch's +cpu."""
 
     path: Path
     name: str
@@ -34,11 +34,12 @@ class Wheel:
     tags: str
 
     def fits(self, python: str, machine: str) -> bool:
-        """Whether this version of Python on this machine can install it, according to the tags in the file's name."""
+        """Whether this version of Python on this machine (x86_64; "" for any) can install it, according to the tags in the file's name."""
         interpreter, abi, platform = self.tags.split("-")
         number = python.replace(".", "")
         wanted = any(
-            tag in ("py3", f"cp{number}") or (abi == "abi3" and re.fullmatch(r"cp3[0-9]+", tag) and int(tag[3:]) <= int(number[1:]))
+            tag in ("py3", f"cp{number}")
+            or (re.fullmatch(r"cp3[0-9]+" if abi == "abi3" else r"py3[0-9]+", tag) and int(tag[3:]) <= int(number[1:]))
             for tag in interpreter.split(".")
         )
         return wanted and (platform == "any" or machine in platform)
@@ -53,6 +54,12 @@ class Wanted:
     python: str
     platform: str
     cuda: bool
+
+
+def named(path: Path) -> Wheel:
+    """The wheel of a file whose name matches the grammar."""
+    name, version, tags = path.name.removesuffix(".whl").split("-", 2)
+    return Wheel(path, re.sub(r"[-_.]+", "-", name).lower(), version.partition("+")[0], tags)
 
 
 def fill(source: Path, destination: Path, wanted: Wanted) -> list[Path]:
@@ -82,8 +89,7 @@ def _wheels(source: Path) -> Iterator[Wheel]:
     for path in sorted(source.glob("*.whl")):
         if path.is_symlink() or not path.is_file() or not grammar.WHEEL.fullmatch(path.name):
             continue
-        name, version, tags = path.name.removesuffix(".whl").split("-", 2)
-        yield Wheel(path, re.sub(r"[-_.]+", "-", name).lower(), version.partition("+")[0], tags)
+        yield named(path)
 
 
 def _copy(needed: Sequence[Wheel], destination: Path) -> list[Path]:

@@ -205,6 +205,35 @@ def test_a_version_with_a_damaged_document_is_refused(altered: Path, tmp_path: P
         write_context(CPU, IMAGE, [source(altered)], tmp_path / "context")
 
 
+@pytest.mark.parametrize(
+    ("tags", "platform", "fits"),
+    [
+        ("py3-none-any", "linux/arm64", True),
+        ("py311-none-any", None, True),
+        ("py39-none-any", None, True),
+        ("py399-none-any", None, False),
+        ("cp399-cp399-linux_x86_64", None, False),
+        ("cp39-abi3-linux_x86_64", None, True),
+        ("cp39-abi3-linux_x86_64", "linux/amd64", True),
+        ("cp39-abi3-linux_x86_64", "linux/arm64", False),
+    ],
+)
+def test_a_wheel_is_for_the_python_and_the_machine_of_the_image(
+    altered: Path, tmp_path: Path, tags: str, platform: str | None, fits: bool
+) -> None:
+    """The image's build does not look at the tags: the wheels are unpacked here."""
+    wheels = altered / "environment/wheels"
+    (wheels / "points-0.1.0-py3-none-any.whl").rename(wheels / f"points-0.1.0-{tags}.whl")
+    recipe = replace(CPU, platform=platform)
+    if fits:
+        write_context(recipe, IMAGE, [source(altered)], tmp_path / "context")
+        assert (tmp_path / "context/code/points_service/model.py").is_file()
+    else:
+        with pytest.raises(context.BadVersion, match=f"points 1: points-0.1.0-{tags}.whl cannot be installed with Python 3"):
+            write_context(recipe, IMAGE, [source(altered)], tmp_path / "context")
+        assert not (tmp_path / "context").exists()
+
+
 def test_models_of_one_image_share_one_environment(world: World, altered: Path, tmp_path: Path) -> None:
     one = source(world.folder / "one")
     made = write_context(CPU, IMAGE, [one, source(world.folder / "two", "lines", 7)], tmp_path / "context")
@@ -212,6 +241,25 @@ def test_models_of_one_image_share_one_environment(world: World, altered: Path, 
     (altered / "environment/requirements.lock").write_text(LOCK.replace("2.4.6", "2.4.5"))
     with pytest.raises(context.BadVersion, match=r"lines 7 was trained with numpy 2\.4\.5, points 1 with 2\.4\.6"):
         write_context(CPU, IMAGE, [one, source(altered, "lines", 7)], tmp_path / "other")
+
+
+def test_what_an_image_needs_is_known_from_the_small_files_alone(world: World, tmp_path: Path) -> None:
+    """Assembling an image fetches no weights to disk; the result is that of a build context."""
+    one = source(world.folder / "one")
+    write_context(CPU, IMAGE, [one], tmp_path / "context")
+    folder = tmp_path / "staged" / contents.folder_of(one.model)
+    shutil.copytree(world.folder / "one", folder)
+    (folder / "artifacts/weights.pt").unlink()
+    before = tree(tmp_path / "staged")
+    needed = context.needs(folder, str(one.model), pickled=False)
+    prepared = context.prepare(CPU, IMAGE, [(one.model, needed)], tmp_path / "staged")
+    assert tree(tmp_path / "staged") == before
+    assert prepared.contents.as_text() == (tmp_path / "context/context.json").read_text()
+    assert prepared.sbom == (tmp_path / "context/sbom.cdx.json").read_text()
+    assert prepared.needs.lock == (tmp_path / "context/requirements.lock").read_text()
+    assert (prepared.recipe, prepared.files_of) == (CPU, None)
+    assert dockerfile(CPU, prepared.contents, prepared.labels) == (tmp_path / "context/Dockerfile").read_text()
+    assert prepared.labels["mlops-build.model.points"] == f"1 {one.model.digest}"
 
 
 def test_models_of_one_image_share_one_copy_of_the_services_code(world: World, altered: Path, tmp_path: Path) -> None:
