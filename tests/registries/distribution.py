@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ class Fault:
     """What the registry does instead at a request `METHOD PATH` that matches. after: this many matching requests are answered as usual.
 
     keep: the bytes of the request's body that it stores, before it closes the connection. short: the answer lacks its last byte.
-    replace: headers of the usual answer. Otherwise the answer is status, headers and body.
+    delay: seconds before the answer. replace: headers of the usual answer. Otherwise the answer is status, headers and body.
     """
 
     match: str
@@ -37,6 +39,7 @@ class Fault:
     after: int = 0
     keep: int | None = None
     short: bool = False
+    delay: float = 0
     replace: dict[str, str] | None = None
 
 
@@ -70,6 +73,7 @@ class Registry:
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
     uploads: dict[str, bytearray] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     tokens: list[int] = field(default_factory=list)
     sent: int = 0
 
@@ -137,7 +141,7 @@ class Registry:
             if self.mounts and mounted is not None:
                 self.blobs[name, query["mount"]] = mounted
                 return 201, {"Docker-Content-Digest": query["mount"]}, b""
-            key = str(len(self.seen))
+            key = str(next(self.numbers))
             self.uploads[key] = bytearray()
         if key not in self.uploads:
             return 404, {}, b'{"errors": [{"code": "BLOB_UPLOAD_UNKNOWN"}]}'
@@ -167,9 +171,10 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
             size = int(self.headers.get("Content-Length", 0))
             body = self.rfile.read(size if not fault or fault.keep is None else fault.keep)
             registry.seen.append(Seen(self.command, self.path, dict(self.headers.items()), len(body)))
-            if fault and fault.keep is None and not fault.short and fault.replace is None:
+            if fault and fault.keep is None and not fault.short and not fault.delay and fault.replace is None:
                 self.reply(fault.status, fault.headers, fault.body)
                 return
+            time.sleep(fault.delay if fault else 0)
             status, fields, content = registry.answer(self.command, self.path, body, self.headers)
             if fault and fault.keep is not None:
                 if registry.forgets:

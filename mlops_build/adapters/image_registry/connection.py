@@ -188,7 +188,7 @@ class Connection:
         """One request and its answer, any status that is not transient."""
         is_own = _origin(url) == _origin(self._api)  # other addresses do not receive the login
         own = {"Authorization": self._authorization} if self._authorization and is_own else {}
-        server = str(urlsplit(url).hostname)
+        server, name = urlsplit(url).netloc, str(urlsplit(url).hostname)
         # The time to connect is also that of each write, and a registry can pause while it stores what it has received.
         connect = seconds if isinstance(body, Body) else CONNECT_SECONDS
         try:
@@ -200,7 +200,7 @@ class Connection:
                 stream=True,
                 allow_redirects=False,
                 timeout=(connect, seconds),
-                proxies={"no_proxy": server} if server in LOOPBACK else None,
+                proxies={"no_proxy": name} if name in LOOPBACK else None,
             ) as response:
                 fields = {key.lower(): value for key, value in response.headers.items()}
                 answer = Answer(url, response.status_code, fields, _read(response, limit))
@@ -255,7 +255,7 @@ class Connection:
         token = _token_in(answer)
         if not token:
             known = "refused the stored login" if self._login else "gives no token without a login, and none is stored here"
-            message = f"{urlsplit(url).hostname}, which {self.host} names for logins, {known}: {answer.reason}"
+            message = f"{urlsplit(url).netloc}, which {self.host} names for logins, {known}: {answer.reason}"
             raise login_needed(self.host, self.path, f"{message} ({action})")
         return token
 

@@ -16,10 +16,8 @@ HOST = re.compile(rf"(?:\[[0-9a-fA-F:]+\]|{LABEL}(?:\.{LABEL})*)(?::[0-9]{{1,5}}
 PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 PATH = re.compile(rf"{PART}(?:/{PART})*")
 # OCI's and docker's formats of an image, and their lists of images for several platforms.
-MEDIA_TYPES = ", ".join(
-    [f"application/vnd.oci.image.{kind}.v1+json" for kind in ("manifest", "index")]
-    + [f"application/vnd.docker.distribution.{kind}.v2+json" for kind in ("manifest", "manifest.list")]
-)
+MEDIA_TYPES = [f"application/vnd.oci.image.{kind}.v1+json" for kind in ("manifest", "index")]
+MEDIA_TYPES += [f"application/vnd.docker.distribution.{kind}.v2+json" for kind in ("manifest", "manifest.list")]
 MOST_BYTES = 4 << 20
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -54,7 +52,7 @@ class Repository:
     def manifest(self, reference: str) -> Manifest | None:
         """A manifest by tag or digest; None if there is none."""
         action = f"read manifest {_checked(reference)} of {self.name}"
-        headers = {"Accept": MEDIA_TYPES}
+        headers = {"Accept": ", ".join(MEDIA_TYPES)}
         answer = self._connection.send("GET", f"manifests/{reference}", action, (200, 404), headers=headers, limit=MOST_BYTES)
         if answer.status == 404:
             return None
@@ -62,7 +60,10 @@ class Repository:
         self._connection.confirms(digest, answer, action)
         if DIGEST.fullmatch(reference) and digest != reference:
             raise self._connection.wrong(f"sent content of {digest}", action)
-        return Manifest(digest, answer.headers.get("content-type", "").partition(";")[0].strip(), answer.body)
+        media_type = answer.headers.get("content-type", "").partition(";")[0].strip()
+        if media_type not in MEDIA_TYPES:  # such as the HTML of a proxy's login page
+            raise self._connection.wrong(f"sent {media_type[:100]!r}, which is not a manifest", action)
+        return Manifest(digest, media_type, answer.body)
 
     def put_manifest(self, reference: str, media_type: str, body: bytes) -> str:
         """Store a manifest under a tag or its digest; returns the digest. Its blobs must be stored."""

@@ -76,7 +76,7 @@ class Upload:
         answer = self.connection.send("GET", self._where, self.action, range(200, 500), once=True)
         # "0-0" can mean nothing, or one byte; a registry that has one refuses the offset 0 then.
         has = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,15})", answer.headers.get("range", ""))
-        if answer.status != 204 or not has or int(has[1]) >= self.size:
+        if answer.status != 204 or not has or int(has[1]) >= max(self.size, 1):
             raise self._forgotten()
         self._move(answer)
         self._offset = int(has[1]) + 1 if int(has[1]) else 0

@@ -1,8 +1,10 @@
 """Manifests, blobs and refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from mlops_build.adapters.image_registry import ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry, Repository
 from mlops_build.errors import UsageError
@@ -38,6 +40,8 @@ def test_wrong_content_is_refused(registry: Registry, repository: Repository) ->
     registry.faults = [Fault("GET .*/manifests/", replace={"Docker-Content-Digest": wrong}), Fault("GET .*/manifests/", 200, body=b"{}")]
     assert "digest" in refused(lambda: repository.manifest("v1"), RefusedByRegistry).message
     assert digest_of(b"{}") in refused(lambda: repository.manifest(digest_of(MANIFEST)), RefusedByRegistry).message
+    registry.faults = [Fault("GET .*/manifests/", 200, {"Content-Type": "text/html"}, b"<html>")]
+    assert "text/html" in refused(lambda: repository.manifest("v1"), RefusedByRegistry).message
     registry.faults = [Fault("PUT .*/manifests/", replace={"Docker-Content-Digest": wrong})]
     assert "digest" in refused(lambda: repository.put_manifest("v1", OCI, MANIFEST), RefusedByRegistry).message
     registry.faults = [Fault("PUT .*/manifests/", 201)]  # accepted, but not stored
@@ -157,6 +161,32 @@ def test_this_machine_is_reached_without_a_proxy(repository: Repository, monkeyp
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert repository.manifest("v1") is None
+
+
+def test_every_request_has_a_time_limit(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, set[object]] = {}
+    send = requests.adapters.HTTPAdapter.send
+
+    def recorded(adapter: requests.adapters.HTTPAdapter, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        limits.setdefault(str(request.method), set()).add(options["timeout"])
+        return send(adapter, request, **options)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", recorded)
+    repository.check_push()
+    repository.manifest("v1")
+    repository.upload(DIGEST, len(BLOB), content)
+    # To connect, and until an answer begins. A registry may pause while it receives a blob, and after it.
+    expected = {"POST": {(10, 60)}, "GET": {(10, 60)}, "PATCH": {(60, 60)}, "PUT": {(10, 300)}, "DELETE": {(10, 15)}}
+    assert limits == expected
+
+
+def test_a_server_that_does_not_answer_is_named(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlops_build.adapters.image_registry.upload.COMPLETE_SECONDS", 0.1)
+    registry.faults = [Fault("PUT", delay=5, times=1000)]
+    repository = Repository(f"{registry.host}/ml/points", sleep=lambda _: None)
+    error = refused(lambda: repository.upload(digest_of(b""), 0, content), ImageRegistryUnreachable)
+    assert error.message.startswith(f"{registry.host} does not answer to a request to store blob")
+    assert "timed out" in error.message
 
 
 def test_blobs_are_mounted_where_the_registry_allows(registry: Registry, repository: Repository) -> None:

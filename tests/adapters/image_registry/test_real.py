@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def use(name: str) -> None:
 @pytest.mark.slow
 def test_a_real_registry(real: str) -> None:
     use(real)
+
+
+@pytest.mark.slow
+def test_two_agents_upload_the_same_to_a_real_registry(real: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: Repository(real).upload(DIGEST, len(BLOB), content), range(2)))
+    assert Repository(real).has_blob(DIGEST)
 
 
 @pytest.mark.slow
