@@ -50,7 +50,7 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
     checks += [] if ci else [lambda: engine(required=False), kubectl]
     if root:
         checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
-        checks += [] if ci else [lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
+        checks += [] if ci else [lambda: images(root), lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
         checks += [lambda: webhook(root, deep=deep)]
     return [_examined(check) for check in checks]
 
@@ -163,6 +163,18 @@ def engine(*, required: bool) -> Check:
     why = "the Docker Engine does not answer" if client else "neither docker nor buildah is installed"
     findings = [Finding("engine", "engine", why, "install buildah or Docker, start it, or set DOCKER_HOST; only `ci image` needs it")]
     return Check("engine", why, findings) if required else Check("engine", f"{why} (only building an image here needs it)", absent=True)
+
+
+def images(root: Path) -> Check:
+    """How `ci image` makes images here, and why. Neither way is a finding."""
+    from mlops_build import service
+    from mlops_build.service import assembling
+
+    settings = service.load(root)
+    why = assembling.refusal(settings)
+    if why is None:
+        return Check("images", f"assembled at {settings.image.registry}; only a new environment image needs a container engine")
+    return Check("images", f"built by a container engine: {why}", absent=True)
 
 
 def kubectl() -> Check:

@@ -60,7 +60,7 @@ class Outcome:
     before, after: models and versions, as text. commit: the release's, if there is one. why: it is held, frozen, rolled back and so on.
     error: set if it failed. remarks: limits of the check of its manifests, and ignored findings. changes: those besides the
     models' versions. request: the pull request that asks for it, or that a person closed. checks: the result of its builds, read by a dry
-    run. wanted: where the aliases point at. host: the address of the environment. models: of the service.
+    run. wanted: where the aliases point at. host: the address of the environment. models: of the service. there: the release in Git.
     """
 
     repository: str
@@ -78,6 +78,7 @@ class Outcome:
     wanted: str | None = None
     host: str | None = None
     models: tuple[str, ...] = ()
+    there: Record | None = None
 
     @property
     def where(self) -> str:
@@ -99,7 +100,7 @@ class Outcome:
         return "  ".join(part for part in (self.where, self.state, detail.get(self.state, self.why), commit, request, error, kept) if part)
 
     def as_json(self) -> dict[str, Any]:
-        document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "error"}
+        document: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("error", "there")}
         document["hold"] = self.why if self.state == "held" else None
         document["request"] = self.request.as_json() if self.request else None
         if self.error:
@@ -234,7 +235,7 @@ class Attempt:
         wanted = ", ".join(f"{name} {number}" for name, number in numbers(service, env, self.aliases))
         before = str(there) if there and there.models else None
         host = service.environment(env).host
-        kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=self.models)
+        kept = Outcome(self.address, env, "unchanged", before, before, wanted=wanted or None, host=host, models=self.models, there=there)
         if hold := self.tree.hold(env):
             return replace(kept, state="held", why=hold)
         try:

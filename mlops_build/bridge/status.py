@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 
 from mlops_build.adapters import http
@@ -10,6 +11,8 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.bridge.reconcile import Outcome
 from mlops_build.fleet.rules import NONE, Rules
+from mlops_build.release import image_time
+from mlops_build.release.history import span
 
 # A service that does not answer within this time is shown as unknown.
 SECONDS = 3.0
@@ -21,13 +24,15 @@ UNKNOWN = "-"
 class Row:
     """An environment: models and versions as text, "-" for what is not known.
 
-    running: what the service answers. request: the open pull request. checks: the result of its builds. reason: why Git differs.
+    image: how long it took from the release's commit until the image registry had its image. running: what the service answers.
+    request: the open pull request. checks: the result of its builds. reason: why Git differs.
     """
 
     repository: str
     environment: str
     wanted: str
     git: str
+    image: str
     running: str
     state: str
     request: str
@@ -48,7 +53,8 @@ def read(
         return reconcile.repository(url, branch, registry, aliases, rules, dry_run=True, is_optional=url in discovered)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(_row, chain.from_iterable(threads.map(examine, dict.fromkeys(urls)))))
+        outcomes = chain.from_iterable(threads.map(examine, dict.fromkeys(urls)))
+        return list(threads.map(partial(_row, registry), outcomes))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -58,13 +64,15 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def _row(outcome: Outcome) -> Row:
+def _row(registry: Registry, outcome: Outcome) -> Row:
+    seconds = image_time.read(registry, outcome.there)
     reason = outcome.problem.splitlines()[0] if outcome.error else outcome.why or ""
     return Row(
         outcome.repository,
         outcome.environment or UNKNOWN,
         outcome.wanted or UNKNOWN,
         outcome.before or UNKNOWN,
+        UNKNOWN if seconds is None else f"+{span(seconds)}",
         _running(outcome),
         outcome.state,
         outcome.request.url if outcome.request else UNKNOWN,

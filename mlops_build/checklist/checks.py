@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlops_build import doctor
@@ -11,13 +11,14 @@ from mlops_build.checklist.items import Item, items, secrets
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 from mlops_build.errors import MlopsBuildError
+from mlops_build.service import assembling
 
 # Most checks wait for a server.
 MAX_PARALLEL = 8
 
 CHECKS: Mapping[str, Callable[[Names, Mapping[str, str]], Result]] = {
     "programs": lambda names, _: agent.programs([names.python, "git", "make", "tar"]),
-    "engine": lambda *_: _doctor(doctor.engine(required=True)),
+    "engine": lambda names, _: _engine(names),
     "package-index": lambda *_: agent.package_index(),
     "secrets": lambda names, _: agent.variables(secrets(names)),
     "lock": lambda names, _: _doctor(doctor.lock(names.root)),
@@ -90,6 +91,15 @@ def _mlflow(names: Names) -> Result:
     if check.ok and "sqlite:" in check.seen:
         return no(f"{check.seen}: a file, which other agents do not see")
     return _doctor(check)
+
+
+def _engine(names: Names) -> Result:
+    """An engine is required only where images are not assembled."""
+    engine = doctor.engine(required=True)
+    why = assembling.refusal(names.service)
+    if why is not None:
+        return _doctor(replace(engine, seen=f"{engine.seen}; images are built: {why}"))
+    return ok(f"images are assembled at {names.service.image.registry}; for environment images: {engine.seen}")
 
 
 def _doctor(check: doctor.Check) -> Result:

@@ -1,12 +1,13 @@
-"""`ci image`: build and push the image of every environment's release record, and write its digest onto the model version.
+"""`ci image`: make the image of every environment's release record, and write its digest onto the model version.
 
-Existing images are not built again, so it can run at every commit and more than once.
+Existing images are not made again, so it can run at every commit and more than once.
 """
 
 import json
 import os
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,24 +15,21 @@ from typing import Any
 
 from mlops_build import fleet, tracking
 from mlops_build import service as service_file
-from mlops_build.adapters import engine as builder
-from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed
 from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
+from mlops_build.ci import make_image
+from mlops_build.ci.make_image import Way
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.fleet import rules
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
-from mlops_build.packaging import context, recipe
 from mlops_build.packaging.name import image_name, is_valid
+from mlops_build.release import image_time, restore
 from mlops_build.release import record as records
-from mlops_build.release import restore
 from mlops_build.release.record import Record
 from mlops_build.release.tree import service_at
 from mlops_build.service import Service
 
-# A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
-WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
 # The results of a build, ignored by Git. A deployment uses RELEASE: the commit's files, and DOCUMENT at the same path among them. It is a
 # single file, so that a digest is always together with its record.
 FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
@@ -49,9 +47,9 @@ class OtherImage(Refused):
 
 @dataclass
 class Image:
-    """An image. reference: `repository@sha256:…`, which is deployed. built: by this run.
+    """An image. reference: `repository@sha256:…`, which is deployed. built: made by this run.
 
-    refusal: why it is not built; None if service.yaml gives this name.
+    refusal: why it is not made; None if service.yaml gives this name.
     """
 
     image: str
@@ -72,7 +70,7 @@ class Image:
 
 
 def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Build and push the missing images of the release records in the working tree. Returns {"images": [...]}.
+    """Make the missing images of the release records in the working tree. Returns {"images": [...]}.
 
     While MLflow is down, existing images are taken as they are (a rollback by Git must work). Raises OtherName, OtherImage,
     EngineUnreachable, RegistryUnreachable, and the errors of packaging and of the builder.
@@ -82,9 +80,9 @@ def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     if not images:
         say("image: nothing is released yet")
     if images:
-        registry, chosen = _registry(root, say), builder.choose()
+        registry, way = _registry(root, say), make_image.choose(service, say)
         for image in images:
-            _settle(root, service, registry, chosen, image, say)
+            _settle(root, service, registry, way, image, say)
     _write_results(root, images)
     _write_fleet(root, say)
     _write_release(root, say)
@@ -166,14 +164,20 @@ def _is_restored(root: Path, record: Record) -> bool:
         return False
 
 
-def _settle(root: Path, service: Service, registry: Registry | None, chosen: Builder, image: Image, say: Callable[[str], None]) -> None:
+def _settle(root: Path, service: Service, registry: Registry | None, way: Way, image: Image, say: Callable[[str], None]) -> None:
     before = of_version(registry, image.record) if registry else None
-    digest = chosen.digest_of(image.image)
+    digest = way.digest_of(image.image)
     if digest is None and image.refusal:
         raise image.refusal
     if digest is None:
-        digest = _build(root, service, registry or tracking.registry(root), chosen, image, say)
-        before = None
+        registry = registry or tracking.registry(root)
+        (root / FOLDER).mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
+            way.make(service, registry, image.record, Path(scratch), say)
+        image.built, before = True, None
+        digest = way.digest_of(image.image)
+    if digest is None:
+        raise BuildFailed(f"{image.image} was pushed, but is not in its registry", remedy="check image.registry in service.yaml")
     image.reference = reference(image.image, digest)
     if before is not None and before != image.reference:
         raise OtherImage(
@@ -181,29 +185,18 @@ def _settle(root: Path, service: Service, registry: Registry | None, chosen: Bui
             remedy="find out who pushed it, delete the tag from the image registry, and run `mlops-build ci image` again",
         )
     if before is None and registry:
-        first = image.record.models[0]
-        registry.set_tag(first.name, first.version, IMAGE_NAME, image.image)
-        registry.set_tag(first.name, first.version, IMAGE, image.reference)
-    say(f"image: {image.image} {'built' if image.built else 'exists'}, {digest}")
+        _write_tags(root, registry, image)
+    say(f"image: {image.image} {'made' if image.built else 'exists'}, {digest}")
 
 
-def _build(root: Path, service: Service, registry: Registry, chosen: Builder, image: Image, say: Callable[[str], None]) -> str:
-    say(f"image: {image.image} does not exist; building it with {chosen.check_engine()}")
-    (root / FOLDER).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
-        folder = Path(scratch) / "context"
-        sources = context.from_registry(registry, image.record.models)
-        wheels = os.environ.get(WHEELHOUSE)
-        made = context.write_context(recipe.of_service(service), image.image, sources, folder, wheels=Path(wheels) if wheels else None)
-        if made.unsafe_pickle:
-            say(f"image: the model contains pickled files, which are accepted (serving.unsafe_pickle): {made.unsafe_pickle}")
-        chosen.build(folder, image.image)
-    chosen.push(image.image)
-    image.built = True
-    digest = chosen.digest_of(image.image)
-    if digest is None:
-        raise BuildFailed(f"{image.image} was pushed, but is not in its registry", remedy="check image.registry in service.yaml")
-    return digest
+def _write_tags(root: Path, registry: Registry, image: Image) -> None:
+    first = image.record.models[0]
+    registry.set_tag(first.name, first.version, IMAGE_NAME, image.image)
+    registry.set_tag(first.name, first.version, IMAGE, image.reference)
+    checkout = Checkout.find(root)
+    head = checkout.head() if checkout else None
+    if checkout and head:
+        image_time.write(registry, image.record, int(time.time()) - checkout.committed_at(head))
 
 
 def _write_results(root: Path, images: Sequence[Image]) -> None:

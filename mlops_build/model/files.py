@@ -55,10 +55,14 @@ def file_digest(path: Path) -> str:
 
 def verify(folder: Path, expected: str) -> None:
     """Check the digest of a folder. Raises DigestMismatch if it is not `expected`."""
-    actual = digest(folder)
+    check(digest(folder), expected, str(folder))
+
+
+def check(actual: str, expected: str, what: str) -> None:
+    """Raises DigestMismatch if the digest of the files of `what` is not `expected`."""
     if actual != expected:
         raise DigestMismatch(
-            f"{folder}: the files have digest {actual}, the version was registered with {expected}",
+            f"{what}: the files have digest {actual}, the version was registered with {expected}",
             remedy="the files were changed after registration: do not serve them; package the version again; if its files in the registry"
             " have changed too, restore them from a backup, or train again",
         )

@@ -26,8 +26,10 @@ PACKAGE = "mlops_build.package"
 CONTENT = "mlops_build.content"
 DIRTY = "mlops_build.dirty"
 WEIGHTS_FROM = "mlops_build.weights_from"
+LAYERS = "mlops_build.layers"
 IMAGE = "mlops_build.image"
 IMAGE_NAME = "mlops_build.image.name"
+IMAGE_SECONDS = "mlops_build.image.seconds"
 PREVIOUS_PREFIX = "mlops_build.previous."
 
 # Tag of a run: the digest of the model folder that it logged.

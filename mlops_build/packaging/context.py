@@ -97,7 +97,19 @@ class Prepared:
 
 def from_registry(registry: Registry, models: Sequence[ModelVersion]) -> list[Source]:
     """Sources of released models. Raises UnknownVersion, or Refused if the registry's digest differs from the released one."""
-    return [_registered(registry, registry.version(model.name, model.version), model.digest) for model in models]
+    return [_source(registry, released(registry, model)) for model in models]
+
+
+def released(registry: Registry, model: ModelVersion) -> RegisteredVersion:
+    """The version of a released model. Raises UnknownVersion, or Refused if the registry's digest differs from the released one."""
+    version = registry.version(model.name, model.version)
+    digest = version.checked().digest
+    if digest != model.digest:
+        raise Refused(
+            f"{version.uri} has the digest {digest}, but {model.digest} was released",
+            remedy="a version's digest must not change: find out who wrote the tag, then promote a version that you trust",
+        )
+    return version
 
 
 def write_context(
@@ -177,7 +189,7 @@ def write_version(
 ) -> Contents:
     """Write the context of one version with only the registry: the base image is for the model's Python, the service's name is in a tag."""
     service = grammar.model_name(version.tags.get(SERVICE, version.name), f"the tag {SERVICE} of {version.uri}")
-    source = _registered(registry, version, version.checked().digest)
+    source = _source(registry, version)
 
     def recipe(needs: Needs) -> Recipe:
         return without_service(service, needs.python, gpu=gpu, platform=platform, secrets=secrets)
@@ -185,14 +197,8 @@ def write_version(
     return write_context(recipe, None, [source], destination, wheels=wheels)
 
 
-def _registered(registry: Registry, version: RegisteredVersion, digest: str) -> Source:
-    model = version.checked()
-    if model.digest != digest:
-        raise Refused(
-            f"{version.uri} has the digest {model.digest}, but {digest} was released",
-            remedy="a version's digest must not change: find out who wrote the tag, then promote a version that you trust",
-        )
-    return Source(model, lambda folder: registry.fetch(version, folder))
+def _source(registry: Registry, version: RegisteredVersion) -> Source:
+    return Source(version.checked(), lambda folder: registry.fetch(version, folder))
 
 
 def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:

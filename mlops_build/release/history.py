@@ -1,12 +1,14 @@
-"""Who released what to which environment, when and why, and how long it took: from Git alone."""
+"""Who released what to which environment, when and why, and how long it took: from Git alone, except for the time of images."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from mlops_build.adapters.git.objects import Objects
+from mlops_build.adapters.registry import Registry
+from mlops_build.release import image_time
 from mlops_build.release.past import Commit, Past
 from mlops_build.release.tree import Tree, recorded
 
@@ -18,7 +20,8 @@ class Entry:
     """A commit that changed what an environment runs. at, lead: Unix time in seconds.
 
     by, why: of the promotion, or of the commit if a person made it. lead: for each model that is new here, when its code was committed,
-    when it was registered, and when it was first released to each environment; without what Git does not have.
+    when it was registered, and when it was first released to each environment; without what Git does not have. image_seconds: from this
+    commit until the image registry had its image; None if it is not known, or was not asked for.
     """
 
     environment: str
@@ -30,6 +33,7 @@ class Entry:
     promotion: str | None
     is_current: bool
     lead: Mapping[str, Mapping[str, int]]
+    image_seconds: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,8 +45,9 @@ class Entry:
         lines += [f"    {self.why}"] if self.why else []
         for name, times in self.lead.items():
             begin = min(times.values())
-            steps = [f"{step} {f'+{_span(at - begin)}' if at > begin else _date(at)}" for step, at in times.items()]
+            steps = [f"{step} {f'+{span(at - begin)}' if at > begin else _date(at)}" for step, at in times.items()]
             lines.append(f"    {name} {self.models[name]}: {', '.join(steps)}")
+        lines += [] if self.image_seconds is None else [f"    image +{span(self.image_seconds)}"]
         return "\n".join(lines)
 
 
@@ -55,6 +60,11 @@ def read(objects: Objects, head: str, env: str | None = None) -> dict[str, list[
     pasts = {name: Past(objects, head, name) for name in environments}
     first = _first_released(pasts)
     return {name: _entries(objects, name, pasts[name], first) for name in environments if env in (None, name)}
+
+
+def with_images(objects: Objects, entries: Iterable[Entry], registry: Registry) -> list[Entry]:
+    """The entries with the times of their images. Raises RegistryUnreachable."""
+    return [replace(each, image_seconds=image_time.read(registry, recorded(objects, each.commit, each.environment))) for each in entries]
 
 
 def _first_released(pasts: Mapping[str, Past]) -> dict[tuple[str, int], dict[str, int]]:
@@ -115,9 +125,11 @@ def _date(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
-def _span(seconds: int) -> str:
+def span(seconds: int) -> str:
     """A duration in its two largest units."""
     days, hours, minutes = seconds // DAY, seconds % DAY // HOUR, seconds % HOUR // MINUTE
     if days:
         return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{seconds} s"

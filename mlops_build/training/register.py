@@ -97,6 +97,8 @@ def publish(
 
     lineage: returns the document; only called for a new version. tags: in addition to the computed ones.
     """
+    from mlops_build.packaging import assemble
+
     with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
         made = Path(scratch) / "version"
         shutil.copytree(folder, made)
@@ -117,6 +119,7 @@ def publish(
             identity.REPOSITORY: origin_.repository,
             identity.COMMIT_TAG: origin_.commit,
             identity.DIGEST_TAG: digest,
+            identity.LAYERS: assemble.layers_tag(name, made),
             identity.CONTENT: content,
             identity.PACKAGE: __version__,
             **({identity.DIRTY: "true"} if origin_.patch is not None else {}),

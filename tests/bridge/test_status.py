@@ -13,6 +13,9 @@ from mlops_build.__main__ import main
 from mlops_build.adapters import http
 from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
+from mlops_build.model import identity
+from mlops_build.release import record
+from tests.conftest import git
 from tests.release.world import SERVICE, MakeRepository, Promote
 
 
@@ -65,8 +68,31 @@ def test_a_row_tells_what_should_run_and_why_it_does_not(
     assert missing["reason"]
     assert main(["bridge", "status", "--repo", url]) == 0
     heading, first, _ = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["repository", "environment", "wanted", "git", "running", "state", "request", "checks", "reason"]
+    assert heading.split() == ["repository", "environment", "wanted", "git", "image", "running", "state", "request", "checks", "reason"]
     assert first.index("digits 2") == heading.index("wanted")
+
+
+def test_a_release_has_the_time_of_its_image(
+    checkout: Path, registry: Registry, promote: Promote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(1)
+    reconcile.once([f"file://{checkout}.git"], registry)
+    git(checkout, "pull", "--quiet")
+    monkeypatch.chdir(checkout)
+    written = record.read(checkout, "staging")
+    for name, text, shown, seconds in (
+        (str(written.image), "14", "+14 s", 14),
+        (str(written.image), "-1", "-", None),
+        (str(written.image), "²", "-", None),
+        (f"{written.image}0", "14", "-", None),
+    ):
+        registry.set_tag("digits", 1, identity.IMAGE_NAME, name)
+        registry.set_tag("digits", 1, identity.IMAGE_SECONDS, text)
+        assert rows(capsys, f"file://{checkout}.git")[0]["image"] == shown
+        assert main(["history", "staging", "--images", "--json"]) == 0
+        assert [entry["image_seconds"] for entry in json.loads(capsys.readouterr().out)["staging"]] == [seconds]
+    assert main(["history", "staging", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["staging"][0]["image_seconds"] is None
 
 
 @pytest.mark.parametrize(

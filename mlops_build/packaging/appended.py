@@ -1,0 +1,145 @@
+"""An image in a registry to which layers are added: its manifest and configuration (OCI's image specification 1.1, Docker's schema 2)."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_build.adapters.image_registry import Manifest, Repository
+from mlops_build.errors import Refused
+from mlops_build.packaging.layer import Hashed, Hashing, Layer
+
+INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+# The kinds of manifests, and the type of an uncompressed layer in each.
+LAYERS = {
+    "application/vnd.oci.image.manifest.v1+json": "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.distribution.manifest.v2+json": "application/vnd.docker.image.rootfs.diff.tar",
+}
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+CREATED = "1980-01-01T00:00:00Z"  # of added layers: the time of a build would give each agent another digest
+MIB = 1 << 20
+PROGRESS_SECONDS = 5.0
+
+
+class _OtherContent(Exception):
+    """A layer has another digest than expected."""
+
+
+class NotAnImage(Refused):
+    """An image in the registry cannot be added to."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name}: {why}", remedy="delete this tag from the image registry, and run `mlops-build ci image` again")
+
+
+@dataclass
+class Appended:
+    """An image with added layers. say: receives a line for each layer. sent: bytes that the registry did not have."""
+
+    repository: Repository
+    kind: str
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    say: Callable[[str], None]
+    sent: int = 0
+
+    @classmethod
+    def onto(cls, repository: Repository, base: Manifest, name: str, say: Callable[[str], None], for_platform: str | None) -> "Appended":
+        """Begin with the image `base`, which is called `name`. for_platform: which image of an index. Raises NotAnImage."""
+        try:
+            document = json.loads(base.body)
+            if base.media_type in INDEXES:
+                digest = _of_platform(document, for_platform or f"linux/{MACHINES.get(platform.machine(), platform.machine())}")
+                chosen = repository.manifest(digest)
+                if chosen is None:
+                    raise NotAnImage(name, f"the image {digest} of its index does not exist")
+                base, document = chosen, json.loads(chosen.body)
+            config = json.loads(repository.read_blob(document["config"]["digest"]))
+            if base.media_type not in LAYERS or len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
+                raise NotAnImage(name, f"it is not an image with layers, but {base.media_type[:100]}")
+            config["config"].get("Env")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise NotAnImage(name, f"its manifest or configuration is not valid ({type(error).__name__})") from None
+        return cls(repository, base.media_type, document, config, say)
+
+    def add(self, label: str, layer: Layer, expected: str | None = None) -> Hashed:
+        """Add a layer, and send it if the registry does not have it. Raises the errors of the registry and of the layer's files.
+
+        expected: its digest, as its origin says. Then it is read once to be sent, instead of once to be hashed and once to be sent.
+        """
+        before, hashed = self.sent, self._sent_once(label, layer, expected)
+        if hashed is None:
+            hashed = layer.hashed()
+            if not self.repository.has_blob(hashed.digest):
+                self.repository.upload(hashed.digest, layer.size, layer.content, self._progress(label, layer.size))
+                self.sent += layer.size
+        self.say(f"image: {label}: {_mib(layer.size)} MiB {'sent' if self.sent > before else 'exist'}")
+        self.manifest["layers"].append({"mediaType": LAYERS[self.kind], "digest": hashed.digest, "size": layer.size})
+        self.config["rootfs"]["diff_ids"].append(hashed.digest)
+        self.config.setdefault("history", []).append({"created": CREATED, "created_by": f"mlops-build: {label}"})
+        return hashed
+
+    def _sent_once(self, label: str, layer: Layer, expected: str | None) -> Hashed | None:
+        """Hash a layer while it is sent; None if the registry has it, or if its digest is another one."""
+        if expected is None or self.repository.has_blob(expected):
+            return None
+        hashing = Hashing(layer)
+
+        def content(offset: int) -> Iterator[bytes]:
+            yield from hashing.content(offset)
+            if hashing.result.digest != expected:
+                raise _OtherContent
+
+        try:
+            self.repository.upload(expected, layer.size, content, self._progress(label, layer.size))
+        except _OtherContent:
+            return None
+        self.sent += layer.size
+        return hashing.result
+
+    def _progress(self, label: str, size: int) -> Callable[[int], None]:
+        """Says how much is sent, every few seconds."""
+        last = time.monotonic()
+
+        def progress(sent: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PROGRESS_SECONDS:
+                last = time.monotonic()
+                self.say(f"image: {label}: {_mib(sent)} of {_mib(size)} MiB")
+
+        return progress
+
+    def put(self, tag: str, labels: Mapping[str, str], variables: Mapping[str, str]) -> str:
+        """Name the image, and return its digest. labels, variables: of the image, besides those of the base."""
+        settings = self.config["config"]
+        settings["Labels"] = {**(settings.get("Labels") or {}), **labels}
+        settings["Env"] = [*(settings.get("Env") or []), *(f"{name}={value}" for name, value in variables.items())]
+        body = _canonical(self.config)
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if not self.repository.has_blob(digest):
+            self.repository.upload(digest, len(body), lambda offset: iter([body[offset:]]))
+            self.sent += len(body)
+        self.manifest["config"] = {**self.manifest["config"], "digest": digest, "size": len(body)}
+        manifest = _canonical({key: value for key, value in self.manifest.items() if key != "annotations"})
+        self.sent += len(manifest)
+        return self.repository.put_manifest(tag, self.kind, manifest)
+
+
+def _of_platform(index: Any, wanted: str) -> str:
+    """The digest of the image for a platform (linux/amd64)."""
+    for entry in index["manifests"]:
+        described = entry.get("platform") or {}
+        if f"{described.get('os')}/{described.get('architecture')}" == wanted:
+            return str(entry["digest"])
+    raise LookupError(wanted)
+
+
+def _canonical(document: Any) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.2f}" if size < MIB else f"{size / MIB:.0f}"

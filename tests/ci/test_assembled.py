@@ -1,0 +1,203 @@
+"""`ci image` assembles an image in a registry, which is a stand-in here."""
+
+import io
+import json
+import re
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build import service as service_file
+from mlops_build.adapters.engine.command import EngineUnreachable
+from mlops_build.ci import image
+from mlops_build.model import identity
+from mlops_build.model.files import DigestMismatch
+from mlops_build.packaging import context, environment, recipe
+from mlops_build.release.record import Record
+from tests import registries
+from tests.packaging.world import World
+from tests.registries import Fault
+
+Release = Callable[..., Record]
+OCI = "application/vnd.oci.image.manifest.v1+json"
+
+
+def quiet(text: str) -> None:
+    del text
+
+
+@pytest.fixture
+def registry() -> Iterator[registries.Registry]:
+    with registries.serve() as serving:
+        yield serving
+
+
+@pytest.fixture
+def service(service: Path, registry: registries.Registry, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A service whose images are in the stand-in; there is no engine."""
+    path = service / "service.yaml"
+    path.write_text(path.read_text().replace(f"registry: {service_file.load(service).image.registry}", f"registry: {registry.host}/ml"))
+    monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
+    return service
+
+
+def put(registry: registries.Registry, content: bytes) -> dict[str, Any]:
+    """Store a blob; its descriptor."""
+    digest = registries.digest_of(content)
+    registry.blobs["ml/points", digest] = content
+    return {"digest": digest, "size": len(content)}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def environment_image(service: Path, world: World, registry: registries.Registry, kind: str = OCI) -> str:
+    """Store an environment image for points; its tag."""
+    settings = service_file.load(service)
+    needs = context.needs(world.folder / "one", "points 1", pickled=False)
+    tag = environment.tag(recipe.of_service(settings), needs, settings.image.revision)
+    base = put(registry, b"the layer of the environment")
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Env": ["PATH=/opt/venv/bin:/usr/bin"], "User": "10001:10001", "Entrypoint": ["mlops-build"]},
+        "rootfs": {"type": "layers", "diff_ids": [base["digest"]]},
+        "history": [{"created_by": "COPY /opt/venv"}],
+    }
+    document = {
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **put(registry, json.dumps(config).encode())},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **base}],
+    }
+    registry.manifests["ml/points", tag] = (kind, json.dumps(document).encode())
+    return tag
+
+
+@pytest.fixture
+def ready(service: Path, world: World, registry: registries.Registry) -> str:
+    return environment_image(service, world, registry)
+
+
+def assembled(registry: registries.Registry, name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, bytes]]:
+    """The manifest, the configuration, and the files of an image's own layers, without the base."""
+    kind, body = registry.manifests["ml/points", name.rpartition(":")[2]]
+    manifest = json.loads(body)
+    assert kind == manifest["mediaType"]
+    config = json.loads(registry.blobs["ml/points", manifest["config"]["digest"]])
+    contents: dict[str, bytes] = {}
+    for layer in manifest["layers"][1:]:
+        blob = registry.blobs["ml/points", layer["digest"]]
+        assert (len(blob), registries.digest_of(blob)) == (layer["size"], layer["digest"])
+        with tarfile.open(fileobj=io.BytesIO(blob)) as archive:
+            contents |= {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}  # type: ignore[union-attr]
+    return manifest, config, contents
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_image_is_assembled_from_the_environment_code_and_model(
+    service: Path, release: Release, world: World, registry: registries.Registry
+) -> None:
+    record = release("staging")
+    (made,) = image.run(service, say=quiet)["images"]
+    manifest, config, contents = assembled(registry, str(record.image))
+    assert made["built"]
+    assert made["reference"].endswith(f"@{registries.digest_of(registry.manifests['ml/points', str(record.image).rpartition(':')[2]][1])}")
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
+    assert len(config["history"]) == len(manifest["layers"])
+    assert config["config"]["User"] == "10001:10001"
+    assert config["config"]["Labels"]["mlops-build.model.points"].startswith("1 sha256:")
+    in_image = {name.removeprefix("app/models/points/"): content for name, content in contents.items() if name.startswith("app/models/")}
+    assert in_image == files_of(world.folder / "one")
+    assert json.loads(contents["app/context.json"])["image"] == record.image
+    assert "opt/code/points_service/model.py" in contents
+    assert contents["opt/code/bin/mlops-build"].startswith(b"#!/opt/venv/bin/python\n")
+    tags = world.registry.version("points", 1).tags
+    assert (tags[identity.IMAGE_NAME], tags[identity.IMAGE]) == (record.image, made["reference"])
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_second_version_sends_only_what_changed(service: Path, release: Release, registry: registries.Registry, world: World) -> None:
+    release("staging")
+    image.run(service, say=quiet)
+    before = len(registry.seen)
+    record = release("production", 2)
+    image.run(service, say=quiet)
+    one, two = (files_of(world.folder / name) for name in ("one", "two"))
+    changed = sum(len(content) for path, content in two.items() if content != one.get(path))
+    assert sum(seen.size for seen in registry.seen[before:]) <= changed + 20_000
+    manifest, _, _ = assembled(registry, str(record.image))
+    first, _, _ = assembled(registry, str(release("staging").image))
+    assert len({layer["digest"] for layer in manifest["layers"]} - {layer["digest"] for layer in first["layers"]}) == 1
+
+
+@pytest.mark.usefixtures("ready")
+def test_two_agents_push_the_same_digest(service: Path, release: Release, registry: registries.Registry, tmp_path: Path) -> None:
+    record = release("staging")
+    other = Path(shutil.copytree(service, tmp_path / "another folder"))
+    results: list[Any] = []
+
+    def run(root: Path) -> None:
+        results.extend(image.run(root, say=quiet)["images"])
+
+    agents = [threading.Thread(target=run, args=(root,)) for root in (service, other)]
+    for agent in agents:
+        agent.start()
+    for agent in agents:
+        agent.join(60)
+    assert len({made["reference"] for made in results}) == 1
+    assert len(results) == 2
+    assembled(registry, str(record.image))
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_tampered_artifact_gets_no_name(service: Path, release: Release, registry: registries.Registry, world: World) -> None:
+    version = world.registry.version("points", 1)
+    source = Path(version.source.removeprefix("file://"))
+    kept = (source / "MLmodel").read_bytes()
+    record = release("staging")
+    try:
+        (source / "MLmodel").write_bytes(kept + b"\n# changed\n")
+        with pytest.raises(DigestMismatch, match="points 1"):
+            image.run(service, say=quiet)
+    finally:
+        (source / "MLmodel").write_bytes(kept)
+    assert ("ml/points", str(record.image).rpartition(":")[2]) not in registry.manifests
+
+
+def test_without_an_engine_a_new_environment_is_an_error_with_the_commands(
+    service: Path, release: Release, registry: registries.Registry
+) -> None:
+    release("staging")
+    with pytest.raises(EngineUnreachable, match=r"environment image .*/ml/points:env-[0-9a-f]{12} does not exist") as caught:
+        image.run(service, say=quiet)
+    assert "mlops-build package staging" in str(caught.value.remedy)
+    assert "--target environment" in str(caught.value.remedy)
+    assert not registry.manifests
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_registry_that_refuses_the_manifest_leads_to_a_build(service: Path, release: Release, registry: registries.Registry) -> None:
+    release("staging")
+    registry.faults.append(Fault("PUT .*/manifests/v1-", 400, body=b'{"errors":[{"code":"MANIFEST_INVALID"}]}'))
+    said: list[str] = []
+    with pytest.raises(EngineUnreachable, match="no-such-docker"):
+        image.run(service, say=said.append)
+    assert any("not assembled" in line and "MANIFEST_INVALID" in line for line in said)
+
+
+def test_a_service_can_ask_for_builds(service: Path, release: Release, registry: registries.Registry) -> None:
+    path = service / "service.yaml"
+    path.write_text(re.sub("^image:.*$", "image:\n  assemble: false", path.read_text(), count=1, flags=re.MULTILINE))
+    release("staging")
+    said: list[str] = []
+    with pytest.raises(EngineUnreachable):
+        image.run(service, say=said.append)
+    assert said[0] == "image: not assembled, because service.yaml has image.assemble: false"
+    assert not registry.seen
