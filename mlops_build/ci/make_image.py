@@ -1,6 +1,7 @@
 """Make an image: assemble it in its registry, or build it with an engine. A release record does not say which."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed, EngineUnreachable
 from mlops_build.adapters.image_registry import Manifest, RefusedByRegistry, Repository
 from mlops_build.adapters.registry import Registry
+from mlops_build.model.identity import IMAGE
 from mlops_build.packaging import assemble, context, environment, recipe
 from mlops_build.packaging.appended import Appended
 from mlops_build.release.record import Record
-from mlops_build.service import Service, assembling
+from mlops_build.service import REGISTRY, Service, assembling
 
 # A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
 WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
@@ -68,7 +70,7 @@ class InRegistry:
         image = str(record.image)
         say(f"image: {image} does not exist; assembling it")
         name, _, tag = image.rpartition(":")
-        repository, wanted = Repository(name), recipe.of_service(service)
+        repository, wanted = Repository(name, sources=_sources(name, registry, record)), recipe.of_service(service)
         staged = assemble.stage(wanted, image, record.models, registry, scratch / "files")
         of_environment = environment.tag(wanted, staged.prepared.needs, service.image.revision)
         try:
@@ -83,6 +85,14 @@ class InRegistry:
             return
         _say_accepted(accepted, say)
         say(f"image: {appended.sent} bytes sent")
+
+
+def _sources(name: str, registry: Registry, record: Record) -> list[str]:
+    """The repository of the same image registry that has another image of the same version: its layers need not be sent."""
+    first = record.models[0]
+    other = registry.version(first.name, first.version).tags.get(IMAGE, "").partition("@")[0]
+    is_near = other.partition("/")[0] == name.partition("/")[0] and other != name and re.fullmatch(REGISTRY, other)
+    return [other] if is_near else []
 
 
 def _environment(repository: Repository, image: str, staged: assemble.Staged, record: Record, scratch: Path, say: Say) -> Manifest:

@@ -73,7 +73,7 @@ class Appended:
         before, hashed = self.sent, self._sent_once(label, layer, expected)
         if hashed is None:
             hashed = layer.hashed()
-            if not self.repository.has_blob(hashed.digest):
+            if not self._has(hashed.digest):
                 self.repository.upload(hashed.digest, layer.size, layer.content, self._progress(label, layer.size))
                 self.sent += layer.size
         self.say(f"image: {label}: {_mib(layer.size)} MiB {'sent' if self.sent > before else 'exist'}")
@@ -84,7 +84,7 @@ class Appended:
 
     def _sent_once(self, label: str, layer: Layer, expected: str | None) -> Hashed | None:
         """Hash a layer while it is sent; None if the registry has it, or if its digest is another one."""
-        if expected is None or self.repository.has_blob(expected):
+        if expected is None or self._has(expected):
             return None
         hashing = Hashing(layer)
 
@@ -100,6 +100,10 @@ class Appended:
         self.sent += layer.size
         return hashing.result
 
+    def _has(self, digest: str) -> bool:
+        """Whether the repository has a layer, or has taken it over from another one."""
+        return self.repository.has_blob(digest) or any(self.repository.mount(digest, source) for source in self.repository.sources)
+
     def _progress(self, label: str, size: int) -> Callable[[int], None]:
         """Says how much is sent, every few seconds."""
         last = time.monotonic()
@@ -113,7 +117,10 @@ class Appended:
         return progress
 
     def put(self, tag: str, labels: Mapping[str, str], variables: Mapping[str, str]) -> str:
-        """Name the image, and return its digest. labels, variables: of the image, besides those of the base."""
+        """Name the image, and return its digest. labels, variables: of the image, besides those of the base.
+
+        A name that another agent has written meanwhile stays: its environment image can be another build of the same.
+        """
         settings = self.config["config"]
         settings["Labels"] = {**(settings.get("Labels") or {}), **labels}
         settings["Env"] = [*(settings.get("Env") or []), *(f"{name}={value}" for name, value in variables.items())]
@@ -124,6 +131,8 @@ class Appended:
             self.sent += len(body)
         self.manifest["config"] = {**self.manifest["config"], "digest": digest, "size": len(body)}
         manifest = _canonical({key: value for key, value in self.manifest.items() if key != "annotations"})
+        if meanwhile := self.repository.manifest(tag):
+            return meanwhile.digest
         self.sent += len(manifest)
         return self.repository.put_manifest(tag, self.kind, manifest)
 

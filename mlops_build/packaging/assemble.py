@@ -63,7 +63,7 @@ def stage(recipe: Recipe, image: str, models: Sequence[ModelVersion], registry: 
         stored[model] = registry.files(version)
         expected |= {_path(model.name, path): digest for path, digest in _expected(version.tags.get(LAYERS)).items()}
         for file in stored[model]:
-            if file.size < OWN_LAYER or file.path.startswith(ENVIRONMENT) or file.path in context.DOCUMENTS:
+            if file.size < OWN_LAYER or file.path.startswith(ENVIRONMENT) or file.path in ("MLmodel", *context.DOCUMENTS):
                 copy = folder / contents.folder_of(model) / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with file.open() as source, copy.open("wb") as target:
@@ -96,8 +96,10 @@ def layers_tag(name: str, folder: Path) -> str:
     sized = sorted((-path.stat().st_size, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
     layers: dict[str, str] = {}
     for size, path in sized:
-        if -size < LARGE or path.startswith(ENVIRONMENT) or len(json.dumps(layers)) + len(path) + 80 > MOST_TAG:
+        if -size < LARGE or len(json.dumps(layers)) + len(path) + 80 > MOST_TAG:
             break
+        if path.startswith(ENVIRONMENT):
+            continue
         layers[path] = Layer([_local(folder / path, _path(name, path))]).hashed().digest
     return json.dumps(layers)
 

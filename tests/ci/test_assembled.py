@@ -17,7 +17,8 @@ from mlops_build.adapters.engine.command import EngineUnreachable
 from mlops_build.ci import image
 from mlops_build.model import identity
 from mlops_build.model.files import DigestMismatch
-from mlops_build.packaging import context, environment, recipe
+from mlops_build.packaging import assemble, context, environment, recipe
+from mlops_build.packaging.layer import Layer
 from mlops_build.release.record import Record
 from tests import registries
 from tests.packaging.world import World
@@ -201,3 +202,53 @@ def test_a_service_can_ask_for_builds(service: Path, release: Release, registry:
         image.run(service, say=said.append)
     assert said[0] == "image: not assembled, because service.yaml has image.assemble: false"
     assert not registry.seen
+
+
+@pytest.mark.usefixtures("ready")
+def test_the_layers_of_the_same_version_are_taken_over_from_another_repository(
+    service: Path, release: Release, registry: registries.Registry, world: World
+) -> None:
+    release("staging")
+    image.run(service, say=quiet)
+    path = service / "service.yaml"
+    path.write_text(path.read_text().replace(f"registry: {registry.host}/ml", f"registry: {registry.host}/other"))
+    for (_, reference), manifest in list(registry.manifests.items()):
+        if reference.startswith("env-"):
+            registry.manifests["other/points", reference] = manifest
+    for name, digest in list(registry.blobs):
+        if registry.blobs[name, digest].startswith((b"{", b"the layer of the environment")):
+            registry.blobs["other/points", digest] = registry.blobs[name, digest]
+    before = len(registry.seen)
+    record = release("staging")
+    (made,) = image.run(service, say=quiet)["images"]
+    assert made["image"].startswith(f"{registry.host}/other/points:")
+    assert made["image"] == record.image
+    assert sum(seen.size for seen in registry.seen[before:]) < 40_000, "the layers were sent again"
+    assert registry.calls("POST .*/other/points/blobs/uploads/.*from=ml/points")
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("tag", ["right", "wrong", "[" * 10_000, '{"artifacts/weights.pt": 1}', None])
+def test_a_large_file_is_sent_while_it_is_read_for_the_first_time(
+    service: Path, release: Release, registry: registries.Registry, world: World, monkeypatch: pytest.MonkeyPatch, tag: str | None
+) -> None:
+    """The tag of the version says what a layer's digest will be; it need not be right."""
+    monkeypatch.setattr(assemble, "OWN_LAYER", 512)
+    monkeypatch.setattr(assemble, "LARGE", 512)
+    layers = json.loads(assemble.layers_tag("points", world.folder / "one"))
+    assert "artifacts/weights.pt" in layers
+    if tag == "wrong":
+        layers = dict.fromkeys(layers, f"sha256:{'0' * 64}")
+    text = json.dumps(layers) if tag in ("right", "wrong") else tag
+    if text is not None:
+        world.registry.set_tag("points", 1, identity.LAYERS, text)
+    passes: list[str] = []
+    hashed = Layer.hashed
+    monkeypatch.setattr(Layer, "hashed", lambda layer: passes.extend(file.path for file in layer.files) or hashed(layer))
+    record = release("staging")
+    image.run(service, say=quiet)
+    _, _, contents = assembled(registry, str(record.image))
+    assert contents["app/models/points/artifacts/weights.pt"] == (world.folder / "one/artifacts/weights.pt").read_bytes()
+    assert ("app/models/points/artifacts/weights.pt" in passes) is (tag != "right")
+    if tag == "wrong":
+        assert not registry.uploads, "an upload was not cancelled"

@@ -45,7 +45,7 @@ class Repository:
         """
         from mlops_build.adapters.image_registry.connection import Connection  # it imports requests
 
-        self.name = name
+        self.name, self.sources = name, sources
         host, path = _split(name)
         self._connection = Connection(host, path, [path for other, path in map(_split, sources) if other == host], sleep)
 
