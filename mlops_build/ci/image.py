@@ -5,6 +5,7 @@ Existing images are not made again, so it can run at every commit and more than 
 
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -24,10 +25,9 @@ from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.fleet import rules
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
 from mlops_build.packaging.name import image_name, is_valid
-from mlops_build.release import image_time, restore
+from mlops_build.release import image_time
 from mlops_build.release import record as records
 from mlops_build.release.record import Record
-from mlops_build.release.tree import service_at
 from mlops_build.service import Service
 
 # The results of a build, ignored by Git. A deployment uses RELEASE: the commit's files, and DOCUMENT at the same path among them. It is a
@@ -35,6 +35,8 @@ from mlops_build.service import Service
 FOLDER, DOCUMENT, RELEASE = "build", "image-digests.json", "release.tar"
 # The copy of the company's fleet.yaml in a release, for an agent that cannot read it when it deploys.
 FLEET = f"{FOLDER}/{fleet.FILE}"
+# A run that is killed leaves its folders. No run takes longer than this.
+FORGOTTEN_SECONDS = 86400.0
 
 
 class OtherName(Refused):
@@ -155,6 +157,10 @@ def _named(root: Path, service: Service) -> list[Image]:
 
 def _is_restored(root: Path, record: Record) -> bool:
     """Whether a rollback from Git restored the record from a commit whose service.yaml gave it this name."""
+    # They import what writes and checks releases, which an image with its own name does not need.
+    from mlops_build.release import restore
+    from mlops_build.release.tree import service_at
+
     checkout = Checkout.find(root)
     head = checkout.head() if checkout else None
     source = restore.source_of(checkout, head, record.environment) if checkout and head else None
@@ -172,6 +178,7 @@ def _settle(root: Path, service: Service, registry: Registry | None, way: Way, i
     if digest is None:
         registry = registry or tracking.registry(root)
         (root / FOLDER).mkdir(exist_ok=True)
+        _remove_forgotten(root / FOLDER)
         with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="image-") as scratch:
             way.make(service, registry, image.record, Path(scratch), say)
         image.built, before = True, None
@@ -187,6 +194,13 @@ def _settle(root: Path, service: Service, registry: Registry | None, way: Way, i
     if before is None and registry:
         _write_tags(root, registry, image)
     say(f"image: {image.image} {'made' if image.built else 'exists'}, {digest}")
+
+
+def _remove_forgotten(folder: Path) -> None:
+    """Remove what killed runs left. A newer folder may be that of a run which goes on at the same time."""
+    for left in (*folder.glob("image-*/"), *folder.glob("release-*/")):
+        if left.is_dir() and time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_tags(root: Path, registry: Registry, image: Image) -> None:

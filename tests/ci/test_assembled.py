@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,18 @@ def test_two_agents_push_the_same_digest(service: Path, release: Release, regist
     assert len({made["reference"] for made in results}) == 1
     assert len(results) == 2
     assembled(registry, str(record.image))
+
+
+@pytest.mark.usefixtures("ready")
+def test_what_a_killed_run_left_is_removed_after_a_day(service: Path, release: Release) -> None:
+    release("staging")
+    for name, hours in (("image-old", 25), ("release-old", 25), ("image-new", 23)):
+        folder = service / "build" / name
+        folder.mkdir(parents=True)
+        (folder / "layer").write_text("incomplete")
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    image.run(service, say=quiet)
+    assert sorted(path.name for path in (service / "build").iterdir()) == ["image-digests.json", "image-new"]
 
 
 @pytest.mark.usefixtures("ready")
