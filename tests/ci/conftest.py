@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build import service as service_file
-from mlops_build.model import identity
+from mlops_build.model import environment, identity
 from mlops_build.model.version import ModelVersion
 from mlops_build.packaging.name import image_name
 from mlops_build.release import record
@@ -70,10 +70,16 @@ def engine() -> Iterator[str]:
         yield os.environ["MLOPS_TEST_IMAGE_REGISTRY"]
 
 
+@pytest.fixture(scope="session")
+def unused() -> str:
+    """A name that no earlier run has used. All modules share it, so that an environment image is built once."""
+    return secrets.token_hex(4)
+
+
 @pytest.fixture(scope="module")
-def repository(engine: str) -> Iterator[str]:
-    """A repository in the registry that no earlier run has used."""
-    name = f"{engine}/{secrets.token_hex(4)}"
+def repository(engine: str, unused: str) -> Iterator[str]:
+    """A folder of repositories in the registry."""
+    name = f"{engine}/{unused}"
     yield name
     if images := client("image", "ls", "--quiet", f"{name}/*").split():
         client("image", "rm", "--force", *set(images))
@@ -94,6 +100,22 @@ def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return made
 
 
+@pytest.fixture(scope="session")
+def built_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with a lock that can be installed. In points 3, and in corners 1 of the same commit, are files of the repository."""
+    made = make(tmp_path_factory.mktemp("world"))
+    (made.folder / "lock").mkdir()
+    made.lock = environment.lock(sorted(made.wheels.iterdir()), made.folder / "lock")
+    made.register(made.files("one"))
+    made.register(made.files("two", weight=3.0))
+    for model, weight in (("points", 4.0), ("corners", 5.0)):
+        folder = made.files(f"{model}-with-files", weight=weight)
+        (folder / "environment/files/config").mkdir(parents=True)
+        (folder / "environment/files/config/labels.txt").write_text("minus\nplus\n")
+        made.register(folder, model)
+    return made
+
+
 @pytest.fixture
 def small_world(made_world: World, tmp_path: Path) -> World:
     """A copy with its own database, since tests write tags; the artifacts are shared."""
@@ -101,8 +123,12 @@ def small_world(made_world: World, tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def world(small_world: World) -> World:
-    return small_world
+def world(request: pytest.FixtureRequest) -> World:
+    """A single world for all tests with Docker, so that its environment image is built once; a small one for the others."""
+    if request.node.get_closest_marker("docker"):
+        request.getfixturevalue("engine")  # it skips the test
+        return request.getfixturevalue("built_world")  # type: ignore[no-any-return]
+    return request.getfixturevalue("small_world")  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -275,13 +275,13 @@ def test_training_creates_a_branch_a_version_and_a_pull_request_once(company: Co
 
 
 @pytest.mark.docker
-def test_a_release_build_builds_the_image_once(company: Company, releases: tuple[Build, Build]) -> None:
+def test_a_release_build_makes_the_image_once(company: Company, releases: tuple[Build, Build]) -> None:
     first, second = releases
     assert first.ok, first.log
     assert second.ok, second.log
-    assert "does not exist; building it" in first.job("Image").log
+    assert "does not exist; assembling it" in first.job("Image").log
     assert "exists, sha256:" in second.job("Image").log
-    assert "building it" not in second.job("Image").log
+    assert "assembling it" not in second.job("Image").log
     tags = company.registry.version("points", 1).tags
     assert tags[identity.IMAGE].endswith(str(docker.digest_of(tags[identity.IMAGE_NAME])))
     assert set(second.artifacts) == {"release"}

@@ -23,6 +23,7 @@ from mlops_build.ci import image
 from mlops_build.errors import Unreachable
 from mlops_build.model import environment, files, identity
 from mlops_build.model.version import ModelVersion
+from mlops_build.packaging import assemble
 from mlops_build.packaging.context import Source, write_context
 from mlops_build.packaging.dockerfile import UV
 from mlops_build.packaging.name import image_name
@@ -33,7 +34,7 @@ from mlops_build.release.record import Record
 from mlops_build.service.pin import Pin
 from tests.ci.conftest import answer, client
 from tests.conftest import git, mlops_build
-from tests.packaging.world import World, answered, make
+from tests.packaging.world import World, answered
 from tests.serving.conftest import free_port
 
 Release = Callable[..., Record]
@@ -189,32 +190,23 @@ def test_only_a_digest_of_the_records_own_image_is_carried(service: Path, releas
     assert image.of_build(service, record) is None
 
 
-# With Docker. The first test builds, which takes minutes on a fresh engine; the others reuse its layers.
-
-
-@pytest.fixture(scope="module")
-def built_world(engine: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Versions with a lock that can be installed."""
-    made = make(tmp_path_factory.mktemp("world"))
-    (made.folder / "lock").mkdir()
-    made.lock = environment.lock(sorted(made.wheels.iterdir()), made.folder / "lock")
-    made.register(made.files("one"))
-    made.register(made.files("two", weight=3.0))
-    return made
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, small_world: World) -> World:
-    """A single world for all tests with Docker, so that the image is built once; the small one for the others."""
-    world: World = request.getfixturevalue("built_world") if request.node.get_closest_marker("docker") else small_world
-    return world
+# With Docker. The first test builds an environment, which takes minutes on a fresh engine; the others take its image.
 
 
 @pytest.fixture
 def in_registry(service: Path, repository: str) -> None:
+    """The service's images are in the real registry."""
     path = service / "service.yaml"
     text = path.read_text()
     path.write_text(text.replace(f"registry: {service_file.load(service).image.registry}", f"registry: {repository}"))
+
+
+@pytest.fixture
+def builds(service: Path, in_registry: None) -> None:
+    """The service asks for builds."""
+    path = service / "service.yaml"
+    path.write_text(path.read_text().replace("  registry:", "  assemble: false\n  registry:"))
+    assert not service_file.load(service).image.assemble
 
 
 def layers_of(image: str) -> list[str]:
@@ -239,9 +231,12 @@ def tags(world: World, version: int) -> dict[str, str]:
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("in_registry")
-def test_a_missing_image_is_built_once_and_its_digest_is_written_to_the_version(
-    service: Path, release: Release, world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["assembled", "built"])
+def test_a_missing_image_is_made_once_and_its_digest_is_written_to_the_version(
+    request: pytest.FixtureRequest, service: Path, release: Release, world: World, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    if way == "built":
+        request.getfixturevalue("builds")
     record = release("staging")
     release("production")
     (first,) = json.loads(mlops_build(service, "ci", "image", "--json").stdout)["images"]
@@ -256,10 +251,11 @@ def test_a_missing_image_is_built_once_and_its_digest_is_written_to_the_version(
     assert sorted(path.name for path in (service / "build").iterdir()) == ["image-digests.json"]
 
     def refuse(*_: object) -> None:
-        raise AssertionError("built again")
+        raise AssertionError("made again")
 
     monkeypatch.setattr(docker, "build", refuse)
     monkeypatch.setattr(docker, "push", refuse)
+    monkeypatch.setattr(assemble, "push", refuse)
     world.registry.delete_tag("points", 1, identity.IMAGE)
     (second,) = image.run(service, say=quiet)["images"]
     assert second == {**first, "built": False}
@@ -273,7 +269,7 @@ def test_a_missing_image_is_built_once_and_its_digest_is_written_to_the_version(
 
 
 @pytest.mark.docker
-@pytest.mark.usefixtures("in_registry")
+@pytest.mark.usefixtures("builds")
 def test_only_the_last_layer_of_a_second_version_is_new(service: Path, release: Release) -> None:
     first, second = release("staging", 1), release("production", 2)
     result = image.run(service, say=quiet)
@@ -387,6 +383,7 @@ def test_the_image_runs_as_any_user_on_a_read_only_root(service: Path, release: 
 def test_the_labels_of_the_image(service: Path, release: Release) -> None:
     release("staging")
     (made,) = image.run(service, say=quiet)["images"]
+    client("pull", "--quiet", made["image"])
     config = json.loads(client("image", "inspect", "--format", "{{json .Config}}", made["image"]))
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"][0] == "CMD"
