@@ -171,6 +171,9 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
             size = int(self.headers.get("Content-Length", 0))
             body = self.rfile.read(size if not fault or fault.keep is None else fault.keep)
             registry.seen.append(Seen(self.command, self.path, dict(self.headers.items()), len(body)))
+            if not fault and len(body) < size:
+                self.close_connection = True  # the client ended the connection
+                return
             if fault and fault.keep is None and not fault.short and not fault.delay and fault.replace is None:
                 self.reply(fault.status, fault.headers, fault.body)
                 return

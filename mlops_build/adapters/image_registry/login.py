@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,35 @@ from mlops_build.adapters.image_registry.answer import LoginNeeded
 from mlops_build.errors import Unreachable
 
 DOCKER_HUB = "docker.io"
-# Docker Hub's name in docker's own files and helpers.
-DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+# Docker Hub's names in files; docker's helpers know the first.
+DOCKER_HUB_NAMES = ("https://index.docker.io/v1/", DOCKER_HUB)
+# The name of the user if the secret is a token, also in docker's helpers.
+IDENTITY = "<token>"
 MOST_BYTES = 1 << 20
 HELPER_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Login:
-    """basic: an Authorization header. identity: a token that is exchanged for those of requests. Only one of the two is set."""
+    """A user's name and password, or IDENTITY and a token that is exchanged for those of requests."""
 
-    basic: str | None = field(default=None, repr=False)
-    identity: str | None = field(default=None, repr=False)
+    user: str
+    secret: str = field(repr=False)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the secret is a token."""
+        return self.user == IDENTITY
+
+    @property
+    def basic(self) -> str:
+        """The header Authorization."""
+        return f"Basic {base64.b64encode(f'{self.user}:{self.secret}'.encode()).decode()}"
 
 
-def stored(host: str, path: str) -> Login | None:
-    """The login for a repository. Raises LoginNeeded for a file or a helper that does not work."""
-    return next((login for file in _files() if (login := _in_file(file, host, path))), None)
+def stored(host: str) -> Login | None:
+    """The login to a registry. Raises LoginNeeded for a file or a helper that does not work."""
+    return next((login for file in _files() if (login := _in_file(file, host))), None)
 
 
 def _files() -> list[Path]:
@@ -45,72 +57,49 @@ def _files() -> list[Path]:
     ]
 
 
-def _in_file(file: Path, host: str, path: str) -> Login | None:
+def _in_file(file: Path, host: str) -> Login | None:
+    names = DOCKER_HUB_NAMES if host == DOCKER_HUB else (host, f"https://{host}", f"https://{host}/v1/")
     try:
         with file.open("rb") as opened:
             config = json.loads(opened.read(MOST_BYTES))
-        logins, helpers = _by_name(config.get("auths")), _by_name(config.get("credHelpers"))
-        helper = helpers.get(host) or config.get("credsStore")
+        entry = _first(config.get("auths"), names) or {}
+        helper = _first(config.get("credHelpers"), names) or config.get("credsStore")
+        identity = entry.get("identitytoken")
+        user, _, password = base64.b64decode(entry.get("auth") or "", validate=True).decode().partition(":")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON in docker's format"
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not in docker's format"
         raise LoginNeeded(
             f"{file}, which stores logins to image registries, cannot be read: {reason}",
             remedy=f"correct it, or remove it and log in to {host}",
         ) from None
-    if helper and (login := _from_helper(str(helper), DOCKER_HUB_KEY if host == DOCKER_HUB else host, file)):
+    if helper and (login := _from_helper(str(helper), names[0], file)):
         return login
-    # podman stores logins for a part of a host, too.
-    parts = f"{host}/{path}".split("/")
-    entries = (logins.get("/".join(parts[:length])) for length in range(len(parts), 0, -1))
-    return next((login for entry in entries if (login := _of_entry(entry, file, host))), None)
+    if identity:
+        return Login(IDENTITY, str(identity))
+    return Login(user, password) if user else None
 
 
-def _by_name(table: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The entries of a table by host[/path]: docker's keys can be addresses, and have several names for Docker Hub."""
-    names = {re.sub(r"^https?://|/(?:v[12]/?)?$", "", key): entry for key, entry in (table or {}).items()}
-    return {("docker.io" if name in ("index.docker.io", "registry-1.docker.io") else name): entry for name, entry in names.items()}
-
-
-def _of_entry(entry: Any, file: Path, host: str) -> Login | None:
-    if not isinstance(entry, dict):
-        return None
-    if identity := entry.get("identitytoken"):
-        return Login(identity=str(identity))
-    if not (auth := entry.get("auth")):
-        return None
-    try:
-        user, _, password = base64.b64decode(str(auth), validate=True).decode().partition(":")
-    except ValueError:
-        raise LoginNeeded(f"the login to {host} in {file} is not valid", remedy=f"run `docker login {host}` again") from None
-    return _basic(user, password)
-
-
-def _basic(user: str, password: str) -> Login:
-    return Login(basic=f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+def _first(table: Mapping[str, Any] | None, names: Sequence[str]) -> Any:
+    return next(filter(None, map((table or {}).get, names)), None)
 
 
 def _from_helper(name: str, server: str, file: Path) -> Login | None:
     """The login that a program docker-credential-NAME returns."""
     command = f"docker-credential-{name}"
-    remedy = f"run `echo {server} | {command} get`, or remove the helper from {file} and log in again"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise LoginNeeded(f"{file} names a credential helper {name!r}, which is not a valid name", remedy="correct the file")
     try:
-        done = program.run([command, "get"], seconds=HELPER_SECONDS, stdin=server.encode())
-    except Unreachable as error:
-        raise LoginNeeded(f"the login to {server} is in a credential helper: {error.message}", remedy=remedy) from None
-    if done.code and "credentials not found" in done.text + done.message:
-        return None
-    try:
-        if done.code:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError
+        done = program.run([command, "get"], seconds=HELPER_SECONDS, stdin=server.encode())
+        if done.code and "credentials not found" in done.text + done.message:
+            return None
         document = json.loads(done.output)
-        user, secret = str(document["Username"]), str(document["Secret"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        # Its output is not shown: it can contain the password.
-        raise LoginNeeded(f"{command} exited with {done.code}, without a login to {server}", remedy=remedy) from None
-    if not secret:
-        return None
-    return Login(identity=secret) if user == "<token>" else _basic(user, secret)
+        login = Login(str(document["Username"]), str(document["Secret"]))
+    except (Unreachable, ValueError, LookupError, TypeError, RecursionError):
+        # What the program says is not shown: it can contain the password.
+        raise LoginNeeded(
+            f"{file} names the credential helper {command}, which gives no login to {server}",
+            remedy=f"run `echo {server} | {command} get`, or remove the helper from {file} and log in again",
+        ) from None
+    return login if login.secret else None

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mlops_build.adapters.image_registry.answer import LoginNeeded, RefusedByRegistry
-from mlops_build.errors import UsageError
+from mlops_build.adapters.image_registry.answer import ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry
+from mlops_build.adapters.image_registry.connection import WAITS, Connection
+from mlops_build.errors import Failed, UsageError
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 REFERENCE = re.compile(rf"{DIGEST.pattern}|[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}}")
@@ -18,9 +19,10 @@ PATH = re.compile(rf"{PART}(?:/{PART})*")
 # OCI's and docker's formats of an image, and their lists of images for several platforms.
 MEDIA_TYPES = [f"application/vnd.oci.image.{kind}.v1+json" for kind in ("manifest", "index")]
 MEDIA_TYPES += [f"application/vnd.docker.distribution.{kind}.v2+json" for kind in ("manifest", "manifest.list")]
-MOST_BYTES = 4 << 20
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
+# Statuses for an upload that the registry does not know. Docker's registry answers 200 after it has cancelled one that it cannot continue.
+FORGOTTEN = (200, 404, 416)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,6 @@ class Repository:
 
         Raises UsageError for a wrong name, and ImageRegistryUnreachable for a file of certificates that has none.
         """
-        from mlops_build.adapters.image_registry.connection import Connection  # it imports requests
-
         self.name, self.sources = name, sources
         host, path = _split(name)
         self._connection = Connection(host, path, [path for other, path in map(_split, sources) if other == host], sleep)
@@ -53,16 +53,16 @@ class Repository:
         """A manifest by tag or digest; None if there is none."""
         action = f"read manifest {_checked(reference)} of {self.name}"
         headers = {"Accept": ", ".join(MEDIA_TYPES)}
-        answer = self._connection.send("GET", f"manifests/{reference}", action, (200, 404), headers=headers, limit=MOST_BYTES)
+        answer = self._connection.send("GET", f"manifests/{reference}", action, (200, 404), headers=headers)
         if answer.status == 404:
             return None
         digest = _digest(answer.body)
-        self._connection.confirms(digest, answer, action)
+        answer.confirms(digest)
         if DIGEST.fullmatch(reference) and digest != reference:
-            raise self._connection.wrong(f"sent content of {digest}", action)
-        media_type = answer.headers.get("content-type", "").partition(";")[0].strip()
+            raise answer.wrong(f"sent content of {digest}")
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if media_type not in MEDIA_TYPES:  # such as the HTML of a proxy's login page
-            raise self._connection.wrong(f"sent {media_type[:100]!r}, which is not a manifest", action)
+            raise answer.wrong(f"sent {media_type[:100]!r}, which is not a manifest")
         return Manifest(digest, media_type, answer.body)
 
     def put_manifest(self, reference: str, media_type: str, body: bytes) -> str:
@@ -70,25 +70,27 @@ class Repository:
         action = f"store manifest {_checked(reference)} in {self.name}"
         answer = self._connection.send("PUT", f"manifests/{reference}", action, (201,), headers={"Content-Type": media_type}, body=body)
         digest = _digest(body)
-        if not self._connection.confirms(digest, answer, action) and self.manifest(digest) is None:
-            raise self._connection.wrong("does not have what it accepted", action)
+        if not answer.confirms(digest) and self.manifest(digest) is None:
+            raise answer.wrong("does not have what it accepted")
         return digest
 
     def has_blob(self, digest: str) -> bool:
         """Whether the repository has a blob."""
-        return self._has(digest, once=False)
+        action = f"look for blob {_checked(digest)} in {self.name}"
+        # A redirect leads to a storage that has the blob.
+        return self._connection.send("HEAD", f"blobs/{digest}", action, (200, *REDIRECTS, 404)).status != 404
 
     def read_blob(self, digest: str) -> bytes:
         """A blob of at most 4 MiB, such as an image's configuration."""
         action, address = f"read blob {_checked(digest)} of {self.name}", f"blobs/{digest}"
         for _ in range(MOST_REDIRECTS):
-            answer = self._connection.send("GET", address, action, (200, *REDIRECTS), limit=MOST_BYTES)
+            answer = self._connection.send("GET", address, action, (200, *REDIRECTS))
             if answer.status == 200:
                 if _digest(answer.body) != digest:
-                    raise self._connection.wrong(f"sent content of {_digest(answer.body)}", action)
+                    raise answer.wrong(f"sent content of {_digest(answer.body)}")
                 return answer.body
-            address = self._connection.location(answer, action)
-        raise self._connection.wrong(f"redirects more than {MOST_REDIRECTS} times", action)
+            address = self._connection.location(answer)
+        raise answer.wrong(f"redirects more than {MOST_REDIRECTS} times")
 
     def mount(self, digest: str, source: str) -> bool:
         """Take a blob over from another repository, without sending it. False if the registry does not do that, or has no such blob."""
@@ -101,7 +103,7 @@ class Repository:
         except (LoginNeeded, RefusedByRegistry):
             return False  # of the source; if it is about this repository, the upload that follows has the same answer
         if answer.status == 202:
-            self._connection.cancel(self._connection.location(answer, action))
+            self._connection.cancel(self._connection.location(answer))
         return answer.status == 201
 
     def upload(
@@ -112,21 +114,83 @@ class Repository:
         progress(bytes) is called with the bytes of the blob that are sent, which are fewer again after a failure. An upload that breaks is
         continued where the registry can tell what it has. Raises Failed for content of another size.
         """
-        from mlops_build.adapters.image_registry.upload import Upload
-
         action = f"store blob {_checked(digest)} in {self.name}"
-        Upload(self._connection, action, digest, size, content, progress, lambda: self._has(digest, once=True)).run()
+        upload, offset, furthest, waits = self._start(action), 0, 0, iter(WAITS)
+        while True:
+            try:
+                self._put_blob(upload, action, _Rest(digest, size, offset, content, progress))
+                return
+            except ImageRegistryUnreachable as error:
+                self._connection.pause(waits, error)
+            except Exception as error:
+                self._connection.cancel(upload)
+                raise (error.args[0] if isinstance(error, _SourceFailed) else error) from None
+            if self.has_blob(digest):  # only the answer was lost
+                return
+            upload, offset = self._position(upload, action, size)
+            if offset > furthest:  # the last try achieved something
+                furthest, waits = offset, iter(WAITS)
 
     def check_push(self) -> None:
         """Start an upload and cancel it, to see whether a push is accepted; a single try."""
-        from mlops_build.adapters.image_registry.upload import start
+        self._connection.cancel(self._start(f"accept a push to {self.name}", once=True))
 
-        self._connection.cancel(start(self._connection, f"accept a push to {self.name}"))
+    def _start(self, action: str, *, once: bool = False) -> str:
+        """The address of a new upload."""
+        return self._connection.location(self._connection.send("POST", "blobs/uploads/", action, (202,), body=b"", once=once))
 
-    def _has(self, digest: str, *, once: bool) -> bool:
-        action = f"look for blob {_checked(digest)} in {self.name}"
-        # A redirect leads to a storage that has the blob.
-        return self._connection.send("HEAD", f"blobs/{digest}", action, (200, 302, 307, 404), once=once).status != 404
+    def _put_blob(self, upload: str, action: str, rest: "_Rest") -> None:
+        """Send what the registry does not have, and complete the upload."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if 0 < rest.offset < rest.size:
+            headers["Content-Range"] = f"{rest.offset}-{rest.size - 1}"
+        address, expected = f"{upload}{'&' if '?' in upload else '?'}digest={rest.digest}", (201, 204, *FORGOTTEN)
+        answer = self._connection.send("PUT", address, action, expected, headers=headers, body=rest if len(rest) else b"", once=True)
+        if answer.status in FORGOTTEN:
+            raise ImageRegistryUnreachable(f"{answer.host} lost an upload ({action})", remedy="see the log of the image registry")
+        answer.confirms(rest.digest)
+
+    def _position(self, upload: str, action: str, size: int) -> tuple[str, int]:
+        """Where an upload goes on, and the bytes that the registry has; a new upload if it does not know."""
+        answer = self._connection.send("GET", upload, action, range(200, 500))
+        # "0-0" can mean nothing, or one byte; a registry that has one refuses the offset 0 then.
+        has = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,15})", answer.headers.get("Range", "")) if answer.status == 204 else None
+        if has is None or int(has[1]) >= max(size, 1):
+            return self._start(action), 0
+        return self._connection.location(answer) if "Location" in answer.headers else upload, int(has[1]) and int(has[1]) + 1
+
+
+class _SourceFailed(Exception):
+    """An error of a blob's content. urllib3 would take an OSError for one of the connection."""
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """The body of a request: a blob from `offset` on, read while it is sent."""
+
+    digest: str
+    size: int
+    offset: int
+    content: Callable[[int], Iterator[bytes]]
+    progress: Callable[[int], None] | None
+
+    def __len__(self) -> int:
+        return self.size - self.offset
+
+    def __iter__(self) -> Iterator[bytes]:
+        sent = self.offset
+        try:
+            for chunk in self.content(self.offset):
+                sent += len(chunk)
+                if sent > self.size:
+                    break
+                yield chunk
+                if self.progress:
+                    self.progress(sent)
+        except Exception as error:
+            raise _SourceFailed(error) from None
+        if sent != self.size:
+            raise Failed(f"the content of {self.digest} does not have {self.size} bytes", remedy="run this again, and check the source")
 
 
 def _digest(content: bytes) -> str:
