@@ -115,10 +115,9 @@ class Hashing:
             for chunk in self._layer.content(offset):
                 new = memoryview(chunk)[max(0, self._done - position) :]
                 position += len(chunk)
-                if new:
-                    total = thread.submit(self._total.update, new)
-                    self._update_files(new)
-                    total.result()
+                total = thread.submit(self._total.update, new) if len(new) == CHUNK else None
+                self._update_files(new)
+                total.result() if total else self._total.update(new)
                 yield chunk
 
     @property
