@@ -85,14 +85,13 @@ class Needs:
 @dataclass(frozen=True)
 class Prepared:
     """What an image has beside the files of its models. needs: of the first model. labels: of the image. files_of: the model whose version
-    contains image.files. sbom: the text of the bill of materials."""
+    contains image.files."""
 
     contents: Contents
     needs: Needs
     recipe: Recipe
     labels: Mapping[str, str]
     files_of: str | None
-    sbom: str
 
 
 def from_registry(registry: Registry, models: Sequence[ModelVersion]) -> list[Source]:
@@ -135,7 +134,9 @@ def write_context(
         _write_environment(staged, prepared.recipe, prepared.needs, wheels)
         text = dockerfile(prepared.recipe, prepared.contents, prepared.labels, files=prepared.files_of, wheelhouse=wheels is not None)
         (staged / "Dockerfile").write_text(text)
-        (staged / sbom.FILE).write_text(prepared.sbom)
+        hashed = {wheel: files.file_digest(first / WHEELS / wheel) for wheel in prepared.needs.wheels}
+        bill = sbom.sbom(prepared.recipe, prepared.contents, prepared.needs.lock, hashed, prepared.labels)
+        (staged / sbom.FILE).write_text(sbom.as_text(bill))
         (staged / contents.FILE).write_text(prepared.contents.as_text())
     return prepared.contents
 
@@ -171,10 +172,8 @@ def prepare(
     accepted = chosen.unsafe_pickle if any(each.pickled for _, each in given) else None
     made = Contents(chosen.service, image, first.python, first.torch, tuple(model for model, _ in given), accepted)
     folders = [staged / contents.folder_of(model) for model in made.models]
-    image_labels = labels(chosen, made, folders)
-    hashed = {wheel: files.file_digest(folders[0] / WHEELS / wheel) for wheel in first.wheels}
-    bill = sbom.as_text(sbom.sbom(chosen, made, first.lock, hashed, image_labels))
-    return Prepared(made, first, chosen, image_labels, model.name if (folders[0] / FILES).is_dir() else None, bill)
+    files_of = model.name if (folders[0] / FILES).is_dir() else None
+    return Prepared(made, first, chosen, labels(chosen, made, folders), files_of)
 
 
 def write_version(

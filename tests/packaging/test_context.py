@@ -255,7 +255,6 @@ def test_what_an_image_needs_is_known_from_the_small_files_alone(world: World, t
     prepared = context.prepare(CPU, IMAGE, [(one.model, needed)], tmp_path / "staged")
     assert tree(tmp_path / "staged") == before
     assert prepared.contents.as_text() == (tmp_path / "context/context.json").read_text()
-    assert prepared.sbom == (tmp_path / "context/sbom.cdx.json").read_text()
     assert prepared.needs.lock == (tmp_path / "context/requirements.lock").read_text()
     assert (prepared.recipe, prepared.files_of) == (CPU, None)
     assert dockerfile(CPU, prepared.contents, prepared.labels) == (tmp_path / "context/Dockerfile").read_text()
