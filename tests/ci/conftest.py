@@ -81,8 +81,11 @@ def repository(engine: str, unused: str) -> Iterator[str]:
     """A folder of repositories in the registry."""
     name = f"{engine}/{unused}"
     yield name
-    if images := client("image", "ls", "--quiet", f"{name}/*").split():
-        client("image", "rm", "--force", *set(images))
+    below = [f"--filter=reference={name}/{names}" for names in ("*", "*/*")]
+    # By name, not by id: another worker may be about to push the same environment image under its own name.
+    shown = '{{.Repository}}{{if eq .Tag "<none>"}}@{{.Digest}}{{else}}:{{.Tag}}{{end}}'
+    if names := client("image", "ls", "--digests", "--format", shown, *below).split():
+        client("image", "rm", "--force", *set(names))
 
 
 @pytest.fixture(autouse=True)
