@@ -174,7 +174,7 @@ def images(root: Path) -> Check:
     why = assembling.refusal(settings)
     if why is None:
         return Check("images", f"assembled at {settings.image.registry}; only a new environment image needs a container engine")
-    return Check("images", f"built by a container engine: {why}", absent=True)
+    return Check("images", f"built by a container engine: {why.message}", absent=True)
 
 
 def kubectl() -> Check:

@@ -24,7 +24,7 @@ UNKNOWN = "-"
 class Row:
     """An environment: models and versions as text, "-" for what is not known.
 
-    image: how long it took from the release's commit until the image registry had its image. running: what the service answers.
+    image: how long that took to make, since the commit of the release that it was made for. running: what the service answers.
     request: the open pull request. checks: the result of its builds. reason: why Git differs.
     """
 
@@ -65,14 +65,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _row(registry: Registry, outcome: Outcome) -> Row:
-    seconds = image_time.read(registry, outcome.there)
+    made = image_time.read(registry, outcome.there)
     reason = outcome.problem.splitlines()[0] if outcome.error else outcome.why or ""
     return Row(
         outcome.repository,
         outcome.environment or UNKNOWN,
         outcome.wanted or UNKNOWN,
         outcome.before or UNKNOWN,
-        UNKNOWN if seconds is None else f"+{span(seconds)}",
+        f"+{span(made.seconds)}" if made else UNKNOWN,
         _running(outcome),
         outcome.state,
         outcome.request.url if outcome.request else UNKNOWN,

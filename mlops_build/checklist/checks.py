@@ -98,7 +98,7 @@ def _engine(names: Names) -> Result:
     engine = doctor.engine(required=True)
     why = assembling.refusal(names.service)
     if why is not None:
-        return _doctor(replace(engine, seen=f"{engine.seen}; images are built: {why}"))
+        return _doctor(replace(engine, seen=f"{engine.seen}; images are built: {why.message}"))
     return ok(f"images are assembled at {names.service.image.registry}; for environment images: {engine.seen}")
 
 

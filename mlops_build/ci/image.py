@@ -210,7 +210,7 @@ def _write_tags(root: Path, registry: Registry, image: Image) -> None:
     checkout = Checkout.find(root)
     head = checkout.head() if checkout else None
     if checkout and head:
-        image_time.write(registry, image.record, int(time.time()) - checkout.committed_at(head))
+        image_time.write(registry, image.record, int(time.time()), checkout.committed_at(head))
 
 
 def _write_results(root: Path, images: Sequence[Image]) -> None:

@@ -12,9 +12,10 @@ from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed, EngineUnreachable
 from mlops_build.adapters.image_registry import Manifest, RefusedByRegistry, Repository
 from mlops_build.adapters.registry import Registry
+from mlops_build.errors import MlopsBuildError
 from mlops_build.model.identity import IMAGE
 from mlops_build.packaging import assemble, context, environment, recipe
-from mlops_build.packaging.appended import Appended
+from mlops_build.packaging.appended import Appended, blobs, mib
 from mlops_build.release.record import Record
 from mlops_build.service import REGISTRY, Service, assembling
 
@@ -32,24 +33,32 @@ class Way(Protocol):
 
 def choose(service: Service, say: Say) -> Way:
     """The way for this service on this agent. Raises UsageError for another name in MLOPS_BUILD_ENGINE."""
-    if why := assembling.refusal(service):
-        say(f"image: not assembled, because {why}")
-        return ByEngine(builder.choose())
+    if refusal := assembling.refusal(service):
+        say(f"image: not assembled, because {refusal.message}")
+        return ByEngine(builder.choose(), refusal if service.image.assemble else None)
     return InRegistry()
 
 
 @dataclass(frozen=True)
 class ByEngine:
-    """Build the image from its context, and push it."""
+    """Build the image from its context, and push it. refusal: why it is not assembled, which is the error if there is no engine."""
 
     engine: Builder
+    refusal: MlopsBuildError | None
 
     def digest_of(self, image: str) -> str | None:
-        return self.engine.digest_of(image)
+        try:
+            return self.engine.digest_of(image)
+        except EngineUnreachable as error:
+            raise self.refusal or error from None
 
     def make(self, service: Service, registry: Registry, record: Record, scratch: Path, say: Say) -> None:
         image = str(record.image)
-        say(f"image: {image} does not exist; building it with {self.engine.check_engine()}")
+        try:
+            engine = self.engine.check_engine()
+        except EngineUnreachable as error:
+            raise self.refusal or error from None
+        say(f"image: {image} does not exist; building it with {engine}")
         sources = context.from_registry(registry, record.models)
         made = context.write_context(recipe.of_service(service), image, sources, scratch / "context", wheels=wheelhouse())
         _say_accepted(made.unsafe_pickle, say)
@@ -74,17 +83,17 @@ class InRegistry:
         staged = assemble.stage(wanted, image, record.models, registry, scratch / "files")
         of_environment = environment.tag(wanted, staged.prepared.needs, service.image.revision)
         try:
-            base = repository.manifest(of_environment)
+            base = repository.manifest(of_environment) or _taken_over(repository, of_environment)
             if base is None:
                 base = _environment(repository, f"{name}:{of_environment}", staged, record, scratch, say)
             appended = Appended.onto(repository, base, f"{name}:{of_environment}", say, wanted.platform)
             _, accepted = assemble.push(appended, staged, tag)
         except RefusedByRegistry as error:
             say(f"image: not assembled, because {error.message}")
-            ByEngine(builder.choose()).make(service, registry, record, scratch, say)
+            ByEngine(builder.choose(), error).make(service, registry, record, scratch, say)
             return
         _say_accepted(accepted, say)
-        say(f"image: {appended.sent} bytes sent")
+        say(f"image: {mib(appended.sent)} sent")
 
 
 def _sources(name: str, registry: Registry, record: Record) -> list[str]:
@@ -93,6 +102,16 @@ def _sources(name: str, registry: Registry, record: Record) -> list[str]:
     other = registry.version(first.name, first.version).tags.get(IMAGE, "").partition("@")[0]
     is_near = other.partition("/")[0] == name.partition("/")[0] and other != name and re.fullmatch(REGISTRY, other)
     return [other] if is_near else []
+
+
+def _taken_over(repository: Repository, tag: str) -> Manifest | None:
+    """The environment image of another repository, whose layers are mounted; None if there is none, or it cannot be mounted."""
+    for source in repository.sources:
+        there = Repository(source).manifest(tag)
+        if there and all(repository.mount(digest, source) for digest in blobs(there)):
+            repository.put_manifest(tag, there.media_type, there.body)
+            return there
+    return None
 
 
 def _environment(repository: Repository, image: str, staged: assemble.Staged, record: Record, scratch: Path, say: Say) -> Manifest:

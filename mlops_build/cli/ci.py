@@ -1,7 +1,7 @@
 """The steps of the CI plans. They contain all of the logic, so that they run the same way on a laptop.
 
 check: service.yaml, lint, tests, manifests. train: like `mlops-build train`, with the commit on a branch retrain/N and a pull request.
-image: build and push the missing images of the release records. deploy ENV: apply one environment by digest and check the recorded
+image: make the missing images of the release records. deploy ENV: apply one environment by digest and check the recorded
 examples.
 """
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = steps.add_parser("train", help="run the pipeline, commit on retrain/N, push, register, open a pull request")
     train.add_argument("--build", metavar="N", help="the number in retrain/N (default: the CI build's number, else the next free one)")
     train.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
-    steps.add_parser("image", help="build and push the missing images of the release records")
+    steps.add_parser("image", help="make the missing images of the release records")
     deploy = steps.add_parser("deploy", help="apply one environment's release and check its answers")
     deploy.add_argument("env", metavar="ENV", help="an environment of service.yaml")
     deploy.add_argument("--if-released", action="store_true", help="do nothing if nothing is released there yet, instead of an error")

@@ -29,7 +29,7 @@ WEIGHTS_FROM = "mlops_build.weights_from"
 LAYERS = "mlops_build.layers"
 IMAGE = "mlops_build.image"
 IMAGE_NAME = "mlops_build.image.name"
-IMAGE_SECONDS = "mlops_build.image.seconds"
+IMAGE_TIME_PREFIX = "mlops_build.image.time."
 PREVIOUS_PREFIX = "mlops_build.previous."
 
 # Tag of a run: the digest of the model folder that it logged.

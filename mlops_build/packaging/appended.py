@@ -61,7 +61,7 @@ class Appended:
             if base.media_type not in LAYERS or len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
                 raise NotAnImage(name, f"it is not an image with layers, but {base.media_type[:100]}")
             config["config"].get("Env")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise NotAnImage(name, f"its manifest or configuration is not valid ({type(error).__name__})") from None
         return cls(repository, base.media_type, document, config, say)
 
@@ -76,7 +76,7 @@ class Appended:
             if not self._has(hashed.digest):
                 self.repository.upload(hashed.digest, layer.size, layer.content, self._progress(label, layer.size))
                 self.sent += layer.size
-        self.say(f"image: {label}: {_mib(layer.size)} MiB {'sent' if self.sent > before else 'exist'}")
+        self.say(f"image: {label}: {mib(layer.size)} {'sent' if self.sent > before else 'already there'}")
         self.manifest["layers"].append({"mediaType": LAYERS[self.kind], "digest": hashed.digest, "size": layer.size})
         self.config["rootfs"]["diff_ids"].append(hashed.digest)
         self.config.setdefault("history", []).append({"created": CREATED, "created_by": f"mlops-build: {label}"})
@@ -106,13 +106,16 @@ class Appended:
 
     def _progress(self, label: str, size: int) -> Callable[[int], None]:
         """Says how much is sent, every few seconds."""
-        last = time.monotonic()
+        last, before = time.monotonic(), 0
 
         def progress(sent: int) -> None:
-            nonlocal last
+            nonlocal last, before
+            if sent < before:
+                self.say(f"image: {label}: interrupted after {mib(before)}; goes on")
+            before = sent
             if time.monotonic() - last >= PROGRESS_SECONDS:
                 last = time.monotonic()
-                self.say(f"image: {label}: {_mib(sent)} of {_mib(size)} MiB")
+                self.say(f"image: {label}: {mib(sent)} of {mib(size)}")
 
         return progress
 
@@ -137,6 +140,15 @@ class Appended:
         return self.repository.put_manifest(tag, self.kind, manifest)
 
 
+def blobs(image: Manifest) -> list[str]:
+    """The digests of an image's configuration and layers. Raises NotAnImage for an index, and for what is not an image."""
+    try:
+        document = json.loads(image.body)
+        return [str(each["digest"]) for each in (document["config"], *document["layers"])]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise NotAnImage(image.digest, "it is not an image for a single platform") from None
+
+
 def _of_platform(index: Any, wanted: str) -> str:
     """The digest of the image for a platform (linux/amd64)."""
     for entry in index["manifests"]:
@@ -150,5 +162,6 @@ def _canonical(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _mib(size: int) -> str:
-    return f"{size / MIB:.2f}" if size < MIB else f"{size / MIB:.0f}"
+def mib(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / MIB:.2f} MiB" if size < MIB else f"{size / MIB:.0f} MiB"

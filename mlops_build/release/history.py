@@ -64,7 +64,8 @@ def read(objects: Objects, head: str, env: str | None = None) -> dict[str, list[
 
 def with_images(objects: Objects, entries: Iterable[Entry], registry: Registry) -> list[Entry]:
     """The entries with the times of their images. Raises RegistryUnreachable."""
-    return [replace(each, image_seconds=image_time.read(registry, recorded(objects, each.commit, each.environment))) for each in entries]
+    times = ((each, image_time.read(registry, recorded(objects, each.commit, each.environment))) for each in entries)
+    return [replace(each, image_seconds=made.since(each.at) if made else None) for each, made in times]
 
 
 def _first_released(pasts: Mapping[str, Past]) -> dict[tuple[str, int], dict[str, int]]:

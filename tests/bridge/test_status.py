@@ -80,17 +80,20 @@ def test_a_release_has_the_time_of_its_image(
     git(checkout, "pull", "--quiet")
     monkeypatch.chdir(checkout)
     written = record.read(checkout, "staging")
-    for name, text, shown, seconds in (
-        (str(written.image), "14", "+14 s", 14),
-        (str(written.image), "-1", "-", None),
-        (str(written.image), "²", "-", None),
-        (f"{written.image}0", "14", "-", None),
+    committed = int(git(checkout, "log", "-1", "--format=%ct"))
+    name = f"{identity.IMAGE_TIME_PREFIX}{str(written.image).rpartition(':')[2]}"
+    for tag, text, shown, seconds in (
+        (name, f"{committed + 14} 14", "+14 s", 14),
+        (name, f"{committed - 90} 70", "+1 min", 0),  # made for an earlier release
+        (name, f"{committed} -1", "-", None),
+        (name, "² 14", "-", None),
+        (f"{name}0", f"{committed} 14", "-", None),
     ):
-        registry.set_tag("digits", 1, identity.IMAGE_NAME, name)
-        registry.set_tag("digits", 1, identity.IMAGE_SECONDS, text)
+        registry.set_tag("digits", 1, tag, text)
         assert rows(capsys, f"file://{checkout}.git")[0]["image"] == shown
         assert main(["history", "staging", "--images", "--json"]) == 0
         assert [entry["image_seconds"] for entry in json.loads(capsys.readouterr().out)["staging"]] == [seconds]
+        registry.delete_tag("digits", 1, tag)
     assert main(["history", "staging", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["staging"][0]["image_seconds"] is None
 

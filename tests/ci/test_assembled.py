@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from mlops_build import service as service_file
 from mlops_build.adapters.engine.command import EngineUnreachable
+from mlops_build.adapters.image_registry import LoginNeeded, RefusedByRegistry
 from mlops_build.ci import image
-from mlops_build.model import identity
+from mlops_build.model import files, identity
 from mlops_build.model.files import DigestMismatch
 from mlops_build.packaging import assemble, context, environment, recipe
 from mlops_build.packaging.layer import Layer
@@ -202,9 +204,19 @@ def test_a_registry_that_refuses_the_manifest_leads_to_a_build(service: Path, re
     release("staging")
     registry.faults.append(Fault("PUT .*/manifests/v1-", 400, body=b'{"errors":[{"code":"MANIFEST_INVALID"}]}'))
     said: list[str] = []
-    with pytest.raises(EngineUnreachable, match="no-such-docker"):
+    with pytest.raises(RefusedByRegistry, match="MANIFEST_INVALID"):  # there is no engine either
         image.run(service, say=said.append)
     assert any("not assembled" in line and "MANIFEST_INVALID" in line for line in said)
+
+
+def test_without_an_engine_a_refused_push_is_the_error(service: Path, release: Release, registry: registries.Registry) -> None:
+    registry.mode = "basic"
+    release("staging")
+    said: list[str] = []
+    with pytest.raises(LoginNeeded, match="401") as caught:
+        image.run(service, say=said.append)
+    assert "docker login" in str(caught.value.remedy)
+    assert "not assembled" in said[0]
 
 
 def test_a_service_can_ask_for_builds(service: Path, release: Release, registry: registries.Registry) -> None:
@@ -226,12 +238,6 @@ def test_the_layers_of_the_same_version_are_taken_over_from_another_repository(
     image.run(service, say=quiet)
     path = service / "service.yaml"
     path.write_text(path.read_text().replace(f"registry: {registry.host}/ml", f"registry: {registry.host}/other"))
-    for (_, reference), manifest in list(registry.manifests.items()):
-        if reference.startswith("env-"):
-            registry.manifests["other/points", reference] = manifest
-    for name, digest in list(registry.blobs):
-        if registry.blobs[name, digest].startswith((b"{", b"the layer of the environment")):
-            registry.blobs["other/points", digest] = registry.blobs[name, digest]
     before = len(registry.seen)
     record = release("staging")
     (made,) = image.run(service, say=quiet)["images"]
@@ -266,3 +272,17 @@ def test_a_large_file_is_sent_while_it_is_read_for_the_first_time(
     assert ("app/models/points/artifacts/weights.pt" in passes) is (tag != "right")
     if tag == "wrong":
         assert not registry.uploads, "an upload was not cancelled"
+
+
+def test_what_mlflow_writes_into_a_local_store_is_not_part_of_a_version(world: World, tmp_path: Path) -> None:
+    version = world.registry.version("points", 1)
+    written = Path(version.source.removeprefix("file://")) / "registered_model_meta"
+    try:
+        mlflow.set_tracking_uri(world.uri)
+        mlflow.artifacts.download_artifacts("models:/points/1")
+        assert written.exists()
+        files.verify(world.registry.fetch(version, tmp_path / "fetched"), version.checked().digest)
+        assert {file.path for file in world.registry.files(version)} == set(files_of(tmp_path / "fetched"))
+    finally:
+        mlflow.set_tracking_uri(None)
+        written.unlink(missing_ok=True)

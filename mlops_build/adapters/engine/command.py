@@ -16,7 +16,7 @@ ANSWER_SECONDS = 60
 BUILD_SECONDS = 3600
 
 ABSENT = re.compile(r"no such manifest|manifest unknown|name unknown|name not known|not found", re.IGNORECASE)
-FORBIDDEN = re.compile(r"unauthorized|denied|authentication required|forbidden", re.IGNORECASE)
+FORBIDDEN = re.compile(r"unauthorized|no basic auth credentials|denied|authentication required|forbidden", re.IGNORECASE)
 LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?/")
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 

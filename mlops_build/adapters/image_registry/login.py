@@ -48,6 +48,8 @@ def stored(host: str) -> Login | None:
 def _files() -> list[Path]:
     """Where docker, podman and buildah store logins."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        if not Path(named).exists():
+            raise LoginNeeded(f"REGISTRY_AUTH_FILE={named} does not exist", remedy="set it to the file of a login, or unset it")
         return [Path(named)]
     runtime, home = os.environ.get("XDG_RUNTIME_DIR"), Path.home()
     return [

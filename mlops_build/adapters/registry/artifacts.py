@@ -25,6 +25,8 @@ from mlops_build.model.files import plain_files
 PROXY = "api/2.0/mlflow-artifacts/artifacts"
 # mlflow sends larger files in parts, straight to the store, where the server offers that.
 LARGE = 500_000_000
+# MLflow writes it into a local store when it downloads or loads a registered version from there.
+META = "registered_model_meta"
 # The most files and folders of a version that are listed: a server could name more without an end.
 ENTRIES = 100_000
 
@@ -42,6 +44,7 @@ class Artifacts:
         with translated():
             if folder := _local(uri):
                 shutil.copytree(folder, destination)
+                (destination / META).unlink(missing_ok=True)
             elif uri.startswith("s3://"):
                 client = self._s3()
                 for path, _, request in _on_s3(client, uri):
@@ -61,7 +64,9 @@ class Artifacts:
         """
         with translated():
             if folder := _local(uri):
-                files = [StoredFile(path, file.stat().st_size, partial(stored.local, file)) for path, file in plain_files(folder)]
+                files = [
+                    StoredFile(path, file.stat().st_size, partial(stored.local, file)) for path, file in plain_files(folder) if path != META
+                ]
                 if not files:
                     raise NoFiles("there are no files")
             elif uri.startswith("s3://"):
