@@ -21,9 +21,10 @@ from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.ci import make_image
 from mlops_build.ci.make_image import Way
-from mlops_build.errors import MlopsBuildError, NotFound, Refused
+from mlops_build.errors import Failed, MlopsBuildError, NotFound, Refused
 from mlops_build.fleet import rules
 from mlops_build.model.identity import DIGEST, IMAGE, IMAGE_NAME
+from mlops_build.model.version import BadVersion
 from mlops_build.packaging.name import image_name, is_valid
 from mlops_build.release import image_time
 from mlops_build.release import record as records
@@ -77,6 +78,16 @@ def run(root: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     While MLflow is down, existing images are taken as they are (a rollback by Git must work). Raises OtherName, OtherImage,
     EngineUnreachable, RegistryUnreachable, and the errors of packaging and of the builder.
     """
+    try:
+        return _run(root, say)
+    except OSError as error:
+        place = error.filename or root / FOLDER
+        raise Failed(f"{place}: {error.strerror or error}", remedy="check the disk, and who may write there") from None
+    except RecursionError:
+        raise BadVersion("a document of a released version is nested too deeply", remedy="train and register the model again") from None
+
+
+def _run(root: Path, say: Callable[[str], None]) -> dict[str, Any]:
     service = service_file.load(root)
     images = _named(root, service)
     if not images:
@@ -193,7 +204,11 @@ def _settle(root: Path, service: Service, registry: Registry | None, way: Way, i
         )
     if before is None and registry:
         _write_tags(root, registry, image)
-    say(f"image: {image.image} {'made' if image.built else 'exists'}, {digest}")
+        # Another agent can have pushed another build of the same meanwhile. Whoever writes last writes what the registry has.
+        if (last := make_image.digest_by_api(image.image)) not in (None, digest):
+            image.reference = reference(image.image, str(last))
+            _write_tags(root, registry, image)
+    say(f"image: {image.image} {'made' if image.built else 'exists'}, {image.reference.partition('@')[2]}")
 
 
 def _remove_forgotten(folder: Path) -> None:

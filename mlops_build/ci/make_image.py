@@ -1,7 +1,7 @@
 """Make an image: assemble it in its registry, or build it with an engine. A release record does not say which."""
 
+import contextlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,19 @@ from typing import Protocol
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters.engine import Builder
 from mlops_build.adapters.engine.command import BuildFailed, EngineUnreachable
-from mlops_build.adapters.image_registry import Manifest, RefusedByRegistry, Repository
+from mlops_build.adapters.image_registry import ImageRegistryUnreachable, LoginNeeded, Manifest, RefusedByRegistry, Repository
 from mlops_build.adapters.registry import Registry
-from mlops_build.errors import MlopsBuildError
+from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.model.identity import IMAGE
 from mlops_build.packaging import assemble, context, environment, recipe
 from mlops_build.packaging.appended import Appended, blobs, mib
 from mlops_build.release.record import Record
-from mlops_build.service import REGISTRY, Service, assembling
+from mlops_build.service import Service
 
 # A folder of wheels on the agent: a build without a package index (`package --wheelhouse`).
 WHEELHOUSE = "MLOPS_BUILD_WHEELHOUSE"
 Say = Callable[[str], None]
+UNUSABLE = (ImageRegistryUnreachable, LoginNeeded, RefusedByRegistry)
 
 
 class Way(Protocol):
@@ -32,11 +33,11 @@ class Way(Protocol):
 
 
 def choose(service: Service, say: Say) -> Way:
-    """The way for this service on this agent. Raises UsageError for another name in MLOPS_BUILD_ENGINE."""
-    if refusal := assembling.refusal(service):
-        say(f"image: not assembled, because {refusal.message}")
-        return ByEngine(builder.choose(), refusal if service.image.assemble else None)
-    return InRegistry()
+    """The way for this service. Raises UsageError for another name in MLOPS_BUILD_ENGINE."""
+    if service.image.assemble:
+        return InRegistry()
+    say("image: not assembled, because service.yaml has image.assemble: false")
+    return ByEngine(builder.choose(), None)
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class InRegistry:
     """Add layers to the environment image, in the registry. Only an environment image that is absent is built."""
 
     def digest_of(self, image: str) -> str | None:
-        repository, _, tag = image.rpartition(":")
-        manifest = Repository(repository).manifest(tag)
-        return manifest.digest if manifest else None
+        try:
+            return _tagged(image)
+        except UNUSABLE as error:  # the engine can have a login or a mirror of its own
+            return ByEngine(builder.choose(), error).digest_of(image)
 
     def make(self, service: Service, registry: Registry, record: Record, scratch: Path, say: Say) -> None:
         image = str(record.image)
@@ -88,7 +90,7 @@ class InRegistry:
                 base = _environment(repository, f"{name}:{of_environment}", staged, record, scratch, say)
             appended = Appended.onto(repository, base, f"{name}:{of_environment}", say, wanted.platform)
             _, accepted = assemble.push(appended, staged, tag)
-        except RefusedByRegistry as error:
+        except UNUSABLE as error:
             say(f"image: not assembled, because {error.message}")
             ByEngine(builder.choose(), error).make(service, registry, record, scratch, say)
             return
@@ -96,12 +98,29 @@ class InRegistry:
         say(f"image: {mib(appended.sent)} sent")
 
 
+def digest_by_api(image: str) -> str | None:
+    """The digest of a tag; None if there is none, or if the registry's API cannot be used here."""
+    with contextlib.suppress(*UNUSABLE):
+        return _tagged(image)
+    return None
+
+
+def _tagged(image: str) -> str | None:
+    repository, _, tag = image.rpartition(":")
+    manifest = Repository(repository).manifest(tag)
+    return manifest.digest if manifest else None
+
+
 def _sources(name: str, registry: Registry, record: Record) -> list[str]:
     """The repository of the same image registry that has another image of the same version: its layers need not be sent."""
     first = record.models[0]
     other = registry.version(first.name, first.version).tags.get(IMAGE, "").partition("@")[0]
-    is_near = other.partition("/")[0] == name.partition("/")[0] and other != name and re.fullmatch(REGISTRY, other)
-    return [other] if is_near else []
+    if other == name or other.partition("/")[0] != name.partition("/")[0]:
+        return []
+    with contextlib.suppress(UsageError):  # anybody with write access to MLflow can write the tag
+        Repository(other)
+        return [other]
+    return []
 
 
 def _taken_over(repository: Repository, tag: str) -> Manifest | None:

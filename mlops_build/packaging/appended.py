@@ -6,10 +6,13 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from mlops_build.adapters.image_registry import Manifest, Repository
 from mlops_build.errors import Refused
+from mlops_build.model.identity import DIGEST
 from mlops_build.packaging.layer import Hashed, Hashing, Layer
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -22,6 +25,41 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 CREATED = "1980-01-01T00:00:00Z"  # of added layers: the time of a build would give each agent another digest
 MIB = 1 << 20
 PROGRESS_SECONDS = 5.0
+MOST_LAYERS = 127  # of overlayfs
+
+
+Digest = Annotated[str, Field(pattern=f"^{DIGEST.pattern}$")]
+
+
+class _Descriptor(BaseModel):
+    digest: Digest
+    size: Annotated[int, Field(ge=0)]
+
+
+class _Manifest(BaseModel):
+    """What is used of an image's manifest."""
+
+    config: _Descriptor
+    layers: list[_Descriptor]
+
+
+class _Settings(BaseModel):
+    Env: list[str] | None = None
+    Labels: dict[str, str] | None = None
+
+
+class _Filesystem(BaseModel):
+    diff_ids: list[Digest]
+
+
+class _Config(BaseModel):
+    """What is used of an image's configuration."""
+
+    os: str
+    architecture: str
+    config: _Settings
+    rootfs: _Filesystem
+    history: list[dict[str, Any]] | None = None
 
 
 class _OtherContent(Exception):
@@ -49,20 +87,24 @@ class Appended:
     @classmethod
     def onto(cls, repository: Repository, base: Manifest, name: str, say: Callable[[str], None], for_platform: str | None) -> "Appended":
         """Begin with the image `base`, which is called `name`. for_platform: which image of an index. Raises NotAnImage."""
+        wanted = for_platform or f"linux/{MACHINES.get(platform.machine(), platform.machine())}"
         try:
-            document = json.loads(base.body)
             if base.media_type in INDEXES:
-                digest = _of_platform(document, for_platform or f"linux/{MACHINES.get(platform.machine(), platform.machine())}")
+                digest = _of_platform(_read(base.body), wanted)
                 chosen = repository.manifest(digest)
                 if chosen is None:
                     raise NotAnImage(name, f"the image {digest} of its index does not exist")
-                base, document = chosen, json.loads(chosen.body)
-            config = json.loads(repository.read_blob(document["config"]["digest"]))
-            if base.media_type not in LAYERS or len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
-                raise NotAnImage(name, f"it is not an image with layers, but {base.media_type[:100]}")
-            config["config"].get("Env")
+                base = chosen
+            document = _read(base.body)
+            _Manifest.model_validate(document)
+            config = _read(repository.read_blob(document["config"]["digest"]))
+            _Config.model_validate(config)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise NotAnImage(name, f"its manifest or configuration is not valid ({type(error).__name__})") from None
+        if base.media_type not in LAYERS or len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
+            raise NotAnImage(name, f"it is not an image with layers, but {base.media_type[:100]}")
+        if (built := f"{config['os']}/{config['architecture']}") != wanted:
+            raise NotAnImage(name, f"it is for {built[:50]}, and not for {wanted}")
         return cls(repository, base.media_type, document, config, say)
 
     def add(self, label: str, layer: Layer, expected: str | None = None) -> Hashed:
@@ -77,9 +119,12 @@ class Appended:
                 self.repository.upload(hashed.digest, layer.size, layer.content, self._progress(label, layer.size))
                 self.sent += layer.size
         self.say(f"image: {label}: {mib(layer.size)} {'sent' if self.sent > before else 'already there'}")
+        if len(self.manifest["layers"]) == MOST_LAYERS:
+            raise NotAnImage(self.repository.name, f"with it, the image has over {MOST_LAYERS} layers")
         self.manifest["layers"].append({"mediaType": LAYERS[self.kind], "digest": hashed.digest, "size": layer.size})
         self.config["rootfs"]["diff_ids"].append(hashed.digest)
-        self.config.setdefault("history", []).append({"created": CREATED, "created_by": f"mlops-build: {label}"})
+        self.config["history"] = self.config.get("history") or []
+        self.config["history"].append({"created": CREATED, "created_by": f"mlops-build: {label}"})
         return hashed
 
     def _sent_once(self, label: str, layer: Layer, expected: str | None) -> Hashed | None:
@@ -143,9 +188,9 @@ class Appended:
 def blobs(image: Manifest) -> list[str]:
     """The digests of an image's configuration and layers. Raises NotAnImage for an index, and for what is not an image."""
     try:
-        document = json.loads(image.body)
-        return [str(each["digest"]) for each in (document["config"], *document["layers"])]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        manifest = _Manifest.model_validate(_read(image.body))
+        return [each.digest for each in (manifest.config, *manifest.layers)]
+    except (ValueError, RecursionError):
         raise NotAnImage(image.digest, "it is not an image for a single platform") from None
 
 
@@ -156,6 +201,13 @@ def _of_platform(index: Any, wanted: str) -> str:
         if f"{described.get('os')}/{described.get('architecture')}" == wanted:
             return str(entry["digest"])
     raise LookupError(wanted)
+
+
+def _read(body: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # NaN: it would be written again, and is not JSON
+
+    return json.loads(body, parse_constant=refuse)
 
 
 def _canonical(document: Any) -> bytes:

@@ -17,7 +17,7 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.adapters.registry.records import StoredFile
 from mlops_build.model import files, scan
 from mlops_build.model.identity import DIGEST, LAYERS
-from mlops_build.model.version import ModelVersion
+from mlops_build.model.version import BadVersion, ModelVersion
 from mlops_build.packaging import code, contents, context
 from mlops_build.packaging.appended import Appended
 from mlops_build.packaging.context import Prepared, UnsafeFiles
@@ -63,6 +63,9 @@ def stage(recipe: Recipe, image: str, models: Sequence[ModelVersion], registry: 
         stored[model] = registry.files(version)
         expected |= {_path(model.name, path): digest for path, digest in _expected(version.tags.get(LAYERS)).items()}
         for file in stored[model]:
+            # A layer's name would be that of a line of the log, or of a whiteout: a file that removes another one.
+            if not file.path.isprintable() or "/.wh." in f"/{file.path}":
+                raise BadVersion(f"{model} has a file with the name {file.path[:100]!a}", remedy="rename it, and train and register again")
             if file.size < OWN_LAYER or file.path.startswith(ENVIRONMENT) or file.path in ("MLmodel", *context.DOCUMENTS):
                 copy = folder / contents.folder_of(model) / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)

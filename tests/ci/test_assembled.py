@@ -19,9 +19,11 @@ from mlops_build import service as service_file
 from mlops_build.adapters.engine.command import EngineUnreachable
 from mlops_build.adapters.image_registry import LoginNeeded, RefusedByRegistry
 from mlops_build.ci import image
+from mlops_build.errors import Failed
 from mlops_build.model import files, identity
 from mlops_build.model.files import DigestMismatch
 from mlops_build.packaging import assemble, context, environment, recipe
+from mlops_build.packaging.appended import NotAnImage
 from mlops_build.packaging.layer import Layer
 from mlops_build.release.record import Record
 from tests import registries
@@ -212,11 +214,9 @@ def test_a_registry_that_refuses_the_manifest_leads_to_a_build(service: Path, re
 def test_without_an_engine_a_refused_push_is_the_error(service: Path, release: Release, registry: registries.Registry) -> None:
     registry.mode = "basic"
     release("staging")
-    said: list[str] = []
     with pytest.raises(LoginNeeded, match="401") as caught:
-        image.run(service, say=said.append)
+        image.run(service, say=quiet)
     assert "docker login" in str(caught.value.remedy)
-    assert "not assembled" in said[0]
 
 
 def test_a_service_can_ask_for_builds(service: Path, release: Release, registry: registries.Registry) -> None:
@@ -286,3 +286,62 @@ def test_what_mlflow_writes_into_a_local_store_is_not_part_of_a_version(world: W
     finally:
         mlflow.set_tracking_uri(None)
         written.unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_existing_image_needs_no_permission_to_push(service: Path, release: Release, registry: registries.Registry) -> None:
+    """Such as after a rollback, on an agent that may only pull."""
+    release("staging")
+    (made,) = image.run(service, say=quiet)["images"]
+    registry.faults.append(Fault("POST", 403, times=100))
+    assert image.run(service, say=quiet)["images"] == [{**made, "built": False}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"history": None, "config": {"Env": None, "Labels": None}}, None),
+        ({"history": {}}, "not valid"),
+        ({"config": {"Env": "A=b"}}, "not valid"),
+        ({"config": {"Labels": ["a"]}}, "not valid"),
+        ({"rootfs": {"diff_ids": [5]}}, "not valid"),
+        ({"rootfs": {"diff_ids": []}}, "not an image with layers"),
+        ({"architecture": "arm64"}, "it is for linux/arm64"),
+        ({"created": float("nan")}, "not valid"),
+    ],
+)
+def test_the_environment_image_is_checked(
+    service: Path, release: Release, registry: registries.Registry, world: World, changed: dict[str, Any], why: str | None
+) -> None:
+    record = release("staging")
+    tag = environment_image(service, world, registry)
+    kind, body = registry.manifests["ml/points", tag]
+    document = json.loads(body)
+    config = json.loads(registry.blobs["ml/points", document["config"]["digest"]])
+    document["config"] |= put(registry, json.dumps(config | changed).encode())
+    registry.manifests["ml/points", tag] = (kind, json.dumps(document).encode())
+    if why is None:
+        image.run(service, say=quiet)
+        assert assembled(registry, str(record.image))[1]["config"]["Labels"]
+    else:
+        with pytest.raises(NotAnImage, match=why):
+            image.run(service, say=quiet)
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_hostile_tag_of_an_image_is_no_source_of_layers(
+    service: Path, release: Release, registry: registries.Registry, world: World
+) -> None:
+    release("staging")
+    for hostile in (registry.host, f"{registry.host}/{'a/' * 200}a", "evil.example.com/x", f"{registry.host}/../x"):
+        world.registry.set_tag("points", 1, identity.IMAGE, f"{hostile}@sha256:{'0' * 64}")
+        registry.manifests = {key: value for key, value in registry.manifests.items() if key[1].startswith("env-")}
+        assert image.run(service, say=quiet)["images"][0]["built"]
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_folder_that_cannot_be_written_is_an_error(service: Path, release: Release) -> None:
+    release("staging")
+    (service / "build").write_text("a file\n")
+    with pytest.raises(Failed, match="build"):
+        image.run(service, say=quiet)

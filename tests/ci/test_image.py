@@ -18,6 +18,7 @@ import pytest
 from mlops_build import service as service_file
 from mlops_build.__main__ import main
 from mlops_build.adapters.engine import docker
+from mlops_build.adapters.image_registry import ImageRegistryUnreachable
 from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.ci import image
 from mlops_build.errors import Unreachable
@@ -109,7 +110,7 @@ def test_a_restored_release_keeps_its_image_after_service_yaml_has_changed(
 def test_a_missing_engine_and_an_unreachable_registry_are_errors(service: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     release("staging")
     monkeypatch.setenv("DOCKER_CLI", "no-such-docker")
-    with pytest.raises(docker.EngineUnreachable, match="no-such-docker") as caught:
+    with pytest.raises(ImageRegistryUnreachable, match=r"registry\.example\.com does not answer") as caught:
         image.run(service, say=quiet)
     assert caught.value.exit_code == 5
     assert caught.value.remedy

@@ -9,7 +9,7 @@ from mlops_build.errors import Failed, Refused, Unreachable
 
 MOST_CHARACTERS = 300
 # Signatures in a query, user:password@, and what a registry repeats of our header.
-SECRETS = re.compile(r"\?[^\s'\"()<>]+|(?<=://)[^/@\s]+(?=@)|(?<=\bbearer )\S+|(?<=\bbasic )\S+", re.IGNORECASE)
+SECRETS = re.compile(r"[?#;]\S+|(?<=://)\S+(?=@)|(?<=\bbearer )\S+|(?<=\bbasic )\S+", re.IGNORECASE)
 
 
 class ImageRegistryUnreachable(Unreachable):

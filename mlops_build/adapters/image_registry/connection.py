@@ -161,7 +161,7 @@ class Connection:
             is_certificate = "CERTIFICATE_VERIFY_FAILED" in reason
             remedy = http.CERTIFICATES if is_certificate else NETWORK
             failure = ImageRegistryUnreachable(f"{server} does not answer to a request to {action}: {reason}", remedy=remedy)
-            failure.wait = None if is_certificate else 0.0
+            failure.wait = None if is_certificate or "resolve" in reason else 0.0  # neither changes within seconds
             raise failure from None
         if answer.status == 429 or answer.status >= 500:
             failure = ImageRegistryUnreachable(f"{server} cannot {action} now: {answer.reason}", remedy="run this again later")

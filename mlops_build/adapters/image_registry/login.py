@@ -98,7 +98,7 @@ def _from_helper(name: str, server: str, file: Path) -> Login | None:
             return None
         document = json.loads(done.output)
         login = Login(str(document["Username"]), str(document["Secret"]))
-    except (Unreachable, ValueError, LookupError, TypeError, RecursionError):
+    except (Unreachable, OSError, ValueError, LookupError, TypeError, RecursionError):  # OSError: a program of another machine
         # What the program says is not shown: it can contain the password.
         raise LoginNeeded(
             f"{file} names the credential helper {command}, which gives no login to {server}",
