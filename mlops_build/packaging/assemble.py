@@ -120,10 +120,7 @@ class _Assembly:
     def add_code(self) -> None:
         """Add the wheels of the first model's version, unpacked."""
         wheels = self.staged.of(self.staged.prepared.contents.models[0]) / context.WHEELS
-        unpacked = self.staged.folder / code.FOLDER
-        code.unpack([wheels / wheel for wheel in self.staged.prepared.needs.wheels], unpacked)
-        paths = [path for path in unpacked.rglob("*") if path.is_file()]
-        self._add("code", [_local(path, f"{CODE}/{path.relative_to(unpacked).as_posix()}") for path in paths])
+        self._add("code", code.files([wheels / wheel for wheel in self.staged.prepared.needs.wheels], CODE))
 
     def add_model(self, model: ModelVersion) -> None:
         """Add a layer for each large file of a model, and one for its environment. Raises UnsafeFiles."""

@@ -163,7 +163,7 @@ HOSTILE: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: wheel(folder, {"./evil.py": b"x"}), "is not a plain relative path"),
     (lambda folder: wheel(folder, {"../evil/": b""}), "is not a plain relative path"),
     (lambda folder: wheel(folder, {"a\nb.py": b"x"}), "is not a plain relative path"),
-    (lambda folder: wheel(folder, {"a" * 300: b"x"}), "File name too long"),
+    (lambda folder: wheel(folder, {"a" * 300: b"x"}), "is not a plain relative path"),
     (lambda folder: wheel(folder, {"a/" * 600 + "b": b"x"}), "is not a plain relative path"),
     (lambda folder: wheel(folder, {f"{DATA}/scripts/../../../evil": b"x"}), "is not a plain relative path"),
     (lambda folder: wheel(folder, {f"{DATA}/purelib//tmp/evil": b"x"}), "is not a plain relative path"),
@@ -174,12 +174,12 @@ HOSTILE: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: wheel(folder, {"link": b"/etc"}, entries={"link": entry("link", stat.S_IFLNK | 0o777)}), "'link' is a link"),
     (lambda folder: wheel(folder, {"pipe": b""}, entries={"pipe": entry("pipe", stat.S_IFIFO | 0o644)}), "'pipe' is a link or a special"),
     (lambda folder: wheel(folder, {"x.py": b""}, entries={"x.py": entry("x.py", method=zipfile.ZIP_LZMA)}), "is not compressed with"),
-    (lambda folder: wheel(folder, {"x": b"1", "x/y": b"2"}), "Not a directory: 'x/y'"),
-    (lambda folder: wheel(folder, {"x/y": b"1", "x": b"2"}), "File already exists: x"),
-    (lambda folder: wheel(folder, {"bin/points": b"1", ENTRIES: b"[console_scripts]\npoints = a:b\n"}), "File already exists: bin/points"),
-    (lambda folder: wheel(folder, {f"{DATA}/purelib/{INFO}/RECORD": b""}), f"File already exists: {INFO}/RECORD"),
-    (lambda folder: wheel(folder, {f"{INFO}/INSTALLER": b"pip"}), f"File already exists: {INFO}/INSTALLER"),
-    (lambda folder: wheel(folder, {ENTRIES: b"[console_scripts]\n../evil = a:b\n"}), "Attempting to write ../evil outside of the target"),
+    (lambda folder: wheel(folder, {"x": b"1", "x/y": b"2"}), "'x/y' is in the wheels twice"),
+    (lambda folder: wheel(folder, {"x/y": b"1", "x": b"2"}), "'x' is in the wheels twice"),
+    (lambda folder: wheel(folder, {"bin/points": b"1", ENTRIES: b"[console_scripts]\npoints = a:b\n"}), "'bin/points' is in the wheels"),
+    (lambda folder: wheel(folder, {f"{DATA}/purelib/{INFO}/RECORD": b""}), f"'{INFO}/RECORD' is in the wheels twice"),
+    (lambda folder: wheel(folder, {f"{INFO}/INSTALLER": b"pip"}), f"'{INFO}/INSTALLER' is in the wheels twice"),
+    (lambda folder: wheel(folder, {ENTRIES: b"[console_scripts]\n../evil = a:b\n"}), "'../evil' is not a plain relative path"),
     (lambda folder: wheel(folder, {ENTRIES: b"[console_scripts]\nevil = a:b);import os\n"}), "cannot be unpacked"),
     (lambda folder: wheel(folder, {ENTRIES: b"[console_scripts]\nevil = a\n"}), "cannot be unpacked"),
     (lambda folder: wheel(folder, {ENTRIES: b"[console_scripts]\na = %(b)s\n"}), "cannot be unpacked"),
@@ -228,7 +228,7 @@ def test_a_hostile_wheel_is_refused(tmp_path: Path, make: Callable[[Path], Path]
 def test_two_wheels_with_the_same_file_are_refused(tmp_path: Path) -> None:
     wheels = [wheel(tmp_path / "wheels", name=f"points-0.1.{n}-py3-none-any.whl", info=f"points-0.1.{n}.dist-info") for n in (0, 1)]
     message = refused(wheels, tmp_path)
-    assert message.startswith("points-0.1.1-py3-none-any.whl cannot be unpacked: File already exists: points_service/__init__.py")
+    assert message.startswith("points-0.1.1-py3-none-any.whl cannot be unpacked: 'points_service/__init__.py' is in the wheels twice")
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
