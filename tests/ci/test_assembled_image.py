@@ -134,6 +134,7 @@ def by_buildah(folder: Path, name: str, kind: str) -> None:
         subprocess.run(["buildah", *command], env={**os.environ, **settings}, check=True, capture_output=True, timeout=120)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", ["docker", "buildah oci", "buildah docker"])
 def test_an_environment_image_of_each_engine_can_be_added_to_and_each_client_reads_the_result(
     service: Path, release: Release, world: World, repository: str, way: str, tmp_path: Path

@@ -14,7 +14,7 @@ from tests.conftest import git, mlops_build
 from tests.packaging.world import World, answered
 from tests.serving.conftest import free_port
 
-pytestmark = [pytest.mark.docker, pytest.mark.real_python]
+pytestmark = [pytest.mark.docker, pytest.mark.soak, pytest.mark.real_python]
 
 
 class Clock:

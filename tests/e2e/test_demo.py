@@ -32,7 +32,7 @@ def processes(folder: Path) -> list[str]:
     return lines
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # `.ci/run` runs the demo in a new folder
 def test_the_demo_works_in_the_folder_of_an_earlier_one_and_ends_its_processes(tmp_path: Path) -> None:
     """`.ci/run` runs it in a new folder; here the folder has files of an unfinished demo."""
     folder = tmp_path / "demo"

@@ -266,7 +266,7 @@ def test_the_number_of_files_and_the_size_of_a_document_have_limits(tmp_path: Pa
     assert "has over 0 MiB" in refused([made], tmp_path / "second")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_wheel_is_unpacked_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Any bytes changed in a wheel: our error, or the files that RECORD says."""
