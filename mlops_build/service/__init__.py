@@ -206,13 +206,7 @@ class Image(_Section):
             ge=1, le=99999999, description="another number gives the image another name, so it is built again, such as with a patched base"
         ),
     ] = None
-    assemble: Annotated[
-        bool,
-        Field(
-            description="assemble the image of a new model version in the image registry, without a container engine, from the environment "
-            "image that the registry has; false: build each image with an engine"
-        ),
-    ] = True
+    assemble: Annotated[bool, Field(description="add models to the environment image, without an engine; false: build with one")] = True
     _newer: dict[str, Any] = {}
 
     def set_keys(self) -> dict[str, Any]:
