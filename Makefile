@@ -27,7 +27,7 @@ test-slow: checkov    ## run the rest: tests that take long, or need Docker, S3,
 test-all: test test-slow    ## run both
 
 soak: install    ## run the tests that take minutes to hours (SOAK_EXAMPLES sets the number of random cases)
-	@eval "$$(scripts/debian-tools.sh server)"; $(PYTHON_) -m pytest --numprocesses=2 -m soak
+	@eval "$$(scripts/debian-tools.sh)"; eval "$$(scripts/debian-tools.sh server)"; $(PYTHON_) -m pytest --numprocesses=2 -m soak
 
 tag:        ## create the release tags listed in CHANGELOG.md
 	@scripts/tag.sh

@@ -12,7 +12,7 @@ import pytest
 
 DEBOOTSTRAP = os.environ.get("MLOPS_TEST_DEBOOTSTRAP") or shutil.which("debootstrap") or ""
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(not DEBOOTSTRAP, reason="MLOPS_TEST_DEBOOTSTRAP is not set, and debootstrap is not installed"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a Debian root (debootstrap, chroot)"),
 ]
