@@ -15,7 +15,7 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.model.identity import IMAGE
 from mlops_build.packaging import assemble, context, environment, recipe
-from mlops_build.packaging.appended import Appended, blobs, mib
+from mlops_build.packaging.appended import Appended, NotAnImage, blobs, mib
 from mlops_build.release.record import Record
 from mlops_build.service import Service
 
@@ -127,9 +127,10 @@ def _taken_over(repository: Repository, tag: str) -> Manifest | None:
     """The environment image of another repository, whose layers are mounted; None if there is none, or it cannot be mounted."""
     for source in repository.sources:
         there = Repository(source).manifest(tag)
-        if there and all(repository.mount(digest, source) for digest in blobs(there)):
-            repository.put_manifest(tag, there.media_type, there.body)
-            return there
+        with contextlib.suppress(NotAnImage):  # such as an index; then a new one is built
+            if there and all(repository.mount(digest, source) for digest in blobs(there)):
+                repository.put_manifest(tag, there.media_type, there.body)
+                return there
     return None
 
 

@@ -48,7 +48,7 @@ class Staged:
 
     def of(self, model: ModelVersion) -> Path:
         """The folder of a model's copied files."""
-        return self.folder / contents.folder_of(model)
+        return self.folder / contents.folder_of(model.name)
 
 
 def stage(recipe: Recipe, image: str, models: Sequence[ModelVersion], registry: Registry, folder: Path) -> Staged:
@@ -67,11 +67,11 @@ def stage(recipe: Recipe, image: str, models: Sequence[ModelVersion], registry: 
             if not file.path.isprintable() or "/.wh." in f"/{file.path}":
                 raise BadVersion(f"{model} has a file with the name {file.path[:100]!a}", remedy="rename it, and train and register again")
             if file.size < OWN_LAYER or file.path.startswith(ENVIRONMENT) or file.path in ("MLmodel", *context.DOCUMENTS):
-                copy = folder / contents.folder_of(model) / file.path
+                copy = folder / contents.folder_of(model.name) / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with file.open() as source, copy.open("wb") as target:
                     shutil.copyfileobj(source, target)
-    needs = [(model, context.needs(folder / contents.folder_of(model), str(model), pickled=False)) for model in models]
+    needs = [(model, context.needs(folder / contents.folder_of(model.name), str(model), pickled=False)) for model in models]
     return Staged(folder, context.prepare(recipe, image, needs, folder), stored, expected)
 
 
@@ -81,7 +81,7 @@ def push(image: Appended, staged: Staged, tag: str) -> tuple[str, str | None]:
     Returns its digest, and why pickled files were accepted, if there are any. Raises DigestMismatch, UnsafeFiles, and the errors of both
     registries: then nothing has the name.
     """
-    assembly = _Assembly(image, staged)
+    assembly = _Assembly(image, staged, _with_own_layer(staged.stored))
     assembly.add_code()
     for model in staged.stored:
         assembly.add_model(model)
@@ -109,10 +109,14 @@ def layers_tag(name: str, folder: Path) -> str:
 
 @dataclass
 class _Assembly:
-    """The layers of an image's models. hashes: SHA-256 of each file that was added, by its path in the image. rest: the other files."""
+    """The layers of an image's models. own: the files that have a layer of their own. rest: the other files.
+
+    hashes: SHA-256 of each file that was added, by its path in the image.
+    """
 
     image: Appended
     staged: Staged
+    own: set[str]
     hashes: dict[str, str] = field(default_factory=dict)
     rest: list[File] = field(default_factory=list)
     pickled: bool = False
@@ -125,7 +129,6 @@ class _Assembly:
     def add_model(self, model: ModelVersion) -> None:
         """Add a layer for each large file of a model, and one for its environment. Raises UnsafeFiles."""
         findings = scan.mlmodel(self.staged.of(model))
-        own = _with_own_layer(self.staged.stored)
         environment: list[File] = []
         unsafe_pickle = self.staged.prepared.recipe.unsafe_pickle
         for stored in self.staged.stored[model]:
@@ -138,9 +141,9 @@ class _Assembly:
             # Opened once: some stores can only be read by copying a file.
             with stored.open() as stream:
                 findings += scan.scan_file(stored.path, partial(_again, stream))
-                if path in own and not scan.refused(findings, unsafe_pickle):
+                if path in self.own and not scan.refused(findings, unsafe_pickle):
                     self._add(f"{model}: {stored.path}", [File(path, stored.size, partial(_again, stream))])
-            if path not in own:
+            if path not in self.own:
                 self.rest.append(File(path, stored.size, stored.open))
         if refused := scan.refused(findings, unsafe_pickle):
             raise UnsafeFiles(str(model), refused)
@@ -153,7 +156,7 @@ class _Assembly:
         made = replace(prepared.contents, unsafe_pickle=prepared.recipe.unsafe_pickle if self.pickled else None)
         document = self.staged.folder / contents.FILE
         document.write_text(made.as_text())
-        links = {f"{APP}/files": f"{contents.folder_of(made.models[0])}/{context.FILES}"} if prepared.files_of else {}
+        links = {f"{APP}/files": f"{contents.folder_of(made.models[0].name)}/{context.FILES}"} if prepared.files_of else {}
         self._add("other files", [*self.rest, _local(document, f"{APP}/{contents.FILE}")], links)
         return made
 
@@ -183,7 +186,7 @@ def _with_own_layer(stored: Mapping[ModelVersion, Sequence[StoredFile]]) -> set[
 
 
 def _path(model: str, path: str) -> str:
-    return f"{APP}/models/{model}/{path}"
+    return f"{APP}/{contents.folder_of(model)}/{path}"
 
 
 def _local(path: Path, name: str) -> File:

@@ -31,7 +31,9 @@ class Contents:
     unsafe_pickle: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        models = [{"name": model.name, "version": model.version, "digest": model.digest, "path": folder_of(model)} for model in self.models]
+        models = [
+            {"name": model.name, "version": model.version, "digest": model.digest, "path": folder_of(model.name)} for model in self.models
+        ]
         return {
             "schema": SCHEMA,
             "service": self.service,
@@ -47,9 +49,9 @@ class Contents:
         return json.dumps(self.as_json(), indent=1) + "\n"
 
 
-def folder_of(model: ModelVersion) -> str:
-    """A model's folder, relative to the context's."""
-    return f"models/{model.name}"
+def folder_of(model: str) -> str:
+    """The folder of a model, relative to the context's, and to /app in the image."""
+    return f"models/{model}"
 
 
 def read(folder: Path) -> Contents:
@@ -91,6 +93,6 @@ def read(folder: Path) -> Contents:
 def _model(entry: Mapping[str, Any]) -> ModelVersion:
     # The name is part of a path, and the files are checked against the digest.
     model = ModelVersion(str(entry["name"]), int(entry["version"]), str(entry["digest"]))
-    if entry["path"] != folder_of(model):
+    if entry["path"] != folder_of(model.name):
         raise ValueError(f"not a valid model entry: {str(entry)[:200]}")
     return model

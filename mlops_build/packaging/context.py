@@ -129,7 +129,7 @@ def write_context(
         unsafe_pickle = recipe.unsafe_pickle if isinstance(recipe, Recipe) else None
         given = [(source.model, _place(source, staged, unsafe_pickle)) for source in sources]
         prepared = prepare(recipe, image, given, staged)
-        first = staged / contents.folder_of(given[0][0])
+        first = staged / contents.folder_of(given[0][0].name)
         code.unpack([first / WHEELS / wheel for wheel in prepared.needs.wheels], staged / code.FOLDER)
         _write_environment(staged, prepared.recipe, prepared.needs, wheels)
         text = dockerfile(prepared.recipe, prepared.contents, prepared.labels, files=prepared.files_of, wheelhouse=wheels is not None)
@@ -171,7 +171,7 @@ def prepare(
             )
     accepted = chosen.unsafe_pickle if any(each.pickled for _, each in given) else None
     made = Contents(chosen.service, image, first.python, first.torch, tuple(model for model, _ in given), accepted)
-    folders = [staged / contents.folder_of(model) for model in made.models]
+    folders = [staged / contents.folder_of(model.name) for model in made.models]
     files_of = model.name if (folders[0] / FILES).is_dir() else None
     return Prepared(made, first, chosen, labels(chosen, made, folders), files_of)
 
@@ -202,7 +202,7 @@ def _source(registry: Registry, version: RegisteredVersion) -> Source:
 
 def _place(source: Source, staged: Path, unsafe_pickle: str | None) -> Needs:
     """Write a model's files and check them: digest, scan, environment. None of them is loaded or run."""
-    name, folder = str(source.model), staged / contents.folder_of(source.model)
+    name, folder = str(source.model), staged / contents.folder_of(source.model.name)
     folder.parent.mkdir(exist_ok=True)
     source.put(folder)
     try:

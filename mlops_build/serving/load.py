@@ -150,7 +150,7 @@ def _context(folder: Path) -> Checked:
     context = contents.read(folder)
     models = []
     for model in context.models:
-        files_of = folder / contents.folder_of(model)
+        files_of = folder / contents.folder_of(model.name)
         if not (files_of / "MLmodel").is_file():
             raise NotFound(f"{files_of} has no MLmodel", remedy="create the context again: mlops-build package MODEL_URI -o DIR")
         files.verify(files_of, model.digest)

@@ -66,7 +66,7 @@ def document_of(what: Path) -> dict[str, Any]:
         raise NotFound(f"{what} does not exist", remedy="name an openapi.json, the folder of a service, or a build context")
     if (what / contents.FILE).is_file():
         context = contents.read(what)
-        return openapi.openapi(context.service, [_described(model.name, what / contents.folder_of(model)) for model in context.models])
+        return openapi.openapi(context.service, [_described(model.name, what / contents.folder_of(model.name)) for model in context.models])
     if (what / openapi.FILE).is_file():
         document = _read(what / openapi.FILE)
         if openapi.EXTENSION in document or not (what / "MLmodel").is_file():

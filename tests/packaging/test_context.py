@@ -247,7 +247,7 @@ def test_what_an_image_needs_is_known_from_the_small_files_alone(world: World, t
     """Assembling an image fetches no weights to disk; the result is that of a build context."""
     one = source(world.folder / "one")
     write_context(CPU, IMAGE, [one], tmp_path / "context")
-    folder = tmp_path / "staged" / contents.folder_of(one.model)
+    folder = tmp_path / "staged" / contents.folder_of(one.model.name)
     shutil.copytree(world.folder / "one", folder)
     (folder / "artifacts/weights.pt").unlink()
     before = tree(tmp_path / "staged")

@@ -23,6 +23,8 @@ SECONDS, PUT_SECONDS = (10.0, 60.0), (60.0, 300.0)
 # Seconds before each further try, and the most that a registry can ask for with Retry-After.
 WAITS, LONGEST_WAIT = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
 MOST_BYTES, CHUNK = 4 << 20, 1 << 16
+# What urllib3 writes in front of the reason of a failure.
+URLLIB3 = re.compile(r"^\w+\(host=[^)]*\): ")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NETWORK = "check image.registry in service.yaml, the network and the proxy"
 REFUSED = "check image.registry in service.yaml, and see the log of the image registry; some want the repository created first"
@@ -157,7 +159,7 @@ class Connection:
                         break
                 answer = Answer(self.host, action, url, response.status_code, response.headers, bytes(content))
         except (requests.RequestException, ValueError) as error:  # ValueError: urllib3's, for a host's name
-            reason = masked(str(getattr(error.args[0] if error.args else error, "reason", error)))
+            reason = masked(URLLIB3.sub("", str(getattr(error.args[0] if error.args else error, "reason", error))))
             is_certificate = "CERTIFICATE_VERIFY_FAILED" in reason
             remedy = http.CERTIFICATES if is_certificate else NETWORK
             failure = ImageRegistryUnreachable(f"{server} does not answer to a request to {action}: {reason}", remedy=remedy)
