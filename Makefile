@@ -22,7 +22,7 @@ test: install    ## run the fast tests; no external service is needed
 	@$(PYTEST) --numprocesses=3
 
 test-slow: checkov    ## run the rest: tests that take long, or need Docker, S3, Zabbix, Go or PHP (CONTRIBUTING.md says how they are found)
-	@$(PYTEST) --numprocesses=2 -m "slow and not soak"
+	@$(PYTEST) --numprocesses=3 -m "slow and not soak"
 
 test-all: test test-slow    ## run both
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from mlops_build import doctor
 from mlops_build.adapters import engine as builder
 from mlops_build.adapters.engine import buildah, docker
 from mlops_build.adapters.engine import command as engine
+from mlops_build.adapters.image_registry import Repository
 from mlops_build.ci import image
 from mlops_build.errors import UsageError
 from mlops_build.release.record import Record
@@ -192,10 +192,12 @@ def test_buildah_itself_builds_pushes_and_finds(tmp_path: Path, monkeypatch: pyt
     chosen.build(context, name)
     chosen.push(name)
     digest = chosen.digest_of(name)
-    assert digest
-    done = subprocess.run(["buildah", "inspect", "--type", "image", name], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(done.stdout)["FromImageDigest"] == digest
-    assert json.loads(done.stdout)["Docker"]["config"]["Healthcheck"]["Test"] == ["CMD", "/hello"]
+    repository, _, tag = name.rpartition(":")
+    stored = Repository(repository).manifest(tag)
+    assert stored is not None
+    assert digest == stored.digest
+    config = json.loads(Repository(repository).read_blob(json.loads(stored.body)["config"]["digest"]))
+    assert config["config"]["Healthcheck"]["Test"] == ["CMD", "/hello"]
     (context / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
     with pytest.raises(engine.BuildFailed, match="buildah bud exited with"):
         chosen.build(context, name)

@@ -1,6 +1,7 @@
 """Serving and the registry use private parts of MLflow, and serving replaces a part of uvicorn: their tests also run with the oldest and
 the newest allowed releases."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -31,6 +32,9 @@ def test_serving_and_registry_with_another_release_of_what_they_use(tmp_path: Pa
     compiling = [*uv, "compile", "--quiet", "--no-header", "--no-annotate", "-"]
     resolved = subprocess.run(compiling, input="\n".join(wanted), capture_output=True, text=True, check=True, timeout=300).stdout
     packages = [line for line in resolved.splitlines() if re.match(r"(mlflow[a-z-]*|uvicorn|httptools)==", line)]
+    names = [package.partition("==")[0] for package in packages]
+    if packages == [f"{name}=={importlib.metadata.version(name)}" for name in names]:
+        pytest.skip("the newest allowed releases are those of requirements.lock, with which all tests run")
     other = tmp_path / "packages"
     installing = [*uv, "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", str(other), *packages]
     subprocess.run(installing, check=True, timeout=300)
