@@ -29,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(answer, headers.get("x-request-id"))
 
     # The base class looks up the handler by the method's name.
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _handle  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _handle
 
     def _body(self, headers: Mapping[str, str]) -> bytes:
         if "transfer-encoding" in headers:

@@ -1,15 +1,14 @@
 """Messages by apprise to a webhook on this machine."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from mlops_build.adapters import notify
 from mlops_build.adapters.notify import NotSent
+from tests import servers
 
 
 @pytest.fixture
@@ -17,19 +16,13 @@ def webhook() -> Iterator[tuple[str, list[Any]]]:
     """Host and port of a webhook, and the documents that it received; the path /refuse is answered with 500."""
     received: list[Any] = []
 
-    class Webhook(BaseHTTPRequestHandler):
+    class Webhook(servers.Handler):
         def do_POST(self) -> None:
             received.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            self.send_response(500 if self.path == "/refuse" else 200)
-            self.end_headers()
+            self.reply(500 if self.path == "/refuse" else 200)
 
-        def log_message(self, *_: object) -> None:
-            """No lines on stderr."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}", received
-        server.shutdown()
+    with servers.serve(Webhook) as host:
+        yield host, received
 
 
 def test_a_secret_part_of_an_address_is_in_the_environment(webhook: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:

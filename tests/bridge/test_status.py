@@ -1,10 +1,9 @@
 """`bridge status`: what should run, what Git says, and what a service answers."""
 
+import contextlib
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from mlops_build.adapters.registry import Registry
 from mlops_build.bridge import reconcile
 from mlops_build.model import identity
 from mlops_build.release import record
+from tests import servers
 from tests.conftest import git
 from tests.release.world import SERVICE, MakeRepository, Promote
 
@@ -22,30 +22,17 @@ from tests.release.world import SERVICE, MakeRepository, Promote
 @pytest.fixture
 def answering() -> Iterator[Callable[[object], str]]:
     """answering(document): the host and port of a service that answers every request with this document."""
-    servers = []
+    with contextlib.ExitStack() as started:
 
-    def start(document: object) -> str:
-        class Service(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                assert self.path == "/v2/models/digits"
-                body = json.dumps(document).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        def start(document: object) -> str:
+            class Service(servers.Handler):
+                def do_GET(self) -> None:
+                    assert self.path == "/v2/models/digits"
+                    self.reply(200, json.dumps(document).encode())
 
-            def log_message(self, *_: object) -> None:
-                """No lines on stderr."""
+            return started.enter_context(servers.serve(Service))
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return f"127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def rows(capsys: pytest.CaptureFixture[str], *urls: str) -> list[dict[str, str]]:

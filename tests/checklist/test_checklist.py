@@ -4,11 +4,8 @@ import base64
 import json
 import os
 import shutil
-import threading
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,11 @@ from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result
 from mlops_build.ci import bamboo, gitlab
 from mlops_build.errors import NotFound, Refused
+from tests import registries
 from tests.ci.conftest import simulate_kubectl
 from tests.conftest import Render, git
 from tests.githosts import bitbucket
+from tests.registries import Registry
 
 SERVERS = {
     "mlflow_tracking_uri": "https://mlflow.example.com",
@@ -286,113 +285,23 @@ def test_the_author_of_commits_is_checked(service: MakeService, monkeypatch: pyt
 # The image registry.
 
 
-@dataclass
-class Distribution:
-    """The API of an image registry. calls: method, path and type of the login.
-
-    mode: open, basic, bearer, closed, or unencrypted: tokens are at an address that is neither https nor known to be this machine.
-    """
-
-    mode: str = "open"
-    calls: list[tuple[str, str, str]] = field(default_factory=list)
-    address: str = ""
-
-
 @pytest.fixture
-def distribution() -> Iterator[Distribution]:
-    registry = Distribution()
-    login = "Basic " + base64.b64encode(b"bot:xyzzy").decode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent = self.headers.get("Authorization", "")
-            registry.calls.append((self.command, self.path, sent.partition(" ")[0]))
-            if self.path.startswith("/token"):
-                self.reply(200 if sent == login else 401, {}, json.dumps({"token": "abc"}).encode())
-            elif self.command == "DELETE":
-                self.reply(204, {}, b"")
-            elif registry.mode == "closed":
-                self.reply(403, {}, b"")
-            elif (registry.mode, sent) in (("open", ""), ("basic", login), ("bearer", "Bearer abc")):
-                self.reply(202, {"Location": f"/v2/ml/digits/blobs/uploads/1?state={registry.mode}"}, b"")
-            else:
-                host = registry.address if registry.mode == "bearer" else registry.address.replace("127.0.0.1", "127.1")
-                realm = f'Bearer realm="http://{host}/token",service="registry",scope="x"'
-                has_tokens = registry.mode in ("bearer", "unencrypted")
-                self.reply(401, {"WWW-Authenticate": realm if has_tokens else 'Basic realm="x"'}, b"")
-
-        do_DELETE = do_GET = do_POST  # noqa: N815
-
-        def reply(self, status: int, fields: dict[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in {**fields, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    registry.address = f"127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield registry
-    server.shutdown()
-    server.server_close()
+def distribution() -> Iterator[Registry]:
+    with registries.serve() as server:
+        yield server
 
 
-def docker_login(tmp_path: Path, host_name: str, user: str = "bot") -> None:
-    (tmp_path / "docker").mkdir(exist_ok=True)
-    auth = base64.b64encode(f"{user}:xyzzy".encode()).decode()
-    (tmp_path / "docker/config.json").write_text(json.dumps({"auths": {host_name: {"auth": auth}}}))
-
-
-@pytest.mark.parametrize(
-    ("how", "user", "state"),
-    [
-        ("open", None, "ok"),
-        ("basic", "bot", "ok"),
-        ("basic", "other", "no"),
-        ("basic", None, "no"),
-        ("bearer", "bot", "ok"),
-        ("bearer", "other", "no"),
-        ("bearer", None, "no"),
-        ("unencrypted", "bot", "no"),
-        ("closed", "bot", "no"),
-    ],
-)
-def test_an_upload_of_an_image_is_started_and_cancelled(
-    service: MakeService, distribution: Distribution, tmp_path: Path, how: str, user: str | None, state: str
-) -> None:
-    distribution.mode = how
-    if user:
-        docker_login(tmp_path, distribution.address, user)
-    result = image_registry.push(read(service(image_registry=f"{distribution.address}/ml")))
-    assert result.state == state, result
-    assert "xyzzy" not in result.detail
-    assert ("is stored here" in result.detail) == (state == "no" and user is None)
-    started = [path for method, path, _ in distribution.calls if method == "POST"]
-    assert set(started) == {"/v2/ml/digits/blobs/uploads/"}
-    assert any(path.startswith("/token") for _, path, _ in distribution.calls) == (how == "bearer"), "the login is sent over https only"
-    cancelled = [path for method, path, _ in distribution.calls if method == "DELETE"]
-    assert cancelled == ([f"/v2/ml/digits/blobs/uploads/1?state={how}"] if state == "ok" else [])
-
-
-def test_the_login_of_a_credential_helper_is_used(
-    service: MakeService, distribution: Distribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    distribution.mode = "basic"
+def test_an_upload_of_an_image_is_started_and_cancelled(service: MakeService, distribution: Registry, tmp_path: Path) -> None:
+    distribution.mode = "bearer"
+    service_names = read(service(image_registry=f"{distribution.host}/ml"))
+    refused = image_registry.push(service_names)
+    assert (refused.state, "is stored here" in refused.detail) == ("no", True)
     (tmp_path / "docker").mkdir()
-    (tmp_path / "docker/config.json").write_text(json.dumps({"credHelpers": {distribution.address: "of-a-test"}}))
-    service_names = read(service(image_registry=f"{distribution.address}/ml"))
-    missing = image_registry.push(service_names)
-    assert (missing.state, "docker-credential-of-a-test" in missing.detail) == ("no", True)
-    helper = tmp_path / "programs/docker-credential-of-a-test"
-    helper.parent.mkdir()
-    helper.write_text('#!/bin/sh\necho \'{"Username": "bot", "Secret": "xyzzy"}\'\n')
-    helper.chmod(0o755)
-    monkeypatch.setenv("PATH", str(helper.parent), prepend=os.pathsep)
+    auth = base64.b64encode(distribution.login.encode()).decode()
+    (tmp_path / "docker/config.json").write_text(json.dumps({"auths": {distribution.host: {"auth": auth}}}))
     assert image_registry.push(service_names).state == "ok"
+    assert distribution.calls("DELETE /v2/ml/digits/blobs/uploads/")
+    assert distribution.uploads == {}
 
 
 @pytest.mark.slow

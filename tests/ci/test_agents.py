@@ -9,10 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from ruamel.yaml import YAML
 from mlops_build.adapters.engine import docker
 from mlops_build.adapters.registry import Registry
 from mlops_build.model import identity
+from tests import servers
 from tests.ci.agent import Agent, Bamboo, Build, Job, NotInterpreted, bare_environment
 from tests.ci.conftest import answer, client, simulate_kubectl
 from tests.conftest import Render, git, mlops_build
@@ -120,24 +119,14 @@ def cluster(repository: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def ingress(cluster: Cluster) -> Iterator[str]:
     """The address of a proxy that sends requests for service.yaml's host names to the deployed image."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(servers.Handler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             host, _, path = self.path.removeprefix("http://").partition("/")
-            content = cluster.answer(host, f"/{path}", body)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.reply(200, cluster.answer(host, f"/{path}", body))
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with servers.serve(Handler) as host:
+        yield f"http://{host}"
 
 
 @pytest.fixture(scope="module")

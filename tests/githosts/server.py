@@ -7,15 +7,15 @@ import base64
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlsplit
+
+from tests import servers
 
 PROTECTED = """#!/bin/sh
 while read old new ref; do
@@ -139,7 +139,7 @@ def serve(kind: type[Host], folder: Path, token: str, tls: SSLContext | None = N
     """A server on a free port of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(servers.Handler):
         def do_GET(self) -> None:
             address = urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -159,7 +159,7 @@ def serve(kind: type[Host], folder: Path, token: str, tls: SSLContext | None = N
             else:
                 self.reply(404, b"", {})
 
-        do_POST = do_PUT = do_GET  # noqa: N815
+        do_POST = do_PUT = do_GET
 
         def git(self, path: str, query: str, body: bytes) -> None:
             sent = self.headers.get("Authorization", "").removeprefix("Basic ")
@@ -182,25 +182,6 @@ def serve(kind: type[Host], folder: Path, token: str, tls: SSLContext | None = N
             fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
             self.reply(int(fields.pop("Status", "200").split()[0]), content, fields)
 
-        def reply(self, status: int, body: bytes, fields: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in fields.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    address = "https://localhost" if tls else "http://127.0.0.1"
-    host = kind(f"{address}:{server.server_address[1]}", folder, token)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with servers.serve(Handler, tls) as address:
+        host = kind(f"https://localhost:{address.partition(':')[2]}" if tls else f"http://{address}", folder, token)
         yield host
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -5,15 +5,15 @@ import hashlib
 import itertools
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import SSLContext
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests import servers
 
 NAME = r"/v2/(?P<name>[a-z0-9/]+)"
 MANIFEST, BLOB, UPLOAD = rf"{NAME}/manifests/(?P<key>.+)", rf"{NAME}/blobs/(?P<key>sha256:.+)", rf"{NAME}/blobs/uploads/(?P<key>[0-9]*)"
@@ -163,7 +163,7 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
     """A registry on a free port of this machine."""
     registry = Registry()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(servers.Handler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -175,7 +175,7 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
                 self.close_connection = True  # the client ended the connection
                 return
             if fault and fault.keep is None and not fault.short and not fault.delay and fault.replace is None:
-                self.reply(fault.status, fault.headers, fault.body)
+                self.answer(fault.status, fault.headers, fault.body)
                 return
             time.sleep(fault.delay if fault else 0)
             status, fields, content = registry.answer(self.command, self.path, body, self.headers)
@@ -185,11 +185,11 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
                 self.close_connection = True
                 self.connection.close()
             else:
-                self.reply(status, {**fields, **(fault.replace or {} if fault else {})}, content, is_short=bool(fault and fault.short))
+                self.answer(status, {**fields, **(fault.replace or {} if fault else {})}, content, is_short=bool(fault and fault.short))
 
-        do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+        do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
-        def reply(self, status: int, fields: dict[str, str], body: bytes, *, is_short: bool = False) -> None:
+        def answer(self, status: int, fields: dict[str, str], body: bytes, *, is_short: bool = False) -> None:
             self.send_response(status)
             for name, value in fields.items():
                 self.send_header(name, value)
@@ -202,20 +202,5 @@ def serve(tls: SSLContext | None = None) -> Iterator[Registry]:
                     registry.sent += 1 << 16
             self.close_connection = self.close_connection or is_short
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that goes away is what some tests are about."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    registry.host = f"127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with servers.serve(Handler, tls) as registry.host:
         yield registry
-    finally:
-        server.shutdown()
-        server.server_close()

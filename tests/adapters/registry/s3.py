@@ -6,8 +6,9 @@ import threading
 import xml.sax.saxutils
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests import servers
 
 
 class Gateway:
@@ -25,7 +26,7 @@ class Gateway:
         self.ranges: list[str] = []
         gateway = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(servers.Handler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -50,26 +51,18 @@ class Gateway:
                     self.answer(206, content[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(content)}"})
 
             def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if status == 206 and gateway.cuts:
-                    content, self.close_connection = content[: gateway.cuts.pop(0)], True
-                self.wfile.write(content)
+                short = status == 206 and bool(gateway.cuts)
+                self.close_connection = self.close_connection or short
+                self.reply(status, content, headers, sent=gateway.cuts.pop(0) if short else None)
 
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except ConnectionError:
-                    self.close_connection = True  # the reader stopped in the middle of a file
+        self._handler = Handler
 
-            def log_message(self, *_: object) -> None:
-                """Nothing on stderr."""
-
-        self._listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._listener.daemon_threads = True
-        self.uri = f"http://127.0.0.1:{self._listener.server_port}"
+    @contextmanager
+    def serve(self) -> Iterator["Gateway"]:
+        """Listen, at `uri`."""
+        with servers.serve(self._handler) as host:
+            self.uri = f"http://{host}"
+            yield self
 
     def _listing(self, bucket: str, prefix: str) -> bytes:
         entries = "".join(
@@ -79,14 +72,6 @@ class Gateway:
             if name.startswith(f"{bucket}/{prefix}")
         )
         return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
-
-    def __enter__(self) -> "Gateway":
-        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown()
-        self._listener.server_close()
 
 
 def etag(content: bytes) -> str:

@@ -12,9 +12,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests import servers
 
 START_SECONDS = 300
 
@@ -64,27 +65,22 @@ class Proxy:
         self._server = urlsplit(server).netloc
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(servers.Handler):
             def handle_any(self) -> None:
                 proxy._handle(self)
 
-            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815 # the base class' names
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any
 
-            def log_message(self, *_: object) -> None:
-                """Nothing on stderr."""
+        self._handler = Handler
 
-        self._listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.uri = f"http://127.0.0.1:{self._listener.server_port}"
+    @contextlib.contextmanager
+    def serve(self) -> Iterator["Proxy"]:
+        """Listen, at `uri`."""
+        with servers.serve(self._handler) as host:
+            self.uri = f"http://{host}"
+            yield self
 
-    def __enter__(self) -> "Proxy":
-        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown()
-        self._listener.server_close()
-
-    def _handle(self, request: BaseHTTPRequestHandler) -> None:
+    def _handle(self, request: servers.Handler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         path = request.path.partition("?")[0]
         self.requests.append(f"{request.command} {path}")
@@ -94,9 +90,7 @@ class Proxy:
             timer = threading.Timer(seconds, self._forward, (request, body))
             timer.daemon = True
             timer.start()
-            request.send_response(504)
-            request.send_header("Content-Length", "0")
-            request.end_headers()
+            request.reply(504)
             return
         response, content = self._forward(request, body)
         status = response.status
@@ -108,13 +102,9 @@ class Proxy:
         if status == 0:
             request.close_connection = True
             return
-        request.send_response(status)
-        request.send_header("Content-Type", response.headers.get("Content-Type", "application/json"))
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
+        request.reply(status, content, {"Content-Type": response.headers.get("Content-Type", "application/json")})
 
-    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+    def _forward(self, request: servers.Handler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self._server, timeout=30)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection")}
         connection.request(request.command, request.path, body, headers)

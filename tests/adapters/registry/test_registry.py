@@ -292,7 +292,7 @@ def test_a_file_that_cannot_be_used_is_named(database: Path, tmp_path: Path, mon
 
 @pytest.fixture
 def proxy(server: str) -> Iterator[Proxy]:
-    with Proxy(server) as proxy:
+    with Proxy(server).serve() as proxy:
         yield proxy
 
 

@@ -35,7 +35,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it keeps the keys of another test
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "r", "AWS_MAX_ATTEMPTS": "1"}.items():
         monkeypatch.setenv(name, value)
-    with Gateway(dict(OBJECTS)) as gateway:
+    with Gateway(dict(OBJECTS)).serve() as gateway:
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", gateway.uri)
         yield gateway
 
