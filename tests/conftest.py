@@ -73,19 +73,21 @@ GIB = 1 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "not slow" in config.option.markexpr and "TMPDIR" not in os.environ and MEMORY.is_dir():
-        use_memory()
+    fast, soak = "not slow" in config.option.markexpr, "not soak" not in config.option.markexpr
+    if not soak and "TMPDIR" not in os.environ and MEMORY.is_dir():
+        use_memory(4 if fast else 12)
+    if fast:
         os.environ["GOGC"] = "off"  # kubectl needs a quarter less CPU without its garbage collector
     os.environ["MLOPS_TEST_WARM_VENV"] = str(warm.venv())
 
 
-def use_memory() -> None:
-    """Put temporary files into memory if there is room: the fast tests create and remove some hundred thousand small files.
+def use_memory(wanted: int) -> None:
+    """Put temporary files into memory if `wanted` GiB are free: the tests create and remove some hundred thousand small files.
 
     pytest's own folder remains after a failure, as always.
     """
     memory = os.statvfs(MEMORY)
-    if memory.f_flag & os.ST_NOEXEC or memory.f_bavail * memory.f_frsize < 4 * GIB:
+    if memory.f_flag & os.ST_NOEXEC or memory.f_bavail * memory.f_frsize < wanted * GIB:
         return
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     os.environ["TMPDIR"] = folder = tempfile.mkdtemp(prefix="mlops-build-tests-", dir=MEMORY)

@@ -84,7 +84,7 @@ def place(piped: Path, tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, host, url, f"sqlite:///{person / 'mlflow.db'}")
 
 
-@pytest.mark.parametrize("forced", [[], pytest.param(["--force"], marks=pytest.mark.slow)], ids=["", "forced"])
+@pytest.mark.parametrize("forced", [[], pytest.param(["--force"], marks=pytest.mark.soak)], ids=["", "forced"])
 def test_an_agent_trains_in_a_shallow_clone_and_opens_a_pull_request(place: Place, forced: list[str]) -> None:
     main = place.head("main")
     agent = place.agent()

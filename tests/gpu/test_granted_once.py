@@ -144,14 +144,6 @@ def test_thirty_processes() -> None:
     assert all(len(outcome.granted) > 1 for outcome in outcomes)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("simulation")
-def test_a_hundred_processes_in_eight_rounds() -> None:
-    outcomes = rounds(range(8))
-    assert violations(outcomes) == ""
-    assert all(len(outcome.granted) > 1 for outcome in outcomes)
-
-
 @pytest.mark.soak
 @pytest.mark.usefixtures("simulation")
 def test_a_hundred_processes_in_many_rounds() -> None:

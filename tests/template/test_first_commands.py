@@ -21,7 +21,7 @@ def printed_commands(template: Path, destination: Path) -> list[str]:
     return [line.split("  ")[0] for line in re.findall(r"(?m)^  (\S.*)$", message)]
 
 
-@pytest.mark.parametrize("with_training", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("with_training", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_printed_commands_lead_to_a_registered_version(template: Path, tmp_path: Path, with_training: bool) -> None:
     root = tmp_path / "digits"
     commands = printed_commands(template, root)

@@ -169,7 +169,7 @@ def test_what_its_lint_and_tests_read_depends_on_nothing_else(
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("example", CHOICES["example"])
 def test_mypy_finds_nothing(services: dict[tuple[str, ...], Path], example: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = next(services[values] for values in SERVICES if values[0] == example)
