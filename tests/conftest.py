@@ -53,12 +53,14 @@ settings.load_profile("unhurried")
 
 # Their files take long, some with few tests. They come first, so that short files are left when the other workers have nothing more to do.
 LONG = ("training", "e2e", "ci", "bridge", "scaffold_existing", "template", "scaffold", "release", "verify")
+# It uses an image that test_agents.py builds, and would wait for that build.
+LATE = "test_assembled_image.py"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a Docker engine takes long, too: one marker fewer to write. `make test` distributes the files in this order."""
-    items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
+    items.sort(key=lambda item: (item.path.name == LATE, LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG)))
     for item in items:
         if item.get_closest_marker("docker"):
             item.add_marker("slow")

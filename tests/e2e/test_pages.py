@@ -14,7 +14,12 @@ from tests.e2e import console
 from tests.e2e.conftest import reader
 from tests.template.releases import published as published_releases
 
-SLOW = ("tutorial/first-service", "how-to/host-your-own-copy", "how-to/experiment", "how-to/use-a-pickled-model")
+SLOW = (
+    "tutorial/first-service",
+    "how-to/host-your-own-copy",
+    pytest.param("how-to/experiment", marks=pytest.mark.soak),
+    "how-to/use-a-pickled-model",
+)
 UPDATES = (pytest.param("how-to/roll-a-template-change-out", marks=pytest.mark.slow), "how-to/resolve-a-conflicting-update")
 
 

@@ -70,7 +70,7 @@ def check(decoder: Decoder, body: bytes, kind: str) -> None:
     assert peak <= reserved + SLACK, (body[:100], kind, peak / len(body), reserved / len(body))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.real_python
 def test_reservations_are_upper_bounds_of_the_resident_memory() -> None:
     """For valid and hostile bodies; those for valid bodies are about twice what they need, at most."""
