@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mlops_build.errors import Failed
 
@@ -72,14 +72,18 @@ class Layer:
 
     def content(self, offset: int = 0) -> Iterator[bytes]:
         """The stream from a position on, in chunks. Raises ChangedFile, and the errors of the files' store."""
+        return (chunk for _, chunk in self.chunks(offset))
+
+    def chunks(self, offset: int) -> Iterator[tuple[str | None, bytes]]:
+        """As `content`; each with the path of the file that it is a part of, or None."""
         for before, file in self._parts:
             if offset < len(before):
-                yield before[offset:]
+                yield None, before[offset:]
             offset = max(0, offset - len(before))
             if file is None:
                 return
             if offset < file.size:
-                yield from _read(file, offset)
+                yield from ((file.path, chunk) for chunk in _read(file, offset))
             offset = max(0, offset - file.size)
 
     def hashed(self) -> Hashed:
@@ -89,34 +93,26 @@ class Layer:
             pass
         return hashing.result
 
-    def segments(self) -> Iterator[tuple[str | None, int]]:
-        """The stream's parts in order: the path of each file, or None for what is between files, and its bytes."""
-        for before, file in self._parts:
-            yield None, len(before)
-            if file:
-                yield file.path, file.size
-
 
 class Hashing:
     """Hashes a layer while it is read: each byte once, also if an upload reads a part of it again."""
 
     def __init__(self, layer: Layer) -> None:
-        self._layer, self._segments = layer, layer.segments()
-        self._total, self._files = hashlib.sha256(), dict[str, Any]()
+        self._layer = layer
+        self._total, self._files = hashlib.sha256(), {file.path: hashlib.sha256() for file in layer.files}
         self._done = 0
-        self._path: str | None = None
-        self._left = 0
 
     def content(self, offset: int) -> Iterator[bytes]:
         """The layer's content from a position that was reached before."""
         # A second thread: hashing is the longest part, and hashlib releases the lock of the interpreter.
         with ThreadPoolExecutor(1) as thread:
-            position = offset
-            for chunk in self._layer.content(offset):
-                new = memoryview(chunk)[max(0, self._done - position) :]
-                position += len(chunk)
+            for path, chunk in self._layer.chunks(offset):
+                new = memoryview(chunk)[max(0, self._done - offset) :]
+                offset += len(chunk)
+                self._done = max(self._done, offset)
                 total = thread.submit(self._total.update, new) if len(new) == CHUNK else None
-                self._update_files(new)
+                if path:
+                    self._files[path].update(new)
                 total.result() if total else self._total.update(new)
                 yield chunk
 
@@ -124,18 +120,6 @@ class Hashing:
     def result(self) -> Hashed:
         """The hashes, after the whole content was read."""
         return Hashed(f"sha256:{self._total.hexdigest()}", {path: own.hexdigest() for path, own in self._files.items()})
-
-    def _update_files(self, chunk: memoryview) -> None:
-        self._done += len(chunk)
-        while chunk:
-            while not self._left:
-                self._path, self._left = next(self._segments)
-                if self._path:
-                    self._files[self._path] = hashlib.sha256()
-            part, chunk = chunk[: self._left], chunk[self._left :]
-            self._left -= len(part)
-            if self._path:
-                self._files[self._path].update(part)
 
 
 def _read(file: File, offset: int) -> Iterator[bytes]:
