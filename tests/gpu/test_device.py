@@ -11,7 +11,7 @@ from mlops_build.gpu import testing
 from tests.gpu.conftest import ROOT, MakeNode
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_tests_for_a_real_card_pass_on_a_simulated_one(node: MakeNode) -> None:
     made = node(testing.SimulatedCard(), testing.SimulatedCard(total="16GiB", compute_capability=(9, 0)), context="300MiB")
     command = [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider", "tests/gpu_device"]

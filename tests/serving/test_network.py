@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_compiled_is_an_error(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", [True, False], ids=["with a compiler", "without"])
+@pytest.mark.parametrize("compiler", [pytest.param(True, id="with a compiler", marks=pytest.mark.soak), pytest.param(False, id="without")])
 def test_torch_compile_for_any_number_of_rows(tmp_path: Path, compiler: bool, record_property: Callable[[str, object], None]) -> None:
     model = save(tmp_path / "made", FRAMED, HOLDING)
     record(tmp_path / "made/model", ROWS[:2], NAMES)

@@ -42,7 +42,14 @@ def package(root: Path) -> str:
     return next((root / "src").iterdir()).name
 
 
-@pytest.mark.parametrize("example", ["none", *(pytest.param(example, marks=pytest.mark.slow) for example in EXAMPLES[:3])])
+@pytest.mark.parametrize(
+    "example",
+    [
+        "none",
+        pytest.param("image", marks=pytest.mark.slow),
+        *(pytest.param(example, marks=pytest.mark.soak) for example in ("tabular", "text")),
+    ],
+)
 def test_its_own_lint_and_tests_are_green_at_once(service: Any, example: str) -> None:
     root = service(example=example)
     output = run(root, "make", "lint", "test", f"VENV={Path(sys.executable).parents[1]}")

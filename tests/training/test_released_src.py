@@ -33,7 +33,7 @@ def template(made_once: MadeOnce) -> Path:
 OLDEST, *MIDDLE, NEWEST = RELEASES
 
 
-@pytest.mark.parametrize("version", [OLDEST, *(pytest.param(version, marks=pytest.mark.slow) for version in MIDDLE), NEWEST])
+@pytest.mark.parametrize("version", [OLDEST, *(pytest.param(version, marks=pytest.mark.soak) for version in MIDDLE), NEWEST])
 def test_trains_with_this_package(template: Path, version: str, tmp_path: Path) -> None:
     root = tmp_path / "points"
     render.copy(str(template), root, {"project_name": "Points", "example": "none"}, version=version)
