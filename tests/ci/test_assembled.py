@@ -247,6 +247,22 @@ def test_the_layers_of_the_same_version_are_taken_over_from_another_repository(
     assert registry.calls("POST .*/other/points/blobs/uploads/.*from=ml/points")
 
 
+def test_an_index_of_another_repository_is_not_taken_over(
+    service: Path, release: Release, registry: registries.Registry, ready: str
+) -> None:
+    release("staging")
+    image.run(service, say=quiet)
+    of_environment = ready.rpartition(":")[2]
+    registry.manifests["ml/points", of_environment] = ("application/vnd.oci.image.index.v1+json", b'{"manifests": []}')
+    path = service / "service.yaml"
+    path.write_text(path.read_text().replace(f"registry: {registry.host}/ml", f"registry: {registry.host}/other"))
+    release("staging")
+    with pytest.raises(
+        EngineUnreachable, match=f"other/points:{of_environment} does not exist"
+    ):  # it would be built, but there is no engine
+        image.run(service, say=quiet)
+
+
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("tag", ["right", "wrong", "[" * 10_000, '{"artifacts/weights.pt": 1}', None])
 def test_a_large_file_is_sent_while_it_is_read_for_the_first_time(

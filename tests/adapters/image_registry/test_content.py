@@ -186,6 +186,7 @@ def test_a_server_that_does_not_answer_is_named(registry: Registry, monkeypatch:
     error = refused(lambda: repository.upload(digest_of(b""), 0, content), ImageRegistryUnreachable)
     assert error.message.startswith(f"{registry.host} does not answer to a request to store blob")
     assert "timed out" in error.message
+    assert "host=" not in error.message, "urllib3's objects are of no use to a user"
 
 
 def test_blobs_are_mounted_where_the_registry_allows(registry: Registry, repository: Repository) -> None:
