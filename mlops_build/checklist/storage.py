@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlops_build.adapters import storage
+from mlops_build.adapters.storage.upload import refuses_upload
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 
@@ -19,7 +19,7 @@ def write(names: Names) -> Result:
     if address.scheme == "s3":
         prefix = address.path.strip("/")
         where = f"s3://{address.netloc}/{prefix}"
-        refused = storage.refuses_upload(address.netloc, f"{prefix}/{KEY}" if prefix else KEY, names.endpoint)
+        refused = refuses_upload(address.netloc, f"{prefix}/{KEY}" if prefix else KEY, names.endpoint)
         return no(f"{where} at {names.endpoint or 'Amazon'}: {refused}") if refused else ok(f"{where} accepts an upload")
     if address.scheme:
         return unseen(f"{names.remote}: only S3 and folders are checked")

@@ -6,7 +6,6 @@ Aliases only, since stages are deprecated. Every failure is raised as one of our
 
 import contextlib
 import functools
-import os
 import re
 import sys
 import tempfile
@@ -15,12 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import (
     NoAnswer,
     NoFiles,
+    RegisteredModel,
     RegisteredVersion,
     RegistryUnreachable,
     Rejected,
@@ -29,6 +29,7 @@ from mlops_build.adapters.registry.records import (
     UnknownVersion,
     shown,
 )
+from mlops_build.adapters.registry.stored import opened, unreadable
 from mlops_build.errors import Failed, NotFound, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,20 @@ if TYPE_CHECKING:
     from mlops_build.adapters.registry.server import Server
     from mlops_build.adapters.registry.webhooks import Webhook
 
-__all__ = ["RegisteredVersion", "Registry", "RegistryUnreachable", "Run", "StoredFile", "UnknownVersion", "checked_address", "quiet_mlflow"]
+__all__ = [
+    "RegisteredModel",
+    "RegisteredVersion",
+    "Registry",
+    "RegistryUnreachable",
+    "Run",
+    "StoredFile",
+    "UnknownVersion",
+    "checked_address",
+    "quiet_mlflow",
+]
 
+# The most experiments in one request for their runs.
+EXPERIMENTS = 100
 SQLITE = "sqlite:///"
 SERVER = ("http://", "https://")
 # A host without http://, which MLflow would take for a folder.
@@ -91,7 +104,9 @@ class Registry:
         if self.uri.startswith(SQLITE) and not create:
             file = Path(self.uri.removeprefix(SQLITE))
             if not file.is_file():
-                raise _no_database(file)
+                from mlops_build.adapters.registry.sqlite import no_database
+
+                raise no_database(file)
         self._store, self._http = self._connect()
 
     @_translating
@@ -135,7 +150,43 @@ class Registry:
     @_translating
     def alias_map(self) -> dict[str, dict[str, int]]:
         """Model → alias → version for the whole registry: one request per 1,000 models."""
-        return self._store.alias_map()
+        return {model.name: dict(model.aliases) for model in self._store.models()}
+
+    @_translating
+    def models(self) -> list[RegisteredModel]:
+        """Every registered model, without prompts."""
+        return self._store.models()
+
+    def every_version(self) -> Iterator[RegisteredVersion]:
+        """Every version of every model, in the order of the store; only one page of 1,000 is in memory."""
+        yield from self._pages(self._version_page)
+
+    def every_run(self) -> Iterator[Run]:
+        """Every run of every experiment, also deleted ones; only one page of 1,000 is in memory."""
+        experiments = list(self._pages(self._experiment_page))
+        for first in range(0, len(experiments), EXPERIMENTS):
+            yield from self._pages(partial(self._run_page, experiments[first : first + EXPERIMENTS]))
+
+    @staticmethod
+    def _pages(page: Callable[[str], tuple[list[T], str]]) -> Iterator[T]:
+        token = ""
+        while True:
+            entries, token = page(token)
+            yield from entries
+            if not token:
+                return
+
+    @_translating
+    def _version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:
+        return self._store.version_page(token)
+
+    @_translating
+    def _experiment_page(self, token: str) -> tuple[list[str], str]:
+        return self._store.experiment_page(token)
+
+    @_translating
+    def _run_page(self, experiment_ids: list[str], token: str) -> tuple[list[Run], str]:
+        return self._store.run_page(experiment_ids, token)
 
     @_translating
     def versions(self, name: str) -> list[RegisteredVersion]:
@@ -230,7 +281,7 @@ class Registry:
             try:
                 self._artifacts().download(version.source, folder)
             except NoFiles as error:
-                raise _unreadable(version, "its files", error) from error
+                raise unreadable(version, "its files", error) from error
             folder.rename(destination)
         return destination
 
@@ -242,9 +293,9 @@ class Registry:
         once and seek, where that is possible. Raises Refused for a symbolic link in a local store.
         """
         try:
-            return [replace(file, open=partial(_opened, version, file)) for file in self._artifacts().files(version.source)]
+            return [replace(file, open=partial(opened, version, file)) for file in self._artifacts().files(version.source)]
         except NoFiles as error:
-            raise _unreadable(version, "its files", error) from error
+            raise unreadable(version, "its files", error) from error
 
     @_translating
     def read(self, version: RegisteredVersion, path: str) -> bytes:
@@ -343,30 +394,3 @@ class Registry:
         if error.is_missing:
             return NotFound(f"MLflow at {shown(self.uri)}: {error.text}")
         return Failed(f"MLflow at {shown(self.uri)}: {error.text}")
-
-
-@contextlib.contextmanager
-def _opened(version: RegisteredVersion, file: StoredFile) -> Iterator[BinaryIO]:
-    try:
-        with file.open() as opened:
-            yield opened
-    except NoFiles as error:
-        raise _unreadable(version, f"its file {file.path}", error) from error
-
-
-def _unreadable(version: RegisteredVersion, what: str, error: NoFiles) -> UnknownVersion:
-    return UnknownVersion(
-        f"{version.uri}: {what} cannot be read from {shown(version.source)}: {error}",
-        remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
-    )
-
-
-def _no_database(file: Path) -> RegistryUnreachable:
-    missing = f"MLflow's database {file} does not exist"
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return RegistryUnreachable(missing, remedy="correct MLFLOW_TRACKING_URI; `mlops-build train` creates the file with a first model")
-    return RegistryUnreachable(
-        f"{missing}: Git does not contain it, so it is only where a model was trained",
-        remedy="`mlops-build train` trains a model here and creates it. For models that others registered, set tracking.uri in service.yaml"
-        " (or MLFLOW_TRACKING_URI) to an MLflow server that both machines reach",
-    )

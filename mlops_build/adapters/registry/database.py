@@ -6,9 +6,11 @@ from functools import cached_property
 from typing import Any
 
 from mlops_build.adapters.registry.quiet import quiet_mlflow
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, first_line, quoted
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredModel, RegisteredVersion, Rejected, Run, first_line, quoted, stage
 
 PAGE = 1000
+# mlflow.entities.ViewType.ALL, whose import takes seconds.
+_ALL = 3
 
 
 class Database:
@@ -37,10 +39,25 @@ class Database:
         with _translated():
             return _aliases(self._client.get_registered_model(name))
 
-    def alias_map(self) -> dict[str, dict[str, int]]:
+    def models(self) -> list[RegisteredModel]:
         with _translated():
             models = _pages(lambda token: self._client.search_registered_models(max_results=PAGE, page_token=token))
-        return {model.name: _aliases(model) for model in models}
+        return [RegisteredModel(model.name, _aliases(model), dict(model.tags), model.description or "") for model in models]
+
+    def version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:
+        with _translated():
+            page = self._client.search_model_versions(max_results=PAGE, page_token=token or None)
+        return [_model_version(version) for version in page], page.token or ""
+
+    def experiment_page(self, token: str) -> tuple[list[str], str]:
+        with _translated():
+            page = self._client.search_experiments(_ALL, max_results=PAGE, page_token=token or None)
+        return [str(experiment.experiment_id) for experiment in page], page.token or ""
+
+    def run_page(self, experiment_ids: list[str], token: str) -> tuple[list[Run], str]:
+        with _translated():
+            page = self._client.search_runs(experiment_ids, run_view_type=_ALL, max_results=PAGE, page_token=token or None)
+        return [_run(run) for run in page], page.token or ""
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         wanted = f"name = '{quoted(name)}'"
@@ -142,8 +159,11 @@ def _model_version(entity: Any) -> RegisteredVersion:
         tags=dict(entity.tags),
         created_ms=int(entity.creation_timestamp),
         status=str(entity.status),
+        stage=stage(entity.current_stage),
     )
 
 
 def _run(entity: Any) -> Run:
-    return Run(entity.info.run_id, entity.info.artifact_uri, dict(entity.data.params), dict(entity.data.metrics), dict(entity.data.tags))
+    info, data = entity.info, entity.data
+    is_deleted = info.lifecycle_stage == "deleted"
+    return Run(info.run_id, info.artifact_uri, dict(data.params), dict(data.metrics), dict(data.tags), is_deleted)

@@ -45,7 +45,8 @@ class NoFiles(Exception):
 class RegisteredVersion:
     """One version of a registered model. `source` is the artifact folder with its files; `created_ms` is Unix time in ms.
 
-    status: MLflow's: READY, PENDING_REGISTRATION or FAILED_REGISTRATION.
+    status: MLflow's: READY, PENDING_REGISTRATION or FAILED_REGISTRATION. stage: MLflow's former way to mark a version, such as Production;
+    empty without one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RegisteredVersion:
     tags: Mapping[str, str]
     created_ms: int
     status: str = "READY"
+    stage: str = ""
 
     @property
     def uri(self) -> str:
@@ -77,14 +79,25 @@ class RegisteredVersion:
 
 
 @dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model. aliases: alias → version."""
+
+    name: str
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
-    """An MLflow run: what was logged, as text and floats."""
+    """An MLflow run: what was logged, as text and floats. is_deleted: it can be restored until `mlflow gc` erases it."""
 
     run_id: str
     artifact_uri: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    is_deleted: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,11 @@ def shown(uri: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 300 characters."""
     return str(error).strip().split("\n", 1)[0][:300]
+
+
+def stage(value: object) -> str:
+    """A version's stage as MLflow sends it; it sends the word None for a version without one."""
+    return "" if value in (None, "None") else str(value)
 
 
 def quoted(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mlops_build.adapters.registry.http import TRANSIENT, Http
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, quoted
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredModel, RegisteredVersion, Rejected, Run, quoted, stage
 
 PAGE = 1000
 T = TypeVar("T")
@@ -28,9 +28,21 @@ class Server:
     def aliases(self, name: str) -> dict[str, int]:
         return _read(_aliases, self.http.call("GET", "registered-models/get", {"name": name}), "registered_model")
 
-    def alias_map(self) -> dict[str, dict[str, int]]:
+    def models(self) -> list[RegisteredModel]:
         models = self._pages("registered-models/search", {}, "registered_models")
-        return {str(_read(str, model, "name")): _read(_aliases, {"model": model}, "model") for model in models}
+        return [_read(_registered_model, {"model": model}, "model") for model in models]
+
+    def version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:
+        page = self._page("GET", "model-versions/search", {}, token)
+        return [_read(_model_version, {"version": each}, "version") for each in page.get("model_versions", [])], _next(page)
+
+    def experiment_page(self, token: str) -> tuple[list[str], str]:
+        page = self._page("POST", "experiments/search", {"view_type": "ALL"}, token)
+        return [_read(_experiment, {"experiment": each}, "experiment")[0] for each in page.get("experiments", [])], _next(page)
+
+    def run_page(self, experiment_ids: list[str], token: str) -> tuple[list[Run], str]:
+        page = self._page("POST", "runs/search", {"experiment_ids": experiment_ids, "run_view_type": "ALL"}, token)
+        return [_read(_run, {"run": each}, "run") for each in page.get("runs", [])], _next(page)
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         return [
@@ -106,11 +118,18 @@ class Server:
         entries: list[dict[str, Any]] = []
         token = ""
         while True:
-            page = self.http.call("GET", endpoint, {**fields, "max_results": PAGE, **({"page_token": token} if token else {})})
+            page = self._page("GET", endpoint, fields, token)
             entries += page.get(key, [])
-            token = page.get("next_page_token", "")
+            token = _next(page)
             if not token:
                 return entries
+
+    def _page(self, method: str, endpoint: str, fields: Mapping[str, Any], token: str) -> Mapping[str, Any]:
+        return self.http.call(method, endpoint, {**fields, "max_results": PAGE, **({"page_token": token} if token else {})})
+
+
+def _next(page: Mapping[str, Any]) -> str:
+    return str(page.get("next_page_token") or "")
 
 
 def _read(parse: Callable[[Any], T], document: Mapping[str, Any], key: str) -> T:
@@ -123,6 +142,10 @@ def _read(parse: Callable[[Any], T], document: Mapping[str, Any], key: str) -> T
 
 def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
     return {str(alias["alias"]): int(alias["version"]) for alias in model.get("aliases", [])}
+
+
+def _registered_model(entity: Mapping[str, Any]) -> RegisteredModel:
+    return RegisteredModel(str(entity["name"]), _aliases(entity), _tags(entity), str(entity.get("description") or ""))
 
 
 def _experiment(entity: Mapping[str, Any]) -> tuple[str, bool]:
@@ -143,6 +166,7 @@ def _model_version(entity: Mapping[str, Any]) -> RegisteredVersion:
         tags=_tags(entity),
         created_ms=int(entity.get("creation_timestamp", 0)),
         status=str(entity.get("status", "READY")),
+        stage=stage(entity.get("current_stage")),
     )
 
 
@@ -154,4 +178,5 @@ def _run(entity: Mapping[str, Any]) -> Run:
         params={str(param["key"]): str(param.get("value", "")) for param in data.get("params", [])},
         metrics={str(metric["key"]): float(metric.get("value", 0)) for metric in data.get("metrics", [])},
         tags=_tags(data),
+        is_deleted=info.get("lifecycle_stage") == "deleted",
     )

@@ -6,20 +6,30 @@ that have the columns below are used; for another schema, mlflow does everything
 
 import contextlib
 import math
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from mlops_build.adapters.registry.database import Database
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredVersion, Rejected, Run, first_line
+from mlops_build.adapters.registry.records import (
+    NoAnswer,
+    RegisteredModel,
+    RegisteredVersion,
+    RegistryUnreachable,
+    Rejected,
+    Run,
+    first_line,
+    stage,
+)
 
 T = TypeVar("T")
 
 BUSY_SECONDS = 20  # as in mlflow
 # The columns that are read and written. Each table also has `workspace`, whose value is 'default' without workspaces.
 TABLES = {
-    "registered_models": {"name"},
+    "registered_models": {"name", "description"},
     "registered_model_tags": {"name", "key", "value"},
     "registered_model_aliases": {"name", "alias", "version"},
     "model_versions": {"name", "version", "creation_time", "current_stage", "source", "run_id", "status"},
@@ -27,13 +37,13 @@ TABLES = {
 }
 # Without `workspace`.
 TABLES_OF_RUNS = {
-    "runs": {"run_uuid", "artifact_uri"},
+    "runs": {"run_uuid", "artifact_uri", "lifecycle_stage"},
     "params": {"run_uuid", "key", "value"},
     "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
     "tags": {"run_uuid", "key", "value"},
 }
 VERSIONS = """
-select name, version, run_id, source, creation_time, status from model_versions
+select name, version, run_id, source, creation_time, status, current_stage from model_versions
 where workspace = 'default' and name = ? and coalesce(current_stage, '') != 'Deleted_Internal'
 """
 ALIASES = """
@@ -82,12 +92,24 @@ class Sqlite(Database):
             raise Rejected("RESOURCE_DOES_NOT_EXIST", 404, f"registered model {name} not found")
         return {alias: int(version) for _, alias, version in rows if alias is not None}
 
-    def alias_map(self) -> dict[str, dict[str, int]]:
+    def models(self) -> list[RegisteredModel]:
         aliases: dict[str, dict[str, int]] = {}
         with self._open() as database:
             for name, alias, version in database.execute(ALIASES):
                 aliases.setdefault(name, {}).update({alias: int(version)} if alias is not None else {})
-        return aliases
+            tags: dict[str, dict[str, str]] = {}
+            for name, key, value in database.execute("select name, key, value from registered_model_tags where workspace = 'default'"):
+                tags.setdefault(name, {})[key] = value or ""
+            about = dict(database.execute("select name, description from registered_models where workspace = 'default'"))
+        return [RegisteredModel(name, those, tags.get(name, {}), about[name] or "") for name, those in aliases.items()]
+
+    def version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:
+        """The versions of one model. token: its place among the names."""
+        with self._open() as database:
+            names = sorted({name for name, _, _ in database.execute(ALIASES)})
+            place = int(token or 0)
+            versions = _versions(database, names[place]) if place < len(names) else []
+        return versions, str(place + 1) if place + 1 < len(names) else ""
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         with self._open() as database:
@@ -95,15 +117,15 @@ class Sqlite(Database):
 
     def run(self, run_id: str) -> Run:
         with self._open() as database:
-            query = "select artifact_uri from runs where run_uuid = ?"
-            artifact_uri = _only(list(database.execute(query, (run_id,))), f"run {run_id} not found")[0]
+            query = "select artifact_uri, lifecycle_stage from runs where run_uuid = ?"
+            artifact_uri, lifecycle = _only(list(database.execute(query, (run_id,))), f"run {run_id} not found")
             metrics = {
                 key: math.nan if is_nan else float(value)
                 for key, value, is_nan in database.execute("select key, value, is_nan from latest_metrics where run_uuid = ?", (run_id,))
             }
             params = dict(database.execute("select key, value from params where run_uuid = ?", (run_id,)))
             tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
-        return Run(run_id, artifact_uri or "", params, metrics, {key: value or "" for key, value in tags.items()})
+        return Run(run_id, artifact_uri or "", params, metrics, {key: value or "" for key, value in tags.items()}, lifecycle == "deleted")
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         with self._open() as database:
@@ -149,8 +171,10 @@ def _versions(database: sqlite3.Connection, name: str, number: int | None = None
     for version, key, value in database.execute(query + only, values):
         tags.setdefault(int(version), {})[key] = value or ""
     return [
-        RegisteredVersion(name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0), status or "READY")
-        for name, version, run_id, source, created, status in database.execute(VERSIONS + only, values)
+        RegisteredVersion(
+            name, int(version), run_id or "", source or "", tags.get(int(version), {}), int(created or 0), status or "READY", stage(marked)
+        )
+        for name, version, run_id, source, created, status, marked in database.execute(VERSIONS + only, values)
     ]
 
 
@@ -158,3 +182,15 @@ def _only(rows: list[T], why: str) -> T:
     if not rows:
         raise Rejected("RESOURCE_DOES_NOT_EXIST", 404, why)
     return rows[0]
+
+
+def no_database(file: Path) -> RegistryUnreachable:
+    """The error for a database that does not exist."""
+    missing = f"MLflow's database {file} does not exist"
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return RegistryUnreachable(missing, remedy="correct MLFLOW_TRACKING_URI; `mlops-build train` creates the file with a first model")
+    return RegistryUnreachable(
+        f"{missing}: Git does not contain it, so it is only where a model was trained",
+        remedy="`mlops-build train` trains a model here and creates it. For models that others registered, set tracking.uri in service.yaml"
+        " (or MLFLOW_TRACKING_URI) to an MLflow server that both machines reach",
+    )

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlops_build.adapters.registry.records import NoAnswer, NoFiles, Rejected, first_line
+from mlops_build.adapters.registry.records import (
+    NoAnswer,
+    NoFiles,
+    RegisteredVersion,
+    Rejected,
+    StoredFile,
+    UnknownVersion,
+    first_line,
+    shown,
+)
 
 # What one small read costs: a scan reads two bytes of most files.
 BUFFER = 1 << 16
@@ -137,3 +146,21 @@ class _S3Object(io.RawIOBase):
         if self._body is not None:
             self._body.close()
         self._body = None
+
+
+@contextlib.contextmanager
+def opened(version: RegisteredVersion, file: StoredFile) -> Iterator[BinaryIO]:
+    """One of a version's files. Raises UnknownVersion."""
+    try:
+        with file.open() as content:
+            yield content
+    except NoFiles as error:
+        raise unreadable(version, f"its file {file.path}", error) from error
+
+
+def unreadable(version: RegisteredVersion, what: str, error: NoFiles) -> UnknownVersion:
+    """The error for a version's files that cannot be read."""
+    return UnknownVersion(
+        f"{version.uri}: {what} cannot be read from {shown(version.source)}: {error}",
+        remedy="check that the artifact store answers and still has them (`mlops-build doctor`)",
+    )

@@ -16,6 +16,7 @@ import pytest
 from mlops_build import tracking
 from mlops_build.adapters import registry as border
 from mlops_build.adapters.registry import Registry, RegistryUnreachable, UnknownVersion
+from mlops_build.adapters.registry.database import Database
 from mlops_build.adapters.registry.sqlite import Sqlite
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable, UsageError
 from mlops_build.tracking import Tracking
@@ -49,7 +50,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         store = Registry(f"sqlite:///{file}")
         if request.param == "mlflow":
             assert isinstance(store._store, Sqlite)
-            store._store._is_known = False
+            store._store = Database(store.uri)
         experiment = store.experiment("digits", folder / "artifacts")
     assert store.experiment("digits") == experiment
     run = new_run(store, experiment)
@@ -510,3 +511,37 @@ print(json.dumps([name for name in ("mlflow", "torch", "pandas", "boto3", "pydan
     done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
+
+
+def test_the_whole_registry_is_listed_in_pages(store: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.uri)
+    client.set_registered_model_tag("digits", "owner", "ml-team")
+    client.update_registered_model("digits", "reads digits")
+    client.create_registered_model("unused")
+    client.register_prompt("greeting", "Hello {{name}}")
+    experiment = store.experiment("digits")
+    deleted = new_run(store, experiment)
+    client.delete_run(deleted)
+    client.transition_model_version_stage("digits", "2", "Production")
+    monkeypatch.setattr("mlops_build.adapters.registry.server.PAGE", 1)
+    monkeypatch.setattr("mlops_build.adapters.registry.database.PAGE", 1)
+
+    models = {model.name: model for model in store.models()}
+    assert sorted(models) == ["digits", "unused"]
+    assert models["digits"].aliases == {"staging": 1}
+    assert models["digits"].tags == {"owner": "ml-team"}
+    assert models["digits"].description == "reads digits"
+    assert models["unused"].aliases == {}
+
+    versions = {(version.name, version.version): version for version in store.every_version()}
+    assert sorted(versions) == [("digits", 1), ("digits", 2)]
+    assert versions["digits", 1] == store.version("digits", 1)
+    assert [versions["digits", number].stage for number in (1, 2)] == ["", "Production"]
+
+    runs = {run.run_id: run for run in store.every_run()}
+    assert runs[deleted].is_deleted
+    assert store.run(deleted) == runs[deleted]
+    kept = runs[versions["digits", 1].run_id]
+    assert (kept.params, kept.metrics, kept.is_deleted) == ({"rate": "0.1"}, {"loss": 0.5}, False)

@@ -1,4 +1,4 @@
-"""Object storage with the API of S3."""
+"""Whether an object can be uploaded to S3, without one being made."""
 
 SECONDS = 15
 

@@ -1,0 +1,46 @@
+"""The place that an address names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlops_build.adapters.storage.place import Place
+from mlops_build.errors import UsageError
+
+
+def place(uri: str, endpoint_url: str | None = None) -> Place:
+    """The place at a path, `file:///…`, `s3://BUCKET/PREFIX` or `swift://CONTAINER/PREFIX`. Nothing is read yet.
+
+    endpoint_url: of an S3 gateway (default: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else Amazon). Raises UsageError for another address.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return _folder(Path(uri))
+    if scheme == "file":
+        return _folder(Path(unquote(urlsplit(uri).path)))
+    bucket, _, prefix = rest.partition("/")
+    makers: dict[str, Callable[[], Place]] = {
+        "s3": lambda: _s3(bucket, prefix.strip("/"), endpoint_url),
+        "swift": lambda: _swift(bucket, prefix.strip("/")),
+    }
+    if scheme not in makers or not bucket:
+        raise UsageError(f"{uri[:200]!r} is not a place for files", remedy="write a path, s3://BUCKET/PREFIX or swift://CONTAINER/PREFIX")
+    return makers[scheme]()
+
+
+def _folder(path: Path) -> Place:
+    from mlops_build.adapters.storage.folder import Folder
+
+    return Folder(path)
+
+
+def _s3(bucket: str, prefix: str, endpoint_url: str | None) -> Place:
+    from mlops_build.adapters.storage.s3 import S3
+
+    return S3(bucket, prefix, endpoint_url)
+
+
+def _swift(container: str, prefix: str) -> Place:
+    from mlops_build.adapters.storage.swift import Swift
+
+    return Swift(container, prefix)

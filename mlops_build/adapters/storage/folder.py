@@ -1,0 +1,77 @@
+"""A folder on this machine, or on a disk of the network."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, checked
+
+
+class Folder(Place):
+    """The files of a folder; a file is a place with one file. Symbolic links are left out: what they name is elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self._root = self._path.parent if self._path.is_file() else self._path
+        self.uri = str(self._root)
+
+    def objects(self, below: str = "") -> Iterator[StoredObject]:
+        with self._translated(below):
+            if self._path.is_file() and not below:
+                yield self._object(self._path, self._path.stat())
+                return
+            if below and not (self._root / checked(below)).is_dir():
+                return
+            yield from self._walk(self._root / below)
+
+    def read(self, path: str, most: int) -> bytes:
+        with self._translated(path), (self._root / checked(path)).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise self.too_large(path, most)
+        return content
+
+    def save(self, path: str, destination: Path) -> None:
+        with self._translated(path):
+            shutil.copyfile(self._root / checked(path), destination)
+
+    def put(self, path: str, file: Path) -> None:
+        target = self._root / checked(path)
+        with self._translated(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".mlops-build-", delete=False) as part:
+                try:
+                    with file.open("rb") as source:
+                        shutil.copyfileobj(source, part, 1 << 20)
+                    part.flush()
+                    os.fsync(part.fileno())
+                    Path(part.name).replace(target)
+                finally:
+                    Path(part.name).unlink(missing_ok=True)
+
+    def delete(self, path: str) -> None:
+        with self._translated(path):
+            (self._root / checked(path)).unlink(missing_ok=True)
+
+    def _walk(self, folder: Path) -> Iterator[StoredObject]:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                yield self._object(Path(entry.path), entry.stat())
+
+    def _object(self, path: Path, stat: os.stat_result) -> StoredObject:
+        return StoredObject(path.relative_to(self._root).as_posix(), stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+    @contextlib.contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = self._root / path if path else self._path
+            raise NoPlace(f"{where}: {error.strerror or error}", remedy="check the path, and who may read and write it") from error
