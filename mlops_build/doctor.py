@@ -3,6 +3,7 @@
 It must run with incomplete installations, so each check imports its own requirements.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -266,15 +267,21 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
 
 
 def registry(root: Path) -> Check:
-    """MLflow answers."""
+    """MLflow answers, and a server has aliases."""
     from mlops_build import tracking
+    from mlops_build.adapters.registry import UnknownVersion
 
     place = tracking.find(root)
     try:
-        models = tracking.registry(root).alias_map()
+        mlflow = tracking.registry(root)
+        models, version = mlflow.alias_map(), mlflow.server_version()
+        for name in list(models)[:1]:
+            with contextlib.suppress(UnknownVersion):
+                mlflow.version(name, "mlops-build-doctor")
     except MlopsBuildError as error:
-        return Check("registry", "no answer", [Finding("registry", "registry", error.message, error.remedy or "start it")])
-    return Check("registry", f"{place.uri.rpartition('@')[2]}: {len(models)} registered models")
+        return Check("registry", "cannot be used", [Finding("registry", "registry", error.message, error.remedy or "start it")])
+    server = f"MLflow {version}, " if version else ""
+    return Check("registry", f"{place.uri.rpartition('@')[2]}: {server}{len(models)} registered models")
 
 
 def webhook(root: Path, *, deep: bool = False) -> Check:

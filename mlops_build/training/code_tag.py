@@ -1,7 +1,7 @@
 """A Git tag for the commit of a model version: otherwise a squash merge or a deleted branch would remove the version's code."""
 
 from mlops_build.adapters.git.checkout import Checkout
-from mlops_build.adapters.registry import SERVER
+from mlops_build.adapters.registry.translation import SERVER
 from mlops_build.errors import MlopsBuildError
 from mlops_build.model.identity import COMMIT
 

@@ -30,7 +30,8 @@ from mlops_build.adapters.registry.records import (
     shown,
 )
 from mlops_build.adapters.registry.stored import opened, unreadable
-from mlops_build.errors import Failed, NotFound, Refused, UsageError
+from mlops_build.adapters.registry.translation import SERVER, translated, unreachable
+from mlops_build.errors import Failed, Refused, UsageError
 
 if TYPE_CHECKING:
     from mlops_build.adapters.registry.artifacts import Artifacts
@@ -54,7 +55,6 @@ __all__ = [
 # The most experiments in one request for their runs.
 EXPERIMENTS = 100
 SQLITE = "sqlite:///"
-SERVER = ("http://", "https://")
 # A host without http://, which MLflow would take for a folder.
 HOST = re.compile(r"[A-Za-z0-9-]+(?:(?:\.[A-Za-z0-9-]+)*:[0-9]+|(?:\.[A-Za-z0-9-]+){2,})(?:/.*)?")
 
@@ -73,9 +73,9 @@ def _translating(method: Callable[Concatenate["Registry", P], T]) -> Callable[Co
             with contextlib.redirect_stdout(sys.stderr) if is_main else contextlib.nullcontext():
                 return method(self, *args, **kwargs)
         except NoAnswer as error:
-            raise self._unreachable(str(error)) from error
+            raise unreachable(self.uri, str(error)) from error
         except Rejected as error:
-            raise self._translated(error) from error
+            raise translated(self.uri, error) from error
 
     return wrapped
 
@@ -124,6 +124,11 @@ class Registry:
         from mlops_build.adapters.registry.database import Database
 
         return Database(self.uri), None
+
+    @_translating
+    def server_version(self) -> str | None:
+        """The version of the server, such as "3.10.1"; None for a database, or where the server does not say it."""
+        return self._http.version() if self._http else None
 
     @_translating
     def version(self, name: str, which: int | str) -> RegisteredVersion:
@@ -372,25 +377,3 @@ class Registry:
         kind = f"version {which}" if isinstance(which, int) or str(which).isdecimal() else f"alias {which!r}"
         known = ", ".join(f"{alias} → {version}" for alias, version in sorted(aliases.items())) or "none"
         return UnknownVersion(f"{name} has no {kind}", remedy=f"versions: {', '.join(versions[:20])}; aliases: {known}")
-
-    def _unreachable(self, why: str) -> RegistryUnreachable:
-        if self.uri.startswith(SERVER):
-            return RegistryUnreachable(
-                f"MLflow at {shown(self.uri)} does not answer",
-                remedy="check MLFLOW_TRACKING_URI and that the server runs (`mlops-build doctor`)",
-            )
-        return RegistryUnreachable(
-            f"MLflow at {shown(self.uri)} does not answer: {why}", remedy="check the address, the network and the disk"
-        )
-
-    def _translated(self, error: Rejected) -> Exception:
-        if error.status in (408, 429, 502, 503, 504):
-            return self._unreachable(error.text)
-        if error.code in ("PERMISSION_DENIED", "UNAUTHENTICATED") or error.status in (401, 403):
-            return Refused(
-                f"MLflow at {shown(self.uri)} refused: {error.text}",
-                remedy="set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
-            )
-        if error.is_missing:
-            return NotFound(f"MLflow at {shown(self.uri)}: {error.text}")
-        return Failed(f"MLflow at {shown(self.uri)}: {error.text}")

@@ -1,16 +1,34 @@
 """MLflow without a server: a sqlite file, or another address that mlflow's own client opens."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mlops_build.adapters.registry.quiet import quiet_mlflow
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredModel, RegisteredVersion, Rejected, Run, first_line, quoted, stage
+from mlops_build.adapters.registry.records import (
+    NoAnswer,
+    RegisteredModel,
+    RegisteredVersion,
+    Rejected,
+    Run,
+    first_line,
+    quoted,
+    shown,
+    stage,
+)
+from mlops_build.errors import Refused
 
 PAGE = 1000
 # mlflow.entities.ViewType.ALL, whose import takes seconds.
 _ALL = 3
+SQL = re.compile(r"(?:sqlite|postgresql|mysql|mssql)(?:\+[a-z0-9]+)?://")
+
+
+class OtherSchema(Refused):
+    """The database of another MLflow release, which mlflow would migrate or not understand."""
 
 
 class Database:
@@ -25,6 +43,9 @@ class Database:
         quiet_mlflow()
         from mlflow import MlflowClient
 
+        if SQL.match(self._uri):
+            with _translated():
+                _check_schema(self._uri)
         return MlflowClient(self._uri, registry_uri=self._uri)
 
     def version(self, name: str, number: str) -> RegisteredVersion:
@@ -114,6 +135,24 @@ class Database:
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         with _translated():
             return str(self._client.create_experiment(name, artifact_location=artifact_location))
+
+
+def _check_schema(uri: str) -> None:
+    """Raise OtherSchema for the database of another MLflow release: mlflow would add its tables to it when it opens it."""
+    import mlflow
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations"))
+    if revision not in (None, scripts.get_current_head()):
+        raise OtherSchema(
+            f"MLflow's database {shown(uri)} belongs to another release of MLflow than {mlflow.__version__}, which is installed here",
+            remedy="back it up, then `mlflow db upgrade` with its address, if that release is older (docs/how-to/upgrade-mlflow.md)",
+        )
 
 
 @contextlib.contextmanager

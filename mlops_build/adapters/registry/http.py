@@ -6,6 +6,7 @@ Every request has a timeout. A request is sent again only where the caller says 
 import configparser
 import importlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,14 @@ class Http:
                 return self._once(method, url, {"data": body})
 
         return self._repeated(once, self.tries if repeat else 1)
+
+    def version(self) -> str | None:
+        """What /version answers; None where it is not a version (a server before 2.0, or a proxy)."""
+        try:
+            text = self.send("GET", f"{self.uri}/version").text.strip()
+        except Rejected:
+            return None
+        return text if re.fullmatch(r"[0-9]{1,4}(?:\.[0-9a-z]{1,12}){1,4}", text) else None
 
     def save(self, url: str, file: Path) -> None:
         """Download into a file."""
