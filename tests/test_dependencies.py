@@ -24,7 +24,8 @@ WITHOUT = {
     "watch": {"torch"},
     "stub": {"yaml"},  # only for a folder with MLmodel and without openapi.json
     # boto3 only for models:/… on S3, where the message names it; pyarrow for bodies in Parquet, if the service depends on it
-    "serve": {"boto3", "botocore", "pyarrow"},
+    # alembic and sqlalchemy for an MLflow that is a database, for which mlflow needs them, too
+    "serve": {"alembic", "boto3", "botocore", "pyarrow", "sqlalchemy"},
     "package": {"psutil"},  # only where DVC runs
 }
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r"Programming Language :: Python :: (3\.[0-9]+)", line))]
@@ -54,7 +55,7 @@ def normal(name: str) -> str:
 def distributions() -> dict[str, set[str]]:
     """The distributions of each package that can be imported."""
     installed = {package: {normal(name) for name in names} for package, names in metadata.packages_distributions().items()}
-    return {**installed, "botocore": {"boto3"}}  # released together
+    return {**installed, "botocore": {"boto3"}, "alembic": {"mlflow"}, "sqlalchemy": {"mlflow"}}  # theirs
 
 
 NAMED = {name: (module, extra) for name, (module, _, extra) in COMMANDS.items()} | {"training": ("mlops_build.training", "train")}
@@ -81,7 +82,7 @@ def test_no_exception_is_out_of_date() -> None:
 
 def test_doctor_names_the_extras_that_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """This environment has them all; then one package of the server's is missing."""
-    assert doctor.extras().seen == "operate, serve, template, train, watch"
+    assert doctor.extras().seen == "operate, serve, swift, template, train, watch"
     version = metadata.version
 
     def without_httptools(name: str) -> str:
@@ -90,7 +91,7 @@ def test_doctor_names_the_extras_that_are_complete(monkeypatch: pytest.MonkeyPat
         return version(name)
 
     monkeypatch.setattr(metadata, "version", without_httptools)
-    assert doctor.extras().seen == "operate, template, train, watch"
+    assert doctor.extras().seen == "operate, swift, template, train, watch"
 
 
 @pytest.mark.real_python  # the shared process has imported the package that is replaced here
