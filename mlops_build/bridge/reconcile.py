@@ -5,16 +5,14 @@ run at once: they create the same commit, and one of the pushes succeeds.
 """
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 from mlops_build.adapters.git.command import PushRejected, masked
-from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.mirror import Mirror, mirrored
 from mlops_build.adapters.githost import Checks, PullRequest
 from mlops_build.adapters.registry import Registry, UnknownVersion
 from mlops_build.errors import Failed, MlopsBuildError, NotFound
@@ -163,8 +161,7 @@ def repository(
 
     failure: MlopsBuildError
     try:
-        with tempfile.TemporaryDirectory(prefix="mlops-build-bridge-") as scratch:
-            mirror = Mirror(url, branch, Path(scratch))
+        with mirrored(url, branch) as mirror:
             if dry_run:
                 make(mirror.fetch())
                 return [attempts[-1].planned(outcome) for outcome in attempts[-1].outcomes]

@@ -13,19 +13,17 @@ code of `once`: 0, or the code of the failures if all have the same, else 1; wit
 """
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mlops_build.cli import repositories
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import interval, port, whole
-from mlops_build.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlops_build.adapters.registry import Registry
     from mlops_build.fleet.repositories import Repositories
     from mlops_build.fleet.rules import Rules
 
-MLFLOW = "MLflow (default: MLFLOW_TRACKING_URI)"
+
 EXAMPLE = (
     "  mlops-build bridge once --repo https://git.example.com/ml/digits.git --repo https://git.example.com/ml/spam.git\n"
     "  mlops-build bridge run --repo https://git.example.com/ml/digits.git --interval 60\n"
@@ -45,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = actions.add_parser("files", help="write the files to run and to watch it")
     files.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
     files.add_argument("--force", action="store_true", help="replace files with other content")
-    setup.add_argument("--tracking-uri", metavar="URI", help=MLFLOW)
+    setup.add_argument("--tracking-uri", metavar="URI", help=repositories.MLFLOW)
     for action in (once, run, status):
         action.add_argument(
             "--repo", action="append", default=argparse.SUPPRESS, metavar="URL", help="a service's repository; may be repeated"
         )
         action.add_argument("--fleet", metavar="FILE|URL", help="fleet.yaml: freezes, and more repositories (default: MLOPS_FLEET)")
         action.add_argument("--branch", default=argparse.SUPPRESS, metavar="NAME", help="the branch to release from (default: main)")
-        action.add_argument("--tracking-uri", default=argparse.SUPPRESS, metavar="URI", help=MLFLOW)
+        action.add_argument("--tracking-uri", default=argparse.SUPPRESS, metavar="URI", help=repositories.MLFLOW)
     once.add_argument(
         "--despite-findings", default=argparse.SUPPRESS, action="store_true", help="also release with findings of `mlops-build verify`"
     )
@@ -82,9 +80,9 @@ def _status(args: argparse.Namespace) -> int:
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
-    listed = _repositories(args.repo, known)
+    listed = repositories.find(args.repo, known)
     _warn(listed, known)
-    rows = status.read(listed.urls, _registry(args), branch=args.branch, rules=known, discovered=listed.discovered)
+    rows = status.read(listed.urls, repositories.registry(args), branch=args.branch, rules=known, discovered=listed.discovered)
     result(args, {"environments": [vars(row) for row in rows]}, status.table(rows))
     return 0
 
@@ -94,10 +92,10 @@ def _once(args: argparse.Namespace) -> int:
     from mlops_build.fleet import rules
 
     known = rules.read(args.fleet)
-    listed = _repositories(args.repo, known)
+    listed = repositories.find(args.repo, known)
     _warn(listed, known)
     options = {"dry_run": args.dry_run, "despite_findings": args.despite_findings, "discovered": listed.discovered}
-    outcomes = reconcile.once(listed.urls, _registry(args), branch=args.branch, rules=known, **options)
+    outcomes = reconcile.once(listed.urls, repositories.registry(args), branch=args.branch, rules=known, **options)
     for outcome in outcomes:
         if known.fleet and notices.is_new(outcome):
             notices.send(known.fleet.notify, outcome, say)
@@ -119,11 +117,12 @@ def _run(args: argparse.Namespace) -> int:
     from mlops_build.adapters.registry import Registry, checked_address
     from mlops_build.bridge import server, webhook
     from mlops_build.bridge.loop import Loop
-    from mlops_build.fleet import repositories, rules
+    from mlops_build.fleet import repositories as fleet_repositories
+    from mlops_build.fleet import rules
     from mlops_build.serving import listen
 
     if not args.repo and not rules.configured(args.fleet):
-        raise _no_repository()
+        raise repositories.none_given()
     uri = checked_address(args.tracking_uri or tracking.find().uri)
     loop = Loop(
         tuple(args.repo),
@@ -132,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         interval=args.interval,
         workers=args.workers,
         rules=lambda: rules.read(args.fleet),
-        listed=lambda known: repositories.find(args.repo, known),
+        listed=lambda known: fleet_repositories.find(args.repo, known),
         say=_log,
     )
     has_secret = bool(webhook.secrets())
@@ -144,27 +143,6 @@ def _run(args: argparse.Namespace) -> int:
         _log(f"{webhook.SECRET} is not set, so /webhook refuses every request")
     server.serve(loop, bound)
     return 0
-
-
-def _registry(args: argparse.Namespace) -> "Registry":
-    from mlops_build import tracking
-    from mlops_build.adapters.registry import Registry
-
-    return Registry(args.tracking_uri) if args.tracking_uri else tracking.registry()
-
-
-def _repositories(options: Sequence[str], rules: "Rules") -> "Repositories":
-    """The repositories of the options and of fleet.yaml. Raises UsageError without any, or the error why there are none."""
-    from mlops_build.fleet import repositories
-
-    listed = repositories.find(options, rules)
-    if not listed.urls:
-        raise listed.error or _no_repository()
-    return listed
-
-
-def _no_repository() -> UsageError:
-    return UsageError("no repository is given", remedy="add --repo URL, or --fleet with `repositories: {urls: […]}`")
 
 
 def _warn(listed: "Repositories", rules: "Rules") -> None:
@@ -180,7 +158,7 @@ def _setup(args: argparse.Namespace) -> int:
     from mlops_build import finding
     from mlops_build.bridge.setup import setup
 
-    is_new, findings = setup(_registry(args), args.url)
+    is_new, findings = setup(repositories.registry(args), args.url)
     text = f"{'created' if is_new else 'updated'}: MLflow's webhook to {args.url}"
     document = {"url": args.url, "created": is_new, "findings": finding.as_json(findings)}
     result(args, document, f"{text}\n{finding.show(findings)}".strip())

@@ -2,14 +2,13 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlops_build import fleet as fleet_file
-from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.git.mirror import mirrored
 from mlops_build.errors import MlopsBuildError, NotFound, Refused
 from mlops_build.fleet import Fleet, frozen
 
@@ -95,8 +94,7 @@ def _from_file(path: Path) -> bytes:
 
 def _from_git(where: str) -> bytes:
     url, _, branch = where.partition("#")
-    with tempfile.TemporaryDirectory(prefix="mlops-build-fleet-") as scratch:
-        mirror = Mirror(url if GIT.fullmatch(url) else str(Path(url).absolute()), branch or "main", Path(scratch))
+    with mirrored(url if GIT.fullmatch(url) else str(Path(url).absolute()), branch or "main") as mirror:
         content = mirror.read(mirror.fetch(), fleet_file.FILE)
     if content is None:
         raise NotFound(f"{where} has no {fleet_file.FILE}", remedy="commit it at the top of the repository, or give URL#BRANCH")

@@ -1,12 +1,17 @@
 """A private bare copy of one branch of a remote: fetch, and push with compare-and-swap."""
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from mlops_build.adapters.git import command
 from mlops_build.adapters.git.command import GitFailed
 from mlops_build.adapters.git.objects import Objects
+
+# Of the whole history, larger files are fetched when they are read.
+SMALL = "64k"
 
 
 class Mirror(Objects):
@@ -30,6 +35,18 @@ class Mirror(Objects):
                 remedy="push a first commit there, or give another branch",
             ) from None
         return command.text(self.path, "rev-parse", "refs/heads/fetched")
+
+    def fetch_all(self) -> str:
+        """Fetch all branches and tags with their history and small files, and return the head of the branch."""
+        command.run(self.path, "config", "remote.origin.url", self.url)
+        wanted = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+        command.run(self.path, "fetch", "--quiet", "--no-tags", f"--filter=blob:limit={SMALL}", "origin", *wanted)
+        try:
+            return command.text(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{self.branch}^{{commit}}")
+        except GitFailed:
+            raise command.RemoteUnreachable(
+                f"{command.masked(self.url)} has no branch {self.branch!r}", remedy="push a first commit there, or give another branch"
+            ) from None
 
     def deepen(self) -> None:
         """Fetch the history without files, which git fetches when they are read. Raises RemoteUnreachable."""
@@ -55,3 +72,10 @@ class Mirror(Objects):
     def publish(self, make: Callable[[str], str | None], *, depth: int | None = 1) -> str | None:
         """`publish_to` for this branch."""
         return self.publish_to(self.url, self.branch, partial(self.fetch, depth=depth), make)
+
+
+@contextlib.contextmanager
+def mirrored(url: str, branch: str) -> Iterator[Mirror]:
+    """A mirror in a temporary folder, which is removed at the end. Nothing is fetched yet."""
+    with tempfile.TemporaryDirectory(prefix="mlops-build-mirror-") as scratch:
+        yield Mirror(url, branch, Path(scratch))

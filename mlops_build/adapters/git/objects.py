@@ -1,6 +1,7 @@
 """A repository's objects: read trees, and commit through plumbing, without a checkout and without hooks."""
 
 import os
+import re
 import tarfile
 import tempfile
 import time
@@ -18,6 +19,8 @@ from mlops_build.errors import Refused, UsageError
 NAME, EMAIL = "mlops-build", "mlops-build@localhost"
 # Attempts of a push that lost a race; the waits between them add up to about 3 s.
 TRIES = 6
+# The modes of files in a tree; 120000 is a symbolic link.
+FILES = ("100644", "100755")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,20 @@ class Objects:
         """The contents of all files at or below `paths`, in two git processes; of a symbolic link, its target."""
         listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
         blobs = {path: entry.split()[2] for entry, _, path in (line.partition("\t") for line in listed.split("\0")) if " blob " in entry}
-        wanted = list(dict.fromkeys(blobs.values()))
+        contents = self._contents(blobs.values())
+        return {path: contents[blob] for path, blob in blobs.items()}
+
+    def past(self, commit: str, folder: str, pattern: "re.Pattern[str]") -> list[bytes]:
+        """Every content that files below `folder` whose path matches `pattern` had in the history up to a commit, without repetitions."""
+        # -m and --full-history: also what only a merge, or a branch whose changes were dropped, has.
+        options = ["-z", "--format=", "--raw", "--no-abbrev", "--no-renames", "-m", "--full-history"]
+        listed = command.run(self.path, "log", *options, commit, "--", checked_path(folder)).decode(errors="replace")
+        changes = re.findall(r":[0-9]+ ([0-9]+) [0-9a-f]+ ([0-9a-f]+) [A-Z]\0([^\0]*)\0", listed)
+        return list(self._contents(blob for mode, blob, path in changes if mode in FILES and pattern.fullmatch(path)).values())
+
+    def _contents(self, blobs: Iterable[str]) -> dict[str, bytes]:
+        """Blob → content, in one git process."""
+        wanted = list(dict.fromkeys(blobs))
         answers = command.run(self.path, "cat-file", "--batch", stdin="".join(f"{blob}\n" for blob in wanted).encode())
         contents: dict[str, bytes] = {}
         start = 0
@@ -65,7 +81,7 @@ class Objects:
             size = int(answers[start:end].split()[2])
             contents[blob] = answers[end + 1 : end + 1 + size]
             start = end + size + 2
-        return {path: contents[blob] for path, blob in blobs.items()}
+        return contents
 
     def deepen(self) -> None:
         """Make the history complete, as far as a remote is there to be asked."""
