@@ -30,12 +30,24 @@ LAYERS = "mlops_build.layers"
 IMAGE = "mlops_build.image"
 IMAGE_NAME = "mlops_build.image.name"
 IMAGE_TIME_PREFIX = "mlops_build.image.time."
+# Of an adopted file: where it came from, its SHA-256 (64 hex digits), what it is, who decided, and why it cannot be released.
+ORIGIN = "mlops_build.origin"
+FILE_TAG = "mlops_build.sha256"
+KIND = "mlops_build.kind"
+DECIDED_BY = "mlops_build.decided_by"
+ARCHIVED = "mlops_build.archived"
+# Who accepts a pickle, why, and the last day on which it is accepted.
+EXCEPTION_BY = "mlops_build.exception.by"
+EXCEPTION_REASON = "mlops_build.exception.reason"
+EXCEPTION_UNTIL = "mlops_build.exception.until"
 PREVIOUS_PREFIX = "mlops_build.previous."
 
 # Tag of a run: the digest of the model folder that it logged.
 RUN_MODEL = "mlops_build.model"
 # Tag of a run whose script logs no model: the digest of the weights file that it wrote.
 RUN_WEIGHTS = "mlops_build.weights"
+# Tag of the run that has the files of a model's adopted versions: the model.
+RUN_ADOPTED = "mlops_build.adopted"
 
 
 class BadModelUri(UsageError):

@@ -75,10 +75,15 @@ def log_model(
     return made_digest
 
 
-def write_model(predictor: type[Any], artifacts: Mapping[str, Path], example: Any, root: Path, scratch: Path) -> Path:
-    """The model's folder, new in `scratch`. artifacts: absolute paths. example: rows as a caller sends them. root: of the service."""
+def write_model(
+    predictor: type[Any], artifacts: Mapping[str, Path], example: Any, root: Path | None, scratch: Path, code: Path | None = None
+) -> Path:
+    """The model's folder, new in `scratch`. artifacts: absolute paths. example: rows as a caller sends them. root: of the service.
+
+    code: without a service, the file or package of the predictor, which is copied into the folder.
+    """
     made = scratch / "model"
-    _save(predictor, artifacts, example, made, root, scratch)
+    _save(predictor, artifacts, example, made, scratch, _requirements(root), [str(code)] if code else None)
     (made / EXAMPLES).parent.mkdir()
     (made / EXAMPLES).write_text(json.dumps(_recorded(made, example), indent=1) + "\n")
     _strip(made / "MLmodel")
@@ -86,7 +91,15 @@ def write_model(predictor: type[Any], artifacts: Mapping[str, Path], example: An
     return made
 
 
-def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.DataFrame", made: Path, root: Path, scratch: Path) -> None:
+def _save(
+    predictor: type[Any],
+    artifacts: Mapping[str, Path],
+    example: "pd.DataFrame",
+    made: Path,
+    scratch: Path,
+    requirements: list[str],
+    code_paths: list[str] | None,
+) -> None:
     quiet_mlflow()
     import mlflow
 
@@ -105,7 +118,8 @@ def _save(predictor: type[Any], artifacts: Mapping[str, Path], example: "pd.Data
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=signature,
             input_example=example,
-            pip_requirements=_requirements(root),
+            pip_requirements=requirements,
+            code_paths=code_paths,
         )
 
 
@@ -176,8 +190,8 @@ def _strip(mlmodel: Path) -> None:
         yaml.dump(document, file)
 
 
-def _requirements(root: Path) -> list[str]:
-    """The serving requirements ([project].dependencies in pyproject.toml), pinned to the installed versions."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+def _requirements(root: Path | None) -> list[str]:
+    """The serving requirements ([project].dependencies in pyproject.toml), pinned to the installed versions. Without a service, torch."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"] if root else {"dependencies": ["torch"]}
     names = [Requirement(line).name for line in project.get("dependencies", [])]
     return [f"mlflow=={metadata.version('mlflow')}", *(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)]

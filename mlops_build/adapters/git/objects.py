@@ -187,6 +187,12 @@ class Objects:
         """The paths of the files that differ between two commits."""
         return command.run(self.path, "diff-tree", "-r", "-z", "--name-only", "--no-renames", commit, other).decode().split("\0")[:-1]
 
+    def matches(self, commit: str, pattern: str) -> list[tuple[str, str]]:
+        """The path and the text of every match of an extended regular expression in the text files of a commit."""
+        found = command.run(self.path, "grep", "-z", "-I", "-o", "-E", "--no-color", "--full-name", "-e", pattern, commit, good=(0, 1))
+        pairs = (line.partition("\0") for line in found.decode(errors="replace").splitlines())
+        return [(path.partition(":")[2], text) for path, _, text in pairs]
+
     def archive(self, commit: str, *paths: str) -> bytes:
         """The files of a commit as a tar file; if `paths` are given, only the files at or below them, which must exist."""
         return command.run(self.path, "archive", "--format=tar", commit, *(["--", *map(checked_path, paths)] if paths else []))

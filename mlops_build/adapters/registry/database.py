@@ -121,6 +121,16 @@ class Database:
         with _translated():
             return _run(self._client.get_run(run_id))
 
+    def create_run(self, experiment_id: str, tags: Mapping[str, str]) -> str:
+        with _translated():
+            run = self._client.create_run(experiment_id, tags=dict(tags))
+            self._client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def delete_version(self, name: str, version: str) -> None:
+        with _translated():
+            self._client.delete_model_version(name, version)
+
     def set_run_tag(self, run_id: str, key: str, value: str) -> None:
         with _translated():
             self._client.set_tag(run_id, key, value)

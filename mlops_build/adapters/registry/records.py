@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
-from mlops_build.model.identity import DIGEST_TAG, ModelRef
+from mlops_build.model.identity import ARCHIVED, DIGEST_TAG, ModelRef
 from mlops_build.model.version import BadVersion, ModelVersion
 
 
@@ -68,7 +68,14 @@ class RegisteredVersion:
         return f"{self.name[:64]!a} version {self.version}"
 
     def checked(self) -> ModelVersion:
-        """This version, with the digest of its tag. Raises BadVersion without one, or for an invalid name, digest or run."""
+        """This version, with the digest of its tag. Raises BadVersion without one, for an invalid name, digest or run, and for an archived
+        version, which nothing can release, package or serve.
+        """
+        if archived := self.tags.get(ARCHIVED):
+            raise BadVersion(
+                f"{self.shown} is archived: {archived[:200]!a}",
+                remedy="use another version; or make it servable: mlops-build adopt register --code PATH --example FILE",
+            )
         digest = self.tags.get(DIGEST_TAG)
         if not digest:
             raise BadVersion(

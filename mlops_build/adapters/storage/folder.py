@@ -1,8 +1,10 @@
 """A folder on this machine, or on a disk of the network."""
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ class Folder(Place):
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._root = self._path.parent if self._path.is_file() else self._path
+        self.lists_all = self._root == self._path
         self.uri = str(self._root)
 
     def objects(self, below: str = "") -> Iterator[StoredObject]:
@@ -28,7 +31,7 @@ class Folder(Place):
             yield from self._walk(self._root / below)
 
     def read(self, path: str, most: int) -> bytes:
-        with self._translated(path), (self._root / checked(path)).open("rb") as file:
+        with self._translated(path), self._plain(path).open("rb") as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise self.too_large(path, most)
@@ -36,7 +39,14 @@ class Folder(Place):
 
     def save(self, path: str, destination: Path) -> None:
         with self._translated(path):
-            shutil.copyfile(self._root / checked(path), destination)
+            shutil.copyfile(self._plain(path), destination)
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[Path]:
+        with self._translated(path):
+            file = self._plain(path)
+            file.open("rb").close()
+        yield file
 
     def put(self, path: str, file: Path) -> None:
         target = self._root / checked(path)
@@ -56,6 +66,13 @@ class Folder(Place):
         with self._translated(path):
             (self._root / checked(path)).unlink(missing_ok=True)
 
+    def _plain(self, path: str) -> Path:
+        """The file, which is none of those that the list leaves out. A pipe could be waited for without end."""
+        file = self._root / checked(path)
+        if stat.S_ISREG(file.lstat().st_mode):
+            return file
+        raise OSError(errno.EINVAL, "it is not a plain file")
+
     def _walk(self, folder: Path) -> Iterator[StoredObject]:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
@@ -65,8 +82,8 @@ class Folder(Place):
             elif entry.is_file(follow_symlinks=False):
                 yield self._object(Path(entry.path), entry.stat())
 
-    def _object(self, path: Path, stat: os.stat_result) -> StoredObject:
-        return StoredObject(path.relative_to(self._root).as_posix(), stat.st_size, stat.st_mtime_ns // 1_000_000)
+    def _object(self, path: Path, status: os.stat_result) -> StoredObject:
+        return StoredObject(path.relative_to(self._root).as_posix(), status.st_size, status.st_mtime_ns // 1_000_000)
 
     @contextlib.contextmanager
     def _translated(self, path: str) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """What a place with files can do, and the errors that it raises."""
 
+import contextlib
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +27,13 @@ class StoredObject:
 
 
 class Place(ABC):
-    """A folder, or a prefix of a bucket or container. Every method raises NoPlace."""
+    """A folder, or a prefix of a bucket or container. Every method raises NoPlace.
+
+    lists_all: whether `objects` lists everything below `uri`; not if the place is a single file.
+    """
 
     uri: str
+    lists_all = True
 
     @abstractmethod
     def objects(self, below: str = "") -> Iterator[StoredObject]:
@@ -40,6 +46,13 @@ class Place(ABC):
     @abstractmethod
     def save(self, path: str, destination: Path) -> None:
         """Copy a file to `destination`, whose folder exists."""
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[Path]:
+        """A file with this content: in a folder itself, which must not be changed; else a copy, which is deleted at the end."""
+        with tempfile.TemporaryDirectory(prefix="mlops-build-") as scratch:
+            self.save(path, Path(scratch) / "file")
+            yield Path(scratch) / "file"
 
     def put(self, path: str, file: Path) -> None:
         """Copy `file` to `path`, over a file of this name. Another reader sees the old or the new file, never a part."""

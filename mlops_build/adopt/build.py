@@ -1,0 +1,75 @@
+"""Build a model's folder from code, weights and an example, and predict the example.
+
+    python -m mlops_build.adopt.build CODE WEIGHTS EXAMPLE SCRATCH
+
+CODE is a Python file or the folder of a package, which defines one subclass of mlflow.pyfunc.PythonModel. The folder is SCRATCH/model.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mlops_build.errors import MlopsBuildError, UsageError
+from mlops_build.training.artifacts import WEIGHTS
+from mlops_build.training.model import write_model
+
+MOST_BYTES = 16 << 20
+
+
+def predictor(code: Path) -> type[Any]:
+    """The class in a file or a package. Raises UsageError, and what the code raises."""
+    from mlflow.pyfunc import PythonModel
+
+    if not code.stem.isidentifier() or code.suffix not in ("", ".py"):
+        raise UsageError(f"{code.name} is not the name of a Python module")
+    sys.path.insert(0, str(code.parent))
+    module = import_module(code.stem)
+    found = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, PythonModel) and value.__module__.partition(".")[0] == code.stem
+    }
+    if len(found) != 1:
+        names = ", ".join(sorted(each.__name__ for each in found)) or "none"
+        raise UsageError(f"it must define one subclass of mlflow.pyfunc.PythonModel, it has {names}")
+    return found.pop()
+
+
+def rows(example: Path) -> Any:
+    """A table of CSV or of a JSON list of objects; an array of a JSON list of lists or numbers. Raises UsageError."""
+    import numpy as np
+    import pandas as pd
+
+    try:
+        if example.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{example.name} has more than {MOST_BYTES} bytes")
+        if example.suffix.lower() == ".csv":
+            table = pd.read_csv(example)
+        else:
+            document = json.loads(example.read_text(encoding="utf-8"))
+            if not isinstance(document, list) or not document:
+                raise UsageError(f"{example.name} is not a list of rows")
+            if not isinstance(document[0], dict):
+                return np.array(document)
+            table = pd.DataFrame(document)
+    except ValueError as error:
+        raise UsageError(f"{example.name} cannot be read: {error}") from None
+    if not len(table):
+        raise UsageError(f"{example.name} has no rows")
+    return table
+
+
+def main(code: Path, weights: Path, example: Path, scratch: Path) -> None:
+    """Raises UsageError, and what the code raises."""
+    (scratch / "work").mkdir()
+    made = write_model(predictor(code), {WEIGHTS: weights}, rows(example), None, scratch / "work", code)
+    made.rename(scratch / "model")
+
+
+if __name__ == "__main__":
+    try:
+        main(*map(Path, sys.argv[1:5]))
+    except MlopsBuildError as problem:
+        raise SystemExit(f"error: {problem.message}") from None

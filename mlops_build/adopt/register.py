@@ -1,0 +1,182 @@
+"""Register the files that people chose in adopt.csv. Running it again continues: nothing is registered twice.
+
+Each file is copied, and the copy is hashed, examined and uploaded; then one request creates the version with its tags. A version without
+code is archived: RegisteredVersion.checked refuses it, and with it promote, release, bridge, package and serve.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlops_build import __version__
+from mlops_build.adapters.registry import RegisteredVersion, Registry
+from mlops_build.adapters.registry.adopted import create_run, delete_version
+from mlops_build.adapters.storage.address import place
+from mlops_build.adapters.storage.place import Place, StoredObject
+from mlops_build.adopt import kind, servable, table
+from mlops_build.adopt.listing import when
+from mlops_build.adopt.servable import Code
+from mlops_build.adopt.table import Row
+from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+from mlops_build.model import files, identity
+from mlops_build.tracking import SQLITE
+from mlops_build.training.run import ARTIFACTS
+
+EXPERIMENT = "adopted-models"
+DOCUMENT = "adopted.json"
+NO_CODE = "it was adopted without code"
+REGISTERED, WOULD, EXISTS, REFUSED = "registered", "would be registered", "registered before", "refused"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to a file. version: its URI in the registry, or empty. why: of a refusal."""
+
+    file: str
+    outcome: str
+    version: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.file}{' → ' * bool(self.version)}{self.version}{': ' * bool(self.why)}{self.why}"
+
+
+def run(
+    registry: Registry, rows: Iterable[Row], *, yes: bool, code: Code | None, endpoint_url: str | None, say: Callable[[str], None]
+) -> list[Outcome]:
+    """Register the rows with the action adopt, or say what would be. code: makes them servable. Raises the errors of the registry."""
+    chosen = [row for row in rows if row.action == table.ADOPT]
+    known = _settled(registry, say, delete=yes)
+    places: dict[str, tuple[Place, dict[str, StoredObject]]] = {}
+    outcomes: list[Outcome] = []
+    for number, row in enumerate(chosen, 1):
+        try:
+            if row.source not in places:
+                found = place(row.source, endpoint_url)
+                wanted = {other.path for other in chosen if other.source == row.source}
+                places[row.source] = found, {entry.path: entry for entry in found.objects() if entry.path in wanted}
+            _check(row, places[row.source][1].get(row.path))
+            outcome = _registered(registry, places[row.source][0], row, known, code) if yes else _planned(row, known, code)
+        except Unreachable:
+            raise
+        except MlopsBuildError as error:
+            outcome = Outcome(row.shown, REFUSED, why=error.message)
+        say(f"[{number}/{len(chosen)}] {outcome}")
+        outcomes.append(outcome)
+    if yes:
+        _settled(registry, lambda _: None, delete=True)
+    return outcomes
+
+
+def _check(row: Row, entry: StoredObject | None) -> None:
+    """Raises Refused for a file that cannot be registered, before it is read."""
+    if entry is None:
+        raise Refused("it is not in the source any more")
+    if not row.sha256 or row.kind in kind.NEVER:
+        raise Refused(f"the kind is {row.kind}: {row.found}" if row.kind else "it was not read: list the source again")
+    if (entry.size, when(entry)) != (row.size, row.modified):
+        raise Refused("it changed after it was listed: list the source again")
+    if row.until and date.fromisoformat(row.until) < datetime.now(UTC).date():
+        raise Refused(f"its exception expired on {row.until}")
+
+
+def _exception(row: Row, unsafe: str) -> dict[str, str]:
+    """The tags of an exception, if the row has one. Raises Refused for an unsafe file without."""
+    if not row.reason or not row.until:
+        if unsafe:
+            raise Refused(f"{unsafe}; to keep it nevertheless, fill in decided_by, reason and until (the last day of the exception)")
+        return {}
+    return {identity.EXCEPTION_BY: row.decided_by, identity.EXCEPTION_REASON: row.reason, identity.EXCEPTION_UNTIL: row.until}
+
+
+def _planned(row: Row, known: Mapping[str, RegisteredVersion], code: Code | None) -> Outcome:
+    if row.sha256 in known and code is None:
+        return Outcome(row.shown, EXISTS, known[row.sha256].uri)
+    _exception(row, row.found if row.found.startswith("unsafe: ") else "")
+    return Outcome(row.shown, WOULD, f"models:/{row.model}")
+
+
+def _registered(registry: Registry, source: Place, row: Row, known: dict[str, RegisteredVersion], code: Code | None) -> Outcome:
+    if row.sha256 in known and code is None:
+        return Outcome(row.shown, EXISTS, known[row.sha256].uri)
+    with tempfile.TemporaryDirectory(prefix="mlops-build-adopt-") as scratch:
+        suffix = PurePosixPath(row.path).suffix.lower()
+        file = Path(scratch) / f"weights{suffix if suffix.isascii() and suffix[1:].isalnum() and len(suffix) <= 16 else ''}"
+        source.save(row.path, file)
+        if files.file_digest(file) != row.sha256:
+            raise Refused("its content changed after it was listed: list the source again")
+        examined = kind.examine(file, file.name)
+        if examined.kind in kind.NEVER:
+            raise Refused(f"the kind is {examined.kind}: {examined.found}")
+        exception = _exception(row, f"unsafe: {examined.found}" if examined.unsafe else "")
+        run_id = _run(registry, row.model)
+        about = {**_about(row), "kind": examined.kind, "exception": exception}
+        if code:
+            made = servable.make(code, file, examined, row, about, run_id, Path(scratch))
+        else:
+            made = Path(scratch) / "version"
+            made.mkdir()
+            file.rename(made / file.name)
+            (made / DOCUMENT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+        digest = files.digest(made)
+        if same := next((each for each in registry.versions(row.model) if each.tags.get(identity.DIGEST_TAG) == digest), None):
+            return Outcome(row.shown, EXISTS, same.uri)
+        address = registry.upload(run_id, made, f"versions/{digest.removeprefix('sha256:')[:12]}")
+        shutil.rmtree(made)
+    tags = {
+        identity.ORIGIN: row.shown,
+        identity.FILE_TAG: row.sha256,
+        identity.KIND: examined.kind,
+        identity.DECIDED_BY: row.decided_by,
+        identity.DIGEST_TAG: digest,
+        identity.PACKAGE: __version__,
+        **({identity.SERVICE: row.service} if row.service else {}),
+        **({} if code else {identity.ARCHIVED: NO_CODE}),
+        **exception,
+    }
+    version = registry.create_version(row.model, address, run_id, tags)
+    known.setdefault(row.sha256, version)
+    return Outcome(row.shown, REGISTERED, version.uri)
+
+
+def _about(row: Row) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "origin": row.shown,
+        "sha256": row.sha256,
+        "size": row.size,
+        "modified": row.modified,
+        "decided_by": row.decided_by,
+    }
+
+
+def _run(registry: Registry, model: str) -> str:
+    """The run that has the files of the adopted versions of a model. Two processes at once may make two, which does no harm."""
+    file = Path(registry.uri.removeprefix(SQLITE))
+    experiment = registry.experiment(EXPERIMENT, file.absolute().parent / ARTIFACTS if registry.uri.startswith(SQLITE) else None)
+    known = registry.find_run(EXPERIMENT, identity.RUN_ADOPTED, model)
+    return known.run_id if known else create_run(registry, experiment, {identity.RUN_ADOPTED: model})
+
+
+def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) -> dict[str, RegisteredVersion]:
+    """The first adopted version of each file. Of two archived ones, which two processes made at once, the newer one is deleted.
+
+    An expired exception is a remark.
+    """
+    known: dict[str, RegisteredVersion] = {}
+    adopted = [version for version in registry.every_version() if identity.FILE_TAG in version.tags]
+    today = datetime.now(UTC).date().isoformat()
+    for version in sorted(adopted, key=lambda version: (version.created_ms, version.name, version.version)):
+        first = known.setdefault(version.tags[identity.FILE_TAG], version)
+        both = identity.ARCHIVED in first.tags and identity.ARCHIVED in version.tags
+        if delete and first is not version and both and version.version not in registry.aliases(version.name).values():
+            delete_version(registry, version.name, version.version)
+            continue
+        if (until := version.tags.get(identity.EXCEPTION_UNTIL)) and until < today:
+            say(f"{version.shown}: the exception of {version.tags.get(identity.EXCEPTION_BY, '')[:200]!a} expired on {until[:10]!a}")
+    return known

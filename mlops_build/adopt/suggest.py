@@ -1,0 +1,141 @@
+"""Which model and service a file may belong to: by its content, by repositories that name it, or by its own name."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from mlops_build import service as service_file
+from mlops_build.adapters.git.command import masked
+from mlops_build.adapters.git.mirror import Mirror
+from mlops_build.adapters.registry import RegisteredVersion, Registry
+from mlops_build.adopt.table import Row
+from mlops_build.errors import MlopsBuildError
+from mlops_build.model import identity
+
+BRANCHES = ("main", "master")
+# Parts of a file's name that tell its state, not what it is.
+STATE = re.compile(r"(?:^|-)(?:best|final|last|latest|model|weights|checkpoint|ckpt|state|dict|epoch-?\d*|v?\d+)(?=-|$)")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A repository whose files name a model file. where: for people."""
+
+    service: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What suggestions come from. models: registered ones. versions: SHA-256 of a file → a version with it. mentions: file name → where."""
+
+    models: Collection[str] = ()
+    versions: Mapping[str, RegisteredVersion] = field(default_factory=dict)
+    mentions: Mapping[str, Sequence[Mention]] = field(default_factory=dict)
+
+
+def filled(rows: Iterable[Row], known: Known) -> Iterator[Row]:
+    """The rows with a model and a service. What is filled in already stays: people may have written it."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        suggestion = None if row.model else _suggestion(row, known, first)
+        if suggestion:
+            model, service, why = suggestion
+            row = replace(row, model=model, service=row.service or service, suggested_by=why)
+        if row.sha256:
+            first.setdefault(row.sha256, row)
+        yield row
+
+
+def _suggestion(row: Row, known: Known, first: Mapping[str, Row]) -> tuple[str, str, str] | None:
+    if version := known.versions.get(row.sha256):
+        service = version.tags.get(identity.SERVICE, "")
+        return _named(version.name), _named(service), f"hash: the same file as in {version.uri}"
+    if row.sha256 and (same := first.get(row.sha256)) and same.model:
+        return same.model, same.service, f"hash: the same file as {same.path}"
+    mentions = known.mentions.get(PurePosixPath(row.path).name, ())
+    named = _by_name(row.path, known.models)
+    if mentions:
+        where = ", ".join(mention.where for mention in mentions[:3])
+        services = {mention.service for mention in mentions}
+        service = mentions[0].service if len(services) == 1 else ""
+        return named or service, service, f"reference: {where}" if service else f"reference, ambiguous: {where}"
+    return (named, "", "name") if named else None
+
+
+def _by_name(path: str, models: Collection[str]) -> str:
+    """A registered model whose name is in the path, the longest; else a name made of the file's."""
+    words = f"-{_slug(path)}-"
+    if known := [model for model in models if f"-{model}-" in words and identity.NAME.fullmatch(model)]:
+        return max(known, key=len)
+    parts = PurePosixPath(path).parts
+    stems = [STATE.sub("", _slug(part.partition(".")[0])).strip("-") for part in reversed(parts)]
+    return _named(next((stem for stem in stems if stem), "")[:63].strip("-"))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _named(text: str) -> str:
+    return text if identity.NAME.fullmatch(text) else ""
+
+
+def versions(registry: Registry, rows: Iterable[Row], say: Callable[[str], None]) -> dict[str, RegisteredVersion]:
+    """Versions that have a file with the same content as a row. Files of versions are only read if a row has their size."""
+    wanted: dict[int, set[str]] = {}
+    for row in rows:
+        if row.sha256:
+            wanted.setdefault(row.size, set()).add(row.sha256)
+    found: dict[str, RegisteredVersion] = {}
+    for version in registry.every_version():
+        if sha256 := version.tags.get(identity.FILE_TAG):
+            found.setdefault(sha256, version)
+            continue
+        try:
+            for file in registry.files(version):
+                if file.size in wanted and not wanted[file.size] <= found.keys():
+                    with file.open() as content:
+                        found.setdefault(hashlib.file_digest(content, "sha256").hexdigest(), version)  # type: ignore[arg-type]
+        except MlopsBuildError as error:
+            say(f"{version.shown} is not compared: {error.message}")
+    return found
+
+
+def mentions(urls: Iterable[str], names: Collection[str], say: Callable[[str], None]) -> dict[str, list[Mention]]:
+    """Where the heads of repositories name one of these files. A repository that cannot be read is a remark."""
+    found: dict[str, list[Mention]] = {}
+    suffixes = {suffix for name in names if re.fullmatch(r"[A-Za-z0-9]{1,12}", suffix := name.rpartition(".")[2]) and "." in name}
+    for url in urls if suffixes else ():
+        try:
+            with tempfile.TemporaryDirectory(prefix="mlops-build-adopt-") as scratch:
+                mirror, head = _fetched(url, Path(scratch))
+                service = _service(mirror.read(head, service_file.FILE), url)
+                for path, text in mirror.matches(head, rf"[A-Za-z0-9_.-]+\.({'|'.join(sorted(suffixes))})"):
+                    if text in names and all(mention.service != service for mention in found.get(text, [])):
+                        found.setdefault(text, []).append(Mention(service, f"{masked(url)[:200]} ({path[:200]})"))
+        except MlopsBuildError as error:
+            say(f"{masked(url)} is not searched: {error.message}")
+    return found
+
+
+def _fetched(url: str, folder: Path) -> tuple[Mirror, str]:
+    for branch in BRANCHES:
+        mirror = Mirror(url, branch, folder)
+        try:
+            return mirror, mirror.fetch()
+        except MlopsBuildError:
+            if branch == BRANCHES[-1]:
+                raise
+    raise AssertionError("unreachable: the last branch returns or raises")
+
+
+def _service(text: bytes | None, url: str) -> str:
+    """The name in service.yaml; else one made of the repository's address."""
+    try:
+        return service_file.parse((text or b"").decode(), strict=False).name
+    except (MlopsBuildError, UnicodeDecodeError):
+        return _named(_slug(url.rstrip("/").removesuffix(".git").rpartition("/")[2].rpartition(":")[2])[:63].strip("-"))
