@@ -101,7 +101,7 @@ def _members(opened: IO[bytes], file: Path, suffix: str, members: list[str]) -> 
     if "constants.pkl" in names:
         return Examined(TORCHSCRIPT, "code and weights; loading it runs no Python")
     if "archive_format" in names or "serialized_exported_program.json" in names:
-        return Examined(EXPORTED, why, bool(findings))
+        return Examined(EXPORTED, why or "a program of torch.export", bool(findings))
     if "data.pkl" in names:
         try:
             unsafe = checkpoint.imports(opened) - checkpoint.SAFE - scan.ALLOWED

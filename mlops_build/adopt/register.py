@@ -7,14 +7,14 @@ code is archived: RegisteredVersion.checked refuses it, and with it promote, rel
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlops_build import __version__
-from mlops_build.adapters.registry import RegisteredVersion, Registry
+from mlops_build.adapters.registry import Registry
 from mlops_build.adapters.registry.adopted import create_run, delete_version
 from mlops_build.adapters.storage.address import place
 from mlops_build.adapters.storage.place import Place, StoredObject
@@ -28,7 +28,7 @@ from mlops_build.tracking import SQLITE
 from mlops_build.training.run import ARTIFACTS
 
 EXPERIMENT = "adopted-models"
-DOCUMENT = "adopted.json"
+DOCUMENT, LINEAGE = "adopted.json", "lineage.json"
 NO_CODE = "it was adopted without code"
 REGISTERED, WOULD, EXISTS, REFUSED = "registered", "would be registered", "registered before", "refused"
 
@@ -94,16 +94,17 @@ def _exception(row: Row, unsafe: str) -> dict[str, str]:
     return {identity.EXCEPTION_BY: row.decided_by, identity.EXCEPTION_REASON: row.reason, identity.EXCEPTION_UNTIL: row.until}
 
 
-def _planned(row: Row, known: Mapping[str, RegisteredVersion], code: Code | None) -> Outcome:
+def _planned(row: Row, known: dict[str, str], code: Code | None) -> Outcome:
     if row.sha256 in known and code is None:
-        return Outcome(row.shown, EXISTS, known[row.sha256].uri)
+        return Outcome(row.shown, EXISTS, known[row.sha256])
     _exception(row, row.found if row.found.startswith("unsafe: ") else "")
-    return Outcome(row.shown, WOULD, f"models:/{row.model}")
+    known[row.sha256] = f"models:/{row.model}"
+    return Outcome(row.shown, WOULD, known[row.sha256])
 
 
-def _registered(registry: Registry, source: Place, row: Row, known: dict[str, RegisteredVersion], code: Code | None) -> Outcome:
+def _registered(registry: Registry, source: Place, row: Row, known: dict[str, str], code: Code | None) -> Outcome:
     if row.sha256 in known and code is None:
-        return Outcome(row.shown, EXISTS, known[row.sha256].uri)
+        return Outcome(row.shown, EXISTS, known[row.sha256])
     with tempfile.TemporaryDirectory(prefix="mlops-build-adopt-") as scratch:
         suffix = PurePosixPath(row.path).suffix.lower()
         file = Path(scratch) / f"weights{suffix if suffix.isascii() and suffix[1:].isalnum() and len(suffix) <= 16 else ''}"
@@ -117,15 +118,17 @@ def _registered(registry: Registry, source: Place, row: Row, known: dict[str, Re
         run_id = _run(registry, row.model)
         about = {**_about(row), "kind": examined.kind, "exception": exception}
         if code:
-            made = servable.make(code, file, examined, row, about, run_id, Path(scratch))
+            made = servable.make(code, file, examined, row, bool(exception), Path(scratch))
+            name, about = LINEAGE, servable.lineage(code, row.service or row.model, about, run_id)
         else:
-            made = Path(scratch) / "version"
+            made, name = Path(scratch) / "version", DOCUMENT
             made.mkdir()
             file.rename(made / file.name)
-            (made / DOCUMENT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-        digest = files.digest(made)
-        if same := next((each for each in registry.versions(row.model) if each.tags.get(identity.DIGEST_TAG) == digest), None):
+        content = files.digest(made)
+        if same := next((each for each in registry.versions(row.model) if each.tags.get(identity.CONTENT) == content), None):
             return Outcome(row.shown, EXISTS, same.uri)
+        (made / name).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+        digest = files.digest(made)
         address = registry.upload(run_id, made, f"versions/{digest.removeprefix('sha256:')[:12]}")
         shutil.rmtree(made)
     tags = {
@@ -134,13 +137,14 @@ def _registered(registry: Registry, source: Place, row: Row, known: dict[str, Re
         identity.KIND: examined.kind,
         identity.DECIDED_BY: row.decided_by,
         identity.DIGEST_TAG: digest,
+        identity.CONTENT: content,
         identity.PACKAGE: __version__,
         **({identity.SERVICE: row.service} if row.service else {}),
         **({} if code else {identity.ARCHIVED: NO_CODE}),
         **exception,
     }
     version = registry.create_version(row.model, address, run_id, tags)
-    known.setdefault(row.sha256, version)
+    known.setdefault(row.sha256, version.uri)
     return Outcome(row.shown, REGISTERED, version.uri)
 
 
@@ -163,20 +167,22 @@ def _run(registry: Registry, model: str) -> str:
     return known.run_id if known else create_run(registry, experiment, {identity.RUN_ADOPTED: model})
 
 
-def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) -> dict[str, RegisteredVersion]:
-    """The first adopted version of each file. Of two archived ones, which two processes made at once, the newer one is deleted.
-
-    An expired exception is a remark.
+def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) -> dict[str, str]:
+    """The URI of the first adopted version of each file. Of two with the same content, which two processes made at once, the newer one is
+    deleted, unless it has an alias. An expired exception is a remark.
     """
-    known: dict[str, RegisteredVersion] = {}
+    known: dict[str, str] = {}
+    contents: set[tuple[str, str]] = set()
     adopted = [version for version in registry.every_version() if identity.FILE_TAG in version.tags]
     today = datetime.now(UTC).date().isoformat()
     for version in sorted(adopted, key=lambda version: (version.created_ms, version.name, version.version)):
-        first = known.setdefault(version.tags[identity.FILE_TAG], version)
-        both = identity.ARCHIVED in first.tags and identity.ARCHIVED in version.tags
-        if delete and first is not version and both and version.version not in registry.aliases(version.name).values():
+        archived, content = version.tags.get(identity.ARCHIVED, ""), version.tags.get(identity.CONTENT, version.uri)
+        key = (archived, version.tags[identity.FILE_TAG] if archived else content)
+        if delete and key in contents and version.version not in registry.aliases(version.name).values():
             delete_version(registry, version.name, version.version)
             continue
+        contents.add(key)
+        known.setdefault(version.tags[identity.FILE_TAG], version.uri)
         if (until := version.tags.get(identity.EXCEPTION_UNTIL)) and until < today:
             say(f"{version.shown}: the exception of {version.tags.get(identity.EXCEPTION_BY, '')[:200]!a} expired on {until[:10]!a}")
     return known

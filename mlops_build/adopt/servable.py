@@ -4,7 +4,6 @@ It runs the code, in a child process with a time limit and without the credentia
 of the people who run this command.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -44,16 +43,21 @@ class Code:
                 raise NotFound(f"{path} does not exist", remedy="give --code a Python file or package, and --example a JSON or CSV file")
 
 
-def make(code: Code, file: Path, examined: Examined, row: Row, about: Mapping[str, Any], run_id: str, scratch: Path) -> Path:
-    """The version's folder: MLmodel, code, weights, recorded answers, contract and lineage. Raises NotServable."""
-    if not about["exception"] and (examined.unsafe or examined.kind not in SERVABLE):
+def make(code: Code, file: Path, examined: Examined, row: Row, excepted: bool, scratch: Path) -> Path:
+    """The version's folder: MLmodel, code, weights, recorded answers and contract. Raises NotServable.
+
+    excepted: somebody accepts a file that may run code when it is loaded.
+    """
+    if not excepted and (examined.unsafe or examined.kind not in SERVABLE):
         raise NotServable(f"a file of the kind {examined.kind} cannot be served: {examined.found}; save a state_dict, or give an exception")
     if examined.kind == kind.LEGACY and not examined.unsafe:
         import torch
 
         content = torch.load(file, map_location="cpu", weights_only=True)
+        torch.save(content, file.with_name("weights.pt"))
         file = file.with_name("weights.pt")
-        torch.save(content, file)
+    elif examined.kind == kind.STATE_DICT:
+        file = file.rename(file.with_name("weights.pt"))
     command = [sys.executable, "-m", "mlops_build.adopt.build", *map(str, (code.path.absolute(), file, code.example.absolute(), scratch))]
     variables = {name: os.environ[name] for name in PASSED if name in os.environ}
     try:
@@ -63,14 +67,12 @@ def make(code: Code, file: Path, examined: Examined, row: Row, about: Mapping[st
     made = scratch / "model"
     if done.code or not (made / "MLmodel").is_file():
         raise NotServable(f"{code.path}: {done.last_line}")
-    service = row.service or row.model
-    contract = openapi.openapi(service, [openapi.describe(row.model, None, made)], 1)
+    contract = openapi.openapi(row.service or row.model, [openapi.describe(row.model, None, made)], 1)
     (made / openapi.FILE).write_text(openapi.as_text(contract), encoding="utf-8")
-    (made / "lineage.json").write_text(json.dumps(_lineage(code, service, about, run_id), indent=1, sort_keys=True) + "\n")
     return made
 
 
-def _lineage(code: Code, service: str, about: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+def lineage(code: Code, service: str, about: Mapping[str, Any], run_id: str) -> dict[str, Any]:
     """As of a trained version, with what is not known left empty, and `adopted`."""
     checkout = Checkout.find(code.path.absolute().parent)
     head = checkout.head() if checkout else None

@@ -11,6 +11,7 @@ from mlops_build import service as service_file
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.registry import RegisteredVersion, Registry
+from mlops_build.adopt import kind
 from mlops_build.adopt.table import Row
 from mlops_build.errors import MlopsBuildError
 from mlops_build.model import identity
@@ -41,7 +42,7 @@ def filled(rows: Iterable[Row], known: Known) -> Iterator[Row]:
     """The rows with a model and a service. What is filled in already stays: people may have written it."""
     first: dict[str, Row] = {}
     for row in rows:
-        suggestion = None if row.model else _suggestion(row, known, first)
+        suggestion = None if row.model or row.kind in (*kind.NEVER, kind.OTHER) else _suggestion(row, known, first)
         if suggestion:
             model, service, why = suggestion
             row = replace(row, model=model, service=row.service or service, suggested_by=why)

@@ -22,17 +22,13 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | register")
-    listing = actions.add_parser(
-        "list", description="List the files of a place into a CSV file, which may have those of other places, too."
-    )
+    listing = actions.add_parser("list", help="write what the files of a place are into a CSV file")
     listing.add_argument("source", metavar="SOURCE", help="a folder or file, s3://BUCKET/PREFIX or swift://CONTAINER/PREFIX")
     listing.add_argument("--csv", type=Path, default=Path("adopt.csv"), metavar="FILE", help="default: adopt.csv")
     listing.add_argument("--match", default="*", metavar="PATTERN", help="only paths that match, such as '*.pth' (default: all)")
     listing.add_argument("--repo", action="append", default=[], metavar="URL", help="a repository that may name files; may be repeated")
     listing.add_argument("--fleet", metavar="FILE|URL", help="fleet.yaml, whose repositories may name files (default: MLOPS_FLEET)")
-    register = actions.add_parser(
-        "register", description="Register the files whose action is adopt. Without --yes, only say what would be."
-    )
+    register = actions.add_parser("register", help="register the files whose action is adopt; without --yes, say what would be")
     register.add_argument("csv", type=Path, metavar="FILE", help="the edited adopt.csv")
     register.add_argument("--yes", action="store_true", help="register; without it nothing is written")
     register.add_argument("--model", metavar="NAME", help="only the rows of this model")
@@ -41,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     register.add_argument("--timeout", type=whole(1, 86400), default=600, metavar="SECONDS", help="of the predictor (default: 600)")
     for action in (listing, register):
         action.add_argument("--endpoint-url", metavar="URL", help="the S3 gateway of the source (default: AWS_ENDPOINT_URL)")
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

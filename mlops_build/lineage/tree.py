@@ -57,7 +57,8 @@ def show(document: Mapping[str, Any]) -> str:
         *([("image", [document["version"]["image"]])] if document["version"]["image"] else []),
     ]
     lines = [document["version"]["uri"]]
-    for index, (name, leaves) in enumerate(branches):
+    for index, (name, known) in enumerate(branches):
+        leaves = known or ["none"]
         last = index == len(branches) - 1
         lines.append(f"{'└─' if last else '├─'} {name}")
         margin = "  " if last else "│ "

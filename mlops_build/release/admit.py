@@ -20,6 +20,11 @@ READY = "READY"
 def released(version: RegisteredVersion) -> ModelVersion:
     """The entry of a version in a release. Raises BadVersion for a missing or invalid tag."""
     model = version.checked()
+    if identity.ORIGIN in version.tags and not version.tags.get(identity.COMMIT_TAG):
+        raise BadVersion(
+            f"{version.shown} was adopted and has no locked environment yet",
+            remedy=f"register it in a service that has its code: mlops-build register --weights-from {version.uri}",
+        )
     if not model.run:
         raise BadVersion(f"{version.shown} does not have its run", remedy="train it with `mlops-build train`, which records its run")
     _check_tag(version, identity.COMMIT_TAG, COMMIT)

@@ -28,6 +28,8 @@ from mlops_build.training.register import PATCH, NoRun, Origin, publish
 
 REBUILD_SECONDS = 1800
 LINEAGE = "lineage.json"
+# Tags of a version that belong to its weights.
+CARRIED = (identity.DATA, identity.PARAMS, identity.ORIGIN, identity.FILE_TAG, identity.DECIDED_BY)
 
 
 class OtherAnswers(Refused):
@@ -192,7 +194,7 @@ def _described_before(root: Path) -> list[openapi.Described]:
 
 def _carried(version: RegisteredVersion) -> dict[str, str]:
     """The tags that belong to the weights, and the tag with the version of the weights."""
-    kept = {tag: version.tags[tag] for tag in (identity.DATA, identity.PARAMS) if tag in version.tags}
+    kept = {tag: version.tags[tag] for tag in CARRIED if tag in version.tags}
     return {**kept, identity.WEIGHTS_FROM: version.uri}
 
 

@@ -32,11 +32,15 @@ class S3(Place):
                         yield self._object(entry)
 
     def read(self, path: str, most: int) -> bytes:
-        with self._translated(path):
-            content = bytes(self._client.get_object(Bucket=self._bucket, Key=self._key(path))["Body"].read(most + 1))
-        if len(content) > most:
+        with self._translated(path), contextlib.closing(self._object_body(path, most)) as body:
+            return bytes(body.read())  # the whole body: then botocore notices a response that ends early
+
+    def _object_body(self, path: str, most: int) -> Any:
+        response = self._client.get_object(Bucket=self._bucket, Key=self._key(path))
+        if response["ContentLength"] > most:
+            response["Body"].close()
             raise self.too_large(path, most)
-        return content
+        return response["Body"]
 
     def save(self, path: str, destination: Path) -> None:
         with self._translated(path):
@@ -66,11 +70,11 @@ class S3(Place):
         return Session().client("s3", endpoint_url=self._endpoint_url, config=config)
 
     def _key(self, path: str) -> str:
-        return f"{self._prefix}/{checked(path)}".lstrip("/")
+        return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
 
     def _object(self, entry: dict[str, Any]) -> StoredObject:
         etag = str(entry.get("ETag", "")).strip('"')
-        path = entry["Key"][len(self._prefix) :].lstrip("/") if self._prefix else entry["Key"]
+        path = entry["Key"].removeprefix(f"{self._prefix}/") if self._prefix else entry["Key"]
         return StoredObject(path, int(entry["Size"]), int(entry["LastModified"].timestamp() * 1000), None if PARTS in etag else etag)
 
     @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """A prefix of a container of Swift, as of OpenStack or Ceph, by python-swiftclient. Read only.
 
 Credentials are those of the `swift` command: ST_AUTH, ST_USER and ST_KEY, or the variables OS_… of Keystone.
+OS_CACERT is the file of a private CA.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, che
 from mlops_build.errors import UsageError
 
 PAGE = 10_000
+RETRIES = 3  # with waits of 1, 2 and 4 s
 # The options of Keystone, and the variables that have them.
 KEYSTONE = ("user_domain_name", "project_name", "project_domain_name", "region_name")
 CHUNK = 1 << 20
@@ -45,32 +48,41 @@ class Swift(Place):
 
     def read(self, path: str, most: int) -> bytes:
         content = b""
-        with self._translated(path):
-            _, body = self._client.get_object(self._container, self._name(path), resp_chunk_size=CHUNK)
-            for chunk in body:
-                content += chunk
-                if len(content) > most:
-                    raise self.too_large(path, most)
+        for chunk in self._chunks(path):
+            content += chunk
+            if len(content) > most:
+                raise self.too_large(path, most)
         return content
 
     def save(self, path: str, destination: Path) -> None:
         with self._translated(path), destination.open("wb") as file:
-            _, body = self._client.get_object(self._container, self._name(path), resp_chunk_size=CHUNK)
-            for chunk in body:
+            for chunk in self._chunks(path):
                 file.write(chunk)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        """The content, in parts. swiftclient does not notice a response that ends early."""
+        with self._translated(path):
+            headers, body = self._client.get_object(self._container, self._name(path), resp_chunk_size=CHUNK)
+            missing = int(headers["content-length"])
+            for chunk in body:
+                missing -= len(chunk)
+                yield chunk
+            if missing:
+                raise OSError(f"the response lacks {missing} bytes")
 
     @cached_property
     def _client(self) -> Any:
         from swiftclient import Connection
 
+        # It logs names as the store sends them, and tracebacks of errors that are translated here.
+        logging.getLogger("swiftclient").setLevel(logging.CRITICAL)
+        common = {"timeout": 60, "retries": RETRIES, "cacert": os.environ.get("OS_CACERT")}
         if os.environ.get("ST_AUTH"):
-            return Connection(
-                authurl=os.environ["ST_AUTH"], user=os.environ.get("ST_USER"), key=os.environ.get("ST_KEY"), auth_version="1", timeout=60
-            )
+            user, key = os.environ.get("ST_USER"), os.environ.get("ST_KEY")
+            return Connection(authurl=os.environ["ST_AUTH"], user=user, key=key, auth_version="1", **common)
         if not os.environ.get("OS_AUTH_URL"):
-            raise UsageError(
-                f"{self.uri}: there are no credentials for Swift", remedy="set ST_AUTH, ST_USER and ST_KEY; or OS_AUTH_URL and …"
-            )
+            remedy = "set ST_AUTH, ST_USER and ST_KEY; or OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME"
+            raise UsageError(f"{self.uri}: there are no credentials for Swift", remedy=remedy)
         options = {name: os.environ[f"OS_{name.upper()}"] for name in KEYSTONE if os.environ.get(f"OS_{name.upper()}")}
         return Connection(
             authurl=os.environ["OS_AUTH_URL"],
@@ -78,14 +90,14 @@ class Swift(Place):
             key=os.environ.get("OS_PASSWORD"),
             auth_version="3",
             os_options=options,
-            timeout=60,
+            **common,
         )
 
     def _name(self, path: str) -> str:
-        return f"{self._prefix}/{checked(path)}".lstrip("/")
+        return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
 
     def _object(self, entry: dict[str, Any]) -> StoredObject:
-        path = entry["name"][len(self._prefix) :].lstrip("/") if self._prefix else entry["name"]
+        path = entry["name"].removeprefix(f"{self._prefix}/") if self._prefix else entry["name"]
         modified = datetime.fromisoformat(entry["last_modified"]).replace(tzinfo=UTC)
         return StoredObject(path, int(entry["bytes"]), int(modified.timestamp() * 1000), str(entry.get("hash", "")) or None)
 
@@ -93,11 +105,12 @@ class Swift(Place):
     def _translated(self, path: str) -> Iterator[None]:
         try:
             from swiftclient.exceptions import ClientException
+            from urllib3.exceptions import HTTPError
         except ImportError as error:
             raise NoPlace(f"{self.uri}: python-swiftclient is not installed", remedy="pip install 'mlops-build[swift]'") from error
         try:
             yield
-        except (ClientException, OSError) as error:
+        except (ClientException, HTTPError, OSError) as error:
             where = self.shown(path) if path else self.uri
             raise NoPlace(
                 f"{where}: {str(error).splitlines()[0][:300]}",
