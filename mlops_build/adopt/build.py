@@ -26,15 +26,15 @@ def predictor(code: Path) -> type[Any]:
         raise UsageError(f"{code.name} is not the name of a Python module")
     sys.path.insert(0, str(code.parent))
     module = import_module(code.stem)
-    found = {
+    classes = {
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, PythonModel) and value.__module__.partition(".")[0] == code.stem
     }
-    if len(found) != 1:
-        names = ", ".join(sorted(each.__name__ for each in found)) or "none"
+    if len(classes) != 1:
+        names = ", ".join(sorted(each.__name__ for each in classes)) or "none"
         raise UsageError(f"it must define one subclass of mlflow.pyfunc.PythonModel, it has {names}")
-    return found.pop()
+    return classes.pop()
 
 
 def rows(example: Path) -> Any:

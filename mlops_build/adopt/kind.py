@@ -34,10 +34,10 @@ IDENTIFIERS = re.compile(r"[\w.]+ [\w.]+")
 
 @dataclass(frozen=True)
 class Examined:
-    """kind: one of KINDS. found: one line for people. unsafe: it runs code when it is loaded, or that is not known."""
+    """kind: one of KINDS. details: one line for people. unsafe: it runs code when it is loaded, or that is not known."""
 
     kind: str
-    found: str = ""
+    details: str = ""
     unsafe: bool = False
 
 
@@ -87,10 +87,10 @@ def _directory_bytes(opened: IO[bytes], size: int) -> int | None:
     opened.seek(max(0, size - (1 << 16) - 100))
     tail = opened.read()
     claims = []
-    for found in re.finditer(rb"PK\x05\x06(?=.{18})", tail, re.DOTALL):
-        claims.append(int(struct.unpack_from("<L", tail, found.start() + 12)[0]))
-        if tail[found.start() - 20 : found.start() - 16] == b"PK\x06\x07" and found.start() >= 76:
-            claims.append(int(struct.unpack_from("<Q", tail, found.start() - 76 + 40)[0]))
+    for end in re.finditer(rb"PK\x05\x06(?=.{18})", tail, re.DOTALL):
+        claims.append(int(struct.unpack_from("<L", tail, end.start() + 12)[0]))
+        if tail[end.start() - 20 : end.start() - 16] == b"PK\x06\x07" and end.start() >= 76:
+            claims.append(int(struct.unpack_from("<Q", tail, end.start() - 76 + 40)[0]))
     return max(claims, default=None)
 
 
@@ -120,8 +120,8 @@ def _npz(opened: IO[bytes], members: list[str]) -> Examined:
     with zipfile.ZipFile(opened) as archive:
         for name in members:
             with archive.open(name) as member:
-                if (found := _numpy(member)).kind != NUMPY or found.unsafe:
-                    return found
+                if (array := _numpy(member)).kind != NUMPY or array.unsafe:
+                    return array
     return Examined(NUMPY, f"{len(members)} arrays")
 
 
@@ -183,9 +183,9 @@ def _pickle(opened: IO[bytes], head: bytes, suffix: str) -> Examined:
     """A pickle of any protocol. Protocols 0 and 1 have no mark: what imports and calls is one, and in a file named as a model what ends."""
     listed = _listed(io.BytesIO(opened.read(PICKLE_BYTES)))
     if scan._pickled(head[:2]) or listed.calls or (listed.ends and suffix in TORCH_SUFFIXES):
-        found = f"loading it would import {_some(listed.imports)}" if listed.imports else "it imports nothing"
+        details = f"loading it would import {_some(listed.imports)}" if listed.imports else "it imports nothing"
         return Examined(
-            PICKLE if listed.ends or listed.calls else TRUNCATED, found if listed.ends else f"{found}; it has no end", unsafe=True
+            PICKLE if listed.ends or listed.calls else TRUNCATED, details if listed.ends else f"{details}; it has no end", unsafe=True
         )
     if suffix in scan.TORCH:
         return Examined(UNREADABLE, "the file is neither a zip file nor a pickle", unsafe=True)

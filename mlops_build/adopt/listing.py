@@ -51,7 +51,7 @@ def run(place: Place, csv: Path, pattern: str, say: Callable[[str], None]) -> Ro
             say(f"{len(seen)} files, {size >> 20} MiB: {table.escaped(entry.path)}")
     for key, row in rows.items():
         if key[0] == place.uri and key not in seen and place.lists_all and fnmatch.fnmatchcase(row.path, pattern):
-            rows[key] = replace(row, kind=kind.MISSING, found="it is not in the source any more")
+            rows[key] = replace(row, kind=kind.MISSING, details="it is no longer in the source")
     table.write(csv, rows.values())
     return rows
 
@@ -72,11 +72,11 @@ def _row(place: Place, entry: StoredObject, before: Row | None) -> tuple[Row, Fa
             if file.stat().st_size != entry.size:
                 raise Failed(f"it changed while it was read: {file.stat().st_size} bytes instead of {entry.size}")
             examined = kind.examine(file, entry.path)
-        row = replace(row, sha256=sha256, kind=examined.kind, found=f"{'unsafe: ' * examined.unsafe}{examined.found}"[:1000])
+        row = replace(row, sha256=sha256, kind=examined.kind, details=f"{'unsafe: ' * examined.unsafe}{examined.details}"[:1000])
     except (NoPlace, Failed) as error:
-        row, failure = replace(row, kind=kind.UNREADABLE, found=error.message[:1000]), error
+        row, failure = replace(row, kind=kind.UNREADABLE, details=error.message[:1000]), error
     except OSError as error:
-        row = replace(row, kind=kind.UNREADABLE, found=str(error)[:1000])
+        row = replace(row, kind=kind.UNREADABLE, details=str(error)[:1000])
     if before and (not row.sha256 or before.sha256 in ("", row.sha256)):
         kept = ("model", "service", "suggested_by", "action", "decided_by", "reason", "until")
         row = replace(row, sha256=row.sha256 or before.sha256, **{name: getattr(before, name) for name in kept})

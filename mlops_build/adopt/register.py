@@ -57,9 +57,9 @@ def run(
     for number, row in enumerate(chosen, 1):
         try:
             if row.source not in places:
-                found = place(row.source, endpoint_url)
+                source = place(row.source, endpoint_url)
                 wanted = {other.path for other in chosen if other.source == row.source}
-                places[row.source] = found, {entry.path: entry for entry in found.objects() if entry.path in wanted}
+                places[row.source] = source, {entry.path: entry for entry in source.objects() if entry.path in wanted}
             _check(row, places[row.source][1].get(row.path))
             outcome = _registered(registry, places[row.source][0], row, known, code) if yes else _planned(row, known, code)
         except Unreachable:
@@ -76,9 +76,9 @@ def run(
 def _check(row: Row, entry: StoredObject | None) -> None:
     """Raises Refused for a file that cannot be registered, before it is read."""
     if entry is None:
-        raise Refused("it is not in the source any more")
+        raise Refused("it is no longer in the source")
     if not row.sha256 or row.kind in kind.NEVER:
-        raise Refused(f"the kind is {row.kind}: {row.found}" if row.kind else "it was not read: list the source again")
+        raise Refused(f"the kind is {row.kind}: {row.details}" if row.kind else "it was not read: list the source again")
     if (entry.size, when(entry)) != (row.size, row.modified):
         raise Refused("it changed after it was listed: list the source again")
     if row.until and date.fromisoformat(row.until) < datetime.now(UTC).date():
@@ -97,7 +97,7 @@ def _exception(row: Row, unsafe: str) -> dict[str, str]:
 def _planned(row: Row, known: dict[str, str], code: Code | None) -> Outcome:
     if row.sha256 in known and code is None:
         return Outcome(row.shown, EXISTS, known[row.sha256])
-    _exception(row, row.found if row.found.startswith("unsafe: ") else "")
+    _exception(row, row.details if row.details.startswith("unsafe: ") else "")
     known[row.sha256] = f"models:/{row.model}"
     return Outcome(row.shown, WOULD, known[row.sha256])
 
@@ -113,8 +113,8 @@ def _registered(registry: Registry, source: Place, row: Row, known: dict[str, st
             raise Refused("its content changed after it was listed: list the source again")
         examined = kind.examine(file, file.name)
         if examined.kind in kind.NEVER:
-            raise Refused(f"the kind is {examined.kind}: {examined.found}")
-        exception = _exception(row, f"unsafe: {examined.found}" if examined.unsafe else "")
+            raise Refused(f"the kind is {examined.kind}: {examined.details}")
+        exception = _exception(row, f"unsafe: {examined.details}" if examined.unsafe else "")
         run_id = _run(registry, row.model)
         about = {**_about(row), "kind": examined.kind, "exception": exception}
         if code:

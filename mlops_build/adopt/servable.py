@@ -49,7 +49,9 @@ def make(code: Code, file: Path, examined: Examined, row: Row, excepted: bool, s
     excepted: somebody accepts a file that may run code when it is loaded.
     """
     if not excepted and (examined.unsafe or examined.kind not in SERVABLE):
-        raise NotServable(f"a file of the kind {examined.kind} cannot be served: {examined.found}; save a state_dict, or give an exception")
+        raise NotServable(
+            f"a file of the kind {examined.kind} cannot be served: {examined.details}; save a state_dict, or give an exception"
+        )
     if examined.kind == kind.LEGACY and not examined.unsafe:
         import torch
 

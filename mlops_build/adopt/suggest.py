@@ -2,21 +2,20 @@
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from mlops_build import service as service_file
-from mlops_build.adapters.git.command import masked
+from mlops_build import inventory
 from mlops_build.adapters.git.mirror import Mirror
 from mlops_build.adapters.registry import RegisteredVersion, Registry
 from mlops_build.adopt import kind
 from mlops_build.adopt.table import Row
 from mlops_build.errors import MlopsBuildError
+from mlops_build.inventory import Repository
 from mlops_build.model import identity
 
-BRANCHES = ("main", "master")
+BRANCH = "main"
 # Parts of a file's name that tell its state, not what it is.
 STATE = re.compile(r"(?:^|-)(?:best|final|last|latest|model|weights|checkpoint|ckpt|state|dict|epoch-?\d*|v?\d+)(?=-|$)")
 
@@ -91,52 +90,37 @@ def versions(registry: Registry, rows: Iterable[Row], say: Callable[[str], None]
     for row in rows:
         if row.sha256:
             wanted.setdefault(row.size, set()).add(row.sha256)
-    found: dict[str, RegisteredVersion] = {}
+    same: dict[str, RegisteredVersion] = {}
     for version in registry.every_version():
         if sha256 := version.tags.get(identity.FILE_TAG):
-            found.setdefault(sha256, version)
+            same.setdefault(sha256, version)
             continue
         try:
             for file in registry.files(version):
-                if file.size in wanted and not wanted[file.size] <= found.keys():
+                if file.size in wanted and not wanted[file.size] <= same.keys():
                     with file.open() as content:
-                        found.setdefault(hashlib.file_digest(content, "sha256").hexdigest(), version)  # type: ignore[arg-type]
+                        same.setdefault(hashlib.file_digest(content, "sha256").hexdigest(), version)  # type: ignore[arg-type]
         except MlopsBuildError as error:
             say(f"{version.shown} is not compared: {error.message}")
-    return found
+    return same
 
 
 def mentions(urls: Iterable[str], names: Collection[str], say: Callable[[str], None]) -> dict[str, list[Mention]]:
     """Where the heads of repositories name one of these files. A repository that cannot be read is a remark."""
-    found: dict[str, list[Mention]] = {}
-    suffixes = {suffix for name in names if re.fullmatch(r"[A-Za-z0-9]{1,12}", suffix := name.rpartition(".")[2]) and "." in name}
-    for url in urls if suffixes else ():
-        try:
-            with tempfile.TemporaryDirectory(prefix="mlops-build-adopt-") as scratch:
-                mirror, head = _fetched(url, Path(scratch))
-                service = _service(mirror.read(head, service_file.FILE), url)
-                for path, text in mirror.matches(head, rf"[A-Za-z0-9_.-]+\.({'|'.join(sorted(suffixes))})"):
-                    if text in names and all(mention.service != service for mention in found.get(text, [])):
-                        found.setdefault(text, []).append(Mention(service, f"{masked(url)[:200]} ({path[:200]})"))
-        except MlopsBuildError as error:
-            say(f"{masked(url)} is not searched: {error.message}")
-    return found
+    suffixes = {suffix for name in names if "." in name and re.fullmatch(r"[A-Za-z0-9]{1,12}", suffix := name.rpartition(".")[2])}
+    pattern = rf"[A-Za-z0-9_.-]+\.({'|'.join(sorted(suffixes))})"
 
+    def search(repository: Repository, mirror: Mirror | None) -> list[tuple[str, Mention]]:
+        if mirror is None or repository.commit is None:
+            say(f"{repository.url} is not searched: {repository.error.message if repository.error else 'it has no commit'}")
+            return []
+        url = repository.url.rstrip("/").removesuffix(".git")
+        service = repository.service.name if repository.service else _named(_slug(re.split("[/:]", url)[-1])[:63].strip("-"))
+        places = {text: path for path, text in reversed(mirror.matches(repository.commit, pattern)) if text in names}
+        return [(text, Mention(service, f"{repository.url[:200]} ({path[:200]})")) for text, path in places.items()]
 
-def _fetched(url: str, folder: Path) -> tuple[Mirror, str]:
-    for branch in BRANCHES:
-        mirror = Mirror(url, branch, folder)
-        try:
-            return mirror, mirror.fetch()
-        except MlopsBuildError:
-            if branch == BRANCHES[-1]:
-                raise
-    raise AssertionError("unreachable: the last branch returns or raises")
-
-
-def _service(text: bytes | None, url: str) -> str:
-    """The name in service.yaml; else one made of the repository's address."""
-    try:
-        return service_file.parse((text or b"").decode(), strict=False).name
-    except (MlopsBuildError, UnicodeDecodeError):
-        return _named(_slug(url.rstrip("/").removesuffix(".git").rpartition("/")[2].rpartition(":")[2])[:63].strip("-"))
+    mentioned: dict[str, list[Mention]] = {}
+    for results in inventory.examine(urls, BRANCH, search) if suffixes else ():
+        for name, mention in results:
+            mentioned.setdefault(name, []).append(mention)
+    return mentioned

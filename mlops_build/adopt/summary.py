@@ -21,7 +21,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
         "bytes": sum(row.size for row in rows),
         "kinds": kinds,
         "duplicates": len(known) - len(set(known)),
-        "unsafe": sum(row.found.startswith("unsafe: ") for row in rows),
+        "unsafe": sum(row.details.startswith("unsafe: ") for row in rows),
         "undecided": sum(not row.action for row in rows),
         "adopt": sum(row.action == table.ADOPT for row in rows),
     }

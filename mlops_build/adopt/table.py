@@ -44,7 +44,7 @@ class Row:
     modified: str
     sha256: str = ""
     kind: str = ""
-    found: str = ""
+    details: str = ""
     model: str = ""
     service: str = ""
     suggested_by: str = ""
@@ -185,4 +185,4 @@ def _cell(text: str) -> str:
 
 def _parsed(cell: str) -> str:
     text = cell.removeprefix("'")
-    return ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), text)
+    return ESCAPE.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), text)

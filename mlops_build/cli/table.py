@@ -10,7 +10,7 @@ COMMANDS: dict[str, Command] = {
     "scaffold": ("mlops_build.cli.scaffold", "generate a service from an existing training script", "train,template"),
     "train": ("mlops_build.cli.train", "run the pipeline, commit, push, register a version", "train"),
     "register": ("mlops_build.cli.register", "register a version with the weights of another one", "train"),
-    "adopt": ("mlops_build.cli.adopt", "bring old model files into the registry", "train"),
+    "adopt": ("mlops_build.cli.adopt", "bring old model files into the registry", "train,swift"),
     "promote": ("mlops_build.cli.promote", "point an environment's alias at a model version", "operate"),
     "rollback": ("mlops_build.cli.rollback", "point an environment's alias back at the previous version", "operate"),
     "hold": ("mlops_build.cli.hold", "stop machines from changing an environment, or end that", "operate"),

@@ -196,7 +196,7 @@ def test_a_pickle_needs_an_exception_with_name_reason_and_date(world: World) -> 
 def test_what_the_csv_says_is_not_believed(world: World, kind: str) -> None:
     """The kind and the scan of an edited row do not count, and neither does another hash."""
     world.adopt("list", str(world.source), "--match", "command*")
-    world.edit(lambda _: {"action": "adopt", "decided_by": "Ada", "kind": "state_dict", "found": "2 tensors"})
+    world.edit(lambda _: {"action": "adopt", "decided_by": "Ada", "kind": "state_dict", "details": "2 tensors"})
     if not kind:
         world.edit(lambda _: {"sha256": "0" * 64})
     outcomes = world.register("--yes", expect=4)
@@ -220,7 +220,7 @@ def test_files_that_changed_or_vanished_after_listing_are_refused(world: World) 
     paths[3].symlink_to("/etc/passwd")
     whys = [outcome["why"] for outcome in world.register("--yes", expect=4).values() if outcome["outcome"] == "refused"]
     assert len(whys) == 4
-    assert sum("not in the source any more" in why for why in whys) == 2
+    assert sum("no longer in the source" in why for why in whys) == 2
     assert sum("changed after it was listed" in why for why in whys) == 2
 
 
@@ -230,7 +230,7 @@ def test_suggestions_come_from_hashes_references_and_names(world: World) -> None
     world.register("--yes")
     repository = world.folder / "reader"
     repository.mkdir()
-    git(repository, "init", "--quiet", "--initial-branch=master")
+    git(repository, "init", "--quiet", "--initial-branch=main")
     (repository / "app.py").write_text('net.load("models/tensor.pt")  # not pretensor.pt2\n')
     git(repository, "add", "--all")
     git(repository, "commit", "--quiet", "--message=Load")

@@ -16,7 +16,7 @@ def test_every_file_is_named_and_none_is_run(tmp_path: Path) -> None:
     found = {}
     for name in kinds:
         examined = kind.examine(tmp_path / "files" / name, name)
-        assert examined.found or examined.kind in (kind.ONNX, kind.OTHER), name
+        assert examined.details or examined.kind in (kind.ONNX, kind.OTHER), name
         found[name] = f"{'unsafe ' * examined.unsafe}{examined.kind}"
     assert found == kinds
     assert not marker.exists()
@@ -25,8 +25,8 @@ def test_every_file_is_named_and_none_is_run(tmp_path: Path) -> None:
 def test_what_a_pickle_would_import_is_named(tmp_path: Path) -> None:
     mess.make(tmp_path / "files", tmp_path / "executed")
     for name in ("command.pth", "pickles/neutral0", "pickles/command5.pth", "old/legacy-command.pth"):
-        assert "posix.system" in kind.examine(tmp_path / "files" / name, name).found, name
-    assert "tests.adopt.mess.Net" in kind.examine(tmp_path / "files/whole.pth", "whole.pth").found
+        assert "posix.system" in kind.examine(tmp_path / "files" / name, name).details, name
+    assert "tests.adopt.mess.Net" in kind.examine(tmp_path / "files/whole.pth", "whole.pth").details
 
 
 @pytest.mark.parametrize("cut", range(1, 60))

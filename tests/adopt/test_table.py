@@ -34,7 +34,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
-    row = replace(ROW, path=name, found=name, source=f"/{name}", action="skip")
+    row = replace(ROW, path=name, details=name, source=f"/{name}", action="skip")
     table.write(tmp_path / "a.csv", [row])
     assert list(table.read(tmp_path / "a.csv").values()) == [row]
     lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
@@ -63,7 +63,7 @@ def test_any_name_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
         ("path", "", "the path of a file"),
         ("source", "", "a path, s3://"),
         ("decided_by", "a\\x1bb", "a name"),
-        ("found", "x" * 9000, "at most 8000"),
+        ("details", "x" * 9000, "at most 8000"),
     ],
 )
 def test_a_wrong_cell_is_named_with_line_and_column(tmp_path: Path, column: str, value: str, wanted: str) -> None:
@@ -82,7 +82,7 @@ def test_a_wrong_cell_is_named_with_line_and_column(tmp_path: Path, column: str,
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda text: text.replace(",found,", ",what,"), "line 1 does not have the columns"),
+        (lambda text: text.replace(",details,", ",what,"), "line 1 does not have the columns"),
         (lambda text: text + "a,b\n", "line 3, 2 columns instead of 14"),
         (lambda text: text + text.splitlines()[1], "line 3, column path: the file has two rows"),
         (lambda text: text.replace(",,,,,,,", ",m,,,adopt,,,"), "column decided_by: it is empty"),

@@ -189,8 +189,8 @@ class Objects:
 
     def matches(self, commit: str, pattern: str) -> list[tuple[str, str]]:
         """The path and the text of every match of an extended regular expression in the text files of a commit."""
-        found = command.run(self.path, "grep", "-z", "-I", "-o", "-E", "--no-color", "--full-name", "-e", pattern, commit, good=(0, 1))
-        pairs = (line.partition("\0") for line in found.decode(errors="replace").splitlines())
+        output = command.run(self.path, "grep", "-z", "-I", "-o", "-E", "--no-color", "--full-name", "-e", pattern, commit, good=(0, 1))
+        pairs = (line.partition("\0") for line in output.decode(errors="replace").splitlines())
         return [(path.partition(":")[2], text) for path, _, text in pairs]
 
     def archive(self, commit: str, *paths: str) -> bytes:
