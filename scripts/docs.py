@@ -22,6 +22,7 @@ from jinja2 import Environment, meta
 from ruamel.yaml import YAML
 
 from mlops_build import fleet
+from mlops_build.audit import policy as audit_policy
 from mlops_build.checklist import items, names
 from mlops_build.ci import systems
 from mlops_build.cli.parser import EXIT_CODES, command_parser, problem_of, subparsers
@@ -86,6 +87,16 @@ def fleet_yaml() -> str:
         "[Freeze releases](../how-to/freeze-releases.md) has an example, [fleet.schema.json](fleet.schema.json) is the schema for editors."
     )
     return _keys(fleet.json_schema(), more)
+
+
+def audit_rules() -> str:
+    """Every key of audit.yaml, and every rule of `mlops-build audit`."""
+    more = "[Find what belongs to nobody](../how-to/find-what-belongs-to-nobody.md) has an example."
+    rows = [f"| `{name}` | {rule['finds']} | {'yes' if rule['fails'] else 'no'} |" for name, rule in audit_policy.rules().items()]
+    return (
+        "\n".join([_keys(audit_policy.json_schema(), more), "## Rules", "", "| rule | finds | fails |", "| --- | --- | --- |", *rows])
+        + "\n"
+    )
 
 
 def _keys(schema: dict[str, Any], more: str) -> str:
@@ -294,6 +305,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/reference/fleet-yaml.md": fleet_yaml,
     "docs/reference/fleet.schema.json": fleet_schema,
     "docs/reference/verify-rules.md": verify_rules,
+    "docs/reference/audit-rules.md": audit_rules,
     "template/.mlops-build/service.schema.json": schema,
 }
 

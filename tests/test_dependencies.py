@@ -27,6 +27,7 @@ WITHOUT = {
     # alembic and sqlalchemy for an MLflow that is a database, for which mlflow needs them, too
     "serve": {"alembic", "boto3", "botocore", "pyarrow", "sqlalchemy"},
     "package": {"psutil"},  # only where DVC runs
+    "audit": {"psutil", "swiftclient"},  # DVC does not run; Swift is in the extra swift
 }
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r"Programming Language :: Python :: (3\.[0-9]+)", line))]
 

@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,12 +17,16 @@ SHARE = (
 
 @dataclass(frozen=True)
 class Remote:
-    """DVC's default remote. endpoint: of an S3 gateway. folder: its absolute path if it is a folder on this machine."""
+    """DVC's default remote. endpoint: of an S3 gateway. folder: its absolute path if it is a folder on this machine.
+
+    keeps_names: the files have their own names there (`version_aware`, `worktree`), not those of their hashes.
+    """
 
     name: str
     url: str
     endpoint: str | None
     folder: Path | None
+    keeps_names: bool = False
 
     def is_inside(self, root: Path) -> bool:
         """Whether it is a folder of the checkout at `root`."""
@@ -39,17 +44,27 @@ class Remote:
 
 def default_remote(root: Path) -> Remote | None:
     """Read it from .dvc/config and .dvc/config.local, because DVC's command takes half a second. None if there is none."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
+    texts = []
     for name in ("config", "config.local"):
-        with contextlib.suppress(OSError, UnicodeDecodeError, configparser.Error):  # DVC itself reports a file that it cannot read
-            config.read_string((root / ".dvc" / name).read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # DVC itself reports a file that it cannot read
+            texts.append((root / ".dvc" / name).read_text(encoding="utf-8"))
+    return parsed(texts, root)
+
+
+def parsed(texts: Iterable[str], root: Path) -> Remote | None:
+    """The default remote of these configuration files, of which later ones override earlier ones."""
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    for text in texts:
+        with contextlib.suppress(configparser.Error):
+            config.read_string(text)
     name = config.get("core", "remote", fallback="")
     section = f"'remote \"{name}\"'"
     url = config.get(section, "url", fallback=None) if config.has_section(section) else None
     if url is None:
         return None
     folder = None if "://" in url else (root / ".dvc" / url).resolve()
-    return Remote(name, url, config.get(section, "endpointurl", fallback=None), folder)
+    is_cloud = any(config.get(section, key, fallback="").lower() == "true" for key in ("version_aware", "worktree"))
+    return Remote(name, url, config.get(section, "endpointurl", fallback=None), folder, is_cloud)
 
 
 def check_present(root: Path) -> None:

@@ -4,6 +4,10 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[object], text: str) -> None:
@@ -26,3 +30,18 @@ def failure(message: str, remedy: str | None, exit_code: int, details: Mapping[s
 def say(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def written(path: "Path", content: str) -> None:
+    """Write the file completely or not at all. Raises Failed."""
+    import os
+
+    from mlops_build.errors import Failed
+
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="give a file in an existing folder") from None

@@ -17,6 +17,8 @@ COMMANDS: dict[str, Command] = {
     "release": ("mlops_build.cli.release", "write an environment's release record from its alias", "operate"),
     "history": ("mlops_build.cli.history", "list who released what, when and why", "operate"),
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
+    "audit": ("mlops_build.cli.audit", "find what does not fit together in registry, stores and repositories", "operate"),
+    "registry": ("mlops_build.cli.registry", "set aliases from MLflow's deprecated stages", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),
     "stub": ("mlops_build.cli.stub", "answer like a service, without its model: for tests of its callers", None),

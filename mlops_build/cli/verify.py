@@ -7,13 +7,9 @@ docs/reference/verify-rules.md
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
-from mlops_build.cli.output import result, say
+from mlops_build.cli.output import result, say, written
 from mlops_build.cli.parser import problem_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EXAMPLE = "  mlops-build verify\n  mlops-build verify deploy/extra.yaml --json\n  mlops-build verify --sarif findings.sarif"
 
@@ -46,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if args.sarif == "-":
             print(log, end="")
         else:
-            _write(Path(args.sarif), log)
+            written(Path(args.sarif), log)
     count = len(report.findings)
     say(f"{report.files} files, {report.objects} objects: {count or 'no'} finding{'' if count == 1 else 's'}")
     if args.sarif != "-":
@@ -59,18 +55,3 @@ def run(args: argparse.Namespace) -> int:
         }
         result(args, document, finding.show_by_file(report.findings))
     return 4 if report.findings else 0
-
-
-def _write(path: "Path", content: str) -> None:
-    """Write the file completely or not at all."""
-    import os
-
-    from mlops_build.errors import Failed
-
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="give a file in an existing folder") from None

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mlops_build.errors import Refused
 
@@ -50,7 +51,15 @@ def remove_bytecode(folder: Path) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 of one file, 64 hex digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest_of(file)
+
+
+def file_digest_of(file: BinaryIO) -> str:
+    """SHA-256 of what an open file has, 64 hex digits."""
+    total = hashlib.sha256()
+    while block := file.read(1 << 20):
+        total.update(block)
+    return total.hexdigest()
 
 
 def verify(folder: Path, expected: str) -> None:

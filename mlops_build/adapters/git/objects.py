@@ -57,10 +57,23 @@ class Objects:
 
     def snapshot(self, commit: str, *paths: str) -> dict[str, bytes]:
         """The contents of all files at or below `paths`, in two git processes; of a symbolic link, its target."""
-        listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
-        blobs = {path: entry.split()[2] for entry, _, path in (line.partition("\t") for line in listed.split("\0")) if " blob " in entry}
-        contents = self._contents(blobs.values())
+        blobs = self.blobs(commit, *paths)
+        contents = self.contents(blobs.values())
         return {path: contents[blob] for path, blob in blobs.items()}
+
+    def blobs(self, commit: str, *paths: str) -> dict[str, str]:
+        """Path → blob of all files, or of those at or below `paths`."""
+        listed = command.run(self.path, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *map(checked_path, paths)).decode()
+        return {path: entry.split()[2] for entry, _, path in (line.partition("\t") for line in listed.split("\0")) if " blob " in entry}
+
+    def reachable(self) -> set[str]:
+        """The commits that a branch or a tag has in its history."""
+        return set(command.text(self.path, "rev-list", "--all").split())
+
+    def heads(self) -> dict[str, str]:
+        """Branch → commit of the branches in this store."""
+        listed = command.text(self.path, "for-each-ref", "--format=%(objectname) %(refname)", "refs/heads").splitlines()
+        return {ref.removeprefix("refs/heads/"): commit for commit, _, ref in (line.partition(" ") for line in listed)}
 
     def past(self, commit: str, folder: str, pattern: "re.Pattern[str]") -> list[bytes]:
         """Every content that files below `folder` whose path matches `pattern` had in the history up to a commit, without repetitions."""
@@ -68,9 +81,9 @@ class Objects:
         options = ["-z", "--format=", "--raw", "--no-abbrev", "--no-renames", "-m", "--full-history"]
         listed = command.run(self.path, "log", *options, commit, "--", checked_path(folder)).decode(errors="replace")
         changes = re.findall(r":[0-9]+ ([0-9]+) [0-9a-f]+ ([0-9a-f]+) [A-Z]\0([^\0]*)\0", listed)
-        return list(self._contents(blob for mode, blob, path in changes if mode in FILES and pattern.fullmatch(path)).values())
+        return list(self.contents(blob for mode, blob, path in changes if mode in FILES and pattern.fullmatch(path)).values())
 
-    def _contents(self, blobs: Iterable[str]) -> dict[str, bytes]:
+    def contents(self, blobs: Iterable[str]) -> dict[str, bytes]:
         """Blob → content, in one git process."""
         wanted = list(dict.fromkeys(blobs))
         answers = command.run(self.path, "cat-file", "--batch", stdin="".join(f"{blob}\n" for blob in wanted).encode())

@@ -1,0 +1,1 @@
+"""What does not fit together in the registry, the artifact store, the DVC remotes and the repositories. Nothing is changed."""

@@ -1,0 +1,103 @@
+"""What the registry knows: models, versions and runs, read in pages, and the artifact stores that follow from them."""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from mlops_build.adapters.git.command import masked
+from mlops_build.adapters.registry import RegisteredModel, RegisteredVersion, Registry
+from mlops_build.inventory import Repository
+from mlops_build.model import identity
+from mlops_build.model.identity import COMMIT, NAME, ModelRef
+
+PROXY = re.compile(r"mlflow-artifacts:(?://[^/]*)?/*")
+RUNS = re.compile(r"runs:/+([0-9a-f]{32})/?(.*)")
+URL = re.compile(r"(?:[a-z]+://)?(?:[^@/]*@)?([^/:]*)(?::[0-9]+(?=/))?[:/]+(?:scm/)?(.*?)(?:\.git)?/?")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """models, versions: all. runs: run → whether it is deleted. addresses: of the runs that a version names as its source.
+
+    roots: the artifact stores. artifacts: where the server's proxy keeps its files.
+    """
+
+    models: dict[str, RegisteredModel]
+    versions: list[RegisteredVersion]
+    runs: dict[str, bool]
+    addresses: dict[str, str]
+    roots: list[str] = field(default_factory=list)
+    artifacts: str = ""
+
+    def source(self, version: RegisteredVersion) -> str:
+        """Where a version's files are; the source as it is, where that is not known."""
+        if match := RUNS.fullmatch(version.source):
+            return resolved(f"{self.addresses.get(match[1], version.source)}/{match[2]}", self.artifacts)
+        return resolved(version.source, self.artifacts)
+
+
+def read(registry: Registry, artifacts: str, say: Say) -> Known:
+    """artifacts: where the server's proxy keeps its files; may be empty. Raises RegistryUnreachable."""
+    models = {model.name: model for model in registry.models()}
+    versions = list(registry.every_version())
+    say(f"{len(models):,} models, {len(versions):,} versions")
+    named = {match[1] for version in versions if (match := RUNS.fullmatch(version.source))}
+    runs: dict[str, bool] = {}
+    addresses: dict[str, str] = {}
+    roots = {resolved(artifacts, "")} if artifacts else set[str]()
+    for run in registry.every_run():
+        runs[run.run_id] = run.is_deleted
+        if run.run_id in named:
+            addresses[run.run_id] = run.artifact_uri
+        if root := _root(resolved(run.artifact_uri, artifacts), run.run_id):
+            roots.add(root)
+    say(f"{len(runs):,} runs")
+    return Known(models, versions, runs, addresses, outermost(roots), artifacts)
+
+
+def resolved(uri: str, artifacts: str) -> str:
+    """One spelling of an address: a path for file://, and the place behind the server's proxy."""
+    if artifacts:
+        uri = PROXY.sub(lambda _: f"{artifacts.rstrip('/')}/", uri, count=1)
+    return (unquote(urlsplit(uri).path) if uri.startswith("file:") else uri).rstrip("/")
+
+
+def _root(uri: str, run: str) -> str | None:
+    """The store of a run's artifacts, ROOT/EXPERIMENT/RUN/artifacts or ROOT/RUN/artifacts; None for another address."""
+    location, match, _ = uri.rpartition(f"/{run}/artifacts")
+    above, _, last = location.rpartition("/")
+    return (above if last.isdecimal() and above.strip(":/") not in ("", "s3") else location) if match else None
+
+
+def below(uri: str, root: str) -> str | None:
+    """The path of an address below a store; None if it is elsewhere."""
+    return uri[len(root) + 1 :] if uri.startswith(f"{root}/") else None
+
+
+def outermost(roots: Collection[str]) -> list[str]:
+    return sorted(root for root in roots if all(below(root, other) is None for other in roots))
+
+
+def label(name: str, version: int) -> str:
+    """A version as the subject of a finding."""
+    return str(ModelRef(name if NAME.fullmatch(name) else ascii(name[:64]), version))
+
+
+def commit(version: RegisteredVersion) -> str | None:
+    tag = version.tags.get(identity.COMMIT_TAG, "")
+    return tag if COMMIT.fullmatch(tag) else None
+
+
+def same(url: str) -> str:
+    """An address of a repository without scheme, user and port: the same for ssh and https."""
+    match = URL.fullmatch(masked(url)) if url else None
+    return f"{match[1].lower()}/{match[2].strip('/')}" if match else url
+
+
+def is_from(version: RegisteredVersion, repository: Repository) -> bool:
+    """Whether a version is from a repository: as its tag says, else by its service."""
+    if url := version.tags.get(identity.REPOSITORY):
+        return same(url) == same(repository.url)
+    return repository.service is not None and version.tags.get(identity.SERVICE) == repository.service.name

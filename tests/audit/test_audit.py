@@ -1,0 +1,163 @@
+"""`mlops-build audit` on a clean world, on one with a fault of each kind, and while something does not answer."""
+
+import json
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_build.__main__ import main
+from mlops_build.audit import policy
+from tests.audit.world import World, clean, seed
+from tests.release.world import alone, empty_database, registry
+
+__all__ = ["alone", "empty_database", "registry"]
+
+Audit = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def world(registry: Any, tmp_path: Path) -> World:
+    def sql(statement: str) -> None:
+        with sqlite3.connect(registry.uri.removeprefix("sqlite:///")) as database:
+            database.execute(statement)
+
+    return World(tmp_path, registry.uri, str(tmp_path / "artifacts"), str(tmp_path / "remote"), None, sql)
+
+
+@pytest.fixture
+def audit(world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Audit:
+    """audit("--deep"): the exit code, the document and stderr of an audit of all services."""
+    monkeypatch.chdir(world.folder)
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        capsys.readouterr()
+        repositories = [word for name in world.works for word in ("--repo", world.url(name))]
+        code = main(["audit", "--json", *repositories, *arguments])
+        out, err = capsys.readouterr()
+        return code, json.loads(out), err
+
+    return run
+
+
+def pairs(document: dict[str, Any]) -> list[tuple[str, str]]:
+    return sorted((each["rule"], each["subject"]) for each in document["findings"])
+
+
+def test_a_clean_world_has_no_finding(world: World, audit: Audit) -> None:
+    clean(world)
+    # A folder is a single copy; nothing else is wrong.
+    single = [("single-copy-data", world.remote), ("single-copy-files", world.store)]
+    for option in ([], ["--deep"]):
+        code, document, _ = audit(*option)
+        assert (pairs(document), document["not_looked_at"], code) == (single, [], 0)
+
+
+def test_each_seeded_fault_is_found_and_none_is_invented(world: World, audit: Audit, tmp_path: Path) -> None:
+    expected, deep = seed(world)
+    code, document, _ = audit("--csv", "audit.csv")
+    assert pairs(document) == sorted(expected)
+    assert (code, document["not_looked_at"]) == (4, [])
+    assert len((tmp_path / "audit.csv").read_text().splitlines()) == len(expected) + 1
+    assert all(each["why"] and each["remedy"] for each in document["findings"])
+    _, document, _ = audit("--deep")
+    altered = set(pairs(document))
+    assert altered == deep
+    assert {rule for rule, _ in expected | altered} == set(policy.rules())
+
+
+def test_nothing_is_missing_in_what_does_not_answer(world: World, audit: Audit) -> None:
+    clean(world)
+    Path(world.store).rename(f"{world.store}-away")
+    Path(world.remote).rename(f"{world.remote}-away")
+    world.works["gone"] = world.folder / "gone"
+    world.version(commit="f" * 40, files={}, service="gone", repository=world.url("gone"))
+    code, document, err = audit()
+    assert pairs(document) == [("single-copy-data", world.remote)]
+    assert code == 5
+    unseen = "\n".join(document["not_looked_at"])
+    for place in (world.store, world.remote, world.url("gone")):
+        assert place in unseen
+    assert "not looked at:" in err
+    code, document, _ = audit("--propose", "delete.sh")
+    assert (code, "did not look at everything" in document["error"]) == (4, True)
+    assert not Path("delete.sh").exists()
+
+
+def test_the_script_deletes_only_what_nothing_needs(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    gone = world.version(commit=world.tracked("digits", world.data(b"later", days=50)))
+    world.release("digits", "production", "digits", gone)
+    world.release("digits", "production", "digits", 1)
+    world.registry.set_alias("digits", "live", 1)
+    run = world.run_of(gone)
+    world.client.delete_model_version("digits", str(gone))
+    world.sql(f"delete from runs where run_uuid = '{run}'")  # noqa: S608
+    erased = "9" * 32
+    world.put(world.store, f"7/{erased}/artifacts/a b.pt", b"old", days=60)
+    world.put(world.store, f"7/{'8' * 32}/artifacts/new.pt", b"new")
+    world.put(world.store, f"{'7' * 32}; touch hacked/artifacts/x", b"hostile", days=60)
+    world.put(world.store, "notes.txt", b"not of a run", days=60)
+    old, new = world.data(b"nobody", days=60), world.data(b"nobody yet")
+    for path in [*Path(world.store).rglob("*"), *Path(world.remote).rglob("*")]:
+        if path.is_file() and "new" not in path.name and not path.as_posix().endswith(new[2:]):
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+    code, document, _ = audit("--propose", "delete.sh")
+    assert code == 0, document
+    before = {path for base in (world.store, world.remote) for path in Path(base).rglob("*") if path.is_file()}
+    subprocess.run(["sh", "delete.sh"], check=True, cwd=tmp_path)
+    deleted = before - {path for path in before if path.exists()}
+    assert deleted == {Path(world.store) / f"7/{erased}/artifacts/a b.pt", Path(world.remote) / f"files/md5/{old[:2]}/{old[2:]}"}
+    assert not (tmp_path / "hacked").exists()
+    _, after, _ = audit("--deep")
+    assert {rule for rule, _ in pairs(after)} <= {rule for rule, _ in pairs(document)}
+
+
+def test_a_script_does_not_delete_data_while_it_is_not_known_what_is_needed(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    world.data(b"nobody", days=60)
+    world.version(commit="f" * 40)
+    audit("--propose", "delete.sh")
+    assert "rm " not in (tmp_path / "delete.sh").read_text()
+
+
+def test_the_policy_says_what_fails_and_what_is_ignored(world: World, audit: Audit, tmp_path: Path) -> None:
+    world.service("digits", "schema: 1\n", None)
+    entry = "- {{rule: service-invalid, subject: '*digits.git', why: moved soon, until: {}}}\n"
+    for text, code in [
+        ("schema: 1\n", 4),
+        ("schema: 1\nfail: [data-missing]\n", 0),
+        ("schema: 1\nignore:\n" + entry.format("2999-01-01"), 0),
+        ("schema: 1\nignore:\n" + entry.format("2020-01-01"), 4),
+    ]:
+        (tmp_path / "audit.yaml").write_text(text)
+        assert audit()[0] == code, text
+
+
+@pytest.mark.parametrize(
+    "text", ["fail: [data-missing]\n", "schema: 1\nfial: []\n", "schema: 1\nfail: [unknown]\n", "schema: 1\nkeep_days: 0\n", "[", "a: \x07"]
+)
+def test_an_invalid_policy_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "audit.yaml").write_text(text)
+    assert main(["audit", "--policy", str(tmp_path / "audit.yaml"), "--repo", "file:///nothing"]) == 4
+    assert "audit.yaml" in capsys.readouterr().err
+
+
+def test_stages_become_aliases_but_no_alias_is_moved(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(4):
+        world.version(commit="f" * 40)
+    for version, stage in [(1, "Production"), (2, "Production"), (3, "Staging"), (4, "Archived")]:
+        world.change(version, f"current_stage = '{stage}'")
+    world.registry.set_alias("digits", "staging", 1)
+    assert main(["registry", "migrate-stages"]) == 0
+    assert world.registry.aliases("digits") == {"staging": 1}
+    assert capsys.readouterr().out.splitlines() == [
+        "models:/digits/2  production",
+        "models:/digits/3  staging  kept: it points at 1 already",
+    ]
+    assert main(["registry", "migrate-stages", "--apply"]) == 0
+    assert world.registry.aliases("digits") == {"staging": 1, "production": 2}
