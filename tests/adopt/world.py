@@ -17,9 +17,17 @@ class World:
 
     def __init__(self, folder: Path, database: Path) -> None:
         self.folder, self.source, self.csv, self.marker = folder, folder / "old", folder / "adopt.csv", folder / "executed"
-        shutil.copyfile(database, folder / "mlflow.db")
+        self._database = database
+        self.reset()
         self.environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
         self.kinds = mess.make(self.source, self.marker)
+
+    def reset(self) -> None:
+        """An empty registry."""
+        for file in self.folder.glob("mlflow.db*"):
+            file.unlink()
+        shutil.rmtree(self.folder / "mlartifacts", ignore_errors=True)
+        shutil.copyfile(self._database, self.folder / "mlflow.db")
 
     def adopt(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
         done = mlops_build(self.folder, "adopt", *arguments, "--json", expect=expect, environment=self.environment)

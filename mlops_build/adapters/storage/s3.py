@@ -10,6 +10,7 @@ from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, che
 
 # A part of a multipart upload has a digest of its own, so the object's ETag is not its MD5.
 PARTS = "-"
+ATTEMPTS = 5
 
 
 class S3(Place):
@@ -63,7 +64,7 @@ class S3(Place):
         config = Config(
             connect_timeout=10,
             read_timeout=60,
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "max_attempts": ATTEMPTS},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )

@@ -5,6 +5,7 @@ import json
 import xml.sax.saxutils
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -39,7 +40,7 @@ class Store:
                 store.requests.append(self.path)
                 if name == "auth":
                     good = self.headers.get("X-Auth-User") == "old:reader" and self.headers.get("X-Auth-Key") == "secret"
-                    fields = {"X-Storage-Url": f"http://{self.headers['Host']}/swift", "X-Auth-Token": "token"}
+                    fields = {"X-Storage-Url": f"{store._scheme}://{self.headers['Host']}/swift", "X-Auth-Token": "token"}
                     self.reply(204 if good else 401, b"", fields if good else {})
                 elif name.startswith("swift/") and (store.expired or self.headers.get("X-Auth-Token") != "token"):
                     store.expired = max(0, store.expired - 1)
@@ -101,7 +102,8 @@ class Store:
         handler.reply(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     @contextmanager
-    def serve(self) -> Iterator[str]:
+    def serve(self, tls: SSLContext | None = None) -> Iterator[str]:
         """The address, as long as the context lasts."""
-        with servers.serve(self._handler) as host:
-            yield f"http://{host}"
+        self._scheme = "https" if tls else "http"
+        with servers.serve(self._handler, tls) as host:
+            yield f"{self._scheme}://{host}"

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mlops_build.adapters.storage import s3, swift
 from mlops_build.adapters.storage.address import place
 from mlops_build.adapters.storage.place import NoPlace, Place
 from mlops_build.errors import Failed, UsageError
+from tests.adapters.image_registry.cases import make_certificate
 from tests.adapters.storage.stores import Store
 
 FILES = {
@@ -157,6 +160,22 @@ def test_swift_is_only_read(store: Store, tmp_path: Path) -> None:
     for call in (lambda: place("swift://models").put("a", tmp_path / "a"), lambda: place("swift://models").delete("a")):
         with pytest.raises(UsageError, match="only read"):
             call()
+
+
+def test_a_companys_certificates_are_honoured(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = make_certificate(tmp_path, "IP:127.0.0.1")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with Store(store.objects).serve(tls) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("ST_AUTH", f"{address}/auth")
+        monkeypatch.setattr(swift, "RETRIES", 0)
+        monkeypatch.setattr(s3, "ATTEMPTS", 1)
+        for scheme, variable in (("s3", "AWS_CA_BUNDLE"), ("swift", "OS_CACERT")):
+            with pytest.raises(NoPlace, match=f"{scheme}://models/old"):
+                place(f"{scheme}://models/old").read("a.pth", MOST)
+            monkeypatch.setenv(variable, str(certificate))
+            assert place(f"{scheme}://models/old").read("a.pth", MOST) == b"a"
 
 
 def test_links_and_special_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
