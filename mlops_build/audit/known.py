@@ -41,7 +41,7 @@ class Known:
 def read(registry: Registry, artifacts: str, say: Say) -> Known:
     """artifacts: where the server's proxy keeps its files; may be empty. Raises RegistryUnreachable."""
     models = {model.name: model for model in registry.models()}
-    versions = list(registry.every_version())
+    versions = sorted(registry.every_version(), key=lambda version: (version.name, version.version))
     say(f"{len(models):,} models, {len(versions):,} versions")
     named = {match[1] for version in versions if (match := RUNS.fullmatch(version.source))}
     runs: dict[str, bool] = {}
