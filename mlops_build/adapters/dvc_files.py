@@ -56,8 +56,8 @@ def hashes(documents: Mapping[str, Any]) -> dict[str, str]:
                 is_import = any("repo" in dep for dep in document.get("deps") or [])
                 outputs = [] if is_import else document.get("outs") or []
             for out in outputs:
-                is_pushed = out.get("push", True) and out.get("cache", True) and not any(each.fullmatch(out["path"]) for each in elsewhere)
-                if is_pushed and HASH.fullmatch(str(out.get("md5", ""))):
+                is_elsewhere = _stays(out) or any(each.fullmatch(out["path"]) for each in elsewhere)
+                if not is_elsewhere and HASH.fullmatch(str(out.get("md5", ""))):
                     needed[f"{folder}/{out['path']}".lstrip("/")] = out["md5"]
     except (AttributeError, TypeError, KeyError) as error:
         raise Refused(f"a file of DVC is not valid: {error}", remedy="restore it from Git") from None
@@ -65,7 +65,7 @@ def hashes(documents: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _not_pushed(pipeline: Mapping[str, Any]) -> "list[re.Pattern[str]]":
-    """The outputs that the remote does not get: `cache: false` and `push: false`. A ${…} in a path can be anything."""
+    """The outputs that the default remote does not get. A ${…} in a path can be anything."""
     stages = (each.get("do", each) for each in (pipeline.get("stages") or {}).values())
     listed = [out for stage in stages for section in SECTIONS for out in stage.get(section) or []]
     paths = [path for out in listed if isinstance(out, dict) for path, options in out.items() if _stays(options or {})]
@@ -73,7 +73,8 @@ def _not_pushed(pipeline: Mapping[str, Any]) -> "list[re.Pattern[str]]":
 
 
 def _stays(options: Mapping[str, Any]) -> bool:
-    return not (options.get("cache", True) and options.get("push", True))
+    """Whether an output is not cached, not pushed, or has a remote of its own."""
+    return not (options.get("cache", True) and options.get("push", True)) or bool(options.get("remote"))
 
 
 def listed(content: bytes) -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from mlops_build.release.history import span
 # MLflow's logged models, which a version may name as its source; the audit does not know which of them exist.
 LOGGED = re.compile(r"m-[0-9a-f]{32}")
 # Of a run: what a script may delete as a whole.
-UNIT = re.compile(r"((?:[0-9]+/)?[0-9a-f]{32})/artifacts/.+")
+UNIT = re.compile(r"((?:[0-9]+/)?([0-9a-f]{32})/artifacts)/.+")
+RUN = re.compile(r"[0-9a-f]{32}")
 MOST_UNITS = 200_000
 # MLflow writes it when it loads a version from a folder.
 META = "registered_model_meta"
@@ -49,11 +50,15 @@ class Held:
 
 @dataclass
 class Store:
-    """An artifact store that was listed. units: folder of an unknown run, or a file in one → its newest file, Unix time in ms."""
+    """An artifact store that was listed. units: folder of an unknown run, or a file in one → its newest file, Unix time in ms.
+
+    is_known: it has files of runs or versions of this registry.
+    """
 
     place: Place
     endpoint: str | None
     units: dict[str, int] = field(default_factory=dict)
+    is_known: bool = False
 
 
 @dataclass
@@ -76,8 +81,11 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
             placed[root][str(below(source, root))].append(version)
         elif logged and len(known.roots) == 1:
             placed[known.roots[0]][logged[0]].append(version)
-        elif not logged and not source.startswith("mlflow-artifacts:"):
+        elif logged or source.startswith("mlflow-artifacts:"):
+            checked.unseen.append(f"the files of {label(version.name, version.version)}: it is not known which store has them")
+        else:
             checked.findings.append(finding("source-unknown", label(version.name, version.version), source=ascii(source[:200])))
+            kept.update(RUN.findall(source))  # it may be another spelling of a known store
     for root, versions in placed.items():
         try:
             inner = [path for other in [*others, *known.roots] if (path := below(other, root)) is not None]
@@ -90,22 +98,28 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
 
 def _list(store: Store, versions: dict[str, list[RegisteredVersion]], kept: set[str], inner: list[str], checked: Checked, say: Say) -> None:
     held = {path: Held(_large(many)) for path, many in versions.items()}
-    protected = {path[:end] for path in versions for end in _ends(path)}
+    protected = {path[:end] for path in [*versions, *inner] for end in _ends(path)}
     orphans = Orphans("files-orphaned", store.place)
     for each in objects(store.place, inner, say):
         parts = each.path.split("/")
         owner = next((path for end in _ends(each.path) if (path := each.path[:end]) in held), None)
         logged = next((part for part in parts if LOGGED.fullmatch(part)), None)
+        match = UNIT.fullmatch(each.path)
+        if match and (owner or logged) and match[2] not in kept:
+            protected.add(match[1])
+        store.is_known |= bool(owner) or not kept.isdisjoint(parts)
         if owner:
             held[owner].add(each.path[len(owner) + 1 :], each.modified_ms)
         elif logged and logged in held:
             held[logged].add(each.path.partition(f"{logged}/")[2].removeprefix("artifacts/"), each.modified_ms)
         elif not logged and kept.isdisjoint(parts):
             orphans.add(parts[0] if len(parts) > 1 else "", each)
-            if match := UNIT.fullmatch(each.path):
+            if match:
                 unit = each.path if match[1] in protected else match[1]
                 if unit in store.units or len(store.units) < MOST_UNITS:
                     store.units[unit] = max(each.modified_ms, store.units.get(unit, 0))
+    # What came after a folder was counted as a whole.
+    store.units = {unit: newest for unit, newest in store.units.items() if unit not in protected}
     checked.stores.append(store)
     checked.findings += orphans.findings()
     if store.place.uri.startswith("/"):

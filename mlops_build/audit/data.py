@@ -39,13 +39,14 @@ class Need:
 
 @dataclass
 class Looked:
-    """What a repository says. needs: MD5 (with .dir) → who needs it. unseen: what could not be read."""
+    """What a repository says. needs: MD5 (with .dir) → who needs it. unseen: what could not be read. unsure: whose data is not known."""
 
     repository: Repository
     remote: Remote | None = None
     needs: dict[str, list[Need]] = field(default_factory=lambda: defaultdict(list))
     findings: list[Finding] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -81,6 +82,7 @@ def look(known: Known, repository: Repository, mirror: Mirror | None) -> Looked:
     cache: dict[str, Any] = {}
     for made_from, many in subjects.items():
         if made_from not in reachable and not _brought(mirror, made_from, versions.get(made_from, ()), looked):
+            looked.unsure.append(f"{many[0]}: its commit {made_from} is missing")
             continue
         try:
             for path, md5 in _hashes(mirror, made_from, cache).items():

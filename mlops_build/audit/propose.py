@@ -1,5 +1,6 @@
 """A shell script for people to read: it deletes old files that nothing needs. This program deletes nothing itself."""
 
+import os
 import re
 import shlex
 import time
@@ -13,6 +14,7 @@ from mlops_build.errors import Refused
 # A name that no shell, no `aws` and no `rm` reads as something else.
 PATH = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
 ROOT = re.compile(r"(?:s3:/)?(?:/[A-Za-z0-9_][A-Za-z0-9 ._-]*)+")
+FOLDER = re.compile(r"(?:[0-9]+/)?[0-9a-f]{32}/artifacts")
 HEADER = """\
 #!/bin/sh
 # Written by `mlops-build audit --propose`. Read it, and delete the lines that you do not agree with, before you run it.
@@ -36,6 +38,9 @@ def script(report: Report, keep_days: int) -> str:
     lines = [HEADER.format(days=keep_days)]
     limit = time.time() * 1000 - keep_days * DAY_MS
     for store in report.stores:
+        if not store.is_known:
+            lines.append(f"# Nothing is deleted in {store.place.uri!a}: no run of this registry has files there. Is it the right store?")
+            continue
         old = [unit for unit, newest in sorted(store.units.items()) if newest < limit]
         lines += _deletions(store.place, store.endpoint, old, store.place.uri)
     if report.unsure:
@@ -57,8 +62,9 @@ def _deletions(place: Place, endpoint: str | None, paths: list[str], uri: str) -
     for path in paths:
         if path in refused:
             continue
-        target, is_folder = shlex.quote(place.shown(path)), "/artifacts/" not in path and re.fullmatch(r"(?:[0-9]+/)?[0-9a-f]{32}", path)
+        target, is_folder = shlex.quote(place.shown(path)), FOLDER.fullmatch(path)
         if uri.startswith("s3://"):
+            endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             gateway = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
             yield f"aws s3 rm{gateway} {f'--recursive {shlex.quote(place.shown(path) + chr(47))}' if is_folder else target}"
         else:

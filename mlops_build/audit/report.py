@@ -61,19 +61,26 @@ def run(
         read = {each.subject for each in altered}
         report.findings = [each for each in report.findings if each.rule != "files-newer" or each.subject in read] + altered
         report.unseen += not_read
-    report.unsure = _unsure(facts, repositories, report.findings)
+    report.unsure = [line for each in looked for line in each.unsure] + _unsure(facts, repositories, report.findings)
     report.findings.sort(key=lambda each: (each.rule, each.subject))
     return report
 
 
 def _unsure(facts: Known, repositories: list[inventory.Repository], findings: list[Finding]) -> list[str]:
     """Why the data of some version or release is not known, so that none may be deleted."""
-    reasons = [
-        f"{each.subject}: {each.why}" for each in findings if each.rule in ("commit-missing", "record-unreadable", "service-invalid")
-    ]
+    # Of a missing folder, the list of its files is missing, too.
+    rules = ("data-missing", "record-unreadable", "service-invalid")
+    reasons = [f"{each.subject}: {each.why}" for each in findings if each.rule in rules]
+    numbers = {(version.name, version.version) for version in facts.versions}
+    for record in (record for repository in repositories for record in repository.records):
+        # A record has the commit of its first model.
+        reasons += [
+            f"{model} was deleted, and its commit with it" for model in record.models[1:] if (model.name, model.version) not in numbers
+        ]
     for version in facts.versions:
         is_placed = commit(version) and any(is_from(version, repository) for repository in repositories)
-        if identity.ARCHIVED not in version.tags and not is_placed:
+        is_without_code = identity.ARCHIVED in version.tags and commit(version) is None
+        if not is_placed and not is_without_code:
             reasons.append(f"{known.label(version.name, version.version)}: its commit or its repository is not known")
     return reasons
 

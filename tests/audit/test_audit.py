@@ -161,3 +161,37 @@ def test_stages_become_aliases_but_no_alias_is_moved(world: World, capsys: pytes
     ]
     assert main(["registry", "migrate-stages", "--apply"]) == 0
     assert world.registry.aliases("digits") == {"staging": 1, "production": 2}
+
+
+def test_what_a_version_of_an_erased_run_needs_is_kept(world: World, audit: Audit, tmp_path: Path) -> None:
+    """Its run is not known; other files of the run may go, file by file."""
+    commit = clean(world)
+    version = world.version(commit=commit)
+    run = world.run_of(version)
+    world.change(version, f"run_id = '{'e' * 32}'")
+    world.sql(f"delete from runs where run_uuid = '{run}'")  # noqa: S608
+    world.put(world.store, f"7/{run}/artifacts/versions/old/weights.pt", b"x", days=60)
+    world.put(world.store, f"7/{'9' * 32}/artifacts/{'m-' + '8' * 32}/weights.pt", b"a logged model", days=60)
+    world.put(world.store, f"7/{'9' * 32}/artifacts/a.pt", b"beside it", days=60)
+    audit("--propose", "delete.sh")
+    commands = [line for line in (tmp_path / "delete.sh").read_text().splitlines() if line.startswith("rm ")]
+    assert commands == [f"rm -- {world.store}/7/{run}/artifacts/versions/old/weights.pt"]
+
+
+def test_nothing_is_deleted_in_a_store_without_files_of_the_registry(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    other = tmp_path / "other"
+    world.put(str(other), f"7/{'9' * 32}/artifacts/model.pt", b"of another MLflow", days=60)
+    audit("--artifacts", str(other), "--propose", "delete.sh")
+    assert "rm " not in (tmp_path / "delete.sh").read_text()
+
+
+def test_data_of_a_release_whose_commit_is_missing_stops_all_deletions_of_data(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    world.data(b"nobody", days=60)
+    gone = world.version(commit="a" * 40)
+    world.release("digits", "staging", "digits", gone)
+    world.release("digits", "staging", "digits", 1)
+    world.client.delete_model_version("digits", str(gone))
+    audit("--propose", "delete.sh")
+    assert "rm " not in (tmp_path / "delete.sh").read_text()
