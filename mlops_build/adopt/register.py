@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlops_build import __version__
-from mlops_build.adapters.registry import Registry
+from mlops_build.adapters.registry import Registry, RegistryUnreachable
 from mlops_build.adapters.registry.adopted import create_run, delete_version
 from mlops_build.adapters.storage.address import place
-from mlops_build.adapters.storage.place import Place, StoredObject
+from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject
 from mlops_build.adopt import kind, servable, table
-from mlops_build.adopt.listing import when
+from mlops_build.adopt.listing import FAILURES, when
 from mlops_build.adopt.servable import Code
 from mlops_build.adopt.table import Row
-from mlops_build.errors import MlopsBuildError, Refused, Unreachable
+from mlops_build.errors import MlopsBuildError, Refused
 from mlops_build.model import files, identity
 from mlops_build.tracking import SQLITE
 from mlops_build.training.run import ARTIFACTS
@@ -54,6 +54,7 @@ def run(
     known = _settled(registry, say, delete=yes)
     places: dict[str, tuple[Place, dict[str, StoredObject]]] = {}
     outcomes: list[Outcome] = []
+    failures = 0  # of the store, without a success in between
     for number, row in enumerate(chosen, 1):
         try:
             if row.source not in places:
@@ -62,9 +63,11 @@ def run(
                 places[row.source] = source, {entry.path: entry for entry in source.objects() if entry.path in wanted}
             _check(row, places[row.source][1].get(row.path))
             outcome = _registered(registry, places[row.source][0], row, known, code) if yes else _planned(row, known, code)
-        except Unreachable:
-            raise
+            failures = 0
         except MlopsBuildError as error:
+            failures += isinstance(error, NoPlace)
+            if failures == FAILURES or isinstance(error, RegistryUnreachable):
+                raise
             outcome = Outcome(row.shown, REFUSED, why=error.message)
         say(f"[{number}/{len(chosen)}] {outcome}")
         outcomes.append(outcome)
@@ -156,6 +159,7 @@ def _about(row: Row) -> dict[str, Any]:
         "size": row.size,
         "modified": row.modified,
         "decided_by": row.decided_by,
+        "reason": row.reason,
     }
 
 

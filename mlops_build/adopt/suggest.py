@@ -44,7 +44,7 @@ def filled(rows: Iterable[Row], known: Known) -> Iterator[Row]:
         suggestion = None if row.model or row.kind in (*kind.NEVER, kind.OTHER) else _suggestion(row, known, first)
         if suggestion:
             model, service, why = suggestion
-            row = replace(row, model=model, service=row.service or service, suggested_by=why)
+            row = replace(row, model=model, service=row.service or service, suggested_by=why[:1000])
         if row.sha256:
             first.setdefault(row.sha256, row)
         yield row

@@ -37,6 +37,7 @@ TORCH = {".pt", ".pth", ".ckpt", ".bin"}
 ZIP, SAFE_HEAD = b"PK", 2
 # The largest zip file inside another one that is extracted and scanned. torch.export writes its example inputs this way.
 NESTED_BYTES = 1 << 30
+PAYLOAD_BYTES = 64 << 20
 PAYLOADS = ("_weights_config.json", "_constants_config.json")
 
 # Rules for pickles, which run code when they are loaded. serving.unsafe_pickle accepts these findings and no others.
@@ -136,7 +137,7 @@ def _zip(file: IO[bytes], subject: str, *, nested: bool = False) -> list[Finding
                 return _checkpoint(file, subject)
             exported = Path(subject).suffix == ".pt2" or any(Path(name).name == "archive_format" for name in names)
             return [finding for name in names if not name.endswith("/") for finding in _member(archive, name, subject, nested, exported)]
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         return [Finding(subject, "unreadable", f"the zip file cannot be read: {error}", "create it again, or leave it out")]
 
 
@@ -162,7 +163,7 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
         suffix in TORCH or (Path(name).name.startswith("serialized_") and Path(name).name != "serialized_exported_program.json")
     ):
         return [Finding(inside, "not-a-checkpoint", "it was not written by torch.save, so it cannot be scanned", STATE_DICT)]
-    if exported and name.endswith(PAYLOADS) and _declares_pickle(archive.read(name)):
+    if exported and name.endswith(PAYLOADS) and _declares_pickle(_start(archive, name)):
         return [Finding(inside, "pickle", "it declares weights as pickles, which run code when they are loaded", STATE_DICT)]
     return []
 
@@ -186,6 +187,12 @@ def _pickled(head: bytes) -> bool:
     Protocols 0 and 1 have no such mark; those files are recognized by their name only.
     """
     return len(head) == SAFE_HEAD and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _start(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member, or as much of it as a list of weights can have: it may claim any size."""
+    with archive.open(name) as member:
+        return member.read(PAYLOAD_BYTES)
 
 
 def _declares_pickle(payloads: bytes) -> bool:

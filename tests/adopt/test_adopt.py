@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlops_build.model import identity
+from tests.adapters.storage.stores import Store
 from tests.adopt import mess
 from tests.adopt.world import World
 from tests.conftest import git, mlops_build
@@ -295,3 +296,30 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], code: int, message: s
     done = mlops_build(tmp_path, "adopt", *arguments, expect=code, environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_store_does_not_send_is_named_and_a_store_that_is_down_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store({f"models/{name}.pth": (world.source / "digits-best.pth").read_bytes() for name in "abcdef"})
+    with store.serve() as address:
+        for name, value in {"ST_AUTH": f"{address}/auth", "ST_USER": "old:reader", "ST_KEY": "secret"}.items():
+            monkeypatch.setenv(name, value)
+        store.statuses["models/b.pth"] = [403] * 20
+        world.adopt("list", "swift://models")
+        rows = {row["path"]: row for row in world.rows()}
+        assert (rows["b.pth"]["kind"], rows["b.pth"]["sha256"]) == ("unreadable", "")
+        assert "403" in rows["b.pth"]["details"]
+        world.edit(lambda _: {"action": "adopt", "decided_by": "Ada", "model": "old"})
+        made = world.register("--yes", expect=4)
+        assert made["swift://models/a.pth"]["outcome"] == "registered"
+        assert made["swift://models/b.pth"]["outcome"] == "refused"
+        store.statuses |= {f"models/{name}.pth": [403] * 20 for name in "cdef"}
+        world.csv.unlink()
+        failed = mlops_build(world.folder, "adopt", "list", "swift://models", expect=5, environment=world.environment)
+        assert "swift://models/d.pth" in failed.stderr
+        # What was read before is kept, and the next list continues.
+        assert {row["path"]: bool(row["sha256"]) for row in world.rows()}["a.pth"]
+        store.statuses.clear()
+        world.adopt("list", "swift://models")
+        assert all(row["sha256"] for row in world.rows())

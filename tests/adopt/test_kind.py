@@ -1,5 +1,6 @@
 """What a file is, from its content; nothing in it is run."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,32 @@ def test_a_file_that_ends_anywhere_is_named(tmp_path: Path, cut: int) -> None:
     for content in whole:
         (mess_folder / "a.pth").write_bytes(content[:cut])
         assert kind.examine(mess_folder / "a.pth", "a.pth").kind in kind.KINDS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_altered_files_are_named_and_not_run(tmp_path: Path, seed: int) -> None:
+    """`make soak` runs more of them."""
+    alter(tmp_path, seed, 300)
+
+
+@pytest.mark.soak
+def test_many_altered_files(tmp_path: Path) -> None:
+    alter(tmp_path, 7, 100_000)
+
+
+def alter(folder: Path, seed: int, cases: int) -> None:
+    kinds = mess.make(folder / "files", folder / "executed")
+    chance = random.Random(seed)  # noqa: S311
+    names = [name for name in kinds if (folder / "files" / name).stat().st_size]
+    for _ in range(cases):
+        name = chance.choice(names)
+        content = bytearray((folder / "files" / name).read_bytes())
+        for _ in range(chance.choice([1, 1, 2, 5, 20])):
+            content[chance.randrange(len(content))] = chance.choice([0, 1, 0x80, 255, chance.randrange(256)])
+        (folder / "file").write_bytes(content[: chance.choice([len(content), chance.randrange(len(content)) + 1])])
+        examined = kind.examine(folder / "file", name)
+        assert examined.kind in kind.KINDS
+    assert not (folder / "executed").exists()
 
 
 @pytest.mark.slow

@@ -354,3 +354,12 @@ def test_what_mlflow_and_training_write_is_inside(folder: Path) -> None:
         folder, model_code_path="/home/me/predictor.py", data="data", code=None, artifacts={"weights": {"path": "artifacts/weights.pt"}}
     )
     assert rules(folder) == {}
+
+
+def test_a_damaged_zip_file_is_a_finding(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "files.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", "abc" * 1000)
+    content = bytearray((folder / "files.zip").read_bytes())
+    content[35] = 0xFF
+    (folder / "files.zip").write_bytes(content)
+    assert rules(folder) == {"files.zip": "unreadable"}
