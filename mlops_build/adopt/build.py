@@ -2,7 +2,8 @@
 
     python -m mlops_build.adopt.build CODE WEIGHTS EXAMPLE SCRATCH
 
-CODE is a Python file or the folder of a package, which defines one subclass of mlflow.pyfunc.PythonModel. The folder is SCRATCH/model.
+CODE is a Python file, also one in a package, or the folder of a package. It defines one subclass of mlflow.pyfunc.PythonModel.
+The folder is SCRATCH/model.
 """
 
 import json
@@ -18,23 +19,30 @@ from mlops_build.training.model import write_model
 MOST_BYTES = 16 << 20
 
 
-def predictor(code: Path) -> type[Any]:
-    """The class in a file or a package. Raises UsageError, and what the code raises."""
+def predictor(code: Path) -> tuple[type[Any], Path]:
+    """The class in a file or a package, and what is copied to import it: of a file in a package, the package.
+
+    Raises UsageError, and what the code raises.
+    """
     from mlflow.pyfunc import PythonModel
 
-    if not code.stem.isidentifier() or code.suffix not in ("", ".py"):
-        raise UsageError(f"{code.name} is not the name of a Python module")
+    parts = [code.stem]
+    while (code.parent / "__init__.py").is_file():
+        code = code.parent
+        parts.insert(0, code.name)
+    if not all(part.isidentifier() for part in parts):
+        raise UsageError(f"{'.'.join(parts)} is not the name of a Python module")
     sys.path.insert(0, str(code.parent))
-    module = import_module(code.stem)
+    module = import_module(".".join(parts))
     classes = {
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, PythonModel) and value.__module__.partition(".")[0] == code.stem
+        if isinstance(value, type) and issubclass(value, PythonModel) and value.__module__.partition(".")[0] == parts[0]
     }
     if len(classes) != 1:
         names = ", ".join(sorted(each.__name__ for each in classes)) or "none"
-        raise UsageError(f"it must define one subclass of mlflow.pyfunc.PythonModel, it has {names}")
-    return classes.pop()
+        raise UsageError(f"{code.name} must define one subclass of mlflow.pyfunc.PythonModel, it has {names}")
+    return classes.pop(), code
 
 
 def rows(example: Path) -> Any:
@@ -64,7 +72,8 @@ def rows(example: Path) -> Any:
 def main(code: Path, weights: Path, example: Path, scratch: Path) -> None:
     """Raises UsageError, and what the code raises."""
     (scratch / "work").mkdir()
-    made = write_model(predictor(code), {WEIGHTS: weights}, rows(example), None, scratch / "work", code)
+    kind, copied = predictor(code)
+    made = write_model(kind, {WEIGHTS: weights}, rows(example), None, scratch / "work", copied)
     made.rename(scratch / "model")
 
 

@@ -182,7 +182,8 @@ def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) ->
     for version in sorted(adopted, key=lambda version: (version.created_ms, version.name, version.version)):
         archived, content = version.tags.get(identity.ARCHIVED, ""), version.tags.get(identity.CONTENT, version.uri)
         key = (archived, version.tags[identity.FILE_TAG] if archived else content)
-        if delete and key in contents and version.version not in registry.aliases(version.name).values():
+        ours = identity.COMMIT_TAG not in version.tags  # not one that a service registered with the weights of an adopted version
+        if delete and ours and key in contents and version.version not in registry.aliases(version.name).values():
             delete_version(registry, version.name, version.version)
             continue
         contents.add(key)

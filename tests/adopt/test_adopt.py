@@ -217,11 +217,12 @@ def test_two_versions_that_two_processes_made_at_once_become_one(world: World) -
         world.registry.create_version("digits", first.source, first.run_id, first.tags)
         if number == 3:
             world.registry.set_alias("digits", "kept", 3)
-    assert len(world.registry.versions("digits")) == 3
+    world.registry.create_version("digits", first.source, first.run_id, {**first.tags, identity.COMMIT_TAG: "0" * 40})  # of a service
+    assert len(world.registry.versions("digits")) == 4
     world.register()
-    assert len(world.registry.versions("digits")) == 3  # a dry run
+    assert len(world.registry.versions("digits")) == 4  # a dry run
     world.register("--yes")
-    assert [version.version for version in world.registry.versions("digits")] == [3, 1]
+    assert [version.version for version in world.registry.versions("digits")] == [4, 3, 1]
     assert world.registry.read(first, "weights.pth") == (world.source / "digits-best.pth").read_bytes()
 
 
