@@ -29,7 +29,16 @@ from mlops_build.training.register import PATCH, NoRun, Origin, publish
 REBUILD_SECONDS = 1800
 LINEAGE = "lineage.json"
 # Tags of a version that belong to its weights.
-CARRIED = (identity.DATA, identity.PARAMS, identity.ORIGIN, identity.FILE_TAG, identity.DECIDED_BY)
+CARRIED = (
+    identity.DATA,
+    identity.PARAMS,
+    identity.ORIGIN,
+    identity.FILE_TAG,
+    identity.DECIDED_BY,
+    identity.EXCEPTION_BY,
+    identity.EXCEPTION_REASON,
+    identity.EXCEPTION_UNTIL,
+)
 
 
 class OtherAnswers(Refused):
