@@ -13,6 +13,7 @@ import pytest
 from mlops_build.__main__ import main
 from mlops_build.audit import policy
 from tests.audit.world import World, clean, seed
+from tests.conftest import git
 from tests.release.world import alone, empty_database, registry
 
 __all__ = ["alone", "empty_database", "registry"]
@@ -195,3 +196,26 @@ def test_data_of_a_release_whose_commit_is_missing_stops_all_deletions_of_data(w
     world.client.delete_model_version("digits", str(gone))
     audit("--propose", "delete.sh")
     assert "rm " not in (tmp_path / "delete.sh").read_text()
+
+
+def test_hostile_texts_of_registry_repository_and_store_reach_no_terminal_and_no_formula(
+    world: World, audit: Audit, tmp_path: Path
+) -> None:
+    evil = "\x1b[31m=cmd|' C calc'!A0;$(touch hacked)"
+    commit = clean(world)
+    files = {"a/x.dvc": f'outs: [{{md5: {"c" * 32}, path: "{evil[1:]}"}}]\n', "b/y.dvc": "outs: 7\n", "c/z.dvc": "[" * 5000}
+    for path, text in files.items():
+        world.commit("digits", {path: text})
+        world.version(commit=git(world.works["digits"], "rev-parse", "HEAD").strip(), service=evil)
+    world.version("=cmd " + evil[5:], commit=commit, repository=f"https://{evil}", layers='{"../x": 1}')
+    world.version(commit=evil, source=f"/elsewhere/{evil}", layers="[" * 9999)
+    world.put(world.store, f"{evil[1:]}/x", b"1", days=60)
+    code, document, err = audit("--csv", "audit.csv")
+    assert code == 4
+    assert "b/y.dvc" not in err
+    assert "not valid" in " ".join(document["not_looked_at"])
+    assert main(["audit", "--repo", world.url("digits")]) == 4
+    shown = json.dumps(document, ensure_ascii=False) + err + (tmp_path / "audit.csv").read_text()
+    assert "\x1b" not in shown
+    assert not [line for line in (tmp_path / "audit.csv").read_text().splitlines() for cell in line.split(",") if cell.startswith("=")]
+    assert not (tmp_path / "hacked").exists()
