@@ -6,7 +6,7 @@ A specific error (such as `git.command.PushRejected`) is a subclass in the modul
 from collections.abc import Mapping
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without control characters: what a host or a file says must not reach a terminal as it is."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
@@ -20,7 +20,7 @@ class MlopsBuildError(Exception):
     exit_code: int = 1
 
     def __init__(self, message: str, *, remedy: str | None = None, details: Mapping[str, object] | None = None) -> None:
-        message, remedy = _printable(message), remedy and _printable(remedy)
+        message, remedy = printable(message), remedy and printable(remedy)
         super().__init__(message)
         self.message = message
         self.remedy = remedy

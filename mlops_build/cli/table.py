@@ -21,6 +21,7 @@ COMMANDS: dict[str, Command] = {
     "registry": ("mlops_build.cli.registry", "set aliases from MLflow's deprecated stages", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),
+    "compare": ("mlops_build.cli.compare", "send the same requests to two services, and compare the answers", None),
     "stub": ("mlops_build.cli.stub", "answer like a service, without its model: for tests of its callers", None),
     "gpu": ("mlops_build.cli.gpu", "list the cards, and reserve memory on one for a program", None),
     "lineage": ("mlops_build.cli.lineage", "show what a model version was made from", "operate"),

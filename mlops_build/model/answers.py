@@ -7,25 +7,39 @@ import math
 TOLERANCE = 1e-4
 
 
-def differences(recorded: object, answered: object, where: str = "predictions") -> list[str]:
+def differences(
+    recorded: object,
+    answered: object,
+    where: str = "predictions",
+    *,
+    relative: float = TOLERANCE,
+    absolute: float = TOLERANCE,
+    names: tuple[str, str] = ("recorded", "answered"),
+) -> list[str]:
     """Return one line for each place where two answers differ.
 
-    Numbers may differ by TOLERANCE: relative for values above 1, absolute below. Everything else must be equal. where: the path of the
-    value in the answer, for the lines.
+    Numbers may differ by `absolute`, and by `relative` times the recorded one; the larger applies. Everything else must be equal. where:
+    the path of the value in the answer, for the lines. names: of the two answers in the lines.
     """
-    if isinstance(recorded, dict) and isinstance(answered, dict) and recorded.keys() == answered.keys():
-        return [line for key in recorded for line in differences(recorded[key], answered[key], f"{where}.{key}")]
-    if isinstance(recorded, list) and isinstance(answered, list) and len(recorded) == len(answered):
-        return [line for index, pair in enumerate(zip(recorded, answered, strict=True)) for line in differences(*pair, f"{where}[{index}]")]
-    if _number(recorded) and _number(answered):
-        left, right = float(str(recorded)), float(str(answered))
-        close = abs(left - right) <= TOLERANCE * max(1.0, abs(left)) or left == right or (math.isnan(left) and math.isnan(right))
-        return [] if close else [f"{where}: recorded {recorded}, answered {answered}"]
-    return (
-        []
-        if recorded == answered and type(recorded) is type(answered)
-        else [f"{where}: recorded {_short(recorded)}, answered {_short(answered)}"]
-    )
+
+    def compare(left: object, right: object, where: str) -> list[str]:
+        if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+            return [line for key in left for line in compare(left[key], right[key], f"{where}.{key}")]
+        if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+            return [line for index, pair in enumerate(zip(left, right, strict=True)) for line in compare(*pair, f"{where}[{index}]")]
+        if _number(left) and _number(right):
+            close = _close(float(str(left)), float(str(right)), relative, absolute)
+        else:
+            close = left == right and type(left) is type(right)
+        return [] if close else [f"{where}: {names[0]} {_short(left)}, {names[1]} {_short(right)}"]
+
+    return compare(recorded, answered, where)
+
+
+def _close(left: float, right: float, relative: float, absolute: float) -> bool:
+    if not (math.isfinite(left) and math.isfinite(right)):  # a difference from Infinity is within any relative tolerance
+        return left == right or (math.isnan(left) and math.isnan(right))
+    return abs(left - right) <= max(absolute, relative * abs(left))
 
 
 def _number(value: object) -> bool:
