@@ -1,9 +1,9 @@
 """Send recorded requests to two services, and compare their answers: an old service and its replacement, or two releases.
 
 FILE has a JSON object per line: {"body": …}, and optionally path, method and headers. `first` and `second` have the same keys for one
-side alone, such as {"body": {"inputs": [[1, 2]]}, "first": {"path": "/predict", "body": {"x": [1, 2]}}}. It can also be a JSON list of bodies,
-or a version's examples/recorded.json. An address without a path means /invocations. --pick1 and --pick2 choose the part of each answer
-that is compared, such as result.scores or predictions[*].score. Redirects are not followed.
+side alone, such as {"body": {"inputs": [[1, 2]]}, "first": {"path": "/predict", "body": {"x": [1, 2]}}}. It can also be a JSON list of
+bodies, or a version's examples/recorded.json. An address without a path means /invocations. --pick1 and --pick2 choose the part of
+each answer that is compared, such as result.scores or predictions[*].score. Redirects are not followed.
 
 Tokens come from MLOPS_COMPARE_TOKEN1 and MLOPS_COMPARE_TOKEN2 and are sent as `Authorization: Bearer`. Exit code: 0 if all answers are
 equal, 4 if one differs or is an error, 5 if a service does not answer.
