@@ -18,13 +18,13 @@ JSON = "application/json"
 MOST_FILE = 256 << 20  # bytes of a file of requests
 MOST_ANSWER = 64 << 20  # bytes of an answer
 MOST_LINES = 5  # differences that are kept of a request
-# A side that has left this many requests without an answer is asked no more.
+# A side receives no more requests after it has left this many without an answer.
 MOST_SILENT = 3
 URL = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?)(/[!-~]*)?")
 PATH = re.compile(r"/[!\"$-~]*")  # printable ASCII without #
 METHODS = ("POST", "GET", "PUT", "PATCH")
 HEADER, VALUE = re.compile(r"[A-Za-z0-9-]{1,100}"), re.compile(r"[ -~]{0,4000}")
-# Secrets, which belong into the environment, and what the connection itself sets.
+# Secrets, which belong in the environment, and what the connection itself sets.
 RESERVED = {"authorization", "cookie", "proxy-authorization", "x-api-key", "host", "content-length", "transfer-encoding", "connection"}
 STEP = re.compile(r"\.?([A-Za-z0-9_-]+)|\[([0-9]{1,9}|\*)\]")
 SIDES = ("first", "second")

@@ -183,7 +183,7 @@ def _legacy(opened: IO[bytes], file: Path) -> Examined:
 def _pickle(opened: IO[bytes], head: bytes, suffix: str) -> Examined:
     """A pickle of any protocol. Protocols 0 and 1 have no mark: what imports and calls is one, and in a file named as a model what ends."""
     listed = _listed(io.BytesIO(opened.read(PICKLE_BYTES)))
-    if scan._pickled(head[:2]) or listed.calls or (listed.ends and suffix in TORCH_SUFFIXES):
+    if scan.is_pickled(head[:2]) or listed.calls or (listed.ends and suffix in TORCH_SUFFIXES):
         details = f"loading it would import {_some(listed.imports)}" if listed.imports else "it imports nothing"
         return Examined(
             PICKLE if listed.ends or listed.calls else TRUNCATED, details if listed.ends else f"{details}; it has no end", unsafe=True
@@ -221,8 +221,8 @@ def _listed(stream: IO[bytes]) -> _Listed:
             listed.calls = listed.calls or (name in CALLS and bool(listed.imports))
             listed.other = listed.other or name not in checkpoint.OPERATIONS
             listed.ends = name == "STOP"
-    except Exception:  # pickletools raises any error for a file that is not a pickle  # noqa: S110
-        pass
+    except Exception:  # pickletools raises any error for a file that is not a pickle: then this is what could be read
+        return listed
     return listed
 
 

@@ -17,12 +17,9 @@ from mlops_build import reason
 from mlops_build.adopt.kind import KINDS
 from mlops_build.errors import NotFound, Refused
 from mlops_build.model.identity import NAME
+from mlops_build.spreadsheet import cell
 
 MOST_BYTES, MOST_FAULTS, LONGEST = 1 << 29, 20, 8000
-# What a spreadsheet takes for a formula at the start of a cell; the wide forms count in some languages. ' marks a text.
-FORMULA = "=+-@'\uff1d\uff0b\uff0d\uff20"
-# Where the list separator is a semicolon, a formula could begin behind one.
-HIDDEN = re.compile(rf";(?=\s*[{re.escape(FORMULA)}])")
 ESCAPE = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})")
 ADOPT, SKIP = "adopt", "skip"
 
@@ -161,7 +158,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         try:
             writer = csv.writer(part, lineterminator="\n")
             writer.writerow(COLUMNS)
-            writer.writerows([_cell(str(value)) for value in asdict(row).values()] for row in rows)
+            writer.writerows([cell(escaped(str(value))) for value in asdict(row).values()] for row in rows)
             part.flush()
             os.fsync(part.fileno())
             Path(part.name).replace(path)
@@ -178,11 +175,6 @@ def _escape(character: str) -> str:
     return "\\\\" if character == "\\" else f"\\x{ord(character):02x}" if ord(character) < 256 else ascii(character)[1:-1]
 
 
-def _cell(text: str) -> str:
-    text = HIDDEN.sub(r"\\x3b", escaped(text))
-    return f"'{text}" if text.startswith(tuple(FORMULA)) else text
-
-
-def _parsed(cell: str) -> str:
-    text = cell.removeprefix("'")
+def _parsed(written: str) -> str:
+    text = written.removeprefix("'")
     return ESCAPE.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), text)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import unquote, urlsplit
 
 from mlops_build.adapters.git.command import masked
@@ -30,6 +31,11 @@ class Known:
     addresses: dict[str, str]
     roots: list[str] = field(default_factory=list)
     artifacts: str = ""
+
+    @cached_property
+    def numbered(self) -> dict[tuple[str, int], RegisteredVersion]:
+        """The versions by name and number."""
+        return {(version.name, version.version): version for version in self.versions}
 
     def source(self, version: RegisteredVersion) -> str:
         """Where a version's files are; the source as it is, where that is not known."""

@@ -85,8 +85,7 @@ class Policy(_Section):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of audit.yaml."""
-    schema = Policy.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **{k: v for k, v in schema.items() if k != "title"}}
+    return document.json_schema(Policy, FILE)
 
 
 def read(path: Path | None) -> Policy:

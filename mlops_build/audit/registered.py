@@ -1,10 +1,11 @@
 """Rules about registered models and versions, and the environments that use them."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from mlops_build.adapters.registry import RegisteredVersion
+from mlops_build.adapters.registry import RegisteredModel, RegisteredVersion
 from mlops_build.audit.known import Known, commit, label, same
 from mlops_build.audit.policy import finding
 from mlops_build.finding import Finding
@@ -34,8 +35,11 @@ def check(known: Known, repositories: Sequence[Repository], is_whole: bool) -> I
     yield from _aliases(known)
     for repository in repositories:
         yield from _releases(known, repository)
-    for name in known.models:
-        yield from _model(known, name, [each for each in repositories if name in each.models], is_whole and name not in unsure)
+    times: dict[str, list[float]] = defaultdict(list)
+    for version in known.versions:
+        times[version.name].append(version.created_ms / 1000)
+    for name, model in known.models.items():
+        yield from _model(model, times[name], [each for each in repositories if name in each.models], is_whole and name not in unsure)
 
 
 def _version(version: RegisteredVersion, known: Known, services: set[str] | None, urls: set[str] | None) -> Iterator[Finding]:
@@ -60,10 +64,9 @@ def _version(version: RegisteredVersion, known: Known, services: set[str] | None
 
 
 def _aliases(known: Known) -> Iterator[Finding]:
-    versions = {(version.name, version.version): version for version in known.versions}
     for model in known.models.values():
         for alias, number in model.aliases.items():
-            if (version := versions.get((model.name, number))) is None:
+            if (version := known.numbered.get((model.name, number))) is None:
                 continue
             values = {"alias": ascii(alias[:64]), "name": ascii(model.name[:64])[1:-1]}
             if identity.ARCHIVED in version.tags:
@@ -76,7 +79,6 @@ def _aliases(known: Known) -> Iterator[Finding]:
 
 
 def _releases(known: Known, repository: Repository) -> Iterator[Finding]:
-    versions = {(version.name, version.version): version for version in known.versions}
     current = {number for env in repository.environments if env.record for number in env.record.numbers}
     for name in repository.models:
         if name not in known.models:
@@ -84,7 +86,7 @@ def _releases(known: Known, repository: Repository) -> Iterator[Finding]:
     for env in repository.environments:
         for model in env.record.models if env.record else ():
             where = f"{env.name} of {repository.url}"
-            version = versions.get((model.name, model.version))
+            version = known.numbered.get((model.name, model.version))
             if model.name in known.models and env.alias not in known.models[model.name].aliases:
                 values = {"env": env.name, "name": model.name, "alias": env.alias, "released": model, "version": model.version}
                 yield finding("alias-missing", where, **values)
@@ -93,13 +95,13 @@ def _releases(known: Known, repository: Repository) -> Iterator[Finding]:
             elif (tag := version.tags.get(identity.DIGEST_TAG, "")) != model.digest:
                 values = {"env": where, "released": model.digest, "registered": ascii(tag[:80])}
                 yield finding("release-altered", label(model.name, model.version), **values)
-    for name, number in sorted(repository.released - current - set(versions)):
+    for name, number in sorted(repository.released - current - known.numbered.keys()):
         yield finding("released-before-deleted", label(name, number))
 
 
-def _model(known: Known, name: str, users: Sequence[Repository], is_whole: bool) -> Iterator[Finding]:
-    model, subject = known.models[name], ascii(name[:64])[1:-1]
-    times = [version.created_ms / 1000 for version in known.versions if version.name == name]
+def _model(model: RegisteredModel, times: Sequence[float], users: Sequence[Repository], is_whole: bool) -> Iterator[Finding]:
+    """times: when its versions were registered, Unix time in seconds."""
+    subject = ascii(model.name[:64])[1:-1]
     owner = next((model.tags[key] for key in OWNER if model.tags.get(key)), None)
     team = next((each.service.team for each in users if each.service and each.service.team), None)
     if not owner and not team and is_whole:

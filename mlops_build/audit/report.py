@@ -13,6 +13,7 @@ from mlops_build.audit.policy import Policy
 from mlops_build.finding import Finding
 from mlops_build.fleet.repositories import Repositories
 from mlops_build.model import identity
+from mlops_build.spreadsheet import cell
 
 
 @dataclass
@@ -71,11 +72,12 @@ def _unsure(facts: Known, repositories: list[inventory.Repository], findings: li
     # Of a missing folder, the list of its files is missing, too.
     rules = ("data-missing", "record-unreadable", "service-invalid")
     reasons = [f"{each.subject}: {each.why}" for each in findings if each.rule in rules]
-    numbers = {(version.name, version.version) for version in facts.versions}
     for record in (record for repository in repositories for record in repository.records):
         # A record has the commit of its first model.
         reasons += [
-            f"{model} was deleted, and its commit with it" for model in record.models[1:] if (model.name, model.version) not in numbers
+            f"{model} was deleted, and its commit with it"
+            for model in record.models[1:]
+            if (model.name, model.version) not in facts.numbered
         ]
     for version in facts.versions:
         is_placed = commit(version) and any(is_from(version, repository) for repository in repositories)
@@ -98,11 +100,11 @@ def table(findings: list[Finding], policy: Policy) -> str:
 
 
 def as_csv(findings: list[Finding], policy: Policy) -> str:
-    """Findings as CSV for a spreadsheet, which must not take a cell for a formula."""
+    """Findings as CSV for a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rule", "fails", "subject", "why", "remedy"])
     for each in findings:
         cells = [each.rule, "yes" if policy.fails(each.rule) else "no", each.subject, each.why, each.remedy]
-        writer.writerow([f"'{cell}" if cell[:1] in "=+-@\t\r" else cell for cell in cells])
+        writer.writerow([*map(cell, cells)])
     return text.getvalue()

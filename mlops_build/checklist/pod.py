@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from mlops_build import service, tracking
 from mlops_build.adapters.dvc_remote import default_remote
-from mlops_build.adapters.storage.upload import refuses_upload
+from mlops_build.adapters.storage.s3 import refuses_upload
 from mlops_build.doctor import Check
 from mlops_build.errors import MlopsBuildError
 from mlops_build.finding import Finding

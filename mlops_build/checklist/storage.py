@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlops_build.adapters.storage.upload import refuses_upload
+from mlops_build.adapters.storage.s3 import refuses_upload
 from mlops_build.checklist.names import Names
 from mlops_build.checklist.result import Result, no, ok, unseen
 

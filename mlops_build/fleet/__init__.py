@@ -140,5 +140,4 @@ def without_effect(fleet: Fleet, environments: Collection[str | None], now: date
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of fleet.yaml, for editors."""
-    schema = Fleet.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **{k: v for k, v in schema.items() if k != "title"}}
+    return document.json_schema(Fleet, FILE)

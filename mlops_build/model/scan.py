@@ -122,7 +122,7 @@ def scan_file(subject: str, opener: Callable[[], AbstractContextManager[IO[bytes
         head = file.read(SAFE_HEAD)
         if head == ZIP:
             return _zip(file, subject)
-    if _pickled(head):
+    if is_pickled(head):
         return [Finding(subject, "pickle", "the file is a pickle, which runs code when it is loaded", STATE_DICT)]
     if path.suffix.lower() in TORCH:
         return [Finding(subject, "not-a-checkpoint", "the file was not written by torch.save, so it cannot be scanned", STATE_DICT)]
@@ -150,7 +150,7 @@ def _member(archive: zipfile.ZipFile, name: str, subject: str, nested: bool, exp
     inside, suffix = f"{subject}!{name}", Path(name).suffix.lower()
     with archive.open(name) as member:
         head = member.read(SAFE_HEAD)
-    if suffix in PICKLES or _pickled(head):
+    if suffix in PICKLES or is_pickled(head):
         return [Finding(inside, "pickle", "a pickle inside a zip file runs code when it is loaded", LOG_MODEL)]
     if head == ZIP:
         if nested or archive.getinfo(name).file_size > NESTED_BYTES:
@@ -181,7 +181,7 @@ def _checkpoint(file: IO[bytes], subject: str) -> list[Finding]:
     return [Finding(subject, "unsafe-import", f"loading it would import and could call {', '.join(unsafe[:10])}", STATE_DICT)]
 
 
-def _pickled(head: bytes) -> bool:
+def is_pickled(head: bytes) -> bool:
     """Whether a file's first bytes are those of a pickle of protocol 2 to 5: 0x80 and the protocol's number.
 
     Protocols 0 and 1 have no such mark; those files are recognized by their name only.

@@ -395,5 +395,4 @@ def _parse(text: str, where: str, strict: bool) -> Service:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of service.yaml, for editors."""
-    schema = Service.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **{k: v for k, v in schema.items() if k != "title"}}
+    return document.json_schema(Service, FILE)

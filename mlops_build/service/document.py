@@ -14,6 +14,12 @@ from mlops_build.service import problems
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def json_schema(model: type[BaseModel], file: str) -> dict[str, Any]:
+    """The JSON schema of a file, for editors. file: its name."""
+    schema = model.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": file, **{k: v for k, v in schema.items() if k != "title"}}
+
+
 class _Constructor(RoundTripConstructor):
     """Reads a time as the text that is written there: a parsed one would lose its offset."""
 

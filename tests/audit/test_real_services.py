@@ -1,8 +1,6 @@
 """The same faults on Ceph's gateway, with an MLflow server on PostgreSQL."""
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +12,7 @@ from tests.adapters.registry.server import mlflow_server
 from tests.audit.test_audit import Audit, audit, pairs
 from tests.audit.world import World, clean, seed
 from tests.release.world import alone
-from tests.watch.zabbix_server import postgres, sql
+from tests.watch.zabbix_server import mlflow_database, sql
 
 __all__ = ["alone", "audit"]
 ENDPOINT, ACCESS, SECRET = (os.environ.get(f"MLOPS_TEST_S3_{name}") for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY"))
@@ -35,21 +33,13 @@ KEYS = {
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     import boto3
 
-    pytest.importorskip("psycopg2")
-    packages = Path(os.environ.get("MLOPS_TEST_ZABBIX_SERVER", "/nonexistent"))
-    if not [*packages.glob("root/usr/lib/postgresql/*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]:
-        pytest.skip("PostgreSQL is not installed, and MLOPS_TEST_ZABBIX_SERVER is not set (scripts/debian-tools.sh server)")
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     bucket = f"audit-{os.getpid()}-{int(time.time())}"
     client = boto3.client("s3", endpoint_url=ENDPOINT)
     client.create_bucket(Bucket=bucket)
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="mlflow-postgres-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)
-        database = postgres(stack, packages, folder)
-        assert sql(database, "postgres", "create database mlflow")
+        database = stack.enter_context(mlflow_database())
         backend = f"postgresql+psycopg2://zabbix@127.0.0.1:{database.port}/mlflow"
         options = ["--backend-store-uri", backend, "--no-serve-artifacts", "--default-artifact-root", f"s3://{bucket}/mlflow"]
         uri = stack.enter_context(mlflow_server(tmp_path, *options, environment=KEYS))

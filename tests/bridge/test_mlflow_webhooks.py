@@ -1,8 +1,5 @@
 """A real MLflow server on PostgreSQL with two workers, whose webhooks wake the bridge."""
 
-import os
-import shutil
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +18,7 @@ from tests.bridge.test_reconcile import head, url
 from tests.bridge.test_webhook import BODY, OTHER, SECRET, signed
 from tests.conftest import git
 from tests.release.world import tags_of
-from tests.watch.zabbix_server import postgres, sql
+from tests.watch.zabbix_server import mlflow_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_python]
 # A Fernet key: 32 bytes in base64.
@@ -35,16 +32,7 @@ SERVER = {
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The address of an empty PostgreSQL database."""
-    pytest.importorskip("psycopg2")
-    packages = Path(os.environ.get("MLOPS_TEST_ZABBIX_SERVER", "/nonexistent"))
-    if not [*packages.glob("root/usr/lib/postgresql/*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]:
-        pytest.skip("PostgreSQL is not installed, and MLOPS_TEST_ZABBIX_SERVER is not set (scripts/debian-tools.sh server)")
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="mlflow-postgres-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)
-        server = postgres(stack, packages, folder)
-        assert sql(server, "postgres", "create database mlflow")
+    with mlflow_database() as server:
         yield f"postgresql+psycopg2://zabbix@127.0.0.1:{server.port}/mlflow"
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 PATIENCE = 120  # seconds; a busy machine is slow
 EXTENSIONS = ("ctype", "bcmath", "mbstring", "xml", "xmlwriter", "xmlreader", "simplexml", "pgsql", "gd", "gettext", "sockets", "fileinfo")
@@ -149,6 +151,22 @@ def postgres(stack: ExitStack, packages: Path, folder: Path) -> Database:
     database = Database(programs, port, home)
     until(lambda: sql(database, "postgres", "select 1") or None, "PostgreSQL")
     return database
+
+
+@contextmanager
+def mlflow_database() -> Iterator[Database]:
+    """A PostgreSQL with an empty database `mlflow`; the test is skipped if it is not installed."""
+    pytest.importorskip("psycopg2")
+    packages = Path(os.environ.get("MLOPS_TEST_ZABBIX_SERVER", "/nonexistent"))
+    if not [*packages.glob("root/usr/lib/postgresql/*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]:
+        pytest.skip("PostgreSQL is not installed, and MLOPS_TEST_ZABBIX_SERVER is not set (scripts/debian-tools.sh server)")
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="mlflow-postgres-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.chmod(0o755)
+        database = postgres(stack, packages, folder)
+        assert sql(database, "postgres", "create database mlflow")
+        yield database
 
 
 def _psql(database: Database, name: str) -> list[str | Path]:

@@ -11,6 +11,7 @@ from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, che
 # A part of a multipart upload has a digest of its own, so the object's ETag is not its MD5.
 PARTS = "-"
 ATTEMPTS = 5
+QUICK_SECONDS = 15
 
 
 class S3(Place):
@@ -57,18 +58,7 @@ class S3(Place):
 
     @cached_property
     def _client(self) -> Any:
-        from boto3.session import Session
-        from botocore.config import Config
-
-        # Since 1.36 boto3 sends checksums that older gateways of Ceph refuse over https.
-        config = Config(
-            connect_timeout=10,
-            read_timeout=60,
-            retries={"mode": "standard", "max_attempts": ATTEMPTS},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        return Session().client("s3", endpoint_url=self._endpoint_url, config=config)
+        return _client(self._endpoint_url, connect_timeout=10, read_timeout=60, retries={"mode": "standard", "max_attempts": ATTEMPTS})
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
@@ -97,6 +87,30 @@ class S3(Place):
                 f"{where}: {str(error).splitlines()[0][:300]}",
                 remedy="check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_CA_BUNDLE and the network",
             ) from error
+
+
+def refuses_upload(bucket: str, key: str, endpoint_url: str | None) -> str | None:
+    """Start a multipart upload, and cancel it, so that no object is made: why that is refused; None if it is not."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client = _client(endpoint_url, connect_timeout=QUICK_SECONDS, read_timeout=QUICK_SECONDS, retries={"max_attempts": 1})
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
+        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+    except ClientError as error:
+        return str(error.response.get("Error", {}).get("Code", "an error"))
+    except BotoCoreError as error:
+        return str(error)[:200]
+    return None
+
+
+def _client(endpoint_url: str | None, **limits: Any) -> Any:
+    from boto3.session import Session
+    from botocore.config import Config
+
+    # Since 1.36 boto3 sends checksums that older gateways of Ceph refuse over https.
+    checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    return Session().client("s3", endpoint_url=endpoint_url, config=Config(**limits, **checksums))
 
 
 def _remedy(code: str) -> str:
