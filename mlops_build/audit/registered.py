@@ -14,7 +14,7 @@ from mlops_build.model import identity
 from mlops_build.model.version import BadVersion
 
 YEAR = 365 * 86400
-OWNER = ("owner", "mlops_build.owner", "team")
+OWNER = ("owner", "team")
 
 
 def check(known: Known, repositories: Sequence[Repository], is_whole: bool) -> Iterator[Finding]:
