@@ -34,7 +34,7 @@ def send(addresses: Sequence[str], outcome: Outcome, say: Callable[[str], None])
 
 
 def is_new(outcome: Outcome) -> bool:
-    """Whether a single pass tells of it: it changed something. What only stays wrong would be told by each pass."""
+    """Whether a single pass reports it: it changed something. What only stays wrong would be reported by each pass."""
     return outcome.state in TOLD and bool(outcome.commit) and (outcome.request is None or outcome.request.new)
 
 

@@ -110,7 +110,7 @@ def test_several_changes_are_listed_in_the_message(checkout: Path, registry: Reg
     assert all(f"\n- {setting}\n" in body for setting in settings)
     assert "Previous-Version: 1" in git(checkout, "log", "-1", "--format=%(trailers)")
 
-    # The same with a new version: its image and its labels are no news.
+    # The same with a new version: its image and its labels are not reported again.
     git(checkout, "reset", "--quiet", "--hard", dry)
     git(checkout, "push", "--quiet", "--force")
     promote(2, "live")

@@ -44,7 +44,7 @@ def _start(name: str) -> Content:
 
 
 def hash_of(name: str, number: int) -> str:
-    """Words that make lines unlike each other, so that similar lines are no accident."""
+    """Words that make lines unlike each other, so that lines are similar only on purpose."""
     return " ".join(f"{ord(character) * (number + 3) % 89:02d}" for character in name)
 
 

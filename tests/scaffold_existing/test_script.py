@@ -1,4 +1,4 @@
-"""What is read from a script's syntax tree: its options, what it writes, and files that are no scripts."""
+"""What is read from a script's syntax tree: its options, what it writes, and files that are not scripts."""
 
 from pathlib import Path
 
