@@ -114,7 +114,11 @@ def _members(opened: IO[bytes], file: Path, suffix: str, members: list[str]) -> 
         except checkpoint.Unreadable as error:
             return Examined(UNREADABLE, str(error), unsafe=True)
         tensors = sum("/data/" in name for name in members)
-        return Examined(MODULE, f"loading it would import {_some(unsafe)}", True) if unsafe else Examined(STATE_DICT, f"{tensors} tensors")
+        return (
+            Examined(MODULE, f"loading it would import {_some(unsafe)}", True)
+            if unsafe
+            else Examined(STATE_DICT, _counted(tensors, "tensor"))
+        )
     if members and all(name.endswith(".npy") for name in members):
         return _npz(opened, members)
     return Examined(OTHER, why or "a zip file", bool(findings))
@@ -126,7 +130,7 @@ def _npz(opened: IO[bytes], members: list[str]) -> Examined:
             with archive.open(name) as member:
                 if (array := _numpy(member)).kind != NUMPY or array.unsafe:
                     return array
-    return Examined(NUMPY, f"{len(members)} arrays")
+    return Examined(NUMPY, _counted(len(members), "array"))
 
 
 def _numpy(opened: IO[bytes], size: int | None = None) -> Examined:
@@ -157,7 +161,7 @@ def _safetensors(opened: IO[bytes], size: int) -> Examined:
         return Examined(OTHER)
     if size < 8 + length + max(ends, default=0):
         return Examined(TRUNCATED, f"its tensors need {8 + length + max(ends)} bytes")
-    return Examined(SAFETENSORS, f"{len(ends)} tensors")
+    return Examined(SAFETENSORS, _counted(len(ends), "tensor"))
 
 
 def _legacy(opened: IO[bytes], file: Path) -> Examined:
@@ -224,6 +228,10 @@ def _listed(stream: IO[bytes]) -> _Listed:
     except Exception:  # pickletools raises any error for a file that is not a pickle: then this is what could be read
         return listed
     return listed
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _some(names: set[str]) -> str:

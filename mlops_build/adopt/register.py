@@ -178,7 +178,6 @@ def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) ->
     known: dict[str, str] = {}
     contents: set[tuple[str, str]] = set()
     adopted = [version for version in registry.every_version() if identity.FILE_TAG in version.tags]
-    today = datetime.now(UTC).date().isoformat()
     for version in sorted(adopted, key=lambda version: (version.created_ms, version.name, version.version)):
         archived, content = version.tags.get(identity.ARCHIVED, ""), version.tags.get(identity.CONTENT, version.uri)
         key = (archived, version.tags[identity.FILE_TAG] if archived else content)
@@ -188,6 +187,6 @@ def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) ->
             continue
         contents.add(key)
         known.setdefault(version.tags[identity.FILE_TAG], version.uri)
-        if (until := version.tags.get(identity.EXCEPTION_UNTIL)) and until < today:
-            say(f"{version.shown}: the exception of {version.tags.get(identity.EXCEPTION_BY, '')[:200]!a} expired on {until[:10]!a}")
+        if until := version.expired:
+            say(f"{version.shown}: the exception of {version.tags.get(identity.EXCEPTION_BY, '')[:200]!a} expired on {until!a}")
     return known

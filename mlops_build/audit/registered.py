@@ -59,6 +59,8 @@ def _version(version: RegisteredVersion, known: Known, services: set[str] | None
         yield finding("run-deleted", subject, run=version.run_id)
     if version.status != "READY":
         yield finding("not-ready", subject, status=ascii(version.status[:40]))
+    if until := version.expired:
+        yield finding("exception-expired", subject, by=ascii(tags.get(identity.EXCEPTION_BY, "")[:64]), until=ascii(until))
     if version.stage and version.stage != "Archived":
         yield finding("stage", subject, stage=ascii(version.stage[:40]))
 

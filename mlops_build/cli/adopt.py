@@ -92,7 +92,7 @@ def _register(args: argparse.Namespace) -> int:
     if code and args.yes:
         say(f"this runs {args.code}, for at most {args.timeout} s for each file")
     rows = [row for row in table.read(args.csv).values() if args.model in (None, row.model)]
-    outcomes = register.run(tracking.registry(), rows, yes=args.yes, code=code, endpoint_url=args.endpoint_url, say=say)
+    outcomes = register.run(tracking.registry(create=args.yes), rows, yes=args.yes, code=code, endpoint_url=args.endpoint_url, say=say)
     counts = Counter(outcome.outcome for outcome in outcomes)
     counts["no action"] += sum(row.action == "" for row in rows)
     counts["skipped"] += sum(row.action == table.SKIP for row in rows)

@@ -12,6 +12,7 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 ALIAS = re.compile(r"[a-z](?:[a-z0-9_-]{0,62})")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+DATE = re.compile(r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 # Tags are set on the version, not on its run, since a run can be deleted.

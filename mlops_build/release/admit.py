@@ -75,6 +75,13 @@ def _check(service: Service | None, env: str, alias: str, version: RegisteredVer
             f"{version.shown} was registered by the service {trained_by[:64]!a}, not by {service.name}",
             remedy=f"train it in {service.name}: mlops-build train",
         )
+    if until := version.expired:
+        by = version.tags.get(identity.EXCEPTION_BY, "")
+        raise Refused(
+            f"{version.shown} has an unsafe file, and the exception of {by[:64]!a} expired on {until!a}",
+            remedy="store the file as a state_dict and register it again; or set a later day, such as 2027-01-31, in the tag"
+            f" {identity.EXCEPTION_UNTIL} on MLflow's page of the version",
+        )
     if identity.DIRTY in version.tags and PRODUCTION in (env, alias) and not allow_dirty:
         raise Refused(
             f"{version.name} {version.version} was made from uncommitted changes, so it cannot be reproduced",

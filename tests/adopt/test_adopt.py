@@ -208,6 +208,18 @@ def test_a_version_with_the_same_file_is_found(world: World) -> None:
     assert "'lost' version 1 is not compared" in world.stderr
 
 
+def test_register_creates_a_database_that_does_not_exist_and_a_dry_run_does_not(world: World) -> None:
+    world.adopt("list", str(world.source), "--match", "digits-best.pth")
+    world.adopt_all()
+    file = world.folder / "mlflow.db"
+    file.unlink()
+    dry = mlops_build(world.folder, "adopt", "register", "adopt.csv", expect=5, environment=world.environment)
+    assert "adopt register FILE --yes`, creates the file" in dry.stderr
+    assert not file.exists()
+    world.register("--yes")
+    assert world.registry.version("digits", 1).tags[identity.DECIDED_BY] == "Ada"
+
+
 def test_two_versions_that_two_processes_made_at_once_become_one(world: World) -> None:
     world.adopt("list", str(world.source), "--match", "*digits*")
     world.adopt_all()
@@ -288,6 +300,7 @@ def test_code_that_does_not_answer_registers_nothing(
     [
         (["list"], 2, "required: SOURCE"),
         (["list", "ftp://host/a"], 2, "not a place for files"),
+        (["list", "s3:/bucket/old"], 2, "not a place for files"),
         (["list", "nowhere"], 5, "nowhere"),
         (["register", "nowhere.csv"], 3, "cannot be read"),
         (["register", "adopt.csv", "--code", "net.py"], 2, "belong together"),

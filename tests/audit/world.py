@@ -182,6 +182,8 @@ def _registry_faults(world: World, commit: str, found: Found, expect: Callable[.
     staged = world.version(commit=commit)
     world.change(staged, "current_stage = 'Production'")
     expect("stage", staged)
+    expect("exception-expired", world.version(commit=commit, **{"exception.by": "Ada", "exception.until": "2020-01-31"}))
+    world.version(commit=commit, **{"exception.by": "Ada", "exception.until": "9999-12-31"})
     world.version(commit=commit, content="sha256:" + "c" * 64)
     expect("duplicate-content", world.version(commit=commit, content="sha256:" + "c" * 64))
     archived = world.version(commit=commit, archived="no code")

@@ -155,6 +155,11 @@ def not_ready(registry: Registry) -> None:
 ADMITTED: dict[str, tuple[dict[str, Any], str]] = {
     "dirty": ({"tags": {identity.DIRTY: "true"}}, "was made from uncommitted changes"),
     "other service": ({"tags": {identity.SERVICE: "spam"}}, "was registered by the service 'spam', not by digits"),
+    "expired": (
+        {"tags": {identity.EXCEPTION_BY: "Ada", identity.EXCEPTION_UNTIL: "2020-01-31"}},
+        "exception of 'Ada' expired on '2020-01-31'",
+    ),
+    "no date": ({"tags": {identity.EXCEPTION_UNTIL: "never"}}, "exception of '' expired on 'never'"),
     "failed": ({}, "status of 'digits' version 2 is 'FAILED_REGISTRATION'"),
 }
 

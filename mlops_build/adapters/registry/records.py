@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
-from mlops_build.model.identity import ARCHIVED, DIGEST_TAG, ModelRef
+from mlops_build.model.identity import ARCHIVED, DATE, DIGEST_TAG, EXCEPTION_UNTIL, ModelRef
 from mlops_build.model.version import BadVersion, ModelVersion
 
 
@@ -83,6 +84,14 @@ class RegisteredVersion:
                 remedy="register it with `mlops-build train`, which adds its digest, its lock and its wheels",
             )
         return ModelVersion(self.name, self.version, digest, self.run_id)
+
+    @property
+    def expired(self) -> str | None:
+        """The last day of the exception of an unsafe file, as its tag says it, if that day is over or is no date; else None."""
+        until = self.tags.get(EXCEPTION_UNTIL)
+        if not until or (DATE.fullmatch(until) and until >= datetime.now(UTC).date().isoformat()):
+            return None
+        return until[:10]
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,10 @@ def no_database(file: Path) -> RegistryUnreachable:
     """The error for a database that does not exist."""
     missing = f"MLflow's database {file} does not exist"
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        return RegistryUnreachable(missing, remedy="correct MLFLOW_TRACKING_URI; `mlops-build train` creates the file with a first model")
+        return RegistryUnreachable(
+            missing,
+            remedy="correct MLFLOW_TRACKING_URI; `mlops-build train`, or `mlops-build adopt register FILE --yes`, creates the file",
+        )
     return RegistryUnreachable(
         f"{missing}: Git does not contain it, so it is only where a model was trained",
         remedy="`mlops-build train` trains a model here and creates it. For models that others registered, set tracking.uri in service.yaml"

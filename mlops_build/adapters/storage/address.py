@@ -14,7 +14,7 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
     endpoint_url: of an S3 gateway (default: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else Amazon). Raises UsageError for another address.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator:
+    if not separator and (":/" not in uri or Path(uri).exists()):
         return _folder(Path(uri))
     if scheme == "file":
         return _folder(Path(unquote(urlsplit(uri).path)))
