@@ -17,8 +17,8 @@ from tests.adopt.test_kills import plain, started, timed
 from tests.adopt.world import World
 from tests.watch.zabbix_server import Database, mlflow_database, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_python]
-ROUNDS = 5
+pytestmark = pytest.mark.real_python
+ROUNDS = 10
 
 
 def complete(world: World, folder: Path) -> list[RegisteredVersion]:
@@ -39,6 +39,7 @@ def listed(world: World, uri: str) -> None:
     world.edit(lambda _: {"action": "adopt", "decided_by": "Ada"})
 
 
+@pytest.mark.slow
 def test_answers_that_are_lost_make_nothing_twice(world: World, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with mlflow_server(tmp_path / "server") as server, Proxy(server).serve() as proxy:
@@ -54,6 +55,7 @@ def test_answers_that_are_lost_make_nothing_twice(world: World, tmp_path: Path) 
         assert other.version not in [version.version for version in world.registry.versions(first.name)]
 
 
+@pytest.mark.soak
 def test_a_database_that_is_killed_loses_nothing(world: World, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with mlflow_database() as database:

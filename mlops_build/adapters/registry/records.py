@@ -87,7 +87,7 @@ class RegisteredVersion:
 
     @property
     def expired(self) -> str | None:
-        """The last day of the exception of an unsafe file, as its tag says it, if that day is over or is no date; else None."""
+        """The last day of the exception of an unsafe file, as its tag says it, if that day is over or not valid; else None."""
         until = self.tags.get(EXCEPTION_UNTIL)
         if not until or (DATE.fullmatch(until) and until >= datetime.now(UTC).date().isoformat()):
             return None
