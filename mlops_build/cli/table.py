@@ -7,7 +7,7 @@ start some milliseconds.
 Command = tuple[str, str, str | None]
 
 COMMANDS: dict[str, Command] = {
-    "scaffold": ("mlops_build.cli.scaffold", "generate a service from an existing training script", "train,template"),
+    "scaffold": ("mlops_build.cli.scaffold", "generate a service from a training script, or around an adopted model", "train,template"),
     "train": ("mlops_build.cli.train", "run the pipeline, commit, push, register a version", "train"),
     "register": ("mlops_build.cli.register", "register a version with the weights of another one", "train"),
     "adopt": ("mlops_build.cli.adopt", "bring old model files into the registry", "train,swift"),

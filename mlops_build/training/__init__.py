@@ -10,6 +10,7 @@ Before a function is removed, it warns for two minor releases.
 """
 
 from mlops_build.training.model import log_model
+from mlops_build.training.recorded import recorded_answers, recorded_example
 from mlops_build.training.run import Run, params, resume_run, start_run
 
-__all__ = ["Run", "log_model", "params", "resume_run", "start_run"]
+__all__ = ["Run", "log_model", "params", "recorded_answers", "recorded_example", "resume_run", "start_run"]

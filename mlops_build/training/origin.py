@@ -14,6 +14,13 @@ from mlops_build.adapters.git.checkout import Checkout
 from mlops_build.model import environment, identity
 
 ANSWERS = ".copier-answers.yml"
+# Keys of `adopted` in params.yaml → tags.
+ADOPTED = {
+    "version": identity.WEIGHTS_FROM,
+    "origin": identity.ORIGIN,
+    "sha256": identity.FILE_TAG,
+    "decided_by": identity.DECIDED_BY,
+}
 
 
 def template_version(root: Path) -> str:
@@ -34,6 +41,14 @@ def run_tags(root: Path) -> dict[str, str]:
     tags = {identity.PACKAGE: __version__, identity.TEMPLATE: template_version(root), identity.DATA: dvc.data_hash(dvc.tracked(root))}
     head = checkout.head() if checkout else None
     return {**tags, identity.COMMIT_TAG: head or "none", identity.DIRTY: "true" if not head or dirt(root) else "false"}
+
+
+def adopted(params: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a version whose weights were adopted: those of the section `adopted` that `mlops-build scaffold --model` writes."""
+    section = params.get("adopted")
+    if not isinstance(section, Mapping) or not str(section.get("version")).startswith("models:/"):
+        return {}
+    return {tag: str(section[key]) for key, tag in ADOPTED.items() if section.get(key)}
 
 
 def dirt(root: Path) -> list[str]:

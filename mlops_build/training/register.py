@@ -77,6 +77,7 @@ def register(
         )
 
     tags = {
+        **origin.adopted(params),
         identity.DATA: dvc.data_hash(dvc.tracked(root)),
         identity.PARAMS: origin.params_hash(params),
         identity.TEMPLATE: origin.template_version(root),

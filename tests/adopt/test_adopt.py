@@ -112,7 +112,7 @@ def test_no_environment_can_release_an_archived_version(world: World) -> None:
     for command in (["promote", "digits", "1", "--to", "staging"], ["package", "models:/digits@staging", "-o", "context"]):
         done = mlops_build(world.folder, *command, expect=4, environment=world.environment)
         assert "is archived" in done.stderr
-        assert "adopt register --code" in done.stderr
+        assert "mlops-build adopt register adopt.csv --model digits --code CODE.py --example ROWS.json --yes" in done.stderr
     done = mlops_build(world.folder, "serve", "models:/digits/1", expect=4, environment=world.environment)
     assert "is archived" in done.stderr
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
-from mlops_build.model.identity import ARCHIVED, DATE, DIGEST_TAG, EXCEPTION_UNTIL, ModelRef
+from mlops_build.model.identity import ARCHIVED, DATE, DIGEST_TAG, EXCEPTION_UNTIL, NAME, ModelRef
 from mlops_build.model.version import BadVersion, ModelVersion
 
 
@@ -68,6 +68,12 @@ class RegisteredVersion:
         """Its name and number for a message, whatever the name contains."""
         return f"{self.name[:64]!a} version {self.version}"
 
+    @property
+    def make_servable(self) -> str:
+        """The command that registers a servable version of the model, in the folder with adopt.csv."""
+        name = self.name if NAME.fullmatch(self.name) else "NAME"
+        return f"mlops-build adopt register adopt.csv --model {name} --code CODE.py --example ROWS.json --yes"
+
     def checked(self) -> ModelVersion:
         """This version, with the digest of its tag. Raises BadVersion without one, for an invalid name, digest or run, and for an archived
         version, which nothing can release, package or serve.
@@ -75,7 +81,7 @@ class RegisteredVersion:
         if archived := self.tags.get(ARCHIVED):
             raise BadVersion(
                 f"{self.shown} is archived: {archived[:200]!a}",
-                remedy="use another version; or make it servable: mlops-build adopt register --code PATH --example FILE",
+                remedy=f"use another version; or make it servable: {self.make_servable}",
             )
         digest = self.tags.get(DIGEST_TAG)
         if not digest:

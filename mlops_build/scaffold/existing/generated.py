@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlops_build import service as service_file
+from mlops_build.scaffold import templates
 from mlops_build.scaffold.existing import copied as copies
-from mlops_build.scaffold.existing import templates
 from mlops_build.scaffold.existing.data import Source
 from mlops_build.scaffold.existing.imports import Module, distribution, installed_packages, reached, third_party
 from mlops_build.scaffold.existing.look import look
@@ -29,6 +29,7 @@ BROUGHT = {"mlflow", "dvc", "mlops_build"}
 SEED = 20261124
 WEIGHTS = "models/weights.pt"
 METRICS = "metrics.json"
+FILES = Path(__file__).with_name("files")
 COMMAND_LINE = 4  # of dvc.yaml: the command of the stage train
 
 
@@ -86,7 +87,7 @@ class Generated:
             ("log_model.py", self.logger_py),
             ("test_predictor.py", "tests/test_predictor.py"),
         ):
-            self._text(path, templates.render(name, vars(self)))
+            self._text(path, templates.render(FILES, name, vars(self)))
         look(
             self.modules,
             self.sources,
@@ -101,7 +102,7 @@ class Generated:
     def write_todo(self) -> None:
         """Write TODO.md, after everything else."""
         self.todo.find_marks(self.root)
-        self._text("TODO.md", templates.render("TODO.md", {"name": self.name, "tasks": self.todo.tasks}))
+        self._text("TODO.md", templates.render(FILES, "TODO.md", {"name": self.name, "tasks": self.todo.tasks}))
 
     def _weights(self) -> tuple[str, Written | None]:
         """The file with the weights, and the call that writes it."""

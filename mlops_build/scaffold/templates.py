@@ -1,4 +1,4 @@
-"""Render the files of a service that are templates here (files/)."""
+"""Render the files of a generated service that are templates of this package, in files/ of its two subpackages."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def render(name: str, values: Mapping[str, Any]) -> str:
-    """The text of files/NAME.jinja with these values."""
-    return _environment().get_template(f"{name}.jinja").render(values)
+def render(folder: Path, name: str, values: Mapping[str, Any]) -> str:
+    """The text of FOLDER/NAME.jinja with these values."""
+    return _environment(folder).get_template(f"{name}.jinja").render(values)
 
 
 @cache
-def _environment() -> Environment:
-    loader = FileSystemLoader(Path(__file__).with_name("files"))
+def _environment(folder: Path) -> Environment:
+    loader = FileSystemLoader(folder)
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701  (no HTML)
     environment.filters |= {"json": _json, "yaml": _yaml}
     return environment
