@@ -91,6 +91,30 @@ def test_two_models_are_trained_registered_released_and_served_together(tmp_path
         assert differences(recorded["predictions"], answer) == []
 
 
+@pytest.mark.slow
+def test_an_old_service_moves_into_one_that_is_released_and_rolled_back(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "bashrc").write_text("set -m\n")
+    (tmp_path / "reader").mkdir()
+    console.check(
+        page("how-to/move-a-flask-service"), tmp_path / "reader", {**environment, "BASH_ENV": str(tmp_path / "bashrc")}, at_least=30
+    )
+    service = tmp_path / "reader/iris-service"
+    registry = Registry(f"sqlite:///{tmp_path / 'reader/mlflow.db'}")
+    adopted, *released = [registry.version("iris", number) for number in (1, 2, 3)]
+    for version in released:
+        assert version.tags[identity.WEIGHTS_FROM] == "models:/iris/1"
+        for tag in (identity.ORIGIN, identity.FILE_TAG, identity.DECIDED_BY):
+            assert version.tags[tag] == adopted.tags[tag]
+    weights = [registry.read(version, "artifacts/weights.pt") for version in (adopted, *released)]
+    assert weights[0] == weights[1] == weights[2]
+    recorded = [json.loads(registry.read(version, "examples/recorded.json"))["predictions"] for version in (adopted, *released)]
+    assert differences(recorded[0], recorded[1]) + differences(recorded[0], recorded[2]) == []
+    # Rolled back: the release record is that of version 2, byte for byte.
+    assert [model.version for model in record.read(service, "staging").models] == [2]
+    _, first, _, last = git(service, "log", "--reverse", "--format=%h", "--", "deploy/overlays/staging/release").splitlines()
+    assert git(service, "diff", "--stat", first, last, "--", "deploy") == ""
+
+
 @pytest.mark.parametrize(
     ("expected", "printed", "fits"),
     [
