@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.git.mirror import Mirror, mirrored
+from mlops_build.adapters.git.objects import Objects
 from mlops_build.errors import MlopsBuildError
 from mlops_build.release import record as records
 from mlops_build.release.record import BadRecord, Record
@@ -92,27 +93,31 @@ def examine(
 
 def _read(mirror: Mirror, empty: Repository) -> Repository:
     """Raises RemoteUnreachable."""
-    head = mirror.fetch_all()
+    return at(mirror, mirror.fetch_all(), empty.url)
+
+
+def at(objects: Objects, head: str, url: str) -> Repository:
+    """The repository at the commit `head` of a checkout or a mirror."""
     ever: list[Record] = []
-    texts = mirror.past(head, OVERLAYS, RECORDS)
+    texts = objects.past(head, OVERLAYS, RECORDS)
     for text in texts:
         try:
             ever.append(records.parse(text.decode(errors="replace")))
         except BadRecord:
             continue
-    known = replace(empty, commit=head, records=tuple(ever), unreadable=len(texts) - len(ever))
-    tree = Tree.at(mirror, head)
+    known = Repository(masked(url), commit=head, records=tuple(ever), unreadable=len(texts) - len(ever))
+    tree = Tree.at(objects, head)
     try:
         service = tree.service
     except MlopsBuildError as error:
         return replace(known, error=error)
-    environments = tuple(_environment(mirror, tree, service, env) for env in service.environments)
+    environments = tuple(_environment(objects, tree, service, env) for env in service.environments)
     return replace(known, service=service, environments=environments)
 
 
-def _environment(mirror: Mirror, tree: Tree, service: Service, env: str) -> Environment:
+def _environment(objects: Objects, tree: Tree, service: Service, env: str) -> Environment:
     record = tree.record(env)
     if record is None or not record.models:
         return Environment(env, service.alias_of(env))
-    newest = mirror.messages(tree.commit, f"{records.folder(env)}/{records.RECORD}", most=1)
+    newest = objects.messages(tree.commit, f"{records.folder(env)}/{records.RECORD}", most=1)
     return Environment(env, service.alias_of(env), record, newest[0][1] if newest else None)

@@ -14,7 +14,6 @@ from mlops_build.model import identity
 from mlops_build.model.version import BadVersion
 
 YEAR = 365 * 86400
-OWNER = ("owner", "team")
 
 
 def check(known: Known, repositories: Sequence[Repository], is_whole: bool) -> Iterator[Finding]:
@@ -104,7 +103,7 @@ def _releases(known: Known, repository: Repository) -> Iterator[Finding]:
 def _model(model: RegisteredModel, times: Sequence[float], users: Sequence[Repository], is_whole: bool) -> Iterator[Finding]:
     """times: when its versions were registered, Unix time in seconds."""
     subject = ascii(model.name[:64])[1:-1]
-    owner = next((model.tags[key] for key in OWNER if model.tags.get(key)), None)
+    owner = model.owner
     team = next((each.service.team for each in users if each.service and each.service.team), None)
     if not owner and not team and is_whole:
         yield finding("owner-missing", subject)

@@ -17,6 +17,7 @@ COMMANDS: dict[str, Command] = {
     "release": ("mlops_build.cli.release", "write an environment's release record from its alias", "operate"),
     "history": ("mlops_build.cli.history", "list who released what, when and why", "operate"),
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
+    "models": ("mlops_build.cli.models", "list the registered models and what each environment runs", "operate"),
     "audit": ("mlops_build.cli.audit", "find what does not fit together in registry, stores and repositories", "operate"),
     "registry": ("mlops_build.cli.registry", "set aliases from MLflow's deprecated stages", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),

@@ -109,6 +109,11 @@ class RegisteredModel:
     tags: Mapping[str, str]
     description: str = ""
 
+    @property
+    def owner(self) -> str:
+        """Its tag owner, else team; empty without one."""
+        return self.tags.get("owner") or self.tags.get("team") or ""
+
 
 @dataclass(frozen=True)
 class Run:
