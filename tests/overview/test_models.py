@@ -90,6 +90,7 @@ def test_the_repositories_of_fleet_yaml_are_read(models: Models, world: World, m
         (["--service", "old-*"], [("legacy", "production", 1)]),
         (["--owner", "ml", "--env", "s*"], [("digits", "staging", 10)]),
         (["--owner", "nobody"], []),
+        (["--owner", "", "--model", "*"], [("empty", "", None)]),
     ],
 )
 def test_filters(models: Models, world: World, arguments: list[str], expected: list[tuple[str, str, int | None]]) -> None:
