@@ -154,5 +154,6 @@ def _places(model: RegisteredModel, repositories: Sequence[Repository]) -> list[
         if env.alias in model.aliases or (env.record and env.record.version_of(model.name))
     ]
     followed = {env.alias for _, env in places}
-    places += [(None, Environment(alias, alias)) for alias in sorted(model.aliases) if alias not in followed]
-    return places or [(users[0] if users else None, Environment("", ""))]
+    first = users[0] if users else None
+    places += [(first, Environment(alias, alias)) for alias in sorted(model.aliases) if alias not in followed]
+    return places or [(first, Environment("", ""))]

@@ -73,7 +73,7 @@ def test_without_repositories_service_and_environment_are_what_the_registry_says
 def test_in_a_service_its_own_environments_are_listed(models: Models, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.folder / "digits/deploy")
     found = {(row["environment"], row["released_version"], row["service"]) for row in rows(models) if row["model"] == "digits"}
-    assert found == {("staging", 9, "digits"), ("production", None, "digits"), ("best", None, "")}
+    assert found == {("staging", 9, "digits"), ("production", None, "digits"), ("best", None, "digits")}
 
 
 def test_the_repositories_of_fleet_yaml_are_read(models: Models, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
