@@ -143,6 +143,14 @@ def registry(folder: Path, commits: list[str], store: str) -> list[str]:
 def measure(folder: Path, uri: str) -> dict[str, float]:
     command = [sys.executable, "-m", "mlops_build", "audit", "--json", "--tracking-uri", uri]
     command += ["--repo", f"file://{folder}/digits.git", "--propose", str(folder / "delete.sh")]
+    figures = measured(command, folder)
+    rules = {each["rule"] for each in json.loads((folder / "out").read_text())["findings"]}
+    assert rules <= {"files-orphaned", "data-orphaned", "single-copy-files", "single-copy-data"}, rules
+    return figures
+
+
+def measured(command: list[str], folder: Path) -> dict[str, float]:
+    """Time and memory of a command, whose stdout is then in `folder`/out."""
     start = time.perf_counter()
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder)
@@ -156,8 +164,6 @@ def measure(folder: Path, uri: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     _, status, used = ended
     assert os.waitstatus_to_exitcode(status) == 0, (folder / "err").read_text()
-    rules = {each["rule"] for each in json.loads((folder / "out").read_text())["findings"]}
-    assert rules <= {"files-orphaned", "data-orphaned", "single-copy-files", "single-copy-data"}, rules
     return {"seconds": seconds, "CPU seconds": used.ru_utime + used.ru_stime, "MiB": most / 1024}
 
 

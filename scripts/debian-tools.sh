@@ -1,10 +1,10 @@
 #!/bin/sh
 # Programs for tests, from Debian's packages: promtool, zabbix_agentd and zabbix_get check our monitoring files, Go and PHP run the clients of
-# docs/how-to, debootstrap makes a fresh Debian. With `server`, for the soak, instead of the last three: a Zabbix server, its frontend, PHP and
+# docs/how-to, debootstrap makes a fresh Debian, a headless Chromium opens the page of `mlops-build models`. With `server`, for the soak, instead of the last four: a Zabbix server, its frontend, PHP and
 # PostgreSQL. They are unpacked into a folder of the user's cache and installed nowhere; root is not needed.
 #
 #     eval "$(scripts/debian-tools.sh)"          exports MLOPS_TEST_PROMTOOL, MLOPS_TEST_ZABBIX_AGENTD, MLOPS_TEST_ZABBIX_GET,
-#                                                MLOPS_TEST_GO, MLOPS_TEST_PHP, MLOPS_TEST_DEBOOTSTRAP
+#                                                MLOPS_TEST_GO, MLOPS_TEST_PHP, MLOPS_TEST_DEBOOTSTRAP, MLOPS_TEST_CHROMIUM
 #     eval "$(scripts/debian-tools.sh server)"   the first three, and MLOPS_TEST_ZABBIX_SERVER, the folder
 #
 # What it has is kept until this file or Debian's release changes. Without apt, or where no mirror answers, it exports nothing and says so:
@@ -16,9 +16,14 @@ tools) packages="prometheus zabbix-agent zabbix-proxy-sqlite3 golang-go php-cli 
 server) packages="prometheus zabbix-agent zabbix-server-pgsql zabbix-frontend-php php-cli php-pgsql postgresql" ;;
 *) echo "debian-tools: $what? It is tools or server" >&2; exit 2 ;;
 esac
+browser=
+if [ "$what" = tools ]; then # 96 MB to fetch
+    browser=$(command -v chromium || command -v chromium-headless-shell || command -v google-chrome || true)
+    [ -n "$browser" ] || packages="$packages chromium-headless-shell"
+fi
 folder=${XDG_CACHE_HOME:-$HOME/.cache}/mlops-build/debian-$what
 root=$folder/root
-wanted=$(cat "$0" /etc/os-release 2>/dev/null | cksum)
+wanted=$( (cat "$0" /etc/os-release 2>/dev/null; echo "$browser") | cksum)
 say() { echo "debian-tools: $*" >&2; }
 
 # Lists and archives of our own: no lock of the system's apt is touched. What the machine already has is not fetched.
@@ -51,6 +56,12 @@ unpack() {
         if [ -x "$root/usr/sbin/debootstrap" ]; then shared=$root/usr/share/debootstrap program=$root/usr/sbin/debootstrap
         else shared=/usr/share/debootstrap program=/usr/sbin/debootstrap; fi # the machine has it
         printf '#!/bin/sh\nDEBOOTSTRAP_DIR="%s" exec "%s" "$@"\n' "$shared" "$program" >"$folder/bin/debootstrap"
+        if [ -z "$browser" ]; then
+            printf '#!/bin/sh\nLD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}%s" exec "%s" "$@"\n' "$libraries" \
+                "$root/usr/lib/chromium/chromium-headless-shell" >"$folder/bin/chromium"
+            chmod +x "$folder/bin/chromium"
+            "$folder/bin/chromium" --version --no-sandbox >&2 || return 1
+        fi
         chmod +x "$folder/bin/go" "$folder/bin/debootstrap"
         "$folder/bin/go" version >&2 && "$folder/bin/php" -r 'exit(function_exists("curl_init") ? 0 : 1);' || return 1
     fi
@@ -59,16 +70,16 @@ unpack() {
 
 mkdir -p "${folder%/*}"
 exec 9>"$folder.lock"
-flock -w 300 9 || { say "another process has been fetching for 5 minutes: tests with promtool, Zabbix, Go, PHP and debootstrap are skipped"; exit 0; }
+flock -w 300 9 || { say "another process has been fetching for 5 minutes: tests with promtool, Zabbix, Go, PHP, debootstrap and Chromium are skipped"; exit 0; }
 if [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$wanted" ]; then
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go, PHP nor debootstrap: their tests are skipped"; exit 0; }
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { say "no apt here, so neither promtool, Zabbix, Go, PHP, debootstrap nor Chromium: their tests are skipped"; exit 0; }
     rm -rf "$folder"
     mkdir -p "$folder/lists/partial" "$folder/archives/partial" "$root"
     if apt 60 update "" && apt 240 install "--download-only $packages" && unpack; then
         rm -rf "$folder/lists" "$folder/archives"
         echo "$wanted" >"$folder/.unpacked"
     else
-        say "the packages cannot be fetched, so neither promtool, Zabbix, Go, PHP nor debootstrap: their tests are skipped"
+        say "the packages cannot be fetched, so neither promtool, Zabbix, Go, PHP, debootstrap nor Chromium: their tests are skipped"
         rm -rf "$folder"
         exit 0
     fi
@@ -81,6 +92,7 @@ if [ "$what" = tools ]; then
     echo "export MLOPS_TEST_GO='$folder/bin/go'"
     echo "export MLOPS_TEST_PHP='$folder/bin/php'"
     echo "export MLOPS_TEST_DEBOOTSTRAP='$folder/bin/debootstrap'"
+    echo "export MLOPS_TEST_CHROMIUM='${browser:-$folder/bin/chromium}'"
 else
     echo "export MLOPS_TEST_ZABBIX_SERVER='$folder'"
 fi

@@ -125,6 +125,11 @@ class Registry:
 
         return Database(self.uri), None
 
+    @property
+    def shown(self) -> str:
+        """Its address without user and password."""
+        return shown(self.uri)
+
     @_translating
     def server_version(self) -> str | None:
         """The version of the server, such as "3.10.1"; None for a database, or where the server does not say it."""
