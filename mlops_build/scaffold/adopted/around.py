@@ -5,12 +5,11 @@ weights, so the model is registered, released, served and rolled back by the sam
 somebody writes later come before that one.
 """
 
-import re
 import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from mlops_build.adapters import dvc
 from mlops_build.adapters.registry import Registry
 from mlops_build.errors import UsageError
 from mlops_build.model import identity
-from mlops_build.scaffold import render, templates
+from mlops_build.scaffold import example, render, templates
 from mlops_build.scaffold.adopted import servable
 from mlops_build.scaffold.adopted.servable import INIT, Servable
 from mlops_build.scaffold.destination import new_service
 from mlops_build.scaffold.existing import copied as copies
-from mlops_build.scaffold.existing.generated import BROUGHT, EXAMPLE
-from mlops_build.scaffold.existing.imports import distribution, installed_packages, reached, third_party
+from mlops_build.scaffold.existing import requirements
+from mlops_build.scaffold.existing.imports import reached, third_party
 
 FILES = Path(__file__).with_name("files")
 DATA = "data/adopted"
@@ -38,25 +37,19 @@ ORIGIN = {"digest": identity.DIGEST_TAG, "origin": identity.ORIGIN, "sha256": id
 class Made:
     """The generated service. unknown: imports whose package is not known."""
 
-    destination: Path
+    service: Path
     package: str
     model: str
     version: str
-    unknown: tuple[str, ...]
+    unknown: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "service": str(self.destination),
-            "package": self.package,
-            "model": self.model,
-            "version": self.version,
-            "unknown": list(self.unknown),
-        }
+        return {**asdict(self), "service": str(self.service)}
 
     def as_text(self) -> str:
-        lines = [f"{self.destination}: a service around {self.version}", ""]
+        lines = [f"{self.service}: a service around {self.version}", ""]
         lines += [f"  add the package of `import {name}` to `dependencies` in pyproject.toml" for name in self.unknown]
-        lines += ["Then (Git is initialized, nothing is committed yet):", f"  cd {shlex.quote(str(self.destination))}"]
+        lines += ["Then (Git is initialized, nothing is committed yet):", f"  cd {shlex.quote(str(self.service))}"]
         lines += ['  git add --all && git commit --message "Generate the service around the adopted model"', "  mlops-build train"]
         return "\n".join(lines)
 
@@ -89,17 +82,15 @@ def scaffold(
     ):
         say(f"fetch and check {registered.uri}")
         adopted = servable.fetch(registry, registered, Path(scratch) / "version")
-        package = next(path.parent.name for path in sorted((root / "src").glob(f"*/{INIT}")))
+        package = example.remove(root)
         _write(root, package, adopted)
         unknown = _requirements(root, adopted)
-    return Made(destination.absolute(), package, registered.name, registered.uri, tuple(unknown))
+    return Made(destination.absolute(), package, registered.name, registered.uri, unknown)
 
 
 def _write(root: Path, package: str, adopted: Servable) -> None:
     """Replace the template's example by the service's own files."""
     source = root / "src" / package
-    for path in [*(source / name for name in EXAMPLE), *(root / "tests").glob("test_*.py")]:
-        path.unlink(missing_ok=True)
     copies.copy(adopted.modules, [], root, package)
     for other in adopted.others:
         (source / other).parent.mkdir(parents=True, exist_ok=True)
@@ -131,44 +122,19 @@ def _write(root: Path, package: str, adopted: Servable) -> None:
         ("test_adopted.py", "tests/test_adopted.py"),
     ):
         (root / written).write_text(templates.render(FILES, name, values), encoding="utf-8")
-    _texts(root, package, adopted, logger)
+    example.replace_texts(
+        root,
+        package,
+        origin=f"It was generated around `{adopted.version.uri}`: adopted code, weights and recorded answers; it has no training.",
+        rows=f"| `src/{package}/{adopted.main.inside}` | the adopted code: what a caller sends and receives |\n"
+        f"| `src/{package}/{logger}.py` | logs the adopted weights, and compares with the recorded answers |",
+        pipeline="one stage, which logs the adopted weights",
+    )
 
 
 def _requirements(root: Path, adopted: Servable) -> list[str]:
     """Add the third-party imports of the predictor to `dependencies`; returns those whose package is not known."""
-    path = root / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    dependencies = re.search(r"(?ms)^dependencies = \[\n(.*?)^\]", text)
-    listed = re.findall(r'(?m)^    "([A-Za-z0-9-]+)', dependencies[1]) if dependencies else []
     parents = [f"{parent}/{INIT}" for parent in Path(adopted.main.inside).parents]
     starts = [module for module in adopted.modules if module is adopted.main or module.inside in parents]
     used = [module for start in starts for module in reached(start, adopted.modules)]
-    installed, unknown = installed_packages(), []
-    for name in sorted(third_party(used).keys() - BROUGHT, reverse=True):
-        known = distribution(name, installed)
-        if known is None:
-            unknown.append(name)
-        elif known[0] not in listed:
-            requirement = known[0] + (f">={known[1]}" if known[1] else "")
-            text = re.sub(r"(?m)^(dependencies = \[\n)", rf'\g<1>    "{requirement}",\n', text, count=1)
-    path.write_text(text, encoding="utf-8")
-    return sorted(unknown)
-
-
-def _texts(root: Path, package: str, adopted: Servable, logger: str) -> None:
-    """Replace the texts about the template's example. In another template with other texts nothing is replaced."""
-    origin = (
-        f"It was generated around `{adopted.version.uri}`, an adopted model: its code, weights and recorded answers. It has no training.\n"
-    )
-    rows = f"| `src/{package}/{adopted.main.inside}` | the adopted code: what a caller sends and receives |\n"
-    rows += f"| `src/{package}/{logger}.py` | logs the adopted weights, and compares with the recorded answers |\n"
-    pull = "data: $(INSTALLED) ## fetch the data that DVC has\n\t$(BIN)/python -m dvc pull\n"
-    for path, pattern, text in (
-        ("README.md", r"(?ms)^The example is a small synthetic problem.*?\n(?=\n)", origin),
-        ("README.md", rf"(?ms)^\| `src/{package}/data\.py`.*?(?=^\| `params\.yaml`)", rows),
-        ("README.md", "the pipeline: prepare → train → evaluate", "the pipeline: one stage, which logs the adopted weights"),
-        ("README.md", r"(?ms)^```\n\$ curl .*?^```\n", "`data/adopted/recorded.json` has a request (`input`) and its answer.\n"),
-        ("Makefile", r"(?m)^data: .*\n(?:\t.*\n)+", pull),
-    ):
-        file = root / path
-        file.write_text(re.sub(pattern, text.replace("\\", r"\\"), file.read_text(encoding="utf-8"), count=1), encoding="utf-8")
+    return requirements.add(root, dict.fromkeys(third_party(used), "dependencies"))

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlops_build import service as service_file
-from mlops_build.scaffold import templates
+from mlops_build.scaffold import example, templates
 from mlops_build.scaffold.existing import copied as copies
+from mlops_build.scaffold.existing import requirements
 from mlops_build.scaffold.existing.data import Source
-from mlops_build.scaffold.existing.imports import Module, distribution, installed_packages, reached, third_party
+from mlops_build.scaffold.existing.imports import Module, reached, third_party
 from mlops_build.scaffold.existing.look import look
 from mlops_build.scaffold.existing.network import network
 from mlops_build.scaffold.existing.options import Option, command_line, options
@@ -18,14 +19,10 @@ from mlops_build.scaffold.existing.script import Script, Values
 from mlops_build.scaffold.existing.todo import Todo
 from mlops_build.scaffold.existing.written import Written, is_inside, within, written
 
-# The modules of the template's example, which the script replaces.
-EXAMPLE = ("data.py", "model.py", "train.py", "evaluate.py")
 # Names of options that take the data's path, for options without a default.
 DATA_OPTION = re.compile(r"data|input|csv|root|image|corpus|source", re.IGNORECASE)
 # Libraries that build the command line at run time, so that the file does not show the options.
 OTHER_PARSERS = {"typer", "fire", "hydra", "absl", "docopt", "simple_parsing", "jsonargparse", "tap", "tyro", "draccus"}
-# Imports that mlops-build[train] provides.
-BROUGHT = {"mlflow", "dvc", "mlops_build"}
 SEED = 20261124
 WEIGHTS = "models/weights.pt"
 METRICS = "metrics.json"
@@ -44,12 +41,10 @@ class Generated:
         self.script = modules[0].script
         self.name = self.script.path.name
         self.model = service_file.load(root).models[0].name
-        self.package = next(path.parent.name for path in sorted((root / "src").glob("*/__init__.py")))
+        self.package = example.remove(root)
         self.main = f"{self.package}.{modules[0].name}"
         self.predictor, self.logger = self._free("predictor"), self._free("log_model")
         self.predictor_py, self.logger_py = (f"src/{self.package}/{name}.py" for name in (self.predictor, self.logger))
-        for path in [*(root / "src" / self.package / name for name in EXAMPLE), *(root / "tests").glob("test_*.py")]:
-            path.unlink(missing_ok=True)
         self.copied = copies.copy(modules, sources, root, self.package)
         self.todo = Todo(self.copied)
         self.options: dict[str, tuple[Option, Script]] = {}
@@ -215,43 +210,28 @@ class Generated:
 
     def _requirements(self, serving: Sequence[Module]) -> None:
         """Add third-party imports to the requirements: those of serving to `dependencies`, the others to `train`."""
-        path = self.root / "pyproject.toml"
-        text = path.read_text(encoding="utf-8")
-        lists = {section: re.search(rf"(?ms)^{section} = \[\n(.*?)^\]", text) for section in ("dependencies", "train")}
-        names = {section: re.findall(r'(?m)^    "([A-Za-z0-9-]+)', match[1]) if match else [] for section, match in lists.items()}
-        installed, served = installed_packages(), third_party(serving)
-        for name, (script, line) in sorted(third_party(self.modules).items(), reverse=True):
-            known = distribution(name, installed)
-            if name in BROUGHT:
-                continue
+        served, imported = third_party(serving), third_party(self.modules)
+        unknown = requirements.add(self.root, {name: "dependencies" if name in served else "train" for name in imported})
+        for name, (script, line) in sorted(imported.items(), reverse=True):
             if name in OTHER_PARSERS:
                 self.todo.add("other parser", "dvc.yaml", COMMAND_LINE, script=script.path.name, parser=name, module=self.main)
-            if known is None:
+            if name in unknown:
                 self.todo.add("package", script, line, name=name)
-                continue
-            section = "dependencies" if name in served else "train"
-            if known[0] not in names["dependencies"] + names[section]:
-                requirement = known[0] + (f">={known[1]}" if known[1] else "")
-                text = re.sub(rf"(?m)^({section} = \[\n)", rf'\g<1>    "{requirement}",\n', text, count=1)
-        path.write_text(text, encoding="utf-8")
 
     def _other_files(self) -> None:
         """Replace the texts about the template's example. In another template with other texts nothing is replaced."""
         # DVC ignores outputs at the first run only, which would change a committed file. Not at the end of .gitignore, where the template
         # adds its new lines: that would be a conflict in every update.
         lines = "".join(f"/{output}\n" for output in self.outputs if not within(output, "models"))
-        self._replace(".gitignore", r"(?m)^/models\n", f"/models\n{lines}")
-        begins = f"It was generated from `{self.name}`; `TODO.md` lists the remaining tasks.\n"
-        self._replace("README.md", r"(?ms)^The example is a small synthetic problem.*?\n(?=\n## )", begins)
-        rows = f"| `src/{self.package}/{self.modules[0].inside}` | the original training script |\n"
-        rows += f"| `{self.predictor_py}` | input and answers |\n| `{self.logger_py}` | how the model is measured |\n"
-        self._replace("README.md", rf"(?ms)^\| `src/{self.package}/data\.py`.*?(?=^\| `params\.yaml`)", rows)
-        self._replace("README.md", "the pipeline: prepare → train → evaluate", "the pipeline: train → model")
-        recipe = "data: $(INSTALLED) ## fetch the data that DVC has\n\t$(BIN)/python -m dvc pull\n"
-        self._replace("Makefile", r"(?m)^data: .*\n(?:\t.*\n)+", recipe)
-
-    def _replace(self, path: str, pattern: str, text: str) -> None:
-        self._text(path, re.sub(pattern, lambda _: text, (self.root / path).read_text(encoding="utf-8")))
+        example.replace(self.root / ".gitignore", r"(?m)^/models\n", f"/models\n{lines}")
+        example.replace_texts(
+            self.root,
+            self.package,
+            origin=f"It was generated from `{self.name}`; `TODO.md` lists the remaining tasks.",
+            rows=f"| `src/{self.package}/{self.modules[0].inside}` | the original training script |\n"
+            f"| `{self.predictor_py}` | input and answers |\n| `{self.logger_py}` | how the model is measured |",
+            pipeline="train → model",
+        )
 
     def _deps(self, modules: Sequence[Module]) -> list[str]:
         """The modules as dependencies of a stage, without empty __init__.py files, about which DVC warns."""
