@@ -50,7 +50,7 @@ def make(folder: Path, database: Path) -> None:
     for number in range(1, 12):
         register("digits", number, {"accuracy": 0.9 + number / 1000, "loss": 1 / number}, data=f"sha256:{number:064x}")
     register("legacy", 1, {"auc": float("nan"), "gain": float("inf")}, service="old-shop")
-    register("hostile", 1, {"hostile": 1.0}, service=HOSTILE, data=HOSTILE)
+    register("hostile", 1, {"hostile": 1.0, **{f"m{number}": number for number in range(8)}}, service=HOSTILE, data=HOSTILE)
     client.create_registered_model("empty")
     client.set_registered_model_tag("legacy", "owner", "search")
     client.set_registered_model_tag("hostile", "owner", HOSTILE)

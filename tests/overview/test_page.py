@@ -71,6 +71,7 @@ def test_the_page_has_every_row_without_its_script_and_allows_nothing_else(page:
     assert cells.count("digits") == 3 + 3
     for cell in ("staging", "10 newest 11", "10.0 KiB", "ml", "search", "accuracy 0.91 loss 0.1", "auc nan gain inf", SHOWN):
         assert cell in cells
+    assert f"{SHOWN} 1 m0 0 m1 1 m2 2 m3 3 m4 4 3 more m5 5 m6 6 m7 7" in cells
     assert not {"\u202e", "\x1b"} & set(text)
     models = {model["name"]: model for model in json.loads(data)}
     assert models["digits"]["versions"] == list(range(1, 12))
