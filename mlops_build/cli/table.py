@@ -19,6 +19,8 @@ COMMANDS: dict[str, Command] = {
     "bridge": ("mlops_build.cli.bridge", "turn moved aliases into commits in many repositories", "operate"),
     "models": ("mlops_build.cli.models", "list the registered models and what each environment runs", "operate"),
     "audit": ("mlops_build.cli.audit", "find what does not fit together in registry, stores and repositories", "operate"),
+    "backup": ("mlops_build.cli.backup", "copy the registry's database and files, incrementally; check and list the copies", "operate"),
+    "restore": ("mlops_build.cli.restore", "restore such a copy into an empty database and an empty place", "operate"),
     "registry": ("mlops_build.cli.registry", "set aliases from MLflow's deprecated stages", "operate"),
     "package": ("mlops_build.cli.package", "write the build context of a model version", "operate"),
     "serve": ("mlops_build.cli.serve", "answer /invocations from a build context or a model version", "serve"),

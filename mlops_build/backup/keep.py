@@ -1,0 +1,125 @@
+"""Check a backup, and delete old ones."""
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlops_build.adapters.registry.dump import check_dump
+from mlops_build.adapters.storage.place import NoPlace
+from mlops_build.backup import index as indexes
+from mlops_build.backup import manifest
+from mlops_build.backup.destination import PRUNE, PRUNING_MS, Destination
+from mlops_build.backup.manifest import Manifest, Tampered
+from mlops_build.errors import Refused
+from mlops_build.finding import Finding
+
+Say = Callable[[str], None]
+# An object without a backup can be that of one that was interrupted and will be completed.
+GRACE_SECONDS = 24 * 3600
+PART = ".mlops-build-"  # as storage/folder names its temporary files
+REMEDY = "back up again, which copies what the registry still has; or use another copy of the backups"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """findings: what is missing or has another content. read: objects that were read."""
+
+    manifest: Manifest
+    findings: list[Finding]
+    read: int
+
+
+def verify(destination: Destination, name: str | None, sample: int | None, say: Say) -> Checked:
+    """Check the manifest, the database, and whether every file is there; read `sample` of them, or all. Raises Tampered."""
+    chosen = destination.manifest(name)
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="mlops-build-verify-") as scratch, indexes.opened(Path(scratch), "index") as index:
+        index.hold((entry.path.rpartition("/")[2], entry.size) for entry in destination.held())
+        contents: dict[str, str] = {}
+        with destination.opened(chosen.listing) as listing:
+            for entry in manifest.lines(listing, chosen):
+                if not index.holds(entry.sha256, entry.size):
+                    findings.append(Finding(entry.path, "missing", f"there is no object {entry.sha256} of {entry.size} bytes", REMEDY))
+                else:
+                    contents.setdefault(entry.sha256, entry.path)
+    chance = random.SystemRandom()
+    digests = sorted(contents) if sample is None else chance.sample(sorted(contents), min(sample, len(contents)))
+    try:
+        with destination.opened(chosen.database) as dump:
+            if why := check_dump(chosen.kind, dump):
+                findings.append(Finding("the database", "unreadable", f"its dump cannot be read: {why}", REMEDY))
+    except (Tampered, NoPlace) as error:
+        findings.append(Finding("the database", "altered", error.message, REMEDY))
+    for number, sha256 in enumerate(digests, 1):
+        try:
+            with destination.opened(sha256):
+                pass
+        except Tampered as error:
+            findings.append(Finding(contents[sha256], "altered", error.message, REMEDY))
+        if number % 1000 == 0:
+            say(f"{number:,} of {len(digests):,} files read")
+    return Checked(chosen, findings, len(digests))
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """backups: deleted ones. objects, size: deleted contents, and their bytes."""
+
+    backups: list[str]
+    objects: int = 0
+    size: int = 0
+
+
+def prune(destination: Destination, keep: int | None, days: int | None, say: Say) -> Pruned:
+    """Delete the backups that are neither one of the newest `keep` nor younger than `days`, then what no other one needs.
+
+    The newest backup, and the newest one without damaged versions, are always kept. Raises Tampered if a manifest cannot be read: what
+    it needs is not known.
+    """
+    manifests = [destination.manifest(name) for name in destination.names()]
+    limit = time.time() - days * 86400 if days is not None else float("inf")
+    kept = {made.id for made in (manifests[-keep:] if keep else manifests[-1:])}
+    kept |= {made.id for made in manifests if days is not None and taken_at(made.id).timestamp() > limit}
+    kept |= {made.id for made in [made for made in manifests if not made.damaged][-1:]}
+    old = [made.id for made in manifests if made.id not in kept]
+    if not old:
+        return Pruned([])
+    with tempfile.TemporaryDirectory(prefix="mlops-build-prune-") as scratch, destination.pruning() as running:
+        if running:
+            say(f"nothing is deleted while backup {running[0]} is being written")
+            return Pruned([])
+        for name in old:
+            destination.place.delete(f"backups/{name}.json")
+        with indexes.opened(Path(scratch), "index") as index:
+            for made in (made for made in manifests if made.id in kept):
+                with destination.opened(made.listing) as listing:
+                    index.hold((entry.sha256, 0) for entry in manifest.lines(listing, made))
+                index.hold([(made.database, 0), (made.listing, 0)])
+                destination.renew(PRUNE)
+            return _delete(destination, index, old)
+
+
+def _delete(destination: Destination, index: indexes.Index, old: list[str]) -> Pruned:
+    count = size = 0
+    oldest = (time.time() - GRACE_SECONDS) * 1000
+    renewed = time.monotonic()
+    for entry in destination.place.objects("objects"):
+        name = entry.path.rpartition("/")[2]
+        is_object = bool(manifest.SHA256.fullmatch(name))
+        if entry.modified_ms > oldest or index.holds(name, 0) or not (is_object or name.startswith(PART)):
+            continue
+        if time.monotonic() - renewed > PRUNING_MS / 1000:
+            raise Refused(f"{destination.place.uri} answers too slowly to delete safely", remedy="run it again: it continues")
+        destination.renew(PRUNE)
+        renewed = time.monotonic()
+        destination.place.delete(entry.path)
+        count, size = count + 1, size + entry.size
+    return Pruned(old, count, size)
+
+
+def taken_at(name: str) -> datetime:
+    return datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)

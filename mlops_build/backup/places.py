@@ -1,0 +1,112 @@
+"""Where the files of a registry are: the stores that its database names, and what of them belongs to it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mlops_build.adapters.storage.address import place
+from mlops_build.backup.manifest import Store
+from mlops_build.errors import UsageError
+
+# The server hands out these files itself; where it keeps them is a setting of the server, not in its database.
+PROXY = re.compile(r"mlflow-artifacts:(?://[^/]*)?/*")
+REFERENCE = re.compile(r"(?:models|runs):")
+OTHER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?!//)(?<!file:)")
+
+
+@dataclass
+class Found:
+    """stores: none is in another one. units: store and folder in it ("" is all of it). unseen: addresses that cannot be copied."""
+
+    stores: list[Store] = field(default_factory=list)
+    units: list[tuple[int, str]] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+
+    def placed(self, uri: str | None) -> tuple[int, str] | None:
+        """The store of a plain address, and the path in it."""
+        for number, store in enumerate(self.stores):
+            if uri is not None and _is_below(uri, store.uri):
+                return number, uri[len(store.uri) + 1 :]
+        return None
+
+
+class Locations:
+    """artifacts: the places that may be copied; the server's proxy keeps its files in the first one. is_embedded: no server, so that
+    folders are the user's own; else a folder is read only if it is one of `artifacts`: whoever can make an experiment chooses its address.
+    """
+
+    def __init__(self, artifacts: Sequence[str], without: Sequence[str], *, is_embedded: bool) -> None:
+        self._artifacts = [place(uri).uri for uri in artifacts]
+        self._without = {place(uri).uri for uri in without}
+        self._is_embedded = is_embedded
+
+    def plain(self, location: str) -> str | None:
+        """One spelling of an address; None if it refers to another address, or cannot be copied. Raises UsageError without --artifacts."""
+        if match := PROXY.match(location):
+            if not self._artifacts:
+                raise UsageError(
+                    f"the MLflow server keeps files itself ({location[:100]!a}), and its database does not say where",
+                    remedy="add --artifacts URI: what the server was started with as --artifacts-destination",
+                )
+            location = f"{self._artifacts[0]}/{location[match.end() :]}"
+        if REFERENCE.match(location) or OTHER.match(location) or ".." in location.split("/") or not location.isprintable():
+            return None
+        try:
+            uri = place(location).uri
+        except UsageError:
+            return None
+        is_listed = any(_is_below(uri, root) for root in self._artifacts)
+        return uri if is_listed or (not self._artifacts and (self._is_embedded or "://" in uri)) else None
+
+    def found(self, locations: Iterable[str], also: Sequence[str]) -> Found:
+        """locations: the experiments' first, so that their runs are in them."""
+        plain: dict[str, str] = {}
+        unseen: list[str] = []
+        roots: set[str] = set()
+        units: set[str] = set()
+        for location in locations:
+            uri = self.plain(location)
+            if uri is None or any(_is_below(uri, root) for root in self._without):
+                if not REFERENCE.match(location) and not _is_inside(location, unseen):
+                    unseen.append(location)
+                continue
+            plain[location] = uri
+            if not _has_above(uri, units):
+                units.add(uri)
+                above, _, last = uri.rpartition("/")
+                roots.add(above if last.isdecimal() and above.rstrip("/").rpartition("/")[2] not in ("", "s3:") else uri)
+        others = [place(uri).uri for uri in also]
+        found = Found([Store(uri, []) for uri in sorted(roots) if not _has_above(_above(uri), roots)], unseen=unseen)
+        for location, uri in plain.items():
+            number, path = found.placed(uri) or (0, "")
+            spelling = location.rstrip("/").removesuffix(path).rstrip("/") if path else location.rstrip("/")
+            if spelling not in found.stores[number].spellings and not PROXY.match(location):
+                found.stores[number].spellings.append(spelling)
+            if uri in units and not _has_above(_above(uri), units):
+                found.units.append((number, path))
+        found.units = sorted(set(found.units))
+        for uri in others:
+            found.units.append((len(found.stores), ""))
+            found.stores.append(Store(uri, [], is_registry=False))
+        return found
+
+
+def _is_below(uri: str, root: str) -> bool:
+    return uri == root or uri.startswith(f"{root}/")
+
+
+def _is_inside(uri: str, roots: Sequence[str]) -> bool:
+    return any(_is_below(uri, root) for root in roots[:100])
+
+
+def _above(uri: str) -> str:
+    return uri.rpartition("/")[0]
+
+
+def _has_above(uri: str, roots: set[str]) -> bool:
+    """Whether it is one of the roots, or below one."""
+    while uri:
+        if uri in roots:
+            return True
+        uri = _above(uri)
+    return False

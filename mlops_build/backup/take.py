@@ -1,0 +1,197 @@
+"""Make a backup: the database first, then every file that it names. Files that are known by place, size and time are not read again."""
+
+import gzip
+import json
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+
+from mlops_build import __version__
+from mlops_build.adapters.registry.dump import Dumped, Sql
+from mlops_build.adapters.storage.address import place
+from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject
+from mlops_build.backup import index as indexes
+from mlops_build.backup import manifest
+from mlops_build.backup.destination import Destination
+from mlops_build.backup.index import Index
+from mlops_build.backup.manifest import Copied, Manifest, Tampered
+from mlops_build.backup.places import Found, Locations
+from mlops_build.errors import Refused
+from mlops_build.finding import Finding
+from mlops_build.model.files import digest_of, file_digest
+from mlops_build.model.identity import DIGEST_TAG
+
+Say = Callable[[str], None]
+THREADS = 8
+BATCH = 512
+# MLflow writes it when it loads a version from a folder; it is not a part of the version.
+META = "registered_model_meta"
+REMEDY = "restore its files from an older backup (mlops-build restore DEST --backup ID), or train it again"
+
+
+@dataclass
+class Made:
+    """A backup that was made. new, sent: objects that the destination did not have, and their bytes. reused: files that were not read."""
+
+    manifest: Manifest
+    new: int = 0
+    sent: int = 0
+    reused: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass
+class Making:
+    """What the steps of one backup share. known: files of the backup before. taken: files of this one."""
+
+    destination: Destination
+    name: str
+    folder: Path
+    known: Index
+    taken: Index
+    made: Made
+    say: Say
+
+
+def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence[str], endpoint: str | None, say: Say) -> Made:
+    """Copy the database and its files into `destination`. Nothing is a backup before the manifest, which is written last.
+
+    also: places beside the registry. endpoint: the S3 gateway of the registry's files.
+    """
+    now = datetime.now(UTC)
+    name = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="mlops-build-backup-") as scratch, destination.running(name):
+        folder = Path(scratch)
+        dumped = sql.dump(folder / "dump", DIGEST_TAG)
+        found = locations.found(dumped.locations, also)
+        if inside := found.placed(destination.place.uri):
+            raise Refused(
+                f"{destination.place.uri} is in {found.stores[inside[0]].uri}, which is copied", remedy="back up to another place"
+            )
+        say(f"database: {len(dumped.versions):,} versions, {len(found.stores)} places with files")
+        blank = Manifest(name, __version__, _mlflow(), dumped.schema, sql.kind, "", "", 0, 0, found.stores, [])
+        with indexes.opened(folder, "known") as known, indexes.opened(folder, "taken") as taken:
+            making = Making(destination, name, folder, known, taken, Made(blank), say)
+            known.hold((entry.path.rpartition("/")[2], entry.size) for entry in destination.held())
+            _remember(making)
+            _copy(making, found, endpoint)
+            made = making.made
+            made.findings = [*_unseen(found), *_damaged(making, dumped, locations, found)]
+            damaged = sorted({finding.subject for finding in made.findings})[:1000]
+            database, listing = (_store(making, folder / each)[0] for each in ("dump", "list"))
+            made.manifest = Manifest(**{**vars(made.manifest), "database": database, "listing": listing, "damaged": damaged})
+            destination.save(made.manifest)
+    return made
+
+
+def _remember(making: Making) -> None:
+    """Read the list of the newest backup that can be read."""
+    for name in reversed(making.destination.names()):
+        try:
+            before = making.destination.manifest(name)
+            with making.destination.opened(before.listing) as file:
+                making.known.add(manifest.lines(file, before), [store.uri for store in before.stores])
+        except (Tampered, NoPlace) as error:
+            making.say(f"not used: {error.message}")
+            continue
+        return
+
+
+def _copy(making: Making, found: Found, endpoint: str | None) -> None:
+    uris = [store.uri for store in found.stores]
+    count = size = 0
+    told = time.monotonic()
+    with gzip.open(making.folder / "list", "wt", encoding="utf-8", compresslevel=6) as listing, ThreadPoolExecutor(THREADS) as pool:
+        for number, path in found.units:
+            at = place(uris[number], endpoint if found.stores[number].is_registry else None)
+            objects = _objects(at, path)
+            while batch := list(islice(objects, BATCH)):
+                copied = [entry for entry in pool.map(partial(_file, making, at, number), batch) if entry]
+                making.taken.add(copied, uris)
+                for entry in copied:
+                    listing.write(json.dumps(astuple(entry)) + "\n")
+                    count, size = count + 1, size + entry.size
+                if time.monotonic() - told > 5:
+                    told = time.monotonic()
+                    making.say(f"{count:,} files, {size / 1e6:,.0f} MB; {making.made.sent / 1e6:,.0f} MB sent")
+    making.made.manifest = Manifest(**{**vars(making.made.manifest), "files": count, "size": size})
+
+
+def _objects(at: Place, path: str) -> Iterator[StoredObject]:
+    if "://" not in at.uri and not Path(at.uri).exists():
+        return iter(())  # of an experiment without runs; a version without its files is found later
+    return at.objects(path)
+
+
+def _file(making: Making, at: Place, number: int, entry: StoredObject) -> Copied | None:
+    """Copy one file, unless its content is there already; None if it has been deleted since it was listed."""
+    making.destination.renew(f"running/{making.name}")
+    if not manifest.is_path(entry.path):
+        making.made.findings.append(Finding(at.shown(entry.path), "not-copied", "its path is not a plain one", "rename this file"))
+        return None
+    stamp = f"{entry.modified_ms}-{entry.md5 or ''}"
+    sha256 = making.known.sha256(at.uri, entry.path, entry.size, stamp)
+    if sha256 and making.known.holds(sha256, entry.size):
+        making.made.reused += 1
+        return Copied(number, entry.path, entry.size, sha256, stamp)
+    with tempfile.TemporaryDirectory(dir=making.folder) as scratch:
+        try:
+            at.save(entry.path, Path(scratch) / "file")
+        except NoPlace:
+            above = entry.path.rpartition("/")[0]
+            if any(each.path == entry.path for each in _objects(at, above)):
+                raise
+            return None
+        sha256, size = _store(making, Path(scratch) / "file")
+    # A file that was changed meanwhile is read again by the next backup.
+    return Copied(number, entry.path, size, sha256, stamp if size == entry.size else "0")
+
+
+def _store(making: Making, file: Path) -> tuple[str, int]:
+    sha256, size = file_digest(file), file.stat().st_size
+    if not making.known.holds(sha256, size):
+        making.destination.put(file, sha256)
+        making.known.hold([(sha256, size)])
+        making.made.new += 1
+        making.made.sent += size
+    return sha256, size
+
+
+def _unseen(found: Found) -> Iterator[Finding]:
+    for location in found.unseen[:100]:
+        yield Finding(
+            ascii(location[:200])[1:-1],
+            "not-copied",
+            "files at this address were not copied",
+            "add --artifacts URI, or back it up by other means",
+        )
+
+
+def _damaged(making: Making, dumped: Dumped, locations: Locations, found: Found) -> Iterator[Finding]:
+    yield from making.made.findings
+    for name, number, source, digest in dumped.versions:
+        at = found.placed(locations.plain(source))
+        files = making.taken.below(found.stores[at[0]].uri, at[1]) if at else []
+        subject = f"models:/{re.sub(r'[^ -~]', '?', name[:200])}/{number}"
+        if not files:
+            yield Finding(subject, "no-files", "none of its files was found", REMEDY)
+        elif digest and digest not in (digest_of(files), digest_of(file for file in files if file[0] != META)):
+            yield Finding(subject, "files-altered", "its files are not those that were registered", REMEDY)
+
+
+def _mlflow() -> str:
+    for package in ("mlflow", "mlflow-skinny"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
