@@ -28,6 +28,8 @@ WITHOUT = {
     "serve": {"alembic", "boto3", "botocore", "pyarrow", "sqlalchemy"},
     "package": {"psutil"},  # only where DVC runs
     "audit": {"psutil", "swiftclient"},  # DVC does not run; Swift is in the extra swift
+    "backup": {"swiftclient"},
+    "restore": {"swiftclient"},
 }
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r"Programming Language :: Python :: (3\.[0-9]+)", line))]
 
