@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlops_build.adapters.storage.address import place
 from mlops_build.backup.manifest import Store
@@ -37,7 +38,8 @@ class Locations:
 
     def __init__(self, artifacts: Sequence[str], without: Sequence[str], *, is_embedded: bool) -> None:
         self._artifacts = [place(uri).uri for uri in artifacts]
-        self._without = {place(uri).uri for uri in without}
+        plain = [place(uri).uri for uri in without]
+        self._without = [*plain, *(Path(uri).as_uri() for uri in plain if "://" not in uri)]
         self._is_embedded = is_embedded
 
     def plain(self, location: str) -> str | None:
@@ -58,6 +60,10 @@ class Locations:
         is_listed = any(_is_below(uri, root) for root in self._artifacts)
         return uri if is_listed or (not self._artifacts and (self._is_embedded or "://" in uri)) else None
 
+    def is_left_out(self, location: str) -> bool:
+        """Whether people said --without for it."""
+        return any(_is_below(location, root) for root in self._without)
+
     def found(self, locations: Iterable[str], also: Sequence[str]) -> Found:
         """locations: the experiments' first, so that their runs are in them."""
         plain: dict[str, str] = {}
@@ -66,8 +72,10 @@ class Locations:
         units: set[str] = set()
         for location in locations:
             uri = self.plain(location)
-            if uri is None or any(_is_below(uri, root) for root in self._without):
-                if not REFERENCE.match(location) and not _is_inside(location, unseen):
+            if self.is_left_out(location):
+                continue
+            if uri is None:
+                if not REFERENCE.match(location) and not any(_is_below(location, other) for other in unseen[:100]):
                     unseen.append(location)
                 continue
             plain[location] = uri
@@ -93,10 +101,6 @@ class Locations:
 
 def _is_below(uri: str, root: str) -> bool:
     return uri == root or uri.startswith(f"{root}/")
-
-
-def _is_inside(uri: str, roots: Sequence[str]) -> bool:
-    return any(_is_below(uri, root) for root in roots[:100])
 
 
 def _above(uri: str) -> str:

@@ -110,7 +110,7 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
     uris = [store.uri for store in found.stores]
     count = size = 0
     told = time.monotonic()
-    with gzip.open(making.folder / "list", "wt", encoding="utf-8", compresslevel=6) as listing, ThreadPoolExecutor(THREADS) as pool:
+    with gzip.GzipFile(making.folder / "list", "wb", 6, mtime=0) as listing, ThreadPoolExecutor(THREADS) as pool:
         for number, path in found.units:
             at = place(uris[number], endpoint if found.stores[number].is_registry else None)
             objects = _objects(at, path)
@@ -118,7 +118,7 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
                 copied = [entry for entry in pool.map(partial(_file, making, at, number), batch) if entry]
                 making.taken.add(copied, uris)
                 for entry in copied:
-                    listing.write(json.dumps(astuple(entry)) + "\n")
+                    listing.write(f"{json.dumps(astuple(entry))}\n".encode())
                     count, size = count + 1, size + entry.size
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
@@ -179,6 +179,8 @@ def _unseen(found: Found) -> Iterator[Finding]:
 def _damaged(making: Making, dumped: Dumped, locations: Locations, found: Found) -> Iterator[Finding]:
     yield from making.made.findings
     for name, number, source, digest in dumped.versions:
+        if locations.is_left_out(source):
+            continue
         at = found.placed(locations.plain(source))
         files = making.taken.below(found.stores[at[0]].uri, at[1]) if at else []
         subject = f"models:/{re.sub(r'[^ -~]', '?', name[:200])}/{number}"
