@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mlops_build.adapters.storage.address import place  # noqa: E402 # a script's own folder is what Python finds by itself
+from mlops_build.adapters.storage.place import Place  # noqa: E402
 from mlops_build.model import identity  # noqa: E402
 from mlops_build.model.files import digest  # noqa: E402
 
@@ -41,11 +42,12 @@ def main() -> None:
         os.environ["TMPDIR"] = scratch
         base = f"{options.bucket}/{int(time.time())}" if options.bucket else scratch
         client, uri = registry(folder, base)
+        at = place(base)
         each = options.files // VERSIONS
         for number in range(VERSIONS):
-            add(client, folder, base, number, each, options.bytes // options.files)
+            add(client, folder, at, number, each, options.bytes // options.files)
         figures = {"first": measured(folder, uri, "backup", f"{base}/backups")}
-        add(client, folder, base, VERSIONS, each, options.bytes // options.files)
+        add(client, folder, at, VERSIONS, each, options.bytes // options.files)
         figures["second"] = measured(folder, uri, "backup", f"{base}/backups")
         figures["verify all"] = measured(folder, uri, "backup", f"{base}/backups", "--verify", "--all")
         into = ("--database", f"sqlite:///{folder}/new.db", "--artifacts", f"{base}/new")
@@ -68,17 +70,16 @@ def registry(folder: Path, base: str) -> tuple[Any, str]:
     return client, uri
 
 
-def add(client: Any, folder: Path, base: str, number: int, files: int, size: int) -> None:
+def add(client: Any, folder: Path, at: Place, number: int, files: int, size: int) -> None:
     run = client.create_run("1").info.run_id
     model = folder / "model" / str(number)
     model.mkdir(parents=True)
     for index in range(files):
         (model / f"{index}.bin").write_bytes(os.urandom(size))
-    source = f"{base}/mlruns/1/{run}/artifacts/model"
-    at = place(source)
+    source = f"mlruns/1/{run}/artifacts/model"
     for index in range(files):
-        at.put(f"{index}.bin", model / f"{index}.bin")
-    client.create_model_version("digits", source, run, tags={identity.DIGEST_TAG: digest(model)})
+        at.put(f"{source}/{index}.bin", model / f"{index}.bin")
+    client.create_model_version("digits", at.shown(source), run, tags={identity.DIGEST_TAG: digest(model)})
     for file in model.iterdir():
         file.unlink()
 

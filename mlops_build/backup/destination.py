@@ -46,6 +46,14 @@ class Destination:
                 )
             yield file
 
+    def wrong(self, sha256: str) -> str | None:
+        """Why an object does not have this content; None if it does."""
+        try:
+            with self.opened(sha256):
+                return None
+        except Tampered as error:
+            return error.message
+
     def names(self) -> list[str]:
         """The backups, oldest first."""
         names = (entry.path.rpartition("/")[2].removesuffix(".json") for entry in self.place.objects("backups"))

@@ -111,8 +111,9 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
     count = size = 0
     told = time.monotonic()
     with gzip.GzipFile(making.folder / "list", "wb", 6, mtime=0) as listing, ThreadPoolExecutor(THREADS) as pool:
+        places = [place(store.uri, endpoint if store.is_registry else None) for store in found.stores]
         for number, path in found.units:
-            at = place(uris[number], endpoint if found.stores[number].is_registry else None)
+            at = places[number]
             objects = _objects(at, path)
             while batch := list(islice(objects, BATCH)):
                 copied = [entry for entry in pool.map(partial(_file, making, at, number), batch) if entry]
