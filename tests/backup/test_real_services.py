@@ -116,35 +116,37 @@ def test_a_killed_database_fails_the_command_and_running_it_again_completes(serv
     fill(uris[0], tmp_path, f"{tmp_path}/artifacts/1")
     backup = ["backup", "backups", "--database", uris[0], "--artifacts", f"{tmp_path}/artifacts"]
     restore = ["restore", "backups", "--database", uris[1], "--artifacts", f"{tmp_path}/new"]
-    assert kills(server, tmp_path, "pg_dump", backup) == 3
+    assert kills(server, tmp_path, uris[0], "lock table tags", backup) == 3
     run(tmp_path, *backup, expect=4)
-    assert kills(server, tmp_path, "pg_restore", restore) == 3
+    assert kills(server, tmp_path, uris[1], "create table alembic_version ()", restore) == 3
     run(tmp_path, *restore)
     check(uris[1], tmp_path, f"{tmp_path}/new")
 
 
-def kills(server: Database, folder: Path, application: str, command: list[str]) -> int:
-    """How many of three runs failed, since the session of pg_dump or pg_restore was killed; PostgreSQL then recovers as after a crash."""
+def kills(server: Database, folder: Path, uri: str, statement: str, command: list[str]) -> int:
+    """How many of three runs failed, since the session of pg_dump or pg_restore was killed while it waited for what an open transaction has
+    locked with `statement`. PostgreSQL then ends all sessions, and recovers as after a crash.
+    """
+    import psycopg2
+
     failed = 0
     for _ in range(3):
-        words = [sys.executable, "-m", "mlops_build", *command]
-        with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            kill_session(server, application)
-            failed += process.wait(timeout=60) in (1, 5)
+        with closing(psycopg2.connect(host="127.0.0.1", port=server.port, user="zabbix", dbname=uri.rpartition("/")[2])) as connection:
+            connection.cursor().execute(statement)
+            words = [sys.executable, "-m", "mlops_build", *command]
+            with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                os.kill(until(lambda: waiting(server), "a session that waits"), signal.SIGKILL)
+                failed += process.wait(timeout=60) in (1, 5)
         until(lambda: sql(server, "postgres", "select 1") or None, "PostgreSQL")
     return failed
 
 
-def kill_session(server: Database, application: str) -> None:
+def waiting(server: Database) -> int | None:
     import psycopg2
 
+    query = "select pid from pg_stat_activity where application_name in ('pg_dump', 'pg_restore') and wait_event_type = 'Lock'"
     with closing(psycopg2.connect(host="127.0.0.1", port=server.port, user="zabbix", dbname="postgres")) as connection:
-        connection.autocommit = True
         cursor = connection.cursor()
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            cursor.execute("select pid from pg_stat_activity where application_name = %s", (application,))
-            if row := cursor.fetchone():
-                os.kill(row[0], signal.SIGKILL)
-                return
-    raise AssertionError(f"no session of {application} within 60 s")
+        cursor.execute(query)
+        row = cursor.fetchone()
+        return int(row[0]) if row else None
