@@ -87,12 +87,14 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
             checked.findings.append(finding("source-unknown", label(version.name, version.version), source=ascii(source[:200])))
             kept.update(RUN.findall(source))  # it may be another spelling of a known store
     for root, versions in placed.items():
+        if root.startswith("mlflow-artifacts:"):
+            checked.unseen.append("the files that the MLflow server hands out itself: name where it keeps them: --artifacts URI")
+            continue
         try:
             inner = [path for other in [*others, *known.roots] if (path := below(other, root)) is not None]
             _list(Store(place_at(root, endpoint), endpoint), versions, kept, inner, checked, say)
         except (NoPlace, UsageError) as error:
-            hint = "; name the store behind the server: --artifacts URI" if root.startswith("mlflow-artifacts:") else ""
-            checked.unseen.append(f"the artifact store {root}: {error.message}{hint}")
+            checked.unseen.append(f"the artifact store {root}: {error.message}")
     return checked
 
 

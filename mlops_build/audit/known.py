@@ -37,6 +37,11 @@ class Known:
         """The versions by name and number."""
         return {(version.name, version.version): version for version in self.versions}
 
+    @cached_property
+    def weights(self) -> set[str]:
+        """The versions whose weights another version has."""
+        return {version.tags[identity.WEIGHTS_FROM] for version in self.versions if identity.WEIGHTS_FROM in version.tags}
+
     def source(self, version: RegisteredVersion) -> str:
         """Where a version's files are; the source as it is, where that is not known."""
         if match := RUNS.fullmatch(version.source):
@@ -94,6 +99,11 @@ def label(name: str, version: int) -> str:
 def commit(version: RegisteredVersion) -> str | None:
     tag = version.tags.get(identity.COMMIT_TAG, "")
     return tag if COMMIT.fullmatch(tag) else None
+
+
+def is_adopted(version: RegisteredVersion) -> bool:
+    """Whether `mlops-build adopt` registered a version, which has no commit and needs no data; not one that a service made from it."""
+    return identity.FILE_TAG in version.tags and identity.COMMIT_TAG not in version.tags
 
 
 def same(url: str) -> str:

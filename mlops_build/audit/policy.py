@@ -32,7 +32,7 @@ def rules() -> dict[str, dict[str, Any]]:
 def finding(rule: str, subject: str, **values: object) -> Finding:
     """A finding with the texts of its rule. Values are shown without control characters."""
     shown = {key: "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value)) for key, value in values.items()}
-    return Finding(subject, rule, rules()[rule]["why"].format(**shown), rules()[rule]["remedy"].format(**shown))
+    return Finding(subject, rule, rules()[rule]["why"].format(**shown), rules()[rule]["remedy"].format(subject=subject, **shown))
 
 
 def _known(name: str) -> str:
@@ -99,6 +99,11 @@ def read(path: Path | None) -> Policy:
     except UnicodeDecodeError:
         raise PolicyError(f"{path} is not UTF-8 text", remedy="save it as UTF-8") from None
     return document.parse(text, str(path), Policy, error=PolicyError, reference=REFERENCE)[0]
+
+
+def over(policy: Policy) -> list[Ignore]:
+    """The entries whose last day is over (UTC)."""
+    return [entry for entry in policy.ignore if entry.until < datetime.now(UTC).date()]
 
 
 def split(policy: Policy, findings: Sequence[Finding]) -> tuple[list[Finding], list[tuple[Finding, Ignore]]]:

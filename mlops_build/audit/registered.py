@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from mlops_build.adapters.registry import RegisteredModel, RegisteredVersion
-from mlops_build.audit.known import Known, commit, label, same
+from mlops_build.audit.known import Known, commit, is_adopted, label, same
 from mlops_build.audit.policy import finding
 from mlops_build.finding import Finding
 from mlops_build.inventory import Repository
@@ -22,7 +22,8 @@ def check(known: Known, repositories: Sequence[Repository], is_whole: bool) -> I
     urls = {same(repository.url) for repository in repositories}
     # Their service and its models are not known.
     invalid = {same(repository.url) for repository in repositories if repository.service is None}
-    unsure = {version.name for version in known.versions if invalid and same(version.tags.get(identity.REPOSITORY, "")) in invalid | {""}}
+    made = [version for version in known.versions if not is_adopted(version)]
+    unsure = {version.name for version in made if invalid and same(version.tags.get(identity.REPOSITORY, "")) in invalid | {""}}
     first: dict[str, str] = {}
     for version in known.versions:
         is_certain = is_whole and version.name not in unsure
@@ -44,13 +45,16 @@ def check(known: Known, repositories: Sequence[Repository], is_whole: bool) -> I
 def _version(version: RegisteredVersion, known: Known, services: set[str] | None, urls: set[str] | None) -> Iterator[Finding]:
     subject, tags = label(version.name, version.version), version.tags
     service, repository = tags.get(identity.SERVICE), tags.get(identity.REPOSITORY)
-    if not service:
+    if is_adopted(version):
+        if services is not None and service not in services and version.uri not in known.weights:
+            yield finding("adopted-without-service", subject, model=subject.removeprefix("models:/").partition("/")[0])
+    elif not service:
         yield finding("version-without-service", subject)
     elif services is not None and service not in services:
         yield finding("service-unknown", subject, service=ascii(service[:64]))
     if repository and urls is not None and same(repository) not in urls:
         yield finding("repository-unknown", subject, repository=ascii(repository[:200]))
-    if commit(version) is None and identity.ARCHIVED not in tags:
+    if commit(version) is None and identity.ARCHIVED not in tags and not is_adopted(version):
         yield finding("version-without-commit", subject)
     if version.run_id and version.run_id not in known.runs:
         yield finding("run-erased", subject, run=ascii(version.run_id[:64]), uri=subject)
@@ -89,10 +93,11 @@ def _releases(known: Known, repository: Repository) -> Iterator[Finding]:
             where = f"{env.name} of {repository.url}"
             version = known.numbered.get((model.name, model.version))
             if model.name in known.models and env.alias not in known.models[model.name].aliases:
-                values = {"env": env.name, "name": model.name, "alias": env.alias, "released": model, "version": model.version}
+                number = "VERSION" if version is None else model.version
+                values = {"env": env.name, "name": model.name, "alias": env.alias, "released": model, "version": number}
                 yield finding("alias-missing", where, **values)
             if version is None:
-                yield finding("released-deleted", label(model.name, model.version), env=where, name=model.name)
+                yield finding("released-deleted", label(model.name, model.version), where=where, env=env.name, name=model.name)
             elif (tag := version.tags.get(identity.DIGEST_TAG, "")) != model.digest:
                 values = {"env": where, "released": model.digest, "registered": ascii(tag[:80])}
                 yield finding("release-altered", label(model.name, model.version), **values)

@@ -82,7 +82,7 @@ def _unsure(facts: Known, repositories: list[inventory.Repository], findings: li
     for version in facts.versions:
         is_placed = commit(version) and any(is_from(version, repository) for repository in repositories)
         is_without_code = identity.ARCHIVED in version.tags and commit(version) is None
-        if not is_placed and not is_without_code:
+        if not is_placed and not is_without_code and not known.is_adopted(version):
             reasons.append(f"{known.label(version.name, version.version)}: its commit or its repository is not known")
     return reasons
 

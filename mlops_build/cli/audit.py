@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     listed = repositories.find(args.repo, rules.read(args.fleet))
     made = report.run(repositories.registry(args), listed, args.branch, chosen, _progress, store=args.artifacts, is_deep=args.deep)
     findings, ignored = policy.split(chosen, made.findings)
+    for over in policy.over(chosen):
+        say(f"not ignored since {over.until} ended: {over.subject} [{over.rule}]: {over.why}")
     for each, entry in ignored:
         say(f"ignored until {entry.until}: {each.subject} [{each.rule}]: {entry.why}")
     for line in made.unseen:

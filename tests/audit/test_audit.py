@@ -89,6 +89,17 @@ def test_nothing_is_missing_in_what_does_not_answer(world: World, audit: Audit) 
     assert not Path("delete.sh").exists()
 
 
+def test_files_that_the_server_hands_out_need_the_name_of_their_place(world: World, audit: Audit) -> None:
+    clean(world)
+    run = world.run_of(1)
+    world.sql("update runs set artifact_uri = 'mlflow-artifacts:/7/' || run_uuid || '/artifacts'")
+    world.change(1, f"source = 'mlflow-artifacts:/7/{run}/artifacts/versions/one', storage_location = null")
+    code, document, _ = audit()
+    assert (code, pairs(document)) == (5, [("single-copy-data", world.remote)])
+    assert document["not_looked_at"] == ["the files that the MLflow server hands out itself: name where it keeps them: --artifacts URI"]
+    assert audit("--artifacts", world.store)[1]["not_looked_at"] == []
+
+
 def test_the_script_deletes_only_what_nothing_needs(world: World, audit: Audit, tmp_path: Path) -> None:
     clean(world)
     gone = world.version(commit=world.tracked("digits", world.data(b"later", days=50)))
@@ -96,6 +107,7 @@ def test_the_script_deletes_only_what_nothing_needs(world: World, audit: Audit, 
     world.release("digits", "production", "digits", 1)
     world.registry.set_alias("digits", "live", 1)
     run = world.run_of(gone)
+    world.version(commit=None, service=None, repository=None, sha256="a" * 64)  # adopted: it needs no data
     world.client.delete_model_version("digits", str(gone))
     world.sql(f"delete from runs where run_uuid = '{run}'")  # noqa: S608
     erased = "9" * 32
@@ -137,6 +149,7 @@ def test_the_policy_says_what_fails_and_what_is_ignored(world: World, audit: Aud
     ]:
         (tmp_path / "audit.yaml").write_text(text)
         assert audit()[0] == code, text
+    assert "not ignored since 2020-01-01 ended: *digits.git [service-invalid]: moved soon" in audit()[2]
 
 
 @pytest.mark.parametrize(

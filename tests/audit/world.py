@@ -94,7 +94,7 @@ class World:
         return self.commit(name, {f"data/{path}.dvc": f"outs:\n- md5: {md5}\n  hash: md5\n  path: {path}\n"})
 
     def version(
-        self, name: str = "digits", *, commit: str, files: dict[str, bytes] | None = None, source: str = "", **tags: str | None
+        self, name: str = "digits", *, commit: str | None, files: dict[str, bytes] | None = None, source: str = "", **tags: str | None
     ) -> int:
         """Register the next version, as `mlops-build train` would; a tag of None is left out."""
         self.count += 1
@@ -186,6 +186,11 @@ def _registry_faults(world: World, commit: str, found: Found, expect: Callable[.
     world.version(commit=commit, **{"exception.by": "Ada", "exception.until": "9999-12-31"})
     world.version(commit=commit, content="sha256:" + "c" * 64)
     expect("duplicate-content", world.version(commit=commit, content="sha256:" + "c" * 64))
+    adopted = world.version(commit=None, service="forgotten", repository=None, sha256="a" * 64)
+    expect("adopted-without-service", adopted)
+    expect("adopted-without-service", world.version(commit=None, service=None, repository=None, sha256="b" * 64, archived="no code"))
+    used = world.version(commit=None, service=None, repository=None, sha256="c" * 64)
+    world.version(commit=commit, weights_from=f"models:/digits/{used}", sha256="c" * 64)
     archived = world.version(commit=commit, archived="no code")
     world.registry.set_alias("digits", "old", archived)
     expect("alias-archived", archived)
