@@ -4,9 +4,9 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from mlops_build.adapters.registry import schema
 from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import (
     NoAnswer,
@@ -16,19 +16,13 @@ from mlops_build.adapters.registry.records import (
     Run,
     first_line,
     quoted,
-    shown,
     stage,
 )
-from mlops_build.errors import Refused
 
 PAGE = 1000
 # mlflow.entities.ViewType.ALL, whose import takes seconds.
 _ALL = 3
 SQL = re.compile(r"(?:sqlite|postgresql|mysql|mssql)(?:\+[a-z0-9]+)?://")
-
-
-class OtherSchema(Refused):
-    """The database of another MLflow release, which mlflow would migrate or not understand."""
 
 
 class Database:
@@ -149,20 +143,14 @@ class Database:
 
 def _check_schema(uri: str) -> None:
     """Raise OtherSchema for the database of another MLflow release: mlflow would add its tables to it when it opens it."""
-    import mlflow
     import sqlalchemy
     from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
     with engine.connect() as connection:
-        revision = MigrationContext.configure(connection).get_current_revision()
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations"))
-    if revision not in (None, scripts.get_current_head()):
-        raise OtherSchema(
-            f"MLflow's database {shown(uri)} belongs to another release of MLflow than {mlflow.__version__}, which is installed here",
-            remedy="back it up, then `mlflow db upgrade` with its address, if that release is older (docs/how-to/upgrade-mlflow.md)",
-        )
+        revisions = MigrationContext.configure(connection).get_current_heads()
+        is_empty = set(sqlalchemy.inspect(connection).get_table_names()) <= {schema.TABLE}
+    schema.check(uri, revisions, is_empty=is_empty)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from mlops_build.adapters.registry import schema
 from mlops_build.adapters.registry.database import Database
 from mlops_build.adapters.registry.records import (
     NoAnswer,
@@ -55,8 +56,9 @@ where models.workspace = 'default' and models.name not in
 
 
 def open_database(uri: str, file: Path) -> Database:
-    """The database in a file that exists. Raises NoAnswer if it cannot be read."""
+    """The database in a file that exists. Raises OtherSchema, and NoAnswer if it cannot be read."""
     database = Sqlite(uri, file)
+    database.check()
     return database if database.is_known() else Database(uri)
 
 
@@ -66,6 +68,14 @@ class Sqlite(Database):
     def __init__(self, uri: str, file: Path) -> None:
         super().__init__(uri)
         self._file = file
+
+    def check(self) -> None:
+        """Raise OtherSchema, also where the tables have the columns of TABLES: a migration may have failed in between."""
+        with self._open() as database:
+            tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            rows = database.execute(f"select version_num from {schema.TABLE}") if schema.TABLE in tables else ()
+            revisions = [revision for (revision,) in rows]
+        schema.check(self._uri, revisions, is_empty=not tables - {schema.TABLE})
 
     def is_known(self) -> bool:
         """Whether the file has the columns of TABLES."""

@@ -1,5 +1,7 @@
 """Databases and servers of older MLflow releases. databases/ has what MLflow 1.30.1 and 2.3.0 wrote: three versions with stages."""
 
+import contextlib
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from mlops_build.adapters.registry import Registry
-from mlops_build.adapters.registry.database import OtherSchema
+from mlops_build.adapters.registry.schema import OtherSchema
 from mlops_build.errors import Failed
 from tests import servers
+from tests.conftest import MadeOnce
 
 DATABASES = sorted((Path(__file__).parent / "databases").glob("*.sql"))
 
@@ -31,6 +34,47 @@ def test_a_command_does_not_migrate_the_database_of_an_older_mlflow(old: Path) -
         Registry(f"sqlite:///{old}").models()
     assert "mlflow db upgrade" in str(error.value.remedy)
     assert old.read_bytes() == before
+
+
+def test_a_database_without_its_revision_is_left_as_it_is(old: Path) -> None:
+    change(old, "drop table alembic_version")
+    before = old.read_bytes()
+    for create in (False, True):
+        with pytest.raises(OtherSchema, match="has tables, but no revision") as error:
+            Registry(f"sqlite:///{old}", create=create).models()
+    assert "restore the backup" in str(error.value.remedy)
+    assert old.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "update alembic_version set version_num = '97727af70f4d'",
+        "insert into alembic_version values ('97727af70f4d')",
+        "delete from alembic_version",
+        "drop table alembic_version",
+    ],
+)
+def test_a_failed_migration_that_left_every_table_is_refused(left: str, tmp_path: Path, made_once: MadeOnce) -> None:
+    file = Path(shutil.copy(made_once("mlflow-database", make_database) / "mlflow.db", tmp_path))
+    assert Registry(f"sqlite:///{file}").models() == []
+    change(file, left)
+    before = file.read_bytes()
+    with pytest.raises(OtherSchema):
+        Registry(f"sqlite:///{file}")
+    assert file.read_bytes() == before
+
+
+def make_database(folder: Path) -> None:
+    """A database of the installed MLflow."""
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+
+def change(file: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute(statement)
 
 
 @pytest.mark.slow  # each migration takes four seconds of CPU
