@@ -53,6 +53,8 @@ def examine(root: Path | None, *, ci: bool = False, deep: bool = False) -> list[
         checks += [lambda: service_file(root), lambda: tasks(root), lambda: versions(root)]
         checks += [] if ci else [lambda: images(root), lambda: remote(root), lambda: data_remote(root, deep=deep), lambda: registry(root)]
         checks += [lambda: webhook(root, deep=deep)]
+    elif os.environ.get("MLFLOW_TRACKING_URI"):
+        checks += [lambda: registry(None)]
     return [_examined(check) for check in checks]
 
 
@@ -266,8 +268,8 @@ def data_remote(root: Path, *, deep: bool = False) -> Check:
     return Check("data remote", seen, findings)
 
 
-def registry(root: Path) -> Check:
-    """MLflow answers, and a server has aliases."""
+def registry(root: Path | None) -> Check:
+    """MLflow answers, and a server has aliases. root: None outside of a service, where MLFLOW_TRACKING_URI is set."""
     from mlops_build import tracking
     from mlops_build.adapters.registry import UnknownVersion
 

@@ -95,3 +95,14 @@ def test_a_fleet_yaml_that_cannot_be_read_is_a_finding(
 def test_a_password_in_gits_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_output", lambda command: "https://bot:hunter2@git.example.com/x.git" if "get-url" in command else "")
     assert doctor.remote(tmp_path).seen == "https://git.example.com/x.git"
+
+
+def test_the_registry_is_checked_outside_of_a_service_where_its_address_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> list[doctor.Check]:
+        return [check for check in doctor.examine(None) if check.name == "registry"]
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert found() == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    (check,) = found()
+    assert "none.db does not exist" in check.findings[0].why

@@ -23,7 +23,8 @@ def released(version: RegisteredVersion) -> ModelVersion:
     if identity.ORIGIN in version.tags and not version.tags.get(identity.COMMIT_TAG):
         raise BadVersion(
             f"{version.shown} was adopted and has no locked environment yet",
-            remedy=f"register it in a service that has its code: mlops-build register --weights-from {version.uri}",
+            remedy=f"make a service around it: {version.make_service} ; or, in a service that was made from it: mlops-build train,"
+            " and promote the version that this registers",
         )
     if not model.run:
         raise BadVersion(f"{version.shown} does not have its run", remedy="train it with `mlops-build train`, which records its run")

@@ -36,6 +36,9 @@ def new_service(destination: Path, answers: Mapping[str, object], template: str,
             root = Path(folder) / destination.name
             try:
                 render.copy(template, root, {"project_name": destination.name, **answers}, version=version)
+            except render.TemplateUnreachable as error:
+                remedy = "give a copy of the template that this machine reaches: --template PATH|URL, or MLOPS_BUILD_TEMPLATE"
+                raise render.TemplateUnreachable(error.message, remedy=f"{remedy}; or {error.remedy}") from None
             except render.ScaffoldError as error:
                 raise error if "project_name" in answers else _named_by_folder(destination.name, error) from None
             git.run(root, "init", "--quiet", "--initial-branch=main")

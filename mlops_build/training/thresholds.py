@@ -13,6 +13,12 @@ from typing import Any
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding
 
+# By metric, where no better model helps.
+REMEDIES = {
+    "recorded_answers": "correct the predictor; or, if the new answers are right, correct data/adopted/recorded.json and run:"
+    " dvc add data/adopted && git commit --message 'Correct the recorded answers' data/adopted.dvc"
+}
+
 
 def of(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The checked thresholds in params.yaml. Raises Refused if there are none, because the gate would check nothing."""
@@ -45,7 +51,8 @@ def failures(metrics: Mapping[str, Any], thresholds: Mapping[str, Mapping[str, f
             why = f"{metric} is {value:g}, required {wanted}"
         else:
             continue
-        findings.append(Finding(metric, "threshold", why, f"improve the model, or change evaluate.thresholds.{metric} in params.yaml"))
+        remedy = REMEDIES.get(metric, f"improve the model, or change evaluate.thresholds.{metric} in params.yaml")
+        findings.append(Finding(metric, "threshold", why, remedy))
     return findings
 
 

@@ -266,6 +266,7 @@ def test_code_and_an_example_make_a_version_servable(world: World) -> None:
     assert "no remote repository" in mlops_build(world.folder, "lineage", version.uri, environment=world.environment).stdout
     promoted = mlops_build(world.folder, "promote", "net", "2", "--to", "staging", expect=4, environment=world.environment)
     assert "has no locked environment yet" in promoted.stderr
+    assert "mlops-build scaffold net-service --model models:/net/2 ;" in promoted.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from mlops_build.errors import MlopsBuildError, UsageError
 from mlops_build.model import files, identity
 from mlops_build.model.files import DigestMismatch
 from mlops_build.model.version import BadVersion
+from mlops_build.release import admit
 from mlops_build.scaffold.adopted import around, servable
 from mlops_build.scaffold.adopted.servable import NotServable
 from mlops_build.scaffold.destination import NotEmpty
+from mlops_build.scaffold.render import TemplateUnreachable
 from mlops_build.training import origin, recorded_answers, recorded_example
 from tests.conftest import MadeOnce, git
 
@@ -167,7 +170,10 @@ def test_the_version_becomes_a_service_and_nothing_of_it_is_run_or_unpickled(tem
     assert "vision" in (root / "service.yaml").read_text()
     readme = (root / "README.md").read_text()
     assert "`models:/old-points/1`" in readme
-    assert "synthetic" not in readme
+    for training in ("synthetic", "raw", "git init", "retrains", "Start from the template", "every number that training uses"):
+        assert training not in readme
+    for what in ("make data       fetch the adopted weights", "logs the adopted weights again", "`make test train`"):
+        assert what in readme
     assert git(root, "status", "--porcelain", "--branch").splitlines()[0] == "## No commits yet on main"
 
 
@@ -259,6 +265,31 @@ def test_tags_of_the_version_are_quoted_or_left_out(template: Path, versions: Ve
     assert set(params) == {"seed", "adopted", "evaluate"}
     assert set(params["adopted"]) == {"version", "digest", "sha256", "decided_by"}
     assert params["adopted"]["decided_by"] == odd
+
+
+def test_without_access_to_the_template_both_ways_to_give_another_are_named(
+    versions: Versions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["scaffold", str(tmp_path / "points"), "--model", versions.add().uri, "--tracking-uri", versions.uri]
+    assert main([*arguments, "--template", "https://127.0.0.1:9/mlops-build"]) == TemplateUnreachable.exit_code
+    said = capsys.readouterr().err
+    for remedy in ("--template PATH", "MLOPS_BUILD_TEMPLATE", "git ls-remote https://127.0.0.1:9/mlops-build"):
+        assert remedy in said
+    assert [path.name for path in tmp_path.iterdir()] == ["registry"]
+
+
+@pytest.mark.parametrize("name", ["digits", "d" * 63, "9", "a--b"])
+def test_the_command_for_an_adopted_version_names_a_folder_that_can_be_a_service(
+    name: str, versions: Versions, template: Path, tmp_path: Path
+) -> None:
+    adopted = replace(versions.add(), name=name)
+    with pytest.raises(BadVersion) as error:
+        admit.released(adopted)
+    command = re.search(r"mlops-build (scaffold \S+ --model \S+)", str(error.value.remedy))
+    assert command is not None
+    destination = command[1].split()[1]
+    scaffold(template, tmp_path / destination, versions, "models:/old-points/1")
+    assert command[1].endswith(f"--model models:/{name}/1")
 
 
 @pytest.mark.parametrize("section", [None, 3, {}, {"version": "other"}, ["models:/a/1"]])

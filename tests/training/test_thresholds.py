@@ -26,6 +26,12 @@ def test_each_metric_beyond_its_bounds_is_a_finding(metrics: dict[str, object], 
     assert [finding.why for finding in thresholds.failures(metrics, wanted)] == said
 
 
+def test_other_answers_of_an_adopted_model_are_no_matter_of_a_better_model() -> None:
+    (found,) = thresholds.failures({"recorded_answers": 0.5}, {"recorded_answers": {"min": 1.0}})
+    assert "improve the model" not in found.remedy
+    assert "correct data/adopted/recorded.json and run: dvc add data/adopted" in found.remedy
+
+
 @pytest.mark.parametrize("params", [{}, {"evaluate": None}, {"evaluate": {"thresholds": {}}}, {"evaluate": {"thresholds": {"a": {}}}}])
 def test_a_gate_that_is_always_open_is_refused(params: dict[str, object]) -> None:
     with pytest.raises(Refused):

@@ -1,5 +1,6 @@
 """What the registry knows: model versions and runs, where it is, and the errors that it raises."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from typing import BinaryIO
 from mlops_build.errors import NotFound, Unreachable, UsageError
 from mlops_build.model.identity import ARCHIVED, DATE, DIGEST_TAG, EXCEPTION_UNTIL, NAME, ModelRef
 from mlops_build.model.version import BadVersion, ModelVersion
+
+# A folder whose name can be that of a service (copier.yml, project_name).
+SERVICE = re.compile(r"(?=.{2,40}\Z)[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 
 class RegistryUnreachable(Unreachable):
@@ -73,6 +77,12 @@ class RegisteredVersion:
         """The command that registers a servable version of the model, in the folder with adopt.csv."""
         name = self.name if NAME.fullmatch(self.name) else "NAME"
         return f"mlops-build adopt register adopt.csv --model {name} --code CODE.py --example ROWS.json --yes"
+
+    @property
+    def make_service(self) -> str:
+        """The command that generates a service around an adopted version."""
+        folder = f"{self.name}-service"
+        return f"mlops-build scaffold {folder if SERVICE.fullmatch(folder) else 'adopted-service'} --model {self.uri}"
 
     def checked(self) -> ModelVersion:
         """This version, with the digest of its tag. Raises BadVersion without one, for an invalid name, digest or run, and for an archived

@@ -45,7 +45,8 @@ def _installed() -> str | None:
     mlflow = importlib.util.find_spec("mlflow")
     if mlflow is None or mlflow.origin is None:
         return None
-    made, replaced = set(), set()
+    made: set[str] = set()
+    replaced: set[str] = set()
     for file in Path(mlflow.origin).parent.glob("store/db_migrations/versions/*.py"):
         for is_older, revision in REVISION.findall(file.read_text(encoding="utf-8")):
             (replaced if is_older else made).add(revision)

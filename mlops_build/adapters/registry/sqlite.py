@@ -73,7 +73,7 @@ class Sqlite(Database):
         """Raise OtherSchema, also where the tables have the columns of TABLES: a migration may have failed in between."""
         with self._open() as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
-            rows = database.execute(f"select version_num from {schema.TABLE}") if schema.TABLE in tables else ()
+            rows = database.execute("select version_num from alembic_version") if schema.TABLE in tables else ()
             revisions = [revision for (revision,) in rows]
         schema.check(self._uri, revisions, is_empty=not tables - {schema.TABLE})
 

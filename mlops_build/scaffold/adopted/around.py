@@ -31,6 +31,14 @@ DATA = "data/adopted"
 LOGGER = "log_model"
 # Keys of `adopted` in params.yaml → tags of the adopted version. `version` is its URI.
 ORIGIN = {"digest": identity.DIGEST_TAG, "origin": identity.ORIGIN, "sha256": identity.FILE_TAG, "decided_by": identity.DECIDED_BY}
+# What README.md says about a training → about this service.
+README = (
+    (r"fetch the raw data and put it under DVC .*", "fetch the adopted weights and the recorded answers, which are under DVC"),
+    ("every number that training uses", "where the weights come from"),
+    (r"`git init -b main`, `make install`, `make data`, ", "`make install`, "),
+    ("Start from the template", "Generate the service around the adopted model"),
+    ("retrains the model:", "logs the adopted weights again:"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ def _write(root: Path, package: str, adopted: Servable) -> None:
         f"| `src/{package}/{logger}.py` | logs the adopted weights, and compares with the recorded answers |",
         pipeline="one stage, which logs the adopted weights",
     )
+    for training, here in README:
+        example.replace(root / "README.md", training, here)
 
 
 def _requirements(root: Path, adopted: Servable) -> list[str]:
