@@ -12,6 +12,7 @@ from pathlib import Path
 from mlops_build.cli.output import result, say
 from mlops_build.cli.parser import whole
 
+TIMEOUT = 600  # seconds
 EXAMPLE = (
     "  mlops-build adopt list s3://old-models/2021 --csv adopt.csv\n"
     "  mlops-build adopt register adopt.csv\n"
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     register.add_argument("--model", metavar="NAME", help="only the rows of this model")
     register.add_argument("--code", type=Path, metavar="PATH", help="a Python file or package with the predictor; it is run")
     register.add_argument("--example", type=Path, metavar="FILE", help="rows for the predictor, as JSON or CSV")
-    register.add_argument("--timeout", type=whole(1, 86400), default=600, metavar="SECONDS", help="of the predictor (default: 600)")
+    register.add_argument("--timeout", type=whole(1, 86400), default=TIMEOUT, metavar="SECONDS", help="of the predictor (default: 600)")
     for action in (listing, register):
         action.add_argument("--endpoint-url", metavar="URL", help="the S3 gateway of the source (default: AWS_ENDPOINT_URL)")
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -82,7 +83,7 @@ def _register(args: argparse.Namespace) -> int:
     from mlops_build import tracking
     from mlops_build.adopt import register, table
     from mlops_build.adopt.servable import Code
-    from mlops_build.errors import UsageError
+    from mlops_build.errors import NotFound, UsageError
 
     if (args.code is None) != (args.example is None) or (args.code and not args.model):
         raise UsageError(
@@ -91,7 +92,11 @@ def _register(args: argparse.Namespace) -> int:
     code = Code(args.code, args.example, args.timeout) if args.code else None
     if code and args.yes:
         say(f"this runs {args.code}, for at most {args.timeout} s for each file")
-    rows = [row for row in table.read(args.csv).values() if args.model in (None, row.model)]
+    listed = table.read(args.csv).values()
+    rows = [row for row in listed if args.model in (None, row.model)]
+    if args.model and not rows:
+        models = ", ".join(sorted({row.model for row in listed if row.model})[:20]) or "none"
+        raise NotFound(f"{args.csv} has no row of the model {args.model[:100]!a}; models: {models}", remedy="correct --model")
     outcomes = register.run(tracking.registry(create=args.yes), rows, yes=args.yes, code=code, endpoint_url=args.endpoint_url, say=say)
     counts = Counter(outcome.outcome for outcome in outcomes)
     counts["no action"] += sum(row.action == "" for row in rows)
@@ -99,5 +104,17 @@ def _register(args: argparse.Namespace) -> int:
     text = "\n".join(f"{count:7}  {outcome}" for outcome, count in counts.items() if count)
     result(args, {"registered": args.yes, "files": [asdict(outcome) for outcome in outcomes]}, text)
     if not args.yes and counts[register.WOULD]:
-        say(f"nothing was registered; to do it: mlops-build adopt register {args.csv} --yes")
+        not_run = f", and {args.code} was not run" if code else ""
+        say(f"nothing was registered{not_run}; to do it: {_command(args)} --yes")
     return 4 if counts[register.REFUSED] else 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as it was given, without --yes."""
+    import shlex
+
+    options = {"--model": args.model, "--code": args.code, "--example": args.example, "--endpoint-url": args.endpoint_url}
+    if args.timeout != TIMEOUT:
+        options["--timeout"] = args.timeout
+    given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    return shlex.join(["mlops-build", "adopt", "register", str(args.csv), *given])

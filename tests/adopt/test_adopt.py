@@ -269,6 +269,19 @@ def test_code_and_an_example_make_a_version_servable(world: World) -> None:
     assert "mlops-build scaffold net-service --model models:/net/2 ;" in promoted.stderr
 
 
+def test_a_dry_run_prints_its_whole_command_and_an_unknown_model_is_an_error(world: World) -> None:
+    (world.folder / "my net.py").write_text("raise RuntimeError")
+    (world.folder / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    world.adopt("list", str(world.source), "--match", "digits-best.pth")
+    world.adopt_all()
+    options = ["--model", "digits", "--code", "my net.py", "--example", "rows.csv", "--timeout", "9"]
+    world.register(*options)
+    assert "my net.py was not run" in world.stderr
+    assert f"adopt register {world.csv} --model digits --code 'my net.py' --example rows.csv --timeout 9 --yes" in world.stderr
+    failed = mlops_build(world.folder, "adopt", "register", "adopt.csv", "--model", "digit", expect=3, environment=world.environment)
+    assert "adopt.csv has no row of the model 'digit'; models: digits" in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "example", "why"),
     [
