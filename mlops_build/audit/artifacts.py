@@ -75,6 +75,7 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
     placed: dict[str, dict[str, list[RegisteredVersion]]] = {root: defaultdict(list) for root in known.roots}
     for version in known.versions:
         source = known.source(version)
+        kept.update(RUN.findall(source))  # also where its run is erased, or the address is another spelling of a known store's
         root = next((root for root in known.roots if below(source, root) is not None), None)
         logged = LOGGED.search(source) if source.startswith("models:") else None
         if root is not None:
@@ -85,7 +86,6 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
             checked.unseen.append(f"the files of {label(version.name, version.version)}: it is not known which store has them")
         else:
             checked.findings.append(finding("source-unknown", label(version.name, version.version), source=ascii(source[:200])))
-            kept.update(RUN.findall(source))  # it may be another spelling of a known store
     for root, versions in placed.items():
         if root.startswith("mlflow-artifacts:"):
             checked.unseen.append("the files that the MLflow server hands out itself: name where it keeps them: --artifacts URI")

@@ -1,7 +1,7 @@
 """The code and data of versions: commits in the repositories, and what the DVC remotes have of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,11 +51,35 @@ class Looked:
 
 @dataclass
 class Listed:
-    """A DVC remote that was listed. orphans: paths of 41 to 52 characters, packed, of files older than the days that are kept."""
+    """A DVC remote. needs: of the repositories that use it. folders: the hashes of each folder's files, packed. unread: why not, of others.
+
+    orphans: paths of 41 to 52 characters, packed, of files older than the days that are kept.
+    """
 
     place: Place
     endpoint: str | None
+    inner: list[str]
+    needs: dict[str, list[Need]]
+    folders: dict[str, bytes] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     orphans: list[bytes] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Read the lists of folders' files: others are missing, or the place does not answer."""
+        for md5 in (each for each in self.needs if each.endswith(".dir")):
+            for path in dvc_files.places(md5):
+                try:
+                    self.folders[md5] = b"".join(dvc_files.listed(self.place.read(path, MOST_LIST)))
+                    self.unread.pop(md5, None)
+                    break
+                except (NoPlace, Failed, Refused) as error:
+                    self.unread.setdefault(md5, error.message)
+
+    def hashes(self) -> Iterator[bytes]:
+        """All that the repositories need. A million hashes as text would need more than twice the memory. A folder's list has 17 bytes."""
+        yield from map(_packed, self.needs)
+        for many in self.folders.values():
+            yield from _each(many)
 
 
 def look(known: Known, repository: Repository, mirror: Mirror | None) -> Looked:
@@ -138,62 +162,55 @@ def check(
             if any(user.remote and user.remote.keeps_names for user in users):
                 raise UsageError("it keeps the files under their own names, which the audit does not read")
             inner = [path for other in [*others, *(each for each, _ in remotes)] if (path := below(other, url)) is not None]
-            store = Listed(place_at(url, at), at)
-            findings += _list(store, users, inner, partial(_is_old, keep_days=keep_days), unseen, say)
-            listed.append(store)
+            listed.append(Listed(place_at(url, at), at, inner, _together(users)))
+            listed[-1].read()
         except (NoPlace, UsageError) as error:
             unseen.append(f"the DVC remote {url}: {error.message}")
+    # Two addresses may name the same place: what one repository needs is an orphan nowhere.
+    needed = {each for store in listed for each in store.hashes()} | {_packed(md5) for each in looked for md5 in each.needs}
+    for store in listed:
+        try:
+            findings += _list(store, needed, partial(_is_old, keep_days=keep_days), unseen, say)
+        except NoPlace as error:
+            unseen.append(f"the DVC remote {store.place.uri}: {error.message}")
     return findings, listed, unseen
+
+
+def _together(users: Sequence[Looked]) -> dict[str, list[Need]]:
+    needs: dict[str, list[Need]] = defaultdict(list)
+    for user in users:
+        for md5, many in user.needs.items():
+            needs[md5] += many
+    return needs
 
 
 def _is_old(modified_ms: int, now_ms: float, keep_days: int) -> bool:
     return now_ms - modified_ms > keep_days * DAY_MS
 
 
-def _list(store: Listed, users: Sequence[Looked], inner: list[str], is_old: Any, unseen: list[str], say: Say) -> list[Finding]:
-    needs: dict[str, list[Need]] = defaultdict(list)
-    for user in users:
-        for md5, many in user.needs.items():
-            needs[md5] += many
-    folders, unread = _folders(store.place, needs)
-    # A million hashes as text would need more than twice the memory. A folder's list has 17 bytes.
-    present = dict.fromkeys(map(_packed, needs), False) | dict.fromkeys((md5 for many in folders.values() for md5 in _each(many)), False)
+def _list(store: Listed, needed: Set[bytes], is_old: Any, unseen: list[str], say: Say) -> list[Finding]:
+    present = dict.fromkeys(store.hashes(), False)
     orphans = Orphans("data-orphaned", store.place)
-    for each in objects(store.place, inner, say):
+    for each in objects(store.place, store.inner, say):
         match = dvc_files.STORED.fullmatch(each.path)
         key = bytes.fromhex(match[1] + match[2]) + (b"d" if match[3] else b"") if match else b""
         if key in present:
             present[key] = True
-            continue
-        orphans.add("" if match else each.path.partition("/")[0], each)
-        if match and is_old(each.modified_ms, orphans.now_ms):
-            store.orphans.append(each.path.encode())
+        elif key not in needed:
+            orphans.add("" if match else each.path.partition("/")[0], each)
+            if match and is_old(each.modified_ms, orphans.now_ms):
+                store.orphans.append(each.path.encode())
     findings = list(orphans.findings())
-    for md5, many in needs.items():
+    for md5, many in store.needs.items():
         is_there = present[_packed(md5)]
-        missing = sum(not present[key] for key in _each(folders.get(md5, b"")))
-        if is_there and md5 in unread:
-            unseen.append(f"the files of {many[0].path[:100]!a} of {many[0].subject}: {unread[md5]}")
+        missing = sum(not present[key] for key in _each(store.folders.get(md5, b"")))
+        if is_there and md5 in store.unread:
+            unseen.append(f"the files of {many[0].path[:100]!a} of {many[0].subject}: {store.unread[md5]}")
         for need in many if not is_there or missing else ():
             count = f"{missing} files" if missing else "the list of files" if md5.endswith(".dir") else "1 file"
             values = {"path": ascii(need.path[:100]), "remote": ascii(store.place.uri)[1:-1], "commit": need.commit, "count": count}
             findings.append(finding("data-missing", need.subject, **values))
     return findings
-
-
-def _folders(place: Place, needs: dict[str, list[Need]]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The hashes of each folder's files, packed; and why others could not be read: they are missing, or the place does not answer."""
-    folders: dict[str, bytes] = {}
-    unread: dict[str, str] = {}
-    for md5 in (each for each in needs if each.endswith(".dir")):
-        for path in dvc_files.places(md5):
-            try:
-                folders[md5] = b"".join(dvc_files.listed(place.read(path, MOST_LIST)))
-                unread.pop(md5, None)
-                break
-            except (NoPlace, Failed, Refused) as error:
-                unread.setdefault(md5, error.message)
-    return folders, unread
 
 
 def _packed(md5: str) -> bytes:

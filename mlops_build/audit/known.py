@@ -1,5 +1,6 @@
 """What the registry knows: models, versions and runs, read in pages, and the artifact stores that follow from them."""
 
+import posixpath
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -69,10 +70,11 @@ def read(registry: Registry, artifacts: str, say: Say) -> Known:
 
 
 def resolved(uri: str, artifacts: str) -> str:
-    """One spelling of an address: a path for file://, and the place behind the server's proxy."""
+    """One spelling of an address: a path for file://, and the place behind the server's proxy. A bucket's keys are not paths: they stay."""
     if artifacts:
         uri = PROXY.sub(lambda _: f"{artifacts.rstrip('/')}/", uri, count=1)
-    return (unquote(urlsplit(uri).path) if uri.startswith("file:") else uri).rstrip("/")
+    path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
+    return posixpath.normpath(f"/{path.strip('/')}") if path.startswith("/") else path.rstrip("/")
 
 
 def _root(uri: str, run: str) -> str | None:

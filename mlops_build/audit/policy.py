@@ -1,6 +1,7 @@
 """audit.yaml: which rules fail, and which findings are ignored until a day; and the rules themselves."""
 
 import fnmatch
+import shlex
 import tomllib
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -30,9 +31,10 @@ def rules() -> dict[str, dict[str, Any]]:
 
 
 def finding(rule: str, subject: str, **values: object) -> Finding:
-    """A finding with the texts of its rule. Values are shown without control characters."""
+    """A finding with the texts of its rule. Values are shown without control characters, and quoted in the remedy, which people type."""
     shown = {key: "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value)) for key, value in values.items()}
-    return Finding(subject, rule, rules()[rule]["why"].format(**shown), rules()[rule]["remedy"].format(subject=subject, **shown))
+    quoted = {key: shlex.quote(value) for key, value in {**shown, "subject": subject}.items()}
+    return Finding(subject, rule, rules()[rule]["why"].format(**shown), rules()[rule]["remedy"].format(**quoted))
 
 
 def _known(name: str) -> str:

@@ -70,7 +70,7 @@ def run(
 def _unsure(facts: Known, repositories: list[inventory.Repository], findings: list[Finding]) -> list[str]:
     """Why the data of some version or release is not known, so that none may be deleted."""
     # Of a missing folder, the list of its files is missing, too.
-    rules = ("data-missing", "record-unreadable", "service-invalid")
+    rules = ("data-missing", "record-unreadable", "service-invalid", "remote-missing", "remote-in-checkout")
     reasons = [f"{each.subject}: {each.why}" for each in findings if each.rule in rules]
     for record in (record for repository in repositories for record in repository.records):
         # A record has the commit of its first model.

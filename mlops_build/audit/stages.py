@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mlops_build.adapters.registry import Registry
 from mlops_build.audit.known import label
+from mlops_build.model import identity
 
 ALIASES = {"Production": "production", "Staging": "staging"}
 
@@ -24,10 +25,10 @@ class Move:
 
 
 def moves(registry: Registry) -> list[Move]:
-    """What to set: for each model and stage, the newest version with it. Raises RegistryUnreachable."""
+    """What to set: for each model and stage, the newest version with it that is not archived. Raises RegistryUnreachable."""
     newest: dict[tuple[str, str], int] = {}
     for version in registry.every_version():
-        if alias := ALIASES.get(version.stage):
+        if (alias := ALIASES.get(version.stage)) and identity.ARCHIVED not in version.tags:
             newest[version.name, alias] = max(version.version, newest.get((version.name, alias), 0))
     aliases = registry.alias_map()
     return [Move(name, alias, version, aliases.get(name, {}).get(alias)) for (name, alias), version in sorted(newest.items())]

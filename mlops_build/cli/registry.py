@@ -1,8 +1,8 @@
 """Change many entries of the registry at once.
 
-migrate-stages: set the alias production for the newest version of each model with the stage Production, and staging for Staging. An alias
-that exists is never moved. Without --apply it only shows them. The bridge releases a version whose alias an environment follows, so read
-the list first.
+migrate-stages: set the alias production for the newest version of each model with the stage Production, and staging for Staging. Archived
+versions are left out. An alias that exists is never moved. Without --apply it only shows them. The bridge releases a version whose alias
+an environment follows, so read the list first.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """`mlops-build audit` on a clean world, on one with a fault of each kind, and while something does not answer."""
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from mlops_build.__main__ import main
 from mlops_build.audit import policy
 from tests.audit.world import World, clean, seed
 from tests.conftest import git
-from tests.release.world import alone, empty_database, registry
+from tests.release.world import SERVICE, alone, empty_database, registry
 
 __all__ = ["alone", "empty_database", "registry"]
 
@@ -162,9 +163,9 @@ def test_an_invalid_policy_is_refused(text: str, tmp_path: Path, capsys: pytest.
 
 
 def test_stages_become_aliases_but_no_alias_is_moved(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(4):
-        world.version(commit="f" * 40)
-    for version, stage in [(1, "Production"), (2, "Production"), (3, "Staging"), (4, "Archived")]:
+    for archived in (None, None, None, None, "true"):
+        world.version(commit="f" * 40, archived=archived)
+    for version, stage in [(1, "Production"), (2, "Production"), (3, "Staging"), (4, "Archived"), (5, "Production")]:
         world.change(version, f"current_stage = '{stage}'")
     world.registry.set_alias("digits", "staging", 1)
     assert main(["registry", "migrate-stages"]) == 0
@@ -178,7 +179,7 @@ def test_stages_become_aliases_but_no_alias_is_moved(world: World, capsys: pytes
 
 
 def test_what_a_version_of_an_erased_run_needs_is_kept(world: World, audit: Audit, tmp_path: Path) -> None:
-    """Its run is not known; other files of the run may go, file by file."""
+    """Its run is not known, but its source names the run."""
     commit = clean(world)
     version = world.version(commit=commit)
     run = world.run_of(version)
@@ -187,9 +188,47 @@ def test_what_a_version_of_an_erased_run_needs_is_kept(world: World, audit: Audi
     world.put(world.store, f"7/{run}/artifacts/versions/old/weights.pt", b"x", days=60)
     world.put(world.store, f"7/{'9' * 32}/artifacts/{'m-' + '8' * 32}/weights.pt", b"a logged model", days=60)
     world.put(world.store, f"7/{'9' * 32}/artifacts/a.pt", b"beside it", days=60)
+    world.put(world.store, f"7/{'5' * 32}/artifacts/a.pt", b"of nobody", days=60)
     audit("--propose", "delete.sh")
-    commands = [line for line in (tmp_path / "delete.sh").read_text().splitlines() if line.startswith("rm ")]
-    assert commands == [f"rm -- {world.store}/7/{run}/artifacts/versions/old/weights.pt"]
+    assert proposed(tmp_path) == [f"rm -r -- {world.store}/7/{'5' * 32}/artifacts"]
+
+
+def proposed(folder: Path) -> list[str]:
+    return [line for line in (folder / "delete.sh").read_text().splitlines() if line.startswith("rm ")]
+
+
+@pytest.mark.parametrize("spelling", ["{0}//7//{1}", "{0}/./7/{1}", "{0}/7/../7/{1}", "file://{0}/7/%2e/{1}", "file:////{0}/7/{1}"])
+def test_another_spelling_of_a_source_is_the_same_place(spelling: str, world: World, audit: Audit, tmp_path: Path) -> None:
+    commit = clean(world)
+    before = pairs(audit()[1])
+    version = world.version(commit=commit)
+    run = world.run_of(version)
+    for path in (Path(world.store) / "7" / run).rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    world.sql(f"delete from runs where run_uuid = '{run}'")  # noqa: S608
+    source = f"{spelling.format(world.store, run)}/artifacts/versions/one"
+    world.change(version, f"source = '{source}', storage_location = '{source}'")
+    world.put(world.store, f"7/{'5' * 32}/artifacts/a.pt", b"of nobody", days=60)
+    _, document, _ = audit("--propose", "delete.sh")
+    assert {rule for rule, _ in set(pairs(document)) - set(before)} == {"run-erased", "files-orphaned"}
+    assert proposed(tmp_path) == [f"rm -r -- {world.store}/7/{'5' * 32}/artifacts"]
+
+
+def test_a_remote_with_two_addresses_has_no_orphan_that_one_repository_needs(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    (tmp_path / "link").symlink_to(world.remote)
+    for number, address in enumerate([f"{world.remote}/../remote", f"{tmp_path}/link"]):
+        name = f"other{number}"
+        world.service(name, SERVICE.replace("digits", name), world.dvc(address))
+        files = [world.data(f"{name} {part}".encode(), days=60) for part in (1, 2)]
+        commit = world.tracked(name, world.data(world.list_of(*files), suffix=".dir", days=60))
+        world.version(name, commit=commit, service=name, repository=world.url(name))
+    world.data(b"nobody", days=60)
+    _, document, _ = audit("--propose", "delete.sh")
+    assert not {"data-missing", "remote-missing"} & {rule for rule, _ in pairs(document)}
+    md5 = hashlib.md5(b"nobody", usedforsecurity=False).hexdigest()
+    path = f"files/md5/{md5[:2]}/{md5[2:]}"
+    assert sorted(proposed(tmp_path)) == sorted(f"rm -- {base}/{path}" for base in (world.remote, f"{tmp_path}/link"))
 
 
 def test_nothing_is_deleted_in_a_store_without_files_of_the_registry(world: World, audit: Audit, tmp_path: Path) -> None:
@@ -232,3 +271,21 @@ def test_hostile_texts_of_registry_repository_and_store_reach_no_terminal_and_no
     assert "\x1b" not in shown
     assert not [line for line in (tmp_path / "audit.csv").read_text().splitlines() for cell in line.split(",") if cell.startswith("=")]
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_remedy_runs_nothing_that_a_name_holds(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    for name in ("$(touch hacked)", "a`touch hacked`", "x; touch hacked", "it's", "a & b | c > hacked"):
+        world.registry.set_alias(name, "production", world.version(name, commit=None, archived="true", sha256="a" * 64))
+        world.version(name, commit="f" * 40)
+        world.sql(f"""update model_versions set run_id = "{name}" where name = "{name}" """)  # noqa: S608
+    _, document, _ = audit()
+    remedies = {each["remedy"] for each in document["findings"] if "hacked" in each["remedy"] or "it's" in each["remedy"]}
+    assert len(remedies) > 10
+    programs, here = tmp_path / "programs", tmp_path / "here"
+    programs.mkdir()
+    here.mkdir()
+    (programs / "touch").symlink_to("/usr/bin/touch")
+    for remedy in remedies:
+        subprocess.run(["/bin/sh", "-c", remedy], cwd=here, env={"PATH": str(programs)}, capture_output=True, check=False)
+        assert list(here.iterdir()) == [], remedy
