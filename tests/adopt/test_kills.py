@@ -142,3 +142,20 @@ def test_two_processes_at_once(world: World) -> None:
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     timed(world, "register", "adopt.csv", "--yes")
     check(world)
+
+
+@pytest.mark.slow
+@pytest.mark.real_python
+def test_a_new_database_is_made_whole_by_one_of_many(world: World) -> None:
+    """Three processes create it at once, while others are killed at any time."""
+    world.adopt("list", str(world.source), "--match", "digits-best.pth")
+    world.adopt_all()
+    register = ("register", "adopt.csv", "--yes")
+    for seconds in (0, 6):
+        file = world.folder / "mlflow.db"
+        file.unlink(missing_ok=True)
+        for _ in range(4 if seconds else 0):
+            killed(world, seconds, *register)
+        processes = [started(world, *register) for _ in range(1 if seconds else 3)]
+        assert [process.wait(timeout=120) for process in processes] == [0] * len(processes)
+        assert world.registry.version("digits", 1).tags[identity.DECIDED_BY] == "Ada"

@@ -101,25 +101,23 @@ class Registry:
     def __init__(self, uri: str, *, s3_endpoint_url: str | None = None, create: bool = False) -> None:
         self.uri = checked_address(uri)
         self._s3_endpoint_url = s3_endpoint_url
-        if self.uri.startswith(SQLITE) and not create:
-            file = Path(self.uri.removeprefix(SQLITE))
-            if not file.is_file():
-                from mlops_build.adapters.registry.sqlite import no_database
-
-                raise no_database(file)
-        self._store, self._http = self._connect()
+        self._store, self._http = self._connect(create)
 
     @_translating
-    def _connect(self) -> "tuple[Server | Database, Http | None]":
+    def _connect(self, create: bool) -> "tuple[Server | Database, Http | None]":
         if self.uri.startswith(SERVER):
             from mlops_build.adapters.registry.server import Server
 
             server = Server(self.uri)
             return server, server.http
-        file = Path(self.uri.removeprefix(SQLITE))
-        if self.uri.startswith(SQLITE) and file.is_file():
-            from mlops_build.adapters.registry.sqlite import open_database
+        if self.uri.startswith(SQLITE):
+            from mlops_build.adapters.registry.sqlite import create_database, no_database, open_database
 
+            file = Path(self.uri.removeprefix(SQLITE))
+            if not file.is_file():
+                if not create:
+                    raise no_database(file)
+                create_database(file)
             return open_database(self.uri, file), None
         from mlops_build.adapters.registry.database import Database
 

@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,21 @@ left join registered_model_aliases as aliases on aliases.workspace = models.work
 where models.workspace = 'default' and models.name not in
 (select name from registered_model_tags where workspace = 'default' and key = 'mlflow.prompt.is_prompt' and lower(value) = 'true')
 """
+
+
+def create_database(file: Path) -> None:
+    """MLflow's tables in a new file, which exists with all of them or not at all; if another process creates it first, that one stays.
+
+    Raises NoAnswer.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=f".{file.name}-") as scratch:
+            part = Path(scratch) / "mlflow.db"
+            Database(f"sqlite:///{part}").experiment_page("")
+            with contextlib.suppress(FileExistsError):
+                file.hardlink_to(part)
+    except OSError as error:
+        raise NoAnswer(f"the file cannot be created: {error.strerror}") from error
 
 
 def open_database(uri: str, file: Path) -> Database:
