@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlops_build.adapters import http
 from mlops_build.errors import UsageError
@@ -20,7 +21,7 @@ MOST_ANSWER = 64 << 20  # bytes of an answer
 MOST_LINES = 5  # differences that are kept of a request
 # A side receives no more requests after it has left this many without an answer.
 MOST_SILENT = 3
-URL = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?)(/[!-~]*)?")
+URL = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(/[!-~]*)?")
 PATH = re.compile(r"/[!\"$-~]*")  # printable ASCII without #
 METHODS = ("POST", "GET", "PUT", "PATCH")
 HEADER, VALUE = re.compile(r"[A-Za-z0-9-]{1,100}"), re.compile(r"[ -~]{0,4000}")
@@ -79,14 +80,19 @@ class Side:
     @staticmethod
     def parse(name: str, url: str, pick: str, token: str | None) -> "Side":
         """Raises UsageError."""
-        if not (match := URL.fullmatch(url)) or "#" in url or int(match.group(2) or 0) > 65535:
+        match = URL.fullmatch(url)
+        try:
+            is_valid = match is not None and "#" not in url and urlsplit(url).port != 0
+        except ValueError:  # the port, or what is in [ ]
+            is_valid = False
+        if match is None or not is_valid:
             raise UsageError(
                 f"{url.rpartition('@')[2][:200]!a} is not the address of a service",
                 remedy="write http://HOST:PORT/PATH or https://…, without user and password",
             )
         if token is not None and not VALUE.fullmatch(token):
             raise UsageError(f"the token of the {name} service contains other characters than printable ASCII", remedy="set it again")
-        path = match.group(3) or "/"
+        path = match.group(2) or "/"
         return Side(name, match.group(1), "/invocations" if path == "/" else path, Pick.parse(pick), token)
 
 

@@ -137,10 +137,10 @@ def test_an_answer_that_cannot_be_compared(start: Start, run: Run, status: int, 
 
 def test_control_characters_do_not_reach_the_terminal(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "requests").write_text('{"body": 1}')
-    urls = start(lambda *_: (200, {"\x1b[31m": "\x9b"})), start(lambda *_: (200, {"\x1b[31m": "\x1b]0;"}))
+    urls = start(lambda *_: (200, {"\x1b[31m\nrequest 7": "\x9b"})), start(lambda *_: (200, {"\x1b[31m\nrequest 7": "\x1b]0;"}))
     assert main(["compare", *urls, "--requests", str(tmp_path / "requests")]) == 4
     shown = capsys.readouterr().out
-    assert "\\x1b[31m" in shown
+    assert "\\x1b[31m\\nrequest 7" in shown
     assert not set(shown) & {"\x1b", "\x9b"}
 
 
@@ -214,7 +214,17 @@ def test_requests_that_are_refused(run: Run, requests: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://a", "127.0.0.1:1", "http://", "http://user:pass@host/", "http://a:99999", "http://a/#b", "http://a b/"],
+    [
+        "file:///etc/passwd",
+        "ftp://a",
+        "127.0.0.1:1",
+        "http://",
+        "http://user:pass@host/",
+        "http://a:99999",
+        "http://[:::::]",
+        "http://a/#b",
+        "http://a b/",
+    ],
 )
 def test_addresses_that_are_refused(run: Run, url: str) -> None:
     code, document, _ = run(url, "http://127.0.0.1:1", [{"body": 1}])
@@ -240,3 +250,5 @@ def test_infinity_is_close_to_no_number() -> None:
     assert [len(differences(*pair)) for pair in ((infinity, 5), (5, infinity), (infinity, -infinity), (nan, 1))] == [1, 1, 1, 1]
     assert [differences(*pair) for pair in ((infinity, infinity), (nan, nan), (1000.0, 1000.05), (0, 0.00005))] == [[]] * 4
     assert differences(1, 1.5, relative=0.0, absolute=0.5) == []
+    assert differences(10**400, 10**400) == []
+    assert [len(differences(*pair)) for pair in ((10**400, infinity), (-infinity, -(10**400)), (10**400, 10**401))] == [1, 1, 1]

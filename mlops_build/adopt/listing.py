@@ -26,7 +26,7 @@ def run(place: Place, csv: Path, pattern: str, say: Callable[[str], None]) -> Ro
     pattern: of paths, as in a shell. What people wrote stays; a decision about a file whose content changed is cleared.
     Raises NoPlace if the place does not answer, and BadTable.
     """
-    rows = table.read(csv) if csv.exists() else {}
+    rows = table.read(csv, may_be_missing=True)
     seen: set[tuple[str, str]] = set()
     failures, size, saved, pause = 0, 0, time.monotonic(), SAVE_SECONDS
     for entry in place.objects():

@@ -5,9 +5,9 @@ spreadsheet takes for a formula; other characters are written as Python writes t
 """
 
 import csv
+import errno
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlops_build import reason
 from mlops_build.adopt.kind import KINDS
-from mlops_build.errors import NotFound, Refused
+from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.model.identity import NAME
 from mlops_build.spreadsheet import cell
 
@@ -84,8 +84,8 @@ def _reason(value: str) -> str | None:
 
 NAME_OR_NOTHING = _matches(rf"(?:{NAME.pattern})?", "empty, or a name of lower-case letters, digits and -")
 GRAMMAR: dict[str, Callable[[str], str | None]] = {
-    "source": _matches(r"\S(?s:.){0,1999}", "a path, s3://… or swift://…"),
-    "path": _matches(r"(?s:.)+", "the path of a file"),
+    "source": _matches(r"[^\s\0][^\0]{0,1999}", "a path, s3://… or swift://…"),
+    "path": _matches(r"[^\0]+", "the path of a file"),
     "size": _matches(r"[0-9]{1,18}", "a number of bytes"),
     "modified": _matches(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z", "a time as `adopt list` writes it"),
     "sha256": _matches(r"(?:[0-9a-f]{64})?", "64 hexadecimal digits"),
@@ -99,11 +99,11 @@ GRAMMAR: dict[str, Callable[[str], str | None]] = {
 }
 
 
-def read(path: Path) -> dict[tuple[str, str], Row]:
+def read(path: Path, *, may_be_missing: bool = False) -> dict[tuple[str, str], Row]:
     """The rows by source and path. Raises NotFound, and BadTable with up to MOST_FAULTS faults."""
     rows: dict[tuple[str, str], Row] = {}
     faults: list[str] = []
-    for line, cells in _lines(path):
+    for line, cells in _lines(path, may_be_missing):
         values = dict(zip(COLUMNS, map(_parsed, cells), strict=False))
         wrong = list(_faults(values)) if len(cells) == len(COLUMNS) else [f"{len(cells)} columns instead of {len(COLUMNS)}"]
         if not wrong:
@@ -118,21 +118,25 @@ def read(path: Path) -> dict[tuple[str, str], Row]:
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, may_be_missing: bool) -> Iterator[tuple[int, list[str]]]:
     """The lines below the header, with their numbers."""
     remedy = f"save it as CSV with commas, in UTF-8, with the columns that `mlops-build adopt list` writes: {','.join(COLUMNS)}"
     try:
+        if path.exists() and not path.is_file():
+            raise NotFound(f"{path} is not a plain file", remedy="mlops-build adopt list SOURCE --csv FILE")
         with path.open(encoding="utf-8-sig", newline="") as file:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise BadTable(f"{path} has more than {MOST_BYTES} bytes", remedy="list the source in parts: --match")
             reader = csv.reader(file, strict=True)
-            if next(reader, None) != COLUMNS:
-                raise BadTable(f"{path}: line 1 does not have the columns of adopt.csv", remedy=remedy)
             try:
+                if next(reader, None) != COLUMNS:
+                    raise BadTable(f"{path}: line 1 does not have the columns of adopt.csv", remedy=remedy)
                 yield from ((reader.line_num, cells) for cells in reader if cells)
             except csv.Error as error:
                 raise BadTable(f"{path}: line {reader.line_num}: {error}", remedy=remedy) from None
     except OSError as error:
+        if may_be_missing and error.errno == errno.ENOENT:
+            return
         raise NotFound(f"{path} cannot be read: {error.strerror}", remedy="mlops-build adopt list SOURCE --csv FILE") from None
     except UnicodeDecodeError:
         raise BadTable(f"{path} is not UTF-8 text", remedy=remedy) from None
@@ -151,19 +155,21 @@ def _faults(values: dict[str, str]) -> Iterator[str]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Replace the file at once."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.absolute().parent, prefix=f".{path.name}-", encoding="utf-8", newline="", delete=False
-    ) as part:
+    """Replace the file at once. Raises Failed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         try:
-            writer = csv.writer(part, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([cell(escaped(str(value))) for value in asdict(row).values()] for row in rows)
-            part.flush()
-            os.fsync(part.fileno())
-            Path(part.name).replace(path)
+            with part.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                writer.writerows([cell(escaped(str(value))) for value in asdict(row).values()] for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
         finally:
-            Path(part.name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror}", remedy="give a file in an existing folder: --csv FILE") from None
 
 
 def escaped(text: str) -> str:

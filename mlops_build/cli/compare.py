@@ -63,10 +63,15 @@ def run(args: argparse.Namespace) -> int:
     unequal = [each for each in compared if each.state != "equal"][: args.show]
     lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
     lines += [
-        f"{side.name} {side.url}: " + (f"median {taken[0]:.1f} ms, p95 {taken[1]:.1f} ms" if taken else "no answer")
+        f"{side.name} {side.url}{side.path}: " + (f"median {taken[0]:.1f} ms, p95 {taken[1]:.1f} ms" if taken else "no answer")
         for side, taken in zip(sides, times, strict=True)
     ]
-    lines += [f"request {each.number}: {each.state}\n" + "\n".join(f"    {printable(line)}" for line in each.lines) for each in unequal]
+    alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for each in unequal:
+        alike.setdefault((each.state, each.lines), []).append(each.number)
+    for (state, differences), numbers in alike.items():
+        lines.append(f"request{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {state}")
+        lines += ["    " + printable(line).replace("\n", "\\n") for line in differences]
     document = {
         **counts,
         "not_sent": not_sent + left_out,

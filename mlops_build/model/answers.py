@@ -28,7 +28,7 @@ def differences(
         if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
             return [line for index, pair in enumerate(zip(left, right, strict=True)) for line in compare(*pair, f"{where}[{index}]")]
         if _number(left) and _number(right):
-            close = _close(float(str(left)), float(str(right)), relative, absolute)
+            close = left == right or _close(float(str(left)), float(str(right)), relative, absolute)
         else:
             close = left == right and type(left) is type(right)
         return [] if close else [f"{where}: {names[0]} {_short(left)}, {names[1]} {_short(right)}"]
@@ -38,7 +38,7 @@ def differences(
 
 def _close(left: float, right: float, relative: float, absolute: float) -> bool:
     if not (math.isfinite(left) and math.isfinite(right)):  # a difference from Infinity is within any relative tolerance
-        return left == right or (math.isnan(left) and math.isnan(right))
+        return math.isnan(left) and math.isnan(right)
     return abs(left - right) <= max(absolute, relative * abs(left))
 
 

@@ -1,6 +1,7 @@
 """adopt.csv: strict when it is read, harmless when it is opened."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from mlops_build.adopt import table
 from mlops_build.adopt.table import BadTable, Row
-from mlops_build.errors import NotFound
+from mlops_build.errors import Failed, NotFound
 
 ROW = Row("/models", "a.pth", 7, "2026-12-01T00:00:00.000Z", "0" * 64, "state_dict", "2 tensors")
 NAMES = [
@@ -62,6 +63,8 @@ def test_any_name_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
         ("until", "2026-02-30", "a date"),
         ("path", "", "the path of a file"),
         ("source", "", "a path, s3://"),
+        ("source", "/a\\x00b", "a path, s3://"),
+        ("path", "a\\x00b", "the path of a file"),
         ("decided_by", "a\\x1bb", "a name"),
         ("details", "x" * 9000, "at most 8000"),
     ],
@@ -118,3 +121,21 @@ def test_a_byte_order_mark_and_other_line_ends_are_accepted(tmp_path: Path) -> N
     text = (tmp_path / "a.csv").read_text()
     (tmp_path / "a.csv").write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
     assert list(table.read(tmp_path / "a.csv").values()) == [ROW]
+
+
+@pytest.mark.parametrize("text", ['"source"x,path', '"source', "x" * 200_000, "\0", '"' + "\n" * 200_000])
+def test_a_broken_header_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadTable):
+        table.read(tmp_path / "a.csv")
+
+
+def test_what_is_no_plain_file_is_not_waited_for_and_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path, tmp_path / ("x" * 5000)):
+        with pytest.raises(NotFound):
+            table.read(path, may_be_missing=True)
+    for path in (Path("/proc/x.csv"), tmp_path / "missing/a.csv", tmp_path, tmp_path / ("x" * 5000)):
+        with pytest.raises(Failed, match="cannot be written"):
+            table.write(path, [ROW])
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]

@@ -1,5 +1,6 @@
 """The place that an address names."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -7,17 +8,19 @@ from urllib.parse import unquote, urlsplit
 from mlops_build.adapters.storage.place import Place
 from mlops_build.errors import UsageError
 
+SCHEME = re.compile(r"[A-Za-z0-9+.-]*:/")
+
 
 def place(uri: str, endpoint_url: str | None = None) -> Place:
-    """The place at a path, `file:///…`, `s3://BUCKET/PREFIX` or `swift://CONTAINER/PREFIX`. Nothing is read yet.
+    """The place at a path, `file:///…`, `s3://BUCKET/PREFIX` or `swift://CONTAINER/PREFIX`. No list and no file is read yet.
 
-    endpoint_url: of an S3 gateway (default: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else Amazon). Raises UsageError for another address.
+    endpoint_url: of an S3 gateway (default: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else Amazon). Raises UsageError for another address,
+    and NoPlace for a path that cannot exist.
     """
-    scheme, separator, rest = uri.partition("://")
-    if not separator and (":/" not in uri or Path(uri).exists()):
-        return _folder(Path(uri))
-    if scheme == "file":
-        return _folder(Path(unquote(urlsplit(uri).path)))
+    scheme, _, rest = uri.partition("://")
+    path = unquote(urlsplit(uri).path) if scheme == "file" else uri
+    if "\0" not in path and path and (scheme == "file" or not SCHEME.match(uri)):
+        return _folder(Path(path))
     bucket, _, prefix = rest.partition("/")
     makers: dict[str, Callable[[], Place]] = {
         "s3": lambda: _s3(bucket, prefix.strip("/"), endpoint_url),

@@ -16,8 +16,10 @@ class Folder(Place):
     """The files of a folder; a file is a place with one file. Symbolic links are left out: what they name is elsewhere."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.absolute()
-        self._root = self._path.parent if self._path.is_file() else self._path
+        self._root = self._path = path.absolute()
+        with self._translated(""):
+            if self._path.is_file():
+                self._root = self._path.parent
         self.lists_all = self._root == self._path
         self.uri = str(self._root)
 

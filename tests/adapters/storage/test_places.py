@@ -216,7 +216,13 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(found.objects()) == []
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/a", "s3://", "swift:///a", "://"])
+@pytest.mark.parametrize("uri", ["ftp://host/a", "s3://", "swift:///a", "://", "", "a\0b", "file:///a%00b"])
 def test_other_addresses_are_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="is not a place for files"):
+        place(uri)
+
+
+@pytest.mark.parametrize("uri", ["/" + "a" * 5000, "a:/" + "a" * 5000])
+def test_a_path_that_cannot_exist(uri: str) -> None:
+    with pytest.raises((NoPlace, UsageError)):
         place(uri)
