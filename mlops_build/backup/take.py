@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,7 @@ class Making:
     taken: Index
     made: Made
     say: Say
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence[str], endpoint: str | None, say: Say) -> Made:
@@ -159,11 +161,14 @@ def _file(making: Making, at: Place, number: int, entry: StoredObject) -> Copied
 
 def _store(making: Making, file: Path) -> tuple[str, int]:
     sha256, size = file_digest(file), file.stat().st_size
-    if not making.known.holds(sha256, size):
+    with making.lock:  # another thread may have a file with the same content
+        is_new = not making.known.holds(sha256, size)
+        if is_new:
+            making.known.hold([(sha256, size)])
+            making.made.new += 1
+            making.made.sent += size
+    if is_new:
         making.destination.put(file, sha256)
-        making.known.hold([(sha256, size)])
-        making.made.new += 1
-        making.made.sent += size
     return sha256, size
 
 

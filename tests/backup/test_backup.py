@@ -179,8 +179,11 @@ def test_with_a_key_only_signed_backups_are_used(world: World, monkeypatch: pyte
 def test_another_place_is_copied_and_restored(world: World) -> None:
     (world.folder / "dvc/files").mkdir(parents=True)
     (world.folder / "dvc/files/data").write_text("data")
+    for number in range(50):
+        (world.folder / f"dvc/files/same{number}").write_text("in each file")
     remote = str(world.folder / "dvc")
-    world.backup("--also", remote)
+    made = world.backup("--also", remote)
+    assert (made["files"], made["new_objects"]) == (60, 11)  # many threads send it, once
     shutil.rmtree(remote)
     assert world.restore("one")["places"][remote] == ""
     world.restore("two", "--also", f"{remote}={world.folder}/two/dvc")
