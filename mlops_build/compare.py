@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlops_build.adapters import http
 from mlops_build.errors import UsageError
@@ -21,7 +21,7 @@ MOST_ANSWER = 64 << 20  # bytes of an answer
 MOST_LINES = 5  # differences that are kept of a request
 # A side receives no more requests after it has left this many without an answer.
 MOST_SILENT = 3
-URL = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(/[!-~]*)?")
+URL = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[(?P<ip>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?)(?P<path>/[!-~]*)?")
 PATH = re.compile(r"/[!\"$-~]*")  # printable ASCII without #
 METHODS = ("POST", "GET", "PUT", "PATCH")
 HEADER, VALUE = re.compile(r"[A-Za-z0-9-]{1,100}"), re.compile(r"[ -~]{0,4000}")
@@ -82,8 +82,9 @@ class Side:
         """Raises UsageError."""
         match = URL.fullmatch(url)
         try:
-            is_valid = match is not None and "#" not in url and urlsplit(url).port != 0
-        except ValueError:  # the port, or what is in [ ]
+            is_valid = match is not None and "#" not in url and int(match["port"] or 80) <= 65535
+            IPv6Address(match["ip"] if match and match["ip"] else "::")
+        except ValueError:
             is_valid = False
         if match is None or not is_valid:
             raise UsageError(
@@ -92,7 +93,7 @@ class Side:
             )
         if token is not None and not VALUE.fullmatch(token):
             raise UsageError(f"the token of the {name} service contains other characters than printable ASCII", remedy="set it again")
-        path = match.group(2) or "/"
+        path = match["path"] or "/"
         return Side(name, match.group(1), "/invocations" if path == "/" else path, Pick.parse(pick), token)
 
 

@@ -8,6 +8,7 @@ The folder is SCRATCH/model.
 
 import json
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mlops_build.training.artifacts import WEIGHTS
 from mlops_build.training.model import write_model
 
 MOST_BYTES = 16 << 20
+MOST_TEXT = 600  # characters of an error
 
 
 def predictor(code: Path) -> tuple[type[Any], Path]:
@@ -77,8 +79,20 @@ def main(code: Path, weights: Path, example: Path, scratch: Path) -> None:
     made.rename(scratch / "model")
 
 
+def described(problem: BaseException) -> str:
+    """One line: the error, and the last line of the given code that it went through."""
+    text = f"{type(problem).__name__}: {' '.join(str(problem).split())[:MOST_TEXT]}"
+    ours = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), "<")
+    given = [frame for frame in traceback.extract_tb(problem.__traceback__) if not frame.filename.startswith(ours)]
+    place = f" ({Path(given[-1].filename).name}, line {given[-1].lineno})" if given else ""
+    missing = isinstance(problem, ModuleNotFoundError) and problem.name
+    return f"{text}{place}{f'; install the package of {missing} here, such as: pip install {missing}' if missing else ''}"
+
+
 if __name__ == "__main__":
     try:
         main(*map(Path, sys.argv[1:5]))
     except MlopsBuildError as problem:
         raise SystemExit(f"error: {problem.message}") from None
+    except Exception as problem:
+        raise SystemExit(f"error: {described(problem)}") from None

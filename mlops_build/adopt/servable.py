@@ -21,6 +21,7 @@ from mlops_build.errors import NotFound, Refused
 from mlops_build.model import environment, openapi
 
 SERVABLE = (kind.STATE_DICT, kind.LEGACY, kind.NUMPY, kind.SAFETENSORS, kind.ONNX, kind.OTHER)
+MOST_TEXT = 1000  # characters of an error
 # What the child receives of the environment: nothing with credentials.
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
@@ -68,7 +69,7 @@ def make(code: Code, file: Path, examined: Examined, row: Row, excepted: bool, s
         raise NotServable(f"{code.path}: no prediction within {code.seconds} s: raise --timeout") from error
     made = scratch / "model"
     if done.code or not (made / "MLmodel").is_file():
-        raise NotServable(f"{code.path}: {done.last_line}")
+        raise NotServable(f"{code.path}: {(done.message.splitlines() or ['it ended without an error'])[-1][:MOST_TEXT]}")
     contract = openapi.openapi(row.service or row.model, [openapi.describe(row.model, None, made)], 1)
     (made / openapi.FILE).write_text(openapi.as_text(contract), encoding="utf-8")
     return made

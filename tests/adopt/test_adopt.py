@@ -269,6 +269,23 @@ def test_code_and_an_example_make_a_version_servable(world: World) -> None:
     assert "mlops-build scaffold net-service --model models:/net/2 ;" in promoted.stderr
 
 
+def test_files_beside_the_code_of_a_package_belong_to_the_version(world: World) -> None:
+    package = world.folder / "scaled"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import json\nfrom pathlib import Path\n"
+        + PREDICTOR.replace(".numpy()\n", '.numpy() * json.loads(Path(__file__).with_name("scaler.json").read_text())\n', 1)
+    )
+    (package / "scaler.json").write_text("0")
+    (world.folder / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    world.adopt("list", str(world.source), "--match", "digits-best.pth")
+    world.adopt_all()
+    world.register("--model", "digits", "--code", "scaled", "--example", "rows.csv", "--yes")
+    version = world.registry.version("digits", 1)
+    assert json.loads(world.registry.read(version, "examples/recorded.json"))["predictions"] == [[0.0, 0.0]]
+    assert world.registry.read(version, "code/scaled/scaler.json") == b"0"
+
+
 def test_a_dry_run_prints_its_whole_command_and_an_unknown_model_is_an_error(world: World) -> None:
     (world.folder / "my net.py").write_text("raise RuntimeError")
     (world.folder / "rows.csv").write_text("a,b,c\n1,2,3\n")
@@ -286,7 +303,12 @@ def test_a_dry_run_prints_its_whole_command_and_an_unknown_model_is_an_error(wor
     ("code", "example", "why"),
     [
         (PREDICTOR.replace("Linear(3, 2)", "Linear(3, 4)"), "[[1, 2, 3]]", "size mismatch"),
-        ("raise RuntimeError('broken')", "[[1, 2, 3]]", "broken"),
+        ("def f():\n  raise RuntimeError('broken\\nhere')\nf()", "[[1, 2, 3]]", "RuntimeError: broken here (net.py, line 2)"),
+        (
+            "import timm9",
+            "[[1, 2, 3]]",
+            "No module named 'timm9' (net.py, line 1); install the package of timm9 here, such as: pip install",
+        ),
         ("x = 1", "[[1, 2, 3]]", "one subclass of mlflow.pyfunc.PythonModel, it has none"),
         (PREDICTOR, "{}", "not a list of rows"),
         (PREDICTOR, "[", "cannot be read"),

@@ -184,7 +184,8 @@ class Evil:
 
 REFUSED: list[tuple[Mapping[str, bytes | str | None], Mapping[str, str], type[MlopsBuildError], str]] = [
     ({}, {identity.ARCHIVED: "it was adopted without code"}, BadVersion, "archived"),
-    ({}, {identity.DIGEST_TAG: f"sha256:{'0' * 64}"}, DigestMismatch, "digest"),
+    ({}, {identity.DIGEST_TAG: f"sha256:{'0' * 64}"}, DigestMismatch, "models:/old-points/1: the files have digest"),
+    ({}, {identity.EXCEPTION_UNTIL: "2020-01-01"}, NotServable, "its exception expired on '2020-01-01'"),
     ({"predictor.py": None}, {}, NotServable, "was not registered by `mlops-build adopt"),
     ({"predictor.py": None}, {identity.COMMIT_TAG: "c" * 40, identity.REPOSITORY: "\x1b[31mred"}, NotServable, r"in '\\x1b\[31mred'"),
     ({"predictor.py": f"{PREDICTOR}from shapes.layers import Net\n"}, {}, NotServable, "was not registered"),

@@ -45,8 +45,10 @@ def fetch(registry: Registry, version: RegisteredVersion, folder: Path) -> Serva
     Raises NotServable, BadVersion (of an archived version), DigestMismatch, and the errors of the registry.
     """
     digest = version.checked().digest
+    if version.expired:
+        raise NotServable(f"{version.uri} has an unsafe file, and its exception expired on {version.expired!a}", remedy=scan.LOG_MODEL)
     registry.fetch(version, folder)
-    files.verify(folder, digest)
+    files.check(files.digest(folder), digest, version.uri)
     if findings := scan.refused(scan.scan(folder), None):
         raise NotServable(f"the files of {version.uri} are not safe to load:\n{show(findings)}", remedy=scan.LOG_MODEL)
     module, predictor = _imported(version, folder)
