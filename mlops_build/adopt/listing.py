@@ -12,6 +12,7 @@ from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject
 from mlops_build.adopt import kind, table
 from mlops_build.adopt.table import Row
 from mlops_build.errors import Failed
+from mlops_build.quantity import show_bytes
 
 SAVE_SECONDS, MOST_OF_TIME = 5.0, 20  # between two writes of the CSV file: at least this, and as many times the last write took
 FAILURES = 3  # files in a row that the store does not send: it is the store then
@@ -48,7 +49,10 @@ def run(place: Place, csv: Path, pattern: str, say: Callable[[str], None]) -> Ro
             table.write(csv, rows.values())
             saved = time.monotonic()
             pause = max(SAVE_SECONDS, MOST_OF_TIME * (saved - began))
-            say(f"{len(seen)} files, {size >> 20} MiB: {table.escaped(entry.path)}")
+            say(f"{len(seen):,} files, {show_bytes(size)}: {table.escaped(entry.path)}")
+    if not seen:
+        hint = ": a prefix is a folder, not the beginning of a name" if "://" in place.uri else ""
+        say(f"{place.uri} has no file that matches {pattern!r}{hint}")
     for key, row in rows.items():
         if key[0] == place.uri and key not in seen and place.lists_all and fnmatch.fnmatchcase(row.path, pattern):
             rows[key] = replace(row, kind=kind.MISSING, details="it is no longer in the source")

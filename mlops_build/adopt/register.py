@@ -47,11 +47,14 @@ class Outcome:
 
 
 def run(
-    registry: Registry, rows: Iterable[Row], *, yes: bool, code: Code | None, endpoint_url: str | None, say: Callable[[str], None]
+    registry: Registry | None, rows: Iterable[Row], *, code: Code | None, endpoint_url: str | None, say: Callable[[str], None], yes: bool
 ) -> list[Outcome]:
-    """Register the rows with the action adopt, or say what would be. code: makes them servable. Raises the errors of the registry."""
+    """Register the rows with the action adopt, or say what would be. code: makes them servable. Raises the errors of the registry.
+
+    registry: None is an empty one, for what would be registered.
+    """
     chosen = [row for row in rows if row.action == table.ADOPT]
-    known = _settled(registry, say, delete=yes)
+    known = _settled(registry, say, delete=yes) if registry else {}
     places: dict[str, tuple[Place, dict[str, StoredObject]]] = {}
     outcomes: list[Outcome] = []
     failures = 0  # of the store, without a success in between
@@ -62,7 +65,9 @@ def run(
                 wanted = {other.path for other in chosen if other.source == row.source}
                 places[row.source] = source, {entry.path: entry for entry in source.objects() if entry.path in wanted}
             _check(row, places[row.source][1].get(row.path))
-            outcome = _registered(registry, places[row.source][0], row, known, code) if yes else _planned(row, known, code)
+            if yes and code:
+                say(f"[{number}/{len(chosen)}] {row.shown}: {code.path} is run")
+            outcome = _registered(registry, places[row.source][0], row, known, code) if yes and registry else _planned(row, known, code)
             failures = 0
         except MlopsBuildError as error:
             failures += isinstance(error, NoPlace)
@@ -71,7 +76,7 @@ def run(
             outcome = Outcome(row.shown, REFUSED, why=error.message)
         say(f"[{number}/{len(chosen)}] {outcome}")
         outcomes.append(outcome)
-    if yes:
+    if yes and registry:
         _settled(registry, lambda _: None, delete=True)
     return outcomes
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -77,7 +78,9 @@ def _by_name(path: str, models: Collection[str]) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """In lower-case ASCII: é becomes e, and what has no such letter becomes -."""
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("\xf8", "o").replace("\xe6", "ae"))
+    return re.sub(r"[^a-z0-9]+", "-", "".join(letter for letter in plain if not unicodedata.combining(letter))).strip("-")
 
 
 def _named(text: str) -> str:

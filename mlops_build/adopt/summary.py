@@ -31,5 +31,6 @@ def text(rows: Sequence[Row]) -> str:
     """The same for people."""
     counts = document(rows)
     lines = [f"{entry['files']:7}  {show_bytes(entry['bytes']):>10}  {kind}" for kind, entry in sorted(counts["kinds"].items())]
-    more = f"{counts['duplicates']} duplicates, {counts['unsafe']} unsafe, {counts['undecided']} without an action"
+    duplicates = counts["duplicates"]
+    more = f"{duplicates} duplicate{'s' * (duplicates != 1)}, {counts['unsafe']} unsafe, {counts['undecided']} without an action"
     return "\n".join([*lines, f"{counts['files']:7}  {show_bytes(counts['bytes']):>10}  in all: {more}"])

@@ -82,7 +82,7 @@ def _reason(value: str) -> str | None:
         return f"one line of at most {reason.LENGTH} printable characters"
 
 
-NAME_OR_NOTHING = _matches(rf"(?:{NAME.pattern})?", "empty, or a name of lower-case letters, digits and -")
+NAME_OR_NOTHING = _matches(rf"(?:{NAME.pattern})?", "a name of lower-case letters, digits and -")
 GRAMMAR: dict[str, Callable[[str], str | None]] = {
     "source": _matches(r"[^\s\0][^\0]{0,1999}", "a path, s3://… or swift://…"),
     "path": _matches(r"[^\0]+", "the path of a file"),

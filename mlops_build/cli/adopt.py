@@ -81,6 +81,7 @@ def _register(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from mlops_build import tracking
+    from mlops_build.adapters.registry import NoDatabase
     from mlops_build.adopt import register, table
     from mlops_build.adopt.servable import Code
     from mlops_build.errors import NotFound, UsageError
@@ -97,7 +98,12 @@ def _register(args: argparse.Namespace) -> int:
     if args.model and not rows:
         models = ", ".join(sorted({row.model for row in listed if row.model})[:20]) or "none"
         raise NotFound(f"{args.csv} has no row of the model {args.model[:100]!a}; models: {models}", remedy="correct --model")
-    outcomes = register.run(tracking.registry(create=args.yes), rows, yes=args.yes, code=code, endpoint_url=args.endpoint_url, say=say)
+    registry = None
+    try:
+        registry = tracking.registry(create=args.yes)
+    except NoDatabase as error:
+        say(f"{error.message}: --yes creates it")
+    outcomes = register.run(registry, rows, code=code, endpoint_url=args.endpoint_url, say=say, yes=args.yes)
     counts = Counter(outcome.outcome for outcome in outcomes)
     counts["no action"] += sum(row.action == "" for row in rows)
     counts["skipped"] += sum(row.action == table.SKIP for row in rows)

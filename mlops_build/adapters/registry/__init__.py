@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from mlops_build.adapters.registry.quiet import quiet_mlflow
 from mlops_build.adapters.registry.records import (
     NoAnswer,
+    NoDatabase,
     NoFiles,
     RegisteredModel,
     RegisteredVersion,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mlops_build.adapters.registry.webhooks import Webhook
 
 __all__ = [
+    "NoDatabase",
     "RegisteredModel",
     "RegisteredVersion",
     "Registry",

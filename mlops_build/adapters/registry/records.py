@@ -19,6 +19,10 @@ class RegistryUnreachable(Unreachable):
     """MLflow does not answer, or its database does not exist."""
 
 
+class NoDatabase(RegistryUnreachable):
+    """MLflow's sqlite file does not exist."""
+
+
 class UnknownVersion(NotFound):
     """A registered model, a version or an alias that does not exist."""
 

@@ -17,9 +17,9 @@ from mlops_build.adapters.registry import schema
 from mlops_build.adapters.registry.database import Database
 from mlops_build.adapters.registry.records import (
     NoAnswer,
+    NoDatabase,
     RegisteredModel,
     RegisteredVersion,
-    RegistryUnreachable,
     Rejected,
     Run,
     first_line,
@@ -210,15 +210,15 @@ def _only(rows: list[T], why: str) -> T:
     return rows[0]
 
 
-def no_database(file: Path) -> RegistryUnreachable:
+def no_database(file: Path) -> NoDatabase:
     """The error for a database that does not exist."""
     missing = f"MLflow's database {file} does not exist"
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        return RegistryUnreachable(
+        return NoDatabase(
             missing,
             remedy="correct MLFLOW_TRACKING_URI; `mlops-build train`, or `mlops-build adopt register FILE --yes`, creates the file",
         )
-    return RegistryUnreachable(
+    return NoDatabase(
         f"{missing}: Git does not contain it, so it is only where a model was trained",
         remedy="`mlops-build train` trains a model here and creates it. For models that others registered, set tracking.uri in service.yaml"
         " (or MLFLOW_TRACKING_URI) to an MLflow server that both machines reach",
