@@ -10,13 +10,14 @@ from pathlib import Path
 from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject
 from mlops_build.backup import manifest
 from mlops_build.backup.manifest import Manifest, Tampered
-from mlops_build.errors import NotFound, Refused
+from mlops_build.errors import Failed, NotFound, Refused
 from mlops_build.model.files import file_digest
 
 MOST_RUNNING_MS = 6 * 3_600_000  # an older marker is that of a killed backup
 PRUNING_MS = 60_000  # the same for a deletion, which renews its marker more often
 RENEW_SECONDS = 20.0
 PRUNE = "running/prune"
+AGAIN = "delete this object and back up again, which copies it if the registry still has it; or use another copy of the backups"
 
 
 class Destination:
@@ -40,19 +41,16 @@ class Destination:
         """A file with this content. Raises Tampered if it is another one."""
         with self.place.opened(_path(sha256)) as file:
             if (actual := file_digest(file)) != sha256:
-                raise Tampered(
-                    f"{self.place.shown(_path(sha256))} has another content: its SHA-256 is {actual}",
-                    remedy="delete this object and back up again, which copies it if the registry still has it; or use another backup",
-                )
+                raise Tampered(f"{self.place.shown(_path(sha256))} has another content: its SHA-256 is {actual}", remedy=AGAIN)
             yield file
 
-    def wrong(self, sha256: str) -> str | None:
+    def wrong(self, sha256: str) -> Tampered | None:
         """Why an object does not have this content; None if it does."""
         try:
             with self.opened(sha256):
                 return None
         except Tampered as error:
-            return error.message
+            return error
 
     def names(self) -> list[str]:
         """The backups, oldest first."""
@@ -68,7 +66,11 @@ class Destination:
                 f"{self.place.uri} has no backup {name!a}" if name else f"{self.place.uri} has no backup",
                 remedy=f"mlops-build backup {self.place.uri} --list" if names else f"mlops-build backup {self.place.uri}",
             )
-        return manifest.read(self.place.read(f"backups/{chosen}.json", manifest.MOST_BYTES), chosen, self.secret)
+        try:
+            content = self.place.read(f"backups/{chosen}.json", manifest.MOST_BYTES)
+        except Failed as error:
+            raise Tampered(error.message, remedy="delete it, or use another backup") from None
+        return manifest.read(content, chosen, self.secret)
 
     def save(self, made: Manifest) -> None:
         self._put(f"backups/{made.id}.json", manifest.written(made, self.secret))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_build.backup.manifest import Copied
+from mlops_build.errors import Failed
 
 TABLES = """
 create table files (uri text, path text, size integer, sha256 text, stamp text, primary key (uri, path)) without rowid;
@@ -62,8 +63,8 @@ class Index:
 
 @contextlib.contextmanager
 def opened(folder: Path, name: str) -> Iterator[Index]:
-    index = Index(folder / name)
     try:
-        yield index
-    finally:
-        index.close()
+        with contextlib.closing(Index(folder / name)) as index:
+            yield index
+    except sqlite3.Error as error:
+        raise Failed(f"a temporary file in {folder.parent}: {error}", remedy="free space there, or set TMPDIR to another folder") from error

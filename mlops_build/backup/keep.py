@@ -13,7 +13,7 @@ from mlops_build.adapters.registry.dump import check_dump
 from mlops_build.adapters.storage.place import NoPlace
 from mlops_build.backup import index as indexes
 from mlops_build.backup import manifest
-from mlops_build.backup.destination import PRUNE, PRUNING_MS, Destination
+from mlops_build.backup.destination import AGAIN, PRUNE, PRUNING_MS, Destination
 from mlops_build.backup.manifest import Manifest, Tampered
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding
@@ -56,12 +56,12 @@ def verify(destination: Destination, name: str | None, sample: int | None, say: 
             if why := check_dump(chosen.kind, dump):
                 findings.append(Finding("the database", "unreadable", f"its dump cannot be read: {why}", REMEDY))
     except (Tampered, NoPlace) as error:
-        findings.append(Finding("the database", "altered", error.message, REMEDY))
+        findings.append(Finding("the database", "altered", error.message, AGAIN))
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(digests), BATCH):
             batch = digests[first : first + BATCH]
             wrong = zip(batch, pool.map(destination.wrong, batch), strict=True)
-            findings += [Finding(contents[sha256], "altered", why, REMEDY) for sha256, why in wrong if why]
+            findings += [Finding(contents[sha256], "altered", error.message, AGAIN) for sha256, error in wrong if error]
             say(f"{first + len(batch):,} of {len(digests):,} files read")
     return Checked(chosen, findings, len(digests))
 
@@ -73,6 +73,9 @@ class Pruned:
     backups: list[str]
     objects: int = 0
     size: int = 0
+
+    def __str__(self) -> str:
+        return f"deleted {len(self.backups)} old backups, and {self.objects:,} objects with {self.size / 1e6:,.1f} MB"
 
 
 def prune(destination: Destination, keep: int | None, days: int | None, say: Say) -> Pruned:

@@ -22,6 +22,8 @@ SCHEMA = re.compile(r"[0-9a-f]{6,40}")
 STAMP = re.compile(r"[0-9a-z-]{1,64}")
 MOST_BYTES = 1 << 24
 LINE = 1 << 16
+# In a path. Surrogates are the bytes of a name that is not UTF-8.
+ODD = re.compile(r"[\0\\\ud800-\udfff]")
 KEY = "MLOPS_BUILD_BACKUP_KEY"
 
 
@@ -82,6 +84,9 @@ def key() -> bytes | None:
 
 
 def written(manifest: Manifest, secret: bytes | None) -> bytes:
+    """Raises Refused for one that could not be read."""
+    if not _is_valid(manifest):
+        raise Refused("this backup would have a manifest that is not valid", remedy="report this with the addresses of your experiments")
     document = {"format": FORMAT, **asdict(manifest)}
     return json.dumps({**document, **_seals(document, secret)}, indent=1).encode()
 
@@ -104,7 +109,7 @@ def read(content: bytes, name: str, secret: bytes | None) -> Manifest:
         manifest = Manifest(stores=stores, **{field: value for field, value in document.items() if field != "format"})
         if not _is_valid(manifest) or manifest.id != name:
             raise _tampered(name, "its manifest is not valid")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _tampered(name, "its manifest is not valid") from error
     return manifest
 
@@ -115,30 +120,34 @@ def lines(file: Path, manifest: Manifest) -> Iterator[Copied]:
         with gzip.open(file, "rb") as content:
             for _ in range(manifest.files):
                 entry = Copied(*json.loads(content.readline(LINE)))
-                if not (0 <= entry.store < len(manifest.stores) and entry.size >= 0 and is_path(entry.path)):
+                numbers = isinstance(entry.store, int) and isinstance(entry.size, int)
+                if not (numbers and 0 <= entry.store < len(manifest.stores) and 0 <= entry.size < 1 << 60 and is_path(entry.path)):
                     raise _tampered(manifest.id, f"its list has {entry.path!a}")
                 if not (SHA256.fullmatch(entry.sha256) and STAMP.fullmatch(entry.stamp)):
                     raise _tampered(manifest.id, "its list is not valid")
                 yield entry
             if content.read(1):
                 raise _tampered(manifest.id, "its list has more files than its manifest")
-    except (ValueError, TypeError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError, RecursionError) as error:
         raise _tampered(manifest.id, "its list is not valid") from error
 
 
 def is_path(path: str) -> bool:
     """Whether this is a plain path below a folder, which every store writes in the same way."""
     parts = PurePosixPath(path).parts
-    return (
-        bool(path) and ".." not in parts and not path.startswith("/") and path == "/".join(parts) and "\0" not in path and "\\" not in path
-    )
+    return bool(path) and ".." not in parts and not path.startswith("/") and path == "/".join(parts) and not ODD.search(path)
+
+
+def is_text(text: str) -> bool:
+    """Whether a manifest can have it."""
+    return isinstance(text, str) and 0 < len(text) < 2000 and text.isprintable()
 
 
 def _is_valid(manifest: Manifest) -> bool:
     texts = [manifest.mlops_build, manifest.mlflow, *manifest.damaged]
     texts += [text for store in manifest.stores for text in (store.uri, *store.spellings)]
     return (
-        all(isinstance(text, str) and 0 < len(text) < 2000 and text.isprintable() for text in texts)
+        all(map(is_text, texts))
         and all(isinstance(store.is_registry, bool) for store in manifest.stores)
         and all(isinstance(number, int) and 0 <= number < 1 << 60 for number in (manifest.files, manifest.size))
         and bool(ID.fullmatch(manifest.id) and SCHEMA.fullmatch(manifest.schema))

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlops_build.adapters.storage.address import place
+from mlops_build.adapters.storage.address import folder, place
+from mlops_build.adapters.storage.place import NoPlace
+from mlops_build.backup import manifest
 from mlops_build.backup.manifest import Store
 from mlops_build.errors import UsageError
 
@@ -37,7 +39,7 @@ class Locations:
     """
 
     def __init__(self, artifacts: Sequence[str], without: Sequence[str], *, is_embedded: bool) -> None:
-        self._artifacts = [place(uri).uri for uri in artifacts]
+        self._artifacts = [folder(uri).uri for uri in artifacts]
         plain = [place(uri).uri for uri in without]
         self._without = [*plain, *(Path(uri).as_uri() for uri in plain if "://" not in uri)]
         self._is_embedded = is_embedded
@@ -53,9 +55,8 @@ class Locations:
             location = f"{self._artifacts[0]}/{location[match.end() :]}"
         if REFERENCE.match(location) or OTHER.match(location) or ".." in location.split("/") or not location.isprintable():
             return None
-        try:
-            uri = place(location).uri
-        except UsageError:
+        uri = _uri(location)
+        if not uri or not manifest.is_text(uri):
             return None
         is_listed = any(_is_below(uri, root) for root in self._artifacts)
         return uri if is_listed or (not self._artifacts and (self._is_embedded or "://" in uri)) else None
@@ -83,13 +84,16 @@ class Locations:
                 units.add(uri)
                 above, _, last = uri.rpartition("/")
                 roots.add(above if last.isdecimal() and above.rstrip("/").rpartition("/")[2] not in ("", "s3:") else uri)
-        others = [place(uri).uri for uri in also]
+        others = [folder(uri).uri for uri in also]
         found = Found([Store(uri, []) for uri in sorted(roots) if not _has_above(_above(uri), roots)], unseen=unseen)
         for location, uri in plain.items():
             number, path = found.placed(uri) or (0, "")
-            spelling = location.rstrip("/").removesuffix(path).rstrip("/") if path else location.rstrip("/")
-            if spelling not in found.stores[number].spellings and not PROXY.match(location):
-                found.stores[number].spellings.append(spelling)
+            store = found.stores[number]
+            if not PROXY.match(location) and (spelling := _beginning(location, path)) not in store.spellings:
+                if _uri(spelling) != store.uri:
+                    found.unseen.append(location)
+                    continue
+                store.spellings.append(spelling)
             if uri in units and not _has_above(_above(uri), units):
                 found.units.append((number, path))
         found.units = sorted(set(found.units))
@@ -97,6 +101,24 @@ class Locations:
             found.units.append((len(found.stores), ""))
             found.stores.append(Store(uri, [], is_registry=False))
         return found
+
+
+def _uri(location: str) -> str | None:
+    """The plain address; None where nothing can be."""
+    try:
+        return place(location).uri
+    except (UsageError, NoPlace):
+        return None
+
+
+def _beginning(location: str, path: str) -> str:
+    """An address without the folders of `path` at its end, as it is written: in a URI they may be quoted."""
+    rest = location.rstrip("/")
+    for _ in path.split("/") if path else ():
+        while rest.rpartition("/")[2] in ("", ".") and rest:
+            rest = rest.rpartition("/")[0]
+        rest = rest.rpartition("/")[0]
+    return rest.rstrip("/")
 
 
 def _is_below(uri: str, root: str) -> bool:

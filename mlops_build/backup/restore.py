@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlops_build.adapters.registry.dump import Sql, check_dump
-from mlops_build.adapters.storage.address import place
+from mlops_build.adapters.storage.address import folder as folder_at
 from mlops_build.adapters.storage.place import NoPlace, Place
 from mlops_build.backup import index as indexes
 from mlops_build.backup import manifest
@@ -77,11 +77,11 @@ def _targets(chosen: Manifest, artifacts: str, also: Mapping[str, str], endpoint
     targets: list[Place | None] = []
     for number, store in enumerate(chosen.stores):
         if not store.is_registry:
-            targets.append(place(also[store.uri]) if store.uri in also else None)
+            targets.append(folder_at(also[store.uri]) if store.uri in also else None)
             continue
         is_plain = manifest.is_path(names[number]) and names.count(names[number]) == 1
         folder = names[number] if is_plain else str(number)
-        targets.append(place(artifacts if len(names) == 1 else f"{artifacts.rstrip('/')}/{folder}", endpoint))
+        targets.append(folder_at(artifacts if len(names) == 1 else f"{artifacts.rstrip('/')}/{folder}", endpoint))
     return targets
 
 
@@ -124,8 +124,11 @@ def _files(source: Destination, chosen: Manifest, targets: list[Place | None], s
 def _begin(chosen: Manifest, uri: str, target: Place, wanted: Index, present: Index, scratch: Path) -> None:
     """Mark an empty place; find what an interrupted restore of this backup has written. Raises Refused for other files."""
     is_folder = "://" not in target.uri
-    if is_folder and not Path(target.uri).exists():
-        Path(target.uri).mkdir(parents=True)
+    if is_folder:
+        try:
+            Path(target.uri).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NoPlace(f"{target.uri}: {error.strerror}", remedy="restore into another place: --artifacts URI") from None
     try:
         is_marked = target.read(MARKER, 64) == chosen.id.encode()
     except NoPlace:

@@ -34,9 +34,13 @@ from mlops_build.model.identity import DIGEST_TAG
 Say = Callable[[str], None]
 THREADS = 8
 BATCH = 512
+LINK = "replace a link by the file or folder that it names"
 # MLflow writes it when it loads a version from a folder; it is not a part of the version.
 META = "registered_model_meta"
-REMEDY = "restore its files from an older backup (mlops-build restore DEST --backup ID), or train it again"
+REMEDY = (
+    "train it again, or restore an older backup into an empty folder and copy its files from there:"
+    " mlops-build restore DEST --backup ID --database sqlite:///EMPTY/mlflow.db --artifacts EMPTY/mlartifacts"
+)
 
 
 @dataclass
@@ -71,14 +75,14 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
     """
     now = datetime.now(UTC)
     name = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(4)}"
+    if not manifest.ID.fullmatch(name):
+        raise Refused(f"the clock of this machine is at {now:%Y-%m-%d}, and backups are sorted by time", remedy="set the clock")
     with tempfile.TemporaryDirectory(prefix="mlops-build-backup-") as scratch, destination.running(name):
         folder = Path(scratch)
         dumped = sql.dump(folder / "dump", DIGEST_TAG)
         found = locations.found(dumped.locations, also)
-        if inside := found.placed(destination.place.uri):
-            raise Refused(
-                f"{destination.place.uri} is in {found.stores[inside[0]].uri}, which is copied", remedy="back up to another place"
-            )
+        if around := [store.uri for store in found.stores if _is_in(destination.place.uri, store.uri)]:
+            raise Refused(f"{destination.place.uri} is in {around[0]}, which is copied", remedy="back up to another place")
         say(f"database: {len(dumped.versions):,} versions, {len(found.stores)} places with files")
         blank = Manifest(name, __version__, _mlflow(), dumped.schema, sql.kind, "", "", 0, 0, found.stores, [])
         with indexes.opened(folder, "known") as known, indexes.opened(folder, "taken") as taken:
@@ -88,11 +92,18 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
             _copy(making, found, endpoint)
             made = making.made
             made.findings = [*_unseen(found), *_damaged(making, dumped, locations, found)]
-            damaged = sorted({finding.subject for finding in made.findings})[:1000]
+            damaged = sorted({ascii(finding.subject)[1:-1][:1000] for finding in made.findings})[:1000]
             database, listing = (_store(making, folder / each)[0] for each in ("dump", "list"))
             made.manifest = Manifest(**{**vars(made.manifest), "database": database, "listing": listing, "damaged": damaged})
             destination.save(made.manifest)
     return made
+
+
+def _is_in(uri: str, store: str) -> bool:
+    """Whether a place is in another one, also behind symbolic links."""
+    if "://" in uri or "://" in store:
+        return f"{uri}/".startswith(f"{store}/")
+    return Path(uri).resolve().is_relative_to(Path(store).resolve())
 
 
 def _remember(making: Making) -> None:
@@ -126,6 +137,8 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
                     making.say(f"{count:,} files, {size / 1e6:,.0f} MB; {making.made.sent / 1e6:,.0f} MB sent")
+    for path in (path for at in places for path in at.left_out):
+        making.made.findings.append(Finding(ascii(path)[1:-1], "not-copied", "it is a symbolic link, or not a file", LINK))
     making.made.manifest = Manifest(**{**vars(making.made.manifest), "files": count, "size": size})
 
 
@@ -139,7 +152,9 @@ def _file(making: Making, at: Place, number: int, entry: StoredObject) -> Copied
     """Copy one file, unless its content is there already; None if it has been deleted since it was listed."""
     making.destination.renew(f"running/{making.name}")
     if not manifest.is_path(entry.path):
-        making.made.findings.append(Finding(at.shown(entry.path), "not-copied", "its path is not a plain one", "rename this file"))
+        making.made.findings.append(
+            Finding(ascii(at.shown(entry.path))[1:-1], "not-copied", "its path is not a plain one", "rename this file")
+        )
         return None
     stamp = f"{entry.modified_ms}-{entry.md5 or ''}"
     sha256 = making.known.sha256(at.uri, entry.path, entry.size, stamp)

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-days", type=whole(1, 100000), metavar="D", help="afterwards delete those older; with --keep, all in either stay"
     )
+    parser.add_argument("--prune", action="store_true", help="delete old backups as --keep and --keep-days say, and do nothing else")
     parser.add_argument("--list", action="store_true", help="show the backups, and do nothing else")
     parser.add_argument("--verify", action="store_true", help="check a backup, and do nothing else")
     parser.add_argument("--backup", metavar="ID", help="which one to check (default: the newest)")
@@ -60,10 +61,10 @@ def add_database(parser: argparse.ArgumentParser) -> None:
 
 
 def opened(args: argparse.Namespace) -> "Destination":
-    from mlops_build.adapters.storage.address import place
+    from mlops_build.adapters.storage.address import folder
     from mlops_build.backup.destination import Destination
 
-    return Destination(place(args.destination, args.endpoint_url))
+    return Destination(folder(args.destination, args.endpoint_url))
 
 
 def database(args: argparse.Namespace, default: str | None = None) -> "tuple[Sql, str | None]":
@@ -81,7 +82,10 @@ def database(args: argparse.Namespace, default: str | None = None) -> "tuple[Sql
         tracked = tracking.find()
     except UsageError:
         if not default:
-            raise
+            raise UsageError(
+                "no database: neither --database nor MLFLOW_TRACKING_URI is given, and the current folder is not a service",
+                remedy="add --database sqlite:///FILE, or --database postgresql://USER@HOST/NAME",
+            ) from None
         return Sql(default), endpoint
     return Sql(tracked.uri), endpoint or tracked.s3_endpoint_url
 
@@ -89,7 +93,22 @@ def database(args: argparse.Namespace, default: str | None = None) -> "tuple[Sql
 def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
+    if args.prune:
+        return _prune(args)
     return _verify(args) if args.verify else _make(args)
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from mlops_build.backup import keep
+    from mlops_build.errors import UsageError
+
+    if not (args.keep or args.keep_days):
+        raise UsageError("--prune needs to know which backups stay", remedy="add --keep N, --keep-days D or both")
+    pruned = keep.prune(opened(args), args.keep, args.keep_days, _progress)
+    result(args, asdict(pruned), str(pruned))
+    return 0
 
 
 def _make(args: argparse.Namespace) -> int:
@@ -124,7 +143,7 @@ def _make(args: argparse.Namespace) -> int:
         f" {made.sent / 1e6:,.1f} MB sent; {made.reused:,} files not read again; {document['seconds']} s"
     )
     if pruned.backups:
-        text += f"\ndeleted {len(pruned.backups)} old backups, and {pruned.objects:,} objects with {pruned.size / 1e6:,.1f} MB"
+        text += f"\n{pruned}"
     result(args, document, "\n".join([text, *([finding.show(made.findings)] if made.findings else [])]))
     return 4 if made.findings else 0
 

@@ -40,8 +40,10 @@ def written(path: "Path", content: str) -> None:
 
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        try:
+            part.write_text(content, encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise Failed(f"{path} cannot be written: {error.strerror}", remedy="give a file in an existing folder") from None

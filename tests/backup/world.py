@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mlops_build.model import files, identity
 from tests.conftest import mlops_build
@@ -83,7 +84,7 @@ class World:
         client = MlflowClient(uri, registry_uri=uri)
         found = {}
         for version in client.search_model_versions("name = 'digits'"):
-            digest = files.digest(Path(version.source.removeprefix("file://")))
+            digest = files.digest(Path(unquote(version.source.removeprefix("file://"))))
             assert digest == version.tags[identity.DIGEST_TAG]
             found[int(version.version)] = digest
         assert client.get_model_version_by_alias("digits", "staging").version in (1, "1")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from mlops_build.adapters import program
@@ -19,13 +20,15 @@ SECONDS = 6 * 3600  # the most that pg_dump or pg_restore may take
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 # A restored database has it until all is restored; MLflow does not know this table. done: whether the addresses are those of the new place.
 MARKER = "mlops_build_restore"
+# Not a deleted version, whose address MLflow replaces by a text.
+PRESENT = "coalesce(current_stage, '') != 'Deleted_Internal'"
 # Where MLflow's tables have the addresses of files: table, column, and which rows. tests/backup/test_columns.py knows the rest.
 COLUMNS = (
     ("experiments", "artifact_location", ""),
     ("runs", "artifact_uri", ""),
     ("logged_models", "artifact_location", ""),
-    ("model_versions", "source", ""),
-    ("model_versions", "storage_location", ""),
+    ("model_versions", "source", PRESENT),
+    ("model_versions", "storage_location", PRESENT),
     ("trace_tags", "value", "key = 'mlflow.artifactLocation'"),
     ("workspaces", "default_artifact_root", ""),
     ("workspaces", "trace_archival_location", ""),
@@ -189,6 +192,8 @@ class Sql:
             raise Unreachable(f"{self}: {error.name} is not installed", remedy=f"pip install {error.name}-binary") from error
         except (DBAPIError, sqlite3.Error) as error:
             text = first_line(getattr(error, "orig", None) or error)
+            if "disk is full" in text:
+                raise Failed(f"{self}, or a temporary file: {text}", remedy=f"free space there, and in TMPDIR ({gettempdir()})") from error
             raise Unreachable(f"{self}: {text}", remedy="check that the database answers, and --database") from error
         except OSError as error:
             raise Unreachable(f"{self}: {error.strerror or error}", remedy="check the path, and who may read and write it") from error
@@ -229,7 +234,7 @@ def _content(connection: Any, digest_tag: str) -> Dumped:
     query = (
         "select v.name, v.version, coalesce(v.storage_location, v.source, ''), coalesce(t.value, '') from model_versions v"  # noqa: S608
         f" left join model_version_tags t on {workspace}t.name = v.name and t.version = v.version and t.key = :tag"
-        " where coalesce(v.current_stage, '') != 'Deleted_Internal' order by 1, 2"
+        f" where {PRESENT} order by 1, 2"
     )
     schema = str(connection.execute(text("select version_num from alembic_version")).scalar_one())
     return Dumped(schema, list(locations), [tuple(row) for row in connection.execute(text(query), {"tag": digest_tag})])

@@ -10,12 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, checked
+from mlops_build.errors import Failed
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MOST_LEFT_OUT = 100
 
 
 class Folder(Place):
-    """The files of a folder; a file is a place with one file. Symbolic links are left out: what they name is elsewhere."""
+    """The files of a folder; a file is a place with one file.
+
+    left_out: paths of symbolic links, which are not followed since what they name is elsewhere, and of special files, once listed.
+    """
+
+    left_out: list[str]
 
     def __init__(self, path: Path) -> None:
+        self.left_out = []
         self._root = self._path = path.absolute()
         with self._translated(""):
             if self._path.is_file():
@@ -40,7 +50,7 @@ class Folder(Place):
         return content
 
     def save(self, path: str, destination: Path) -> None:
-        with self._translated(path):
+        with self._translated(path, destination):
             shutil.copyfile(self._plain(path), destination)
 
     @contextlib.contextmanager
@@ -83,14 +93,19 @@ class Folder(Place):
                 yield from self._walk(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
                 yield self._object(Path(entry.path), entry.stat())
+            elif len(self.left_out) < MOST_LEFT_OUT:
+                self.left_out.append(entry.path)
 
     def _object(self, path: Path, status: os.stat_result) -> StoredObject:
         return StoredObject(path.relative_to(self._root).as_posix(), status.st_size, status.st_mtime_ns // 1_000_000)
 
     @contextlib.contextmanager
-    def _translated(self, path: str) -> Iterator[None]:
+    def _translated(self, path: str, written: Path | None = None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            if error.errno in FULL:
+                where = written or self._root / path
+                raise Failed(f"{where}: {error.strerror}", remedy="free space there; TMPDIR is the folder of temporary files") from error
             where = self._root / path if path else self._path
             raise NoPlace(f"{where}: {error.strerror or error}", remedy="check the path, and who may read and write it") from error

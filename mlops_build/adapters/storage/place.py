@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -29,11 +29,12 @@ class StoredObject:
 class Place(ABC):
     """A folder, or a prefix of a bucket or container. Every method raises NoPlace.
 
-    lists_all: whether `objects` lists everything below `uri`; not if the place is a single file.
+    lists_all: whether `objects` lists everything below `uri`; not if the place is a single file. left_out: what it did not list, as paths.
     """
 
     uri: str
     lists_all = True
+    left_out: Sequence[str] = ()
 
     @abstractmethod
     def objects(self, below: str = "") -> Iterator[StoredObject]:
