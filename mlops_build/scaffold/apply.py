@@ -6,10 +6,11 @@ written last: before that, their files and entries are the old ones.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -67,6 +68,19 @@ def find(service: Path) -> Place:
     if Checkout(place.top).head() is None:
         raise Refused(f"{service} has no commit yet, so an update could not be undone", remedy=remedy)
     return place
+
+
+@contextlib.contextmanager
+def alone(place: Place) -> Iterator[None]:
+    """Wait until no other update works in this checkout: two would write the same index and files. Raises Refused."""
+    path = place.folder / "mlops-build-update.lock"
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}", remedy="check who may write in the checkout") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel when the process ends
+        yield
 
 
 def check_clean(place: Place) -> None:

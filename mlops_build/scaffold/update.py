@@ -94,25 +94,26 @@ def update(
     """
     check_git()
     place = apply.find(service.resolve())
-    apply.check_clean(place)
-    checkout = Checkout(place.top)
-    head = str(checkout.head())
-    planned = plan(place.top, head, place.prefix, to=to, data=data, template=template, where=place.service)
-    if planned.merged is None or planned.tree is None:
-        return planned
-    writes = planned.status == "merged" or write_conflicts
-    if writes:
-        apply.check_room(place, head, planned.tree)
-    if dry_run or not writes:
-        return planned
-    if planned.merged.stages:
-        apply.check_nothing_staged(place)
-    apply.write(place, head, planned.tree, planned.merged.stages)
-    if commit and planned.status == "merged":
-        made = checkout.commit_tree(planned.tree, [head], message(planned))
-        checkout.move(made, head)
-        planned = replace(planned, commit=made)
-    return replace(planned, written=True)
+    with apply.alone(place):
+        apply.check_clean(place)
+        checkout = Checkout(place.top)
+        head = str(checkout.head())
+        planned = plan(place.top, head, place.prefix, to=to, data=data, template=template, where=place.service)
+        if planned.merged is None or planned.tree is None:
+            return planned
+        writes = planned.status == "merged" or write_conflicts
+        if writes:
+            apply.check_room(place, head, planned.tree)
+        if dry_run or not writes:
+            return planned
+        if planned.merged.stages:
+            apply.check_nothing_staged(place)
+        apply.write(place, head, planned.tree, planned.merged.stages)
+        if commit and planned.status == "merged":
+            made = checkout.commit_tree(planned.tree, [head], message(planned))
+            checkout.move(made, head)
+            planned = replace(planned, commit=made)
+        return replace(planned, written=True)
 
 
 def message(planned: Update) -> str:
