@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from mlops_build.model.files import file_digest
 MOST_RUNNING_MS = 6 * 3_600_000  # an older marker is that of a killed backup
 PRUNING_MS = 60_000  # the same for a deletion, which renews its marker more often
 RENEW_SECONDS = 20.0
-PRUNE = "running/prune"
+PRUNE = "running/prune-"
 AGAIN = "delete this object and back up again, which copies it if the registry still has it; or use another copy of the backups"
 
 
@@ -81,7 +82,7 @@ class Destination:
         self._put(f"running/{name}", name.encode())
         try:
             end = time.monotonic() + 2 * PRUNING_MS / 1000
-            while any(path == PRUNE for path, _ in self._markers(name)):
+            while any(path.startswith(PRUNE) for path, _ in self._markers(name)):
                 if time.monotonic() > end:
                     raise Refused(f"old backups in {self.place.uri} are being deleted", remedy="run it again later")
                 time.sleep(1)
@@ -92,14 +93,15 @@ class Destination:
                 self.place.delete(f"running/{name}")
 
     @contextlib.contextmanager
-    def pruning(self) -> Iterator[list[str]]:
-        """Say that objects are being deleted. The value: the backups that are being written, while none may be deleted."""
+    def pruning(self) -> Iterator[tuple[str, list[str]]]:
+        """Say that objects are being deleted. The values: the marker of this, and the other markers, while which none may be deleted."""
+        marker = f"{PRUNE}{secrets.token_hex(4)}"
         self._renewed = 0.0
-        self.renew(PRUNE)
+        self.renew(marker)
         try:
-            yield [path.rpartition("/")[2] for path, age in self._markers(PRUNE.rpartition("/")[2]) if age < MOST_RUNNING_MS]
+            yield marker, [path.rpartition("/")[2] for path, _ in self._markers(marker.rpartition("/")[2])]
         finally:
-            self.place.delete(PRUNE)
+            self.place.delete(marker)
 
     def renew(self, marker: str) -> None:
         """Make a marker new again, if it is old enough for that."""
@@ -112,7 +114,7 @@ class Destination:
         found = {entry.path: entry.modified_ms for entry in self.place.objects("running")}
         now = found.pop(f"running/{own}", 0)
         ages = {path: now - modified for path, modified in found.items()}
-        return [(path, age) for path, age in ages.items() if age < (PRUNING_MS if path == PRUNE else MOST_RUNNING_MS)]
+        return [(path, age) for path, age in ages.items() if age < (PRUNING_MS if path.startswith(PRUNE) else MOST_RUNNING_MS)]
 
     def _put(self, path: str, content: bytes) -> None:
         descriptor, name = tempfile.mkstemp(prefix="mlops-build-")

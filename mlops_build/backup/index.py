@@ -43,6 +43,10 @@ class Index:
         rows = self._rows("select sha256 from files where uri = ? and path = ? and size = ? and stamp = ?", uri, path, size, stamp)
         return str(rows[0][0]) if rows else None
 
+    def has(self, uri: str) -> bool:
+        """Whether it has files of a store."""
+        return bool(self._rows("select 1 from files where uri = ? limit 1", uri))
+
     def size(self, uri: str, path: str) -> int | None:
         rows = self._rows("select size from files where uri = ? and path = ?", uri, path)
         return int(rows[0][0]) if rows else None

@@ -13,7 +13,7 @@ from mlops_build.adapters.registry.dump import check_dump
 from mlops_build.adapters.storage.place import NoPlace
 from mlops_build.backup import index as indexes
 from mlops_build.backup import manifest
-from mlops_build.backup.destination import AGAIN, PRUNE, PRUNING_MS, Destination
+from mlops_build.backup.destination import AGAIN, PRUNING_MS, Destination
 from mlops_build.backup.manifest import Manifest, Tampered
 from mlops_build.errors import Refused
 from mlops_build.finding import Finding
@@ -92,9 +92,9 @@ def prune(destination: Destination, keep: int | None, days: int | None, say: Say
     old = [made.id for made in manifests if made.id not in kept]
     if not old:
         return Pruned([])
-    with tempfile.TemporaryDirectory(prefix="mlops-build-prune-") as scratch, destination.pruning() as running:
+    with tempfile.TemporaryDirectory(prefix="mlops-build-prune-") as scratch, destination.pruning() as (marker, running):
         if running:
-            say(f"nothing is deleted while backup {running[0]} is being written")
+            say(f"nothing is deleted: {running[0]} is being written or deleted, or was killed in the last six hours")
             return Pruned([])
         for name in old:
             destination.place.delete(f"backups/{name}.json")
@@ -103,11 +103,11 @@ def prune(destination: Destination, keep: int | None, days: int | None, say: Say
                 with destination.opened(made.listing) as listing:
                     index.hold((entry.sha256, 0) for entry in manifest.lines(listing, made))
                 index.hold([(made.database, 0), (made.listing, 0)])
-                destination.renew(PRUNE)
-            return _delete(destination, index, old)
+                destination.renew(marker)
+            return _delete(destination, index, old, marker)
 
 
-def _delete(destination: Destination, index: indexes.Index, old: list[str]) -> Pruned:
+def _delete(destination: Destination, index: indexes.Index, old: list[str], marker: str) -> Pruned:
     count = size = 0
     oldest = (time.time() - GRACE_SECONDS) * 1000
     renewed = time.monotonic()
@@ -118,7 +118,7 @@ def _delete(destination: Destination, index: indexes.Index, old: list[str]) -> P
             continue
         if time.monotonic() - renewed > PRUNING_MS / 1000:
             raise Refused(f"{destination.place.uri} answers too slowly to delete safely", remedy="run it again: it continues")
-        destination.renew(PRUNE)
+        destination.renew(marker)
         renewed = time.monotonic()
         destination.place.delete(entry.path)
         count, size = count + 1, size + entry.size

@@ -78,7 +78,7 @@ def key() -> bytes | None:
             text = Path(file).read_bytes().strip()
         except OSError as error:
             raise UsageError(f"{KEY}_FILE: {file}: {error.strerror}", remedy="check the path, and who may read it") from None
-    if text and len(text) < 16:
+    if (text or file) and len(text) < 16:
         raise UsageError(f"{KEY} has fewer than 16 bytes", remedy="openssl rand -hex 32 makes a good key")
     return text or None
 
@@ -163,4 +163,6 @@ def _seals(document: dict[str, Any], secret: bytes | None) -> dict[str, str]:
 
 
 def _tampered(name: str, why: str) -> Tampered:
-    return Tampered(f"backup {name}: {why}", remedy="use another backup: mlops-build backup DEST --list")
+    return Tampered(
+        f"backup {name}: {why}", remedy=f"use another backup: mlops-build backup DEST --list; or delete backups/{name}.json there"
+    )

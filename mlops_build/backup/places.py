@@ -84,7 +84,7 @@ class Locations:
                 units.add(uri)
                 above, _, last = uri.rpartition("/")
                 roots.add(above if last.isdecimal() and above.rstrip("/").rpartition("/")[2] not in ("", "s3:") else uri)
-        others = [folder(uri).uri for uri in also]
+        others = list(dict.fromkeys(folder(uri).uri for uri in also))
         found = Found([Store(uri, []) for uri in sorted(roots) if not _has_above(_above(uri), roots)], unseen=unseen)
         for location, uri in plain.items():
             number, path = found.placed(uri) or (0, "")

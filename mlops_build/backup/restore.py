@@ -130,9 +130,12 @@ def _begin(chosen: Manifest, uri: str, target: Place, wanted: Index, present: In
         except OSError as error:
             raise NoPlace(f"{target.uri}: {error.strerror}", remedy="restore into another place: --artifacts URI") from None
     try:
-        is_marked = target.read(MARKER, 64) == chosen.id.encode()
+        begun = target.read(MARKER, 64).decode(errors="replace")
     except NoPlace:
-        is_marked = False
+        begun = ""
+    is_marked = begun == chosen.id
+    if manifest.ID.fullmatch(begun) and not is_marked:
+        raise Refused(f"{target.uri}: backup {begun} is being restored into it", remedy=f"add --backup {begun}, or use an empty place")
     for entry in target.objects():
         if is_marked and entry.path == MARKER:
             continue

@@ -34,6 +34,7 @@ from mlops_build.model.identity import DIGEST_TAG
 Say = Callable[[str], None]
 THREADS = 8
 BATCH = 512
+MOUNT = "mount the disk, or check the bucket, and back up again; if it is gone: --without URI"
 LINK = "replace a link by the file or folder that it names"
 # MLflow writes it when it loads a version from a folder; it is not a part of the version.
 META = "registered_model_meta"
@@ -81,7 +82,8 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
         folder = Path(scratch)
         dumped = sql.dump(folder / "dump", DIGEST_TAG)
         found = locations.found(dumped.locations, also)
-        if around := [store.uri for store in found.stores if _is_in(destination.place.uri, store.uri)]:
+        copied = [f"{found.stores[number].uri}/{path}".rstrip("/") for number, path in found.units]
+        if around := [uri for uri in copied if _is_in(destination.place.uri, uri)]:
             raise Refused(f"{destination.place.uri} is in {around[0]}, which is copied", remedy="back up to another place")
         say(f"database: {len(dumped.versions):,} versions, {len(found.stores)} places with files")
         blank = Manifest(name, __version__, _mlflow(), dumped.schema, sql.kind, "", "", 0, 0, found.stores, [])
@@ -93,7 +95,7 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
             made = making.made
             made.findings = [*_unseen(found), *_damaged(making, dumped, locations, found)]
             damaged = sorted({ascii(finding.subject)[1:-1][:1000] for finding in made.findings})[:1000]
-            database, listing = (_store(making, folder / each)[0] for each in ("dump", "list"))
+            database, listing = (_store(making, folder / each, is_checked=True)[0] for each in ("dump", "list"))
             made.manifest = Manifest(**{**vars(made.manifest), "database": database, "listing": listing, "damaged": damaged})
             destination.save(made.manifest)
     return made
@@ -127,7 +129,7 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
         places = [place(store.uri, endpoint if store.is_registry else None) for store in found.stores]
         for number, path in found.units:
             at = places[number]
-            objects = _objects(at, path)
+            objects = _objects(at, path, may_be_missing=found.stores[number].is_registry)
             while batch := list(islice(objects, BATCH)):
                 copied = [entry for entry in pool.map(partial(_file, making, at, number), batch) if entry]
                 making.taken.add(copied, uris)
@@ -142,9 +144,9 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
     making.made.manifest = Manifest(**{**vars(making.made.manifest), "files": count, "size": size})
 
 
-def _objects(at: Place, path: str) -> Iterator[StoredObject]:
-    if "://" not in at.uri and not Path(at.uri).exists():
-        return iter(())  # of an experiment without runs; a version without its files is found later
+def _objects(at: Place, path: str, *, may_be_missing: bool = True) -> Iterator[StoredObject]:
+    if may_be_missing and "://" not in at.uri and not Path(at.uri).exists():
+        return iter(())  # of an experiment without runs; _damaged looks whether there were files before
     return at.objects(path)
 
 
@@ -174,10 +176,11 @@ def _file(making: Making, at: Place, number: int, entry: StoredObject) -> Copied
     return Copied(number, entry.path, size, sha256, stamp if size == entry.size else "0")
 
 
-def _store(making: Making, file: Path) -> tuple[str, int]:
+def _store(making: Making, file: Path, *, is_checked: bool = False) -> tuple[str, int]:
+    """is_checked: also read an object that is there already; without it nothing of the backup can be used."""
     sha256, size = file_digest(file), file.stat().st_size
     with making.lock:  # another thread may have a file with the same content
-        is_new = not making.known.holds(sha256, size)
+        is_new = not making.known.holds(sha256, size) or (is_checked and making.destination.wrong(sha256) is not None)
         if is_new:
             making.known.hold([(sha256, size)])
             making.made.new += 1
@@ -199,6 +202,9 @@ def _unseen(found: Found) -> Iterator[Finding]:
 
 def _damaged(making: Making, dumped: Dumped, locations: Locations, found: Found) -> Iterator[Finding]:
     yield from making.made.findings
+    for uri in (store.uri for store in found.stores):
+        if making.known.has(uri) and not making.taken.has(uri):
+            yield Finding(uri, "no-files", "the backup before has files of this place, and now none is there", MOUNT)
     for name, number, source, digest in dumped.versions:
         if locations.is_left_out(source):
             continue

@@ -91,6 +91,14 @@ def database(args: argparse.Namespace, default: str | None = None) -> "tuple[Sql
 
 
 def run(args: argparse.Namespace) -> int:
+    import signal
+    import sys
+
+    from mlops_build.errors import UsageError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files and the marker are deleted
+    if not args.verify and (args.backup or args.all):
+        raise UsageError("--backup and --all belong to --verify", remedy="add --verify, or leave them out")
     if args.list:
         return _list(args)
     if args.prune:
@@ -117,6 +125,7 @@ def _make(args: argparse.Namespace) -> int:
     from mlops_build import finding
     from mlops_build.adapters.registry.dump import SQLITE
     from mlops_build.backup import keep, take
+    from mlops_build.backup.manifest import Tampered
     from mlops_build.backup.places import Locations
 
     began = time.monotonic()
@@ -124,7 +133,12 @@ def _make(args: argparse.Namespace) -> int:
     sql, endpoint = database(args)
     locations = Locations(args.artifacts, args.without, is_embedded=sql.kind == SQLITE)
     made = take.run(destination, sql, locations, args.also, endpoint, _progress)
-    pruned = keep.prune(destination, args.keep, args.keep_days, _progress) if args.keep or args.keep_days else keep.Pruned([])
+    pruned = keep.Pruned([])
+    if args.keep or args.keep_days:
+        try:
+            pruned = keep.prune(destination, args.keep, args.keep_days, _progress)
+        except Tampered as error:
+            made.findings.append(finding.Finding(destination.place.uri, "nothing-deleted", error.message, error.remedy or ""))
     document = {
         "backup": made.manifest.id,
         "files": made.manifest.files,

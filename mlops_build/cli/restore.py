@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
     restored = restore.run(opened(args), args.backup, sql, artifacts, also, endpoint, _progress)
     document = {"backup": restored.manifest.id, "files": restored.files, "database": str(sql), "places": restored.places}
     lines = [f"restored backup {restored.manifest.id}: {restored.files:,} files, database {sql}"]
-    lines += [f"  {old} is now {new}" if new else f"  {old} was not restored: add --also {old}=NEW" for old, new in restored.places.items()]
+    lines += [
+        f"  {old} is now {new}" if new else f"  {old} was not restored; into an empty place, --also OLD=NEW does it"
+        for old, new in restored.places.items()
+    ]
     result(args, document, "\n".join(lines))
     return 0
 

@@ -9,11 +9,13 @@ from mlops_build.release.history import span
 COLUMNS = ("model", "environment", "version", "age", "service", "owner", "size", "last release", "data", "metrics")
 # Of each version, in a terminal.
 MOST_METRICS = 3
+MOST_TEXT = 100  # characters of a name
 
 
 def plain(text: str) -> str:
-    """The text with a mark instead of each character that could change how a terminal or a browser shows the others."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    """The text with a mark instead of each character that could change how a terminal or a browser shows the others; shortened."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in text[: MOST_TEXT + 1])
+    return shown if len(shown) <= MOST_TEXT else f"{shown[:MOST_TEXT]}…"
 
 
 def age(then: int | None, now: float) -> str:

@@ -164,7 +164,10 @@ def test_with_a_key_only_signed_backups_are_used(world: World, monkeypatch: pyte
     file.write_text(seal(document))
     assert "not signed" in world.restore("new", expect=4)["error"]
     assert "not signed" in world.backup("--verify", expect=4)["error"]
-    assert "not signed" in world.backup("--keep", "1", expect=4)["error"]
+    kept = world.backup("--keep", "1", expect=4)
+    assert [entry["rule"] for entry in kept["findings"]] == ["nothing-deleted"]
+    assert "not signed" in kept["findings"][0]["why"]
+    assert f"delete backups/{unsigned['backup']}.json" in kept["findings"][0]["remedy"]
     file.unlink()
     world.manifest(unsigned["backup"]).unlink()
     (tmp_path / "key").write_text(f"{KEY}\n")

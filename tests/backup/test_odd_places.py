@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mlops_build.__main__ import main
+from mlops_build.adapters.storage.folder import Folder
 from mlops_build.backup import take
+from mlops_build.backup.destination import Destination
 from tests.backup.world import World, add
 
 
@@ -38,6 +41,15 @@ def test_an_address_is_restored_as_it_is_written(world: World, name: str) -> Non
     with closing(sqlite3.connect(world.folder / "new/mlflow.db")) as database:
         (location,) = database.execute("select artifact_location from experiments order by experiment_id desc").fetchone()
     assert location == f"{(world.folder / 'new/mlartifacts').as_uri()}/{name}"
+
+
+def test_an_address_with_a_single_slash_is_a_place_too(world: World) -> None:
+    with closing(sqlite3.connect(world.file)) as database, database:
+        database.execute("update experiments set artifact_location = replace(artifact_location, 'file:///', 'file:/')")
+    assert world.backup()["findings"] == []
+    world.restore("new")
+    with closing(sqlite3.connect(world.folder / "new/mlflow.db")) as database:
+        assert not database.execute("select name from experiments where artifact_location like '%/old/%'").fetchall()
 
 
 @pytest.mark.parametrize("name", ["other%0Aplace/exp", "a%00b/exp", "x" * 300])
@@ -81,7 +93,7 @@ def test_a_place_that_is_a_file_or_behind_a_link_into_what_is_copied_is_refused(
     for arguments in (["backup", "file"], ["backup", "b", "--also", "file"], ["restore", "file"], ["backup", "file", "--list"]):
         words = [str(world.folder / word) if word == "file" else word for word in arguments]
         assert "is a file" in world.command(*words, expect=2)["error"]
-    for inside in (world.folder / "link/backups", world.store / "../mlruns/backups"):
+    for inside in (world.folder / "link/backups", world.store / "../mlruns/1/backups"):
         assert "which is copied" in world.command("backup", str(inside), expect=4)["error"]
     world.backup()
     assert "/proc/nothing" in world.restore("new", "--artifacts", "/proc/nothing", expect=5)["error"]
@@ -133,3 +145,76 @@ def test_a_clock_that_is_wrong_is_named(
     assert main(["backup", str(world.backups), "--database", world.uri]) == 4
     assert f"the clock of this machine is at {year}-01-01" in capsys.readouterr().err
     assert not Path(world.backups).exists()
+
+
+def test_a_list_that_was_damaged_is_written_again(world: World) -> None:
+    first = world.backup()
+    digest = json.loads(world.manifest(first["backup"]).read_text())["listing"]
+    stored = world.backups / "objects" / digest[:2] / digest
+    stored.write_bytes(bytes(stored.stat().st_size))
+    assert world.backup()["new_objects"] == 1
+    assert world.backup("--verify", "--all")["findings"] == []
+    assert world.backup("--verify", "--all", "--backup", first["backup"])["findings"] == []
+
+
+def test_a_place_that_had_files_before_and_is_not_there_now_keeps_the_good_backup(world: World) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(world.uri, registry_uri=world.uri)
+    for number in (1, 2, 3):
+        client.delete_model_version("digits", str(number))
+    good = world.backup()["backup"]
+    world.store.rename(world.home / "away")
+    made = world.backup("--keep", "1", expect=4)
+    assert rules(made) == [("no-files", "mlruns")]
+    assert [entry["id"] for entry in world.backup("--list")] == [good, made["backup"]]
+
+
+def test_a_journal_of_another_database_is_not_taken_for_one_of_the_restored(world: World) -> None:
+    world.backup()
+    (world.folder / "new").mkdir()
+    journal = world.folder / "new/mlflow.db-journal"
+    journal.write_bytes(b"of another database")
+    refused = world.restore("new", expect=4)
+    assert "would write it into a new mlflow.db" in refused["error"]
+    subprocess.run(["sh", "-c", refused["remedy"].removeprefix("move it away: ")], check=True)
+    world.restore("new")
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_waited_for_only_a_while(world: World) -> None:
+    with closing(sqlite3.connect(world.file)) as database:
+        database.execute("begin exclusive")
+        assert "locked" in world.backup(expect=5)["error"]
+        database.rollback()
+    world.backup()
+
+
+def test_an_interrupted_restore_names_its_backup_if_there_is_a_newer_one(world: World) -> None:
+    first = world.backup()["backup"]
+    world.restore("new")
+    (world.folder / "new/mlflow.db").unlink()
+    (world.folder / "new/mlartifacts/.mlops-build-restore").write_text(first)
+    world.backup()
+    refused = world.restore("new", expect=4)
+    assert refused["remedy"] == f"add --backup {first}, or use an empty place"
+    world.restore("new", "--backup", first)
+
+
+def test_options_that_would_do_nothing_are_refused(world: World) -> None:
+    world.environment["MLOPS_BUILD_BACKUP_KEY_FILE"] = "/dev/null"
+    assert "fewer than 16" in world.backup(expect=2)["error"]
+    del world.environment["MLOPS_BUILD_BACKUP_KEY_FILE"]
+    assert "nowhere" in world.backup("--also", "nowhere", expect=5)["error"]
+    for words in (["--all"], ["--backup", "20260101T000000000Z-00000000"]):
+        assert "belong to --verify" in world.backup(*words, expect=2)["error"]
+
+
+def test_of_two_deletions_neither_deletes_while_the_other_runs(tmp_path: Path) -> None:
+    first, second = Destination(Folder(tmp_path)), Destination(Folder(tmp_path))
+    with first.pruning() as (_, others):
+        assert others == []
+        with second.pruning() as (_, others):
+            assert len(others) == 1
+        assert len(list(first.place.objects("running"))) == 1
+    assert not list(first.place.objects("running"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlops_build.adapters import program
 from mlops_build.adapters.registry.records import first_line, shown
+from mlops_build.adapters.registry.sqlite import check_new
 from mlops_build.errors import Failed, NotFound, Refused, Unreachable, UsageError
 
 SECONDS = 6 * 3600  # the most that pg_dump or pg_restore may take
@@ -77,6 +78,8 @@ class Sql:
                 if not self.file.is_file():
                     raise NotFound(f"{self.file}: there is no such file", remedy="check the path of --database, or set MLFLOW_TRACKING_URI")
                 with contextlib.closing(sqlite3.connect(self.file)) as source, contextlib.closing(sqlite3.connect(destination)) as copy:
+                    source.execute("begin")
+                    source.execute("select count(*) from sqlite_master")  # waits for a lock for 5 s; backup() would wait without end
                     source.backup(copy)
                     copy.execute("pragma journal_mode = delete")
                 return Sql(f"sqlite:///{destination}")._content(digest_tag)
@@ -95,6 +98,7 @@ class Sql:
 
         with self._translated():
             if self.kind == SQLITE and not self.file.exists():
+                check_new(self.file)
                 return None
             with self._engine.connect() as connection:
                 tables = set(inspect(connection).get_table_names())
@@ -112,6 +116,7 @@ class Sql:
                 self._change(backup, changes)
                 return
             Sql(f"sqlite:///{dump}")._change(backup, changes)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             part = self.file.with_name(f".{self.file.name}.restoring")
             part.write_bytes(b"")
             with contextlib.closing(sqlite3.connect(dump)) as source, contextlib.closing(sqlite3.connect(part)) as copy:
@@ -189,7 +194,8 @@ class Sql:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise Unreachable(f"{self}: {error.name} is not installed", remedy=f"pip install {error.name}-binary") from error
+            package = "'psycopg[binary]'" if error.name == "psycopg" else f"{error.name}-binary"
+            raise Unreachable(f"{self}: the driver {error.name} is not installed", remedy=f"pip install {package}") from error
         except (DBAPIError, sqlite3.Error) as error:
             text = first_line(getattr(error, "orig", None) or error)
             if "disk is full" in text:
@@ -236,5 +242,7 @@ def _content(connection: Any, digest_tag: str) -> Dumped:
         f" left join model_version_tags t on {workspace}t.name = v.name and t.version = v.version and t.key = :tag"
         f" where {PRESENT} order by 1, 2"
     )
-    schema = str(connection.execute(text("select version_num from alembic_version")).scalar_one())
-    return Dumped(schema, list(locations), [tuple(row) for row in connection.execute(text(query), {"tag": digest_tag})])
+    schemas = connection.execute(text("select version_num from alembic_version")).scalars().all()
+    if len(schemas) != 1:
+        raise Refused(f"its table alembic_version has {len(schemas)} rows instead of one", remedy="see docs/how-to/upgrade-mlflow.md")
+    return Dumped(str(schemas[0]), list(locations), [tuple(row) for row in connection.execute(text(query), {"tag": digest_tag})])

@@ -15,6 +15,9 @@ from mlops_build.model.version import BadVersion, ModelVersion
 SERVICE = re.compile(r"(?=.{2,40}\Z)[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 
+LATEST_MS = 253_402_300_799_999  # the end of the year 9999
+
+
 class RegistryUnreachable(Unreachable):
     """MLflow does not answer, or its database does not exist."""
 
@@ -66,6 +69,10 @@ class RegisteredVersion:
     created_ms: int
     status: str = "READY"
     stage: str = ""
+
+    def __post_init__(self) -> None:
+        # A registry may have any number; a date ends with the year 9999.
+        object.__setattr__(self, "created_ms", min(max(self.created_ms, 0), LATEST_MS))
 
     @property
     def uri(self) -> str:

@@ -7,6 +7,7 @@ that have the columns below are used; for another schema, mlflow does everything
 import contextlib
 import math
 import os
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from mlops_build.adapters.registry.records import (
     first_line,
     stage,
 )
+from mlops_build.errors import Refused
 
 T = TypeVar("T")
 
@@ -59,8 +61,9 @@ where models.workspace = 'default' and models.name not in
 def create_database(file: Path) -> None:
     """MLflow's tables in a new file, which exists with all of them or not at all; if another process creates it first, that one stays.
 
-    Raises NoAnswer.
+    Raises NoAnswer and Refused.
     """
+    check_new(file)
     try:
         with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=f".{file.name}-") as scratch:
             part = Path(scratch) / "mlflow.db"
@@ -69,6 +72,16 @@ def create_database(file: Path) -> None:
                 file.hardlink_to(part)
     except OSError as error:
         raise NoAnswer(f"the file cannot be created: {error.strerror}") from error
+
+
+def check_new(file: Path) -> None:
+    """Raises Refused if a journal of a former database is beside the file: sqlite would write it into the new one."""
+    for name in (f"{file.name}-journal", f"{file.name}-wal"):
+        if file.with_name(name).exists():
+            raise Refused(
+                f"{file.with_name(name)} is left from another database: sqlite would write it into a new {file.name}",
+                remedy=f"move it away: mv {shlex.quote(str(file.with_name(name)))} {shlex.quote(str(file.with_name(name)))}.old",
+            )
 
 
 def open_database(uri: str, file: Path) -> Database:

@@ -18,8 +18,9 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
     and NoPlace for a path that cannot exist.
     """
     scheme, _, rest = uri.partition("://")
-    path = unquote(urlsplit(uri).path) if scheme == "file" else uri
-    if "\0" not in path and path and (scheme == "file" or not SCHEME.match(uri)):
+    is_file = uri.startswith("file:/")
+    path = unquote(urlsplit(uri).path) if is_file else uri
+    if "\0" not in path and path and (is_file or not SCHEME.match(uri)):
         return _folder(Path(path))
     bucket, _, prefix = rest.partition("/")
     makers: dict[str, Callable[[], Place]] = {

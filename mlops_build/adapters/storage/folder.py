@@ -86,13 +86,20 @@ class Folder(Place):
         raise OSError(errno.EINVAL, "it is not a plain file")
 
     def _walk(self, folder: Path) -> Iterator[StoredObject]:
-        with os.scandir(folder) as listed:
-            entries = sorted(listed, key=lambda entry: entry.name)
+        """What is deleted while it is listed is left out."""
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if folder == self._root:
+                raise
+            return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
-                yield self._object(Path(entry.path), entry.stat())
+                with contextlib.suppress(FileNotFoundError):
+                    yield self._object(Path(entry.path), entry.stat())
             elif len(self.left_out) < MOST_LEFT_OUT:
                 self.left_out.append(entry.path)
 
@@ -107,5 +114,5 @@ class Folder(Place):
             if error.errno in FULL:
                 where = written or self._root / path
                 raise Failed(f"{where}: {error.strerror}", remedy="free space there; TMPDIR is the folder of temporary files") from error
-            where = self._root / path if path else self._path
+            where = self._root / path if path else error.filename or self._path
             raise NoPlace(f"{where}: {error.strerror or error}", remedy="check the path, and who may read and write it") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,17 @@ def test_a_single_file_and_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert place(str(tmp_path)).lists_all
     with pytest.raises(NoPlace, match="nowhere"):
         list(place(str(tmp_path / "nowhere")).objects())
+
+
+def test_what_is_deleted_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    for name in ("a/1", "b/2", "b/c/3", "d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    listed = place(str(tmp_path)).objects()
+    assert next(listed).path == "a/1"
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "d").unlink()
+    assert list(listed) == []
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
