@@ -40,8 +40,12 @@ class Locations:
 
     def __init__(self, artifacts: Sequence[str], without: Sequence[str], *, is_embedded: bool) -> None:
         self._artifacts = [folder(uri).uri for uri in artifacts]
-        plain = [place(uri).uri for uri in without]
-        self._without = [*plain, *(Path(uri).as_uri() for uri in plain if "://" not in uri)]
+        plain = [uri for location in without if (uri := _uri(location))]
+        self._without = [
+            *(location.rstrip("/") for location in without),
+            *plain,
+            *(Path(uri).as_uri() for uri in plain if "://" not in uri),
+        ]
         self._is_embedded = is_embedded
 
     def plain(self, location: str) -> str | None:
@@ -50,7 +54,7 @@ class Locations:
             if not self._artifacts:
                 raise UsageError(
                     f"the MLflow server keeps files itself ({location[:100]!a}), and its database does not say where",
-                    remedy="add --artifacts URI: what the server was started with as --artifacts-destination",
+                    remedy="add --artifacts URI: the value of the server's --artifacts-destination; or --without mlflow-artifacts:",
                 )
             location = f"{self._artifacts[0]}/{location[match.end() :]}"
         if REFERENCE.match(location) or OTHER.match(location) or ".." in location.split("/") or not location.isprintable():
@@ -72,9 +76,9 @@ class Locations:
         roots: set[str] = set()
         units: set[str] = set()
         for location in locations:
-            uri = self.plain(location)
             if self.is_left_out(location):
                 continue
+            uri = self.plain(location)
             if uri is None:
                 if not REFERENCE.match(location) and not any(_is_below(location, other) for other in unseen[:100]):
                     unseen.append(location)

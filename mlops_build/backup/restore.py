@@ -49,6 +49,8 @@ def run(
     if state and state[0] != chosen.id:
         raise Refused(f"{sql}: backup {state[0]} is being restored into it", remedy=f"add --backup {state[0]}, or use an empty database")
     targets = _targets(chosen, artifacts, also, endpoint)
+    if any(target and f"{target.uri}/".startswith(f"{source.place.uri}/") for target in targets):
+        raise UsageError(f"{source.place.uri} has the backups", remedy="restore into another place: --artifacts URI")
     places = {store.uri: target.uri if target else "" for store, target in zip(chosen.stores, targets, strict=True)}
     if not (state and state[1]):
         with tempfile.TemporaryDirectory(prefix="mlops-build-restore-") as scratch, source.opened(chosen.database) as dump:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -76,15 +76,19 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
     """
     now = datetime.now(UTC)
     name = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(4)}"
-    if not manifest.ID.fullmatch(name):
-        raise Refused(f"the clock of this machine is at {now:%Y-%m-%d}, and backups are sorted by time", remedy="set the clock")
+    newest = next(iter(destination.names()[-1:]), "")
+    if not manifest.ID.fullmatch(name) or newest > f"{now + timedelta(hours=1):%Y%m%dT%H%M%S}":
+        after = f", and backup {newest} is after it" if newest > name else ", and backups are sorted by time"
+        remedy = f"set the clock{f', or delete backups/{newest}.json in DEST' if newest > name else ''}"
+        raise Refused(f"the clock of this machine is at {now:%Y-%m-%d %H:%M}{after}", remedy=remedy)
     with tempfile.TemporaryDirectory(prefix="mlops-build-backup-") as scratch, destination.running(name):
         folder = Path(scratch)
         dumped = sql.dump(folder / "dump", DIGEST_TAG)
         found = locations.found(dumped.locations, also)
         copied = [f"{found.stores[number].uri}/{path}".rstrip("/") for number, path in found.units]
         if around := [uri for uri in copied if _is_in(destination.place.uri, uri)]:
-            raise Refused(f"{destination.place.uri} is in {around[0]}, which is copied", remedy="back up to another place")
+            remedy = f"back up to another place, or leave this one out: --without {around[0]}"
+            raise Refused(f"{destination.place.uri} is in {around[0]}, which is copied", remedy=remedy)
         say(f"database: {len(dumped.versions):,} versions, {len(found.stores)} places with files")
         blank = Manifest(name, __version__, _mlflow(), dumped.schema, sql.kind, "", "", 0, 0, found.stores, [])
         with indexes.opened(folder, "known") as known, indexes.opened(folder, "taken") as taken:
@@ -196,7 +200,7 @@ def _unseen(found: Found) -> Iterator[Finding]:
             ascii(location[:200])[1:-1],
             "not-copied",
             "files at this address were not copied",
-            "add --artifacts URI, or back it up by other means",
+            "add --artifacts URI, or leave it out: --without URI",
         )
 
 

@@ -38,8 +38,11 @@ def written(path: "Path", content: str) -> None:
 
     from mlops_build.errors import Failed
 
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path = path.resolve()
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        if path.exists() and not path.is_file():
+            raise Failed(f"{path} is not a plain file", remedy="give another file")
         try:
             part.write_text(content, encoding="utf-8")
             part.replace(path)

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         also[place(old).uri] = new
     artifacts = args.artifacts or str(sql.file.absolute().parent / "mlartifacts")
     restored = restore.run(opened(args), args.backup, sql, artifacts, also, endpoint, _progress)
+    if damaged := restored.manifest.damaged:
+        say(f"{len(damaged)} versions or places were damaged or missing when this backup was made: {', '.join(damaged[:10])}")
     document = {"backup": restored.manifest.id, "files": restored.files, "database": str(sql), "places": restored.places}
     lines = [f"restored backup {restored.manifest.id}: {restored.files:,} files, database {sql}"]
     lines += [

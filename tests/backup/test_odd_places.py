@@ -218,3 +218,38 @@ def test_of_two_deletions_neither_deletes_while_the_other_runs(tmp_path: Path) -
             assert len(others) == 1
         assert len(list(first.place.objects("running"))) == 1
     assert not list(first.place.objects("running"))
+
+
+def test_a_backup_of_a_later_time_than_now_is_named(world: World) -> None:
+    made = world.backup()["backup"]
+    later = f"2099{made[4:]}"
+    world.manifest(made).rename(world.manifest(later))
+    refused = world.backup("--keep", "1", expect=4)
+    assert f"backup {later} is after it" in refused["error"]
+    assert f"delete backups/{later}.json" in refused["remedy"]
+    assert [entry["id"] for entry in world.backup("--list", expect=4)] == [later]
+
+
+def test_addresses_of_a_proxy_can_be_left_out(world: World) -> None:
+    with closing(sqlite3.connect(world.file)) as database, database:
+        database.execute("update experiments set artifact_location = 'mlflow-artifacts:/0' where name = 'Default'")
+    assert "--without mlflow-artifacts:" in world.backup(expect=2)["remedy"]
+    assert world.backup("--without", "mlflow-artifacts:")["findings"] == []
+
+
+def test_a_database_without_a_column_of_later_releases(world: World) -> None:
+    with closing(sqlite3.connect(world.file)) as database, database:
+        database.execute("alter table model_versions drop column storage_location")
+    assert world.backup()["files"] == 9
+
+
+def test_what_is_restored_can_be_read_by_others_and_damage_is_named(world: World) -> None:
+    next(world.store.rglob("weights*")).write_bytes(b"altered")
+    world.backup(expect=4)
+    refused = world.restore("new", "--artifacts", str(world.backups / "objects"), expect=2)
+    assert "has the backups" in refused["error"]
+    world.restore("new")
+    assert "damaged or missing when this backup was made: models:/digits/" in world.stderr
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (world.folder / "new").rglob("*") if path.is_file()} == {0o666 & ~mask}

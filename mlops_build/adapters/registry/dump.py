@@ -236,9 +236,11 @@ def _content(connection: Any, digest_tag: str) -> Dumped:
         if table in tables and column in {each["name"] for each in known.get_columns(table)} and table != "workspaces":
             where = f" where {which}" if which else ""
             locations |= dict.fromkeys(row[0] for row in connection.execute(text(f"select {column} from {table}{where}")) if row[0])  # noqa: S608
-    workspace = "v.workspace = t.workspace and " if "workspace" in {each["name"] for each in known.get_columns("model_versions")} else ""
+    columns = {each["name"] for each in known.get_columns("model_versions")}
+    workspace = "v.workspace = t.workspace and " if "workspace" in columns else ""
+    source = "coalesce(v.storage_location, v.source, '')" if "storage_location" in columns else "coalesce(v.source, '')"
     query = (
-        "select v.name, v.version, coalesce(v.storage_location, v.source, ''), coalesce(t.value, '') from model_versions v"  # noqa: S608
+        f"select v.name, v.version, {source}, coalesce(t.value, '') from model_versions v"  # noqa: S608
         f" left join model_version_tags t on {workspace}t.name = v.name and t.version = v.version and t.key = :tag"
         f" where {PRESENT} order by 1, 2"
     )

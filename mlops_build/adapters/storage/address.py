@@ -34,10 +34,10 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
 
 def folder(uri: str, endpoint_url: str | None = None) -> Place:
     """A place that is not a single file: what is beside a file is not meant. Raises UsageError and NoPlace."""
-    found = place(uri, endpoint_url)
-    if not found.lists_all:
+    named = place(uri, endpoint_url)
+    if not named.lists_all:
         raise UsageError(f"{uri[:200]!r} is a file", remedy="give a folder, s3://BUCKET/PREFIX or swift://CONTAINER/PREFIX")
-    return found
+    return named
 
 
 def _folder(path: Path) -> Place:

@@ -3,9 +3,9 @@
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,15 +64,15 @@ class Folder(Place):
         target = self._root / checked(path)
         with self._translated(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".mlops-build-", delete=False) as part:
-                try:
-                    with file.open("rb") as source:
-                        shutil.copyfileobj(source, part, 1 << 20)
-                    part.flush()
-                    os.fsync(part.fileno())
-                    Path(part.name).replace(target)
-                finally:
-                    Path(part.name).unlink(missing_ok=True)
+            part = target.with_name(f".mlops-build-{secrets.token_hex(8)}")  # not of tempfile, whose files only the owner may read
+            try:
+                with file.open("rb") as source, part.open("xb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
         with self._translated(path):

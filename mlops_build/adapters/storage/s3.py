@@ -81,7 +81,7 @@ class S3(Place):
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", "an error"))
             raise NoPlace(f"{self.shown(path) if path else self.uri}: the store answers {code}", remedy=_remedy(code)) from error
-        except (BotoCoreError, Boto3Error, OSError) as error:
+        except (BotoCoreError, Boto3Error, OSError, ValueError) as error:  # ValueError: of an endpoint
             where = self.shown(path) if path else self.uri
             raise NoPlace(
                 f"{where}: {str(error).splitlines()[0][:300]}",
