@@ -167,7 +167,9 @@ def check(
         except (NoPlace, UsageError) as error:
             unseen.append(f"the DVC remote {url}: {error.message}")
     # Two addresses may name the same place: what one repository needs is an orphan nowhere.
-    needed = {each for store in listed for each in store.hashes()} | {_packed(md5) for each in looked for md5 in each.needs}
+    needed = {_packed(md5) for each in looked for md5 in each.needs}
+    if len(listed) > 1:
+        needed.update(each for store in listed for each in store.hashes())
     for store in listed:
         try:
             findings += _list(store, needed, partial(_is_old, keep_days=keep_days), unseen, say)
