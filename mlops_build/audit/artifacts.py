@@ -23,6 +23,8 @@ LOGGED = re.compile(r"m-[0-9a-f]{32}")
 # Of a run: what a script may delete as a whole.
 UNIT = re.compile(r"((?:[0-9]+/)?([0-9a-f]{32})/artifacts)/.+")
 RUN = re.compile(r"[0-9a-f]{32}")
+# Of an experiment: those of traces, which are no runs.
+TRACES = "traces"
 MOST_UNITS = 200_000
 # MLflow writes it when it loads a version from a folder.
 META = "registered_model_meta"
@@ -114,7 +116,7 @@ def _list(store: Store, versions: dict[str, list[RegisteredVersion]], kept: set[
             held[owner].add(each.path[len(owner) + 1 :], each.modified_ms)
         elif logged and logged in held:
             held[logged].add(each.path.partition(f"{logged}/")[2].removeprefix("artifacts/"), each.modified_ms)
-        elif not logged and kept.isdisjoint(parts):
+        elif not logged and kept.isdisjoint(parts) and parts[1:2] != [TRACES]:
             orphans.add(parts[0] if len(parts) > 1 else "", each)
             if match:
                 unit = each.path if match[1] in protected else match[1]

@@ -52,6 +52,8 @@ def pairs(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def test_a_clean_world_has_no_finding(world: World, audit: Audit) -> None:
     clean(world)
+    world.put(world.store, "7/traces/tr-1/artifacts/traces.json", b"{}")
+    world.client.register_prompt("greeting", "Hello {{name}}")
     # A folder is a single copy; nothing else is wrong.
     single = [("single-copy-data", world.remote), ("single-copy-files", world.store)]
     for option in ([], ["--deep"]):

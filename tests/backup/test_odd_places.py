@@ -72,6 +72,15 @@ def test_a_deleted_version_needs_no_files(world: World) -> None:
     assert made["findings"] == []
 
 
+def test_a_prompt_needs_no_files(world: World) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(world.uri, registry_uri=world.uri).register_prompt("greeting", "Hello {{name}}")
+    made = world.backup()
+    assert (made["findings"], made["files"]) == ([], 9)
+    assert list(world.restore("new")["places"]) == [str(world.store)]
+
+
 def test_links_special_files_and_names_that_are_not_utf8_are_named(world: World) -> None:
     run = next(world.store.glob("1/*/artifacts"))
     (run / "link.bin").symlink_to(world.file)

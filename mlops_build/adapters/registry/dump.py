@@ -21,8 +21,11 @@ SECONDS = 6 * 3600  # the most that pg_dump or pg_restore may take
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 # A restored database has it until all is restored; MLflow does not know this table. done: whether the addresses are those of the new place.
 MARKER = "mlops_build_restore"
-# Not a deleted version, whose address MLflow replaces by a text.
-PRESENT = "coalesce(current_stage, '') != 'Deleted_Internal'"
+# Of the table model_versions: neither a deleted version, whose address MLflow replaces by a text, nor a prompt, which has no files.
+PRESENT = (
+    "coalesce(current_stage, '') != 'Deleted_Internal' and model_versions.name not in (select name from registered_model_tags"
+    " where key = 'mlflow.prompt.is_prompt' and lower(value) = 'true')"
+)
 # Where MLflow's tables have the addresses of files: table, column, and which rows. tests/backup/test_columns.py knows the rest.
 COLUMNS = (
     ("experiments", "artifact_location", ""),
@@ -237,11 +240,12 @@ def _content(connection: Any, digest_tag: str) -> Dumped:
             where = f" where {which}" if which else ""
             locations |= dict.fromkeys(row[0] for row in connection.execute(text(f"select {column} from {table}{where}")) if row[0])  # noqa: S608
     columns = {each["name"] for each in known.get_columns("model_versions")}
-    workspace = "v.workspace = t.workspace and " if "workspace" in columns else ""
-    source = "coalesce(v.storage_location, v.source, '')" if "storage_location" in columns else "coalesce(v.source, '')"
+    workspace = "t.workspace = model_versions.workspace and " if "workspace" in columns else ""
+    source = "coalesce(storage_location, source, '')" if "storage_location" in columns else "coalesce(source, '')"
     query = (
-        f"select v.name, v.version, {source}, coalesce(t.value, '') from model_versions v"  # noqa: S608
-        f" left join model_version_tags t on {workspace}t.name = v.name and t.version = v.version and t.key = :tag"
+        f"select model_versions.name, model_versions.version, {source}, coalesce(t.value, '') from model_versions"  # noqa: S608
+        f" left join model_version_tags t on {workspace}t.name = model_versions.name"
+        " and t.version = model_versions.version and t.key = :tag"
         f" where {PRESENT} order by 1, 2"
     )
     schemas = connection.execute(text("select version_num from alembic_version")).scalars().all()
