@@ -28,6 +28,7 @@ from mlops_build.adapters.registry.records import (
     Run,
     StoredFile,
     UnknownVersion,
+    pages,
     shown,
 )
 from mlops_build.adapters.registry.stored import opened, unreadable
@@ -177,14 +178,11 @@ class Registry:
         for first in range(0, len(experiments), EXPERIMENTS):
             yield from self._pages(partial(self._run_page, experiments[first : first + EXPERIMENTS]))
 
-    @staticmethod
-    def _pages(page: Callable[[str], tuple[list[T], str]]) -> Iterator[T]:
-        token = ""
-        while True:
-            entries, token = page(token)
-            yield from entries
-            if not token:
-                return
+    def _pages(self, page: Callable[[str], tuple[list[T], str]]) -> Iterator[T]:
+        try:
+            yield from pages(page)
+        except Rejected as error:
+            raise translated(self.uri, error) from error
 
     @_translating
     def _version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:

@@ -15,6 +15,7 @@ from mlops_build.adapters.registry.records import (
     Rejected,
     Run,
     first_line,
+    pages,
     quoted,
     stage,
 )
@@ -173,14 +174,11 @@ def _translated() -> Iterator[None]:
 
 
 def _pages(search: Any) -> list[Any]:
-    entries: list[Any] = []
-    token = None
-    while True:
-        page = search(token)
-        entries += page
-        token = page.token
-        if not token:
-            return entries
+    def page(token: str) -> tuple[list[Any], str]:
+        answer = search(token or None)
+        return answer, answer.token or ""
+
+    return list(pages(page))
 
 
 def _aliases(model: Any) -> dict[str, int]:

@@ -116,7 +116,7 @@ class Http:
         """The JSON object of a response."""
         try:
             document = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             why = "the response is not JSON: this is not an MLflow server, or it is a login page"
@@ -133,7 +133,7 @@ def _rejected(response: requests.Response) -> Exception:
     try:
         document = response.json()
         code, text = str(document["error_code"]), str(document.get("message", ""))
-    except (ValueError, KeyError, TypeError, AttributeError, requests.exceptions.RequestException):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, requests.exceptions.RequestException):
         code, text = "", f"HTTP {response.status_code} {response.reason or ''}".rstrip()
     return Rejected(code, response.status_code, text.strip().split("\n", 1)[0][:300])
 

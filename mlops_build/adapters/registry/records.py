@@ -1,16 +1,17 @@
 """What the registry knows: model versions and runs, where it is, and the errors that it raises."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from mlops_build.errors import NotFound, Unreachable, UsageError
 from mlops_build.model.identity import ARCHIVED, DATE, DIGEST_TAG, EXCEPTION_UNTIL, NAME, ModelRef
 from mlops_build.model.version import BadVersion, ModelVersion
 
+T = TypeVar("T")
 # A folder whose name can be that of a service (copier.yml, project_name).
 SERVICE = re.compile(r"(?=.{2,40}\Z)[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
@@ -179,3 +180,19 @@ def quoted(text: str) -> str:
     if "'" in text or "\n" in text:
         raise UsageError(f"{text[:100]!r} cannot be searched for", remedy="leave out quotes and line breaks")
     return text
+
+
+def pages(page: Callable[[str], tuple[Iterable[T], str]]) -> Iterator[T]:
+    """The entries of all pages. page: of a token, which is empty for the first one, and the token of the next one or "".
+
+    Raises Rejected for a token that came before: the pages would have no end.
+    """
+    token, former = "", set[str]()
+    while True:
+        entries, token = page(token)
+        yield from entries
+        if not token:
+            return
+        if token in former:
+            raise Rejected("", 200, "it sends the same page again")
+        former.add(token)

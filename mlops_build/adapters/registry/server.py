@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mlops_build.adapters.registry.http import TRANSIENT, Http
-from mlops_build.adapters.registry.records import NoAnswer, RegisteredModel, RegisteredVersion, Rejected, Run, quoted, stage
+from mlops_build.adapters.registry.records import NoAnswer, RegisteredModel, RegisteredVersion, Rejected, Run, pages, quoted, stage
 
 PAGE = 1000
 T = TypeVar("T")
@@ -34,15 +34,15 @@ class Server:
 
     def version_page(self, token: str) -> tuple[list[RegisteredVersion], str]:
         page = self._page("GET", "model-versions/search", {}, token)
-        return [_read(_model_version, {"version": each}, "version") for each in page.get("model_versions", [])], _next(page)
+        return [_read(_model_version, {"version": each}, "version") for each in _entries(page, "model_versions")], _next(page)
 
     def experiment_page(self, token: str) -> tuple[list[str], str]:
         page = self._page("POST", "experiments/search", {"view_type": "ALL"}, token)
-        return [_read(_experiment, {"experiment": each}, "experiment")[0] for each in page.get("experiments", [])], _next(page)
+        return [_read(_experiment, {"experiment": each}, "experiment")[0] for each in _entries(page, "experiments")], _next(page)
 
     def run_page(self, experiment_ids: list[str], token: str) -> tuple[list[Run], str]:
         page = self._page("POST", "runs/search", {"experiment_ids": experiment_ids, "run_view_type": "ALL"}, token)
-        return [_read(_run, {"run": each}, "run") for each in page.get("runs", [])], _next(page)
+        return [_read(_run, {"run": each}, "run") for each in _entries(page, "runs")], _next(page)
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         return [
@@ -126,17 +126,21 @@ class Server:
         return _read(str, self.http.call("POST", "experiments/create", {"name": name, **location}), "experiment_id")
 
     def _pages(self, endpoint: str, fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = []
-        token = ""
-        while True:
-            page = self._page("GET", endpoint, fields, token)
-            entries += page.get(key, [])
-            token = _next(page)
-            if not token:
-                return entries
+        def page(token: str) -> tuple[list[dict[str, Any]], str]:
+            answer = self._page("GET", endpoint, fields, token)
+            return _entries(answer, key), _next(answer)
+
+        return list(pages(page))
 
     def _page(self, method: str, endpoint: str, fields: Mapping[str, Any], token: str) -> Mapping[str, Any]:
         return self.http.call(method, endpoint, {**fields, "max_results": PAGE, **({"page_token": token} if token else {})})
+
+
+def _entries(page: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = page.get(key) or []
+    if not isinstance(entries, list):
+        raise Rejected("", 200, f"{key} is not a list in its response")
+    return entries
 
 
 def _next(page: Mapping[str, Any]) -> str:

@@ -407,6 +407,18 @@ def test_json_of_another_server_is_named(proxy: Proxy) -> None:
                 call()
 
 
+def test_pages_without_an_end_and_lists_that_are_none(proxy: Proxy) -> None:
+    store = Registry(proxy.uri)
+    for call in (lambda: list(store.every_version()), store.alias_map, lambda: store.versions("m"), lambda: list(store.every_run())):
+        proxy.content = b'{"next_page_token": "a", "experiments": [{"experiment_id": "1"}]}'
+        with pytest.raises(Failed, match="sends the same page again"):
+            call()
+        for content in (b'{"model_versions": 5, "registered_models": {"a": 1}, "experiments": "x"}', b'{"a":' + b"[" * 100_000):
+            proxy.content = content
+            with pytest.raises(Failed, match="not an MLflow server|is not a list"):
+                call()
+
+
 def test_what_is_not_an_mlflow_server_is_named(proxy: Proxy) -> None:
     proxy.lose["registered-models/search"] = [200]
     with pytest.raises(Failed, match="not an MLflow server"):
