@@ -415,7 +415,7 @@ def test_pages_without_an_end_and_lists_that_are_none(proxy: Proxy) -> None:
             call()
         for content in (b'{"model_versions": 5, "registered_models": {"a": 1}, "experiments": "x"}', b'{"a":' + b"[" * 100_000):
             proxy.content = content
-            with pytest.raises(Failed, match="not an MLflow server|is not a list"):
+            with pytest.raises(Failed, match=r"not an MLflow server|is not a list"):
                 call()
 
 
