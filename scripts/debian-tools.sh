@@ -57,7 +57,8 @@ unpack() {
         else shared=/usr/share/debootstrap program=/usr/sbin/debootstrap; fi # the machine has it
         printf '#!/bin/sh\nDEBOOTSTRAP_DIR="%s" exec "%s" "$@"\n' "$shared" "$program" >"$folder/bin/debootstrap"
         if [ -z "$browser" ]; then
-            printf '#!/bin/sh\nLD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}%s" exec "%s" "$@"\n' "$libraries" \
+            # libpulse looks for its own library in an absolute folder.
+            printf '#!/bin/sh\nLD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}%s" exec "%s" "$@"\n' "$libraries:$libraries/pulseaudio" \
                 "$root/usr/lib/chromium/chromium-headless-shell" >"$folder/bin/chromium"
             chmod +x "$folder/bin/chromium"
             "$folder/bin/chromium" --version --no-sandbox >&2 || return 1
