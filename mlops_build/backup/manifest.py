@@ -33,11 +33,15 @@ class Tampered(Refused):
 
 @dataclass(frozen=True)
 class Store:
-    """A place that was copied. spellings: how the database writes it. is_registry: false for a place beside the registry (--also)."""
+    """A place that was copied. spellings: how the database writes it. is_registry: false for a place beside the registry (--also).
+
+    files: how many.
+    """
 
     uri: str
     spellings: list[str]
     is_registry: bool = True
+    files: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,11 @@ def is_text(text: str) -> bool:
 def _is_valid(manifest: Manifest) -> bool:
     texts = [manifest.mlops_build, manifest.mlflow, *manifest.damaged]
     texts += [text for store in manifest.stores for text in (store.uri, *store.spellings)]
+    numbers = [manifest.files, manifest.size, *(store.files for store in manifest.stores)]
     return (
         all(map(is_text, texts))
         and all(isinstance(store.is_registry, bool) for store in manifest.stores)
-        and all(isinstance(number, int) and 0 <= number < 1 << 60 for number in (manifest.files, manifest.size))
+        and all(isinstance(number, int) and 0 <= number < 1 << 60 for number in numbers)
         and bool(ID.fullmatch(manifest.id) and SCHEMA.fullmatch(manifest.schema))
         and bool(SHA256.fullmatch(manifest.database) and SHA256.fullmatch(manifest.listing))
         and manifest.kind in (SQLITE, POSTGRESQL)

@@ -68,7 +68,7 @@ def run(
 
 
 def _targets(chosen: Manifest, artifacts: str, also: Mapping[str, str], endpoint: str | None) -> list[Place | None]:
-    """Where each store goes: the registry's only one to `artifacts`, one of several to a folder in it."""
+    """Where each store goes: the registry's only one with files to `artifacts`, with those without; one of several to a folder in it."""
     others = {store.uri for store in chosen.stores if not store.is_registry}
     if unknown := set(also) - others:
         raise UsageError(
@@ -76,6 +76,7 @@ def _targets(chosen: Manifest, artifacts: str, also: Mapping[str, str], endpoint
             remedy="see its places: mlops-build backup DEST --list --json",
         )
     names = [store.uri.rpartition("/")[2] for store in chosen.stores if store.is_registry]
+    is_together = sum(store.files > 0 for store in chosen.stores if store.is_registry) <= 1
     targets: list[Place | None] = []
     for number, store in enumerate(chosen.stores):
         if not store.is_registry:
@@ -83,7 +84,7 @@ def _targets(chosen: Manifest, artifacts: str, also: Mapping[str, str], endpoint
             continue
         is_plain = manifest.is_path(names[number]) and names.count(names[number]) == 1
         folder = names[number] if is_plain else str(number)
-        targets.append(folder_at(artifacts if len(names) == 1 else f"{artifacts.rstrip('/')}/{folder}", endpoint))
+        targets.append(folder_at(artifacts if is_together else f"{artifacts.rstrip('/')}/{folder}", endpoint))
     return targets
 
 
@@ -105,9 +106,9 @@ def _files(source: Destination, chosen: Manifest, targets: list[Place | None], s
         source.opened(chosen.listing) as listing,
     ):
         wanted.add(manifest.lines(listing, chosen), uris)
-        for uri, target in zip(uris, targets, strict=True):
-            if target:
-                _begin(chosen, uri, target, wanted, present, scratch)
+        for store, target in zip(chosen.stores, targets, strict=True):
+            if target and store.files:
+                _begin(chosen, store.uri, target, wanted, present, scratch)
 
         def write(entry: Copied) -> None:
             target = targets[entry.store]

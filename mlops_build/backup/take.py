@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -100,7 +100,7 @@ def run(destination: Destination, sql: Sql, locations: Locations, also: Sequence
             made.findings = [*_unseen(found), *_damaged(making, dumped, locations, found)]
             damaged = sorted({ascii(finding.subject)[1:-1][:1000] for finding in made.findings})[:1000]
             database, listing = (_store(making, folder / each, is_checked=True)[0] for each in ("dump", "list"))
-            made.manifest = Manifest(**{**vars(made.manifest), "database": database, "listing": listing, "damaged": damaged})
+            made.manifest = replace(made.manifest, database=database, listing=listing, damaged=damaged)
             destination.save(made.manifest)
     return made
 
@@ -128,6 +128,7 @@ def _remember(making: Making) -> None:
 def _copy(making: Making, found: Found, endpoint: str | None) -> None:
     uris = [store.uri for store in found.stores]
     count = size = 0
+    files = [0] * len(uris)
     told = time.monotonic()
     with gzip.GzipFile(making.folder / "list", "wb", 6, mtime=0) as listing, ThreadPoolExecutor(THREADS) as pool:
         places = [place(store.uri, endpoint if store.is_registry else None) for store in found.stores]
@@ -137,6 +138,7 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
             while batch := list(islice(objects, BATCH)):
                 copied = [entry for entry in pool.map(partial(_file, making, at, number), batch) if entry]
                 making.taken.add(copied, uris)
+                files[number] += len(copied)
                 for entry in copied:
                     listing.write(f"{json.dumps(astuple(entry))}\n".encode())
                     count, size = count + 1, size + entry.size
@@ -145,7 +147,8 @@ def _copy(making: Making, found: Found, endpoint: str | None) -> None:
                     making.say(f"{count:,} files, {size / 1e6:,.0f} MB; {making.made.sent / 1e6:,.0f} MB sent")
     for path in (path for at in places for path in at.left_out):
         making.made.findings.append(Finding(ascii(path)[1:-1], "not-copied", "it is a symbolic link, or not a file", LINK))
-    making.made.manifest = Manifest(**{**vars(making.made.manifest), "files": count, "size": size})
+    stores = [replace(store, files=many) for store, many in zip(found.stores, files, strict=True)]
+    making.made.manifest = replace(making.made.manifest, stores=stores, files=count, size=size)
 
 
 def _objects(at: Place, path: str, *, may_be_missing: bool = True) -> Iterator[StoredObject]:

@@ -262,3 +262,17 @@ def test_what_is_restored_can_be_read_by_others_and_damage_is_named(world: World
     mask = os.umask(0)
     os.umask(mask)
     assert {path.stat().st_mode & 0o777 for path in (world.folder / "new").rglob("*") if path.is_file()} == {0o666 & ~mask}
+
+
+def test_a_place_without_files_needs_no_folder_of_its_own(world: World) -> None:
+    """MLflow's experiment Default often has an address of its own, and no run."""
+    with closing(sqlite3.connect(world.file)) as database, database:
+        database.execute("update experiments set artifact_location = ? where name = 'Default'", (f"{world.home}/elsewhere/0",))
+    world.backup()
+    (world.folder / "new/mlartifacts").mkdir(parents=True)
+    restored = world.restore("new")
+    assert set(restored["places"].values()) == {f"{world.folder}/new/mlartifacts"}
+    assert len(list((world.folder / "new/mlartifacts/1").iterdir())) == 3
+    with closing(sqlite3.connect(world.folder / "new/mlflow.db")) as database:
+        (location,) = database.execute("select artifact_location from experiments where name = 'Default'").fetchone()
+    assert location == f"{world.folder}/new/mlartifacts/0"
