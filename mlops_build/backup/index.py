@@ -51,6 +51,11 @@ class Index:
         rows = self._rows("select size from files where uri = ? and path = ?", uri, path)
         return int(rows[0][0]) if rows else None
 
+    def contents(self, most: int | None) -> Iterator[tuple[str, str]]:
+        """Each content once, with a path that has it; at random, if there are more than `most`."""
+        chosen = "" if most is None else f"order by random() limit {most:d}"
+        yield from self._database.execute(f"select sha256, min(path) from files group by sha256 {chosen}")  # noqa: S608
+
     def below(self, uri: str, folder: str) -> list[tuple[str, int, str]]:
         """Path in the folder, size and SHA-256 of its files; "" is the whole store."""
         start = f"{folder}/" if folder else ""

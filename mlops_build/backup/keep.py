@@ -1,12 +1,12 @@
 """Check a backup, and delete old ones."""
 
-import random
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from mlops_build.adapters.registry.dump import check_dump
@@ -42,28 +42,27 @@ def verify(destination: Destination, name: str | None, sample: int | None, say: 
     findings = []
     with tempfile.TemporaryDirectory(prefix="mlops-build-verify-") as scratch, indexes.opened(Path(scratch), "index") as index:
         index.hold((entry.path.rpartition("/")[2], entry.size) for entry in destination.held())
-        contents: dict[str, str] = {}
         with destination.opened(chosen.listing) as listing:
-            for entry in manifest.lines(listing, chosen):
-                if not index.holds(entry.sha256, entry.size):
+            entries = manifest.lines(listing, chosen)
+            while batch := list(islice(entries, BATCH)):
+                missing = [entry for entry in batch if not index.holds(entry.sha256, entry.size)]
+                for entry in missing:
                     findings.append(Finding(entry.path, "missing", f"there is no object {entry.sha256} of {entry.size} bytes", REMEDY))
-                else:
-                    contents.setdefault(entry.sha256, entry.path)
-    chance = random.SystemRandom()
-    digests = sorted(contents) if sample is None else chance.sample(sorted(contents), min(sample, len(contents)))
-    try:
-        with destination.opened(chosen.database) as dump:
-            if why := check_dump(chosen.kind, dump):
-                findings.append(Finding("the database", "unreadable", f"its dump cannot be read: {why}", REMEDY))
-    except (Tampered, NoPlace) as error:
-        findings.append(Finding("the database", "altered", error.message, AGAIN))
-    with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(digests), BATCH):
-            batch = digests[first : first + BATCH]
-            wrong = zip(batch, pool.map(destination.wrong, batch), strict=True)
-            findings += [Finding(contents[sha256], "altered", error.message, AGAIN) for sha256, error in wrong if error]
-            say(f"{first + len(batch):,} of {len(digests):,} files read")
-    return Checked(chosen, findings, len(digests))
+                index.add(sorted(set(batch) - set(missing), key=lambda entry: entry.path), [store.uri for store in chosen.stores])
+        try:
+            with destination.opened(chosen.database) as dump:
+                if why := check_dump(chosen.kind, dump):
+                    findings.append(Finding("the database", "unreadable", f"its dump cannot be read: {why}", REMEDY))
+        except (Tampered, NoPlace) as error:
+            findings.append(Finding("the database", "altered", error.message, AGAIN))
+        read, contents = 0, index.contents(sample)
+        with ThreadPoolExecutor(THREADS) as pool:
+            while pairs := list(islice(contents, BATCH)):
+                for (_, path), wrong in zip(pairs, pool.map(destination.wrong, (sha256 for sha256, _ in pairs)), strict=True):
+                    findings += [Finding(path, "altered", wrong.message, AGAIN)] if wrong else []
+                read += len(pairs)
+                say(f"{read:,} contents read")
+    return Checked(chosen, findings, read)
 
 
 @dataclass(frozen=True)
