@@ -13,6 +13,7 @@ HASH = re.compile(r"([0-9a-f]{32})(\.dir)?")
 # DVC 2 and older have no files/md5/.
 STORED = re.compile(r"(?:files/md5/)?([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")
 ENTRY = re.compile(rb'"md5"\s*:\s*"([0-9a-f]{32})"')
+MENTIONED = re.compile(rb"(?<![0-9A-Za-z])[0-9a-f]{32}(?:\.dir)?(?![0-9A-Za-z])")
 MOST_BYTES = 16 << 20
 SECTIONS = ("outs", "metrics", "plots")
 
@@ -34,6 +35,11 @@ def parse(content: bytes) -> Any:
         return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise Refused(f"a file of DVC is not valid: {str(error).splitlines()[0][:200]}", remedy="restore it from Git") from None
+
+
+def mentioned(content: bytes) -> set[str]:
+    """Every MD5 in a file's text: also of outputs that stay here, go to a remote of their own, or come from another repository."""
+    return {match[0].decode() for match in MENTIONED.finditer(content)}
 
 
 def hashes(documents: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The code and data of versions: commits in the repositories, and what the DVC remotes have of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,15 @@ class Need:
 
 @dataclass
 class Looked:
-    """What a repository says. needs: MD5 (with .dir) → who needs it. unseen: what could not be read. unsure: whose data is not known."""
+    """What a repository says. needs: MD5 (with .dir) → who needs it on the remote. mentioned: all MD5s in DVC's files, which are kept.
+
+    unseen: what could not be read. unsure: whose data is not known.
+    """
 
     repository: Repository
     remote: Remote | None = None
     needs: dict[str, list[Need]] = field(default_factory=lambda: defaultdict(list))
+    mentioned: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
@@ -64,9 +68,9 @@ class Listed:
     unread: dict[str, str] = field(default_factory=dict)
     orphans: list[bytes] = field(default_factory=list)
 
-    def read(self) -> None:
+    def read(self, folders: Iterable[str]) -> None:
         """Read the lists of folders' files: others are missing, or the place does not answer."""
-        for md5 in (each for each in self.needs if each.endswith(".dir")):
+        for md5 in folders:
             for path in dvc_files.places(md5):
                 try:
                     self.folders[md5] = b"".join(dvc_files.listed(self.place.read(path, MOST_LIST)))
@@ -109,10 +113,15 @@ def look(known: Known, repository: Repository, mirror: Mirror | None) -> Looked:
             looked.unsure.append(f"{many[0]}: its commit {made_from} is missing")
             continue
         try:
-            for path, md5 in _hashes(mirror, made_from, cache).items():
+            for path, md5 in dvc_files.hashes(_documents(mirror, made_from, cache, looked)).items():
                 looked.needs[md5] += [Need(subject, path, made_from) for subject in many]
         except MlopsBuildError as error:
             looked.unseen.append(f"the data of {many[0]}, commit {made_from[:12]} of {url}: {error.message}")
+    for tagged in mirror.tags() - subjects.keys():
+        try:
+            _documents(mirror, tagged, cache, looked)
+        except MlopsBuildError as error:
+            looked.unsure.append(f"the tagged commit {tagged} of {url}: {error.message}")
     config = mirror.read(repository.commit, ".dvc/config")
     looked.remote = dvc_remote.parsed([config.decode(errors="replace")], CHECKOUT) if config else None
     if looked.needs and looked.remote is None:
@@ -136,11 +145,13 @@ def _brought(mirror: Mirror, missing: str, versions: Sequence[RegisteredVersion]
     return is_there
 
 
-def _hashes(mirror: Mirror, at: str, cache: dict[str, Any]) -> dict[str, str]:
-    """What DVC's files of a commit need. cache: blob → document. Raises Refused."""
+def _documents(mirror: Mirror, at: str, cache: dict[str, Any], looked: Looked) -> dict[str, Any]:
+    """DVC's files of a commit, by path. cache: blob → document. Raises Refused."""
     blobs = {path: blob for path, blob in mirror.blobs(at).items() if dvc_files.is_read(path)}
-    cache.update({blob: dvc_files.parse(text) for blob, text in mirror.contents(set(blobs.values()) - set(cache)).items()} if blobs else {})
-    return dvc_files.hashes({path: cache[blob] for path, blob in blobs.items()})
+    for blob, text in mirror.contents(set(blobs.values()) - set(cache)).items() if blobs else ():
+        looked.mentioned |= dvc_files.mentioned(text)
+        cache[blob] = dvc_files.parse(text)
+    return {path: cache[blob] for path, blob in blobs.items()}
 
 
 def check(
@@ -163,12 +174,16 @@ def check(
                 raise UsageError("it keeps the files under their own names, which the audit does not read")
             inner = [path for other in [*others, *(each for each, _ in remotes)] if (path := below(other, url)) is not None]
             listed.append(Listed(place_at(url, at), at, inner, _together(users)))
-            listed[-1].read()
+            listed[-1].read(_folders(listed[-1].needs))
         except (NoPlace, UsageError) as error:
             unseen.append(f"the DVC remote {url}: {error.message}")
     # Two addresses may name the same place: what one repository needs is an orphan nowhere.
-    needed = {_packed(md5) for each in looked for md5 in each.needs}
-    if len(listed) > 1:
+    mentioned = {md5 for each in looked for md5 in each.mentioned}
+    known = {md5 for store in listed for md5 in store.folders}
+    for store in listed:
+        store.read(set(_folders(mentioned)) - known - store.needs.keys())
+    needed = {_packed(md5) for md5 in mentioned}
+    if len(listed) > 1:  # else all of it is in `present`, and would need the memory twice
         needed.update(each for store in listed for each in store.hashes())
     for store in listed:
         try:
@@ -198,6 +213,8 @@ def _list(store: Listed, needed: Set[bytes], is_old: Any, unseen: list[str], say
         key = bytes.fromhex(match[1] + match[2]) + (b"d" if match[3] else b"") if match else b""
         if key in present:
             present[key] = True
+        elif match and match[3] and match[1] + match[2] + match[3] in store.unread:
+            unseen.append(f"a list of files, which a commit mentions: {store.unread[match[1] + match[2] + match[3]]}")
         elif key not in needed:
             orphans.add("" if match else each.path.partition("/")[0], each)
             if match and is_old(each.modified_ms, orphans.now_ms):
@@ -213,6 +230,10 @@ def _list(store: Listed, needed: Set[bytes], is_old: Any, unseen: list[str], say
             values = {"path": ascii(need.path[:100]), "remote": ascii(store.place.uri)[1:-1], "commit": need.commit, "count": count}
             findings.append(finding("data-missing", need.subject, **values))
     return findings
+
+
+def _folders(hashes: Iterable[str]) -> Iterator[str]:
+    return (md5 for md5 in hashes if md5.endswith(".dir"))
 
 
 def _packed(md5: str) -> bytes:

@@ -16,6 +16,8 @@ from mlops_build.model.identity import COMMIT, NAME, ModelRef
 PROXY = re.compile(r"mlflow-artifacts:(?://[^/]*)?/*")
 RUNS = re.compile(r"runs:/+([0-9a-f]{32})/?(.*)")
 URL = re.compile(r"(?:[a-z]+://)?(?:[^@/]*@)?([^/:]*)(?::[0-9]+(?=/))?[:/]+(?:scm/)?(.*?)(?:\.git)?/?")
+COPY = re.compile(r"models:/([^/]+)/([0-9]{1,9})")
+MOST_COPIES = 10
 Say = Callable[[str], None]
 
 
@@ -44,7 +46,11 @@ class Known:
         return {version.tags[identity.WEIGHTS_FROM] for version in self.versions if identity.WEIGHTS_FROM in version.tags}
 
     def source(self, version: RegisteredVersion) -> str:
-        """Where a version's files are; the source as it is, where that is not known."""
+        """Where a version's files are; the source as it is, where that is not known. MLflow's copy of a version names the other one."""
+        for _ in range(MOST_COPIES):
+            if not (copied := COPY.fullmatch(version.source)) or (copied[1], int(copied[2])) not in self.numbered:
+                break
+            version = self.numbered[copied[1], int(copied[2])]
         if match := RUNS.fullmatch(version.source):
             return resolved(f"{self.addresses.get(match[1], version.source)}/{match[2]}", self.artifacts)
         return resolved(version.source, self.artifacts)

@@ -291,3 +291,38 @@ def test_a_remedy_runs_nothing_that_a_name_holds(world: World, audit: Audit, tmp
     for remedy in remedies:
         subprocess.run(["/bin/sh", "-c", remedy], cwd=here, env={"PATH": str(programs)}, capture_output=True, check=False)
         assert list(here.iterdir()) == [], remedy
+
+
+def test_data_that_a_commit_mentions_in_any_way_is_kept(world: World, audit: Audit, tmp_path: Path) -> None:
+    """With a remote of its own, imported from another repository, not pushed, or of a commit that only a tag has."""
+    clean(world)
+    work = world.works["digits"]
+    odd = [world.data(world.list_of(world.data(f"{name} in a folder".encode(), days=60)), suffix=".dir", days=60) for name in "abc"]
+    out = "outs:\n- md5: {}\n  hash: md5\n  path: {}\n"
+    imported = "deps:\n- path: raw.csv\n  repo: {url: 'https://example.com/spam.git', rev_lock: " + "a" * 40 + "}\n" + out
+    files = {
+        "data/own.dvc": out.format(odd[0], "own") + "  remote: storage\n",
+        "data/imported.dvc": imported.replace("{}", odd[1], 1).replace("{}", "imported", 1),
+        "data/stays.dvc": out.format(odd[2], "stays") + "  push: false\n",
+    }
+    world.version(commit=world.commit("digits", files))
+    world.commit("digits", {"data/tagged.dvc": out.format(world.data(b"tagged", days=60), "tagged")})
+    git(work, "tag", "--annotate", "--message=x", "v1")
+    git(work, "push", "--quiet", "origin", "v1")
+    git(work, "reset", "--quiet", "--hard", "HEAD~1")
+    git(work, "push", "--quiet", "--force", "origin", "HEAD:main")
+    nobody = world.data(b"nobody", days=60)
+    _, document, _ = audit("--propose", "delete.sh")
+    assert proposed(tmp_path) == [f"rm -- {world.remote}/files/md5/{nobody[:2]}/{nobody[2:]}"], document
+
+
+def test_a_copy_of_a_version_has_the_files_of_the_other_one(world: World, audit: Audit) -> None:
+    clean(world)
+    before = pairs(audit()[1])
+    world.client.copy_model_version("models:/digits/1", "copy")
+    world.client.copy_model_version("models:/copy/1", "copy-of-copy")
+    world.sql("update model_versions set source = 'models:/copy/1' where name = 'copy-of-copy'")
+    after = set(pairs(audit("--deep")[1])) - set(before)
+    assert not {rule for rule, _ in after} & {"source-unknown", "files-missing", "files-altered"}, after
+    world.sql("update model_versions set source = 'models:/copy/1' where name = 'copy'")
+    assert ("source-unknown", "models:/copy/1") in pairs(audit()[1])

@@ -75,6 +75,12 @@ class Objects:
         listed = command.text(self.path, "for-each-ref", "--format=%(objectname) %(refname)", "refs/heads").splitlines()
         return {ref.removeprefix("refs/heads/"): commit for commit, _, ref in (line.partition(" ") for line in listed)}
 
+    def tags(self) -> set[str]:
+        """The commits of all tags."""
+        pattern = "%(if)%(*objectname)%(then)%(*objecttype) %(*objectname)%(else)%(objecttype) %(objectname)%(end)"
+        listed = command.text(self.path, "for-each-ref", f"--format={pattern}", "refs/tags").splitlines()
+        return {name for kind, _, name in (line.partition(" ") for line in listed) if kind == "commit"}
+
     def past(self, commit: str, folder: str, pattern: "re.Pattern[str]") -> list[bytes]:
         """Every content that files below `folder` whose path matches `pattern` had in the history up to a commit, without repetitions."""
         # -m and --full-history: also what only a merge, or a branch whose changes were dropped, has.
