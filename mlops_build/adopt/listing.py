@@ -50,6 +50,10 @@ def run(place: Place, csv: Path, pattern: str, say: Callable[[str], None]) -> Ro
             saved = time.monotonic()
             pause = max(SAVE_SECONDS, MOST_OF_TIME * (saved - began))
             say(f"{len(seen):,} files, {show_bytes(size)}: {table.escaped(entry.path)}")
+    if place.left_out:
+        say(f"symbolic links and special files are left out, such as {table.escaped(place.left_out[0])}: list what they name")
+    if place.left_out:
+        say(f"symbolic links and special files are left out, such as {table.escaped(place.left_out[0])}: list what they name")
     if not seen:
         hint = ": a prefix is a folder, not the beginning of a name" if "://" in place.uri else ""
         say(f"{place.uri} has no file that matches {pattern!r}{hint}")

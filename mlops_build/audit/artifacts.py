@@ -128,8 +128,11 @@ def _list(store: Store, versions: dict[str, list[RegisteredVersion]], kept: set[
     checked.findings += orphans.findings()
     if store.place.uri.startswith("/"):
         checked.findings.append(finding("single-copy-files", store.place.uri))
+    links = [str(below(link, store.place.uri)) for link in store.place.left_out]
+    checked.unseen += [f"what a symbolic link names: {ascii(store.place.shown(link))[1:-1]}" for link in links[:1]]
     for path, many in versions.items():
-        for version in many:
+        is_linked = any(f"{path}/".startswith(f"{link}/") or link.startswith(f"{path}/") for link in links)
+        for version in () if is_linked else many:
             checked.findings += _of_version(version, held[path], store.place.shown(path))
 
 

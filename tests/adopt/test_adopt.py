@@ -50,6 +50,7 @@ def test_list_names_every_file_and_changes_none(world: World) -> None:
     assert not world.marker.exists()
     assert {row["model"] for row in rows if row["path"] in ("digits-best.pth", "copy/of/digits.pth")} == {"digits"}
     assert not any("link.pth" in row["path"] or "pipe" in row["path"] for row in rows)
+    assert "link.pth: list what they name" in world.stderr
 
 
 def test_list_again_keeps_what_people_wrote_and_reads_only_what_changed(world: World) -> None:

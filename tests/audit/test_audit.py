@@ -326,3 +326,15 @@ def test_a_copy_of_a_version_has_the_files_of_the_other_one(world: World, audit:
     assert not {rule for rule, _ in after} & {"source-unknown", "files-missing", "files-altered"}, after
     world.sql("update model_versions set source = 'models:/copy/1' where name = 'copy'")
     assert ("source-unknown", "models:/copy/1") in pairs(audit()[1])
+
+
+@pytest.mark.parametrize("below", ["", "artifacts/versions/one", "artifacts/versions/one/weights.pt"])
+def test_what_is_behind_a_symbolic_link_is_not_said_to_be_missing(world: World, audit: Audit, tmp_path: Path, below: str) -> None:
+    clean(world)
+    before = pairs(audit()[1])
+    linked = Path(world.store) / "7" / world.run_of(1) / below
+    linked.rename(tmp_path / "moved")
+    linked.symlink_to(tmp_path / "moved")
+    code, document, _ = audit()
+    assert (code, pairs(document)) == (5, before)
+    assert document["not_looked_at"] == [f"what a symbolic link names: {linked}"]
