@@ -77,7 +77,8 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
     placed: dict[str, dict[str, list[RegisteredVersion]]] = {root: defaultdict(list) for root in known.roots}
     for version in known.versions:
         source = known.source(version)
-        kept.update(RUN.findall(source))  # also where its run is erased, or the address is another spelling of a known store's
+        # Also where its run is erased, the address is another spelling of a known store's, or it is a copy of a deleted version.
+        kept.update(RUN.findall(f"{version.run_id} {source}"))
         root = next((root for root in known.roots if below(source, root) is not None), None)
         logged = LOGGED.search(source) if source.startswith("models:") else None
         if root is not None:

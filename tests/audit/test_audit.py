@@ -328,6 +328,30 @@ def test_a_copy_of_a_version_has_the_files_of_the_other_one(world: World, audit:
     assert ("source-unknown", "models:/copy/1") in pairs(audit()[1])
 
 
+def test_files_of_a_copy_whose_origin_was_deleted_and_whose_run_is_erased_are_kept(world: World, audit: Audit, tmp_path: Path) -> None:
+    commit = clean(world)
+    run = world.run_of(world.version(commit=commit))
+    world.client.copy_model_version("models:/digits/2", "copy")
+    world.client.delete_model_version("digits", "2")
+    world.sql(f"delete from runs where run_uuid = '{run}'")  # noqa: S608
+    world.put(world.store, f"7/{'5' * 32}/artifacts/a.pt", b"of nobody", days=60)
+    for path in (Path(world.store) / "7" / run).rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    audit("--propose", "delete.sh")
+    assert proposed(tmp_path) == [f"rm -r -- {world.store}/7/{'5' * 32}/artifacts"]
+
+
+def test_a_templated_output_that_is_not_pushed_says_nothing_about_the_others(world: World, audit: Audit, tmp_path: Path) -> None:
+    clean(world)
+    weights = world.data(b"weights", days=60)
+    lock = f"schema: '2.0'\nstages:\n  train:\n    cmd: x\n    outs:\n    - path: models/digits\n      hash: md5\n      md5: {weights}\n"
+    pipeline = "stages:\n  train:\n    cmd: x\n    outs: [models/digits]\n    metrics:\n    - ${metrics}: {cache: false}\n"
+    world.version(commit=world.commit("digits", {"dvc.yaml": pipeline, "dvc.lock": lock}))
+    nobody = world.data(b"nobody", days=60)
+    audit("--propose", "delete.sh")
+    assert proposed(tmp_path) == [f"rm -- {world.remote}/files/md5/{nobody[:2]}/{nobody[2:]}"]
+
+
 @pytest.mark.parametrize("below", ["", "artifacts/versions/one", "artifacts/versions/one/weights.pt"])
 def test_what_is_behind_a_symbolic_link_is_not_said_to_be_missing(world: World, audit: Audit, tmp_path: Path, below: str) -> None:
     clean(world)
