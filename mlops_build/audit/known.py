@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
-from urllib.parse import unquote, urlsplit
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.registry import RegisteredModel, RegisteredVersion, Registry
+from mlops_build.adapters.storage.address import file_path
 from mlops_build.inventory import Repository
 from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, NAME, ModelRef
@@ -79,7 +79,7 @@ def resolved(uri: str, artifacts: str) -> str:
     """One spelling of an address: a path for file://, and the place behind the server's proxy. A bucket's keys are not paths: they stay."""
     if artifacts:
         uri = PROXY.sub(lambda _: f"{artifacts.rstrip('/')}/", uri, count=1)
-    path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
+    path = file_path(uri) or uri
     return posixpath.normpath(f"/{path.strip('/')}") if path.startswith("/") else path.rstrip("/")
 
 

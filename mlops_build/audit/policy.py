@@ -1,6 +1,6 @@
 """audit.yaml: which rules fail, and which findings are ignored until a day; and the rules themselves."""
 
-import fnmatch
+import re
 import shlex
 import tomllib
 from collections.abc import Sequence
@@ -66,6 +66,9 @@ class Ignore(_Section):
     why: Annotated[str, Field(min_length=1, max_length=500, description="the reason")]
     until: Day
 
+    def matches(self, subject: str) -> bool:
+        return bool(re.fullmatch(".*".join(map(re.escape, self.subject.split("*"))), subject, re.DOTALL))
+
 
 class Policy(_Section):
     """Which findings of `mlops-build audit` fail. Every key but `schema` may be left out."""
@@ -81,7 +84,7 @@ class Policy(_Section):
     def ignored(self, about: Finding, today: date | None = None) -> Ignore | None:
         """The entry that ignores a finding today (UTC)."""
         today = today or datetime.now(UTC).date()
-        matching = (each for each in self.ignore if each.rule == about.rule and fnmatch.fnmatchcase(about.subject, each.subject))
+        matching = (each for each in self.ignore if each.rule == about.rule and each.matches(about.subject))
         return next((each for each in matching if today <= each.until), None)
 
 
@@ -95,6 +98,8 @@ def read(path: Path | None) -> Policy:
     if path is None:
         return Policy.model_validate({"schema": 1})
     try:
+        if path.exists() and not path.is_file():
+            raise NotFound(f"{path} is not a plain file", remedy="check --policy")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}", remedy="check --policy") from None

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 from mlops_build.adapters.storage.place import Place
 from mlops_build.audit.listing import DAY_MS
@@ -21,6 +22,7 @@ HEADER = """\
 # Files that no version, run, release or branch needs, and that are older than {days} days. That is true for the time when this was written:
 # do not run it later than today. `dvc gc` and `mlflow gc` do not know what releases need: do not use them instead.
 set -eu
+case $(date -u +%F) in {today} | {tomorrow}) ;; *) echo "this was written on {today}: write it again" >&2; exit 1 ;; esac
 """
 
 
@@ -35,7 +37,8 @@ def script(report: Report, keep_days: int) -> str:
             f"no script is written, because the audit did not look at everything: {report.unseen[0]}",
             remedy="make all repositories and stores answer, then run this again",
         )
-    lines = [HEADER.format(days=keep_days)]
+    now = datetime.now(UTC)
+    lines = [HEADER.format(days=keep_days, today=f"{now:%Y-%m-%d}", tomorrow=f"{now + timedelta(days=1):%Y-%m-%d}")]
     limit = time.time() * 1000 - keep_days * DAY_MS
     for store in report.stores:
         if not store.is_known:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mlops_build import finding
     from mlops_build.audit import policy, propose, report
+    from mlops_build.errors import printable
     from mlops_build.fleet import rules
 
     file = Path(args.policy) if args.policy else Path(policy.FILE)
@@ -45,19 +46,27 @@ def run(args: argparse.Namespace) -> int:
     for each, entry in ignored:
         say(f"ignored until {entry.until}: {each.subject} [{each.rule}]: {entry.why}")
     for line in made.unseen:
-        say(f"not looked at: {line}")
+        say(f"not looked at: {printable(line)}")
     if args.csv:
         written(Path(args.csv), report.as_csv(findings, chosen))
+    refused = None
     if args.propose:
-        written(Path(args.propose), propose.script(made, chosen.keep_days))
+        try:
+            written(Path(args.propose), propose.script(made, chosen.keep_days))
+        except propose.NotAllSeen as error:
+            refused = f"{printable(error.message)}; an older {args.propose} is not valid\n    {error.remedy}"
     failing = sum(chosen.fails(each.rule) for each in findings)
     say(f"{len(findings)} findings, of which {failing} fail")
     document = {
         "findings": [{**finding.as_json([each])[0], "fails": chosen.fails(each.rule)} for each in findings],
         "ignored": [{**finding.as_json([each])[0], "reason": entry.why, "until": str(entry.until)} for each, entry in ignored],
         "not_looked_at": made.unseen,
+        **({"not_proposed": refused} if refused else {}),
     }
     result(args, document, report.table(findings, chosen))
+    if refused:
+        say(refused)
+        return 4
     return 4 if failing else 5 if made.unseen else 0
 
 

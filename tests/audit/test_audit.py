@@ -6,13 +6,15 @@ import os
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_build.__main__ import main
-from mlops_build.audit import policy
+from mlops_build.audit import artifacts, known, policy
 from tests.audit.world import World, clean, seed
 from tests.conftest import git
 from tests.release.world import SERVICE, alone, empty_database, registry
@@ -88,7 +90,8 @@ def test_nothing_is_missing_in_what_does_not_answer(world: World, audit: Audit) 
         assert place in unseen
     assert "not looked at:" in err
     code, document, _ = audit("--propose", "delete.sh")
-    assert (code, "did not look at everything" in document["error"]) == (4, True)
+    assert (code, "did not look at everything" in document["not_proposed"]) == (4, True)
+    assert pairs(document) == [("single-copy-data", world.remote)]
     assert not Path("delete.sh").exists()
 
 
@@ -125,6 +128,11 @@ def test_the_script_deletes_only_what_nothing_needs(world: World, audit: Audit, 
     code, document, _ = audit("--propose", "delete.sh")
     assert code == 0, document
     before = {path for base in (world.store, world.remote) for path in Path(base).rglob("*") if path.is_file()}
+    script = (tmp_path / "delete.sh").read_text()
+    for day in (0, 1):
+        script = script.replace(f"{datetime.now(UTC) + timedelta(days=day):%Y-%m-%d}", "2026-01-01")
+    late = subprocess.run(["sh", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (late.returncode, "write it again" in late.stderr) == (1, True)
     subprocess.run(["sh", "delete.sh"], check=True, cwd=tmp_path)
     deleted = before - {path for path in before if path.exists()}
     assert deleted == {Path(world.store) / f"7/{erased}/artifacts/a b.pt", Path(world.remote) / f"files/md5/{old[:2]}/{old[2:]}"}
@@ -148,6 +156,7 @@ def test_the_policy_says_what_fails_and_what_is_ignored(world: World, audit: Aud
         ("schema: 1\n", 4),
         ("schema: 1\nfail: [data-missing]\n", 0),
         ("schema: 1\nignore:\n" + entry.format("2999-01-01"), 0),
+        ("schema: 1\nignore:\n" + entry.format("2999-01-01").replace("*digits", "*?igits"), 4),
         ("schema: 1\nignore:\n" + entry.format("2020-01-01"), 4),
     ]:
         (tmp_path / "audit.yaml").write_text(text)
@@ -362,3 +371,16 @@ def test_what_is_behind_a_symbolic_link_is_not_said_to_be_missing(world: World, 
     code, document, _ = audit()
     assert (code, pairs(document)) == (5, before)
     assert document["not_looked_at"] == [f"what a symbolic link names: {linked}"]
+
+
+@pytest.mark.parametrize("source", ["file://[/x", "file:///x%00y/7/{run}/artifacts", "/x\ud800/{run}", "s3://[/x", "a" * 5000, "\0"])
+def test_a_source_that_cannot_be_is_a_finding_and_ends_nothing(world: World, audit: Audit, source: str) -> None:
+    commit = clean(world)
+    number = world.version(commit=commit)
+    source = source.format(run=world.run_of(number))
+    facts = known.read(world.registry, "", lambda _: None)
+    facts.versions[-1] = replace(facts.versions[-1], source=source)
+    facts.roots.append(known.resolved(source, ""))
+    checked = artifacts.check(facts, (), (), None, lambda _: None)
+    assert [each.rule for each in checked.findings if each.subject == f"models:/digits/{number}"] in (["source-unknown"], [])
+    assert len(checked.findings) + len(checked.unseen) > 1

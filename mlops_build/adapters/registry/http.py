@@ -95,7 +95,7 @@ class Http:
                 ) from None
             except requests.exceptions.Timeout as error:  # a server that hangs would hang again
                 raise NoAnswer(first_line(error)) from None
-            except requests.exceptions.RequestException as error:
+            except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: of the address of a redirect
                 failure: Exception = NoAnswer(first_line(error))
             else:
                 if response.ok:

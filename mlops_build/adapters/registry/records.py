@@ -1,7 +1,7 @@
 """What the registry knows: model versions and runs, where it is, and the errors that it raises."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ T = TypeVar("T")
 SERVICE = re.compile(r"(?=.{2,40}\Z)[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 
+MOST_EMPTY = 100
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -182,17 +183,18 @@ def quoted(text: str) -> str:
     return text
 
 
-def pages(page: Callable[[str], tuple[Iterable[T], str]]) -> Iterator[T]:
+def pages(page: Callable[[str], tuple[Sequence[T], str]]) -> Iterator[T]:
     """The entries of all pages. page: of a token, which is empty for the first one, and the token of the next one or "".
 
-    Raises Rejected for a token that came before: the pages would have no end.
+    Raises Rejected for a token that came before, and after MOST_EMPTY pages without an entry: the pages would have no end.
     """
-    token, former = "", set[str]()
+    token, former, empty = "", set[str](), 0
     while True:
         entries, token = page(token)
         yield from entries
         if not token:
             return
-        if token in former:
+        empty = 0 if entries else empty + 1
+        if token in former or empty > MOST_EMPTY:
             raise Rejected("", 200, "it sends the same page again")
         former.add(token)

@@ -151,7 +151,7 @@ def _read(parse: Callable[[Any], T], document: Mapping[str, Any], key: str) -> T
     """`parse` of the value of a key. Raises Rejected for a document that MLflow does not send."""
     try:
         return parse(document[key])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise Rejected("", 200, f"the response has no valid {key!r}: this is not an MLflow server") from None
 
 

@@ -1,13 +1,15 @@
 """The place that an address names."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mlops_build.adapters.storage.place import Place
 from mlops_build.errors import UsageError
 
+FILE = re.compile(r"file:(?://[^/?#]*)?(/[^?#]*)")
 SCHEME = re.compile(r"[A-Za-z0-9+.-]*:/")
 
 
@@ -18,10 +20,9 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
     and NoPlace for a path that cannot exist.
     """
     scheme, _, rest = uri.partition("://")
-    is_file = uri.startswith("file:/")
-    path = unquote(urlsplit(uri).path) if is_file else uri
-    if "\0" not in path and path and (is_file or not SCHEME.match(uri)):
-        return _folder(Path(path))
+    path = file_path(uri)
+    if _can_be(path or uri) and (path or not SCHEME.match(uri)):
+        return _folder(Path(path or uri))
     bucket, _, prefix = rest.partition("/")
     makers: dict[str, Callable[[], Place]] = {
         "s3": lambda: _s3(bucket, prefix.strip("/"), endpoint_url),
@@ -30,6 +31,19 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
     if scheme not in makers or not bucket:
         raise UsageError(f"{uri[:200]!r} is not a place for files", remedy="write a path, s3://BUCKET/PREFIX or swift://CONTAINER/PREFIX")
     return makers[scheme]()
+
+
+def file_path(uri: str) -> str | None:
+    """The path of a file: URI; None for anything else. Unlike urllib's, it has no error for a host that is not valid."""
+    match = FILE.match(uri)
+    return unquote(match[1]) if match else None
+
+
+def _can_be(path: str) -> bool:
+    try:
+        return bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def folder(uri: str, endpoint_url: str | None = None) -> Place:
