@@ -144,6 +144,12 @@ def test_control_characters_do_not_reach_the_terminal(start: Start, tmp_path: Pa
     assert not set(shown) & {"\x1b", "\x9b"}
 
 
+def test_half_of_a_character_is_printed_as_an_escape(start: Start, run: Run) -> None:
+    urls = start(lambda *_: (200, b'"\\ud800"')), start(lambda *_: (200, b'"\\udfff"'))
+    code, document, _ = run(*urls, [{"body": 1}])
+    assert (code, document["requests"][0]["differences"]) == (4, ["answer: first \ud800, second \udfff"])
+
+
 def test_a_service_that_does_not_answer_ends_the_comparison(start: Start, run: Run) -> None:
     asked = []
 

@@ -53,18 +53,21 @@ def default_remote(root: Path) -> Remote | None:
 
 def parsed(texts: Iterable[str], root: Path) -> Remote | None:
     """The default remote of these configuration files, of which later ones override earlier ones."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
+    # As DVC reads them, with ConfigObj: comments behind a value, and quotes around values and names of sections.
+    config = configparser.ConfigParser(interpolation=None, strict=False, inline_comment_prefixes=("#",))
     for text in texts:
         with contextlib.suppress(configparser.Error):
             config.read_string(text)
-    name = config.get("core", "remote", fallback="")
-    section = f"'remote \"{name}\"'"
-    url = config.get(section, "url", fallback=None) if config.has_section(section) else None
-    if url is None:
+    sections = {name.strip("'"): {key: value.strip("'\"") for key, value in config[name].items()} for name in config.sections()}
+    name = sections.get("core", {}).get("remote", "")
+    remote = sections.get(f'remote "{name}"', {})
+    url = remote.get("url", "")
+    if not url or not url.isprintable():
         return None
+    url = str(Path(url).expanduser()) if url.startswith("~/") else url
     folder = None if "://" in url else (root / ".dvc" / url).resolve()
-    is_cloud = any(config.get(section, key, fallback="").lower() == "true" for key in ("version_aware", "worktree"))
-    return Remote(name, url, config.get(section, "endpointurl", fallback=None), folder, is_cloud)
+    is_cloud = any(remote.get(key, "").lower() == "true" for key in ("version_aware", "worktree"))
+    return Remote(name, url, remote.get("endpointurl"), folder, is_cloud)
 
 
 def check_present(root: Path) -> None:

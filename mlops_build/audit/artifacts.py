@@ -95,13 +95,21 @@ def check(known: Known, released_runs: Collection[str], others: Collection[str],
             continue
         try:
             inner = [path for other in [*others, *known.roots] if (path := below(other, root)) is not None]
-            _list(Store(place_at(root, endpoint), endpoint), versions, kept, inner, checked, say)
+            _list(Store(place_at(root, endpoint), endpoint), versions, kept, known.homes, inner, checked, say)
         except (NoPlace, UsageError) as error:
             checked.unseen.append(f"the artifact store {root}: {error.message}")
     return checked
 
 
-def _list(store: Store, versions: dict[str, list[RegisteredVersion]], kept: set[str], inner: list[str], checked: Checked, say: Say) -> None:
+def _list(
+    store: Store,
+    versions: dict[str, list[RegisteredVersion]],
+    kept: set[str],
+    homes: Collection[str],
+    inner: list[str],
+    checked: Checked,
+    say: Say,
+) -> None:
     held = {path: Held(_large(many)) for path, many in versions.items()}
     protected = {path[:end] for path in [*versions, *inner] for end in _ends(path)}
     orphans = Orphans("files-orphaned", store.place)
@@ -119,7 +127,8 @@ def _list(store: Store, versions: dict[str, list[RegisteredVersion]], kept: set[
             held[logged].add(each.path.partition(f"{logged}/")[2].removeprefix("artifacts/"), each.modified_ms)
         elif not logged and kept.isdisjoint(parts) and parts[1:2] != [TRACES]:
             orphans.add(parts[0] if len(parts) > 1 else "", each)
-            if match:
+            # Another folder may be that of another MLflow.
+            if match and store.place.shown(match[1]).rpartition(f"/{match[2]}/artifacts")[0] in homes:
                 unit = each.path if match[1] in protected else match[1]
                 if unit in store.units or len(store.units) < MOST_UNITS:
                     store.units[unit] = max(each.modified_ms, store.units.get(unit, 0))

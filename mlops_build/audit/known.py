@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mlops_build.adapters.git.command import masked
-from mlops_build.adapters.registry import RegisteredModel, RegisteredVersion, Registry
+from mlops_build.adapters.registry import COPY, MOST_COPIES, RegisteredModel, RegisteredVersion, Registry
 from mlops_build.adapters.storage.address import file_path
 from mlops_build.inventory import Repository
 from mlops_build.model import identity
@@ -16,8 +16,6 @@ from mlops_build.model.identity import COMMIT, NAME, ModelRef
 PROXY = re.compile(r"mlflow-artifacts:(?://[^/]*)?/*")
 RUNS = re.compile(r"runs:/+([0-9a-f]{32})/?(.*)")
 URL = re.compile(r"(?:[a-z]+://)?(?:[^@/]*@)?([^/:]*)(?::[0-9]+(?=/))?[:/]+(?:scm/)?(.*?)(?:\.git)?/?")
-COPY = re.compile(r"models:/([^/]+)/([0-9]{1,9})")
-MOST_COPIES = 10
 Say = Callable[[str], None]
 
 
@@ -25,7 +23,7 @@ Say = Callable[[str], None]
 class Known:
     """models, versions: all. runs: run → whether it is deleted. addresses: of the runs that a version names as its source.
 
-    roots: the artifact stores. artifacts: where the server's proxy keeps its files.
+    roots: the artifact stores. homes: those of experiments, with the folders of runs. artifacts: where the server's proxy keeps its files.
     """
 
     models: dict[str, RegisteredModel]
@@ -33,6 +31,7 @@ class Known:
     runs: dict[str, bool]
     addresses: dict[str, str]
     roots: list[str] = field(default_factory=list)
+    homes: set[str] = field(default_factory=set)
     artifacts: str = ""
 
     @cached_property
@@ -64,15 +63,18 @@ def read(registry: Registry, artifacts: str, say: Say) -> Known:
     named = {match[1] for version in versions if (match := RUNS.fullmatch(version.source))}
     runs: dict[str, bool] = {}
     addresses: dict[str, str] = {}
+    homes: set[str] = set()
     roots = {resolved(artifacts, "")} if artifacts else set[str]()
     for run in registry.every_run():
         runs[run.run_id] = run.is_deleted
         if run.run_id in named:
             addresses[run.run_id] = run.artifact_uri
-        if root := _root(resolved(run.artifact_uri, artifacts), run.run_id):
-            roots.add(root)
+        home, of_run, _ = resolved(run.artifact_uri, artifacts).rpartition(f"/{run.run_id}/artifacts")
+        if of_run:
+            homes.add(home)
+            roots.add(_root(home))
     say(f"{len(runs):,} runs")
-    return Known(models, versions, runs, addresses, outermost(roots), artifacts)
+    return Known(models, versions, runs, addresses, outermost(roots), homes, artifacts)
 
 
 def resolved(uri: str, artifacts: str) -> str:
@@ -83,11 +85,10 @@ def resolved(uri: str, artifacts: str) -> str:
     return posixpath.normpath(f"/{path.strip('/')}") if path.startswith("/") else path.rstrip("/")
 
 
-def _root(uri: str, run: str) -> str | None:
-    """The store of a run's artifacts, ROOT/EXPERIMENT/RUN/artifacts or ROOT/RUN/artifacts; None for another address."""
-    location, match, _ = uri.rpartition(f"/{run}/artifacts")
-    above, _, last = location.rpartition("/")
-    return (above if last.isdecimal() and above.strip(":/") not in ("", "s3") else location) if match else None
+def _root(home: str) -> str:
+    """The store of an experiment's runs, which are in ROOT/EXPERIMENT/RUN/artifacts or ROOT/RUN/artifacts."""
+    above, _, last = home.rpartition("/")
+    return above if last.isdecimal() and above.strip(":/") not in ("", "s3") else home
 
 
 def below(uri: str, root: str) -> str | None:

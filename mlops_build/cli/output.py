@@ -15,16 +15,21 @@ def result(args: argparse.Namespace, document: Mapping[str, object] | Sequence[o
     if args.json:
         import json
 
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        _print(json.dumps(document, indent=2, ensure_ascii=False))
     elif text:
-        print(text)
+        _print(text)
+
+
+def _print(text: str) -> None:
+    """Half of a character, which a registry or a service may send, is printed as an escape, which is valid in JSON, too."""
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def failure(message: str, remedy: str | None, exit_code: int, details: Mapping[str, object] = MappingProxyType({})) -> None:
     """Print the document of an error with --json, in one line, since some commands print a document per line."""
     import json
 
-    print(json.dumps({"error": message, "remedy": remedy, "exit_code": exit_code, **details}, ensure_ascii=False))
+    _print(json.dumps({"error": message, "remedy": remedy, "exit_code": exit_code, **details}, ensure_ascii=False))
 
 
 def say(text: str) -> None:

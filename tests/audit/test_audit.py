@@ -384,3 +384,31 @@ def test_a_source_that_cannot_be_is_a_finding_and_ends_nothing(world: World, aud
     checked = artifacts.check(facts, (), (), None, lambda _: None)
     assert [each.rule for each in checked.findings if each.subject == f"models:/digits/{number}"] in (["source-unknown"], [])
     assert len(checked.findings) + len(checked.unseen) > 1
+
+
+def test_runs_of_another_mlflow_beside_ours_are_not_deleted(world: World, audit: Audit, tmp_path: Path) -> None:
+    """An experiment whose address ends with a number, such as a year, is no reason to look at the folder above."""
+    clean(world)
+    world.put(world.store, f"7/{'5' * 32}/artifacts/a.pt", b"of nobody", days=60)
+    world.put(world.store, f"9/{'4' * 32}/artifacts/a.pt", b"of another MLflow", days=60)
+    audit("--propose", "delete.sh")
+    assert proposed(tmp_path) == [f"rm -r -- {world.store}/7/{'5' * 32}/artifacts"]
+
+
+@pytest.mark.parametrize("text", ["url = {} # our disk", "url = '{}'", 'url = "{}"'])
+def test_a_remote_is_read_as_dvc_reads_it(world: World, audit: Audit, text: str) -> None:
+    config = world.dvc(world.remote).replace(f"url = {world.remote}", text.format(world.remote))
+    world.service("spam", SERVICE.replace("digits", "spam"), config.replace("remote = storage", "remote = storage  # main"))
+    world.version("spam", commit=world.tracked("spam", world.data(b"x")), service="spam", repository=world.url("spam"))
+    found = pairs(audit()[1])
+    assert ("single-copy-data", world.remote) in found
+    assert not [rule for rule, _ in found if rule.startswith(("remote-", "data-"))]
+
+
+@pytest.mark.parametrize("url", ["file://[x", "\x1b[31m", "a\0b"])
+def test_a_remote_that_cannot_be_ends_no_audit(world: World, audit: Audit, url: str) -> None:
+    world.service("spam", SERVICE.replace("digits", "spam"), world.dvc(url))
+    world.version("spam", commit=world.tracked("spam", world.data(b"x")), service="spam", repository=world.url("spam"))
+    _, document, err = audit()
+    assert document["not_looked_at"] or ("remote-missing", world.url("spam")) in pairs(document)
+    assert "\x1b" not in err

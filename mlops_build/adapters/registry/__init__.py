@@ -57,6 +57,9 @@ __all__ = [
 
 # The most experiments in one request for their runs.
 EXPERIMENTS = 100
+# The source of a version that MLflow's copy_model_version made.
+COPY = re.compile(r"models:/([^/]+)/([0-9]{1,9})")
+MOST_COPIES = 10
 SQLITE = "sqlite:///"
 # A host without http://, which MLflow would take for a folder.
 HOST = re.compile(r"[A-Za-z0-9-]+(?:(?:\.[A-Za-z0-9-]+)*:[0-9]+|(?:\.[A-Za-z0-9-]+){2,})(?:/.*)?")
@@ -287,7 +290,7 @@ class Registry:
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as part:
             folder = Path(part) / "files"
             try:
-                self._artifacts().download(version.source, folder)
+                self._artifacts().download(self._source(version), folder)
             except NoFiles as error:
                 raise unreadable(version, "its files", error) from error
             folder.rename(destination)
@@ -301,7 +304,7 @@ class Registry:
         once and seek, where that is possible. Raises Refused for a symbolic link in a local store.
         """
         try:
-            return [replace(file, open=partial(opened, version, file)) for file in self._artifacts().files(version.source)]
+            return [replace(file, open=partial(opened, version, file)) for file in self._artifacts().files(self._source(version))]
         except NoFiles as error:
             raise unreadable(version, "its files", error) from error
 
@@ -309,12 +312,20 @@ class Registry:
     def read(self, version: RegisteredVersion, path: str) -> bytes:
         """One of a version's files. Raises UnknownVersion where it does not exist."""
         try:
-            return self._artifacts().read(f"{version.source}/{path}")
+            return self._artifacts().read(f"{self._source(version)}/{path}")
         except NoFiles as error:
             raise UnknownVersion(
                 f"{version.uri}: {path} cannot be read from {shown(version.source)}: {error}",
                 remedy="was it registered by `mlops-build train`? check that the artifact store answers (`mlops-build doctor`)",
             ) from error
+
+    def _source(self, version: RegisteredVersion) -> str:
+        """Where its files are: a version that MLflow copied names the other one as its source. Raises UnknownVersion."""
+        for _ in range(MOST_COPIES):
+            if not (copied := COPY.fullmatch(version.source)):
+                break
+            version = self.version(copied[1], int(copied[2]))
+        return version.source
 
     @_translating
     def find_run(self, experiment: str, tag: str, value: str) -> Run | None:

@@ -48,6 +48,24 @@ def on_s3(gateway: Gateway, registry: Registry) -> Registry:
 S3 = version("s3://models/v/1")
 
 
+def test_a_copy_of_a_version_has_the_files_of_the_other_one(registry: Registry, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "version").mkdir()
+    (tmp_path / "version/a.txt").write_bytes(b"6")
+    client = MlflowClient(registry.uri, registry_uri=registry.uri)
+    client.create_registered_model("points")
+    client.create_model_version("points", (tmp_path / "version").as_uri())
+    client.copy_model_version("models:/points/1", "copy")
+    copied = registry.version("copy", 1)
+    assert copied.source == "models:/points/1"
+    assert registry.read(copied, "a.txt") == b"6"
+    assert [file.path for file in registry.files(copied)] == ["a.txt"]
+    client.delete_model_version("points", "1")
+    with pytest.raises(UnknownVersion):
+        registry.read(copied, "a.txt")
+
+
 def test_files_on_a_local_disk_are_read_where_they_are(registry: Registry, tmp_path: Path) -> None:
     folder = tmp_path / "version"
     (folder / "a").mkdir(parents=True)
