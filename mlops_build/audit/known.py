@@ -8,7 +8,7 @@ from functools import cached_property
 
 from mlops_build.adapters.git.command import masked
 from mlops_build.adapters.registry import COPY, MOST_COPIES, RegisteredModel, RegisteredVersion, Registry
-from mlops_build.adapters.storage.address import file_path
+from mlops_build.adapters.storage.place import file_path
 from mlops_build.inventory import Repository
 from mlops_build.model import identity
 from mlops_build.model.identity import COMMIT, NAME, ModelRef

@@ -4,12 +4,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote
 
-from mlops_build.adapters.storage.place import Place
+from mlops_build.adapters.storage.place import Place, file_path
 from mlops_build.errors import UsageError
 
-FILE = re.compile(r"file:(?://[^/?#]*)?(/[^?#]*)")
 SCHEME = re.compile(r"[A-Za-z0-9+.-]*:/")
 
 
@@ -31,12 +29,6 @@ def place(uri: str, endpoint_url: str | None = None) -> Place:
     if scheme not in makers or not bucket:
         raise UsageError(f"{uri[:200]!r} is not a place for files", remedy="write a path, s3://BUCKET/PREFIX or swift://CONTAINER/PREFIX")
     return makers[scheme]()
-
-
-def file_path(uri: str) -> str | None:
-    """The path of a file: URI; None for anything else. Unlike urllib's, it has no error for a host that is not valid."""
-    match = FILE.match(uri)
-    return unquote(match[1]) if match else None
 
 
 def _can_be(path: str) -> bool:

@@ -1,14 +1,17 @@
 """What a place with files can do, and the errors that it raises."""
 
 import contextlib
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from mlops_build.errors import Failed, Unreachable, UsageError
 
+FILE = re.compile(r"file:(?://[^/?#]*)?(/[^?#]*)")
 WRITE = "use a folder or s3://BUCKET/PREFIX; a user of Swift on Ceph can have S3 keys, too"
 
 
@@ -76,3 +79,9 @@ def checked(path: str) -> str:
     if not path or path.startswith("/") or ".." in parts or "\0" in path:
         raise Failed(f"{path[:200]!r} is not a path below a folder", remedy="rename this file in the store")
     return path
+
+
+def file_path(uri: str) -> str | None:
+    """The path of a file: URI; None for anything else. Unlike urllib's, it has no error for a host that is not valid."""
+    match = FILE.match(uri)
+    return unquote(match[1]) if match else None
