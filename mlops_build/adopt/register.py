@@ -177,18 +177,19 @@ def _run(registry: Registry, model: str) -> str:
 
 
 def _settled(registry: Registry, say: Callable[[str], None], *, delete: bool) -> dict[str, str]:
-    """The URI of the first adopted version of each file. Of two with the same content, which two processes made at once, the newer one is
-    deleted, unless it has an alias. An expired exception is a remark.
+    """The URI of the first adopted version of each file. Of two of a model with the same content, which two processes made at once, the
+    newer one is deleted, unless it has an alias; not one of another model, which MLflow may have copied. An expired exception is a remark.
     """
     known: dict[str, str] = {}
-    contents: set[tuple[str, str]] = set()
+    contents: set[tuple[str, str, str]] = set()
     adopted = [version for version in registry.every_version() if identity.FILE_TAG in version.tags]
     for version in sorted(adopted, key=lambda version: (version.created_ms, version.name, version.version)):
         archived, content = version.tags.get(identity.ARCHIVED, ""), version.tags.get(identity.CONTENT, version.uri)
-        key = (archived, version.tags[identity.FILE_TAG] if archived else content)
+        key = (version.name, archived, version.tags[identity.FILE_TAG] if archived else content)
         ours = identity.COMMIT_TAG not in version.tags  # not one that a service registered with the weights of an adopted version
         if delete and ours and key in contents and version.version not in registry.aliases(version.name).values():
             delete_version(registry, version.name, version.version)
+            say(f"{version.shown} was deleted: an older version has the same content")
             continue
         contents.add(key)
         known.setdefault(version.tags[identity.FILE_TAG], version.uri)

@@ -226,16 +226,21 @@ def test_two_versions_that_two_processes_made_at_once_become_one(world: World) -
     world.adopt_all()
     world.register("--yes")
     first = world.registry.version("digits", 1)
+    from mlflow import MlflowClient
+
     for number in (2, 3):  # as another process that looked before the first version was there
         world.registry.create_version("digits", first.source, first.run_id, first.tags)
         if number == 3:
             world.registry.set_alias("digits", "kept", 3)
     world.registry.create_version("digits", first.source, first.run_id, {**first.tags, identity.COMMIT_TAG: "0" * 40})  # of a service
     assert len(world.registry.versions("digits")) == 4
+    MlflowClient(world.environment["MLFLOW_TRACKING_URI"]).copy_model_version("models:/digits/1", "copy")
     world.register()
     assert len(world.registry.versions("digits")) == 4  # a dry run
     world.register("--yes")
     assert [version.version for version in world.registry.versions("digits")] == [4, 3, 1]
+    assert len(world.registry.versions("copy")) == 1  # somebody made it
+    assert "'digits' version 2 was deleted" in world.stderr
     assert world.registry.read(first, "weights.pth") == (world.source / "digits-best.pth").read_bytes()
 
 
