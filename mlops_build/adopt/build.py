@@ -76,7 +76,19 @@ def main(code: Path, weights: Path, example: Path, scratch: Path) -> None:
     (scratch / "work").mkdir()
     kind, copied = predictor(code)
     made = write_model(kind, {WEIGHTS: weights}, rows(example), None, scratch / "work", copied)
+    if beside := _beside(copied):
+        raise UsageError(
+            f"{beside[0]} is used, and lies beside {copied.name}, so it would not be in the version: make a package of them"
+            f" (add __init__.py to the folder), and give --code a file or the folder of the package"
+        )
     made.rename(scratch / "model")
+
+
+def _beside(copied: Path) -> list[str]:
+    """Names of imported files that are in the same folder as what is copied, and not in it."""
+    imported = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    ours = {path for path in imported if path.is_relative_to(copied.parent) and not path.is_relative_to(sys.prefix)}
+    return sorted(path.name for path in ours if not path.is_relative_to(copied))
 
 
 def described(problem: BaseException) -> str:

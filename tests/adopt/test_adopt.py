@@ -293,6 +293,21 @@ def test_files_beside_the_code_of_a_package_belong_to_the_version(world: World) 
     assert world.registry.read(version, "code/scaled/scaler.json") == b"0"
 
 
+def test_a_file_that_lies_beside_the_code_is_named(world: World) -> None:
+    code = world.folder / "nets"
+    code.mkdir()
+    (code / "helper_of_net.py").write_text("")
+    (code / "net.py").write_text(f"import helper_of_net\n{PREDICTOR}")
+    (world.folder / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    world.adopt("list", str(world.source), "--match", "digits-best.pth")
+    world.adopt_all()
+    made = world.register("--model", "digits", "--code", "nets/net.py", "--example", "rows.csv", "--yes", expect=4)
+    assert "helper_of_net.py is used, and lies beside net.py" in made["digits-best.pth"]["why"]
+    (code / "__init__.py").write_text("")
+    (code / "net.py").write_text(f"from . import helper_of_net\n{PREDICTOR}")
+    world.register("--model", "digits", "--code", "nets/net.py", "--example", "rows.csv", "--yes")
+
+
 def test_a_dry_run_prints_its_whole_command_and_an_unknown_model_is_an_error(world: World) -> None:
     (world.folder / "my net.py").write_text("raise RuntimeError")
     (world.folder / "rows.csv").write_text("a,b,c\n1,2,3\n")
