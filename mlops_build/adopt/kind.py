@@ -186,7 +186,11 @@ def _legacy(opened: IO[bytes], file: Path) -> Examined:
 
 def _pickle(opened: IO[bytes], head: bytes, suffix: str) -> Examined:
     """A pickle of any protocol. Protocols 0 and 1 have no mark: what imports and calls is one, and in a file named as a model what ends."""
-    listed = _listed(io.BytesIO(opened.read(PICKLE_BYTES)))
+    stream = io.BytesIO(opened.read(PICKLE_BYTES))
+    listed = _listed(stream)
+    # What is still an operation where the reading stops is a pickle, too: a long text can hide what follows.
+    if not listed.ends and stream.tell() == PICKLE_BYTES:
+        return Examined(PICKLE, f"its first {PICKLE_BYTES >> 20} MiB do not show what it would import", unsafe=True)
     if scan.is_pickled(head[:2]) or listed.calls or (listed.ends and suffix in TORCH_SUFFIXES):
         details = f"loading it would import {_some(listed.imports)}" if listed.imports else "it imports nothing"
         return Examined(

@@ -72,3 +72,21 @@ def test_a_real_exported_program(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(mess.Net(), (torch.zeros(1, 3),)), tmp_path / "exported.pt2")
     examined = kind.examine(tmp_path / "exported.pt2", "exported.pt2")
     assert (examined.kind, examined.unsafe) == (kind.EXPORTED, False)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".dat", ".pth", ""])
+@pytest.mark.parametrize("start", [b"S'", b"V", b"c", b"T\xff\xff\xff\x7f"])
+def test_a_pickle_that_begins_with_a_long_text_is_unsafe(
+    tmp_path: Path, suffix: str, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "PICKLE_BYTES", 1 << 20)
+    file = tmp_path / f"big{suffix}"
+    file.write_bytes(start + b"a" * (2 << 20) + b"'\n0cposix\nsystem\n(S'touch /tmp/PICKLED'\ntR.")
+    assert kind.examine(file, file.name).unsafe
+
+
+def test_large_files_of_no_kind_are_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, "PICKLE_BYTES", 1 << 20)
+    for number, start in enumerate([b"\xff\xd8\xff", b"a,b\n1,2\n", b"\x1f\x8b\x08", b"\x89HDF\r\n\x1a\n", bytes(16)]):
+        (tmp_path / f"{number}").write_bytes(start + bytes(2 << 20))
+        assert not kind.examine(tmp_path / f"{number}", f"{number}.bin2").unsafe, start
