@@ -118,7 +118,7 @@ def _registered(registry: Registry, source: Place, row: Row, known: dict[str, st
         file = Path(scratch) / f"weights{suffix if suffix.isascii() and suffix[1:].isalnum() and len(suffix) <= 16 else ''}"
         source.save(row.path, file)
         if files.file_digest(file) != row.sha256:
-            raise Refused("its content changed after it was listed: list the source again")
+            raise Refused("its content changed after it was listed, and not its size and time: delete its row, and list the source again")
         examined = kind.examine(file, file.name)
         if examined.kind in kind.NEVER:
             raise Refused(f"the kind is {examined.kind}: {examined.details}")
