@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mlops_build.adapters.registry.records import LATEST_MS
 from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject
 from mlops_build.adopt import kind, table
 from mlops_build.adopt.table import Row
@@ -16,7 +17,6 @@ from mlops_build.quantity import show_bytes
 
 SAVE_SECONDS, MOST_OF_TIME = 5.0, 20  # between two writes of the CSV file: at least this, and as many times the last write took
 FAILURES = 3  # files in a row that the store does not send: it is the store then
-LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 
 Rows = dict[tuple[str, str], Row]
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlops_build.adapters.registry.dump import check_dump
+from mlops_build.adapters.storage.folder import PART
 from mlops_build.adapters.storage.place import NoPlace
 from mlops_build.backup import index as indexes
 from mlops_build.backup import manifest
@@ -23,7 +24,6 @@ THREADS = 8
 BATCH = 512
 # An object without a backup can be that of one that was interrupted and will be completed.
 GRACE_SECONDS = 24 * 3600
-PART = ".mlops-build-"  # as storage/folder names its temporary files
 REMEDY = "back up again, which copies what the registry still has; or use another copy of the backups"
 
 

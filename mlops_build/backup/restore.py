@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlops_build.adapters.registry.dump import Sql, check_dump
 from mlops_build.adapters.storage.address import folder as folder_at
+from mlops_build.adapters.storage.folder import PART
 from mlops_build.adapters.storage.place import NoPlace, Place
 from mlops_build.backup import index as indexes
 from mlops_build.backup import manifest
@@ -21,7 +22,6 @@ Say = Callable[[str], None]
 THREADS = 8
 BATCH = 512
 MARKER = ".mlops-build-restore"
-PART = ".mlops-build-"  # as storage/folder names its temporary files
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 from mlops_build.adapters.storage.place import NoPlace, Place, StoredObject, checked
 from mlops_build.errors import Failed
 
+# How temporary files are named, which a killed process leaves.
+PART = ".mlops-build-"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_LEFT_OUT = 100
 
@@ -64,7 +66,7 @@ class Folder(Place):
         target = self._root / checked(path)
         with self._translated(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".mlops-build-{secrets.token_hex(8)}")  # not of tempfile, whose files only the owner may read
+            part = target.with_name(f"{PART}{secrets.token_hex(8)}")  # not of tempfile, whose files only the owner may read
             try:
                 with file.open("rb") as source, part.open("xb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
